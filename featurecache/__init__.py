@@ -1,0 +1,16 @@
+"""featurecache: frozen encoders run once; their tokens are kept in stores that are never stale and never torn.
+
+    store = featurecache.open_store("features.zarr")
+    whisper = store["whisper"]
+    whisper.read(["clip_001", "clip_002"])        # (2, 64, 1280)
+
+Reading a store imports no torch.
+"""
+
+from featurecache.clips import Clip, ClipList, load_clips
+from featurecache.errors import FeatureCacheError, MissingFeatureError
+from featurecache.spec import Spec
+from featurecache.store import open_store
+
+__all__ = ["Clip", "ClipList", "FeatureCacheError", "MissingFeatureError", "Spec", "load_clips", "open_store"]
+__version__ = "0.1.0"

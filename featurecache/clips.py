@@ -1,0 +1,309 @@
+"""The clip list: which clips there are, where their media lie, what is known of them.
+
+One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
+
+    {"id": "a1", "video": "clips/a1.mp4", "text": "I see.", "split": "train", "dataset": "demo",
+     "labels": {"emotion": "happy"}, "responses": {"reason": "…"}, "peak_frame": 12, "start_s": 0.5, "end_s": 2.5}
+
+`id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. Every
+problem of a list is reported at once, each with its line. This module opens no media file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from featurecache.errors import ClipListError, suggest
+
+MEDIA_KINDS = ("video", "audio", "image")
+MAX_ID_BYTES = 255
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip: media paths resolved against the list's folder, everything else as the list says."""
+
+    id: str
+    video: Path | None = None
+    audio: Path | None = None
+    """Sound in a file of its own; otherwise the sound track of `video` is used."""
+    image: Path | None = None
+    """A still; used as the global frame, also where there is a video."""
+    text: str | None = None
+    split: str | None = None
+    dataset: str | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    responses: Mapping[str, str] = field(default_factory=dict)
+    peak_frame: int | None = None
+    """Index of the frame of strongest expression among the decoded frames of the clip."""
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+class ClipList(Sequence[Clip]):
+    """Clips in list order, also found by id."""
+
+    def __init__(self, clips: Iterable[Clip]) -> None:
+        self._clips = list(clips)
+        self._by_id = {clip.id: clip for clip in self._clips}
+        if len(self._by_id) != len(self._clips):
+            seen: set[str] = set()
+            twice = [clip.id for clip in self._clips if clip.id in seen or seen.add(clip.id)]  # type: ignore[func-returns-value]
+            raise ClipListError("clip list", expected="every id once", got=f"{len(twice)} repeated", problems=twice)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self._clips)
+
+    def __getitem__(self, index):  # type: ignore[override, no-untyped-def]
+        return ClipList(self._clips[index]) if isinstance(index, slice) else self._clips[index]
+
+    @property
+    def ids(self) -> list[str]:
+        return [clip.id for clip in self._clips]
+
+    @property
+    def splits(self) -> list[str]:
+        """Every split named, sorted."""
+        return sorted({clip.split for clip in self._clips if clip.split})
+
+    def by_id(self, clip_id: str) -> Clip:
+        """Return one clip.
+
+        Raises:
+            ClipListError: no such id; the nearest one is suggested.
+        """
+        try:
+            return self._by_id[clip_id]
+        except KeyError:
+            raise ClipListError(
+                clip_id, got="no clip of this id in the list", next_step=suggest(clip_id, self._by_id).strip() or None
+            ) from None
+
+    def in_split(self, split: str) -> ClipList:
+        """Return the clips of one split.
+
+        Raises:
+            ClipListError: no clip has that split; the splits there are, are named.
+        """
+        chosen = [clip for clip in self._clips if clip.split == split]
+        if not chosen:
+            raise ClipListError(
+                f'split "{split}"',
+                expected="one of " + (", ".join(self.splits) or "no split at all: the list names none"),
+                got="no clip",
+                next_step='Set "split" in the clip list.' + suggest(split, self.splits),
+            )
+        return ClipList(chosen)
+
+
+def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipList:
+    """Read and validate a clip list (.jsonl, .csv or .parquet).
+
+    Media paths are resolved against `media_root`, by default the list's own folder, and may not leave it.
+
+    Raises:
+        ClipListError: no such file, unknown ending, empty, or any line with a problem; all lines are named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ClipListError(
+            str(path),
+            expected="a clip list",
+            got="a folder" if path.is_dir() else "no such file",
+            next_step='Write one JSON object a line, like {"id": "a1", "video": "a1.mp4"}, and name it with --clips.',
+        )
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ClipListError(str(path), expected="an ending of " + ", ".join(readers), got=repr(path.suffix))
+    root = Path(media_root) if media_root is not None else path.parent
+    problems: list[str] = []
+    clips: list[Clip] = []
+    first_line: dict[str, int] = {}
+    for line, row in reader(path):
+        found, clip = (row, None) if isinstance(row, str) else _parse(row, root)
+        if found:
+            problems.append(f"line {line}: {found}")
+        if clip is not None:
+            if clip.id in first_line:
+                problems.append(f'line {line}: id "{clip.id}" stands already on line {first_line[clip.id]}')
+            else:
+                first_line[clip.id] = line
+                clips.append(clip)
+    if problems:
+        raise ClipListError(
+            str(path),
+            expected="a valid clip list",
+            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            next_step="Mend these lines:",
+            problems=problems,
+        )
+    if not clips:
+        raise ClipListError(str(path), expected="at least one clip", got="an empty list")
+    return ClipList(clips)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_repeated_key)
+            except ValueError as error:  # also UnicodeDecodeError
+                yield number, f"not JSON in UTF-8 ({error})"
+                continue
+            yield number, row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
+
+
+def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Flat columns; `labels.emotion` and `responses.reason` name nested values; an empty cell is no value."""
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text)
+        for row in reader:
+            if None in row or None in row.values():
+                yield reader.line_num, f"expected {len(reader.fieldnames or ())} cells"
+                continue
+            yield reader.line_num, _nest({key: cell for key, cell in row.items() if cell != ""}, from_text=True)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ClipListError(
+            str(path), expected="pyarrow to read Parquet", got="none", next_step="pip install 'featurecache[parquet]'."
+        ) from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise ClipListError(str(path), expected="a Parquet file", got=str(error)) from error
+    for number, row in enumerate(rows, start=1):
+        kept = {key: value for key, value in row.items() if value is not None}
+        for key in ("labels", "responses"):
+            if isinstance(kept.get(key), dict):
+                kept[key] = {name: value for name, value in kept[key].items() if value is not None}
+        yield number, _nest(kept, from_text=False)
+
+
+def _nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in row.items():
+        outer, dot, inner = key.partition(".")
+        if dot and outer in ("labels", "responses"):
+            nested.setdefault(outer, {})[inner] = value
+        elif from_text and key in ("peak_frame", "start_s", "end_s"):
+            nested[key] = _number(value)
+        else:
+            nested[key] = value
+    return nested
+
+
+def _number(cell: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(cell)
+        except ValueError:
+            continue
+    return cell
+
+
+_KEYS = [f.name for f in fields(Clip)]
+
+
+def _parse(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
+    """Return (what is wrong, clip); the clip comes back wherever its id is sound, so that repeats are seen too."""
+    problems = [f'unknown key "{key}".{suggest(key, _KEYS)}' for key in row if key not in _KEYS]
+    clip_id = row.get("id")
+    id_problem = _id_problem(clip_id)
+    if id_problem:
+        problems.append(id_problem)
+    values: dict[str, Any] = {}
+    for kind in MEDIA_KINDS:
+        if row.get(kind) is not None:
+            problem = _path_problem(kind, row[kind])
+            if problem:
+                problems.append(problem)
+            else:
+                values[kind] = root / row[kind]
+    for key in ("text", "split", "dataset"):
+        value = row.get(key)
+        if value is not None and not isinstance(value, str):
+            problems.append(f"{key}: expected a string, got {value!r}")
+        values[key] = value
+    for key in ("labels", "responses"):
+        value = row.get(key) or {}
+        if not isinstance(value, dict):
+            problems.append(f"{key}: expected an object of task to value, got {value!r}")
+        elif key == "responses" and not all(isinstance(item, str) for item in value.values()):
+            problems.append("responses: expected a text for every task")
+        values[key] = value
+    peak = row.get("peak_frame")
+    if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or peak < 0):
+        problems.append(f"peak_frame: expected a whole number from 0, got {peak!r}")
+    values["peak_frame"] = peak
+    problems += _time_problems(row, values)
+    if not any(row.get(key) is not None for key in (*MEDIA_KINDS, "text")):
+        problems.append("expected at least one of video, audio, image, text")
+    if problems:
+        return "; ".join(problems), None if id_problem else Clip(id=str(clip_id))
+    return "", Clip(id=str(clip_id), **values)
+
+
+def _id_problem(clip_id: Any) -> str:
+    if not isinstance(clip_id, str) or not clip_id:
+        return f"id: expected a string, got {clip_id!r}"
+    if len(clip_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        return f"id: expected at most {MAX_ID_BYTES} bytes, got {len(clip_id)} characters"
+    if any(not char.isprintable() for char in clip_id) or clip_id != clip_id.strip():
+        return f"id: expected printable text without outer spaces, got {clip_id!r}"
+    parts = clip_id.split("/")
+    if "\\" in clip_id or any(part in ("", ".", "..") for part in parts):
+        return f"id: expected no path escape, got {clip_id!r}"
+    return ""
+
+
+def _path_problem(kind: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        return f"{kind}: expected a path, got {value!r}"
+    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
+        return f'{kind}: expected a path relative to the list, got "{value}" (use --media-root for media elsewhere)'
+    depth = 0
+    for part in PurePosixPath(value).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return f'{kind}: "{value}" leaves the folder of the list (use --media-root for media elsewhere)'
+    return ""
+
+
+def _time_problems(row: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    problems = []
+    for key in ("start_s", "end_s"):
+        value = row.get(key)
+        if value is not None:
+            sound = (
+                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+            )
+            if not sound:
+                problems.append(f"{key}: expected seconds from 0, got {value!r}")
+                value = None
+        values[key] = None if value is None else float(value)
+    if values["start_s"] is not None and values["end_s"] is not None and values["end_s"] <= values["start_s"]:
+        problems.append(f"end_s: expected more than start_s {values['start_s']}, got {values['end_s']}")
+    return problems

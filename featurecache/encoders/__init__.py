@@ -1,0 +1,118 @@
+"""Encoders: what they ask of a clip, what they give, and how they are found by name.
+
+An encoder is frozen. It says which `View` of a clip it reads, turns one clip's view into a fixed-shape array
+(`preprocess`, run by decode workers, no torch needed), runs its network on a batch of them (`forward`), and averages
+the encoder tokens to the fixed count that is stored (`pool`). It knows no file and no store.
+
+Shapes: B clips, F frames, H W pixels, S audio samples, T encoder tokens, K pooled tokens, D encoder width.
+A user's own encoder is a class with `open` below, registered under the entry point group `featurecache.encoders`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from featurecache.errors import EncoderError, suggest
+from featurecache.spec import Spec
+
+ENTRY_POINTS = "featurecache.encoders"
+
+
+@dataclass(frozen=True)
+class AudioView:
+    """The clip's waveform, mono, cut to `max_duration_s`."""
+
+    sampling_rate: int = 16_000
+    max_duration_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class FramesView:
+    """`count` RGB frames of the clip.
+
+    rule "uniform": the middles of `count` equal parts of the clip; a clip with fewer frames repeats its last one.
+    rule "peak" | "middle" | "first": one frame; "peak" falls back to "middle" where the list names no peak frame.
+    A still image serves where there is no video, if `still` allows.
+    """
+
+    count: int
+    rule: Literal["uniform", "peak", "middle", "first"]
+    still: bool
+
+
+View = AudioView | FramesView
+
+
+class Encoder(Protocol):
+    """A frozen encoder, ready to run."""
+
+    name: str
+    view: View
+    shape: tuple[int, int]
+    """(K, D)."""
+    batch_size: int
+    """Batches always have this many clips; the last one is padded."""
+
+    def spec(self, stored_dtype: str) -> Spec:
+        """Everything that decides the stored bytes."""
+        ...
+
+    def preprocess(self, view: np.ndarray) -> np.ndarray:
+        """One clip: (S,) float32 or (F, H, W, 3) uint8 in, the network's fixed-shape input (without batch) out."""
+        ...
+
+    def forward(self, batch: np.ndarray) -> Any:
+        """(B, …) preprocessed inputs in, torch tensor of encoder tokens (B, T, D) out, on the device."""
+        ...
+
+    def pool(self, tokens: Any) -> Any:
+        """(B, T, D) in, (B, K, D) float32 out, on the device."""
+        ...
+
+
+class EncoderFactory(Protocol):
+    """What an entry point names: usually the encoder class itself."""
+
+    default_weights: str
+
+    @classmethod
+    def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> Encoder:
+        """Load strictly. Raises WeightsError, or EncoderError for an unknown option."""
+        ...
+
+
+def registered() -> dict[str, str]:
+    """Names of every installed encoder, and the object each names."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+
+
+def open_encoder(
+    name: str,
+    *,
+    weights: str | None = None,
+    device: str = "cpu",
+    compute_dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """Load an encoder by its registered name.
+
+    Raises:
+        EncoderError: no encoder of this name; the near one is suggested.
+        WeightsError: the weights are missing, incomplete or of another architecture.
+    """
+    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if not found:
+        known = sorted(registered())
+        raise EncoderError(
+            f'encoder "{name}"',
+            expected="one of " + ", ".join(known),
+            got="no such encoder",
+            next_step=suggest(name, known).strip() or None,
+        )
+    factory: EncoderFactory = found[0].load()
+    return factory.open(weights, device, compute_dtype, dict(options or {}))

@@ -1,0 +1,157 @@
+"""What a store offers, whatever its format. Zarr and WebDataset stores implement these; nothing else is relied on.
+
+Shapes: N clips, K tokens a clip, D encoder width. A store holds features by name; a feature holds the tokens of many
+clips under one spec. A clip in a feature is `ok` (it has tokens), `failed` (with the reason), or `absent` (the clip
+does not have the modality). Absence and failure are records; they are never zeros.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from featurecache.spec import Spec
+
+
+class Status(enum.IntEnum):
+    """What a commit record says of a clip."""
+
+    OK = 0
+    FAILED = 1
+    ABSENT = 2
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """What is known of one clip in one feature."""
+
+    id: str
+    status: Status
+    shard: int
+    slot: int
+    """Place inside the shard, from 0; the row is shard × rows a shard + slot."""
+    source: str
+    """Hash of the media bytes and the part of them used, 64 hex digits; empty where the media could not be read."""
+    reason: str = ""
+    """Why it failed or is absent, for a person."""
+    crc32c: int = 0
+    absmax: float = 0.0
+    nan_count: int = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A planned shard: its number and the clips of its slots, in order."""
+
+    number: int
+    ids: tuple[str, ...]
+
+
+@runtime_checkable
+class Feature(Protocol):
+    """The tokens of many clips under one spec, for reading."""
+
+    name: str
+    spec: Spec
+    fingerprint: str
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Clips that have tokens, in row order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, clip_id: str) -> bool: ...
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        """(K, D) of one clip, a view of the file where the format allows; MissingFeatureError without tokens."""
+        ...
+
+    def read(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
+        """(B, K, D) of these clips, into `out` where given; MissingFeatureError lists every clip without tokens."""
+        ...
+
+    def record(self, clip_id: str) -> ClipRecord | None:
+        """What the commit record says of a clip, or None where no shard holds it."""
+        ...
+
+    def records(self) -> Iterator[ClipRecord]:
+        """Every clip's record, in row order."""
+        ...
+
+
+class ShardWriter(Protocol):
+    """Writes one shard; nothing of it is visible before `commit` returns, and all of it afterwards.
+
+    Slots may be written in any order, each once. `abort` (also on leaving the `with` block without `commit`) removes
+    what was written.
+    """
+
+    shard: Shard
+
+    def put(self, slot: int, tokens: np.ndarray, source: str) -> None:
+        """Write (K, D) tokens (float32 or the stored dtype); NaN or infinity is refused with ValueError."""
+        ...
+
+    def fail(self, slot: int, reason: str, source: str = "") -> None: ...
+
+    def absent(self, slot: int, reason: str, source: str = "") -> None: ...
+
+    def commit(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def __enter__(self) -> ShardWriter: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class FeatureWriter(Feature, Protocol):
+    """A feature open for extraction."""
+
+    def plan(self, ids: Sequence[str]) -> None:
+        """Plan every clip of `ids` that is not planned yet, in this order, on fresh shards.
+
+        Deterministic: every worker that calls it with the same list sees the same plan, whoever comes first.
+        """
+        ...
+
+    def pending(self) -> list[Shard]:
+        """Planned shards without a commit record, by number."""
+        ...
+
+    def begin(self, shard: Shard) -> ShardWriter:
+        """Start writing one pending shard."""
+        ...
+
+
+class Store(Protocol):
+    """Features by name."""
+
+    location: str
+
+    @property
+    def names(self) -> list[str]:
+        """Feature names, sorted."""
+        ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> Feature:
+        """StoreNotFoundError where there is no such feature; the near name is suggested."""
+        ...
+
+    def writer(self, name: str, spec: Spec) -> FeatureWriter:
+        """Open a feature for extraction, creating it where there is none.
+
+        Raises:
+            FingerprintError: the feature exists under another spec; every differing field is named.
+        """
+        ...
