@@ -1,0 +1,110 @@
+"""Turn decoded sound into one mono waveform at a fixed rate.
+
+Shapes: libav audio frames of any layout, rate and sample format in, (S,) float32 out.
+Every channel is resampled by itself (libswresample), then the mean of the channels is taken. Samples outside
+[start_s, end_s) are cut off before resampling, so the filter never sees them. Decoding may stop once `done`.
+This module knows no file.
+"""
+
+from __future__ import annotations
+
+import math
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+MAX_LEADING_ERRORS = 8  # packets refused before the first sample: tags and padding that a demuxer took for sound
+
+
+class WaveformCollector:
+    """Collects (S,) float32 from the frames of one stream, at most `max_duration_s` of it."""
+
+    def __init__(self, sampling_rate: int, max_duration_s: float, start_s: float, end_s: float) -> None:
+        self.sampling_rate = sampling_rate
+        self.origin_s = 0.0
+        self.problem: tuple[str, str] | None = None
+        """(expected, got) once the sound cannot be used."""
+        self._limit = round(max_duration_s * sampling_rate)
+        self._start_s, self._end_s = start_s, end_s
+        self._parts: list[np.ndarray] = []
+        self._collected = 0
+        self._ended = False
+        self._errors = 0
+        self._heard = False
+        self._resampler: av.AudioResampler | None = None
+        self._format: tuple[str, str, int] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._ended or self._collected >= self._limit or self.problem is not None
+
+    def refused(self, error: FFmpegError) -> None:
+        """Note a packet that the decoder refuses."""
+        self._errors += 1
+        if self._heard or self._errors > MAX_LEADING_ERRORS:
+            self.problem = ("every audio packet to decode", error.strerror or "a damaged one")
+
+    def add(self, frame: av.AudioFrame) -> None:
+        """Take one decoded frame of any format."""
+        self._heard = True
+        first, last = 0, frame.samples
+        if frame.pts is not None and frame.time_base is not None:
+            begin_s = float(frame.pts * frame.time_base) - self.origin_s
+            if self._start_s:
+                first = max(0, math.ceil((self._start_s - begin_s) * frame.sample_rate - 1e-6))
+            if self._end_s != math.inf:
+                last = min(last, math.ceil((self._end_s - begin_s) * frame.sample_rate - 1e-6))
+                self._ended = last < frame.samples
+        elif self._start_s or self._end_s != math.inf:
+            self.problem = ("times of the sound, which start_s and end_s need", "none")
+            return
+        if first >= last:
+            return
+        if (first, last) != (0, frame.samples):
+            frame = _cut(frame, first, last)
+        self._resample(frame)
+
+    def finish(self) -> None:
+        """Take what the resampler still holds."""
+        self._flush()
+
+    def samples(self) -> np.ndarray:
+        """(S,) float32 of everything collected."""
+        if not self._parts:
+            return np.zeros(0, np.float32)
+        return np.concatenate(self._parts)[: self._limit]
+
+    def _resample(self, frame: av.AudioFrame) -> None:
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._format:  # a stream may change its layout or rate midway
+            self._flush()
+            self._format = kind
+            self._resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=self.sampling_rate)
+        frame.pts = None  # gaps in the times are not filled; the resampler would
+        self._keep(self._resampler.resample(frame))  # type: ignore[union-attr]
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
+            self._resampler = None
+            self._format = None
+
+    def _keep(self, frames: list[av.AudioFrame]) -> None:
+        for frame in frames:
+            mono = frame.to_ndarray().mean(axis=0, dtype=np.float32)
+            self._parts.append(mono)
+            self._collected += len(mono)
+
+
+def _cut(frame: av.AudioFrame, first: int, last: int) -> av.AudioFrame:
+    """Return samples `first` to `last` of a frame as a frame."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        channels = frame.layout.nb_channels
+        first, last = first * channels, last * channels
+    part = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(samples[:, first:last]), format=frame.format.name, layout=frame.layout.name
+    )
+    part.sample_rate = frame.sample_rate
+    return part
