@@ -1,0 +1,172 @@
+"""Read part of a Hugging Face checkpoint strictly: a folder, or a model on the hub, in safetensors.
+
+Only the tensors under one prefix are read, so the vision tower of a BLIP-2 checkpoint, or the encoder of Whisper, loads
+without the language model beside it. Every tensor of the network must be there, in its shape, and no other: nothing is
+ever left at its random initialisation. Pickled weights (`pytorch_model.bin`) are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from featurecache.errors import EncoderError, WeightsError, suggest
+from featurecache.hashing import file_sha256
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class Checkpoint:
+    """A checkpoint folder or hub id, of which files are fetched as they are needed."""
+
+    def __init__(self, weights: str, encoder: str) -> None:
+        self.weights, self.encoder = weights, encoder
+        self._folder = Path(weights).expanduser()
+        self._is_folder = self._folder.is_dir()
+        looks_local = weights.startswith((".", "/", "~")) or weights.count("/") != 1
+        if not self._is_folder and looks_local:
+            raise self.error(
+                expected="a checkpoint folder", got="a file" if self._folder.exists() else "no such folder"
+            )
+
+    def error(self, *, expected: str, got: str, problems: tuple[str, ...] | list[str] = ()) -> WeightsError:
+        """Return the error of this checkpoint, which always says how to name another."""
+        return WeightsError(
+            f'{self.encoder}: weights "{self.weights}"',
+            expected=expected,
+            got=got,
+            next_step=f"Point --weights {self.encoder}=FOLDER to a local copy with config.json and *.safetensors.",
+            problems=problems,
+        )
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the weights came from, without a path: the folder's own name, or the hub id."""
+        return {"folder": self._folder.resolve().name} if self._is_folder else {"hub": self.weights}
+
+    def file(self, name: str) -> Path | None:
+        """Return a file of the checkpoint, fetched from the hub where it is not here; None where there is none.
+
+        Raises:
+            WeightsError: the hub cannot be reached or has no such model.
+        """
+        if self._is_folder:
+            path = self._folder / name
+            return path if path.is_file() else None
+        from transformers.utils import cached_file
+
+        try:
+            found = cached_file(
+                self.weights,
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=True,
+            )
+        except (OSError, ValueError) as error:
+            first_line = str(error).strip().partition("\n")[0].rstrip(".")
+            raise self.error(expected="a folder, or a model of the hub that can be fetched", got=first_line) from error
+        return None if found is None else Path(found)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the checkpoint.
+
+        Raises:
+            WeightsError: it is missing or malformed.
+        """
+        path = self.file(name)
+        if path is None:
+            raise self.error(expected=f"a {name}", got="none")
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self.error(expected=f"{name} to be JSON", got=str(error)) from error
+        if not isinstance(value, dict):
+            raise self.error(expected=f"{name} to hold an object", got=type(value).__name__)
+        return value
+
+    def _files_of(self, prefixes: tuple[str, ...]) -> dict[str, Path]:
+        """Return the weight files that hold a tensor under one of the prefixes, by name inside the checkpoint."""
+        if self.file(INDEX) is not None:
+            weight_map = self.json(INDEX).get("weight_map") or {}
+            names = sorted({file for key, file in weight_map.items() if key.startswith(prefixes)})
+        else:
+            names = [SINGLE]
+        files = {name: self.file(name) for name in names if Path(name).name == name}
+        absent = [name for name in names if files.get(name) is None]
+        if absent or not names:
+            got = "none" if not (self._is_folder and list(self._folder.glob("*.bin"))) else "pickled weights (*.bin)"
+            raise self.error(expected="weights in safetensors: " + ", ".join(absent or [SINGLE]), got=got)
+        return {name: path for name, path in files.items() if path is not None}
+
+    def load(self, network: torch.nn.Module, prefixes: tuple[str, ...]) -> dict[str, str]:
+        """Fill `network` (built on the meta device) from the tensors under the first of `prefixes` that has any.
+
+        An empty prefix stands for a checkpoint of the network alone. Returns sha256 by weight file.
+
+        Raises:
+            WeightsError: tensors missing, unexpected or of another shape (all are named), or a damaged file.
+        """
+        files = self._files_of(prefixes)
+        try:
+            tensors, prefix = self._read(files, prefixes)
+        except (SafetensorError, OSError) as error:
+            raise self.error(expected="safetensors files that can be read", got=str(error)) from error
+        wanted = network.state_dict()
+        problems = [f"missing: {prefix}{key}" for key in wanted if key not in tensors]
+        problems += [f"unexpected: {prefix}{key}" for key in tensors if key not in wanted]
+        problems += [
+            f"shape of {prefix}{key}: expected {tuple(wanted[key].shape)}, got {tuple(tensor.shape)}"
+            for key, tensor in tensors.items()
+            if key in wanted and wanted[key].shape != tensor.shape
+        ]
+        if problems:
+            raise self.error(
+                expected=f"every tensor of its config.json under {prefix or 'the top level'!r}",
+                got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}",
+                problems=problems,
+            )
+        network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True, assign=True)
+        return {name: file_sha256(path) for name, path in files.items()}
+
+    @staticmethod
+    def _read(files: Mapping[str, Path], prefixes: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], str]:
+        keys: dict[str, Path] = {}
+        for path in files.values():
+            with safe_open(path, framework="pt") as opened:
+                keys.update(dict.fromkeys(opened.keys(), path))
+        prefix = next((p for p in prefixes if any(key.startswith(p) for key in keys)), prefixes[0])
+        tensors = {}
+        for path in files.values():
+            with safe_open(path, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118  (not a mapping)
+                    if key.startswith(prefix):
+                        tensors[key.removeprefix(prefix)] = opened.get_tensor(key)
+        return tensors, prefix
+
+
+def read_options(encoder: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `defaults` with `options` laid over them.
+
+    Raises:
+        EncoderError: an option that the encoder does not have, or a value of another type.
+    """
+    for key, value in options.items():
+        if key not in defaults:
+            known = ", ".join(defaults)
+            raise EncoderError(
+                f"{encoder}.{key}",
+                expected=f"one of its options: {known}",
+                got="an unknown one",
+                next_step=suggest(key, defaults).strip() or None,
+            )
+        wrong = type(value) is not type(defaults[key]) or (isinstance(value, int) and value < 1)
+        if wrong:
+            kind = {int: "a whole number from 1", str: "a word"}[type(defaults[key])]
+            raise EncoderError(f"{encoder}.{key}", expected=kind, got=repr(value))
+    return {**defaults, **options}

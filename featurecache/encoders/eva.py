@@ -1,0 +1,247 @@
+"""EVA-ViT-g, tapped in two ways: one frame in detail, and sixteen frames in outline.
+
+    eva-global    one frame (peak, else middle) squashed to 448 × 448, bicubic; CLIP mean and standard deviation; at
+                  most 39 blocks, no final norm, then LayerNorm (eps 1e-5) without affine -> CLS + 32 × 32 patches
+                  = (1025, 1408)
+    eva-temporal  16 frames uniformly over the clip, squashed to 224 × 224, bilinear; ImageNet mean and standard
+                  deviation; every block and the final norm; 16 × 16 patches averaged to 2 × 2, CLS left out
+                  -> (64, 1408), frame-major, then row, then column
+
+The network is transformers' Blip2VisionModel: from a checkpoint of its own, or the vision tower of a BLIP-2 one. Both
+encoders share it in one process. Widths and grids follow the checkpoint; the numbers are EVA-ViT-g's.
+Source: arXiv 2601.16449 section 4.2; LAVIS eva_vit_g (patch 14, width 1408, 16 heads, MLP 6144, LayerNorm eps 1e-6).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import Blip2VisionConfig, Blip2VisionModel
+
+from featurecache.encoders import FramesView
+from featurecache.encoders.checkpoint import Checkpoint, read_options
+from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
+from featurecache.errors import EncoderError, suggest
+from featurecache.pooling import average_over_grid
+from featurecache.spec import Spec
+
+GLOBAL_BLOCKS = 39  # the global tap leaves out what a checkpoint has beyond these
+TEMPORAL_BLOCKS = 40
+GLOBAL_NORM_EPS = 1e-5
+GLOBAL_PIXELS, TEMPORAL_PIXELS = 448, 224
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FRAME_RULES = ("peak", "middle", "first")
+
+
+@dataclass(eq=False)
+class _Tower:
+    """The network and what is to be said of it."""
+
+    network: FrozenNetwork
+    config: Blip2VisionConfig
+    weights: dict[str, str]
+    provenance: dict[str, str]
+
+
+_towers: weakref.WeakValueDictionary[tuple[str, str, str], _Tower] = weakref.WeakValueDictionary()
+_towers_lock = threading.Lock()
+
+
+def _tower(weights: str, device: str, compute_dtype: str, encoder: str) -> _Tower:
+    """Return the network of a checkpoint, loaded once as long as an encoder holds it."""
+    place = resolve_device(device)
+    dtype = resolve_compute_dtype(compute_dtype, place)
+    with _towers_lock:
+        tower = _towers.get((weights, str(place), dtype))
+        if tower is None:
+            tower = _towers[weights, str(place), dtype] = _load(Checkpoint(weights, encoder), place, dtype)
+        return tower
+
+
+def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> _Tower:
+    document = checkpoint.json("config.json")
+    kind = document.get("model_type")
+    if kind == "blip-2":
+        document, prefixes = document.get("vision_config") or {}, ("vision_model.",)
+    elif kind == "blip_2_vision_model":
+        prefixes = ("",)
+    else:
+        raise checkpoint.error(expected="a BLIP-2 or Blip2VisionModel checkpoint", got=f"model_type {kind!r}")
+    config = Blip2VisionConfig.from_dict(document, attn_implementation="sdpa")
+    with torch.device("meta"):
+        network = Blip2VisionModel(config)
+    hashes = checkpoint.load(network, prefixes)
+    return _Tower(FrozenNetwork(network, device, compute_dtype), config, hashes, checkpoint.provenance)
+
+
+class _Eva:
+    """What both taps share: resizing, normalising, the patch and position embedding, the first blocks."""
+
+    name: str
+    default_weights = "Salesforce/blip2-opt-2.7b"
+    pixels: int
+    resample: Image.Resampling
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __init__(self, tower: _Tower) -> None:
+        self._tower = tower
+        self._network = tower.network
+        device = tower.network.device
+        self._mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        self.grid_side = self.pixels // tower.config.patch_size
+
+    def preprocess(self, view: np.ndarray) -> np.ndarray:
+        """(F, H, W, 3) uint8 in, (F, pixels, pixels, 3) uint8 out: squashed, the sides not kept in proportion."""
+        size = (self.pixels, self.pixels)
+        return np.stack([np.asarray(Image.fromarray(frame).resize(size, self.resample)) for frame in view])
+
+    def _blocks(self, frames: np.ndarray, num_blocks: int) -> torch.Tensor:
+        """(N, pixels, pixels, 3) uint8 in, (N, 1 + patches, D) after `num_blocks` blocks out; run inside `running`."""
+        module = self._network.module
+        pixels = self._network.tensor(frames).permute(0, 3, 1, 2).float().div(255)  # [n, 3, h, w]
+        pixels = (pixels - self._mean) / self._std
+        hidden = module.embeddings(pixels, interpolate_pos_encoding=True)
+        for block in module.encoder.layers[:num_blocks]:
+            hidden = block(hidden)
+        return hidden
+
+    def _spec(self, tap: dict, pooling: dict, frames: dict, stored_dtype: str) -> Spec:  # type: ignore[type-arg]
+        config = self._tower.config
+        return Spec(
+            encoder=self.name,
+            implementation=1,
+            weights=self._tower.weights,
+            architecture={
+                "heads": config.num_attention_heads,
+                "activation": config.hidden_act,
+                "norm_eps": config.layer_norm_eps,
+                "patch": config.patch_size,
+                "position_embedding": f"bicubic to {self.grid_side} x {self.grid_side}",
+                "attention": "sdpa",
+                "residual_dtype": "float32",
+            },
+            tap={"module": "vision_model", **tap},
+            preprocessing={
+                **frames,
+                "pixels": self.pixels,
+                "fit": "squash",
+                "resample": "pillow " + self.resample.name.lower(),
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+            pooling=pooling,
+            compute_dtype=self._network.compute_dtype,
+            stored_dtype=stored_dtype,
+            shape=self.shape,  # type: ignore[attr-defined]
+            provenance=self._tower.provenance,
+        )
+
+
+class EvaGlobalEncoder(_Eva):
+    """One frame at 448 pixels: CLS and every patch."""
+
+    name = "eva-global"
+    pixels, resample, mean, std = GLOBAL_PIXELS, Image.Resampling.BICUBIC, CLIP_MEAN, CLIP_STD
+
+    def __init__(self, tower: _Tower, frame: str) -> None:
+        super().__init__(tower)
+        self.view = FramesView(1, frame, still=True)  # type: ignore[arg-type]
+        self.shape = (1 + self.grid_side**2, tower.config.hidden_size)
+        self.num_blocks = min(GLOBAL_BLOCKS, tower.config.num_hidden_layers)
+        self.batch_size = 16 if self._network.device.type == "cuda" else 1
+
+    @classmethod
+    def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> EvaGlobalEncoder:
+        """Load strictly; option `frame` is peak, middle or first.
+
+        Raises:
+            WeightsError: the checkpoint is missing, incomplete or of another architecture.
+            EncoderError: unknown option, device or dtype.
+        """
+        frame = read_options(cls.name, options, {"frame": "peak"})["frame"]
+        if frame not in FRAME_RULES:
+            raise EncoderError(
+                f"{cls.name}.frame",
+                expected=" | ".join(FRAME_RULES),
+                got=repr(frame),
+                next_step=suggest(frame, FRAME_RULES).strip() or None,
+            )
+        return cls(_tower(weights or cls.default_weights, device, compute_dtype, cls.name), frame)
+
+    def spec(self, stored_dtype: str) -> Spec:
+        """Everything that decides the stored bytes."""
+        tap = {"blocks": self.num_blocks, "norm": f"LayerNorm without affine, eps {GLOBAL_NORM_EPS}"}
+        pooling = {"rule": "none", "order": "CLS, then patches in raster order"}
+        return self._spec(tap, pooling, {"frames": 1, "frame_rule": self.view.rule}, stored_dtype)
+
+    def forward(self, batch: np.ndarray) -> torch.Tensor:
+        """(B, 1, pixels, pixels, 3) uint8 in, (B, 1 + patches, D) float32 out."""
+        with self._network.running():
+            hidden = self._blocks(batch[:, 0], self.num_blocks)
+            return F.layer_norm(hidden.float(), hidden.shape[-1:], eps=GLOBAL_NORM_EPS)
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, K, D) in, the same in float32 out."""
+        return tokens.float()
+
+
+class EvaTemporalEncoder(_Eva):
+    """Several frames at 224 pixels: a few averages of the patches of each."""
+
+    name = "eva-temporal"
+    pixels, resample, mean, std = TEMPORAL_PIXELS, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self, tower: _Tower, frames: int, grid: int) -> None:
+        super().__init__(tower)
+        self.view = FramesView(frames, "uniform", still=False)
+        self.num_frames, self.grid = frames, grid
+        self.shape = (frames * grid * grid, tower.config.hidden_size)
+        self.batch_size = 4 if self._network.device.type == "cuda" else 1
+        blocks = tower.config.num_hidden_layers
+        self.notices = []
+        if blocks == GLOBAL_BLOCKS:  # BLIP-2 checkpoints leave out EVA's last block
+            self.notices.append(f"eva-temporal: {blocks} blocks in this checkpoint, {TEMPORAL_BLOCKS} as published.")
+
+    @classmethod
+    def open(
+        cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]
+    ) -> EvaTemporalEncoder:
+        """Load strictly; options `frames` (16) and `grid` (2) set the tokens: frames × grid × grid.
+
+        Raises:
+            WeightsError: the checkpoint is missing, incomplete or of another architecture.
+            EncoderError: unknown option, device or dtype.
+        """
+        chosen = read_options(cls.name, options, {"frames": 16, "grid": 2})
+        tower = _tower(weights or cls.default_weights, device, compute_dtype, cls.name)
+        return cls(tower, chosen["frames"], chosen["grid"])
+
+    def spec(self, stored_dtype: str) -> Spec:
+        """Everything that decides the stored bytes."""
+        tap = {"blocks": self._tower.config.num_hidden_layers, "norm": "post_layernorm"}
+        pooling = {"rule": "adaptive average over patches", "grid": self.grid, "order": "frame, row, column"}
+        return self._spec(tap, pooling, {"frames": self.num_frames, "frame_rule": "uniform"}, stored_dtype)
+
+    def forward(self, batch: np.ndarray) -> torch.Tensor:
+        """(B, F, pixels, pixels, 3) uint8 in, (B, F · (1 + patches), D) float32 out, CLS first in each frame."""
+        with self._network.running():
+            hidden = self._blocks(batch.reshape(-1, *batch.shape[2:]), self._tower.config.num_hidden_layers)
+            hidden = self._network.module.post_layernorm(hidden)
+            return hidden.float().reshape(len(batch), -1, hidden.shape[-1])
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, F · (1 + patches), D) in, (B, K, D) float32 out."""
+        with torch.inference_mode():
+            frames = tokens.reshape(len(tokens), self.num_frames, -1, tokens.shape[-1])  # [b, f, 1 + patches, d]
+            return average_over_grid(frames[:, :, 1:].flatten(1, 2), self.num_frames, self.grid)

@@ -1,0 +1,103 @@
+"""sha256 of files, remembered on this host so that a file of gigabytes is read once.
+
+The memo is a small SQLite file in the user's cache folder, keyed by path, size, modification and change time and inode:
+any change of the file misses it. A file changed less than `SETTLED_S` ago is not remembered, since a second change in
+the same clock tick would go unnoticed. Without a usable memo everything still works, slower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+SETTLED_S = 2.0
+BLOCK_BYTES = 1 << 20
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for this project (XDG); it may not exist."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "featurecache"
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    resolved = Path(path).resolve()
+    while True:
+        before = _identity(resolved)
+        known = _memo.get(before)
+        if known is not None:
+            return known
+        digest = _digest(resolved)
+        if _identity(resolved) == before:  # otherwise it was written while we read: read again
+            break
+    if time.time_ns() - max(before[2], before[3]) > SETTLED_S * 1e9:
+        _memo.put(before, digest)
+    return digest
+
+
+_Identity = tuple[str, int, int, int, int]
+
+
+def _identity(path: Path) -> _Identity:
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Memo:
+    """One row a path; every failure of SQLite only means that nothing is remembered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._place: tuple[int, Path] | None = None
+
+    def get(self, identity: _Identity) -> str | None:
+        path, *rest = identity
+        rows = self._ask("SELECT size, mtime_ns, ctime_ns, inode, sha256 FROM hashes WHERE path = ?", (path,))
+        return rows[0][4] if rows and list(rows[0][:4]) == rest else None
+
+    def put(self, identity: _Identity, digest: str) -> None:
+        self._ask("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?, ?)", (*identity, digest))
+
+    def _ask(self, statement: str, values: tuple) -> list[tuple]:  # type: ignore[type-arg]
+        with self._lock:
+            try:
+                return self._connect().execute(statement, values).fetchall()
+            except (sqlite3.Error, OSError, OverflowError, UnicodeEncodeError):
+                return []
+
+    def _connect(self) -> sqlite3.Connection:
+        place = (os.getpid(), cache_folder())  # a connection must not cross a fork
+        if self._connection is None or self._place != place:
+            place[1].mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(
+                place[1] / "hashes.sqlite", timeout=5, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = OFF")  # losing the memo costs nothing
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,"
+                " ctime_ns INTEGER, inode INTEGER, sha256 TEXT) WITHOUT ROWID"
+            )
+            self._connection, self._place = connection, place
+        return self._connection
+
+
+_memo = _Memo()

@@ -1,0 +1,31 @@
+"""Average encoder tokens down to the fixed count that is stored.
+
+Shapes: B clips, T encoder tokens in, K pooled tokens out, D encoder width. Output i is the mean of the tokens
+floor(i·T/K) … ceil((i+1)·T/K) − 1. Whisper-large-v3: (1500, 1280) at 20 ms a token -> (64, 1280) at 469 ms, padding
+included. EVA-ViT-g: 16 frames of 16 × 16 patches -> 16 frames of 2 × 2, frame-major, then row, then column.
+Always computed in float32, whatever the encoder's dtype. Source: arXiv 2601.16449 section 4.2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def windows(num_tokens: int, num_pooled: int) -> list[tuple[int, int]]:
+    """Return (first, one past the last) token of each of `num_pooled` averages over `num_tokens`."""
+    return [(i * num_tokens // num_pooled, -(-(i + 1) * num_tokens // num_pooled)) for i in range(num_pooled)]
+
+
+def average_over_time(tokens: torch.Tensor, num_pooled: int) -> torch.Tensor:
+    """(B, T, D) in, (B, num_pooled, D) float32 out."""
+    return F.adaptive_avg_pool1d(tokens.float().transpose(1, 2), num_pooled).transpose(1, 2).contiguous()
+
+
+def average_over_grid(patches: torch.Tensor, num_frames: int, grid: int) -> torch.Tensor:
+    """(B, num_frames · side², D) raster patches in, (B, num_frames · grid², D) float32 out."""
+    batch, num_patches, width = patches.shape  # [b, f·side·side, d]
+    side = round((num_patches // num_frames) ** 0.5)
+    squares = patches.float().reshape(batch * num_frames, side, side, width).permute(0, 3, 1, 2)  # [b·f, d, side, side]
+    pooled = F.adaptive_avg_pool2d(squares, grid).permute(0, 2, 3, 1)  # [b·f, grid, grid, d]
+    return pooled.reshape(batch, num_frames * grid * grid, width).contiguous()
