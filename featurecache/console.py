@@ -1,0 +1,36 @@
+"""How both command lines end: one message on stderr for what went wrong, and the exit code it stands for.
+
+0 done; 1 done with failures that are listed, or stopped and resumable; 2 wrong use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from featurecache.errors import FeatureCacheError, suggest
+from featurecache.interrupt import Interrupted
+
+
+class CommandGroup(click.Group):
+    """A click group that turns the project's exceptions into a message and an exit code, and suggests near commands."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FeatureCacheError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except Interrupted as stopped:
+            click.echo(str(stopped), err=True)
+            ctx.exit(1)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = suggest(args[0], self.list_commands(ctx)) if args else ""
+            if near and near.strip() not in str(error.message):
+                error.message += near
+            raise
