@@ -1,0 +1,93 @@
+"""Put together what training, evaluation and export all need: clips, features, tokenizer, model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from featurecache.clips import ClipList, load_clips
+from fusion_train import checkpoint
+from fusion_train.batches import Collator, FeatureReader
+from fusion_train.config import Config
+from fusion_train.errors import ConfigError
+from fusion_train.language_model import build_model, load_llm, load_tokenizer
+from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.run import Run
+from fusion_train.samples import LabelSets, label_sets
+
+
+@dataclass
+class Workbench:
+    """Everything of a run in memory."""
+
+    config: Config
+    clips: ClipList
+    reader: FeatureReader
+    label_sets: LabelSets
+    tokenizer: Any
+    model: EmotionLlama
+    collator: Collator
+
+
+def assemble(
+    config: Config,
+    store: str,
+    clips: str,
+    *,
+    fingerprints: Mapping[str, str] | None = None,
+    sets: LabelSets | None = None,
+) -> Workbench:
+    """Open clips and features, load the LLM, build the trained parts with their first weights.
+
+    Args:
+        fingerprints: modality -> fingerprint that the features must have; None takes those there are.
+        sets: closed label sets of the run; None reads them from the training split.
+
+    Raises:
+        ClipListError, StoreError, ConfigError, ModelError: see the functions called.
+    """
+    clip_list = load_clips(clips)
+    reader = FeatureReader.open(store, config.features.used, fingerprints)
+    if not reader.modalities:
+        raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")
+    if sets is None:
+        sets = label_sets(clip_list.in_split(config.data.train_split))
+    tokenizer = load_tokenizer(config.model.llm)
+    model = build_model(config, load_llm(config.model.llm, config.model.llm_dtype), reader.shapes)
+    collator = Collator(reader, tokenizer, config.prompt.format(), model.soft_counts)
+    return Workbench(config, clip_list, reader, sets, tokenizer, model, collator)
+
+
+def reassemble(run: Run, *, store: str | None = None, clips: str | None = None, which: str = "best") -> Workbench:
+    """Build a finished or interrupted run again with the weights of one of its checkpoints.
+
+    Args:
+        store, clips: where they lie now, if not where the run found them.
+        which: `best`, `last` or a step.
+    """
+    record, config = run.record(), run.config()
+    folder = checkpoint.choose(run.checkpoints, which)
+    checkpoint.read_state(folder)
+    bench = assemble(
+        config,
+        store or absolute(record.store, run.folder),
+        clips or absolute(record.clips, run.folder),
+        fingerprints=record.fingerprints,
+        sets=record.label_sets,
+    )
+    checkpoint.load_model(folder, bench.model)
+    return bench
+
+
+def relative(location: str, folder: Path) -> str:
+    """A path as seen from `folder`, so that a run can be moved with its data; a URL stays as it is."""
+    return location if urlparse(location).scheme else Path(os.path.relpath(location, folder)).as_posix()
+
+
+def absolute(location: str, folder: Path) -> str:
+    """The inverse of `relative`."""
+    return location if urlparse(location).scheme else os.path.normpath(folder / location)

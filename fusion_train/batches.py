@@ -1,0 +1,233 @@
+"""From store and clip list to the tensors of a step.
+
+A batch is a pure function of its sample indices. Features are read straight into one pinned array a modality; a
+background thread prepares the next batches while the model works on this one.
+
+Shapes: B clips, L tokens of the longest prompt with its answer, M modalities in use, K tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import featurecache
+from featurecache.clips import Clip, ClipList
+from featurecache.errors import FingerprintError, MissingFeatureError
+from featurecache.store.protocols import Feature, Status
+from fusion_train.errors import DataError
+from fusion_train.models.emotion_llama import IGNORED_LABEL, FeatureShapes
+from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt, supervise
+from fusion_train.samples import Sample
+
+PREFETCHED_BATCHES = 2
+
+
+@dataclass
+class Batch:
+    """Everything a forward pass needs; `EmotionLlama.forward(**batch.tensors())`."""
+
+    token_ids: Tensor
+    """(B, L) int64, SOFT_TOKEN at soft places, padded with 0."""
+    attention_mask: Tensor
+    """(B, L) int64."""
+    labels: Tensor
+    """(B, L) int64, -100 where not supervised."""
+    features: dict[str, Tensor]
+    """Modality -> (B, K, D) in the store's dtype."""
+    present: Tensor
+    """(B, M) bool."""
+    clip_ids: list[str]
+    num_supervised: int
+    """Tokens that the loss counts."""
+
+    def tensors(self) -> dict[str, Any]:
+        return {
+            "token_ids": self.token_ids,
+            "attention_mask": self.attention_mask,
+            "labels": self.labels,
+            "features": self.features,
+            "present": self.present,
+        }
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device, without waiting where the memory is pinned."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            token_ids=move(self.token_ids),
+            attention_mask=move(self.attention_mask),
+            labels=move(self.labels),
+            features={name: move(tensor) for name, tensor in self.features.items()},
+            present=move(self.present),
+        )
+
+
+class FeatureReader:
+    """The features in use, read by clip id with a mask for absent ones."""
+
+    def __init__(self, features: Mapping[str, Feature]) -> None:
+        """`features`: modality -> feature, in the order audio, image, video."""
+        self._features = dict(features)
+
+    @classmethod
+    def open(cls, store: str, names: Mapping[str, str], expected: Mapping[str, str] | None = None) -> FeatureReader:
+        """Open the features `names` (modality -> name in the store).
+
+        Raises:
+            StoreNotFoundError: no such store or feature.
+            FingerprintError: a feature is not the one whose fingerprint `expected` (modality -> fingerprint) states.
+        """
+        opened = featurecache.open_store(store)
+        features = {modality: opened[name] for modality, name in names.items()}
+        for modality, fingerprint in (expected or {}).items():
+            if modality in features and features[modality].fingerprint != fingerprint:
+                raise FingerprintError(
+                    f"{store}/{names[modality]}",
+                    expected=f"fingerprint {fingerprint[:12]}…, which this run was trained on",
+                    got=f"{features[modality].fingerprint[:12]}…",
+                    next_step="Name the store it was trained from with --store, or train anew.",
+                )
+        return cls(features)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self._features)
+
+    @property
+    def shapes(self) -> FeatureShapes:
+        return FeatureShapes(**dict.fromkeys(("audio", "image", "video")) | {
+            name: feature.shape for name, feature in self._features.items()
+        })  # fmt: skip
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {modality: feature.fingerprint for modality, feature in self._features.items()}
+
+    @property
+    def specs(self) -> dict[str, featurecache.Spec]:
+        return {modality: feature.spec for modality, feature in self._features.items()}
+
+    def usable(self, clips: ClipList, on_failed: str) -> ClipList:
+        """Return the clips that can be read.
+
+        Raises:
+            MissingFeatureError: clips that were never extracted; or that failed, unless `on_failed` is "skip".
+        """
+        missing: dict[str, str] = {}
+        failed: dict[str, str] = {}
+        for modality, feature in self._features.items():
+            for clip in clips:
+                record = feature.record(clip.id)
+                if record is None:
+                    missing[clip.id] = f"{clip.id}: not extracted for {feature.name} ({modality})"
+                elif record.status is Status.FAILED:
+                    failed[clip.id] = f"{clip.id}: {feature.name} failed: {record.reason}"
+        if missing:
+            raise MissingFeatureError(
+                "store", clip_ids=list(missing), expected=f"features of {len(clips)} clips",
+                got=f"{len(missing)} not extracted",
+                next_step="Run fcache extract with the same clip list.", problems=list(missing.values()),
+            )  # fmt: skip
+        if failed and on_failed == "refuse":
+            raise MissingFeatureError(
+                "store", clip_ids=list(failed), expected=f"features of {len(clips)} clips", got=f"{len(failed)} failed",
+                next_step="Run fcache retry, or leave them out with --set data.failed_clips=skip.",
+                problems=list(failed.values()),
+            )  # fmt: skip
+        kept = [clip for clip in clips if clip.id not in failed]
+        if not kept:
+            raise DataError("clips", expected="at least one clip with features", got="none")
+        return ClipList(kept)
+
+    def presence(self, clip_id: str) -> dict[str, bool]:
+        """Modality -> whether the clip has it."""
+        return {modality: clip_id in feature for modality, feature in self._features.items()}
+
+    def read(self, clip_ids: Sequence[str], present: Tensor) -> dict[str, Tensor]:
+        """Read (B, K, D) a modality; rows where `present` (B, M) is False are left as they are and must not be used."""
+        pin = torch.cuda.is_available()
+        out: dict[str, Tensor] = {}
+        for m, (modality, feature) in enumerate(self._features.items()):
+            wire, view = _torch_dtype(feature.dtype)
+            tensor = torch.zeros((len(clip_ids), *feature.shape), dtype=wire, pin_memory=pin)
+            rows = present[:, m].nonzero().flatten().tolist()
+            array = tensor.numpy().view(feature.dtype)
+            if len(rows) == len(clip_ids):
+                feature.read(clip_ids, out=array)
+            elif rows:
+                array[rows] = feature.read([clip_ids[row] for row in rows])
+            out[modality] = tensor.view(view)
+        return out
+
+
+def _torch_dtype(dtype: np.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """(dtype of the buffer that NumPy shares, dtype it is viewed as): NumPy has no bfloat16 of its own."""
+    if dtype.name == "bfloat16":
+        return torch.int16, torch.bfloat16
+    same = getattr(torch, dtype.name)
+    return same, same
+
+
+class Collator:
+    """Samples -> Batch."""
+
+    def __init__(self, reader: FeatureReader, tokenizer: Any, prompt: PromptFormat, soft_counts: Mapping[str, int]):
+        self._reader, self._tokenizer, self._prompt = reader, tokenizer, prompt
+        self._soft_counts = dict(soft_counts)
+
+    def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
+        """Which modalities of a clip the model is shown, in the reader's order."""
+        return [here and name not in hidden for name, here in self._reader.presence(clip.id).items()]
+
+    def prompt_ids(self, sample: Sample, shown: Sequence[bool]) -> list[int]:
+        """Token ids of the question, with a place for every soft token that `shown` gives."""
+        before, after = self._prompt.render(sample.clip.text, sample.task, sample.labels)
+        here = dict(zip(self._reader.modalities, shown, strict=True)) | {"fusion": any(shown)}
+        num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
+        return encode_prompt(self._tokenizer, before, num_soft, after, sample.clip.id)
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Tokenise, pad on the right, read the features."""
+        shown = [self.present(sample.clip, sample.hidden) for sample in samples]
+        rows = [
+            supervise(self.prompt_ids(sample, here), encode_answer(self._tokenizer, sample.answer))
+            for sample, here in zip(samples, shown, strict=True)
+        ]
+        length = max(len(ids) for ids, _ in rows)
+        token_ids = torch.zeros(len(rows), length, dtype=torch.long)
+        labels = torch.full((len(rows), length), IGNORED_LABEL, dtype=torch.long)
+        mask = torch.zeros(len(rows), length, dtype=torch.long)
+        for row, (ids, answer_labels) in enumerate(rows):
+            token_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.tensor(answer_labels)
+            mask[row, : len(ids)] = 1
+        present = torch.tensor(shown, dtype=torch.bool)
+        clip_ids = [sample.clip.id for sample in samples]
+        num_supervised = int((labels != IGNORED_LABEL).sum())
+        return Batch(token_ids, mask, labels, self._reader.read(clip_ids, present), present, clip_ids, num_supervised)
+
+
+def prefetch(make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
+    """Yield make(start) … make(stop - 1), prepared ahead by one thread; an exception there is raised here."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+    ahead: deque[Future[Any]] = deque()
+    try:
+        for number in range(start, stop):
+            ahead.append(pool.submit(make, number))
+            if len(ahead) > PREFETCHED_BATCHES:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,215 @@
+"""Checkpoints: trained parts, optimizer and position; published whole or not at all, never pickled.
+
+    checkpoints/step-00001000/
+        model.safetensors       trained parameters by name
+        optimizer.safetensors   AdamW's exp_avg, exp_avg_sq and step by parameter name
+        state.json              step, configuration hash, fingerprints, gradient scaler, score, sha256 of both files
+
+Samples and dropout are pure functions of (seed, step), so a step number is the whole position; no random state is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from featurecache.errors import WriteError
+from featurecache.store.publish import make_folder, publish_folder, writing
+from fusion_train.errors import CheckpointError
+from fusion_train.models.emotion_llama import trained_parameters
+
+PARTIAL_PREFIX = ".partial-"
+OPTIMIZER_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything of a checkpoint that is not a tensor."""
+
+    step: int
+    """Optimizer steps done."""
+    config_hash: str
+    fingerprints: Mapping[str, str]
+    scaler: Mapping[str, Any] = field(default_factory=dict)
+    score: float | None = None
+    """The score that picks the best checkpoint, where one was taken at this step."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def published(checkpoints: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(folder for folder in checkpoints.glob("step-*") if (folder / "state.json").is_file())
+
+
+def save(checkpoints: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:
+    """Publish a checkpoint, then drop older ones except the newest `keep` and the best."""
+    target = step_folder(checkpoints, state.step)
+    make_folder(checkpoints)
+    for leftover in checkpoints.glob(f"{PARTIAL_PREFIX}*"):  # a run has one writer
+        shutil.rmtree(leftover)
+    folder = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=checkpoints))
+    parameters = trained_parameters(model)
+    with _complete_or_removed(folder):
+        save_file({name: tensor.detach().contiguous() for name, tensor in parameters.items()},
+                  folder / "model.safetensors")  # fmt: skip
+        save_file(_optimizer_tensors(parameters, optimizer), folder / "optimizer.safetensors")
+        digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+        (folder / "state.json").write_text(json.dumps({**asdict(state), "sha256": digests}, indent=2) + "\n")
+    publish_folder(folder, target)
+    _retain(checkpoints, keep)
+    return target
+
+
+@contextmanager
+def _complete_or_removed(folder: Path) -> Iterator[None]:
+    try:
+        with writing(folder):
+            yield
+    except SafetensorError as error:  # how safetensors reports a full disk
+        shutil.rmtree(folder)
+        raise WriteError(
+            str(folder.parent), expected="room for a checkpoint", got=str(error),
+            next_step="Free space and resume; the checkpoints before this one are whole.",
+        ) from error  # fmt: skip
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def read_state(folder: Path) -> State:
+    """Read and check a checkpoint's state.
+
+    Raises:
+        CheckpointError: missing or damaged files.
+    """
+    try:
+        state = State(**json.loads((folder / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(str(folder), expected="a checkpoint", got=str(error)) from error
+    for name, digest in state.sha256.items():
+        path = folder / name
+        if not path.is_file() or _sha256(path) != digest:
+            raise CheckpointError(
+                str(path), expected=f"sha256 {digest[:12]}…", got="other bytes" if path.is_file() else "no file",
+                next_step=f"Delete {folder.name}; the run then resumes from the checkpoint before it.",
+            )  # fmt: skip
+    return state
+
+
+def load_model(folder: Path, model: nn.Module) -> None:
+    """Load the trained parts strictly.
+
+    Raises:
+        CheckpointError: a name or shape that differs; all are listed.
+    """
+    copy_strictly(_load(folder / "model.safetensors"), trained_parameters(model), str(folder))
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore AdamW's state."""
+    tensors = _load(folder / "optimizer.safetensors")
+    for name, parameter in trained_parameters(model).items():
+        kept = {key: tensors[f"{key}.{name}"] for key in OPTIMIZER_STATE if f"{key}.{name}" in tensors}
+        if kept:  # a parameter that never had a gradient has no state
+            optimizer.state[parameter] = {
+                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in kept.items()
+            }
+
+
+def copy_strictly(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter], subject: str) -> None:
+    """Copy `tensors` into `parameters`; names and shapes must agree."""
+    problems = [f"missing: {name}" for name in parameters if name not in tensors]
+    problems += [f"unexpected: {name}" for name in tensors if name not in parameters]
+    problems += [
+        f"{name}: expected {tuple(parameter.shape)}, got {tuple(tensors[name].shape)}"
+        for name, parameter in parameters.items()
+        if name in tensors and tensors[name].shape != parameter.shape
+    ]
+    if problems:
+        raise CheckpointError(
+            subject, expected="the trained parameters of this configuration", got=f"{len(problems)} that differ",
+            next_step="Use the configuration that the checkpoint was trained with.", problems=problems,
+        )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def best(checkpoints: Path) -> Path | None:
+    """The checkpoint with the highest score, the earliest of equals; None where none was scored."""
+    scored = [(state.score, -state.step, folder) for folder, state in _states(checkpoints) if state.score is not None]
+    return max(scored)[2] if scored else None
+
+
+def choose(checkpoints: Path, which: str) -> Path:
+    """`last`, `best`, or a step number -> its folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folders = published(checkpoints)
+    if not folders:
+        raise CheckpointError(str(checkpoints), expected="a checkpoint", got="none", next_step="Train the run first.")
+    if which == "last":
+        return folders[-1]
+    if which == "best":
+        return best(checkpoints) or folders[-1]
+    for folder in folders:
+        if which.isdigit() and int(folder.name.removeprefix("step-")) == int(which):
+            return folder
+    raise CheckpointError(
+        f"checkpoint {which}",
+        expected="last, best or one of " + ", ".join(folder.name for folder in folders),
+        got="none",
+    )
+
+
+def _states(checkpoints: Path) -> list[tuple[Path, State]]:
+    return [(folder, State(**json.loads((folder / "state.json").read_text()))) for folder in published(checkpoints)]
+
+
+def _retain(checkpoints: Path, keep: int) -> None:
+    spared = {*published(checkpoints)[-keep:], best(checkpoints)}
+    for folder in published(checkpoints):
+        if folder not in spared:
+            (folder / "state.json").unlink()  # first, so that a half-deleted folder is no checkpoint
+            shutil.rmtree(folder)
+
+
+def _optimizer_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    return {
+        f"{key}.{name}": optimizer.state[parameter][key].detach().contiguous()
+        for name, parameter in parameters.items()
+        if parameter in optimizer.state
+        for key in OPTIMIZER_STATE
+    }
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(str(path), expected="a safetensors file", got=str(error)) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,215 @@
+"""`fusion-train`: train from a feature store, sweep variants, score runs.
+
+    fusion-train --stage perception            train (or resume) runs/perception
+    fusion-train --stage cognition             from the latest perception run
+    fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
+    fusion-train sweep pre_fusion              compare variants
+    fusion-train resume runs/cognition         go on where a run was stopped
+
+Commands parse, call the library, print. torch is imported by the library, not here, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from featurecache.console import CommandGroup
+
+RUNS = Path("runs")
+
+_store = click.option("--store", help="Feature store: folder or URL.  [default: features.zarr]")
+_clips = click.option("--clips", help="Clip list: JSONL, CSV or Parquet.  [default: clips.jsonl]")
+_set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override one setting; repeatable.")
+_config = click.option("--config", help="YAML file or shipped preset.  [default: emotion_llama_v2]")
+_init = click.option("--init", type=click.Path(path_type=Path), help="Run to start from.")
+
+
+@click.group(cls=CommandGroup, invoke_without_command=True, context_settings={"max_content_width": 100})
+@click.option("--stage", help="perception | cognition | joint: a file under configs/stages.")
+@_config
+@_store
+@_clips
+@_init
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/STAGE]")
+@_set
+@click.version_option(package_name="featurecache")
+@click.pass_context
+def main(
+    ctx: click.Context,
+    stage: str | None,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    init: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train fusion adapter and LoRA from cached features.
+
+    \b
+    fusion-train --stage perception --store features.zarr --clips clips.jsonl
+    fusion-train --stage cognition
+    """
+    if ctx.invoked_subcommand is not None:
+        given = [name for name in ("stage", "config", "store", "clips", "init", "out", "overrides") if ctx.params[name]]
+        if given:
+            raise click.UsageError(f"write --{given[0].replace('overrides', 'set')} after {ctx.invoked_subcommand}")
+        return
+    if stage is None:
+        click.echo(ctx.get_help())
+        ctx.exit(2)
+    from fusion_train.config import load_config
+    from fusion_train.run import Run, latest_finished
+    from fusion_train.train import train
+
+    settings = load_config(config, stage, overrides)
+    run = Run(out or RUNS / stage)
+    initial = Run(init) if init else None
+    if initial is None and settings.init_stage is not None and not run.exists:
+        initial = latest_finished(run.folder.parent, settings.init_stage)
+        click.echo(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
+    _print_result(
+        run.folder,
+        train(settings, store=store or "features.zarr", clips=clips or "clips.jsonl", run=run, initial=initial,
+              say=click.echo),
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_store
+@_clips
+def resume(run: Path, store: str | None, clips: str | None) -> None:
+    """Go on with a stopped run, where it was, to the bit.
+
+    \b
+    fusion-train resume runs/cognition
+    """
+    from fusion_train.assemble import absolute
+    from fusion_train.run import Run
+    from fusion_train.train import train
+
+    stopped = Run(run)
+    record = stopped.record()
+    _print_result(
+        run,
+        train(
+            stopped.config(),
+            store=store or absolute(record.store, run),
+            clips=clips or absolute(record.clips, run),
+            run=stopped,
+            say=click.echo,
+        ),
+    )
+
+
+@main.command("eval")
+@click.option("--run", "folder", type=click.Path(path_type=Path), required=True, help="Run to score.")
+@click.option("--split", default="test", show_default=True, help="Split of the clip list.")
+@click.option("--task", default="emotion", show_default=True, help="What is asked.")
+@click.option("--modalities", help="Show only these, such as audio,video (the token ablation).")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@_store
+@_clips
+@click.option("--out", type=click.Path(path_type=Path), help="Predictions file.  [default: in the run's folder]")
+def evaluate_command(
+    folder: Path,
+    split: str,
+    task: str,
+    modalities: str | None,
+    checkpoint: str,
+    store: str | None,
+    clips: str | None,
+    out: Path | None,
+) -> None:
+    """Score a run on held-out clips; every prediction is written as a JSON line.
+
+    \b
+    fusion-train eval --run runs/cognition --split test
+    fusion-train eval --run runs/cognition --modalities audio
+    """
+    from fusion_train.assemble import reassemble
+    from fusion_train.evaluate import evaluate
+    from fusion_train.run import Run
+
+    bench = reassemble(Run(folder), store=store, clips=clips, which=checkpoint)
+    chosen = bench.reader.usable(bench.clips.in_split(split), bench.config.data.failed_clips)
+    shown = [name.strip() for name in modalities.split(",")] if modalities else None
+    evaluation = evaluate(bench, chosen, task, modalities=shown)
+    suffix = "-" + "+".join(shown) if shown else ""
+    path = out or folder / f"predictions-{split}-{task}{suffix}.jsonl"
+    evaluation.write(path)
+    table = Table(title=f"{folder}: {task} on {split}" + (f", {modalities} only" if modalities else ""))
+    for name in evaluation.summary():
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in evaluation.summary().values()))
+    Console().print(table)
+    if evaluation.scores is not None:
+        Console().print(_confusion(evaluation.scores))
+    click.echo(f"predictions: {path}")
+
+
+@main.command()
+@click.argument("file")
+@_config
+@_store
+@_clips
+@_init
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: sweeps/NAME]")
+@_set
+def sweep(
+    file: str,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    init: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train and compare the variants of a sweep file (or a shipped one by name).
+
+    \b
+    fusion-train sweep configs/sweeps/pre_fusion.yaml --config demo --set optim.steps=100
+    """
+    from fusion_train.run import Run
+    from fusion_train.sweep import by_variant, load_sweep, run_sweep
+
+    asked = load_sweep(file, config, overrides)
+    folder = out or Path("sweeps") / asked.name
+    results = run_sweep(
+        asked, store=store or "features.zarr", clips=clips or "clips.jsonl", out=folder,
+        initial=Run(init) if init else None, say=click.echo,
+    )  # fmt: skip
+    table = Table(title=f"{asked.name}: {asked.task}")
+    for column in ("variant", "accuracy", "UAR", "clips", "seeds", "seconds"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    rows = by_variant(asked, results)
+    for row in rows:
+        scores = ["failed" if row[key] is None else f"{row[key]:.4f}" for key in ("accuracy", "uar")]
+        table.add_row(row["variant"], *scores, str(row["num_clips"]), str(row["seeds"]), f"{row['seconds']:.1f}")
+    Console().print(table)
+    click.echo(f"runs and results.json: {folder}")
+    failures = [error for row in rows for error in row["errors"]]
+    for error in failures:
+        click.echo(f"failed: {error}", err=True)
+    raise SystemExit(1 if failures else 0)
+
+
+def _print_result(folder: Path, result: dict[str, Any]) -> None:
+    scores = "".join(f", {name} {value:.4f}" for name, value in result["scores"].items())
+    click.echo(f"{folder}: finished at step {result['step']}{scores}")
+
+
+def _confusion(scores: Any) -> Table:
+    table = Table(title="reference by prediction")
+    table.add_column("")
+    for label in [*scores.labels, "(other)"]:
+        table.add_column(label, justify="right")
+    for label, counts in zip(scores.labels, scores.confusion.tolist(), strict=True):
+        table.add_row(label, *map(str, counts))
+    return table

@@ -1,0 +1,293 @@
+"""The configuration of a run: typed, validated once, every key known.
+
+A run's configuration is laid over itself in this order: the defaults below, `--config`, `configs/stages/STAGE.yaml`,
+`--set a.b=c`. A stage is a file, not a branch in the code. The resolved configuration is written into the run.
+Paths are kept as given; the run's own files never hold an absolute one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from featurecache.errors import suggest
+from featurecache.spec import canonical_json
+from fusion_train.errors import ConfigError
+from fusion_train.models.emotion_llama import MODALITIES
+from fusion_train.prompts import TASKS, PromptFormat
+
+
+class Section(BaseModel):
+    """Frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class FusionConfig(Section):
+    name: str = "conv-attention"
+    """none, attention, conv, q-former, conv-attention, or a variant of an installed package."""
+    hidden: tuple[int, ...] = (512, 128)
+    out_dim: int = 256
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class LoraSettings(Section):
+    r: int = Field(64, ge=0)
+    """0 trains fusion and projectors alone."""
+    alpha: float = 16.0
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+class ModelConfig(Section):
+    llm: str = "meta-llama/Llama-2-7b-chat-hf"
+    """Hub id or local folder of any causal language model of transformers."""
+    llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Dtype of the frozen base; the trained parts are always float32."""
+    fusion: FusionConfig = FusionConfig()
+    lora: LoraSettings = LoraSettings()
+
+
+class FeaturesConfig(Section):
+    """Name of the feature in the store that serves each modality; null leaves the modality out."""
+
+    audio: str | None = "whisper"
+    image: str | None = "eva-global"
+    video: str | None = "eva-temporal"
+
+    @property
+    def used(self) -> dict[str, str]:
+        return {modality: getattr(self, modality) for modality in MODALITIES if getattr(self, modality)}
+
+
+class DataConfig(Section):
+    train_split: str = "train"
+    eval_split: str | None = "val"
+    """Scored during training; null for none."""
+    tasks: tuple[str, ...] = ("emotion",)
+    """One is drawn for each sample, uniformly among those that the clip can answer."""
+    mixture: dict[str, float] = {}
+    """Dataset -> weight of a draw; empty: every clip once an epoch, in an order drawn anew each epoch."""
+    failed_clips: Literal["refuse", "skip"] = "refuse"
+    """What to do about clips whose extraction failed."""
+    hide_modality_p: float = Field(0.0, ge=0, le=1)
+    """Probability that a sample is shown only some of its modalities, so that the model copes with their absence."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for task in tasks:
+            if task not in TASKS:
+                raise ValueError(f'no task "{task}"; there are {", ".join(TASKS)}.{suggest(task, TASKS)}')
+        if not tasks:
+            raise ValueError("at least one task is needed")
+        return tasks
+
+
+class PromptConfig(Section):
+    template: str = PromptFormat.template
+    said: str = PromptFormat.said
+    clean_text: bool = PromptFormat.clean_text
+
+    def format(self) -> PromptFormat:
+        return PromptFormat(self.template, self.said, self.clean_text)
+
+
+class OptimConfig(Section):
+    steps: int = Field(50_000, ge=1)
+    batch_size: int = Field(4, ge=1)
+    """Samples a step, over all devices and accumulated micro-batches."""
+    micro_batch_size: int = Field(1, ge=1)
+    """Samples a forward pass on one device."""
+    lr: float = Field(1e-4, gt=0)
+    warmup_lr: float = Field(1e-6, ge=0)
+    min_lr: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(1_000, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    """Not applied to biases and norms."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = None
+    """Clip the gradient's norm; the published recipe does not."""
+    precision: Literal["no", "fp16", "bf16"] = "fp16"
+    """Autocast of the forward pass; "no" computes in float32."""
+
+
+class CheckpointConfig(Section):
+    every: int = Field(1_000, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept; the best one is kept besides."""
+
+
+class LogConfig(Section):
+    every: int = Field(10, ge=1)
+    eval_every: int = Field(5_000, ge=1)
+    tensorboard: bool = True
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    stage: str = "perception"
+    init_stage: str | None = None
+    """Start from the latest finished run of this stage; `--init` names another run."""
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON, first 16 hex digits."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def differences(self, other: Config) -> list[str]:
+        """Dotted keys whose values differ, as `key: mine != theirs`."""
+        mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(other.model_dump(mode="json"))
+        return [f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}" for key in sorted({*mine, *theirs})
+                if mine.get(key) != theirs.get(key)]  # fmt: skip
+
+
+def preset_dir() -> Any:
+    """The shipped `configs/`: inside an installed wheel, or beside the package in a checkout."""
+    packaged = files("fusion_train") / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"
+
+
+def stage_names() -> list[str]:
+    """Stages that a configuration file exists for."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in (preset_dir() / "stages").iterdir()
+                  if entry.name.endswith(".yaml"))  # fmt: skip
+
+
+def load_config(config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Resolve a configuration.
+
+    Args:
+        config: a YAML file, or the name of a shipped one such as "emotion_llama_v2"; default: `emotion_llama_v2`.
+        stage: name of a file under `configs/stages/`.
+        overrides: `a.b=c` texts, c read as YAML.
+
+    Raises:
+        ConfigError: no such file, not YAML, unknown keys or wrong values; all at once, each with its dotted key.
+    """
+    values = read_yaml(config if config is not None else "emotion_llama_v2")
+    if stage is not None:
+        if stage not in stage_names():
+            raise ConfigError(
+                f'stage "{stage}"', expected="one of " + ", ".join(stage_names()), got="no such stage",
+                next_step=suggest(stage, stage_names()).strip() or None,
+            )  # fmt: skip
+        merge(values, yaml.load((preset_dir() / "stages" / f"{stage}.yaml").read_text(), Loader=_Loader))
+    for text in overrides:
+        merge(values, parse_override(text))
+    return validate(values, str(config or "emotion_llama_v2"))
+
+
+def validate(values: Mapping[str, Any], subject: str) -> Config:
+    """Check a nested mapping of settings.
+
+    Raises:
+        ConfigError: every unknown key (with the near one) and every wrong value.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        raise ConfigError(
+            subject, expected="a valid configuration",
+            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems,
+        ) from error  # fmt: skip
+
+
+def read_yaml(config: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping from a file, or from a shipped preset by name."""
+    path = Path(config)
+    name = str(config)
+    source: Any = path if path.is_file() else preset_dir() / (name if name.endswith(".yaml") else f"{name}.yaml")
+    if not source.is_file():
+        shipped = sorted(entry.name for entry in preset_dir().iterdir() if entry.name.endswith(".yaml"))
+        raise ConfigError(
+            name, expected="a YAML file, or one of " + ", ".join(shipped), got="no such file",
+            next_step=suggest(name, shipped).strip() or None,
+        )  # fmt: skip
+    try:
+        values = yaml.load(source.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(name, expected="YAML", got=" ".join(str(error).split())) from error
+    if not isinstance(values, dict):
+        raise ConfigError(name, expected="a mapping of settings", got=type(values).__name__)
+    return values
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`a.b=c` -> {"a": {"b": c}}."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}", expected="KEY=VALUE, such as optim.lr=3e-4", got=repr(text))
+    try:
+        nested: Any = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}", expected="a YAML value", got=" ".join(str(error).split())) from error
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay `over` onto `base` in place, mapping by mapping; any other value replaces."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-4 is a number (PyYAML wants a dot in it)."""
+
+
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        known = _keys_beside(item["loc"])
+        return f"{key}: unknown key.{suggest(str(item['loc'][-1]), known)} Known: {', '.join(known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower() + message[1:]}, got {item['input']!r}"
+
+
+def _keys_beside(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Config
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

@@ -1,0 +1,46 @@
+"""Exceptions of the trainer; they hang under `featurecache.errors.FeatureCacheError` and share its message template.
+
+FusionTrainError
+├── ConfigError         unknown key, wrong type, or a combination that cannot work
+├── DataError           the clip list or the store cannot serve this run
+├── CheckpointError     no checkpoint, a damaged one, or one of another configuration
+├── ModelError          the language model cannot be loaded or does not fit
+├── DivergedError       loss or gradient is NaN or infinite                    exit code 1
+└── ParityError         the exported model does not compute what was trained   exit code 1
+"""
+
+from __future__ import annotations
+
+from featurecache.errors import FeatureCacheError
+
+
+class FusionTrainError(FeatureCacheError):
+    """Root of everything that the trainer raises on purpose."""
+
+
+class ConfigError(FusionTrainError):
+    """A config key that is unknown, of the wrong type, or in conflict with another."""
+
+
+class DataError(FusionTrainError):
+    """The clip list or the store cannot serve this run."""
+
+
+class CheckpointError(FusionTrainError):
+    """No checkpoint, a damaged one, or one of another configuration."""
+
+
+class ModelError(FusionTrainError):
+    """The language model cannot be loaded, or does not fit what is asked of it."""
+
+
+class DivergedError(FusionTrainError):
+    """The loss or a gradient is NaN or infinite; the clips of the batch are named."""
+
+    exit_code = 1
+
+
+class ParityError(FusionTrainError):
+    """The exported model does not compute what was trained; the bounds that failed are named."""
+
+    exit_code = 1

@@ -1,0 +1,79 @@
+"""Load a causal language model and its tokenizer from transformers, strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fusion_train.config import Config
+from fusion_train.errors import ModelError
+from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, freeze, llm_width
+from fusion_train.models.fusions import build_fusion
+from fusion_train.models.lora import add_lora
+from fusion_train.seeding import derive
+
+
+def load_tokenizer(name: str) -> Any:
+    """Open a tokenizer by hub id or local folder.
+
+    Raises:
+        ModelError: it cannot be found, or has no end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(name, expected="a tokenizer with an end-of-sequence token", got="none")
+    return tokenizer
+
+
+def load_llm(name: str, dtype: str) -> nn.Module:
+    """Load the frozen base.
+
+    Raises:
+        ModelError: not to be found, or its weights are incomplete.
+    """
+    try:
+        llm, info = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+    problems = [f"{kind.replace('_', ' ')}: {item}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+                for item in sorted(map(str, info[kind]))]  # fmt: skip
+    if problems:
+        raise ModelError(
+            name, expected="weights for every parameter, and no others", got=f"{len(problems)} that differ",
+            next_step="transformers would fill missing ones with random numbers; get a complete checkpoint.",
+            problems=problems,
+        )  # fmt: skip
+    return llm
+
+
+def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> EmotionLlama:
+    """Freeze `llm`, add LoRA, fusion and projectors; their first weights depend on the seed alone."""
+    settings = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "initial weights"))
+        width = llm_width(llm.config)
+        if settings.lora.r:
+            llm = add_lora(llm, **settings.lora.model_dump())
+        else:
+            freeze(llm)
+        fusion = build_fusion(
+            settings.fusion.name, shapes.fusion_dims(), **settings.fusion.model_dump(exclude={"name"})
+        )
+        return EmotionLlama(llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width)
+
+
+def _unavailable(name: str, error: Exception) -> ModelError:
+    local = Path(name).exists()
+    return ModelError(
+        f'model.llm "{name}"',
+        expected="a causal language model of transformers" if local else "a local folder or a reachable hub id",
+        got=" ".join(str(error).split())[:300],
+        next_step="Set it with --set model.llm=FOLDER.",
+    )

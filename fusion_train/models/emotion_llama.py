@@ -1,0 +1,186 @@
+"""Soft tokens from cached features, spliced into the prompt of a frozen LLM with LoRA.
+
+    audio (B, 64, 1280) ─┬───────────── projector ─> 64 soft tokens ─┐
+    video (B, 64, 1408) ─┼───────────── projector ─> 64 ─────────────┤
+    image (B, 1025, 1408)┼ patches ──── projector ─> 256 ────────────┼─> [fusion][image][video][audio] = 448 × 4096
+                         └ CLS ×64 ─ fusion ─ projector ─> 64 ───────┘
+
+The prompt arrives as token ids in which `SOFT_TOKEN` (-1) marks each place of a soft token. A modality that a clip does
+not have has no places, so the LLM cannot see it; what its row of the feature tensor holds does not matter.
+Only supervised positions pass the language-model head.
+
+Shapes: B clips, L tokens of the longest prompt, H width of the LLM, V vocabulary.
+Source: arXiv 2601.16449 section 4; 71,536,387 trained parameters on LLaMA2-7B. Knows no tokenizer, store or file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusion_train.models.projectors import PATCHES_PER_TOKEN, Projectors, join_patches
+
+SOFT_TOKEN = -1
+IGNORED_LABEL = -100
+MODALITIES = ("audio", "image", "video")
+"""The order in which the fusion takes them."""
+STREAMS = ("fusion", "image", "video", "audio")
+"""The order in which their soft tokens stand in the prompt."""
+
+
+@dataclass(frozen=True)
+class FeatureShapes:
+    """(K, D) of the cached features that the model reads; a modality out of use is None."""
+
+    audio: tuple[int, int] | None = (64, 1280)
+    image: tuple[int, int] | None = (1025, 1408)
+    """CLS first, then the patches in raster order."""
+    video: tuple[int, int] | None = (64, 1408)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        return tuple(name for name in MODALITIES if getattr(self, name) is not None)
+
+    def fusion_dims(self) -> tuple[int, ...]:
+        return tuple(getattr(self, name)[1] for name in self.used)
+
+    def soft_counts(self, *, fusion_tokens: int) -> dict[str, int]:
+        """Soft tokens a stream gives for a clip that has every modality."""
+        counts = {"fusion": fusion_tokens}
+        for name in self.used:
+            tokens = getattr(self, name)[0]
+            counts[name] = (tokens - 1) // PATCHES_PER_TOKEN if name == "image" else tokens
+        return {stream: counts[stream] for stream in STREAMS if counts.get(stream)}
+
+    def projector_widths(self, *, fusion_width: int) -> dict[str, int]:
+        widths = {"fusion": fusion_width}
+        for name in self.used:
+            width = getattr(self, name)[1]
+            widths[name] = width * PATCHES_PER_TOKEN if name == "image" else width
+        return {stream: widths[stream] for stream in STREAMS if widths.get(stream)}
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass gives the training loop."""
+
+    loss_sum: Tensor
+    """Sum of the losses of the supervised tokens; the caller knows over how many to average."""
+
+
+class EmotionLlama(nn.Module):
+    """Fusion, projectors and language model; everything but the LLM's base weights is trained."""
+
+    def __init__(
+        self, llm: nn.Module, fusion: nn.Module | None, shapes: FeatureShapes, *, fusion_width: int, llm_width: int
+    ) -> None:
+        super().__init__()
+        self.llm = llm
+        self.fusion = fusion
+        self.shapes = shapes
+        self.fusion_tokens = fusion_token_count(shapes) if fusion is not None else 0
+        widths = shapes.projector_widths(fusion_width=fusion_width if fusion is not None else 0)
+        self.projectors = Projectors(widths, llm_width)
+
+    @property
+    def soft_counts(self) -> dict[str, int]:
+        return self.shapes.soft_counts(fusion_tokens=self.fusion_tokens)
+
+    def soft_tokens(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn features into soft tokens.
+
+        Args:
+            features: modality -> (B, K, D) of any float dtype.
+            present: (B, M) bool in the order of `shapes.used`.
+
+        Returns:
+            (B, N, H) soft tokens in prompt order, and the mask (B, N) of those that the clip really has.
+        """
+        used = self.shapes.used
+        column = {name: present[:, m] for m, name in enumerate(used)}
+        dtype = next(self.projectors.parameters()).dtype
+        inputs = {
+            name: torch.where(column[name][:, None, None], features[name], 0).to(dtype) for name in used
+        }  # a missing row may hold anything, NaN included; where() keeps it out of the gradient too
+        streams: dict[str, Tensor] = {}
+        for name in used:
+            streams[name] = join_patches(inputs[name][:, 1:]) if name == "image" else inputs[name]
+        column["fusion"] = present.any(dim=1)
+        if self.fusion is not None:
+            tokens = [inputs[name][:, :1].expand(-1, self.fusion_tokens, -1) if name == "image" else inputs[name]
+                      for name in used]  # fmt: skip
+            streams["fusion"] = self.fusion(tokens, present)
+        order = [stream for stream in STREAMS if stream in streams]
+        soft = torch.cat([self.projectors[stream](streams[stream]) for stream in order], dim=1)  # [b, n, h]
+        mask = torch.cat([column[s][:, None].expand(-1, streams[s].shape[1]) for s in order], dim=1)  # [b, n]
+        return soft, mask
+
+    def splice(self, token_ids: Tensor, soft: Tensor, soft_mask: Tensor) -> Tensor:
+        """Put soft tokens into their places: ids (B, L) with SOFT_TOKEN, (B, N, H), (B, N) -> (B, L, H)."""
+        places = token_ids == SOFT_TOKEN
+        embed = self.llm.get_input_embeddings()
+        embeddings = embed(token_ids.masked_fill(places, 0))  # [b, l, h]
+        return embeddings.masked_scatter(places.unsqueeze(-1), soft[soft_mask].to(embeddings.dtype))
+
+    def embed(self, token_ids: Tensor, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Prompt ids and features -> (B, L, H), ready for the LLM as `inputs_embeds`."""
+        return self.splice(token_ids, *self.soft_tokens(features, present))
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        features: Mapping[str, Tensor],
+        present: Tensor,
+    ) -> ModelOutput:
+        """(B, L) ids, mask and labels (-100 where not supervised) -> summed loss over supervised tokens."""
+        hidden_input = self.embed(token_ids, features, present)
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # [b, l]: what each position must predict
+        keep = (targets != IGNORED_LABEL).any(dim=0)  # [l]
+        logits = self.llm(
+            inputs_embeds=hidden_input, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False
+        ).logits  # [b, kept, v]
+        targets = targets[:, keep]
+        loss_sum = F.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+        return ModelOutput(loss_sum)
+
+
+def fusion_token_count(shapes: FeatureShapes) -> int:
+    """Tokens the fusion gives: as many as the audio or video feature has."""
+    counts = {getattr(shapes, name)[0] for name in shapes.used if name != "image"}
+    if len(counts) > 1:
+        raise ValueError(f"fusion needs audio and video features of one token count, got {sorted(counts)}")
+    return counts.pop() if counts else 64
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that requires a gradient, in module order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def count_by_part(model: EmotionLlama) -> dict[str, int]:
+    """Trained parameters of each projector, the fusion, and LoRA."""
+    counts: dict[str, int] = {}
+    for name, parameter in trained_parameters(model).items():
+        part = "lora" if name.startswith("llm.") else ".".join(name.split(".")[: 2 if "projectors" in name else 1])
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
+
+
+def freeze(module: nn.Module) -> None:
+    """Exclude a module's weights from training."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def llm_width(config: Any) -> int:
+    """Width of a transformers causal LM's input embeddings, from its config."""
+    return int(config.get_text_config().hidden_size)

@@ -1,0 +1,44 @@
+"""Fusion variants by name: the published module, its four rivals, and the user's own.
+
+A fusion is an `nn.Module` built as `cls(dims, hidden=…, out_dim=…, dropout=…)` whose `forward(features, present)` takes
+a sequence of (B, K, D_m) in the order audio, image CLS, video and a mask (B, M), and gives (B, K, out_dim). It is
+registered under the entry point group `fusion_train.fusions`; the value `fusion_train.models.fusions:none` stands for
+no fusion tokens at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+from torch import nn
+
+from featurecache.errors import suggest
+from fusion_train.errors import ConfigError
+
+ENTRY_POINTS = "fusion_train.fusions"
+
+
+def none(dims: Sequence[int], **_options: object) -> None:
+    """The variant "none" of the ablation: 384 soft tokens, no fusion stream."""
+
+
+def build_fusion(name: str, dims: Sequence[int], **options: object) -> nn.Module | None:
+    """Build a fusion variant for modalities of these widths.
+
+    Raises:
+        ConfigError: no variant of this name, or an option that it does not take.
+    """
+    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if not found:
+        known = sorted(point.name for point in entry_points(group=ENTRY_POINTS))
+        raise ConfigError(
+            "model.fusion.name",
+            expected="one of " + ", ".join(known),
+            got=f'"{name}"',
+            next_step=suggest(name, known).strip() or None,
+        )
+    try:
+        return found[0].load()(tuple(dims), **options)
+    except TypeError as error:
+        raise ConfigError(f'model.fusion "{name}"', got=str(error), next_step="See its constructor.") from error

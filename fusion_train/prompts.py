@@ -1,0 +1,137 @@
+"""From a clip's words, a task and an answer to token ids; the one tokenisation of training, evaluation and export.
+
+    <s>[INST] <Vid>{448 soft}</Vid> The person in video says: {text}.  [{task}] {instruction}  [/INST]{answer}</s>
+
+(two spaces where shown; the published second stage leaves out the period after the text). `<Vid>` and `[task]` are
+plain text. The loss is on the answer and `</s>`. A clip without a subtitle has no sentence about what is said.
+Source: arXiv 2601.16449; format of the released code at 5f0a408, instructions of our own wording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from featurecache.errors import suggest
+from fusion_train.errors import ConfigError, DataError
+from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN
+
+MAX_TEXT_WORDS = 200
+MAX_PROMPT_TOKENS = 3800
+MAX_ANSWER_TOKENS = 1024
+DROPPED_CHARACTERS = str.maketrans("", "", '.!"()*#:;~')
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, and which part of a clip answers it."""
+
+    name: str
+    instruction: str
+    """May hold {labels}, the closed set of answers."""
+    answer: Literal["label", "labels", "response", "think"]
+    """One label, a list of labels, free text, or reasoning with the label in <answer>."""
+    key: str
+    """Key in the clip's `labels` (label, labels) or `responses` (response, think)."""
+    label: str = "emotion"
+    """The label task that "think" concludes with and that stands in where a response is empty or too long."""
+    modalities: tuple[str, ...] = ("audio", "image", "video")
+    """What the model is shown; a description of the sound alone is asked of the sound alone."""
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("emotion", "Which emotion does the person show? Answer with one of: {labels}.", "label", "emotion"),
+        Task("sentiment", "Is the sentiment of the person one of: {labels}? Answer with it.", "label", "sentiment"),
+        Task("intent", "What does the speaker intend? Answer with one of: {labels}.", "label", "intent"),
+        Task(
+            "multi-label",
+            "Which emotions does the person show? Name all that apply, with commas between.",
+            "labels",
+            "multi-label",
+        ),
+        Task("reason", "Which emotion does the person show, and what in face, voice and words tells it?", "response",
+             "reason"),
+        Task("think", "Weigh face, voice and words step by step, then name the emotion, one of: {labels}.", "think",
+             "think"),
+        Task("audio", "Describe how the voice sounds.", "response", "audio", modalities=("audio",)),
+        Task("image", "Describe the face in the picture.", "response", "image", modalities=("image",)),
+        Task("caption", "Describe the picture.", "response", "caption", modalities=("image",)),
+    )
+}  # fmt: skip
+
+
+def find_task(name: str) -> Task:
+    """Return a task by name.
+
+    Raises:
+        ConfigError: no such task; the near name is suggested.
+    """
+    if name not in TASKS:
+        raise ConfigError(
+            f'task "{name}"', expected="one of " + ", ".join(TASKS), got="no such task",
+            next_step=suggest(name, TASKS).strip() or None,
+        )  # fmt: skip
+    return TASKS[name]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a prompt is put together. `{soft}`, `{said}`, `{task}`, `{instruction}` and `{text}` are filled in."""
+
+    template: str = "[INST] <Vid>{soft}</Vid>{said}  [{task}] {instruction}  [/INST]"
+    said: str = " The person in video says: {text}."
+    clean_text: bool = True
+    """Lower-case the subtitle and drop . ! " ( ) * # : ; ~ as the released code does."""
+
+    def render(
+        self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None
+    ) -> tuple[str, str]:
+        """Return what stands before and after the soft tokens."""
+        words = (text or "").split()[:MAX_TEXT_WORDS]
+        spoken = " ".join(words)
+        if self.clean_text:
+            spoken = spoken.lower().translate(DROPPED_CHARACTERS).strip()
+        said = self.said.replace("{text}", spoken) if spoken else ""
+        asked = (instruction or task.instruction).replace("{labels}", ", ".join(labels))
+        before, soft, after = self.template.partition("{soft}")
+        if not soft:
+            raise ConfigError("prompt.template", expected="{soft}, the place of the soft tokens", got=self.template)
+        # The subtitle goes in last: braces inside it are text.
+        after = after.replace("{task}", task.name).replace("{instruction}", asked).replace("{said}", said)
+        return before, after
+
+
+def encode_prompt(tokenizer: Any, before: str, num_soft: int, after: str, subject: str = "prompt") -> list[int]:
+    """Token ids of a prompt, SOFT_TOKEN at each soft token's place; one BOS where the tokenizer has one.
+
+    Raises:
+        DataError: longer than the prompt limit.
+    """
+    ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids += tokenizer.encode(before, add_special_tokens=False)
+    ids += [SOFT_TOKEN] * num_soft
+    ids += tokenizer.encode(after, add_special_tokens=False)
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise DataError(
+            subject, expected=f"at most {MAX_PROMPT_TOKENS} prompt tokens", got=str(len(ids)),
+            next_step="Shorten its text in the clip list.",
+        )  # fmt: skip
+    return ids
+
+
+def encode_answer(tokenizer: Any, answer: str) -> list[int]:
+    """Token ids of an answer and the end-of-sequence token."""
+    return [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def supervise(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Join prompt and answer; labels are -100 on the prompt."""
+    return [*prompt_ids, *answer_ids], [IGNORED_LABEL] * len(prompt_ids) + list(answer_ids)
+
+
+def think_answer(reasoning: str, conclusion: str) -> str:
+    """`<think>…</think><answer>…</answer>`."""
+    return f"<think>{reasoning}</think><answer>{conclusion}</answer>"

@@ -1,0 +1,304 @@
+"""The training loop, read top to bottom.
+
+    sample stream -> batches (a thread ahead) -> forward, backward -> AdamW -> metrics, scoring, checkpoint
+
+Published recipe: AdamW, betas 0.9/0.999, weight decay 0.05 (0 for biases and norms); linear warm-up 1e-6→1e-4 over
+1,000 steps, cosine to 1e-6; fresh optimizer and schedule in stage 2; fp16 autocast with scaler; no clipping.
+The loss of a step is the mean over all supervised tokens of its global batch, whatever the number of devices and
+micro-batches. Samples and dropout are pure functions of (seed, step): a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from featurecache.interrupt import Interrupted, StopRequest
+from featurecache.progress import Progress
+from fusion_train import checkpoint
+from fusion_train.assemble import Workbench, absolute, assemble, relative
+from fusion_train.batches import Batch, prefetch
+from fusion_train.config import Config, OptimConfig
+from fusion_train.errors import CheckpointError, ConfigError, DivergedError
+from fusion_train.evaluate import closed_tasks, evaluate
+from fusion_train.journal import Journal
+from fusion_train.models.emotion_llama import trained_parameters
+from fusion_train.prompts import encode_answer
+from fusion_train.run import Run, RunRecord
+from fusion_train.samples import SampleStream
+from fusion_train.seeding import derive
+
+
+def train(
+    config: Config,
+    *,
+    store: str,
+    clips: str,
+    run: Run,
+    initial: Run | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train a run, or resume it where it was; a finished run is returned as it is.
+
+    Args:
+        store, clips: the feature store and the clip list.
+        run: folder to train in.
+        initial: start from this run's best trained weights.
+
+    Returns:
+        The final scores and timings, as written to `finished.json`.
+
+    Raises:
+        ConfigError, DataError, StoreError, ModelError: before anything is written.
+        CheckpointError: the folder holds a run of another configuration.
+        DivergedError: the loss is not finite.
+        Interrupted: SIGINT or SIGTERM; the run resumes from here.
+    """
+    refuse_other_configuration(run, config)
+    if run.exists and run.finished:
+        say(f"{run.folder}: already finished at step {run.result['step']}")
+        return run.result
+    accelerator = make_accelerator(config.optim)
+    check_batching(config.optim, accelerator.num_processes)
+    known = run.record() if run.exists else None
+    bench = assemble(
+        config, store, clips,
+        fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,
+    )  # fmt: skip
+    stream = make_stream(bench)
+    eval_clips = _eval_clips(bench)
+
+    if known is not None and known.initial is not None:
+        initial = Run(absolute(known.initial["run"], run.folder))
+    loaded = start_from(initial, run, bench.model, known) if initial else None
+    if known is None and accelerator.is_main_process:
+        run.create(config, make_record(bench, store, clips, run, loaded))
+    model, optimizer = accelerator.prepare(bench.model, make_optimizer(bench.model, config.optim))
+    start = resume(run, bench.model, optimizer, accelerator, known)
+    say(f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
+        f"{len(stream)} clips an epoch, {sum(p.numel() for p in trained_parameters(bench.model).values()):,} "
+        f"trained parameters, on {accelerator.device}")  # fmt: skip
+
+    steps = prefetch(lambda step: micro_batches(step, bench, stream, accelerator), start, config.optim.steps)
+    journal = Journal(run.folder, start, config.log, enabled=accelerator.is_main_process)
+    scores: dict[str, float] = {}
+    began, waiting_since = time.perf_counter(), time.perf_counter()
+    with StopRequest() as stop, journal, Progress(config.optim.steps, config.stage, "step", start=start) as bar:
+        for step, batches in enumerate(steps, start=start):
+            waited_s = time.perf_counter() - waiting_since
+            lr = learning_rate(step, config.optim)
+            loss, grad_norm = train_step(model, optimizer, batches, accelerator, config, step, lr)
+            done = step + 1
+            journal.step(done, loss=loss, lr=lr, grad_norm=grad_norm, num_samples=config.optim.batch_size,
+                         num_supervised=sum(b.num_supervised for b in batches), waited_s=waited_s)  # fmt: skip
+            bar.advance(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
+            last = done == config.optim.steps
+            if eval_clips and (last or done % config.log.eval_every == 0):
+                scores = score(bench, eval_clips)
+                journal.scores(done, scores)
+                bar.note(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+            if (last or done % config.checkpoint.every == 0 or stop.requested) and accelerator.is_main_process:
+                save_checkpoint(run, bench, optimizer, accelerator, done, journal.score_at(done))
+            if stop.requested and not last:
+                raise Interrupted(
+                    f"{run.folder}: stopped after step {done}. Go on with: fusion-train resume {run.folder}"
+                )
+            waiting_since = time.perf_counter()
+
+    result = {"step": config.optim.steps, "scores": scores, "seconds": round(time.perf_counter() - began, 3)}
+    if accelerator.is_main_process:
+        run.finish(result)
+    return result
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    accelerator: Accelerator,
+    config: Config,
+    step: int,
+    lr: float,
+) -> tuple[float, float]:
+    """One optimizer step over its micro-batches; returns the mean loss a supervised token and the gradient norm."""
+    torch.manual_seed(derive(config.seed, "dropout", step, accelerator.process_index))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    supervised = torch.tensor(sum(batch.num_supervised for batch in batches), device=accelerator.device)
+    total = int(accelerator.reduce(supervised, reduction="sum"))
+    loss = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(batches):
+        last = number + 1 == len(batches)
+        with nullcontext() if last else accelerator.no_sync(model):
+            loss_sum = model(**batch.to(accelerator.device).tensors()).loss_sum
+            # DDP averages gradients over processes; the loss is a mean over the tokens of all of them.
+            accelerator.backward(loss_sum * (accelerator.num_processes / total))
+            loss += loss_sum.detach() / total
+    mean_loss = float(accelerator.reduce(loss, reduction="sum"))
+    if not math.isfinite(mean_loss):
+        raise DivergedError(
+            f"step {step}", expected="a finite loss", got=str(mean_loss),
+            next_step="Lower optim.lr or set optim.precision=bf16. The clips of this batch:",
+            problems=[clip for batch in batches for clip in batch.clip_ids],
+        )  # fmt: skip
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm or math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return mean_loss, float(norm)
+
+
+def micro_batches(step: int, bench: Workbench, stream: SampleStream, accelerator: Accelerator) -> list[Batch]:
+    """This process's micro-batches of a step; the step's samples are the same for any number of processes."""
+    optim, world, rank = bench.config.optim, accelerator.num_processes, accelerator.process_index
+    size = optim.micro_batch_size
+    first = step * optim.batch_size
+    return [
+        bench.collator([stream.draw(first + start + place) for place in range(size)])
+        for start in range(rank * size, optim.batch_size, world * size)
+    ]
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """Linear warm-up, then a cosine to `min_lr` at the last step."""
+    if step < optim.warmup_steps:
+        return optim.warmup_lr + (optim.lr - optim.warmup_lr) * step / optim.warmup_steps
+    progress = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; biases and norms (one dimension) do not decay."""
+    parameters = trained_parameters(model).values()
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+
+
+def make_accelerator(optim: OptimConfig) -> Accelerator:
+    """Device and autocast by accelerate.
+
+    Raises:
+        ConfigError: a precision that the device does not have.
+    """
+    try:
+        return Accelerator(mixed_precision=optim.precision)
+    except ValueError as error:
+        raise ConfigError(
+            "optim.precision", expected="one that this machine has", got=f"{optim.precision} ({error})",
+            next_step='Use --set optim.precision=bf16, or "no" for float32.',
+        ) from error  # fmt: skip
+
+
+def check_batching(optim: OptimConfig, num_processes: int) -> None:
+    """Raise ConfigError where the global batch does not divide into micro-batches over the processes."""
+    if optim.batch_size % (optim.micro_batch_size * num_processes):
+        raise ConfigError(
+            "optim.batch_size",
+            expected=f"a multiple of micro_batch_size {optim.micro_batch_size} × {num_processes} processes",
+            got=str(optim.batch_size),
+        )
+
+
+def make_stream(bench: Workbench) -> SampleStream:
+    """Samples of the training split, as the configuration draws them."""
+    data = bench.config.data
+    return SampleStream(
+        bench.reader.usable(bench.clips.in_split(data.train_split), data.failed_clips),
+        data.tasks,
+        bench.label_sets,
+        seed=bench.config.seed,
+        modalities=bench.reader.modalities,
+        mixture=data.mixture,
+        hide_modality_p=data.hide_modality_p,
+        answer_length=lambda text: len(encode_answer(bench.tokenizer, text)),
+    )
+
+
+def _eval_clips(bench: Workbench) -> Any:
+    data = bench.config.data
+    if data.eval_split is None:
+        return None
+    return bench.reader.usable(bench.clips.in_split(data.eval_split), data.failed_clips)
+
+
+def score(bench: Workbench, clips: Any) -> dict[str, float]:
+    """Accuracy of every closed task on held-out clips."""
+    return {task: evaluate(bench, clips, task).summary()["accuracy"] for task in closed_tasks(bench, clips)}
+
+
+def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None) -> dict[str, Any]:
+    """Load another run's best trained weights; returns what `run.json` keeps of it.
+
+    Raises:
+        CheckpointError: `initial` is not trained, or no longer holds the weights that `known` started from.
+    """
+    if known is not None and checkpoint.published(run.checkpoints):
+        return dict(known.initial or {})  # the run has trained weights of its own
+    folder = checkpoint.choose(initial.checkpoints, "best")
+    state = checkpoint.read_state(folder)
+    loaded = {
+        "run": relative(str(initial.folder), run.folder),
+        "step": state.step,
+        "sha256": state.sha256["model.safetensors"],
+    }
+    if known is not None and known.initial != loaded:
+        raise CheckpointError(
+            str(run.folder), expected=f"to start from {known.initial}", got=str(loaded),
+            next_step=f"{initial.folder} was trained anew; delete {run.folder} and start it again.",
+        )  # fmt: skip
+    checkpoint.load_model(folder, model)
+    return loaded
+
+
+def make_record(bench: Workbench, store: str, clips: str, run: Run, initial: Mapping[str, Any] | None) -> RunRecord:
+    packages = ("torch", "transformers", "peft", "accelerate", "featurecache")
+    return RunRecord(
+        store=relative(store, run.folder),
+        clips=relative(clips, run.folder),
+        fingerprints=bench.reader.fingerprints,
+        shapes=bench.reader.shapes,
+        label_sets=bench.label_sets,
+        initial=initial,
+        versions={"python": platform.python_version()} | {name: version(name) for name in packages},
+    )
+
+
+def refuse_other_configuration(run: Run, config: Config) -> None:
+    """Raise CheckpointError where the folder holds a run of another configuration."""
+    if run.exists and (differing := config.differences(run.config())):
+        raise CheckpointError(
+            str(run.folder), expected="no run, or one of this configuration", got="one of another configuration",
+            next_step="Choose another folder with --out. Asked != there:", problems=differing,
+        )  # fmt: skip
+
+
+def resume(run: Run, model: nn.Module, optimizer: Any, accelerator: Accelerator, known: RunRecord | None) -> int:
+    """Restore the newest checkpoint; returns the number of steps done."""
+    folders = checkpoint.published(run.checkpoints) if known else []
+    if not folders:
+        return 0
+    state = checkpoint.read_state(folders[-1])
+    checkpoint.load_model(folders[-1], model)
+    checkpoint.load_optimizer(folders[-1], model, optimizer.optimizer)
+    if accelerator.scaler is not None and state.scaler:
+        accelerator.scaler.load_state_dict(dict(state.scaler))
+    return state.step
+
+
+def save_checkpoint(
+    run: Run, bench: Workbench, optimizer: Any, accelerator: Accelerator, step: int, score: float | None
+) -> None:
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+    state = checkpoint.State(step, bench.config.hash, bench.reader.fingerprints, scaler, score)
+    checkpoint.save(run.checkpoints, bench.model, optimizer.optimizer, state, keep=bench.config.checkpoint.keep)
