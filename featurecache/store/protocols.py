@@ -8,8 +8,8 @@ does not have the modality). Absence and failure are records; they are never zer
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +41,8 @@ class ClipRecord:
     crc32c: int = 0
     absmax: float = 0.0
     nan_count: int = 0
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Measured loss of a quantised feature: error_rms (relative), error_max (absolute), error_cosine."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,17 @@ class FeatureWriter(Feature, Protocol):
 
         Deterministic: every worker that calls it with the same list sees the same plan, whoever comes first.
         """
+        ...
+
+    def retry(self, ids: Sequence[str]) -> None:
+        """Plan these clips anew on fresh shards, except where they are pending already.
+
+        The old records stay true until the new shards are committed; then the highest shard that holds a clip is.
+        """
+        ...
+
+    def shards(self) -> list[Shard]:
+        """Every planned shard, committed or not, by number; ranks divide the work by these."""
         ...
 
     def pending(self) -> list[Shard]:

@@ -1,0 +1,145 @@
+"""Which clip lies where: every commit record of a feature, looked up by id without an object a clip.
+
+An entry is one slot of one record; entries are numbered in (shard, slot) order. Ids are found through sorted 64-bit
+hashes and then compared whole, so a collision costs time and nothing else. Of a clip that several shards hold (it was
+retried), the highest shard is the truth. One million clips: about 100 MB, half a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from featurecache.store.layout import id_hash
+from featurecache.store.protocols import Status
+from featurecache.store.records import Record
+
+
+class Catalogue:
+    """Records of one feature, by shard; rebuilt lazily after `add`."""
+
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        self._records = {record.shard: record for record in records}
+        self._built = False
+
+    def add(self, record: Record) -> None:
+        self._records[record.shard] = record
+        self._built = False
+
+    def __contains__(self, shard: int) -> bool:
+        return shard in self._records
+
+    @property
+    def shards(self) -> list[int]:
+        """Numbers of committed shards, sorted."""
+        return sorted(self._records)
+
+    @property
+    def records(self) -> list[Record]:
+        """Records by shard number; an entry's place in this list is what `locate` returns."""
+        self._build()
+        return self._ordered
+
+    def _build(self) -> None:
+        if self._built:
+            return
+        self._ordered = [self._records[shard] for shard in sorted(self._records)]
+        self._starts = np.zeros(len(self._ordered) + 1, np.int64)
+        np.cumsum([len(record) for record in self._ordered], out=self._starts[1:])
+        hashes = np.concatenate([record.columns["id_hash"] for record in self._ordered] or [np.zeros(0, "<u8")])
+        self._order = np.argsort(hashes, kind="stable").astype(np.uint32)
+        self._hashes = hashes[self._order]
+        self._superseded = self._find_superseded()
+        self._built = True
+
+    def _find_superseded(self) -> np.ndarray:
+        """(entries,) bool: a later shard holds the same clip. Only equal hashes are looked at one by one."""
+        superseded = np.zeros(self._hashes.size, bool)
+        repeated = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        for hashed in np.unique(self._hashes[repeated]):
+            begin, end = (
+                np.searchsorted(self._hashes, [hashed], "left")[0],
+                np.searchsorted(self._hashes, [hashed], "right")[0],
+            )
+            latest: dict[bytes, int] = {}
+            for entry in self._order[begin:end].tolist():  # ascending: the sort is stable
+                encoded = self.encoded_id(entry)
+                if encoded in latest:
+                    superseded[latest[encoded]] = True
+                latest[encoded] = entry
+        return superseded
+
+    def locate(self, entry: int) -> tuple[int, int]:
+        """(place of the record in `records`, slot) of an entry."""
+        place = int(np.searchsorted(self._starts, entry, "right")) - 1
+        return place, entry - int(self._starts[place])
+
+    def encoded_id(self, entry: int) -> bytes:
+        place, slot = self.locate(entry)
+        return self._ordered[place].encoded_id(slot)
+
+    def find(self, ids: Sequence[str]) -> list[int]:
+        """Entry of each clip, -1 where no record holds it."""
+        self._build()
+        encoded = [clip_id.encode("utf-8", "surrogatepass") for clip_id in ids]
+        hashes = np.array([id_hash(data) for data in encoded], np.uint64)
+        begins = np.searchsorted(self._hashes, hashes).tolist()
+        return [
+            self._match(begin, int(hashed), data) for begin, hashed, data in zip(begins, hashes, encoded, strict=True)
+        ]
+
+    def _match(self, begin: int, hashed: int, encoded: bytes) -> int:
+        while begin < self._hashes.size and self._hashes[begin] == hashed:
+            entry = int(self._order[begin])
+            if not self._superseded[entry] and self.encoded_id(entry) == encoded:
+                return entry
+            begin += 1
+        return -1
+
+    def current(self) -> Iterator[tuple[int, int]]:
+        """(place, slot) of every clip's true entry, in row order."""
+        self._build()
+        for place, record in enumerate(self._ordered):
+            begin = int(self._starts[place])
+            kept = np.flatnonzero(~self._superseded[begin : begin + len(record)])
+            yield from ((place, slot) for slot in kept.tolist())
+
+    def ok_entries(self) -> np.ndarray:
+        """Entries that have tokens, in row order."""
+        self._build()
+        statuses = np.concatenate([record.columns["status"] for record in self._ordered] or [np.zeros(0, "|u1")])
+        return np.flatnonzero((statuses == Status.OK) & ~self._superseded)
+
+    def counts(self) -> dict[Status, int]:
+        """Clips by status."""
+        self._build()
+        statuses = np.concatenate([record.columns["status"] for record in self._ordered] or [np.zeros(0, "|u1")])
+        return {status: int(((statuses == status) & ~self._superseded).sum()) for status in Status}
+
+
+class Ids(Sequence[str]):
+    """Ids of some entries, decoded when asked for."""
+
+    def __init__(self, catalogue: Catalogue, entries: np.ndarray) -> None:
+        self._catalogue = catalogue
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return self._entries.size
+
+    def __getitem__(self, index):  # type: ignore[override, no-untyped-def]
+        if isinstance(index, slice):
+            return [self._catalogue.encoded_id(entry).decode() for entry in self._entries[index].tolist()]
+        return self._catalogue.encoded_id(int(self._entries[index])).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._catalogue.encoded_id(entry).decode() for entry in self._entries.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} clip ids>"

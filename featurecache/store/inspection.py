@@ -1,0 +1,249 @@
+"""Look at a feature as it lies on disk, damaged or not: every file read on its own, every problem named.
+
+A problem is damage (the store contradicts itself; `fcache repair` mends it) or a notice (unfinished work, leftovers).
+Reading stops at the first damage it meets; this module never does. It changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from featurecache.errors import CorruptStoreError, SpecError
+from featurecache.spec import Spec
+from featurecache.store.feature import RECORD_DIGITS
+from featurecache.store.formats import Part, ShardFormat, parts_of
+from featurecache.store.layout import FeatureFolder, default_shard_rows, numbered
+from featurecache.store.mapped import map_file
+from featurecache.store.plan import SEGMENT_DIGITS, Plan, Segment, load_segment
+from featurecache.store.protocols import Status
+from featurecache.store.publish import TEMPORARY_PREFIX
+from featurecache.store.records import NEXT_STEP, Record, load_record
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it should be."""
+
+    kind: str
+    """root, spec, derived, plan, record, shard, index, row (damage); pending, orphan, foreign, temporary, zero, twin."""
+    feature: str
+    message: str
+    shard: int | None = None
+    clip_id: str | None = None
+    path: Path | None = None
+    damage: bool = True
+
+    def __str__(self) -> str:
+        place = [self.feature] if self.feature else []
+        place += [f"shard {self.shard}"] if self.shard is not None else []
+        place += [f"clip {self.clip_id}"] if self.clip_id is not None else []
+        return (", ".join(place) + ": " if place else "") + self.message
+
+
+@dataclass
+class Inspection:
+    """What of a feature can be read, and the problems met on the way."""
+
+    name: str
+    folder: FeatureFolder
+    form: ShardFormat
+    spec: Spec | None = None
+    spec_text: bytes = b""
+    segments: dict[int, Segment] = field(default_factory=dict)
+    records: dict[int, Record] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return parts_of(self.spec) if self.spec else ()
+
+    def note(self, kind: str, message: str, **place: object) -> None:
+        self.problems.append(Problem(kind, self.name, message, **place))  # type: ignore[arg-type]
+
+    def planned(self) -> dict[int, tuple[Segment, int, int]]:
+        """Planned shards that hold clips: segment, first clip, last clip + 1."""
+        return {
+            number: (segment, begin, end)
+            for segment in self.segments.values()
+            for number, begin, end in segment.shards()
+            if end > begin
+        }
+
+
+def inspect_feature(folder: FeatureFolder, name: str, form: ShardFormat) -> Inspection:
+    """Read spec, plan and records of one feature, and check them against each other and the list of files."""
+    found = Inspection(name, folder, form)
+    _inspect_spec(found)
+    if found.spec is None:
+        return found
+    _inspect_plan(found)
+    _inspect_records(found)
+    _inspect_derived(found)
+    _inspect_files(found)
+    return found
+
+
+def inspect_shard(found: Inspection, shard: int, *, quick: bool = False) -> Iterator[Problem]:
+    """Check the files of one committed shard: sizes and index, and every row's bytes unless `quick`."""
+    record = found.records[shard]
+    paths = found.form.paths(found.folder, shard, found.parts)
+    for number, (path, part) in enumerate(zip(paths, found.parts, strict=True)):
+        try:
+            data = map_file(path, record.file_bytes[number], NEXT_STEP)
+        except (CorruptStoreError, OSError) as error:
+            got = error.got if isinstance(error, CorruptStoreError) else str(error)
+            message = f"expected {record.file_bytes[number]} bytes, got {got}"
+            yield Problem("shard", found.name, message, shard, path=path)
+            continue
+        for message in found.form.file_problems(data, record, part, number, quick):
+            yield Problem("index", found.name, message, shard, path=path)
+        if not quick:
+            yield from _row_problems(found, record, data, part, number, path)
+
+
+def _row_problems(
+    found: Inspection, record: Record, data: np.ndarray, part: Part, number: int, path: Path
+) -> Iterator[Problem]:
+    column = "crc32c" if not part.name else f"{part.name}_crc32c"
+    for slot in np.flatnonzero(record.columns["status"] == Status.OK).tolist():
+        clip_id = record.encoded_id(slot).decode("utf-8", "replace")
+        try:
+            row = found.form.row(data, record, slot, part, number)
+        except CorruptStoreError as error:
+            yield Problem("row", found.name, str(error), record.shard, clip_id, path)
+            continue
+        if google_crc32c.value(row) != record.columns[column][slot]:
+            yield Problem("row", found.name, "bytes contradict their checksum", record.shard, clip_id, path)
+        elif part.dtype.kind == "f" and not np.isfinite(row.view(part.dtype)).all():
+            yield Problem("row", found.name, "NaN or infinity among the tokens", record.shard, clip_id, path)
+        elif not part.name and not row.any():
+            yield Problem("zero", found.name, "every token is zero", record.shard, clip_id, path, damage=False)
+
+
+def _inspect_spec(found: Inspection) -> None:
+    path = found.folder.spec
+    try:
+        text = path.read_bytes()
+        spec = Spec.from_json(text.decode("utf-8"), str(path))
+        parts_of(spec)
+    except (OSError, SpecError, UnicodeDecodeError) as error:
+        found.note("spec", f"spec.json cannot be read ({error})", path=path)
+        return
+    kept = spec_kept_in_array(found)
+    if kept is not None and kept != text:
+        found.note("spec", "spec.json is not the spec that the array's attributes keep", path=path)
+    found.spec, found.spec_text = spec, text
+
+
+def spec_kept_in_array(found: Inspection) -> bytes | None:
+    """The text of spec.json as kept in the derived file, where that copy agrees with its own checksum."""
+    try:
+        ours = json.loads((found.folder.root / found.form.spec_copy).read_bytes())["attributes"]["featurecache"]
+        text = json.dumps(ours["spec"], sort_keys=True, indent=2, ensure_ascii=True).encode("ascii") + b"\n"
+        return text if google_crc32c.value(text) == ours["spec_crc32c"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _inspect_plan(found: Inspection) -> None:
+    numbers = numbered(found.folder.plan, SEGMENT_DIGITS)
+    end = 0
+    for number in range(numbers[-1] + 1 if numbers else 0):
+        path = found.folder.segment(number)
+        try:
+            segment = load_segment(path, number)
+        except (CorruptStoreError, OSError) as error:
+            found.note("plan", str(error), path=path)
+            continue
+        if segment.first_shard < end:
+            found.note("plan", f"segment {number} overlaps the one before", path=path)
+            continue
+        found.segments[number] = segment
+        end = segment.end_shard
+
+
+def _inspect_records(found: Inspection) -> None:
+    assert found.spec is not None
+    planned = found.planned()
+    whole_plan = not any(problem.kind == "plan" for problem in found.problems)
+    numbers = numbered(found.folder.records, RECORD_DIGITS)
+    for shard in numbers:
+        path = found.folder.record(shard)
+        try:
+            record = load_record(path, shard, found.spec.fingerprint)
+        except (CorruptStoreError, OSError) as error:
+            found.note("record", str(error), shard=shard, path=path)
+            continue
+        message = _record_problem(found, record, planned.get(shard), whole_plan)
+        if message:
+            found.note("record", message, shard=shard, path=path)
+        else:
+            found.records[shard] = record
+    for shard in sorted(set(planned) - set(numbers)):
+        segment, begin, end = planned[shard]
+        found.note("pending", f"{end - begin} planned clips are not extracted", shard=shard, damage=False)
+
+
+def _record_problem(
+    found: Inspection, record: Record, planned: tuple[Segment, int, int] | None, whole_plan: bool
+) -> str:
+    if record.row_bytes != found.parts[0].row_bytes or len(record.file_bytes) != len(found.parts):
+        return "the record's rows are not those of the spec"
+    ids = [record.encoded_id(slot) for slot in range(len(record))]
+    if len(set(ids)) != len(ids):
+        return "a clip stands twice in one shard"
+    if planned is None:
+        return "the shard was never planned" if whole_plan and not found.form.unplanned else ""
+    segment, begin, end = planned
+    if ids != segment.encoded_ids(begin, end) or record.shard_rows != segment.shard_rows:
+        return "the record's clips are not the planned ones"
+    return ""
+
+
+def _inspect_derived(found: Inspection) -> None:
+    assert found.spec is not None
+    if any(problem.kind in ("plan", "spec") for problem in found.problems):
+        return  # what they should hold is not known before those are mended
+    plan = Plan(found.folder)
+    first = plan.segments[0] if plan.segments else None
+    rows = first.shard_rows if first else default_shard_rows(found.parts[0].row_bytes)
+    codec = first.codec if first else "none"
+    derived = found.form.derived_files(found.folder, found.spec, found.spec_text, found.parts, plan, rows, codec)
+    for path, data in derived.items():
+        try:
+            same = path.read_bytes() == data
+        except OSError:
+            same = False
+        if not same and (first or not path.is_file()):
+            found.note("derived", f"{path.name} is not what spec and plan give", path=path)
+
+
+def _inspect_files(found: Inspection) -> None:
+    """Name every file that no record and no rule accounts for."""
+    damaged = {problem.path for problem in found.problems}
+    known = {found.folder.spec}
+    known |= {found.folder.segment(number) for number in numbered(found.folder.plan, SEGMENT_DIGITS)}
+    records = numbered(found.folder.records, RECORD_DIGITS)
+    known |= {found.folder.record(shard) for shard in records}
+    expected = {path for shard in records for path in found.form.paths(found.folder, shard, found.parts)}
+    for folder in found.form.folders(found.folder, found.parts):
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir() or path in known or path in expected or path in damaged:
+                continue
+            if found.form.is_derived(path):
+                continue
+            if path.name.startswith(TEMPORARY_PREFIX):
+                found.note("temporary", f"{path.name} was left behind", path=path, damage=False)
+            elif found.folder.leases in path.parents:
+                continue
+            elif found.form.is_shard(path) and not re.search(r"\s", path.name):
+                found.note("orphan", "a shard file without a commit record", path=path, damage=False)
+            else:
+                found.note("foreign", f"{path.name} is not of this store", path=path, damage=False)

@@ -1,0 +1,146 @@
+"""Names and numbers of a store on disk: paths, ids, shard sizes, and the files derived from them.
+
+    features.zarr/zarr.json                        the group
+    features.zarr/NAME/zarr.json                   the array (N, K, D); derived from spec and plan
+    features.zarr/NAME/c/SHARD/0/0                 a shard: slot i at byte i × row_bytes, then Zarr's shard index
+    features.zarr/NAME/.fcache/spec.json           the spec
+    features.zarr/NAME/.fcache/plan/00000          plan segments
+    features.zarr/NAME/.fcache/records/00000000    a commit record a shard; without it the shard is not there
+    features.zarr/NAME/.fcache/tmp/                files not published yet
+
+N clips (planned), K tokens, D encoder width, S rows a shard. Knows no encoder, and opens nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from featurecache.clips import MAX_ID_BYTES
+from featurecache.errors import StoreError
+
+STORE_FORMAT = 1
+SIDE_FOLDER = ".fcache"
+SCALES_ENDING = ".scales"
+MAX_SHARD_BYTES = 256 << 20
+MAX_SHARD_ROWS = 65_536
+MAX_SHARDS = 10_000_000
+MAX_ROW_BYTES = 1 << 30
+
+FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+LOGICAL_DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "int8": np.dtype(np.float16),  # read dequantised
+    "float8": np.dtype(np.float16),
+}
+"""dtype of what readers get, by stored dtype."""
+
+DISK_DTYPES = {
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "float32": np.dtype("<f4"),
+    "int8": np.dtype("|i1"),
+    "float8": np.dtype("|u1"),
+}
+"""dtype a foreign reader sees, by stored dtype."""
+
+
+def check_feature_name(name: str) -> str:
+    """Return `name`.
+
+    Raises:
+        StoreError: it could not be a folder of a store.
+    """
+    if not FEATURE_NAME.fullmatch(name) or name.endswith((SCALES_ENDING, ".", ".json")):
+        raise StoreError(
+            f"feature name {name!r}",
+            expected=f'letters, digits, "-", "_" and ".", not ending in "{SCALES_ENDING}"',
+            got="another",
+            next_step="Choose one with --name.",
+        )
+    return name
+
+
+def encode_ids(ids: Sequence[str]) -> list[bytes]:
+    """UTF-8 of clip ids.
+
+    Raises:
+        StoreError: an id that a clip list would refuse, or one that stands twice; all are listed.
+    """
+    problems = []
+    encoded = []
+    for clip_id in ids:
+        problem = id_problem(clip_id)
+        if problem:
+            problems.append(problem)
+        else:
+            encoded.append(clip_id.encode())
+    if not problems and len(set(encoded)) != len(encoded):
+        seen: set[bytes] = set()
+        problems = [f"{data.decode()}: stands twice" for data in encoded if data in seen or seen.add(data)]  # type: ignore[func-returns-value]
+    if problems:
+        raise StoreError("clip ids", expected="sound ids, each once", got=f"{len(problems)} others", problems=problems)
+    return encoded
+
+
+def id_problem(clip_id: object) -> str:
+    """What keeps a clip id out of a store, or an empty string. The rules are those of the clip list."""
+    if not isinstance(clip_id, str) or not clip_id:
+        return f"{clip_id!r}: expected a string"
+    if not clip_id.isprintable() or clip_id != clip_id.strip():
+        return f"{clip_id!r}: expected printable text without outer spaces"
+    if len(clip_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        return f"{clip_id[:40]!r}…: expected at most {MAX_ID_BYTES} bytes"
+    if "\\" in clip_id or any(part in ("", ".", "..") for part in clip_id.split("/")):
+        return f"{clip_id!r}: expected no path escape"
+    return ""
+
+
+def id_hash(encoded: bytes) -> int:
+    """First 8 bytes of the sha256 of an id, as a little-endian number."""
+    return int.from_bytes(hashlib.sha256(encoded).digest()[:8], "little")
+
+
+def default_shard_rows(row_bytes: int) -> int:
+    """The largest power of two whose rows fit `MAX_SHARD_BYTES`.
+
+    Powers of two nest: shards of different features made from one clip list cover each other's ranges.
+    """
+    rows = max(1, MAX_SHARD_BYTES // row_bytes)
+    return min(MAX_SHARD_ROWS, 1 << (rows.bit_length() - 1))
+
+
+class FeatureFolder:
+    """Paths of one feature."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root / name
+        self.side = self.root / SIDE_FOLDER
+        self.spec = self.side / "spec.json"
+        self.plan = self.side / "plan"
+        self.records = self.side / "records"
+        self.temporary = self.side / "tmp"
+        self.leases = self.side / "leases"
+
+    def record(self, shard: int) -> Path:
+        return self.records / f"{shard:08d}"
+
+    def segment(self, number: int) -> Path:
+        return self.plan / f"{number:05d}"
+
+
+def numbered(folder: Path, digits: int) -> list[int]:
+    """Numbers of the files of a folder that are named by exactly so many digits, sorted."""
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if len(name) == digits and name.isascii() and name.isdigit())

@@ -1,0 +1,230 @@
+"""Make a file visible at once, complete, or not at all.
+
+Publish: write a temporary file, fsync it, link it to its name without replacing, fsync the folder. Whoever comes second
+learns of it and changes nothing. Derived files, which may be written again, replace by rename instead. A killed process
+leaves at most temporary files; each is held by a lock (flock) of its writer, so that `sweep` can tell those of the dead
+from those of the living without process ids, host names or clocks.
+
+Stores and checkpoints both publish with this module. It knows neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from featurecache.errors import WriteError
+
+TEMPORARY_PREFIX = ".tmp-"
+UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOLCK)
+
+
+def write_error(subject: str | Path, error: OSError) -> WriteError:
+    """Say what the disk refused, and what to do, in the project's form."""
+    reasons = {
+        errno.ENOSPC: ("free space", "the disk is full", "Free space and run the same command again"),
+        errno.EDQUOT: ("free space", "the quota is used up", "Free space and run the same command again"),
+        errno.EFBIG: (
+            "a file of this size to be allowed",
+            "the file size limit was reached",
+            "Raise the limit (ulimit -f) and run the same command again",
+        ),
+        errno.EROFS: ("a writable disk", "it is read-only", "Make it writable and run the same command again"),
+        errno.EACCES: ("permission to write", "none", "Grant it and run the same command again"),
+    }
+    expected, got, step = reasons.get(
+        error.errno or 0,
+        ("to be written", f"{os.strerror(error.errno or 0)}", "Mend the disk and run the same command again"),
+    )
+    return WriteError(str(subject), expected=expected, got=got, next_step=f"{step}: what was committed is untouched.")
+
+
+@contextlib.contextmanager
+def writing(subject: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into a WriteError that names `subject`."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(subject, error) from error
+
+
+class TemporaryFile:
+    """A file nobody else sees, locked by this process, in the file system of its final name.
+
+    Use as a context manager: leaving the block without `publish` or `replace` removes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            self.path = folder / (TEMPORARY_PREFIX + secrets.token_hex(8))
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            if _lock_now(self.fd) and os.fstat(self.fd).st_nlink == 1:
+                return
+            os.close(self.fd)  # a sweeper came between creation and lock
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append at the file's position."""
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def write_at(self, data: bytes | memoryview, offset: int) -> None:
+        """Write at `offset`; what lies between is a hole."""
+        view = memoryview(data).cast("B")
+        while view:
+            written = os.pwrite(self.fd, view, offset)
+            view, offset = view[written:], offset + written
+
+    def sync(self) -> None:
+        os.fsync(self.fd)
+
+    def publish(self, target: Path) -> bool:
+        """Give the file its name unless the name is taken; False where it is. The content is on the disk first."""
+        self.sync()
+        try:
+            _link_without_replacing(self.path, target)
+        except FileExistsError:
+            return False
+        sync_folder(target.parent)
+        return True
+
+    def replace(self, target: Path) -> None:
+        """Give the file its name, in place of what had it."""
+        self.sync()
+        os.rename(self.path, target)
+        sync_folder(target.parent)
+
+    def close(self) -> None:
+        """Remove the temporary name and let go of the lock. Safe to call twice."""
+        if self.fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> TemporaryFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def publish_bytes(target: Path, data: bytes, temporary_folder: Path | None = None) -> bool:
+    """Publish a small file; False, and nothing changed, where the name is taken.
+
+    Raises:
+        WriteError: the disk is full or refuses.
+    """
+    with writing(target):
+        make_folder(target.parent)
+        with TemporaryFile(temporary_folder or target.parent) as file:
+            file.write(data)
+            return file.publish(target)
+
+
+def replace_bytes(target: Path, data: bytes, temporary_folder: Path | None = None) -> None:
+    """Write a derived file, replacing what was there in one step.
+
+    Raises:
+        WriteError: the disk is full or refuses.
+    """
+    with writing(target):
+        make_folder(target.parent)
+        with TemporaryFile(temporary_folder or target.parent) as file:
+            file.write(data)
+            file.replace(target)
+
+
+def publish_folder(temporary: Path, target: Path) -> bool:
+    """Give a finished folder its name unless the name is taken; every file of it is on the disk first.
+
+    An empty folder of that name counts as free. Returns False, with nothing changed, where the name is taken.
+
+    Raises:
+        WriteError: the disk is full or refuses.
+    """
+    with writing(target):
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for name in names:
+                _sync_path(Path(folder) / name, os.O_RDONLY)
+            sync_folder(Path(folder))
+        try:
+            os.rename(temporary, target)  # never replaces a folder that holds anything
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                return False
+            raise
+        sync_folder(target.parent)
+        return True
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, each of them on the disk before this returns."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(each)
+        sync_folder(each.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk."""
+    _sync_path(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sweep(folder: Path, *, dry_run: bool = False) -> list[Path]:
+    """Remove the temporary files of dead processes; returns them. Those of living ones are left alone."""
+    swept = []
+    for path in sorted(folder.glob(TEMPORARY_PREFIX + "*")) if folder.is_dir() else []:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            if _lock_now(fd):
+                swept.append(path)
+                if not dry_run:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+        finally:
+            os.close(fd)
+    return swept
+
+
+def _link_without_replacing(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        # A file system without hard links. O_EXCL reserves the name; the rename then replaces only our own empty file.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        os.rename(source, target)
+
+
+def _sync_path(path: Path, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _lock_now(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno not in UNSUPPORTED:
+            raise
+    return True

@@ -1,0 +1,297 @@
+"""Write tokens: plan clips onto shards, fill a shard slot by slot, commit it whole.
+
+A shard's files are published first and its commit record last; until then nobody sees anything of it. Of two writers of
+one shard the second finds the record and does no harm. Writing NaN or infinity is refused. Tokens come as (K, D) in
+float32 or the stored dtype.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from featurecache.errors import SpecError, WriteError
+from featurecache.spec import Spec
+from featurecache.store.feature import RECORD_DIGITS, StoredFeature, Verify
+from featurecache.store.formats import ShardFormat
+from featurecache.store.layout import (
+    LOGICAL_DTYPES,
+    MAX_ROW_BYTES,
+    MAX_SHARD_ROWS,
+    FeatureFolder,
+    default_shard_rows,
+    encode_ids,
+    numbered,
+)
+from featurecache.store.plan import Plan, make_segment, publish_segment
+from featurecache.store.protocols import Shard, Status
+from featurecache.store.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
+from featurecache.store.records import RecordBuilder, load_record
+
+COMMIT_PATIENCE_S = 30.0
+
+
+class StoredFeatureWriter(StoredFeature):
+    """A feature open for extraction; implements `FeatureWriter`."""
+
+    def __init__(
+        self,
+        location: str,
+        folder: FeatureFolder,
+        name: str,
+        form: ShardFormat,
+        spec: Spec,
+        verify: Verify,
+        shard_rows: int | None = None,
+        codec: str = "none",
+    ) -> None:
+        super().__init__(location, folder, name, form, spec, verify)
+        row_bytes = self._parts[0].row_bytes
+        if row_bytes > MAX_ROW_BYTES:
+            raise SpecError(
+                "shape", expected=f"at most {MAX_ROW_BYTES} bytes a clip", got=f"{row_bytes} for {spec.shape}"
+            )
+        with writing(self.subject):
+            sweep(folder.temporary)
+        self._plan = Plan(folder)
+        first = self._plan.segments[0] if self._plan.segments else None
+        self.shard_rows: int = first.shard_rows if first else shard_rows or default_shard_rows(row_bytes)
+        self.codec: str = first.codec if first else codec
+        if not 1 <= self.shard_rows <= MAX_SHARD_ROWS:
+            raise SpecError("shard_rows", expected=f"1 to {MAX_SHARD_ROWS}", got=str(self.shard_rows))
+        self._write_derived()
+
+    def plan(self, ids: Sequence[str]) -> None:
+        """Plan every clip of `ids` that is not planned yet, in this order, on fresh shards.
+
+        Raises:
+            StoreError: unsound or repeated ids.
+            WriteError: the disk is full or refuses.
+        """
+        encoded = encode_ids(ids)
+        while True:
+            self._plan.refresh()
+            planned = self._planned_ids()
+            wanted = [data for data in encoded if data not in planned]
+            if not wanted or self._publish(wanted):
+                return
+
+    def retry(self, ids: Sequence[str]) -> None:
+        """Plan these clips anew on fresh shards, except where they are pending already.
+
+        Raises:
+            StoreError: unsound or repeated ids.
+            WriteError: the disk is full or refuses.
+        """
+        encoded = encode_ids(ids)
+        while True:
+            pending = {clip_id.encode() for shard in self.pending() for clip_id in shard.ids}
+            wanted = [data for data in encoded if data not in pending]
+            if not wanted or self._publish(wanted):
+                return
+
+    def plan_shards(self, shards: Sequence[Sequence[str]]) -> None:
+        """Plan one segment of given shards, for copies that keep another store's division. Clips may repeat."""
+        encoded = [clip_id.encode() for shard in shards for clip_id in shard]
+        while not self._publish(encoded, [len(shard) for shard in shards]):
+            self._plan.refresh()
+
+    def _publish(self, encoded: list[bytes], counts: Sequence[int] | None = None) -> bool:
+        first = max(self._plan.end_shard, *(shard + 1 for shard in numbered(self._folder.records, RECORD_DIGITS)), 0)
+        number = len(self._plan.segments)
+        segment = make_segment(number, first, self.shard_rows, self.codec, encoded, counts)
+        published = publish_segment(self._folder, segment)
+        self._plan.refresh()
+        self.shard_rows, self.codec = self._plan.segments[0].shard_rows, self._plan.segments[0].codec
+        self._write_derived()
+        return published
+
+    def _planned_ids(self) -> set[bytes]:
+        planned = {data for segment in self._plan.segments for data in segment.encoded_ids()}
+        for record in self._catalogue.records:  # also what a lost plan had planned
+            planned.update(
+                record.encoded_id(slot) for slot in range(len(record)) if record.shard >= self._plan.end_shard
+            )
+        return planned
+
+    def _write_derived(self) -> None:
+        """Bring the files that follow from spec and plan up to date, again where the plan has grown meanwhile."""
+        while True:
+            for path, data in self.derived_files().items():
+                if not _holds(path, data):
+                    replace_bytes(path, data, self._folder.temporary)
+            known = len(self._plan.segments)
+            self._plan.refresh()
+            if len(self._plan.segments) == known:
+                return
+
+    def derived_files(self) -> dict[Path, bytes]:
+        """Files that follow from spec and plan, and what they must hold."""
+        text = self._folder.spec.read_bytes()
+        return self._format.derived_files(
+            self._folder, self.spec, text, self._parts, self._plan, self.shard_rows, self.codec
+        )
+
+    def pending(self) -> list[Shard]:
+        """Planned shards without a commit record, by number; shards that others committed since are left out."""
+        self._plan.refresh()
+        committed = set(numbered(self._folder.records, RECORD_DIGITS))
+        return [
+            Shard(number, tuple(data.decode() for data in segment.encoded_ids(begin, end)))
+            for segment, number, begin, end in self._plan.shards()
+            if number not in committed
+        ]
+
+    def begin(self, shard: Shard) -> StoredShardWriter:
+        """Start writing one pending shard.
+
+        Raises:
+            WriteError: the disk is full or refuses.
+        """
+        return StoredShardWriter(self, shard)
+
+
+class StoredShardWriter:
+    """Writes one shard; implements `ShardWriter`."""
+
+    def __init__(self, feature: StoredFeatureWriter, shard: Shard) -> None:
+        self.shard = shard
+        self._feature = feature
+        self._parts = feature._parts
+        self._subject = f"{feature.subject}, shard {shard.number}"
+        encoded = [clip_id.encode() for clip_id in shard.ids]
+        self._builder = RecordBuilder(
+            shard.number, encoded, feature.shard_rows, feature.fingerprint, self._parts[0].row_bytes
+        )
+        with writing(self._subject):
+            self._sink = feature._format.sink(
+                feature._folder, shard.number, encoded, self._parts, feature.shard_rows, feature.codec
+            )
+
+    def put(self, slot: int, tokens: np.ndarray, source: str) -> None:
+        """Write (K, D) tokens.
+
+        Raises:
+            ValueError: another shape or dtype, NaN or infinity (also after rounding), or a slot that is decided.
+            WriteError: the disk is full or refuses.
+        """
+        row, absmax = encode_tokens(tokens, self._feature.spec)
+        self._builder.set(slot, Status.OK, source, crc32c=google_crc32c.value(row), absmax=absmax)
+        with writing(self._subject):
+            self._sink.put(slot, [row])
+
+    def fail(self, slot: int, reason: str, source: str = "") -> None:
+        """Record that a clip has no tokens because something went wrong."""
+        self._builder.set(slot, Status.FAILED, source, reason)
+
+    def absent(self, slot: int, reason: str, source: str = "") -> None:
+        """Record that a clip does not have the modality."""
+        self._builder.set(slot, Status.ABSENT, source, reason)
+
+    def commit(self) -> None:
+        """Make the shard visible, whole. Where another worker was first, nothing changes.
+
+        Raises:
+            ValueError: a slot is undecided.
+            WriteError: the disk is full or refuses; the shard stays pending.
+        """
+        feature, folder = self._feature, self._feature._folder
+        path = folder.record(self.shard.number)
+        with writing(self._subject):
+            files = self._sink.finish(self._builder)
+            record = self._builder.build(tuple(os.fstat(file.fd).st_size for file, _ in files))
+            for file, _ in files:
+                file.sync()
+            make_folder(folder.records)
+            with _commit_lock(folder.records, self._subject):
+                if not path.exists():
+                    for file, target in files:
+                        if not file.publish(target):
+                            file.replace(target)  # left by a writer that died before its record
+                    publish_bytes(path, record.pack(), folder.temporary)
+        self.abort()
+        feature._add(load_record(path, self.shard.number, feature.fingerprint))
+
+    def abort(self) -> None:
+        """Remove what was written; nothing of it was visible."""
+        self._sink.close()
+
+    def __enter__(self) -> StoredShardWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.abort()
+
+
+def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[np.ndarray, float]:
+    """Tokens (K, D) as they are stored, and their largest magnitude.
+
+    Raises:
+        ValueError: another shape or dtype, NaN or infinity, or a value too large for the stored dtype.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.shape != spec.shape:
+        raise ValueError(f"tokens: expected shape {spec.shape}, got {tokens.shape}")
+    logical = LOGICAL_DTYPES[spec.stored_dtype]
+    if tokens.dtype != logical:
+        if tokens.dtype != np.float32:
+            raise ValueError(f"tokens: expected float32 or {logical}, got {tokens.dtype}")
+        with np.errstate(over="ignore"):
+            tokens = tokens.astype(logical)
+    row = np.ascontiguousarray(tokens)
+    absmax, finite = magnitude(row)
+    if not finite:
+        raise ValueError(f"tokens: expected finite numbers of {logical}, got NaN or infinity")
+    return row.view(np.uint16) if logical.kind == "V" else row, absmax
+
+
+def magnitude(row: np.ndarray) -> tuple[float, bool]:
+    """(largest absolute value, whether all are finite), from the bits: much faster than arithmetic on half floats."""
+    bits = row.view(np.uint32 if row.itemsize == 4 else np.uint16)
+    sign = bits.dtype.type(1 << (8 * row.itemsize - 1))
+    largest = (bits & (sign - bits.dtype.type(1))).max()
+    infinity = np.array(np.inf, row.dtype).view(bits.dtype)[()]
+    return float(np.array(largest).view(row.dtype)), bool(largest < infinity)
+
+
+@contextlib.contextmanager
+def _commit_lock(folder: Path, subject: str) -> Iterator[None]:
+    """Only one writer of a feature publishes at a time, so that data and record are always of one hand."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + COMMIT_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in UNSUPPORTED:
+                    break  # a file system without locks: publishing without replacing has to do
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            if time.monotonic() > deadline:
+                raise WriteError(
+                    subject,
+                    expected="the commit lock within 30 s",
+                    got="another process holds it, perhaps stopped",
+                    next_step="Continue or end that process, then run the same command again.",
+                )
+            time.sleep(0.005)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except FileNotFoundError:
+        return False
