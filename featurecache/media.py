@@ -15,7 +15,6 @@ damaged file no longer holds is never replaced by an earlier one. This module kn
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,8 @@ MAX_PACKETS = 5_000_000  # 46 hours of 30 frames/s; a hostile index may promise 
 SEEK_FROM_S = 8.0  # a clip that starts later in its file is sought
 PREROLL_S = 2.0  # sound decoders need some packets before the first one wanted
 DURATION_SLACK_S = 1.0  # a header's duration may exceed the last packet by rounding or subtitles
-TRUSTED_DURATIONS = ("matroska", "mov", "flac", "wav", "avi")  # others estimate it from the bit rate
 CODEC_THREADS = 2
+MAX_STILL_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,18 @@ def decode(clip: Clip, views: Sequence[View]) -> list[Decoded]:
 def decode_each(clip: Clip, views: Sequence[View]) -> list[Decoded | MediaError]:
     """As `decode`, with the error of a view in its place, so that a bad sound track leaves the frames usable."""
     results: dict[View, Decoded | MediaError] = {}
-    from_file: dict[Path, list[View]] = {}
+    from_file: dict[tuple[Path, str], list[View]] = {}
     for view in dict.fromkeys(views):
         source, kind = _source(clip, view)
         if source is None:
             results[view] = Absent(kind)
         elif kind == "image":
-            results[view] = _caught(clip, source, lambda path=source: _still(clip, path))
+            results[view] = _caught(clip, source, kind, lambda path=source: _still(clip, path))
         else:
-            from_file.setdefault(source, []).append(view)
-    for path, wanted in from_file.items():
-        decoded = _caught(clip, path, lambda path=path, wanted=wanted: _Recording(clip, path).decode(wanted))
+            from_file.setdefault((source, kind), []).append(view)
+    for (path, kind), wanted in from_file.items():
+        recording = _Recording(clip, path, kind)
+        decoded = _caught(clip, path, kind, lambda recording=recording, wanted=wanted: recording.decode(wanted))
         results.update(dict.fromkeys(wanted, decoded) if isinstance(decoded, MediaError) else decoded)
     return [results[view] for view in views]
 
@@ -112,33 +112,38 @@ def _source(clip: Clip, view: View) -> tuple[Path | None, str]:
     return clip.video, "video" if clip.video else "no video file in the clip list"
 
 
-def _caught(clip: Clip, path: Path, read: Callable):  # type: ignore[no-untyped-def, type-arg]
-    """Run `read`, giving back as a MediaError value whatever says that the file cannot be used."""
-    subject = f'clip "{clip.id}"'
+def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[no-untyped-def, type-arg]
+    """Run `read`, giving back as a MediaError value whatever says that the file cannot be used.
+
+    Messages name the file by its kind: they are kept in stores, which hold no paths, and counted by their text.
+    """
     try:
         if not path.is_file():  # a pipe or device would be waited on for ever
-            return MediaError(subject, expected=f"a file {path.name}", got="a folder" if path.is_dir() else "none")
+            return _error(clip, f"its {kind} file", "a folder" if path.is_dir() else "no such file")
         return read()
     except MediaError as error:
         return error
-    except FFmpegError as error:
-        return MediaError(subject, expected=f"{path.name} to be readable media", got=error.strerror or "an error")
-    except OSError as error:
-        return MediaError(subject, expected=f"{path.name} to be readable", got=error.strerror or type(error).__name__)
+    except (FFmpegError, OSError) as error:
+        return _error(clip, f"its {kind} file to be readable", error.strerror or type(error).__name__)
+
+
+def _error(clip: Clip, expected: str, got: str) -> MediaError:
+    return MediaError(f'clip "{clip.id}"', expected=expected, got=got)
 
 
 def _still(clip: Clip, path: Path) -> np.ndarray:
     """Read one picture, (1, H, W, 3) uint8, turned the way its EXIF says."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)
-                return np.asarray(upright.convert("RGB"))[None]
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_STILL_PIXELS:
+                raise _error(clip, f"its image file to have at most {MAX_STILL_PIXELS:,} pixels", "more")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
     except Image.UnidentifiedImageError as error:
-        raise MediaError(f'clip "{clip.id}"', expected=f"{path.name} to be a picture", got="another format") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, SyntaxError, ValueError, EOFError) as error:
-        raise MediaError(f'clip "{clip.id}"', expected=f"{path.name} to be a picture", got=str(error)) from error
+        raise _error(clip, "its image file to be a picture", "an unknown format") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _error(clip, f"its image file to have at most {MAX_STILL_PIXELS:,} pixels", "more") from error
+    except (SyntaxError, ValueError, EOFError) as error:
+        raise _error(clip, "its image file to be a whole picture", str(error)) from error
 
 
 @dataclass
@@ -163,8 +168,8 @@ class _Packets:
 class _Recording:
     """One file with moving pictures, sound, or both."""
 
-    def __init__(self, clip: Clip, path: Path) -> None:
-        self.clip, self.path = clip, path
+    def __init__(self, clip: Clip, path: Path, kind: str) -> None:
+        self.clip, self.path, self.kind = clip, path, kind
         self.seek = (clip.start_s or 0.0) >= SEEK_FROM_S
 
     def decode(self, views: Sequence[View]) -> dict[View, Decoded | MediaError]:
@@ -201,7 +206,7 @@ class _Recording:
         return results
 
     def _error(self, expected: str, got: str) -> MediaError:
-        return MediaError(f'clip "{self.clip.id}"', expected=f"{expected} in {self.path.name}", got=got)
+        return _error(self.clip, f"{expected} in its {self.kind} file", got)
 
     def _range(self) -> tuple[float, float]:
         """Return start and end in seconds from the file's first moment; infinity where the list names no end."""
@@ -264,7 +269,7 @@ class _Recording:
                         if len(past) == len(streams):
                             break
             for kind in streams.keys() - past:
-                _count_missing(container, streams[kind], found[kind], promised[kind])
+                _count_missing(streams[kind], found[kind], promised[kind])
             return found
 
     def _picker(self, view: FramesView, packets: _Packets) -> _FramePicker:
@@ -412,19 +417,30 @@ def _limits(container, streams, start_s: float, end_s: float):  # type: ignore[n
     return start, end
 
 
-def _count_missing(container, stream, found: _Packets, promised: list[int]) -> None:  # type: ignore[no-untyped-def]
-    """Fill in how many packets the file's index or duration promises beyond the last one that is there."""
+def _count_missing(stream, found: _Packets, promised: list[int]) -> None:  # type: ignore[no-untyped-def]
+    """Fill in how many packets the file's index, or else the stream's own duration, promises beyond the last one."""
     last = max(found.dts, default=None)
-    if last is not None:
-        found.missing = sum(1 for dts in promised if dts > last)
-    elif promised:
+    if last is None:
         found.missing = len(promised)
-    if found.missing or not container.duration or last is None or len(found.dts) < 2:
         return
-    if not any(name in container.format.name for name in TRUSTED_DURATIONS):
+    found.missing = sum(1 for dts in promised if dts > last)
+    duration_s = _stated_duration_s(stream)
+    if found.missing or duration_s is None or len(found.dts) < 2:
         return
-    per_packet = (last - found.dts[0]) / (len(found.dts) - 1)
-    end_s = float((last + per_packet) * stream.time_base)
-    lacking_s = (container.duration + _origin_us(container)) / av.time_base - end_s
-    if lacking_s > DURATION_SLACK_S and per_packet > 0:
-        found.missing = round(lacking_s / float(per_packet * stream.time_base))
+    first = stream.start_time if stream.start_time is not None else found.dts[0]
+    packet_s = float((last - found.dts[0]) * stream.time_base) / (len(found.dts) - 1)
+    lacking_s = duration_s - (float((last - first) * stream.time_base) + packet_s)
+    if lacking_s > DURATION_SLACK_S and packet_s > 0:
+        found.missing = round(lacking_s / packet_s)
+
+
+def _stated_duration_s(stream) -> float | None:  # type: ignore[no-untyped-def]
+    """Return the duration that the stream's header states; None where the container only estimates one."""
+    form = stream.container.format.name
+    if form in ("flac", "wav"):
+        return None if stream.duration is None else float(stream.duration * stream.time_base)
+    if "matroska" in form:
+        stated = stream.metadata.get("DURATION", "").split(":")
+        if len(stated) == 3 and all(part.replace(".", "", 1).isdigit() for part in stated):
+            return int(stated[0]) * 3600 + int(stated[1]) * 60 + float(stated[2])
+    return None

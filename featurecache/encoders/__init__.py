@@ -76,7 +76,11 @@ class Encoder(Protocol):
 
 
 class EncoderFactory(Protocol):
-    """What an entry point names: usually the encoder class itself."""
+    """What an entry point names: usually the encoder class itself.
+
+    It may also offer `plan_shape(weights, options) -> (K, D)`, which reads no weights: `fcache plan` asks for it.
+    An encoder may have `notices`, a list of lines that the command line shows once it is loaded.
+    """
 
     default_weights: str
 
@@ -89,6 +93,24 @@ class EncoderFactory(Protocol):
 def registered() -> dict[str, str]:
     """Names of every installed encoder, and the object each names."""
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+
+
+def encoder_factory(name: str) -> EncoderFactory:
+    """Return what is registered under a name, without loading weights.
+
+    Raises:
+        EncoderError: no encoder of this name; the near one is suggested.
+    """
+    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if not found:
+        known = sorted(registered())
+        raise EncoderError(
+            f'encoder "{name}"',
+            expected="one of " + ", ".join(known),
+            got="no such encoder",
+            next_step=suggest(name, known).strip() or None,
+        )
+    return found[0].load()
 
 
 def open_encoder(
@@ -105,14 +127,4 @@ def open_encoder(
         EncoderError: no encoder of this name; the near one is suggested.
         WeightsError: the weights are missing, incomplete or of another architecture.
     """
-    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
-    if not found:
-        known = sorted(registered())
-        raise EncoderError(
-            f'encoder "{name}"',
-            expected="one of " + ", ".join(known),
-            got="no such encoder",
-            next_step=suggest(name, known).strip() or None,
-        )
-    factory: EncoderFactory = found[0].load()
-    return factory.open(weights, device, compute_dtype, dict(options or {}))
+    return encoder_factory(name).open(weights, device, compute_dtype, dict(options or {}))

@@ -50,8 +50,10 @@ class Checkpoint:
         """Where the weights came from, without a path: the folder's own name, or the hub id."""
         return {"folder": self._folder.resolve().name} if self._is_folder else {"hub": self.weights}
 
-    def file(self, name: str) -> Path | None:
+    def file(self, name: str, required: bool = False) -> Path | None:
         """Return a file of the checkpoint, fetched from the hub where it is not here; None where there is none.
+
+        Of the hub, an absent file is told from an unreachable hub only if it is `required`.
 
         Raises:
             WeightsError: the hub cannot be reached or has no such model.
@@ -65,8 +67,8 @@ class Checkpoint:
             found = cached_file(
                 self.weights,
                 name,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=True,
+                _raise_exceptions_for_missing_entries=required,
+                _raise_exceptions_for_connection_errors=required,
             )
         except (OSError, ValueError) as error:
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
@@ -79,7 +81,7 @@ class Checkpoint:
         Raises:
             WeightsError: it is missing or malformed.
         """
-        path = self.file(name)
+        path = self.file(name, required=True)
         if path is None:
             raise self.error(expected=f"a {name}", got="none")
         try:
@@ -100,7 +102,11 @@ class Checkpoint:
         files = {name: self.file(name) for name in names if Path(name).name == name}
         absent = [name for name in names if files.get(name) is None]
         if absent or not names:
-            got = "none" if not (self._is_folder and list(self._folder.glob("*.bin"))) else "pickled weights (*.bin)"
+            got = (
+                "no such file"
+                if not (self._is_folder and list(self._folder.glob("*.bin")))
+                else "pickled weights (*.bin)"
+            )
             raise self.error(expected="weights in safetensors: " + ", ".join(absent or [SINGLE]), got=got)
         return {name: path for name, path in files.items() if path is not None}
 

@@ -39,6 +39,8 @@ GLOBAL_NORM_EPS = 1e-5
 GLOBAL_PIXELS, TEMPORAL_PIXELS = 448, 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GLOBAL_OPTIONS = {"frame": "peak"}
+TEMPORAL_OPTIONS = {"frames": 16, "grid": 2}
 FRAME_RULES = ("peak", "middle", "first")
 
 
@@ -67,16 +69,20 @@ def _tower(weights: str, device: str, compute_dtype: str, encoder: str) -> _Towe
         return tower
 
 
-def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> _Tower:
+def _vision_config(checkpoint: Checkpoint) -> tuple[Blip2VisionConfig, tuple[str, ...]]:
+    """Return the network's config, and the prefixes its tensors may have in this checkpoint."""
     document = checkpoint.json("config.json")
     kind = document.get("model_type")
     if kind == "blip-2":
-        document, prefixes = document.get("vision_config") or {}, ("vision_model.",)
-    elif kind == "blip_2_vision_model":
-        prefixes = ("",)
-    else:
-        raise checkpoint.error(expected="a BLIP-2 or Blip2VisionModel checkpoint", got=f"model_type {kind!r}")
-    config = Blip2VisionConfig.from_dict(document, attn_implementation="sdpa")
+        return Blip2VisionConfig.from_dict(document.get("vision_config") or {}), ("vision_model.",)
+    if kind == "blip_2_vision_model":
+        return Blip2VisionConfig.from_dict(document), ("",)
+    raise checkpoint.error(expected="a BLIP-2 or Blip2VisionModel checkpoint", got=f"model_type {kind!r}")
+
+
+def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> _Tower:
+    config, prefixes = _vision_config(checkpoint)
+    config._attn_implementation = "sdpa"
     with torch.device("meta"):
         network = Blip2VisionModel(config)
     hashes = checkpoint.load(network, prefixes)
@@ -100,6 +106,14 @@ class _Eva:
         self._mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
         self.grid_side = self.pixels // tower.config.patch_size
+
+    @classmethod
+    def _width(cls, weights: str | None) -> int:
+        return _vision_config(Checkpoint(weights or cls.default_weights, cls.name))[0].hidden_size
+
+    @classmethod
+    def _side(cls, weights: str | None) -> int:
+        return cls.pixels // _vision_config(Checkpoint(weights or cls.default_weights, cls.name))[0].patch_size
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
         """(F, H, W, 3) uint8 in, (F, pixels, pixels, 3) uint8 out: squashed, the sides not kept in proportion."""
@@ -169,7 +183,7 @@ class EvaGlobalEncoder(_Eva):
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
-        frame = read_options(cls.name, options, {"frame": "peak"})["frame"]
+        frame = read_options(cls.name, options, GLOBAL_OPTIONS)["frame"]
         if frame not in FRAME_RULES:
             raise EncoderError(
                 f"{cls.name}.frame",
@@ -178,6 +192,12 @@ class EvaGlobalEncoder(_Eva):
                 next_step=suggest(frame, FRAME_RULES).strip() or None,
             )
         return cls(_tower(weights or cls.default_weights, device, compute_dtype, cls.name), frame)
+
+    @classmethod
+    def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
+        """Return (K, D) from the checkpoint's config alone."""
+        read_options(cls.name, options, GLOBAL_OPTIONS)
+        return 1 + cls._side(weights) ** 2, cls._width(weights)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
@@ -223,9 +243,15 @@ class EvaTemporalEncoder(_Eva):
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
-        chosen = read_options(cls.name, options, {"frames": 16, "grid": 2})
+        chosen = read_options(cls.name, options, TEMPORAL_OPTIONS)
         tower = _tower(weights or cls.default_weights, device, compute_dtype, cls.name)
         return cls(tower, chosen["frames"], chosen["grid"])
+
+    @classmethod
+    def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
+        """Return (K, D) from the checkpoint's config alone."""
+        chosen = read_options(cls.name, options, TEMPORAL_OPTIONS)
+        return chosen["frames"] * chosen["grid"] ** 2, cls._width(weights)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""

@@ -68,6 +68,12 @@ class WhisperEncoder:
             raise checkpoint.error(expected="a Whisper checkpoint", got=f"model_type {kind!r}")
         return cls(checkpoint, place, resolve_compute_dtype(compute_dtype, place), chosen["tokens"])
 
+    @classmethod
+    def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
+        """Return (K, D) from the checkpoint's config alone."""
+        config = Checkpoint(weights or cls.default_weights, cls.name).json("config.json")
+        return read_options(cls.name, options, DEFAULT_OPTIONS)["tokens"], int(config.get("d_model", 0))
+
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
         config, extractor = self._config, self._extractor

@@ -1,0 +1,82 @@
+"""What an extraction will take, before it begins: shapes, bytes on disk, shards, and what is already there.
+
+Reads the checkpoint's config.json only (through the encoder's own `plan_shape`), no weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurecache.encoders import encoder_factory, open_encoder
+
+STORED_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "float8": 1.0}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One feature to be made."""
+
+    feature: str
+    shape: tuple[int, int]
+    num_clips: int
+    num_held: int
+    clip_bytes: int
+
+    @property
+    def bytes_to_write(self) -> int:
+        return (self.num_clips - self.num_held) * self.clip_bytes
+
+
+def estimate(
+    features: Mapping[str, str],
+    num_clips: int,
+    held: Mapping[str, int],
+    *,
+    weights: Mapping[str, str | None],
+    options: Mapping[str, Mapping[str, Any]],
+    stored_dtype: str,
+) -> list[Estimate]:
+    """Estimate every feature (feature name -> encoder name); `held` says how many of the clips each has already.
+
+    Raises:
+        EncoderError: no such encoder or option.
+        WeightsError: no checkpoint to read the widths from.
+    """
+    results = []
+    for feature, encoder in features.items():
+        factory = encoder_factory(encoder)
+        if hasattr(factory, "plan_shape"):
+            shape = factory.plan_shape(weights.get(encoder), dict(options.get(encoder, {})))
+        else:  # a user's own encoder may not offer it
+            shape = open_encoder(encoder, weights=weights.get(encoder), options=options.get(encoder)).shape
+        clip_bytes = round(shape[0] * shape[1] * STORED_BYTES[stored_dtype])
+        results.append(Estimate(feature, shape, num_clips, held.get(feature, 0), clip_bytes))
+    return results
+
+
+def free_bytes(location: str) -> int | None:
+    """Return the bytes free where a local store lies or will lie; None for a store behind a URL."""
+    if "://" in location:
+        return None
+    folder = Path(location).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def size_text(num_bytes: float) -> str:
+    """Return `3.2 GB`, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def total_bytes(estimates: Sequence[Estimate]) -> int:
+    """Sum of what is to be written."""
+    return sum(item.bytes_to_write for item in estimates)

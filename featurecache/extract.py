@@ -1,0 +1,333 @@
+"""Extraction: clips in, committed shards of tokens out.
+
+    clip -> decode, preprocess (threads) -> fixed batch -> forward -> pool -> (K, D) -> shard -> commit record
+
+The work is divided into units: planned shards of all features that share clips, so a clip is decoded once for all of
+them. A batch is always the same slots of the same shard, padded where a clip has no input, so a clip's bytes depend on
+its media and the spec alone: not on its neighbours' fate, the worker count, or a kill and a resume in between.
+A shard is committed as soon as its last clip is decided. This module knows no media format and no store format.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from featurecache.clips import Clip, ClipList
+from featurecache.encoders import Encoder
+from featurecache.errors import FingerprintError, MediaError
+from featurecache.interrupt import Interrupted
+from featurecache.preparation import Prepared, current_source, prepare_all
+from featurecache.store.protocols import FeatureWriter, Shard, ShardWriter, Status, Store
+
+NOT_IN_LIST = "not in the clip list when its shard was extracted"
+
+
+@dataclass
+class Tally:
+    """What happened to the clips of one feature."""
+
+    ok: int = 0
+    failed: int = 0
+    absent: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Failed clips by reason."""
+    earlier: Counter[Status] = field(default_factory=Counter)
+    """Clips of the list that were decided before this run, by status."""
+
+
+@dataclass
+class Summary:
+    """What one extraction did."""
+
+    by_feature: dict[str, Tally]
+    num_clips: int = 0
+    """Clips prepared in this run, each counted once however many features it has."""
+    decode_s: float = 0.0
+    """Summed over threads."""
+    encode_s: float = 0.0
+    write_s: float = 0.0
+    wall_s: float = 0.0
+    left: int = 0
+    """Clips that other ranks have still to do."""
+
+    @property
+    def failed(self) -> int:
+        """Clips of the list without tokens though they should have them, counted once a feature."""
+        return sum(tally.failed + tally.earlier[Status.FAILED] for tally in self.by_feature.values())
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Planned shards, of any feature, that share clips."""
+
+    shards: tuple[tuple[str, Shard], ...]
+
+
+def extract(
+    store: Store,
+    clips: ClipList,
+    encoders: Mapping[str, Encoder],
+    *,
+    stored_dtype: str = "float16",
+    rank: tuple[int, int] = (0, 1),
+    workers: int = 4,
+    max_failures: int | None = None,
+    shard_clips: int | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Bring every clip of the list into every feature (`encoders` by feature name) that does not hold it yet.
+
+    `rank` (i, n) does every n-th unit; ranks may run at the same time. `advance` is told clips done and to do;
+    `stop` is asked after every clip.
+
+    Raises:
+        FingerprintError: a feature was made by another spec, or clips in it from other media.
+        MediaError: more than `max_failures` clips failed.
+        WriteError: the disk is full or refuses.
+        Interrupted: `stop` said so; what is committed stays, and the same call goes on from there.
+    """
+    began = time.perf_counter()
+    sizing = {} if shard_clips is None else {"shard_rows": shard_clips}
+    writers = {name: store.writer(name, encoder.spec(stored_dtype), **sizing) for name, encoder in encoders.items()}
+    summary = Summary({name: _earlier(name, writer, encoders[name], clips) for name, writer in writers.items()})
+    for writer in writers.values():
+        writer.plan(clips.ids)
+    units = plan_units(writers, clips)
+    mine = units[rank[0] :: rank[1]]
+    summary.left = sum(_num_clips(unit) for unit in units) - sum(_num_clips(unit) for unit in mine)
+    total = sum(_num_clips(unit) for unit in mine)
+    in_flight = workers + max(workers, *(encoder.batch_size for encoder in encoders.values()))
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        for unit in mine:
+            with _OpenUnit(unit, writers, encoders, clips, summary) as open_unit:
+                for prepared in prepare_all(open_unit.jobs(), pool, in_flight):
+                    open_unit.take(prepared.clip.id, prepared.by_feature)
+                    summary.num_clips += 1
+                    summary.decode_s += prepared.seconds
+                    advance(summary.num_clips, total)
+                    _stop_at(max_failures, summary)
+                    if stop():
+                        raise Interrupted("Stopped; finished shards are kept. Run the same command to go on.")
+                open_unit.finish()
+    summary.wall_s = time.perf_counter() - began
+    return summary
+
+
+def plan_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> list[Unit]:
+    """Group planned shards that share clips, in list order; only shards still to do, and with a clip of the list.
+
+    Grouped over all planned shards, done or not, so that every rank divides the work alike whenever it starts.
+    """
+    order = {clip_id: number for number, clip_id in enumerate(clips.ids)}
+    shards = [(name, shard) for name, writer in writers.items() for shard in _planned(writer)]
+    parent = list(range(len(shards)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first_with: dict[str, int] = {}
+    place: dict[int, int] = {}
+    for index, (_, shard) in enumerate(shards):
+        for clip_id in shard.ids:
+            if clip_id in order:
+                parent[root(index)] = root(first_with.setdefault(clip_id, index))
+    groups: dict[int, list[int]] = {}
+    for index, (_, shard) in enumerate(shards):
+        position = min((order[clip_id] for clip_id in shard.ids if clip_id in order), default=None)
+        if position is not None:
+            groups.setdefault(root(index), []).append(index)
+            place[root(index)] = min(place.get(root(index), position), position)
+    pending = {(name, shard.number) for name, writer in writers.items() for shard in writer.pending()}
+    units = []
+    for leader in sorted(groups, key=place.__getitem__):
+        members = [shards[index] for index in groups[leader]]
+        units.append(Unit(tuple((name, shard) for name, shard in members if (name, shard.number) in pending)))
+    return units
+
+
+def _planned(writer: FeatureWriter) -> list[Shard]:
+    return writer.shards() if hasattr(writer, "shards") else writer.pending()
+
+
+def _num_clips(unit: Unit) -> int:
+    return len({clip_id for _, shard in unit.shards for clip_id in shard.ids})
+
+
+def _earlier(name: str, writer: FeatureWriter, encoder: Encoder, clips: ClipList) -> Tally:
+    """Count the clips decided before; refuse those whose media have changed since."""
+    tally = Tally()
+    changed = []
+    pending = {clip_id for shard in writer.pending() for clip_id in shard.ids}
+    for clip in clips:
+        record = writer.record(clip.id)
+        if record is None or clip.id in pending:  # a clip to be retried has a record, and is to be done again
+            continue
+        tally.earlier[record.status] += 1
+        if record.status is not Status.FAILED and record.source:
+            source = current_source(clip, encoder.view)
+            if source and source != record.source:
+                changed.append(clip.id)
+    if changed:
+        raise FingerprintError(
+            name,
+            expected="the media that its tokens were made from",
+            got=f"other bytes, start_s, end_s or peak_frame for {len(changed)} clip{'s' if len(changed) > 1 else ''}",
+            next_step=f"`fcache retry --name {name}` extracts them anew; or give the new media new ids.",
+            problems=changed,
+        )
+    return tally
+
+
+def _stop_at(max_failures: int | None, summary: Summary) -> None:
+    failed = sum(tally.failed for tally in summary.by_feature.values())
+    if max_failures is not None and failed > max_failures:
+        reasons = sum((tally.reasons for tally in summary.by_feature.values()), Counter())
+        raise MediaError(
+            "extraction",
+            expected=f"at most {max_failures} failed clips (--max-failures)",
+            got=f"{failed}",
+            next_step="Finished shards are kept. Mend the media or raise the limit, then run the same command.",
+            problems=[f"{count} × {reason}" for reason, count in reasons.most_common()],
+        )
+
+
+class _OpenUnit:
+    """The shards of one unit while they are written: each is begun with its first clip and committed with its last."""
+
+    def __init__(
+        self,
+        unit: Unit,
+        writers: Mapping[str, FeatureWriter],
+        encoders: Mapping[str, Encoder],
+        clips: ClipList,
+        summary: Summary,
+    ) -> None:
+        self._writers, self._encoders, self._clips, self._summary = writers, encoders, clips, summary
+        self._listed = set(clips.ids)
+        self._shards = unit.shards
+        self._wanted: dict[str, list[tuple[int, int]]] = {}
+        """Where each clip goes: (index of the shard, slot)."""
+        for index, (_, shard) in enumerate(self._shards):
+            for slot, clip_id in enumerate(shard.ids):
+                self._wanted.setdefault(clip_id, []).append((index, slot))
+        self._open: dict[int, _OpenShard] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _OpenUnit:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()  # aborts what is not committed
+
+    def jobs(self) -> Iterator[tuple[Clip, Mapping[str, Encoder]]]:
+        """Yield every listed clip of the unit with the encoders that want it, in an order that fills shards early."""
+        for clip_id, places in self._wanted.items():
+            if clip_id in self._listed:
+                names = dict.fromkeys(self._shards[index][0] for index, _ in places)
+                yield self._clips.by_id(clip_id), {name: self._encoders[name] for name in names}
+
+    def take(self, clip_id: str, by_feature: Mapping[str, Prepared]) -> None:
+        """Decide one clip in every shard that has a slot for it."""
+        for index, slot in self._wanted[clip_id]:
+            self._decide(index, slot, by_feature[self._shards[index][0]])
+
+    def finish(self) -> None:
+        """Decide the slots of clips that the list does not have."""
+        for clip_id, places in self._wanted.items():
+            if clip_id not in self._listed:
+                for index, slot in places:
+                    self._decide(index, slot, Prepared("", failed=NOT_IN_LIST))
+
+    def _decide(self, index: int, slot: int, prepared: Prepared) -> None:
+        if index not in self._open:
+            name, shard = self._shards[index]
+            writer = self._stack.enter_context(self._writers[name].begin(shard))
+            self._open[index] = _OpenShard(shard, writer, self._encoders[name], self._summary.by_feature[name])
+        shard_open = self._open[index]
+        shard_open.take(slot, prepared, self._summary)
+
+
+class _OpenShard:
+    """One shard while it is written. Batch g is slots g·B … g·B + B − 1; it runs when all of them are decided."""
+
+    def __init__(self, shard: Shard, writer: ShardWriter, encoder: Encoder, tally: Tally) -> None:
+        self._shard, self._writer, self._encoder, self._tally = shard, writer, encoder, tally
+        self._decided = 0
+        self._batches: dict[int, dict[int, Prepared]] = {}
+
+    def take(self, slot: int, prepared: Prepared, summary: Summary) -> None:
+        size = self._encoder.batch_size
+        batch = self._batches.setdefault(slot // size, {})
+        batch[slot] = prepared
+        first = slot // size * size
+        if len(batch) == min(size, len(self._shard.ids) - first):
+            del self._batches[slot // size]
+            tokens = self._encode(first, batch, summary)
+            began = time.perf_counter()
+            for number, decided in sorted(batch.items()):
+                self._write(number, decided, tokens.get(number))
+            if self._decided == len(self._shard.ids):
+                self._writer.commit()
+            summary.write_s += time.perf_counter() - began
+
+    def _encode(self, first: int, batch: Mapping[int, Prepared], summary: Summary) -> dict[int, np.ndarray]:
+        """Run one batch, padded to its fixed shape; return (K, D) by slot."""
+        began = time.perf_counter()
+        inputs = {slot: prepared.input for slot, prepared in batch.items() if prepared.input is not None}
+        if not inputs:
+            return {}
+        some = next(iter(inputs.values()))
+        stacked = np.zeros((self._encoder.batch_size, *some.shape), some.dtype)
+        for slot, array in inputs.items():
+            stacked[slot - first] = array
+        pooled = self._encoder.pool(self._encoder.forward(stacked)).cpu().numpy()
+        summary.encode_s += time.perf_counter() - began
+        return {slot: pooled[slot - first] for slot in inputs}
+
+    def _write(self, slot: int, prepared: Prepared, tokens: np.ndarray | None) -> None:
+        self._decided += 1
+        failed = prepared.failed
+        if tokens is not None:
+            try:
+                self._writer.put(slot, tokens, prepared.source)
+                self._tally.ok += 1
+                return
+            except ValueError as error:  # NaN or infinity, also from overflow of the stored dtype
+                failed = f"the encoder's output cannot be stored: {error}"
+        if failed:
+            self._writer.fail(slot, failed, prepared.source)
+            self._tally.failed += 1
+            self._tally.reasons[failed] += 1
+        else:
+            self._writer.absent(slot, prepared.absent, prepared.source)
+            self._tally.absent += 1
+
+
+def default_workers() -> int:
+    """Return how many threads decode: one a core, at most 16."""
+    return min(16, os.cpu_count() or 1)
+
+
+def parse_rank(text: str) -> tuple[int, int]:
+    """Read `I/N`, I from 0 to N − 1.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    own, _, count = text.partition("/")
+    rank = (int(own), int(count))
+    if not 0 <= rank[0] < rank[1]:
+        raise ValueError(f"expected I/N with I from 0 to N - 1, got {text}")
+    return rank

@@ -1,0 +1,93 @@
+"""Say how far long work is: a bar on a terminal, plain lines elsewhere.
+
+Both go to standard error, with the rate and the time left. A plain line comes at most every `LINE_EVERY_S` seconds, and
+one at the end. This module knows nothing of what is being done.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+LINE_EVERY_S = 15.0
+
+
+class Progress(Protocol):
+    """What long work reports to."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Say that `done` of `total` are done; `note` is shown beside it (a loss, a failure count)."""
+        ...
+
+
+@contextmanager
+def show_progress(title: str, unit: str = "clips") -> Iterator[Progress]:
+    """Show progress under a title while the block runs."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        lines = _Lines(title, unit)
+        try:
+            yield lines
+        finally:
+            lines.close()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + "  {task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=None, rate="", note="")
+        began = time.monotonic()
+
+        def update(done: int, total: int, note: str = "") -> None:
+            rate = _rate(done, time.monotonic() - began, unit)
+            bars.update(task, completed=done, total=total, rate=rate, note=note)
+
+        yield update
+
+
+class _Lines:
+    """Plain lines, for logs."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._title, self._unit = title, unit
+        self._began = time.monotonic()
+        self._last_s = 0.0
+        self._unsaid = ""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        elapsed_s = time.monotonic() - self._began
+        left = duration(elapsed_s / done * (total - done)) if done else "?"
+        line = f"{self._title}: {done}/{total} {self._unit}, {_rate(done, elapsed_s, self._unit)}, {left} left"
+        self._unsaid = line + (f", {note}" if note else "")
+        if elapsed_s - self._last_s >= LINE_EVERY_S:
+            self._last_s = elapsed_s
+            self.close()
+
+    def close(self) -> None:
+        if self._unsaid:
+            print(self._unsaid, file=sys.stderr, flush=True)
+            self._unsaid = ""
+
+
+def _rate(done: int, elapsed_s: float, unit: str) -> str:
+    per_s = done / max(elapsed_s, 1e-9)
+    return f"{per_s:.1f} {unit}/s" if per_s >= 1 or not done else f"{1 / per_s:.1f} s a {unit.removesuffix('s')}"
+
+
+def duration(seconds: float) -> str:
+    """Return `1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

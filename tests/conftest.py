@@ -1,0 +1,42 @@
+"""Clips and checkpoints made on the fly, so that no media or weights are committed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network
+
+from checkpoints import save_eva, save_whisper
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the memo of hashes out of the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny WhisperModel checkpoint."""
+    return save_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="session")
+def eva_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Blip2VisionModel checkpoint."""
+    return save_eva(tmp_path_factory.mktemp("eva"))
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """Real recordings, which are not the project's own."""
+    folder = Path(__file__).parents[2] / "shared" / "media"
+    if not folder.is_dir():
+        pytest.skip("no folder of real recordings beside the repository")
+    return folder

@@ -1,0 +1,106 @@
+"""Small recordings with known content, made with PyAV.
+
+Frame n of a picture made here is a flat grey of level `grey(n)`, with a red left half where `marked`; sound is a sine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+WIDTH, HEIGHT = 64, 48
+RATE = 16_000
+GREY_STEP = 5
+
+
+def grey(number: int) -> int:
+    """The level of frame `number`; neighbouring frames differ by more than the codec's error."""
+    return 20 + GREY_STEP * (number % 44)
+
+
+def frame_numbers(frames: np.ndarray) -> list[int]:
+    """Read back which frames (F, H, W, 3) are, for recordings of at most 44 frames."""
+    middle = frames[:, HEIGHT // 2, :, :].astype(float).mean(axis=(1, 2))
+    return [round((level - 20) / GREY_STEP) for level in middle]
+
+
+def sine(seconds: float, hertz: float = 440.0, rate: int = RATE) -> np.ndarray:
+    """(S,) float32."""
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def picture(number: int, marked: bool = False, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+    """(H, W, 3) uint8 of frame `number`."""
+    image = np.full((size[1], size[0], 3), grey(number), np.uint8)
+    if marked:
+        image[:, : size[0] // 2] = (230, 20, 20)
+    return image
+
+
+def write_clip(
+    path: Path,
+    *,
+    num_frames: int = 20,
+    rate: int = 10,
+    sound: np.ndarray | None = None,
+    channels: Sequence[np.ndarray] | None = None,
+    sound_rate: int = RATE,
+    times: Sequence[int] | None = None,
+    codec: str = "libx264",
+    audio_codec: str = "aac",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    marked: bool = False,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> Path:
+    """Write a recording; `times` (in 1/1000 s) makes the frame rate variable; no frames, or no sound, no stream."""
+    if sound is not None and channels is None:
+        channels = [sound]
+    with av.open(str(path), "w", container_options=container_options or {}) as container:
+        video = audio = None
+        if num_frames:
+            video = container.add_stream(codec, rate=rate, options=options or {"crf": "10", "bf": "2"})
+            video.width, video.height = size
+            video.pix_fmt = "yuv420p"
+            video.codec_context.time_base = Fraction(1, 1000)
+            video.time_base = Fraction(1, 1000)
+        if channels is not None:
+            layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
+            audio = container.add_stream(audio_codec, rate=sound_rate, layout=layout)
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, marked, size), format="rgb24")
+            frame.pts = times[number] if times else number * 1000 // rate
+            frame.time_base = Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        if video is not None:
+            container.mux(video.encode(None))
+        if audio is not None and channels is not None:
+            _write_sound(container, audio, np.stack(channels), layout, sound_rate)
+    return path
+
+
+def _write_sound(container, stream, samples: np.ndarray, layout: str, rate: int) -> None:  # type: ignore[no-untyped-def]
+    for begin in range(0, samples.shape[1], 1024):
+        part = np.ascontiguousarray(samples[:, begin : begin + 1024], np.float32)
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+        frame.sample_rate = rate
+        frame.pts = begin
+        frame.time_base = Fraction(1, rate)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def rotate_metadata(source: Path, target: Path, degrees: int) -> Path:
+    """Copy an mp4 with a display matrix that turns it clockwise by `degrees` (90 or 270), as a telephone writes."""
+    data = bytearray(source.read_bytes())
+    one = 0x00010000
+    matrix = {90: (0, one, 0, -one, 0, 0), 270: (0, -one, 0, one, 0, 0)}[degrees]
+    header = data.index(b"tkhd") + 4
+    place = header + 40  # version 0: flags, times, id, reserved, duration, reserved, layer, group, volume
+    data[place : place + 24] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    target.write_bytes(bytes(data))
+    return target
