@@ -126,11 +126,11 @@ class FeatureReader:
         """
         missing: dict[str, str] = {}
         failed: dict[str, str] = {}
-        for modality, feature in self._features.items():
-            for clip in clips:
+        for clip in clips:
+            for modality, feature in self._features.items():
                 record = feature.record(clip.id)
                 if record is None:
-                    missing[clip.id] = f"{clip.id}: not extracted for {feature.name} ({modality})"
+                    missing.setdefault(clip.id, f"{clip.id}: not extracted for {feature.name} ({modality})")
                 elif record.status is Status.FAILED:
                     failed[clip.id] = f"{clip.id}: {feature.name} failed: {record.reason}"
         if missing:

@@ -213,3 +213,7 @@ def _confusion(scores: Any) -> Table:
     for label, counts in zip(scores.labels, scores.confusion.tolist(), strict=True):
         table.add_row(label, *map(str, counts))
     return table
+
+
+if __name__ == "__main__":
+    main()

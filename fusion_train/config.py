@@ -115,8 +115,8 @@ class OptimConfig(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float | None = None
     """Clip the gradient's norm; the published recipe does not."""
-    precision: Literal["no", "fp16", "bf16"] = "fp16"
-    """Autocast of the forward pass; "no" computes in float32."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Autocast of the forward pass; fp32 computes without."""
 
 
 class CheckpointConfig(Section):

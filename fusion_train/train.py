@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from featurecache.interrupt import Interrupted, StopRequest
-from featurecache.progress import Progress
+from featurecache.progress import show_progress
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, absolute, assemble, relative
 from fusion_train.batches import Batch, prefetch
@@ -92,7 +92,7 @@ def train(
     journal = Journal(run.folder, start, config.log, enabled=accelerator.is_main_process)
     scores: dict[str, float] = {}
     began, waiting_since = time.perf_counter(), time.perf_counter()
-    with StopRequest() as stop, journal, Progress(config.optim.steps, config.stage, "step", start=start) as bar:
+    with StopRequest() as stop, journal, show_progress(config.stage, "steps") as progress:
         for step, batches in enumerate(steps, start=start):
             waited_s = time.perf_counter() - waiting_since
             lr = learning_rate(step, config.optim)
@@ -100,12 +100,12 @@ def train(
             done = step + 1
             journal.step(done, loss=loss, lr=lr, grad_norm=grad_norm, num_samples=config.optim.batch_size,
                          num_supervised=sum(b.num_supervised for b in batches), waited_s=waited_s)  # fmt: skip
-            bar.advance(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
+            progress(done, config.optim.steps, f"loss {loss:.4f}, lr {lr:.1e}")
             last = done == config.optim.steps
             if eval_clips and (last or done % config.log.eval_every == 0):
                 scores = score(bench, eval_clips)
                 journal.scores(done, scores)
-                bar.note(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+                say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
             if (last or done % config.checkpoint.every == 0 or stop.requested) and accelerator.is_main_process:
                 save_checkpoint(run, bench, optimizer, accelerator, done, journal.score_at(done))
             if stop.requested and not last:
@@ -192,11 +192,11 @@ def make_accelerator(optim: OptimConfig) -> Accelerator:
         ConfigError: a precision that the device does not have.
     """
     try:
-        return Accelerator(mixed_precision=optim.precision)
+        return Accelerator(mixed_precision="no" if optim.precision == "fp32" else optim.precision)
     except ValueError as error:
         raise ConfigError(
             "optim.precision", expected="one that this machine has", got=f"{optim.precision} ({error})",
-            next_step='Use --set optim.precision=bf16, or "no" for float32.',
+            next_step="Use --set optim.precision=bf16 or fp32.",
         ) from error  # fmt: skip
 
 

@@ -1,0 +1,42 @@
+"""Fixtures of the trainer's tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from toy import LABELS, make_config, save_llama, write_features
+
+from fusion_train.config import Config
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with clips.jsonl and features.zarr: 36 training and 12 validation clips; v03 has no sound."""
+    folder = tmp_path_factory.mktemp("material")
+    labels, lines = {}, []
+    for split, count in (("train", 36), ("val", 12)):
+        for number in range(count):
+            clip_id, label = f"{split[0]}{number:02d}", LABELS[number % 3]
+            labels[clip_id] = label
+            entry = {
+                "id": clip_id, "video": f"{clip_id}.mp4", "text": f"number {number}", "split": split, "dataset": "toy",
+                "labels": {"emotion": label},
+                "responses": {"reason": f"The person is {label}.", "think": f"It sounds {label}."},
+            }  # fmt: skip
+            lines.append(json.dumps(entry))
+    (folder / "clips.jsonl").write_text("\n".join(lines) + "\n")
+    write_features(folder / "features.zarr", labels, absent={"v03": "whisper"})
+    return folder
+
+
+@pytest.fixture
+def config(llama: Path) -> Config:
+    """A recipe that runs in a second or two."""
+    return make_config(llama)

@@ -1,0 +1,130 @@
+"""`fusion-train` as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from test_train import run_training
+from toy import make_config
+
+from fusion_train.cli import main
+from fusion_train.evaluate import conclusion
+from fusion_train.metrics import classification_scores
+
+
+@pytest.fixture(scope="module")
+def trained(llama, material, tmp_path_factory) -> Path:
+    config = make_config(llama, "optim.steps=4", "data.tasks=[emotion, reason, think]")
+    return run_training(config, material, tmp_path_factory.mktemp("trained") / "run").folder
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def sweep_command(folder: Path, material: Path) -> list[object]:
+    return [
+        "sweep", folder / "mine.yaml", "--config", folder / "base.yaml", "--store", material / "features.zarr",
+        "--clips", material / "clips.jsonl", "--out", folder / "sweep",
+    ]  # fmt: skip
+
+
+def test_every_command_shows_an_example():
+    for name, command in main.commands.items():
+        assert f"fusion-train {name}" in command.help, f"{name} has no example"
+    assert invoke("--help").exit_code == 0
+
+
+def test_eval_writes_every_prediction(trained):
+    result = invoke("eval", "--run", trained, "--split", "val")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (trained / "predictions-val-emotion.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+    for row in rows:
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_eval_can_hide_modalities(trained):
+    result = invoke("eval", "--run", trained, "--split", "val", "--modalities", "audio")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (trained / "predictions-val-emotion-audio.jsonl").read_text().splitlines()]
+    assert {tuple(row["hidden"]) for row in rows} == {("image", "video")}
+
+
+@pytest.mark.parametrize("task", ["reason", "think"])
+def test_eval_generates_open_answers(trained, task):
+    result = invoke("eval", "--run", trained, "--split", "val", "--task", task)
+    assert result.exit_code == 0, result.output
+    rows = (trained / f"predictions-val-{task}.jsonl").read_text().splitlines()
+    assert all("prediction" in json.loads(row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--split", "test"], "one of train, val"),
+        (["--split", "val", "--task", "emotoin"], 'Did you mean "emotion"?'),
+        (["--split", "val", "--task", "sentiment"], "none of 12 clips"),
+        (["--split", "val", "--modalities", "sound"], "among audio, image, video"),
+        (["--split", "val", "--checkpoint", "99"], "last, best or one of"),
+        (["--split", "val", "--store", "nowhere.zarr"], "nowhere.zarr"),
+    ],
+)
+def test_wrong_use_is_one_message_and_exit_code_2(trained, arguments, said):
+    result = invoke("eval", "--run", trained, *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_eval_of_a_folder_that_is_no_run_names_those_there_are(trained):
+    result = invoke("eval", "--run", trained.parent / "nothing")
+    assert result.exit_code == 2
+    assert "There are: run." in result.output
+
+
+def test_a_sweep_compares_variants_and_continues(llama, material, tmp_path):
+    (tmp_path / "base.yaml").write_text(make_config(llama, "optim.steps=2").to_yaml())
+    (tmp_path / "mine.yaml").write_text(
+        "seeds: [0, 1]\nvariants:\n  conv: {model: {fusion: {name: conv}}}\n  none: {model: {fusion: {name: none}}}\n"
+    )
+    command = sweep_command(tmp_path, material)
+    first = invoke(*command)
+    assert first.exit_code == 0, first.output
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert [(row["variant"], row["seed"]) for row in results] == [("conv", 0), ("conv", 1), ("none", 0), ("none", 1)]
+    again = invoke(*command)
+    assert again.output.count("already finished") == 4
+    assert json.loads((tmp_path / "sweep" / "results.json").read_text()) == results
+
+
+def test_a_failing_variant_does_not_stop_the_others(llama, material, tmp_path):
+    (tmp_path / "base.yaml").write_text(make_config(llama, "optim.steps=2").to_yaml())
+    variants = "variants:\n  bad: {optim: {lr: 1e30, warmup_steps: 0, steps: 9}}\n  good: {}\n"
+    (tmp_path / "mine.yaml").write_text(variants)
+    result = invoke(*sweep_command(tmp_path, material))
+    assert result.exit_code == 1
+    assert "expected a finite loss" in result.output
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "sweep" / "results.json").read_text())}
+    assert rows["bad"]["accuracy"] is None
+    assert rows["good"]["accuracy"] is not None
+
+
+def test_a_conclusion_is_what_stands_in_the_answer():
+    assert conclusion("<think>low voice</think><answer> sad </answer>") == "sad"
+    assert conclusion("sad") == "sad"
+    assert conclusion("<think>x</think><answer>sad") == "sad"
+
+
+def test_scores_of_a_worked_example():
+    references = {"1": "a", "2": "a", "3": "b", "4": "b"}
+    scores = classification_scores(references, {"1": "a", "2": "b", "3": "b", "4": "unheard"})
+    assert scores.accuracy == 0.5
+    assert scores.uar == 0.5
+    # a: precision 1, recall 1/2, F1 2/3; b: precision 1/2, recall 1/2, F1 1/2; weights 2:2
+    assert scores.weighted_f1 == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert scores.confusion.tolist() == [[1, 1, 0], [0, 1, 1]]

@@ -1,0 +1,83 @@
+"""Configurations: every shipped one, every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusion_train.config import load_config, stage_names
+from fusion_train.errors import ConfigError
+from fusion_train.sweep import load_sweep
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+SWEEPS = sorted(CONFIGS.glob("sweeps/*.yaml"))
+
+
+def test_there_are_presets_stages_and_sweeps():
+    assert "emotion_llama_v2" in PRESETS
+    assert {"perception", "cognition", "joint"} <= set(stage_names())
+    assert SWEEPS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", stage_names())
+def test_every_shipped_configuration_is_valid_in_every_stage(preset, stage):
+    assert load_config(preset, stage).stage == stage
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda path: path.stem)
+def test_every_shipped_sweep_builds_every_variant(sweep):
+    assert len({trial.config.hash for trial in load_sweep(str(sweep), None, ()).trials}) > 1
+
+
+def test_the_published_recipe_is_the_default():
+    optim = load_config().optim
+    assert (optim.steps, optim.batch_size, optim.lr, optim.warmup_lr, optim.min_lr) == (50_000, 4, 1e-4, 1e-6, 1e-6)
+    assert (optim.weight_decay, optim.betas, optim.max_grad_norm) == (0.05, (0.9, 0.999), None)
+
+
+def test_every_unknown_key_is_named_with_the_near_one(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {lora: {rank: 8}}\noptimiser: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert "model.lora.rank: unknown key" in str(caught.value)
+    assert 'optimiser: unknown key. Did you mean "optim"?' in str(caught.value)
+
+
+def test_a_wrong_value_names_its_key():
+    with pytest.raises(ConfigError, match=r"optim\.steps: input should be greater than or equal to 1, got 0"):
+        load_config(overrides=["optim.steps=0"])
+
+
+def test_a_number_without_a_dot_is_a_number():
+    assert load_config(overrides=["optim.lr=3e-4"]).optim.lr == 3e-4
+
+
+def test_an_override_needs_a_value():
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        load_config(overrides=["optim.steps"])
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ConfigError, match='Did you mean "perception"'):
+        load_config(stage="perceptoin")
+
+
+def test_a_configuration_survives_yaml(tmp_path):
+    config = load_config(stage="cognition", overrides=["data.mixture={a: 1.5}"])
+    (tmp_path / "back.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "back.yaml") == config
+    assert yaml.safe_load(config.to_yaml())["stage"] == "cognition"
+
+
+def test_a_sweep_with_a_wrong_variant_is_refused_whole(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("variants: {a: {model: {fusion: {nam: conv}}}, b: {optim: {step: 3}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(str(file), None, ())
+    assert 'variant "a"' in str(caught.value)
+    assert 'variant "b"' in str(caught.value)

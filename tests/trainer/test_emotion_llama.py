@@ -1,0 +1,135 @@
+"""The whole model: published counts, splicing, loss, absence, scoring."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import make_config
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fusion_train.config import load_config
+from fusion_train.language_model import build_model
+from fusion_train.models.answering import greedy_text, label_log_probabilities
+from fusion_train.models.emotion_llama import (
+    IGNORED_LABEL,
+    SOFT_TOKEN,
+    FeatureShapes,
+    count_by_part,
+    trained_parameters,
+)
+
+SHAPES = FeatureShapes(audio=(4, 12), image=(17, 10), video=(4, 10))
+
+
+@pytest.fixture
+def model(llama):
+    config = make_config(llama)
+    built = build_model(config, LlamaForCausalLM.from_pretrained(llama), SHAPES)
+    return built.eval()
+
+
+def features(batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(batch, *getattr(SHAPES, name), generator=made) for name in ("audio", "image", "video")}
+
+
+def all_present(batch: int) -> torch.Tensor:
+    return torch.ones(batch, 3, dtype=torch.bool)
+
+
+def test_the_published_configuration_trains_71_536_387_parameters():
+    llama2_7b = LlamaConfig(
+        vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = build_model(load_config("emotion_llama_v2"), LlamaForCausalLM(llama2_7b), FeatureShapes())
+    assert count_by_part(model) == {
+        "projectors.image": 23_072_768, "projectors.video": 5_771_264, "projectors.audio": 5_246_976,
+        "projectors.fusion": 1_052_672, "fusion": 2_838_275, "lora": 33_554_432,
+    }  # fmt: skip
+    trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
+    assert trained == 71_536_387
+    assert model.soft_counts == {"fusion": 64, "image": 256, "video": 64, "audio": 64}
+    assert sum(model.soft_counts.values()) == 448
+
+
+def test_soft_tokens_stand_in_the_published_order(model):
+    soft, mask = model.soft_tokens(features(2), all_present(2))
+    counts = model.soft_counts
+    assert list(counts) == ["fusion", "image", "video", "audio"]
+    assert soft.shape == (2, sum(counts.values()), 32)
+    assert mask.all()
+    patches = features(2)["image"][:, 1:5].flatten(1)
+    torch.testing.assert_close(soft[:, counts["fusion"]], model.projectors["image"](patches))
+    torch.testing.assert_close(soft[:, -1], model.projectors["audio"](features(2)["audio"][:, -1]))
+
+
+def test_loss_equals_the_loss_of_transformers_over_all_positions(model):
+    n = sum(model.soft_counts.values())
+    ids = torch.tensor([[1, *[SOFT_TOKEN] * n, 5, 6, 7, 2], [1, *[SOFT_TOKEN] * n, 8, 9, 2, 0]])
+    labels = torch.tensor([[IGNORED_LABEL] * (n + 2) + [6, 7, 2], [IGNORED_LABEL] * (n + 2) + [9, 2, IGNORED_LABEL]])
+    mask = torch.ones_like(ids)
+    mask[1, -1] = 0
+    ours = model(token_ids=ids, attention_mask=mask, labels=labels, features=features(2), present=all_present(2))
+    full = model.llm(inputs_embeds=model.embed(ids, features(2), all_present(2)), attention_mask=mask, labels=labels)
+    torch.testing.assert_close(ours.loss_sum / 5, full.loss)
+
+
+def test_an_absent_modality_leaves_no_trace(model):
+    """Not in the loss, whatever its row of the feature tensor holds, NaN included; nor in any gradient."""
+    counts = model.soft_counts
+    n = sum(counts.values()) - counts["audio"]
+    ids = torch.tensor([[1, *[SOFT_TOKEN] * n, 5, 6, 2]])
+    labels = torch.tensor([[IGNORED_LABEL] * (n + 2) + [6, 2]])
+    present = torch.tensor([[False, True, True]])
+    losses = []
+    for value in (0.0, float("nan"), 5.0):
+        given = features(1) | {"audio": torch.full((1, 4, 12), value)}
+        out = model(token_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, features=given, present=present)
+        model.zero_grad()
+        out.loss_sum.backward()
+        losses.append(out.loss_sum.item())
+        assert all(p.grad.isfinite().all() for p in trained_parameters(model).values() if p.grad is not None)
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_label_scores_equal_one_forward_pass_a_label(model):
+    n = sum(model.soft_counts.values())
+    prompts = [[1, *[SOFT_TOKEN] * n, 5], [1, *[SOFT_TOKEN] * n, 5, 6, 7, 8]]
+    labels = [[9, 10, 2], [11, 2], [2]]
+    scores = label_log_probabilities(model, prompts, features(2), all_present(2), labels)
+    for row, prompt in enumerate(prompts):
+        one = {name: tensor[row : row + 1] for name, tensor in features(2).items()}
+        for column, label in enumerate(labels):
+            ids = torch.tensor([prompt + label])
+            logits = model.llm(inputs_embeds=model.embed(ids, one, all_present(1))).logits.log_softmax(-1)[0]
+            expected = sum(logits[len(prompt) - 1 + k, token] for k, token in enumerate(label))
+            torch.testing.assert_close(scores[row, column], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_text_does_not_depend_on_the_neighbours_length(model):
+    n = sum(model.soft_counts.values())
+    prompts = [[1, *[SOFT_TOKEN] * n, 5], [1, *[SOFT_TOKEN] * n, *range(5, 30)]]
+    both = greedy_text(model, prompts, features(2), all_present(2), max_new_tokens=5, eos_token_id=2)
+    for row, prompt in enumerate(prompts):
+        one = {name: tensor[row : row + 1] for name, tensor in features(2).items()}
+        assert greedy_text(model, [prompt], one, all_present(1), max_new_tokens=5, eos_token_id=2) == [both[row]]
+
+
+def test_lora_reaches_the_language_model_alone(model):
+    names = [name for name in trained_parameters(model) if "lora" in name]
+    assert names
+    assert all(".self_attn.q_proj." in name or ".self_attn.v_proj." in name for name in names)
+    assert not [name for name in trained_parameters(model) if name.startswith("llm.") and "lora" not in name]
+
+
+def test_the_same_seed_gives_the_same_first_weights(llama):
+    first, second, other = (
+        build_model(make_config(llama, f"seed={seed}"), LlamaForCausalLM.from_pretrained(llama), SHAPES)
+        for seed in (1, 1, 2)
+    )
+    same = [torch.equal(a, b) for a, b in zip(trained_parameters(first).values(),
+                                              trained_parameters(second).values(), strict=True)]  # fmt: skip
+    assert all(same)
+    assert not torch.equal(first.projectors["audio"].weight, other.projectors["audio"].weight)

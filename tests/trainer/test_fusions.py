@@ -1,0 +1,79 @@
+"""Contract of every fusion variant, and the published sizes."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+
+from fusion_train.errors import ConfigError
+from fusion_train.models.conv_attention import ConvAttention
+from fusion_train.models.fusions import ENTRY_POINTS, build_fusion
+
+DIMS = (20, 12, 12)
+VARIANTS = sorted(point.name for point in entry_points(group=ENTRY_POINTS) if point.name != "none")
+
+
+def test_the_published_variants_are_registered():
+    assert {"attention", "conv", "conv-attention", "q-former"} <= set(VARIANTS)
+
+
+def test_conv_attention_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        module = ConvAttention()
+    assert sum(parameter.numel() for parameter in module.parameters()) == 2_838_275
+
+
+def test_conv_attention_computes_the_published_formula():
+    """Restated from the paper's equations with plain tensors."""
+    torch.manual_seed(0)
+    module = ConvAttention(DIMS, hidden=(16, 8), out_dim=5).eval()
+    features = [torch.randn(2, 6, dim) for dim in DIMS]
+    linear = lambda x, layer: x @ layer.weight.T + layer.bias  # noqa: E731
+    hidden = [linear(linear(x, net[0]).relu(), net[3]).relu() for x, net in zip(features, module.prepare, strict=True)]
+    joined = torch.cat(hidden, dim=-1)
+    mixed = linear(linear(linear(joined, module.attention_mlp[0]).relu(), module.attention_mlp[3]).relu(),
+                   module.attention_weights)  # fmt: skip
+    attended = sum(mixed[..., m, None] * hidden[m] for m in range(3))
+    x = linear(joined, type("entry", (), {"weight": module.conv_branch.entry.weight[..., 0],
+                                          "bias": module.conv_branch.entry.bias}))  # fmt: skip
+    for conv in module.conv_branch.blocks:
+        padded = torch.nn.functional.pad(x, (0, 0, 1, 1))
+        y = sum(padded[:, k : k + 6] @ conv.weight[..., k].T for k in range(3)) + conv.bias
+        x = x + y * torch.sigmoid(y)
+    torch.testing.assert_close(module(features), linear(attended + x, module.output))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_keeps_tokens_and_learns_everywhere(name):
+    torch.manual_seed(0)
+    module = build_fusion(name, DIMS, hidden=(16, 8), out_dim=5)
+    out = module([torch.randn(2, 64, dim) for dim in DIMS])
+    assert out.shape == (2, 64, 5)
+    out.square().sum().backward()
+    assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_an_absent_modality_holds_changes_nothing(name):
+    torch.manual_seed(0)
+    module = build_fusion(name, DIMS, hidden=(16, 8), out_dim=5).eval()
+    features = [torch.randn(2, 64, dim) for dim in DIMS]
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    other = [features[0], torch.randn(2, 64, DIMS[1]), features[2]]
+    assert torch.equal(module(features, present)[0], module(other, present)[0])
+    assert not torch.equal(module(features, present)[1], module(other, present)[1])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_clip_does_not_depend_on_its_neighbours(name):
+    torch.manual_seed(0)
+    module = build_fusion(name, DIMS, hidden=(16, 8), out_dim=5).eval()
+    features = [torch.randn(3, 64, dim) for dim in DIMS]
+    torch.testing.assert_close(module(features)[1:2], module([x[1:2] for x in features]))
+
+
+def test_an_unknown_variant_is_refused_with_the_near_name():
+    with pytest.raises(ConfigError, match='Did you mean "conv-attention"'):
+        build_fusion("conv-atention", DIMS)

@@ -1,0 +1,82 @@
+"""The one tokenisation: published layout, cleaning, supervision."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from fusion_train.config import load_config
+from fusion_train.errors import ConfigError, DataError
+from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN
+from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt, find_task, supervise
+
+EMOTION = find_task("emotion")
+
+
+def whole(prompt: PromptFormat, text: str | None) -> str:
+    before, after = prompt.render(text, EMOTION, ["angry", "sad"], instruction="Which of {labels}?")
+    return before + "@" + after
+
+
+def test_the_prompt_has_the_published_layout():
+    assert whole(PromptFormat(), "I know it!") == (
+        "[INST] <Vid>@</Vid> The person in video says: i know it.  [emotion] Which of angry, sad?  [/INST]"
+    )
+
+
+def test_the_second_stage_leaves_out_the_period():
+    prompt = load_config(None, "cognition").prompt.format()
+    assert "says: i know it  [emotion]" in whole(prompt, "I know it!")
+
+
+def test_a_clip_without_words_has_no_sentence_about_words():
+    assert whole(PromptFormat(), None) == "[INST] <Vid>@</Vid>  [emotion] Which of angry, sad?  [/INST]"
+    assert whole(PromptFormat(), " .! ") == whole(PromptFormat(), None)
+
+
+def test_text_is_cut_at_200_words():
+    assert whole(PromptFormat(), "so " * 300).count(" so") == 200
+
+
+@given(st.text(max_size=40))
+def test_what_is_said_cannot_change_the_layout(text):
+    before, after = PromptFormat(clean_text=False).render(text, EMOTION, instruction="Which?")
+    assert before == "[INST] <Vid>"
+    assert after.startswith("</Vid>")
+    assert after.endswith("  [emotion] Which?  [/INST]")
+
+
+def test_ids_begin_once_and_mark_every_soft_place(llama):
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    ids = encode_prompt(tokenizer, "[INST] <Vid>", 5, "</Vid> [/INST]")
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(SOFT_TOKEN) == 5
+
+
+def test_only_the_answer_and_its_end_are_supervised(llama):
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    prompt = encode_prompt(tokenizer, "[INST] <Vid>", 2, "</Vid> [/INST]")
+    answer = encode_answer(tokenizer, "happy")
+    ids, labels = supervise(prompt, answer)
+    assert ids == prompt + answer
+    assert labels == [IGNORED_LABEL] * len(prompt) + answer
+    assert answer[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(answer, skip_special_tokens=True).strip() == "happy"
+
+
+def test_a_prompt_beyond_the_limit_is_refused(llama):
+    with pytest.raises(DataError, match="at most 3800 prompt tokens"):
+        encode_prompt(AutoTokenizer.from_pretrained(llama), "a", 4000, "b", "clip7")
+
+
+def test_a_template_without_soft_places_is_refused():
+    with pytest.raises(ConfigError, match=r"prompt\.template"):
+        PromptFormat(template="[INST]").render("x", EMOTION)
+
+
+def test_an_unknown_task_names_the_near_one():
+    with pytest.raises(ConfigError, match='Did you mean "emotion"'):
+        find_task("emotions")

@@ -1,0 +1,86 @@
+"""Which question is asked of which clip."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from featurecache.clips import Clip, ClipList
+from fusion_train.errors import DataError
+from fusion_train.samples import SampleStream, label_sets
+
+MODALITIES = ("audio", "image", "video")
+
+
+def clips(count: int = 30, dataset: str = "toy", **rest) -> ClipList:
+    return ClipList(
+        Clip(id=f"{dataset}{n}", text="x", dataset=dataset, labels={"emotion": ["happy", "sad"][n % 2]}, **rest)
+        for n in range(count)
+    )
+
+
+def stream(clip_list: ClipList, tasks=("emotion",), **rest) -> SampleStream:
+    return SampleStream(clip_list, tasks, label_sets(clip_list), **{"seed": 0, "modalities": MODALITIES, **rest})
+
+
+def test_an_epoch_holds_every_clip_once_in_a_new_order():
+    drawn = stream(clips())
+    first, second = ([drawn.draw(k).clip.id for k in range(start, start + 30)] for start in (0, 30))
+    assert sorted(first) == sorted(second) == sorted(clips().ids)
+    assert first != second
+
+
+def test_a_sample_is_a_function_of_seed_and_index():
+    one, same, other = stream(clips()), stream(clips()), stream(clips(), seed=1)
+    assert [one.draw(k) for k in range(50)] == [same.draw(k) for k in reversed(range(50))][::-1]
+    assert [one.draw(k) for k in range(30)] != [other.draw(k) for k in range(30)]
+
+
+def test_a_mixture_draws_by_weight():
+    both = ClipList([*clips(10, "a"), *clips(1000, "b")])
+    drawn = stream(both, mixture={"a": 3, "b": 1})
+    counts = Counter(drawn.draw(k).clip.dataset for k in range(2000))
+    assert 1400 < counts["a"] < 1600
+
+
+def test_a_mixture_of_an_unknown_dataset_is_refused():
+    with pytest.raises(DataError, match='Did you mean "toy"'):
+        stream(clips(), mixture={"toyy": 1})
+
+
+def test_tasks_are_drawn_evenly_among_those_a_clip_can_answer():
+    answering = clips(4, responses={"reason": "because"})
+    counts = Counter(stream(answering, ("emotion", "reason", "audio")).draw(k).task.name for k in range(1000))
+    assert set(counts) == {"emotion", "reason"}
+    assert 430 < counts["reason"] < 570
+
+
+def test_a_response_that_is_too_long_falls_back_to_the_label():
+    answering = clips(4, responses={"reason": "word " * 2000})
+    sample = stream(answering, ("reason",), answer_length=lambda text: len(text.split())).draw(0)
+    assert sample.task.name == "emotion"
+    assert sample.answer in ("happy", "sad")
+
+
+def test_an_empty_response_is_not_asked_for():
+    with pytest.raises(DataError, match="labels or responses for one of reason"):
+        stream(clips(4, responses={"reason": "  "}), ("reason",))
+
+
+def test_think_wraps_reasoning_and_conclusion():
+    sample = stream(clips(1, responses={"think": "a low voice"}), ("think",)).draw(0)
+    assert sample.answer == "<think>a low voice</think><answer>happy</answer>"
+    assert sample.labels == ("happy",)
+
+
+def test_a_description_of_sound_is_asked_of_sound_alone():
+    sample = stream(clips(1, responses={"audio": "a low voice"}), ("audio",)).draw(0)
+    assert sample.hidden == ("image", "video")
+
+
+def test_hiding_leaves_at_least_one_modality():
+    drawn = stream(clips(), hide_modality_p=1.0)
+    hidden = Counter(drawn.draw(k).hidden for k in range(500))
+    assert len(hidden) == 6
+    assert all(1 <= len(names) <= 2 for names in hidden)
