@@ -48,7 +48,7 @@ FRAME_RULES = ("peak", "middle", "first")
 class _Tower:
     """The network and what is to be said of it."""
 
-    network: FrozenNetwork
+    network: FrozenNetwork | None
     config: Blip2VisionConfig
     weights: dict[str, str]
     provenance: dict[str, str]
@@ -82,11 +82,15 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Blip2VisionConfig, tuple[str
 
 def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> _Tower:
     config, prefixes = _vision_config(checkpoint)
-    config._attn_implementation = "sdpa"
     with torch.device("meta"):
-        network = Blip2VisionModel(config)
+        network = Blip2VisionModel(_with_attention(config))
     hashes = checkpoint.load(network, prefixes)
     return _Tower(FrozenNetwork(network, device, compute_dtype), config, hashes, checkpoint.provenance)
+
+
+def _with_attention(config: Blip2VisionConfig) -> Blip2VisionConfig:
+    config._attn_implementation = "sdpa"  # part of the spec: kernels differ in the last bits
+    return config
 
 
 class _Eva:
@@ -101,11 +105,40 @@ class _Eva:
 
     def __init__(self, tower: _Tower) -> None:
         self._tower = tower
-        self._network = tower.network
-        device = tower.network.device
+        self.network = tower.network
+        device = "cpu" if tower.network is None else tower.network.device
         self._mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
         self.grid_side = self.pixels // tower.config.patch_size
+
+    @classmethod
+    def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> _Eva:
+        """Build the encoder of a spec around a network that is loaded already, or around none.
+
+        Without a network only `view`, `shape` and `preprocess` are of use.
+        """
+        config = Blip2VisionConfig.from_dict(dict(settings["config"]))
+        tower = _Tower(network, config, dict(spec.weights), dict(spec.provenance))
+        return cls(tower, **cls.options_of(spec))
+
+    @staticmethod
+    def options_of(spec: Spec) -> dict[str, Any]:
+        """The options under which `open` gives an encoder of this spec."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
+        return {"config": self._tower.config.to_dict()}
+
+    @classmethod
+    def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        """The network without its weights."""
+        return Blip2VisionModel(_with_attention(Blip2VisionConfig.from_dict(dict(settings["config"]))))
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.network is not None and self.network.device.type == "cuda"
 
     @classmethod
     def _width(cls, weights: str | None) -> int:
@@ -122,8 +155,8 @@ class _Eva:
 
     def _blocks(self, frames: np.ndarray, num_blocks: int) -> torch.Tensor:
         """(N, pixels, pixels, 3) uint8 in, (N, 1 + patches, D) after `num_blocks` blocks out; run inside `running`."""
-        module = self._network.module
-        pixels = self._network.tensor(frames).permute(0, 3, 1, 2).float().div(255)  # [n, 3, h, w]
+        module = self.network.module
+        pixels = self.network.tensor(frames).permute(0, 3, 1, 2).float().div(255)  # [n, 3, h, w]
         pixels = (pixels - self._mean) / self._std
         hidden = module.embeddings(pixels, interpolate_pos_encoding=True)
         for block in module.encoder.layers[:num_blocks]:
@@ -155,7 +188,7 @@ class _Eva:
                 "std": list(self.std),
             },
             pooling=pooling,
-            compute_dtype=self._network.compute_dtype,
+            compute_dtype=self.network.compute_dtype,
             stored_dtype=stored_dtype,
             shape=self.shape,  # type: ignore[attr-defined]
             provenance=self._tower.provenance,
@@ -173,7 +206,7 @@ class EvaGlobalEncoder(_Eva):
         self.view = FramesView(1, frame, still=True)  # type: ignore[arg-type]
         self.shape = (1 + self.grid_side**2, tower.config.hidden_size)
         self.num_blocks = min(GLOBAL_BLOCKS, tower.config.num_hidden_layers)
-        self.batch_size = 16 if self._network.device.type == "cuda" else 1
+        self.batch_size = 16 if self._on_cuda else 1
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> EvaGlobalEncoder:
@@ -199,6 +232,11 @@ class EvaGlobalEncoder(_Eva):
         read_options(cls.name, options, GLOBAL_OPTIONS)
         return 1 + cls._side(weights) ** 2, cls._width(weights)
 
+    @staticmethod
+    def options_of(spec: Spec) -> dict[str, Any]:
+        """The options under which `open` gives an encoder of this spec."""
+        return {"frame": spec.preprocessing["frame_rule"]}
+
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
         tap = {"blocks": self.num_blocks, "norm": f"LayerNorm without affine, eps {GLOBAL_NORM_EPS}"}
@@ -207,7 +245,7 @@ class EvaGlobalEncoder(_Eva):
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """(B, 1, pixels, pixels, 3) uint8 in, (B, 1 + patches, D) float32 out."""
-        with self._network.running():
+        with self.network.running():
             hidden = self._blocks(batch[:, 0], self.num_blocks)
             return F.layer_norm(hidden.float(), hidden.shape[-1:], eps=GLOBAL_NORM_EPS)
 
@@ -227,7 +265,7 @@ class EvaTemporalEncoder(_Eva):
         self.view = FramesView(frames, "uniform", still=False)
         self.num_frames, self.grid = frames, grid
         self.shape = (frames * grid * grid, tower.config.hidden_size)
-        self.batch_size = 4 if self._network.device.type == "cuda" else 1
+        self.batch_size = 4 if self._on_cuda else 1
         blocks = tower.config.num_hidden_layers
         self.notices = []
         if blocks == GLOBAL_BLOCKS:  # BLIP-2 checkpoints leave out EVA's last block
@@ -253,6 +291,11 @@ class EvaTemporalEncoder(_Eva):
         chosen = read_options(cls.name, options, TEMPORAL_OPTIONS)
         return chosen["frames"] * chosen["grid"] ** 2, cls._width(weights)
 
+    @staticmethod
+    def options_of(spec: Spec) -> dict[str, Any]:
+        """The options under which `open` gives an encoder of this spec."""
+        return {"frames": spec.preprocessing["frames"], "grid": spec.pooling["grid"]}
+
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
         tap = {"blocks": self._tower.config.num_hidden_layers, "norm": "post_layernorm"}
@@ -261,9 +304,9 @@ class EvaTemporalEncoder(_Eva):
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """(B, F, pixels, pixels, 3) uint8 in, (B, F · (1 + patches), D) float32 out, CLS first in each frame."""
-        with self._network.running():
+        with self.network.running():
             hidden = self._blocks(batch.reshape(-1, *batch.shape[2:]), self._tower.config.num_hidden_layers)
-            hidden = self._network.module.post_layernorm(hidden)
+            hidden = self.network.module.post_layernorm(hidden)
             return hidden.float().reshape(len(batch), -1, hidden.shape[-1])
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -77,6 +77,8 @@ class FrozenNetwork:
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=self._dtype, enabled=half):
             yield
 
-    def tensor(self, batch: np.ndarray) -> torch.Tensor:
+    def tensor(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Copy a batch to the device, in its own dtype."""
+        if isinstance(batch, torch.Tensor):
+            return batch.to(self.device)
         return torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)

@@ -32,25 +32,25 @@ class WhisperEncoder:
     name = "whisper"
     default_weights = "openai/whisper-large-v3"
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, compute_dtype: str, tokens: int) -> None:
-        config = WhisperConfig.from_dict(checkpoint.json("config.json"), attn_implementation="sdpa")
-        settings = checkpoint.json("preprocessor_config.json")
-        self._extractor = WhisperFeatureExtractor.from_dict(settings)
-        if self._extractor.feature_size != config.num_mel_bins:
-            raise checkpoint.error(
-                expected=f"{config.num_mel_bins} mel bins, as in config.json",
-                got=f"{self._extractor.feature_size} in preprocessor_config.json",
-            )
-        with torch.device("meta"):
-            network = WhisperNetwork(config)
-        self._weights = checkpoint.load(network, prefixes=("model.encoder.", "encoder."))
-        self._network = FrozenNetwork(network, device, compute_dtype)
-        self._config, self._provenance = config, checkpoint.provenance
-        self._samples = config.max_source_positions * MEL_FRAMES_PER_TOKEN * self._extractor.hop_length
-        rate = self._extractor.sampling_rate
+    def __init__(
+        self,
+        config: WhisperConfig,
+        extractor: WhisperFeatureExtractor,
+        network: FrozenNetwork | None,
+        *,
+        tokens: int,
+        weights: Mapping[str, str],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Put together what `open` loads; without a network only `view`, `shape` and `preprocess` are of use."""
+        self.network = network
+        self._config, self._extractor = config, extractor
+        self._weights, self._provenance = weights, provenance
+        self._samples = config.max_source_positions * MEL_FRAMES_PER_TOKEN * extractor.hop_length
+        rate = extractor.sampling_rate
         self.view = AudioView(sampling_rate=rate, max_duration_s=self._samples / rate)
         self.shape = (tokens, config.d_model)
-        self.batch_size = 16 if device.type == "cuda" else 1
+        self.batch_size = 16 if network is not None and network.device.type == "cuda" else 1
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> WhisperEncoder:
@@ -62,11 +62,53 @@ class WhisperEncoder:
         """
         chosen = read_options(cls.name, options, DEFAULT_OPTIONS)
         place = resolve_device(device)
+        dtype = resolve_compute_dtype(compute_dtype, place)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
-        kind = checkpoint.json("config.json").get("model_type")
-        if kind != "whisper":
-            raise checkpoint.error(expected="a Whisper checkpoint", got=f"model_type {kind!r}")
-        return cls(checkpoint, place, resolve_compute_dtype(compute_dtype, place), chosen["tokens"])
+        document = checkpoint.json("config.json")
+        if document.get("model_type") != "whisper":
+            raise checkpoint.error(expected="a Whisper checkpoint", got=f"model_type {document.get('model_type')!r}")
+        config, extractor = cls._read_settings(
+            {"config": document, "preprocessor": checkpoint.json("preprocessor_config.json")}
+        )
+        if extractor.feature_size != config.num_mel_bins:
+            raise checkpoint.error(
+                expected=f"{config.num_mel_bins} mel bins, as in config.json",
+                got=f"{extractor.feature_size} in preprocessor_config.json",
+            )
+        with torch.device("meta"):
+            network = WhisperNetwork(config)
+        hashes = checkpoint.load(network, prefixes=("model.encoder.", "encoder."))
+        frozen = FrozenNetwork(network, place, dtype)
+        return cls(config, extractor, frozen, tokens=chosen["tokens"], weights=hashes, provenance=checkpoint.provenance)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> WhisperEncoder:
+        """Build the encoder of a spec around a network that is loaded already, or around none."""
+        config, extractor = cls._read_settings(settings)
+        return cls(
+            config, extractor, network,
+            tokens=spec.pooling["tokens"], weights=spec.weights, provenance=spec.provenance,
+        )  # fmt: skip
+
+    @staticmethod
+    def options_of(spec: Spec) -> dict[str, Any]:
+        """The options under which `open` gives an encoder of this spec."""
+        return {"tokens": spec.pooling["tokens"]}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
+        return {"config": self._config.to_dict(), "preprocessor": self._extractor.to_dict()}
+
+    @classmethod
+    def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        """The network without its weights."""
+        return WhisperNetwork(cls._read_settings(settings)[0])
+
+    @staticmethod
+    def _read_settings(settings: Mapping[str, Any]) -> tuple[WhisperConfig, WhisperFeatureExtractor]:
+        config = WhisperConfig.from_dict(dict(settings["config"]), attn_implementation="sdpa")
+        return config, WhisperFeatureExtractor.from_dict(dict(settings["preprocessor"]))
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -100,7 +142,7 @@ class WhisperEncoder:
                 "log_mel_floor": "per clip",
             },
             pooling={"rule": "adaptive average over time", "tokens": self.shape[0]},
-            compute_dtype=self._network.compute_dtype,
+            compute_dtype=self.network.compute_dtype,
             stored_dtype=stored_dtype,
             shape=self.shape,
             provenance=self._provenance,
@@ -120,8 +162,8 @@ class WhisperEncoder:
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """(B, mel bins, mel frames) in, (B, T, D) out."""
-        with self._network.running():
-            return self._network.module(self._network.tensor(batch)).last_hidden_state
+        with self.network.running():
+            return self.network.module(self.network.tensor(batch)).last_hidden_state
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T, D) in, (B, K, D) float32 out."""
