@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 from featurecache.errors import StoreError
+from featurecache.store.formats import ShardFormat
 from featurecache.store.local import LocalStore
+from featurecache.store.webdataset_store import WebDatasetFormat
 from featurecache.store.zarr_store import ZarrFormat
 
-__all__ = ["LocalStore", "open_store"]
+__all__ = ["FORMATS", "LocalStore", "open_store"]
+
+FORMATS: dict[str, type[ShardFormat]] = {"zarr": ZarrFormat, "webdataset": WebDatasetFormat}
+WEBDATASET_ENDINGS = (".wds", ".tar", ".webdataset")
 
 
 def open_store(
     location: str | os.PathLike[str],
     mode: Literal["r", "a"] = "r",
     *,
+    format: Literal["zarr", "webdataset"] | None = None,
     verify: Literal["first-touch", "never"] = "first-touch",
 ) -> LocalStore:
     """Open a store to read ("r") or to extract into ("a", created where there is none).
 
-    `verify` says when the checksum of a row is compared: at its first read, or not at all.
+    The format of a store that is there shows in its files; that of a new one is `format`, by default WebDataset for a
+    name that ends in .wds and Zarr otherwise. `verify` says when the checksum of a row is compared: at its first read,
+    or not at all.
 
     Raises:
         StoreNotFoundError: nothing is there, and `mode` is "r".
-        StoreError: another mode, or a folder that is no store.
+        StoreError: an unknown mode or format, or a store of another format than asked for.
     """
-    if mode not in ("r", "a"):
-        raise StoreError("mode", expected='"r" | "a"', got=repr(mode))
-    if verify not in ("first-touch", "never"):
-        raise StoreError("verify", expected='"first-touch" | "never"', got=repr(verify))
-    return LocalStore(os.fspath(location), ZarrFormat(), mode, verify)
+    place = os.fspath(location)
+    for key, value, known in (
+        ("mode", mode, ("r", "a")),
+        ("verify", verify, ("first-touch", "never")),
+        ("format", format, (None, *FORMATS)),
+    ):
+        if value not in known:
+            raise StoreError(key, expected=" | ".join(str(each) for each in known if each), got=repr(value))
+    found = [
+        name for name, form in FORMATS.items() if any((Path(place) / file).is_file() for file in form().root_files())
+    ]
+    if found and format not in (None, *found):
+        raise StoreError(
+            place, expected=f"a {format} store", got=found[0], next_step="Leave the format out, or name another place."
+        )
+    by_name = "webdataset" if place.rstrip("/").endswith(WEBDATASET_ENDINGS) else "zarr"
+    return LocalStore(place, FORMATS[found[0] if found else format or by_name](), mode, verify)

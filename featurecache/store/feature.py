@@ -1,14 +1,15 @@
 """Read the tokens of many clips: one copy a row, straight from the mapped shards.
 
 Shapes: B clips, K tokens, D encoder width. The first touch of a row checks its crc32c; from then on a read is a
-dictionary look-up and a memcpy. Failed and absent clips are never read: their slots are holes.
+dictionary look-up and a memcpy. Rows that are not in the page cache are read into the caller's memory by several
+threads with pread, which no page fault slows down. Failed and absent clips are never read: their slots are holes.
 Safe after fork (nothing but maps and numbers is shared) and cheap to pickle (a feature is reopened from its place).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import google_crc32c
@@ -18,15 +19,20 @@ from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreNot
 from featurecache.spec import Spec
 from featurecache.store.catalogue import Catalogue, Ids
 from featurecache.store.formats import ShardFormat, parts_of
-from featurecache.store.layout import LOGICAL_DTYPES, FeatureFolder, numbered
-from featurecache.store.mapped import map_file, will_need
+from featurecache.store.layout import LOGICAL_DTYPES, RECORD_DIGITS, FeatureFolder, numbered
+from featurecache.store.mapped import is_resident, map_file, parallel, read_into, will_need
 from featurecache.store.protocols import ClipRecord, Status
-from featurecache.store.records import NEXT_STEP, Record, load_record
+from featurecache.store.quantize import dequantise
+from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record, load_record
 
-RECORD_DIGITS = 8
 MAX_CACHED_VIEWS = 1 << 17
+MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+PARALLEL_BYTES = 16 << 20
+"""From this size on, a batch is copied by several threads."""
 
 Verify = Literal["first-touch", "never"]
+Rows = tuple[np.ndarray, ...]
+"""Disk arrays of one clip, one a part: tokens, and scales where they are quantised."""
 
 
 class StoredFeature:
@@ -41,14 +47,19 @@ class StoredFeature:
         self.fingerprint = spec.fingerprint
         self.shape = spec.shape
         self.dtype = LOGICAL_DTYPES[spec.stored_dtype]
-        self.verify = verify
-        self._folder = folder
-        self._format = form
-        self._parts = parts_of(spec)
-        self._views: dict[str, np.ndarray] = {}
+        self.verify: Verify = verify
+        self.parts = parts_of(spec)
+        self.folder = folder
+        self.format = form
+        self._views: dict[str, Rows] = {}
+        self._checked: dict[int, bytearray] = {}
         self._maps: dict[tuple[int, int], np.ndarray] = {}
+        self._num_bytes: int | None = None
         self._catalogue = Catalogue()
         self.refresh()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return StoredFeature, (self.location, self.folder, self.name, self.format, self.spec, self.verify)
 
     def refresh(self) -> None:
         """See the shards committed since the feature was opened.
@@ -56,21 +67,26 @@ class StoredFeature:
         Raises:
             CorruptStoreError: a record is damaged.
         """
-        for shard in numbered(self._folder.records, RECORD_DIGITS):
+        for shard in numbered(self.folder.records, RECORD_DIGITS):
             if shard not in self._catalogue:
-                self._add(load_record(self._folder.record(shard), shard, self.fingerprint))
+                self._add(load_record(self.folder.record(shard), shard, self.fingerprint))
 
     def _add(self, record: Record) -> None:
-        part = self._parts[0]
-        if record.row_bytes != part.row_bytes:
+        quantised = len(self.parts) == 2
+        unmeasured = quantised and any(name not in record.columns for name in QUANTISED_COLUMNS)
+        if record.row_bytes != self.parts[0].row_bytes or unmeasured:
             raise CorruptStoreError(
-                str(self._folder.record(record.shard)),
-                expected=f"rows of {part.row_bytes} bytes, which the spec gives",
-                got=str(record.row_bytes),
+                str(self.folder.record(record.shard)),
+                expected=f"rows of {self.parts[0].row_bytes} bytes"
+                + (" and their measured error" if quantised else ""),
+                got=f"{record.row_bytes} bytes" + (" and none" if unmeasured else ""),
                 next_step=NEXT_STEP,
             )
         self._catalogue.add(record)
-        self._maps.clear()  # keyed by place, which a record in between would shift
+        self._checked.pop(record.shard, None)
+        for key in [key for key in self._maps if key[0] == record.shard]:
+            del self._maps[key]  # of the file that a repair replaced
+        self._num_bytes = None
         self._views.clear()  # a retried clip lies elsewhere now
 
     @property
@@ -90,21 +106,21 @@ class StoredFeature:
     def __len__(self) -> int:
         return self.counts[Status.OK]
 
-    def __contains__(self, clip_id: str) -> bool:
-        found = self.record(clip_id)
+    def __contains__(self, clip_id: object) -> bool:
+        found = self.record(clip_id) if isinstance(clip_id, str) else None
         return found is not None and found.status is Status.OK
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
-        """(K, D) of one clip, a read-only view of the file.
+        """(K, D) of one clip: a read-only view of the file, or what was unpacked where the rows are packed.
 
         Raises:
             MissingFeatureError: the clip has no tokens.
             CorruptStoreError: its bytes contradict its checksum.
         """
-        view = self._views.get(clip_id)
-        if view is None:
-            view = self._touch([clip_id])[0]
-        return self._decoded(view)
+        rows = self._views.get(clip_id) or self._rows([clip_id])[0]
+        if len(rows) == 2:
+            return dequantise(*rows)
+        return rows[0] if rows[0].dtype == self.dtype else rows[0].view(self.dtype)
 
     def read(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
         """(B, K, D) of these clips, into `out` where given.
@@ -122,38 +138,50 @@ class StoredFeature:
         try:
             rows = [views[clip_id] for clip_id in ids]
         except KeyError:
-            rows = self._touch(ids)
-        copyto = np.copyto
-        for place, row in zip(target, rows, strict=True):
-            copyto(place, row)
+            rows = self._rows(ids, target)
+        if len(self.parts) == 2:
+            parallel(_restore, list(zip(rows, target, strict=True)), target.nbytes >= PARALLEL_BYTES)
+        elif target.nbytes >= PARALLEL_BYTES:
+            parallel(_copy, list(zip(rows, target, strict=True)))
+        else:
+            copyto = np.copyto
+            for row, place in zip(rows, target, strict=True):
+                if row:  # otherwise it was read to its place already
+                    copyto(place, row[0])
         return target.view(self.dtype) if out is None else out
 
     def _target(self, count: int, out: np.ndarray | None) -> np.ndarray:
-        """(B, K, D) in the dtype of the disk."""
-        dtype = self._parts[0].dtype
+        """(B, K, D) in the dtype that rows are copied as."""
+        dtype = np.dtype(np.uint16) if self.dtype.kind == "V" else self.dtype
         if out is None:
             return np.empty((count, *self.shape), dtype)
-        bits = self.dtype.kind == "V" and out.dtype in (np.uint16, np.int16)
-        if out.shape != (count, *self.shape) or not (bits or out.dtype == self.dtype) or not out.flags.c_contiguous:
+        fits = out.dtype == self.dtype or (dtype != self.dtype and out.dtype in (np.uint16, np.int16))
+        if out.shape != (count, *self.shape) or not fits or not out.flags.c_contiguous:
             raise ValueError(
                 f"out: expected C-contiguous {(count, *self.shape)} of {self.dtype}, got {out.shape} of {out.dtype}"
             )
         return out.view(dtype)
 
-    def _decoded(self, view: np.ndarray) -> np.ndarray:
-        return view if view.dtype == self.dtype else view.view(self.dtype)
-
-    def _touch(self, ids: Sequence[str]) -> list[np.ndarray]:
-        """Disk views of clips, each checked unless it was before."""
-        entries = self._entries(ids)
+    def _rows(self, ids: Sequence[str], target: np.ndarray | None = None) -> list[Rows]:
+        """Disk arrays of clips, checked; empty for those that were read to their place in `target` (B, K, D)."""
+        places = [self._catalogue.locate(entry) for entry in self._entries(ids)]
         if len(self._views) + len(ids) > MAX_CACHED_VIEWS:
             self._views.clear()
-        rows = []
-        for clip_id, entry in zip(ids, entries, strict=True):
-            view = self._views.get(clip_id)
-            if view is None:
-                view = self._views[clip_id] = self._row(*self._catalogue.locate(entry))
-            rows.append(view)
+        rows: list[Rows] = []
+        cold: list[tuple[int, int, np.ndarray]] = []
+        for number, (clip_id, (place, slot)) in enumerate(zip(ids, places, strict=True)):
+            disk = [self._row(place, slot, part) for part in range(len(self.parts))]
+            if target is not None and len(disk) == 1 and disk[0].base is not None and not is_resident(disk[0]):
+                cold.append((place, slot, target[number]))
+                rows.append(())
+                continue
+            self._check(place, slot, disk)
+            typed = tuple(row.view(part.dtype).reshape(part.shape) for row, part in zip(disk, self.parts, strict=True))
+            rows.append(typed)
+            if self._fits_memory() and all(row.base is not None for row in disk):
+                self._views[clip_id] = typed
+        if cold:
+            parallel(self._read_cold, cold)
         return rows
 
     def _entries(self, ids: Sequence[str]) -> list[int]:
@@ -171,7 +199,7 @@ class StoredFeature:
                 clip = records[place].clip(slot)
                 reasons.append(f"{clip_id}: {clip.status.name.lower()}, {clip.reason or 'no reason given'}")
         if missing:
-            known = self.ids if len(missing) == 1 and len(self) < 100_000 else ()
+            known = self.ids if len(missing) == 1 and len(self) < 10_000 else ()
             raise MissingFeatureError(
                 self.subject,
                 expected="tokens of every clip asked for",
@@ -183,32 +211,62 @@ class StoredFeature:
             )
         return entries
 
-    def _row(self, place: int, slot: int) -> np.ndarray:
-        """(K, D) view of one row in the dtype of the disk, its checksum verified unless that is switched off."""
-        part = self._parts[0]
+    def _row(self, place: int, slot: int, part: int) -> np.ndarray:
+        """(row_bytes,) uint8 of one row, unchecked: a view (its base is the map) or what was unpacked."""
         record = self._catalogue.records[place]
-        data = self._map(place, 0)
-        offsets = self._format.offsets(record, 0)
-        begin = slot * part.row_bytes if offsets is None else int(offsets[slot])
-        row = data[begin : begin + part.row_bytes]
-        if self.verify == "first-touch":
-            will_need(row)
-            if google_crc32c.value(row) != record.columns["crc32c"][slot]:
+        file = self.format.file_of(part)
+        data = self._maps.get((record.shard, file))
+        if data is None:
+            path = self.format.paths(self.folder, record.shard, self.parts)[file]
+            data = map_file(self._local(path, record.file_bytes[file]), record.file_bytes[file], NEXT_STEP)
+            self._maps[record.shard, file] = data
+        return self.format.row(data, record, slot, self.parts[part])
+
+    def _fits_memory(self) -> bool:
+        """Whether rows read once are likely to stay in the page cache; otherwise each read asks anew."""
+        if self._num_bytes is None:
+            self._num_bytes = sum(sum(record.file_bytes) for record in self._catalogue.records)
+        return self._num_bytes <= MEMORY_BYTES // 2
+
+    def _local(self, path, num_bytes: int):  # type: ignore[no-untyped-def]
+        """Where a shard file can be mapped from; stores that are elsewhere fetch it first."""
+        return path
+
+    def _check(self, place: int, slot: int, disk: Sequence[np.ndarray]) -> None:
+        """Compare checksums, once a row; what had to be unpacked is checked each time."""
+        if self.verify == "never":
+            return
+        record = self._catalogue.records[place]
+        checked = self._checked.get(record.shard)
+        if checked is None:
+            checked = self._checked[record.shard] = bytearray(len(record))
+        if checked[slot] and disk[0].base is not None:
+            return
+        for row, part in zip(disk, self.parts, strict=True):
+            if row.base is not None:
+                will_need(row)
+            if google_crc32c.value(row) != record.columns[part.column("crc32c")][slot]:
                 raise CorruptStoreError(
                     f"{self.subject}, clip {record.encoded_id(slot).decode()}",
                     expected="the bytes its record has the checksum of",
                     got=f"others, in shard {record.shard}, slot {slot}",
                     next_step=NEXT_STEP,
                 )
-        return row.view(part.dtype).reshape(part.shape)
+        checked[slot] = 1
 
-    def _map(self, place: int, part: int) -> np.ndarray:
-        data = self._maps.get((place, part))
-        if data is None:
-            record = self._catalogue.records[place]
-            path = self._format.paths(self._folder, record.shard, self._parts)[part]
-            data = self._maps[place, part] = map_file(Path(path), record.file_bytes[part], NEXT_STEP)
-        return data
+    def _read_cold(self, place: int, slot: int, target: np.ndarray) -> None:
+        """Read one row that is not in memory to its place, past the map."""
+        record = self._catalogue.records[place]
+        view = self._row(place, slot, 0)
+        data = self._maps[record.shard, self.format.file_of(0)]
+        offset = view.__array_interface__["data"][0] - data.__array_interface__["data"][0]
+        path = self.format.paths(self.folder, record.shard, self.parts)[self.format.file_of(0)]
+        row = target.reshape(-1).view(np.uint8)
+        read_into(self._local(path, data.size), offset, row)
+        if self.verify == "first-touch" and not self._checked.get(record.shard, b"\0" * len(record))[slot]:
+            row = row.view()
+            row.flags.writeable = False  # the checksum library copies what may change
+            self._check(place, slot, [row])
 
     def record(self, clip_id: str) -> ClipRecord | None:
         """What the commit record says of a clip, or None where no shard holds it."""
@@ -224,12 +282,21 @@ class StoredFeature:
         return (records[place].clip(slot) for place, slot in self._catalogue.current())
 
 
+def _copy(row: Rows, place: np.ndarray) -> None:
+    if row:
+        np.copyto(place, row[0])
+
+
+def _restore(row: Rows, place: np.ndarray) -> None:
+    dequantise(*row, out=place)
+
+
 def feature_not_found(location: str, name: str, names: Sequence[str]) -> StoreNotFoundError:
     """The error for a feature that a store does not have."""
+    near = suggest(name, names).strip()
     return StoreNotFoundError(
         f"{location}/{name}",
         expected="one of " + ", ".join(names) if names else "a feature",
         got="no such feature" if names else "an empty store",
-        next_step=(suggest(name, names).strip() + " " if suggest(name, names) else "")
-        + "Run `fcache extract` to make it.",
+        next_step=(near + " " if near else "") + "Run `fcache extract` to make it.",
     )

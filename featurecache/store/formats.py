@@ -1,7 +1,7 @@
 """What a shard format decides: the bytes of a shard around its rows. Zarr and WebDataset each implement `ShardFormat`.
 
 A feature has one part, its tokens (K, D), or two: quantised tokens and their scales (G, D). A row is one part of one
-clip; every row of a part has the same number of bytes on disk unless it is compressed.
+clip; every row of a part has the same number of bytes unless it is compressed on disk.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
+from featurecache.errors import CorruptStoreError
 from featurecache.spec import Spec
 from featurecache.store.layout import DISK_DTYPES, FeatureFolder
 from featurecache.store.plan import Plan
 from featurecache.store.publish import TemporaryFile
-from featurecache.store.records import Record, RecordBuilder
+from featurecache.store.quantize import scales_shape
+from featurecache.store.records import NEXT_STEP, Record, RecordBuilder
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,29 @@ class Part:
     def row_bytes(self) -> int:
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
+    def column(self, name: str) -> str:
+        """Name of this part's column in a commit record."""
+        return f"{self.name}_{name}" if self.name else name
+
 
 def parts_of(spec: Spec) -> tuple[Part, ...]:
     """The parts that a spec's tokens are stored in."""
     tokens = Part("", spec.shape, DISK_DTYPES[spec.stored_dtype])
+    if spec.stored_dtype in ("int8", "float8"):
+        return tokens, Part("scales", scales_shape(spec.shape), np.dtype("<f2"))
     return (tokens,)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a sink must know of the feature it writes for."""
+
+    folder: FeatureFolder
+    name: str
+    spec: Spec
+    parts: tuple[Part, ...]
+    shard_rows: int
+    codec: str
 
 
 class ShardSink(Protocol):
@@ -61,42 +81,65 @@ class ShardFormat(Protocol):
 
     name: str
     codecs: tuple[str, ...]
-
-    def paths(self, folder: FeatureFolder, shard: int, parts: Sequence[Part]) -> list[Path]:
-        """File of each part of a shard; one file may hold both."""
-        ...
-
-    def sink(
-        self,
-        folder: FeatureFolder,
-        shard: int,
-        encoded_ids: list[bytes],
-        parts: Sequence[Part],
-        shard_rows: int,
-        codec: str,
-    ) -> ShardSink: ...
-
-    def offsets(self, record: Record, part: int) -> np.ndarray | None:
-        """(n,) byte offset of each slot's row, or None where slot i lies at i × row_bytes."""
-        ...
+    spec_copy: str
+    """Derived file, inside the feature's folder, that keeps a second copy of the spec."""
 
     def root_files(self) -> dict[str, bytes]:
         """Files at the root of a store, by name."""
         ...
 
-    def derived_files(
-        self,
-        folder: FeatureFolder,
-        spec: Spec,
-        spec_text: bytes,
-        parts: Sequence[Part],
-        plan: Plan,
-        shard_rows: int,
-        codec: str,
-    ) -> dict[Path, bytes]:
+    def folders(self, folder: FeatureFolder, parts: Sequence[Part]) -> list[Path]:
+        """Every folder that belongs to a feature."""
+        ...
+
+    def columns(self, geometry: Geometry) -> list[str]:
+        """Columns of a commit record that say where rows lie; none where slot i lies at i × row_bytes."""
+        ...
+
+    def paths(self, folder: FeatureFolder, shard: int, parts: Sequence[Part]) -> list[Path]:
+        """Files of one shard, in the order of a record's `file_bytes`."""
+        ...
+
+    def is_shard(self, relative: str) -> bool:
+        """Whether a path inside a feature's folder is a shard's, planned or not."""
+        ...
+
+    def file_of(self, part: int) -> int:
+        """Which of a shard's files holds a part."""
+        ...
+
+    def sink(self, geometry: Geometry, shard: int, encoded_ids: list[bytes]) -> ShardSink: ...
+
+    def row(self, data: np.ndarray, record: Record, slot: int, part: Part) -> np.ndarray:
+        """(row_bytes,) uint8 of one row, out of its mapped file: a view, or what was unpacked.
+
+        Raises:
+            CorruptStoreError: the row does not lie inside the file, or cannot be unpacked.
+        """
+        ...
+
+    def derived_files(self, geometry: Geometry, spec_text: bytes, plan: Plan) -> dict[Path, bytes]:
         """Files that follow from spec and plan and are rewritten when the feature grows."""
         ...
 
-    def file_problems(self, data: np.ndarray, record: Record, part: Part) -> list[str]:
-        """What is wrong around the rows of a shard file: index, headers, padding."""
+    def file_problems(
+        self, data: np.ndarray, record: Record, geometry: Geometry, number: int, quick: bool
+    ) -> list[str]:
+        """What is wrong around the rows of a shard's file: index, headers, gaps."""
         ...
+
+
+def row_at(data: np.ndarray, record: Record, slot: int, begin: int, length: int) -> np.ndarray:
+    """Bytes [begin, begin + length) of a shard file.
+
+    Raises:
+        CorruptStoreError: they do not lie inside.
+    """
+    if begin + length > data.size:
+        raise CorruptStoreError(
+            f"shard {record.shard}, slot {slot}",
+            expected=f"a row inside its {data.size} bytes",
+            got=f"{length} bytes at {begin}",
+            next_step=NEXT_STEP,
+        )
+    return data[begin : begin + length]

@@ -7,7 +7,6 @@ Reading stops at the first damage it meets; this module never does. It changes n
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +16,13 @@ import numpy as np
 
 from featurecache.errors import CorruptStoreError, SpecError
 from featurecache.spec import Spec
-from featurecache.store.feature import RECORD_DIGITS
-from featurecache.store.formats import Part, ShardFormat, parts_of
-from featurecache.store.layout import FeatureFolder, default_shard_rows, numbered
+from featurecache.store.formats import Geometry, Part, ShardFormat, parts_of
+from featurecache.store.layout import RECORD_DIGITS, SEGMENT_DIGITS, FeatureFolder, default_shard_rows, numbered
 from featurecache.store.mapped import map_file
-from featurecache.store.plan import SEGMENT_DIGITS, Plan, Segment, load_segment
+from featurecache.store.plan import Plan, Segment, load_segment
 from featurecache.store.protocols import Status
 from featurecache.store.publish import TEMPORARY_PREFIX
-from featurecache.store.records import NEXT_STEP, Record, load_record
+from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record, load_record
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,8 @@ class Problem:
     """One thing that is not as it should be."""
 
     kind: str
-    """root, spec, derived, plan, record, shard, index, row (damage); pending, orphan, foreign, temporary, zero, twin."""
+    """Damage: root, spec, derived, plan, record, shard, index, row. Notice: pending, orphan, foreign, temporary, zero,
+    twin."""
     feature: str
     message: str
     shard: int | None = None
@@ -64,6 +63,14 @@ class Inspection:
     def parts(self) -> tuple[Part, ...]:
         return parts_of(self.spec) if self.spec else ()
 
+    @property
+    def geometry(self) -> Geometry:
+        assert self.spec is not None
+        stated = next(iter([*self.segments.values(), *self.records.values()]), None)
+        rows = stated.shard_rows if stated else default_shard_rows(self.parts[0].row_bytes)
+        codec = next((segment.codec for segment in self.segments.values()), "none")
+        return Geometry(self.folder, self.name, self.spec, self.parts, rows, codec)
+
     def note(self, kind: str, message: str, **place: object) -> None:
         self.problems.append(Problem(kind, self.name, message, **place))  # type: ignore[arg-type]
 
@@ -94,7 +101,7 @@ def inspect_shard(found: Inspection, shard: int, *, quick: bool = False) -> Iter
     """Check the files of one committed shard: sizes and index, and every row's bytes unless `quick`."""
     record = found.records[shard]
     paths = found.form.paths(found.folder, shard, found.parts)
-    for number, (path, part) in enumerate(zip(paths, found.parts, strict=True)):
+    for number, path in enumerate(paths):
         try:
             data = map_file(path, record.file_bytes[number], NEXT_STEP)
         except (CorruptStoreError, OSError) as error:
@@ -102,29 +109,36 @@ def inspect_shard(found: Inspection, shard: int, *, quick: bool = False) -> Iter
             message = f"expected {record.file_bytes[number]} bytes, got {got}"
             yield Problem("shard", found.name, message, shard, path=path)
             continue
-        for message in found.form.file_problems(data, record, part, number, quick):
+        for message in found.form.file_problems(data, record, found.geometry, number, quick):
             yield Problem("index", found.name, message, shard, path=path)
-        if not quick:
-            yield from _row_problems(found, record, data, part, number, path)
+        for part_number, part in enumerate(() if quick else found.parts):
+            if found.form.file_of(part_number) == number:
+                yield from _row_problems(found, record, data, part, path)
 
 
-def _row_problems(
-    found: Inspection, record: Record, data: np.ndarray, part: Part, number: int, path: Path
-) -> Iterator[Problem]:
-    column = "crc32c" if not part.name else f"{part.name}_crc32c"
+def _row_problems(found: Inspection, record: Record, data: np.ndarray, part: Part, path: Path) -> Iterator[Problem]:
+    expected = record.columns[part.column("crc32c")]
     for slot in np.flatnonzero(record.columns["status"] == Status.OK).tolist():
         clip_id = record.encoded_id(slot).decode("utf-8", "replace")
         try:
-            row = found.form.row(data, record, slot, part, number)
+            row = found.form.row(data, record, slot, part)
         except CorruptStoreError as error:
             yield Problem("row", found.name, str(error), record.shard, clip_id, path)
             continue
-        if google_crc32c.value(row) != record.columns[column][slot]:
+        if google_crc32c.value(row) != expected[slot]:
             yield Problem("row", found.name, "bytes contradict their checksum", record.shard, clip_id, path)
-        elif part.dtype.kind == "f" and not np.isfinite(row.view(part.dtype)).all():
+        elif not _finite(row, part, found):
             yield Problem("row", found.name, "NaN or infinity among the tokens", record.shard, clip_id, path)
         elif not part.name and not row.any():
             yield Problem("zero", found.name, "every token is zero", record.shard, clip_id, path, damage=False)
+
+
+def _finite(row: np.ndarray, part: Part, found: Inspection) -> bool:
+    if part.dtype.kind == "f":
+        return bool(np.isfinite(row.view(part.dtype)).all())
+    if found.spec is not None and found.spec.stored_dtype == "bfloat16":
+        return bool(((row.view(np.uint16) & 0x7FFF) < 0x7F80).all())
+    return True
 
 
 def _inspect_spec(found: Inspection) -> None:
@@ -187,20 +201,24 @@ def _inspect_records(found: Inspection) -> None:
         else:
             found.records[shard] = record
     for shard in sorted(set(planned) - set(numbers)):
-        segment, begin, end = planned[shard]
+        _, begin, end = planned[shard]
         found.note("pending", f"{end - begin} planned clips are not extracted", shard=shard, damage=False)
 
 
 def _record_problem(
     found: Inspection, record: Record, planned: tuple[Segment, int, int] | None, whole_plan: bool
 ) -> str:
-    if record.row_bytes != found.parts[0].row_bytes or len(record.file_bytes) != len(found.parts):
+    files = found.form.paths(found.folder, record.shard, found.parts)
+    if record.row_bytes != found.parts[0].row_bytes or len(record.file_bytes) != len(files):
         return "the record's rows are not those of the spec"
+    needed = [*found.form.columns(found.geometry), *(QUANTISED_COLUMNS if len(found.parts) == 2 else ())]
+    if any(name not in record.columns for name in needed):
+        return "the record does not say where rows lie or what quantisation lost"
     ids = [record.encoded_id(slot) for slot in range(len(record))]
     if len(set(ids)) != len(ids):
         return "a clip stands twice in one shard"
     if planned is None:
-        return "the shard was never planned" if whole_plan and not found.form.unplanned else ""
+        return "the shard was never planned" if whole_plan else ""
     segment, begin, end = planned
     if ids != segment.encoded_ids(begin, end) or record.shard_rows != segment.shard_rows:
         return "the record's clips are not the planned ones"
@@ -208,20 +226,14 @@ def _record_problem(
 
 
 def _inspect_derived(found: Inspection) -> None:
-    assert found.spec is not None
     if any(problem.kind in ("plan", "spec") for problem in found.problems):
         return  # what they should hold is not known before those are mended
-    plan = Plan(found.folder)
-    first = plan.segments[0] if plan.segments else None
-    rows = first.shard_rows if first else default_shard_rows(found.parts[0].row_bytes)
-    codec = first.codec if first else "none"
-    derived = found.form.derived_files(found.folder, found.spec, found.spec_text, found.parts, plan, rows, codec)
-    for path, data in derived.items():
+    for path, data in found.form.derived_files(found.geometry, found.spec_text, Plan(found.folder)).items():
         try:
             same = path.read_bytes() == data
         except OSError:
             same = False
-        if not same and (first or not path.is_file()):
+        if not same and (found.segments or not path.is_file()):
             found.note("derived", f"{path.name} is not what spec and plan give", path=path)
 
 
@@ -232,18 +244,18 @@ def _inspect_files(found: Inspection) -> None:
     known |= {found.folder.segment(number) for number in numbered(found.folder.plan, SEGMENT_DIGITS)}
     records = numbered(found.folder.records, RECORD_DIGITS)
     known |= {found.folder.record(shard) for shard in records}
-    expected = {path for shard in records for path in found.form.paths(found.folder, shard, found.parts)}
+    known |= {path for shard in records for path in found.form.paths(found.folder, shard, found.parts)}
     for folder in found.form.folders(found.folder, found.parts):
+        known.add(folder / found.form.spec_copy)
         for path in sorted(folder.rglob("*")):
-            if path.is_dir() or path in known or path in expected or path in damaged:
+            relative = path.relative_to(folder).as_posix()
+            if path in known or path in damaged or found.folder.leases in path.parents:
                 continue
-            if found.form.is_derived(path):
+            if path.is_dir() and not path.is_symlink():
                 continue
             if path.name.startswith(TEMPORARY_PREFIX):
-                found.note("temporary", f"{path.name} was left behind", path=path, damage=False)
-            elif found.folder.leases in path.parents:
-                continue
-            elif found.form.is_shard(path) and not re.search(r"\s", path.name):
-                found.note("orphan", "a shard file without a commit record", path=path, damage=False)
+                found.note("temporary", f"{relative} was left by a writer", path=path, damage=False)
+            elif found.form.is_shard(relative):
+                found.note("orphan", f"{relative} has no commit record", path=path, damage=False)
             else:
-                found.note("foreign", f"{path.name} is not of this store", path=path, damage=False)
+                found.note("foreign", f"{relative} is not of this store", path=path, damage=False)

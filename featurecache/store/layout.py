@@ -118,6 +118,10 @@ def default_shard_rows(row_bytes: int) -> int:
     return min(MAX_SHARD_ROWS, 1 << (rows.bit_length() - 1))
 
 
+RECORD_DIGITS = 8
+SEGMENT_DIGITS = 5
+
+
 class FeatureFolder:
     """Paths of one feature."""
 
@@ -131,10 +135,10 @@ class FeatureFolder:
         self.leases = self.side / "leases"
 
     def record(self, shard: int) -> Path:
-        return self.records / f"{shard:08d}"
+        return self.records / f"{shard:0{RECORD_DIGITS}d}"
 
     def segment(self, number: int) -> Path:
-        return self.plan / f"{number:05d}"
+        return self.plan / f"{number:0{SEGMENT_DIGITS}d}"
 
 
 def numbered(folder: Path, digits: int) -> list[int]:

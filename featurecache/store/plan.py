@@ -17,11 +17,10 @@ import numpy as np
 
 from featurecache.errors import CorruptStoreError
 from featurecache.store import columns
-from featurecache.store.layout import MAX_SHARD_ROWS, MAX_SHARDS, STORE_FORMAT, FeatureFolder, numbered
+from featurecache.store.layout import MAX_SHARD_ROWS, MAX_SHARDS, SEGMENT_DIGITS, STORE_FORMAT, FeatureFolder, numbered
 from featurecache.store.publish import publish_bytes
 
 MAGIC = b"FCPLAN01"
-SEGMENT_DIGITS = 5
 MAX_SEGMENT_BYTES = 4 << 30
 NEXT_STEP = "Run `fcache repair` to rebuild it from the commit records."
 

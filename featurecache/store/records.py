@@ -12,7 +12,7 @@ It knows the bytes of no shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ _OPTIONAL = {
     "error_max": "<f4",
     "error_cosine": "<f4",
 }
+QUANTISED_COLUMNS = ("scales_crc32c", "error_rms", "error_max", "error_cosine")
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ class Record:
         """What is known of the clip in one slot."""
         column = self.columns
         source = column["source"][slot * SOURCE_BYTES : (slot + 1) * SOURCE_BYTES]
-        errors = {
-            name: float(column[name][slot]) for name in ("error_rms", "error_max", "error_cosine") if name in column
-        }
+        errors = {name: float(column[name][slot]) for name in QUANTISED_COLUMNS[1:] if name in column}
         return ClipRecord(
             id=self.encoded_id(slot).decode(),
             status=Status(int(column["status"][slot])),
@@ -110,7 +109,15 @@ class Record:
 class RecordBuilder:
     """Collects what happens to each slot of one shard, in any order."""
 
-    def __init__(self, shard: int, encoded_ids: list[bytes], shard_rows: int, fingerprint: str, row_bytes: int) -> None:
+    def __init__(
+        self,
+        shard: int,
+        encoded_ids: list[bytes],
+        shard_rows: int,
+        fingerprint: str,
+        row_bytes: int,
+        optional: Sequence[str] = (),
+    ) -> None:
         self._stated = (shard, shard_rows, fingerprint, row_bytes)
         count = len(encoded_ids)
         ids, starts = columns.pack_texts(encoded_ids)
@@ -121,6 +128,8 @@ class RecordBuilder:
         }
         for name, dtype in _PER_CLIP.items():
             self._columns.setdefault(name, np.zeros(count, dtype))
+        for name in optional:
+            self._columns[name] = np.zeros(count, _OPTIONAL[name])
         self._columns["source"] = np.zeros(count * SOURCE_BYTES, "|u1")
         self._reasons = [""] * count
         self.decided = np.zeros(count, bool)
@@ -144,12 +153,10 @@ class RecordBuilder:
             self._columns["source"][slot * SOURCE_BYTES : (slot + 1) * SOURCE_BYTES] = np.frombuffer(digest, "|u1")
         self._reasons[slot] = _clean(reason)
         for name, value in values.items():
-            self.column(name)[slot] = value
+            self._columns[name][slot] = value
 
     def column(self, name: str) -> np.ndarray:
-        """One column; an optional one comes into being when first asked for."""
-        if name not in self._columns:
-            self._columns[name] = np.zeros(self.decided.size, _OPTIONAL[name])
+        """One column, to be filled in."""
         return self._columns[name]
 
     def build(self, file_bytes: tuple[int, ...]) -> Record:

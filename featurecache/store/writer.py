@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -20,12 +20,13 @@ import numpy as np
 
 from featurecache.errors import SpecError, WriteError
 from featurecache.spec import Spec
-from featurecache.store.feature import RECORD_DIGITS, StoredFeature, Verify
-from featurecache.store.formats import ShardFormat
+from featurecache.store.feature import StoredFeature, Verify
+from featurecache.store.formats import Geometry, ShardFormat
 from featurecache.store.layout import (
     LOGICAL_DTYPES,
     MAX_ROW_BYTES,
     MAX_SHARD_ROWS,
+    RECORD_DIGITS,
     FeatureFolder,
     default_shard_rows,
     encode_ids,
@@ -34,7 +35,8 @@ from featurecache.store.layout import (
 from featurecache.store.plan import Plan, make_segment, publish_segment
 from featurecache.store.protocols import Shard, Status
 from featurecache.store.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
-from featurecache.store.records import RecordBuilder, load_record
+from featurecache.store.quantize import LARGEST, dequantise, measured_error, quantise
+from featurecache.store.records import QUANTISED_COLUMNS, RecordBuilder, load_record
 
 COMMIT_PATIENCE_S = 30.0
 
@@ -54,7 +56,7 @@ class StoredFeatureWriter(StoredFeature):
         codec: str = "none",
     ) -> None:
         super().__init__(location, folder, name, form, spec, verify)
-        row_bytes = self._parts[0].row_bytes
+        row_bytes = self.parts[0].row_bytes
         if row_bytes > MAX_ROW_BYTES:
             raise SpecError(
                 "shape", expected=f"at most {MAX_ROW_BYTES} bytes a clip", got=f"{row_bytes} for {spec.shape}"
@@ -105,10 +107,10 @@ class StoredFeatureWriter(StoredFeature):
             self._plan.refresh()
 
     def _publish(self, encoded: list[bytes], counts: Sequence[int] | None = None) -> bool:
-        first = max(self._plan.end_shard, *(shard + 1 for shard in numbered(self._folder.records, RECORD_DIGITS)), 0)
+        first = max(self._plan.end_shard, *(shard + 1 for shard in numbered(self.folder.records, RECORD_DIGITS)), 0)
         number = len(self._plan.segments)
         segment = make_segment(number, first, self.shard_rows, self.codec, encoded, counts)
-        published = publish_segment(self._folder, segment)
+        published = publish_segment(self.folder, segment)
         self._plan.refresh()
         self.shard_rows, self.codec = self._plan.segments[0].shard_rows, self._plan.segments[0].codec
         self._write_derived()
@@ -127,7 +129,7 @@ class StoredFeatureWriter(StoredFeature):
         while True:
             for path, data in self.derived_files().items():
                 if not _holds(path, data):
-                    replace_bytes(path, data, self._folder.temporary)
+                    replace_bytes(path, data, self.folder.temporary)
             known = len(self._plan.segments)
             self._plan.refresh()
             if len(self._plan.segments) == known:
@@ -135,15 +137,16 @@ class StoredFeatureWriter(StoredFeature):
 
     def derived_files(self) -> dict[Path, bytes]:
         """Files that follow from spec and plan, and what they must hold."""
-        text = self._folder.spec.read_bytes()
-        return self._format.derived_files(
-            self._folder, self.spec, text, self._parts, self._plan, self.shard_rows, self.codec
-        )
+        return self.format.derived_files(self.geometry, self.folder.spec.read_bytes(), self._plan)
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.folder, self.name, self.spec, self.parts, self.shard_rows, self.codec)
 
     def pending(self) -> list[Shard]:
         """Planned shards without a commit record, by number; shards that others committed since are left out."""
         self._plan.refresh()
-        committed = set(numbered(self._folder.records, RECORD_DIGITS))
+        committed = set(numbered(self.folder.records, RECORD_DIGITS))
         return [
             Shard(number, tuple(data.decode() for data in segment.encoded_ids(begin, end)))
             for segment, number, begin, end in self._plan.shards()
@@ -165,16 +168,15 @@ class StoredShardWriter:
     def __init__(self, feature: StoredFeatureWriter, shard: Shard) -> None:
         self.shard = shard
         self._feature = feature
-        self._parts = feature._parts
         self._subject = f"{feature.subject}, shard {shard.number}"
         encoded = [clip_id.encode() for clip_id in shard.ids]
+        geometry = feature.geometry
+        optional = [*feature.format.columns(geometry), *(QUANTISED_COLUMNS if len(feature.parts) == 2 else ())]
         self._builder = RecordBuilder(
-            shard.number, encoded, feature.shard_rows, feature.fingerprint, self._parts[0].row_bytes
+            shard.number, encoded, feature.shard_rows, feature.fingerprint, feature.parts[0].row_bytes, optional
         )
         with writing(self._subject):
-            self._sink = feature._format.sink(
-                feature._folder, shard.number, encoded, self._parts, feature.shard_rows, feature.codec
-            )
+            self._sink = feature.format.sink(geometry, shard.number, encoded)
 
     def put(self, slot: int, tokens: np.ndarray, source: str) -> None:
         """Write (K, D) tokens.
@@ -183,10 +185,16 @@ class StoredShardWriter:
             ValueError: another shape or dtype, NaN or infinity (also after rounding), or a slot that is decided.
             WriteError: the disk is full or refuses.
         """
-        row, absmax = encode_tokens(tokens, self._feature.spec)
-        self._builder.set(slot, Status.OK, source, crc32c=google_crc32c.value(row), absmax=absmax)
+        rows, stated = encode_tokens(tokens, self._feature.spec)
+        self.put_rows(slot, rows, source, stated)
+
+    def put_rows(self, slot: int, rows: Sequence[np.ndarray], source: str, stated: Mapping[str, float]) -> None:
+        """Write what another store holds of a clip: an array for each part, and its absmax and errors as recorded."""
+        parts = self._feature.parts
+        checksums = {part.column("crc32c"): google_crc32c.value(row) for part, row in zip(parts, rows, strict=True)}
+        self._builder.set(slot, Status.OK, source, **checksums, **stated)
         with writing(self._subject):
-            self._sink.put(slot, [row])
+            self._sink.put(slot, rows)
 
     def fail(self, slot: int, reason: str, source: str = "") -> None:
         """Record that a clip has no tokens because something went wrong."""
@@ -196,14 +204,14 @@ class StoredShardWriter:
         """Record that a clip does not have the modality."""
         self._builder.set(slot, Status.ABSENT, source, reason)
 
-    def commit(self) -> None:
-        """Make the shard visible, whole. Where another worker was first, nothing changes.
+    def commit(self, *, replacing: bool = False) -> None:
+        """Make the shard visible, whole. Where another worker was first, nothing changes, unless `replacing` (repair).
 
         Raises:
             ValueError: a slot is undecided.
             WriteError: the disk is full or refuses; the shard stays pending.
         """
-        feature, folder = self._feature, self._feature._folder
+        feature, folder = self._feature, self._feature.folder
         path = folder.record(self.shard.number)
         with writing(self._subject):
             files = self._sink.finish(self._builder)
@@ -212,11 +220,11 @@ class StoredShardWriter:
                 file.sync()
             make_folder(folder.records)
             with _commit_lock(folder.records, self._subject):
-                if not path.exists():
+                if replacing or not path.exists():
                     for file, target in files:
-                        if not file.publish(target):
-                            file.replace(target)  # left by a writer that died before its record
-                    publish_bytes(path, record.pack(), folder.temporary)
+                        if replacing or not file.publish(target):
+                            file.replace(target)  # damaged, or left by a writer that died before its record
+                    (replace_bytes if replacing else publish_bytes)(path, record.pack(), folder.temporary)
         self.abort()
         feature._add(load_record(path, self.shard.number, feature.fingerprint))
 
@@ -231,8 +239,8 @@ class StoredShardWriter:
         self.abort()
 
 
-def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[np.ndarray, float]:
-    """Tokens (K, D) as they are stored, and their largest magnitude.
+def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dict[str, float]]:
+    """Tokens (K, D) as they are stored, an array for each part; their largest magnitude and measured errors.
 
     Raises:
         ValueError: another shape or dtype, NaN or infinity, or a value too large for the stored dtype.
@@ -241,6 +249,7 @@ def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[np.ndarray, float]:
     if tokens.shape != spec.shape:
         raise ValueError(f"tokens: expected shape {spec.shape}, got {tokens.shape}")
     logical = LOGICAL_DTYPES[spec.stored_dtype]
+    exact = np.ascontiguousarray(tokens)
     if tokens.dtype != logical:
         if tokens.dtype != np.float32:
             raise ValueError(f"tokens: expected float32 or {logical}, got {tokens.dtype}")
@@ -250,7 +259,10 @@ def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[np.ndarray, float]:
     absmax, finite = magnitude(row)
     if not finite:
         raise ValueError(f"tokens: expected finite numbers of {logical}, got NaN or infinity")
-    return row.view(np.uint16) if logical.kind == "V" else row, absmax
+    if spec.stored_dtype in LARGEST:
+        q, scales = quantise(exact, spec.stored_dtype)
+        return [q, scales], {"absmax": absmax, **measured_error(exact, dequantise(q, scales))}
+    return [row.view(np.uint16) if logical.kind == "V" else row], {"absmax": absmax}
 
 
 def magnitude(row: np.ndarray) -> tuple[float, bool]:

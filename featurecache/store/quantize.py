@@ -1,0 +1,70 @@
+"""Tokens in one byte: int8 or float8 (e4m3) with a scale for every channel of every group of tokens.
+
+Shapes: K tokens, D width, G = ceil(K / 32) groups. q (K, D), scales (G, D) float16, rounded up so that nothing clips:
+    int8      x ≈ q × scale,            scale = largest magnitude / 127
+    float8    x ≈ e4m3(q) × scale,      scale = largest magnitude / 448
+Scales run along tokens, channel by channel, because the outliers of encoders sit in fixed channels: one scale a row
+would lose the other channels to them (0.38 relative RMS with five channels of ×100, against less than 0.01 here).
+Scales cost 2 / 32 byte a value. The error of every clip is measured on writing and kept in its commit record.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+GROUP_TOKENS = 32
+LARGEST = {"int8": 127.0, "float8": 448.0}
+
+_FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
+_VALUE_OF_BITS = np.arange(256, dtype=np.uint8).view(_FLOAT8).astype(np.float32)
+
+
+def scales_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """(G, D) of the scales of (K, D) tokens."""
+    return -(-shape[0] // GROUP_TOKENS), shape[1]
+
+
+def quantise(tokens: np.ndarray, stored_dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """(K, D) finite tokens in; (K, D) int8 or float8 bits (uint8), and (G, D) float16 scales, out."""
+    values = np.asarray(tokens, np.float32)
+    starts = np.arange(0, values.shape[0], GROUP_TOKENS)
+    wanted = np.maximum.reduceat(np.abs(values), starts, axis=0) / np.float32(LARGEST[stored_dtype])
+    scales = wanted.astype(np.float16)
+    low = scales.astype(np.float32) < wanted
+    scales[low] = np.nextafter(scales[low], np.float16(np.inf))
+    divisors = scales.astype(np.float32)
+    divisors[divisors == 0] = 1
+    scaled = values / _by_token(divisors, values.shape[0])
+    if stored_dtype == "int8":
+        return np.rint(scaled).astype(np.int8), scales
+    return scaled.astype(_FLOAT8).view(np.uint8), scales
+
+
+def dequantise(q: np.ndarray, scales: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """(K, D) float16 of quantised tokens, into `out` where given."""
+    values = q.astype(np.float32) if q.dtype == np.int8 else _VALUE_OF_BITS[q]
+    scales = scales.astype(np.float32)
+    for group, start in enumerate(range(0, q.shape[0], GROUP_TOKENS)):
+        values[start : start + GROUP_TOKENS] *= scales[group]
+    if out is None:
+        return values.astype(np.float16)
+    out[...] = values
+    return out
+
+
+def measured_error(tokens: np.ndarray, restored: np.ndarray) -> dict[str, float]:
+    """Loss of one clip: RMS of the difference over RMS of the tokens, largest difference, cosine."""
+    exact = np.asarray(tokens, np.float64).reshape(-1)
+    read = np.asarray(restored, np.float64).reshape(-1)
+    difference = read - exact
+    norm, read_norm = float(np.linalg.norm(exact)), float(np.linalg.norm(read))
+    return {
+        "error_rms": float(np.linalg.norm(difference)) / norm if norm else 0.0,
+        "error_max": float(np.abs(difference).max()),
+        "error_cosine": float(exact @ read) / (norm * read_norm) if norm and read_norm else float(norm == read_norm),
+    }
+
+
+def _by_token(scales: np.ndarray, num_tokens: int) -> np.ndarray:
+    return np.repeat(scales, GROUP_TOKENS, axis=0)[:num_tokens]
