@@ -9,12 +9,13 @@ This module knows no encoder: `Recompute` is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from featurecache.errors import CorruptStoreError
+from featurecache.store.feature import StoredFeature
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard, spec_kept_in_array
 from featurecache.store.local import LocalStore
 from featurecache.store.mapped import map_file
@@ -35,6 +36,30 @@ class Outcome:
     source: str
     tokens: np.ndarray | None = None
     reason: str = ""
+    rows: Sequence[np.ndarray] = ()
+    """Instead of tokens: an array for each part, as another store holds them."""
+    stated: Mapping[str, float] = field(default_factory=dict)
+    """With rows: their absmax and measured errors."""
+
+    def write(self, shard_writer: StoredShardWriter, slot: int) -> None:
+        """Decide one slot."""
+        if self.status is Status.FAILED:
+            shard_writer.fail(slot, self.reason, self.source)
+        elif self.status is Status.ABSENT:
+            shard_writer.absent(slot, self.reason, self.source)
+        elif self.tokens is None:
+            shard_writer.put_rows(slot, self.rows, self.source, self.stated)
+        else:
+            shard_writer.put(slot, self.tokens, self.source)
+
+
+def outcome_of(feature: StoredFeature, clip_id: str) -> Outcome:
+    """What another feature of the same spec holds of a clip."""
+    clip = feature.record(clip_id)
+    if clip is None:
+        return Outcome(clip_id, Status.FAILED, "", reason="not extracted")
+    rows, stated = feature.disk_rows(clip_id) if clip.status is Status.OK else ((), {})
+    return Outcome(clip_id, clip.status, clip.source, reason=clip.reason, rows=rows, stated=stated)
 
 
 Recompute = Callable[[str, Sequence[str]], Iterable[Outcome]]
@@ -197,17 +222,12 @@ def _refill(
     outcomes: dict[str, Outcome],
 ) -> None:
     clip = record.clip(slot)
-    if clip.status is Status.FAILED:
-        shard_writer.fail(slot, clip.reason, clip.source)
-    elif clip.status is Status.ABSENT:
-        shard_writer.absent(slot, clip.reason, clip.source)
-    elif rows is not None:
-        names = ("absmax", *(name for name in QUANTISED_COLUMNS[1:] if name in record.columns))
-        shard_writer.put_rows(slot, rows, clip.source, {name: float(record.columns[name][slot]) for name in names})
-    else:
-        outcome = outcomes[clip.id]
-        assert outcome.tokens is not None
-        shard_writer.put(slot, outcome.tokens, outcome.source)
+    if clip.status is Status.OK and rows is None:
+        outcomes[clip.id].write(shard_writer, slot)
+        return
+    names = ("absmax", *(name for name in QUANTISED_COLUMNS[1:] if name in record.columns))
+    stated = {name: float(record.columns[name][slot]) for name in names}
+    Outcome(clip.id, clip.status, clip.source, None, clip.reason, rows or (), stated).write(shard_writer, slot)
 
 
 def _fill(writer: StoredFeatureWriter, dropped: list[int], recompute: Recompute | None, report: RepairReport) -> None:
@@ -219,13 +239,7 @@ def _fill(writer: StoredFeatureWriter, dropped: list[int], recompute: Recompute 
         slots = {clip_id: slot for slot, clip_id in enumerate(shard.ids)}
         with writer.begin(shard) as shard_writer:
             for outcome in recompute(writer.name, shard.ids):
-                slot = slots.pop(outcome.clip_id)
-                if outcome.tokens is not None and outcome.status is Status.OK:
-                    shard_writer.put(slot, outcome.tokens, outcome.source)
-                elif outcome.status is Status.ABSENT:
-                    shard_writer.absent(slot, outcome.reason, outcome.source)
-                else:
-                    shard_writer.fail(slot, outcome.reason, outcome.source)
+                outcome.write(shard_writer, slots.pop(outcome.clip_id))
             if slots:
                 raise CorruptStoreError(
                     writer.subject,

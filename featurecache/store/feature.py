@@ -268,6 +268,29 @@ class StoredFeature:
             row.flags.writeable = False  # the checksum library copies what may change
             self._check(place, slot, [row])
 
+    def disk_rows(self, clip_id: str) -> tuple[list[np.ndarray], dict[str, float]]:
+        """One clip as it lies on disk, an array for each part; and its absmax and measured errors as recorded.
+
+        Raises:
+            MissingFeatureError: the clip has no tokens.
+            CorruptStoreError: its bytes contradict its checksum.
+        """
+        return self.rows_at(*self._catalogue.locate(self._entries([clip_id])[0]))
+
+    def rows_at(self, place: int, slot: int) -> tuple[list[np.ndarray], dict[str, float]]:
+        """Like `disk_rows`, of a slot of the record at `place`, superseded or not."""
+        record = self._catalogue.records[place]
+        disk = [self._row(place, slot, part) for part in range(len(self.parts))]
+        self._check(place, slot, disk)
+        rows = [row.view(part.dtype).reshape(part.shape) for row, part in zip(disk, self.parts, strict=True)]
+        names = ("absmax", *(name for name in QUANTISED_COLUMNS[1:] if name in record.columns))
+        return rows, {name: float(record.columns[name][slot]) for name in names}
+
+    @property
+    def committed(self) -> list[Record]:
+        """Every commit record, by shard."""
+        return self._catalogue.records
+
     def record(self, clip_id: str) -> ClipRecord | None:
         """What the commit record says of a clip, or None where no shard holds it."""
         entry = self._catalogue.find([clip_id])[0]

@@ -136,12 +136,20 @@ class FeatureWriter(Feature, Protocol):
         """Every planned shard, committed or not, by number; ranks divide the work by these."""
         ...
 
+    def shards(self) -> list[Shard]:
+        """Every planned shard that holds clips, committed or not, by number."""
+        ...
+
     def pending(self) -> list[Shard]:
         """Planned shards without a commit record, by number."""
         ...
 
     def begin(self, shard: Shard) -> ShardWriter:
         """Start writing one pending shard."""
+        ...
+
+    def claim(self, shard: Shard) -> ShardWriter | None:
+        """Like `begin`, but None where the shard is committed or another process holds its lease."""
         ...
 
 

@@ -32,6 +32,7 @@ from featurecache.store.layout import (
     encode_ids,
     numbered,
 )
+from featurecache.store.lease import LEASE_S, Lease
 from featurecache.store.plan import Plan, make_segment, publish_segment
 from featurecache.store.protocols import Shard, Status
 from featurecache.store.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
@@ -143,6 +144,14 @@ class StoredFeatureWriter(StoredFeature):
     def geometry(self) -> Geometry:
         return Geometry(self.folder, self.name, self.spec, self.parts, self.shard_rows, self.codec)
 
+    def shards(self) -> list[Shard]:
+        """Every planned shard that holds clips, committed or not, by number."""
+        self._plan.refresh()
+        return [
+            Shard(number, tuple(data.decode() for data in segment.encoded_ids(begin, end)))
+            for segment, number, begin, end in self._plan.shards()
+        ]
+
     def pending(self) -> list[Shard]:
         """Planned shards without a commit record, by number; shards that others committed since are left out."""
         self._plan.refresh()
@@ -161,12 +170,30 @@ class StoredFeatureWriter(StoredFeature):
         """
         return StoredShardWriter(self, shard)
 
+    def claim(self, shard: Shard, *, lease_s: float = LEASE_S) -> StoredShardWriter | None:
+        """Like `begin`, but None where the shard is committed or another process holds its lease.
+
+        A lease whose holder has died, or has written nothing for `lease_s`, is taken over; should that holder wake, its
+        commit finds the record and changes nothing.
+
+        Raises:
+            WriteError: the disk is full or refuses.
+        """
+        record = self.folder.record(shard.number)
+        with writing(self.subject):
+            lease = None if record.exists() else Lease.take(self.folder.leases, record.name, lease_s)
+        if lease is not None and record.exists():  # committed between the look and the lease
+            lease.release()
+            lease = None
+        return None if lease is None else StoredShardWriter(self, shard, lease)
+
 
 class StoredShardWriter:
     """Writes one shard; implements `ShardWriter`."""
 
-    def __init__(self, feature: StoredFeatureWriter, shard: Shard) -> None:
+    def __init__(self, feature: StoredFeatureWriter, shard: Shard, lease: Lease | None = None) -> None:
         self.shard = shard
+        self._lease = lease
         self._feature = feature
         self._subject = f"{feature.subject}, shard {shard.number}"
         encoded = [clip_id.encode() for clip_id in shard.ids]
@@ -195,6 +222,8 @@ class StoredShardWriter:
         self._builder.set(slot, Status.OK, source, **checksums, **stated)
         with writing(self._subject):
             self._sink.put(slot, rows)
+        if self._lease:
+            self._lease.renew()
 
     def fail(self, slot: int, reason: str, source: str = "") -> None:
         """Record that a clip has no tokens because something went wrong."""
@@ -231,6 +260,8 @@ class StoredShardWriter:
     def abort(self) -> None:
         """Remove what was written; nothing of it was visible."""
         self._sink.close()
+        if self._lease:
+            self._lease.release()
 
     def __enter__(self) -> StoredShardWriter:
         return self
