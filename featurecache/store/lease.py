@@ -1,8 +1,8 @@
 """Who is working on a shard: a small file, locked by its holder and touched as the work goes on.
 
-A dead holder's lock is gone, so its lease is free at once. A stopped or hung one keeps the lock; when it has not touched
-the file for a while, the file is put aside and the lease is taken anew. Leases only spare double work: what makes a
-takeover harmless is that a commit never replaces another.
+A dead holder's lock is gone, so its lease is free at once. A stopped or hung one keeps the lock; when it has not
+touched the file for a while, the file is put aside and the lease is taken anew. Leases only spare double work: what
+makes a takeover harmless is that a commit never replaces another.
 """
 
 from __future__ import annotations

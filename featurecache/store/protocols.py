@@ -136,10 +136,6 @@ class FeatureWriter(Feature, Protocol):
         """Every planned shard, committed or not, by number; ranks divide the work by these."""
         ...
 
-    def shards(self) -> list[Shard]:
-        """Every planned shard that holds clips, committed or not, by number."""
-        ...
-
     def pending(self) -> list[Shard]:
         """Planned shards without a commit record, by number."""
         ...
