@@ -128,7 +128,7 @@ def plan_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> list[Un
     Grouped over all planned shards, done or not, so that every rank divides the work alike whenever it starts.
     """
     order = {clip_id: number for number, clip_id in enumerate(clips.ids)}
-    shards = [(name, shard) for name, writer in writers.items() for shard in _planned(writer)]
+    shards = [(name, shard) for name, writer in writers.items() for shard in writer.shards()]
     parent = list(range(len(shards)))
 
     def root(index: int) -> int:
@@ -155,10 +155,6 @@ def plan_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> list[Un
         members = [shards[index] for index in groups[leader]]
         units.append(Unit(tuple((name, shard) for name, shard in members if (name, shard.number) in pending)))
     return units
-
-
-def _planned(writer: FeatureWriter) -> list[Shard]:
-    return writer.shards() if hasattr(writer, "shards") else writer.pending()
 
 
 def _num_clips(unit: Unit) -> int:

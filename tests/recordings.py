@@ -66,8 +66,8 @@ def write_clip(
             video = container.add_stream(codec, rate=rate, options=options or {"crf": "10", "bf": "2"})
             video.width, video.height = size
             video.pix_fmt = "yuv420p"
-            video.codec_context.time_base = Fraction(1, 1000)
-            video.time_base = Fraction(1, 1000)
+            if times:
+                video.codec_context.time_base = Fraction(1, 1000)
         if channels is not None:
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
             audio = container.add_stream(audio_codec, rate=sound_rate, layout=layout)
