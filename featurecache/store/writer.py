@@ -13,12 +13,13 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from featurecache.errors import SpecError, WriteError
+from featurecache.errors import SpecError, StoreError, WriteError
 from featurecache.spec import Spec
 from featurecache.store.feature import StoredFeature, Verify
 from featurecache.store.formats import Geometry, ShardFormat
@@ -33,7 +34,7 @@ from featurecache.store.layout import (
     numbered,
 )
 from featurecache.store.lease import LEASE_S, Lease
-from featurecache.store.plan import Plan, make_segment, publish_segment
+from featurecache.store.plan import Plan, Segment, make_segment, publish_segment
 from featurecache.store.protocols import Shard, Status
 from featurecache.store.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
 from featurecache.store.quantize import LARGEST, dequantise, measured_error, quantise
@@ -101,16 +102,31 @@ class StoredFeatureWriter(StoredFeature):
             if not wanted or self._publish(wanted):
                 return
 
-    def plan_shards(self, shards: Sequence[Sequence[str]]) -> None:
-        """Plan one segment of given shards, for copies that keep another store's division. Clips may repeat."""
-        encoded = [clip_id.encode() for shard in shards for clip_id in shard]
-        while not self._publish(encoded, [len(shard) for shard in shards]):
-            self._plan.refresh()
+    def plan_like(self, segment: Segment) -> None:
+        """Plan the very shards of another store's segment, for copies that keep its division.
 
-    def _publish(self, encoded: list[bytes], counts: Sequence[int] | None = None) -> bool:
+        Raises:
+            StoreError: this plan has another segment of that number.
+        """
+        self._plan.refresh()
+        if segment.number == len(self._plan.segments):
+            self._publish_segment(replace(segment, codec=self.codec))
+        mine = next((each for each in self._plan.segments if each.number == segment.number), None)
+        if mine is None or replace(mine, codec=segment.codec).pack() != segment.pack():
+            raise StoreError(
+                self.subject,
+                expected=f"the plan of the store it is copied from, in segment {segment.number}",
+                got="another",
+                next_step="Copy to a fresh place, or with --compact.",
+            )
+
+    def _publish(self, encoded: list[bytes]) -> bool:
         first = max(self._plan.end_shard, *(shard + 1 for shard in numbered(self.folder.records, RECORD_DIGITS)), 0)
-        number = len(self._plan.segments)
-        segment = make_segment(number, first, self.shard_rows, self.codec, encoded, counts)
+        return self._publish_segment(
+            make_segment(len(self._plan.segments), first, self.shard_rows, self.codec, encoded)
+        )
+
+    def _publish_segment(self, segment: Segment) -> bool:
         published = publish_segment(self.folder, segment)
         self._plan.refresh()
         self.shard_rows, self.codec = self._plan.segments[0].shard_rows, self._plan.segments[0].codec
@@ -248,7 +264,7 @@ class StoredShardWriter:
             for file, _ in files:
                 file.sync()
             make_folder(folder.records)
-            with _commit_lock(folder.records, self._subject):
+            with commit_lock(folder.records, self._subject):
                 if replacing or not path.exists():
                     for file, target in files:
                         if replacing or not file.publish(target):
@@ -306,7 +322,7 @@ def magnitude(row: np.ndarray) -> tuple[float, bool]:
 
 
 @contextlib.contextmanager
-def _commit_lock(folder: Path, subject: str) -> Iterator[None]:
+def commit_lock(folder: Path, subject: str) -> Iterator[None]:
     """Only one writer of a feature publishes at a time, so that data and record are always of one hand."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,0 +1,1 @@
+"""Importers: other layouts and datasets, read into stores and clip lists."""

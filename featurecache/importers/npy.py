@@ -1,0 +1,160 @@
+"""Bring a folder of one .npy a clip into a store: `features/<encoder>/<id>.npy`, (1, K, D) or (K, D), any float dtype.
+
+What such files were made with is not in them, so the spec says `origin: unverified` and carries no weights: its
+fingerprint can never equal that of an extraction. A clip's source is the sha256 of its file. Files that cannot be used
+become failed clips with the reason. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import StoreError, StoreNotFoundError
+from featurecache.spec import Spec
+from featurecache.store.layout import id_problem
+from featurecache.store.local import LocalStore
+from featurecache.store.protocols import Shard
+from featurecache.store.writer import StoredFeatureWriter
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was read of one folder."""
+
+    name: str
+    num_ok: int
+    failures: dict[str, str]
+    """Clip id: reason."""
+
+
+def import_npy(
+    folder: Path,
+    store: LocalStore,
+    name: str | None = None,
+    *,
+    stored_dtype: str = "float16",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Imported]:
+    """Import `folder` as a feature called `name`; where it holds folders only, each of them under its own name.
+
+    Run again, it adds what is new and touches nothing else.
+
+    Raises:
+        StoreNotFoundError: no .npy files there.
+        StoreError: a file name that is no clip id, or several folders under one `name`.
+        FingerprintError: the store has a feature of that name under another spec.
+    """
+    groups = _groups(folder)
+    if name is not None and len(groups) > 1:
+        raise StoreError(str(folder), expected="one folder of .npy files for --name", got=", ".join(sorted(groups)))
+    return [
+        _import_folder(files, store, name or group, stored_dtype, progress) for group, files in sorted(groups.items())
+    ]
+
+
+def unverified_spec(name: str, shape: tuple[int, int], stored_dtype: str) -> Spec:
+    """A spec that claims nothing but the name, shape and dtype."""
+    return Spec(
+        encoder=name,
+        implementation=0,
+        weights={},
+        architecture={},
+        tap={},
+        preprocessing={"origin": "unverified", "read_from": "npy"},
+        pooling={},
+        compute_dtype="unknown",
+        stored_dtype=stored_dtype,
+        shape=shape,
+        provenance={"origin": "unverified: imported from .npy files"},
+    )
+
+
+def _groups(folder: Path) -> dict[str, dict[str, Path]]:
+    """Files by clip id, by feature name."""
+    if not folder.is_dir():
+        raise StoreNotFoundError(str(folder), expected="a folder of .npy files", got="no such folder")
+    direct = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    groups = {folder.name: direct} if direct else {}
+    if not direct:
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+            files = {path.relative_to(inner).as_posix()[:-4]: path for path in sorted(inner.rglob("*.npy"))}
+            groups |= {inner.name: files} if files else {}
+    if not groups:
+        raise StoreNotFoundError(str(folder), expected=".npy files, or folders of them", got="none")
+    problems = [problem for files in groups.values() for problem in map(id_problem, files) if problem]
+    if problems:
+        raise StoreError(str(folder), expected="file names that are clip ids", got="others", problems=problems)
+    return groups
+
+
+def _import_folder(
+    files: dict[str, Path],
+    store: LocalStore,
+    name: str,
+    stored_dtype: str,
+    progress: Callable[[int, int], None] | None,
+) -> Imported:
+    shape = _first_shape(files)
+    writer = store.writer(name, unverified_spec(name, shape, stored_dtype))
+    writer.plan(list(files))
+    pending = writer.pending()
+    total = sum(len(shard.ids) for shard in pending)
+    failures: dict[str, str] = {}
+    done = 0
+    for shard in pending:
+        done += _import_shard(writer, shard, files, failures)
+        if progress:
+            progress(done, total)
+    return Imported(name, total - len(failures), failures)
+
+
+def _import_shard(writer: StoredFeatureWriter, shard: Shard, files: dict[str, Path], failures: dict[str, str]) -> int:
+    with writer.begin(shard) as shard_writer:
+        for slot, clip_id in enumerate(shard.ids):
+            source = ""
+            try:
+                data = files[clip_id].read_bytes()
+                source = hashlib.sha256(data).hexdigest()
+                shard_writer.put(slot, _tokens(data, writer.shape), source)
+            except (OSError, ValueError, KeyError, EOFError) as error:
+                failures[clip_id] = (
+                    f"not in the folder any more: {clip_id}" if isinstance(error, KeyError) else str(error)
+                )
+                shard_writer.fail(slot, failures[clip_id], source)
+        shard_writer.commit()
+    return len(shard.ids)
+
+
+def _tokens(data: bytes, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """(K, D) float32 of one file.
+
+    Raises:
+        ValueError: not a .npy file of numbers of that shape.
+    """
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise ValueError("expected an array of floating-point numbers")
+    if array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 2 or (shape is not None and array.shape != shape):
+        raise ValueError(f"expected shape {shape or '(K, D)'}, got {array.shape}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
+
+
+def _first_shape(files: dict[str, Path]) -> tuple[int, int]:
+    for path in files.values():
+        try:
+            tokens = _tokens(path.read_bytes())
+        except (OSError, ValueError, EOFError):
+            continue
+        return tokens.shape[0], tokens.shape[1]
+    raise StoreError(
+        str(next(iter(files.values())).parent), expected="at least one readable (1, K, D) array", got="none"
+    )
