@@ -213,9 +213,8 @@ def show(clip_id: str, store: str) -> None:
             spread = f"mean {tokens.mean():.4f}  std {tokens.std():.4f}  absmax {np.abs(tokens).max():.4f}"
             click.echo(f"  {tokens.shape[0]} × {tokens.shape[1]} {feature.dtype}  {spread}  crc32c {record.crc32c:08x}")
     if not known:
-        raise ClipListError(
-            clip_id, got=f"no clip of this id in {store}", next_step="`fcache info` lists the features."
-        )
+        subject = f'clip "{clip_id}"'
+        raise ClipListError(subject, got=f"not in {store}", next_step="`fcache info` lists its features.")
 
 
 def _features(encoders: Sequence[str], name: str | None) -> dict[str, str]:
@@ -284,7 +283,7 @@ def _print_summary(summary: Any) -> None:
     else:
         click.echo("Nothing to do: every clip was decided earlier.")
     if summary.left:
-        click.echo(f"{summary.left} clips are left to other ranks.")
+        click.echo(f"{summary.left} clips are left to other ranks, or to other runs at work now.")
     if summary.failed:
         click.echo("`fcache retry` extracts failed clips again.")
 

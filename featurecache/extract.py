@@ -10,6 +10,7 @@ A shard is committed as soon as its last clip is decided. This module knows no m
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import Counter
@@ -56,7 +57,7 @@ class Summary:
     write_s: float = 0.0
     wall_s: float = 0.0
     left: int = 0
-    """Clips that other ranks have still to do."""
+    """Clips that are still to be done, by other ranks or other runs at work now."""
 
     @property
     def failed(self) -> int:
@@ -86,7 +87,8 @@ def extract(
 ) -> Summary:
     """Bring every clip of the list into every feature (`encoders` by feature name) that does not hold it yet.
 
-    `rank` (i, n) does every n-th unit; ranks may run at the same time. `advance` is told clips done and to do;
+    `rank` (i, n) does every n-th unit. Any number of runs may go on at once, with ranks or without: a unit that
+    another process works on is left to it. `advance` is told clips done and to do;
     `stop` is asked after every clip.
 
     Raises:
@@ -101,14 +103,17 @@ def extract(
     summary = Summary({name: _earlier(name, writer, encoders[name], clips) for name, writer in writers.items()})
     for writer in writers.values():
         writer.plan(clips.ids)
-    units = plan_units(writers, clips)
-    mine = units[rank[0] :: rank[1]]
-    summary.left = sum(_num_clips(unit) for unit in units) - sum(_num_clips(unit) for unit in mine)
+    mine = plan_units(writers, clips)[rank[0] :: rank[1]]
     total = sum(_num_clips(unit) for unit in mine)
     in_flight = workers + max(workers, *(encoder.batch_size for encoder in encoders.values()))
+    held: list[Unit] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for unit in mine:
+        for number, unit in enumerate(itertools.chain(mine, held)):
             with _OpenUnit(unit, writers, encoders, clips, summary) as open_unit:
+                if not open_unit.claim():
+                    if number < len(mine):
+                        held.append(unit)  # tried once more at the end: its holder may have died
+                    continue
                 for prepared in prepare_all(open_unit.jobs(), pool, in_flight):
                     open_unit.take(prepared.clip.id, prepared.by_feature)
                     summary.num_clips += 1
@@ -118,6 +123,7 @@ def extract(
                     if stop():
                         raise Interrupted("Stopped; finished shards are kept. Run the same command to go on.")
                 open_unit.finish()
+    summary.left = sum(_num_clips(unit) for unit in plan_units(writers, clips))
     summary.wall_s = time.perf_counter() - began
     return summary
 
@@ -218,7 +224,8 @@ class _OpenUnit:
         for index, (_, shard) in enumerate(self._shards):
             for slot, clip_id in enumerate(shard.ids):
                 self._wanted.setdefault(clip_id, []).append((index, slot))
-        self._open: dict[int, _OpenShard] = {}
+        self._open: dict[int, _OpenShard | None] = {}
+        """None is a shard that another process works on."""
         self._stack = ExitStack()
 
     def __enter__(self) -> _OpenUnit:
@@ -227,17 +234,24 @@ class _OpenUnit:
     def __exit__(self, *error: object) -> None:
         self._stack.close()  # aborts what is not committed
 
+    def claim(self) -> bool:
+        """Begin the largest shard, which stands for the unit; return whether there is one and it is ours to do."""
+        sizes = [len(shard.ids) for _, shard in self._shards]
+        return bool(sizes) and self._opened(sizes.index(max(sizes))) is not None
+
     def jobs(self) -> Iterator[tuple[Clip, Mapping[str, Encoder]]]:
         """Yield every listed clip of the unit with the encoders that want it, in an order that fills shards early."""
         for clip_id, places in self._wanted.items():
-            if clip_id in self._listed:
-                names = dict.fromkeys(self._shards[index][0] for index, _ in places)
-                yield self._clips.by_id(clip_id), {name: self._encoders[name] for name in names}
+            wanted = [self._shards[index][0] for index, _ in places if self._open.get(index, True) is not None]
+            if clip_id in self._listed and wanted:
+                yield self._clips.by_id(clip_id), {name: self._encoders[name] for name in dict.fromkeys(wanted)}
 
     def take(self, clip_id: str, by_feature: Mapping[str, Prepared]) -> None:
         """Decide one clip in every shard that has a slot for it."""
         for index, slot in self._wanted[clip_id]:
-            self._decide(index, slot, by_feature[self._shards[index][0]])
+            name = self._shards[index][0]
+            if name in by_feature:
+                self._decide(index, slot, by_feature[name])
 
     def finish(self) -> None:
         """Decide the slots of clips that the list does not have."""
@@ -247,12 +261,20 @@ class _OpenUnit:
                     self._decide(index, slot, Prepared("", failed=NOT_IN_LIST))
 
     def _decide(self, index: int, slot: int, prepared: Prepared) -> None:
+        opened = self._opened(index)
+        if opened is not None:
+            opened.take(slot, prepared, self._summary)
+
+    def _opened(self, index: int) -> _OpenShard | None:
         if index not in self._open:
             name, shard = self._shards[index]
-            writer = self._stack.enter_context(self._writers[name].begin(shard))
-            self._open[index] = _OpenShard(shard, writer, self._encoders[name], self._summary.by_feature[name])
-        shard_open = self._open[index]
-        shard_open.take(slot, prepared, self._summary)
+            writer = self._writers[name].claim(shard)
+            if writer is None:
+                self._open[index] = None
+            else:
+                self._stack.enter_context(writer)
+                self._open[index] = _OpenShard(shard, writer, self._encoders[name], self._summary.by_feature[name])
+        return self._open[index]
 
 
 class _OpenShard:

@@ -183,18 +183,16 @@ def test_ranks_together_do_everything_once(
     assert contents(tmp_path / "s") == contents(reference)
 
 
-def test_a_rank_that_starts_late_takes_no_unit_of_another(
-    clips: ClipList, encoders: dict[str, Encoder], tmp_path: Path
-) -> None:
+def test_a_rank_that_starts_late_takes_no_unit_of_another(clips: ClipList, tmp_path: Path) -> None:
     store = open_store(tmp_path / "s", "a")
-    extract(store, clips, encoders, shard_clips=4, rank=(0, 2))
-    writers = {name: store.writer(name, encoder.spec("float16")) for name, encoder in encoders.items()}
+    extract(store, clips, stub_encoders(), shard_clips=4, rank=(0, 2))
+    writers = {name: store.writer(name, encoder.spec("float16")) for name, encoder in stub_encoders().items()}
     units = plan_units(writers, clips)
     assert [bool(unit.shards) for unit in units] == [False, True, False, True]
 
 
 def test_a_clip_is_decoded_once_for_all_features(
-    clips: ClipList, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: ClipList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featurecache import preparation
 
@@ -203,7 +201,7 @@ def test_a_clip_is_decoded_once_for_all_features(
     monkeypatch.setattr(
         preparation, "decode_each", lambda clip, views: (decoded.append(clip.id), decode_each(clip, views))[1]
     )
-    extract(open_store(tmp_path / "s", "a"), clips, encoders, shard_clips=4)
+    extract(open_store(tmp_path / "s", "a"), clips, stub_encoders(), shard_clips=4)
     assert sorted(decoded) == sorted(clips.ids)
 
 
@@ -236,51 +234,45 @@ def test_more_clips_and_more_encoders_leave_what_is_there_untouched(
     assert len(open_store(folder)["eva-global"].ids) == NUM_PLAIN + 3
 
 
-def test_changed_media_under_an_old_id_are_refused_and_named(
-    collection: Path, encoders: dict[str, Encoder], tmp_path: Path
-) -> None:
+def test_changed_media_under_an_old_id_are_refused_and_named(collection: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(collection, folder)
     clips = load_clips(folder / "clips.jsonl")
-    extract(open_store(tmp_path / "s", "a"), clips, encoders, shard_clips=4)
+    extract(open_store(tmp_path / "s", "a"), clips, stub_encoders(), shard_clips=4)
     before = contents(tmp_path / "s")
     shutil.copy(folder / "c1.mp4", folder / "c0.mp4")
     with pytest.raises(FingerprintError, match="fcache retry") as caught:
-        extract(open_store(tmp_path / "s", "a"), clips, encoders)
+        extract(open_store(tmp_path / "s", "a"), clips, stub_encoders())
     assert caught.value.problems == ["c0"]
     assert contents(tmp_path / "s") == before
 
 
-def test_a_clip_planned_to_be_retried_is_extracted_from_its_new_media(
-    collection: Path, encoders: dict[str, Encoder], tmp_path: Path
-) -> None:
+def test_a_clip_planned_to_be_retried_is_extracted_from_its_new_media(collection: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(collection, folder)
     clips = load_clips(folder / "clips.jsonl")
-    some = {"whisper": encoders["whisper"]}
+    some = {"loudness": stub_encoders()["loudness"]}
     extract(open_store(tmp_path / "s", "a"), clips, some, shard_clips=4)
-    old = open_store(tmp_path / "s")["whisper"]["c0"].copy()
+    old = open_store(tmp_path / "s")["loudness"]["c0"].copy()
     shutil.copy(folder / "c4.mp4", folder / "c0.mp4")
     shutil.copy(folder / "c4.mp4", folder / "bad.mp4")
     store = open_store(tmp_path / "s", "a")
-    store.writer("whisper", encoders["whisper"].spec("float16")).retry(["c0", "bad"])
+    store.writer("loudness", stub_encoders()["loudness"].spec("float16")).retry(["c0", "bad"])
     summary = extract(store, clips, some)
     assert summary.num_clips == 2
-    feature = open_store(tmp_path / "s")["whisper"]
+    feature = open_store(tmp_path / "s")["loudness"]
     assert np.array_equal(feature["c0"], feature["c4"])
     assert np.array_equal(feature["bad"], feature["c4"])
     assert not np.array_equal(feature["c0"], old)
 
 
-def test_media_deleted_after_extraction_are_no_change(
-    collection: Path, encoders: dict[str, Encoder], tmp_path: Path
-) -> None:
+def test_media_deleted_after_extraction_are_no_change(collection: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(collection, folder)
     clips = load_clips(folder / "clips.jsonl")
-    extract(open_store(tmp_path / "s", "a"), clips, encoders, shard_clips=4)
+    extract(open_store(tmp_path / "s", "a"), clips, stub_encoders(), shard_clips=4)
     (folder / "c0.mp4").unlink()
-    assert extract(open_store(tmp_path / "s", "a"), clips, encoders).num_clips == 0
+    assert extract(open_store(tmp_path / "s", "a"), clips, stub_encoders()).num_clips == 0
 
 
 def test_another_spec_under_the_same_name_is_refused(
@@ -311,27 +303,23 @@ def test_output_that_is_not_finite_fails_that_clip_alone(
     assert "cannot be stored" in record.reason
 
 
-def test_a_shard_is_finished_though_some_of_its_clips_left_the_list(
-    clips: ClipList, encoders: dict[str, Encoder], tmp_path: Path
-) -> None:
-    some = {"whisper": encoders["whisper"]}
+def test_a_shard_is_finished_though_some_of_its_clips_left_the_list(clips: ClipList, tmp_path: Path) -> None:
+    some = {"loudness": stub_encoders()["loudness"]}
     store = open_store(tmp_path / "s", "a")
-    writer = store.writer("whisper", encoders["whisper"].spec("float16"), shard_rows=4)
+    writer = store.writer("loudness", stub_encoders()["loudness"].spec("float16"), shard_rows=4)
     writer.plan(clips[:6].ids)
     extract(store, clips[:2], some)
-    feature = open_store(tmp_path / "s")["whisper"]
+    feature = open_store(tmp_path / "s")["loudness"]
     assert list(feature.ids) == ["c0", "c1"]
     assert feature.record("c2").reason.startswith("not in the clip list")
     assert feature.record("c4") is None  # its shard has no clip of this list, and waits
 
 
-def test_too_many_failures_stop_the_run_with_their_reasons(
-    clips: ClipList, encoders: dict[str, Encoder], tmp_path: Path
-) -> None:
+def test_too_many_failures_stop_the_run_with_their_reasons(clips: ClipList, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="--max-failures") as caught:
-        extract(open_store(tmp_path / "s", "a"), clips, encoders, shard_clips=4, max_failures=2)
+        extract(open_store(tmp_path / "s", "a"), clips, stub_encoders(), shard_clips=4, max_failures=2)
     assert any("to be readable" in problem for problem in caught.value.problems)
-    assert list(open_store(tmp_path / "s")["whisper"].ids)[:4] == ["c0", "c1", "c2", "c3"]
+    assert list(open_store(tmp_path / "s")["loudness"].ids)[:4] == ["c0", "c1", "c2", "c3"]
 
 
 def test_stopping_keeps_finished_shards_and_resuming_gives_the_same_bytes(
@@ -399,6 +387,28 @@ def test_an_extraction_killed_and_resumed_is_byte_identical_to_an_uninterrupted_
     kills = [(1, 0.0), (2, 0.001), (3, 0.002), (2, 0.004)]
     killed_and_resumed(STUB_WORKER, [clip_list, str(tmp_path / "killed")], kills)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_extractors_at_the_same_time_do_every_clip_exactly_once(collection: Path, tmp_path: Path) -> None:
+    clip_list = str(collection / "clips.jsonl")
+    extract(open_store(tmp_path / "whole", "a"), load_clips(clip_list), stub_encoders(), shard_clips=2)
+    command = [sys.executable, "-c", STUB_WORKER, clip_list, str(tmp_path / "s")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
+    done = [len(worker.communicate()[0].split()) - 1 for worker in workers]  # "ready", then a line a clip
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    assert sum(done) == len(load_clips(clip_list))
+
+
+def test_a_unit_that_another_process_works_on_is_left_to_it(clips: ClipList, tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", "a")
+    writer = store.writer("loudness", stub_encoders()["loudness"].spec("float16"), shard_rows=4)
+    writer.plan(clips.ids)
+    with writer.claim(writer.pending()[1]):
+        summary = extract(store, clips, stub_encoders(), shard_clips=4)
+    assert (summary.num_clips, summary.left) == (len(clips) - 4, 4)
+    assert extract(store, clips, stub_encoders()).num_clips == 4
 
 
 @pytest.mark.slow

@@ -1,0 +1,168 @@
+"""`fcache` as a user meets it: defaults, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import recordings as rec
+from click.testing import CliRunner, Result
+
+from featurecache import open_store
+from featurecache.cli import main
+from featurecache.progress import duration, show_progress
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whisper_folder: Path, eva_folder: Path) -> Path:
+    """A folder with a clip list of three clips and both checkpoints, which is the working directory."""
+    for number in range(2):
+        rec.write_clip(tmp_path / f"c{number}.mp4", sound=rec.sine(1.0, 300 + 100 * number))
+    rec.write_clip(tmp_path / "mute.mp4", num_frames=3)
+    names = ("c0", "c1", "mute")
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps({"id": n, "video": f"{n}.mp4"}) + "\n" for n in names))
+    shutil.copytree(whisper_folder, tmp_path / "whisper")
+    shutil.copytree(eva_folder, tmp_path / "eva")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fcache(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+EXTRACT = ("extract", "--encoder", "whisper", "--weights", "whisper")
+ALL = ("--encoder", "whisper", "--encoder", "eva-global", "--encoder", "eva-temporal")
+ALL += ("--weights", "eva", "--weights", "whisper=whisper")
+
+
+def test_extract_works_with_its_defaults_in_a_folder_with_a_clip_list(folder: Path) -> None:
+    result = fcache(*EXTRACT)
+    assert result.exit_code == 0, result.output
+    assert "3 clips in" in result.output
+    feature = open_store("features.zarr")["whisper"]
+    assert list(feature.ids) == ["c0", "c1"]
+    assert feature.dtype == "float16"
+    again = fcache(*EXTRACT)
+    assert again.exit_code == 0
+    assert "Nothing to do" in again.output
+
+
+def test_all_three_encoders_in_one_run_and_what_plan_said_before(folder: Path) -> None:
+    planned = fcache("plan", *ALL)
+    assert planned.exit_code == 0, planned.output
+    assert "1025 × 24" in planned.output
+    assert not Path("features.zarr").exists()
+    assert fcache("extract", *ALL).exit_code == 0
+    assert open_store("features.zarr").names == ["eva-global", "eva-temporal", "whisper"]
+    assert "0 B to write" in fcache("plan", *ALL).output
+
+
+def test_info_and_show_say_what_is_stored_and_why_something_is_not(folder: Path) -> None:
+    (folder / "c1.mp4").write_bytes(b"nonsense" * 10)
+    result = fcache(*EXTRACT)
+    assert result.exit_code == 1
+    assert "whisper: 1 failed: expected its video file to be readable" in result.output
+    assert fcache(*EXTRACT).exit_code == 1  # counted, though not tried again
+    info = fcache("info")
+    assert info.exit_code == 0
+    assert "1 failed: expected its video file to be readable" in info.output
+    good, silent, unknown = fcache("show", "c0"), fcache("show", "mute"), fcache("show", "c9")
+    assert "whisper: ok, shard 0 slot 0" in good.output
+    assert open_store("features.zarr")["whisper"].fingerprint in good.output
+    assert "no audio stream" in silent.output
+    assert unknown.exit_code == 2
+    assert "not in features.zarr" in unknown.output
+
+
+def test_mistakes_are_one_message_and_exit_code_2(folder: Path) -> None:
+    cases = {
+        ("extract", "--encoder", "wisper"): 'Did you mean "whisper"?',
+        ("extract", "--encoder", "whisper", "--weights", "nowhere"): "--weights whisper=FOLDER",
+        ("extract", "--encoder", "whisper", "--clips", "none.jsonl"): "expected a clip list, got no such file",
+        ("extract", "--encoder", "whisper", "--rank", "2/2"): "I from 0 to N - 1",
+        ("extract", *ALL, "--name", "x"): "expected a single --encoder",
+        (*EXTRACT, "--weights", "eva-global=eva"): "one of the encoders asked for",
+        (*EXTRACT, "--option", "tokens=3"): "NAME.KEY=VALUE",
+        ("info", "--store", "none.zarr"): "no such folder",
+        ("extrat",): 'Did you mean "extract"?',
+    }
+    for arguments, message in cases.items():
+        result = fcache(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in result.output, (arguments, result.output)
+        assert "Traceback" not in result.output
+    assert not Path("features.zarr").exists()
+
+
+def test_another_spec_needs_another_name(folder: Path) -> None:
+    assert fcache(*EXTRACT).exit_code == 0
+    short = (*EXTRACT, "--option", "whisper.tokens=8")
+    refused = fcache(*short)
+    assert refused.exit_code == 2
+    assert "pooling.tokens: 64 != 8" in refused.output
+    assert "--name" in refused.output
+    assert fcache(*short, "--name", "whisper-8").exit_code == 0
+    assert open_store("features.zarr")["whisper-8"].shape == (8, 16)
+
+
+def test_media_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for path in folder.glob("*.mp4"):
+        path.rename(elsewhere / path.name)
+    assert fcache(*EXTRACT).exit_code == 1
+    assert fcache(*EXTRACT, "--media-root", str(elsewhere), "--store", "other.zarr").exit_code == 0
+
+
+def test_the_first_signal_stops_the_run_and_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featurecache import preparation
+
+    prepare = preparation.prepare
+    signals = iter([signal.SIGTERM])
+
+    def interrupted(*given):  # type: ignore[no-untyped-def]
+        for number in signals:
+            os.kill(os.getpid(), number)
+        return prepare(*given)
+
+    monkeypatch.setattr(preparation, "prepare", interrupted)
+    stopped = fcache(*EXTRACT, "--shard-clips", "1", "--workers", "1")
+    assert stopped.exit_code == 1
+    assert "Run the same command to go on." in stopped.output
+    assert len(open_store("features.zarr")["whisper"].ids) < 2
+    assert fcache(*EXTRACT).exit_code == 0
+    assert list(open_store("features.zarr")["whisper"].ids) == ["c0", "c1"]
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    assert main.commands
+    for name, command in main.commands.items():
+        assert command.help, name
+        assert "Example" in command.help, f"fcache {name} --help shows no example"
+        assert fcache(name, "--help").exit_code == 0
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress("extract") as progress:
+        for done in range(1, 101):
+            progress(done, 100, "2 failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("extract: 100/100 clips, ")
+    assert lines[0].endswith("2 failed")
+
+
+def test_durations_are_written_as_clocks_show_them() -> None:
+    assert [duration(s) for s in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
+
+
+def test_version_and_help_import_no_torch() -> None:
+    program = "import sys; from featurecache.cli import main; main(['--help'], standalone_mode=False)"
+    command = [sys.executable, "-c", program + "; sys.exit('torch' in sys.modules)"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0

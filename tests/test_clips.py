@@ -1,0 +1,180 @@
+"""Clip lists: every problem is named with its line, nothing is guessed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurecache.clips import Clip, ClipList, load_clips
+from featurecache.errors import ClipListError
+
+
+def write(folder: Path, *rows: object) -> Path:
+    path = folder / "clips.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def problems(folder: Path, *rows: object) -> list[str]:
+    with pytest.raises(ClipListError) as caught:
+        load_clips(write(folder, *rows))
+    return caught.value.problems
+
+
+FULL = {
+    "id": "set/a1", "video": "v/a1.mp4", "audio": "a1.wav", "image": "a1.png", "text": "I see.", "split": "train",
+    "dataset": "demo", "labels": {"emotion": "happy", "sentiment": 0.3}, "responses": {"reason": "…"},
+    "peak_frame": 12, "start_s": 0.5, "end_s": 2,
+}  # fmt: skip
+
+
+def test_every_field_is_read_and_paths_are_relative_to_the_list(tmp_path: Path) -> None:
+    clip = load_clips(write(tmp_path, FULL))[0]
+    assert clip == Clip(
+        **{**FULL, "video": tmp_path / "v/a1.mp4", "audio": tmp_path / "a1.wav", "image": tmp_path / "a1.png"}
+    )
+    assert isinstance(clip.end_s, float)
+    elsewhere = load_clips(tmp_path / "clips.jsonl", media_root="/media")[0]
+    assert elsewhere.video == Path("/media/v/a1.mp4")
+
+
+def test_all_problems_of_all_lines_are_reported_at_once(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        {"id": "a", "video": "a.mp4"},
+        {"id": "a", "video": "b.mp4"},
+        {"id": "b", "vidoe": "b.mp4"},
+        "not json",
+        {"id": "c", "video": "../c.mp4", "peak_frame": -1},
+        {"id": 7, "text": "x"},
+        [1],
+    )
+    assert found[0] == 'line 2: id "a" stands already on line 1'
+    assert found[1].startswith('line 3: unknown key "vidoe". Did you mean "video"?')
+    assert found[2].startswith("line 4: not JSON")
+    assert 'line 5: video: "../c.mp4" leaves the folder' in found[3]
+    assert "peak_frame: expected a whole number from 0, got -1" in found[3]
+    assert found[4] == "line 6: id: expected a string, got 7"
+    assert found[5] == "line 7: expected an object, got list"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "", "text": "x"},
+        {"id": "a\n", "text": "x"},
+        {"id": " a", "text": "x"},
+        {"id": "../a", "text": "x"},
+        {"id": "a//b", "text": "x"},
+        {"id": "a\\b", "text": "x"},
+        {"id": "x" * 256, "text": "x"},
+        {"id": "a"},
+        {"id": "a", "video": ""},
+        {"id": "a", "video": "/etc/passwd"},
+        {"id": "a", "video": "C:\\clips\\a.mp4"},
+        {"id": "a", "video": "v/../../a.mp4"},
+        {"id": "a", "video": "a\0.mp4"},
+        {"id": "a", "video": 3},
+        {"id": "a", "text": 3},
+        {"id": "a", "text": "x", "labels": ["happy"]},
+        {"id": "a", "text": "x", "responses": {"reason": 3}},
+        {"id": "a", "text": "x", "peak_frame": True},
+        {"id": "a", "text": "x", "peak_frame": 1.5},
+        {"id": "a", "text": "x", "start_s": -1},
+        {"id": "a", "text": "x", "start_s": "1"},
+        {"id": "a", "text": "x", "start_s": 2, "end_s": 2},
+        '{"id": "a", "text": "x", "end_s": NaN}',
+        '{"id": "a", "text": "x", "end_s": Infinity}',
+        '{"id": "a", "id": "b", "text": "x"}',
+    ],
+)
+def test_an_unsound_line_is_refused(tmp_path: Path, row: object) -> None:
+    assert len(problems(tmp_path, row)) == 1
+
+
+def test_a_path_may_go_down_and_up_within_its_folder(tmp_path: Path) -> None:
+    assert load_clips(write(tmp_path, {"id": "a", "video": "v/../a.mp4"}))[0].video == tmp_path / "v/../a.mp4"
+
+
+def test_a_list_that_is_missing_empty_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClipListError, match="no such file"):
+        load_clips(tmp_path / "none.jsonl")
+    with pytest.raises(ClipListError, match="a folder"):
+        load_clips(tmp_path)
+    with pytest.raises(ClipListError, match="at least one clip"):
+        load_clips(write(tmp_path, ""))
+    (tmp_path / "clips.txt").write_text("a")
+    with pytest.raises(ClipListError, match="an ending of"):
+        load_clips(tmp_path / "clips.txt")
+
+
+def test_csv_and_parquet_say_the_same_as_jsonl(tmp_path: Path) -> None:
+    flat = {
+        "id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "labels.emotion": "happy",
+        "responses.reason": "She smiles.", "peak_frame": "3", "start_s": "0.5", "end_s": "",
+    }  # fmt: skip
+    with (tmp_path / "clips.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, flat)
+        writer.writeheader()
+        writer.writerow(flat)
+    expected = Clip(
+        "a1", tmp_path / "a1.mp4", text="0012", split="train", labels={"emotion": "happy"},
+        responses={"reason": "She smiles."}, peak_frame=3, start_s=0.5,
+    )  # fmt: skip
+    assert load_clips(tmp_path / "clips.csv")[0] == expected
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "labels": {"emotion": "happy", "x": None},
+         "responses": {"reason": "She smiles."}, "peak_frame": 3, "start_s": 0.5, "end_s": None},
+    ]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "clips.parquet")
+    assert load_clips(tmp_path / "clips.parquet")[0] == expected
+
+
+def test_a_csv_line_with_another_number_of_cells_is_named(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text("id,text\na,hello\nb\nc,x,y\n")
+    with pytest.raises(ClipListError) as caught:
+        load_clips(tmp_path / "clips.csv")
+    assert caught.value.problems == ["line 3: expected 2 cells", "line 4: expected 2 cells"]
+
+
+def test_a_file_that_is_not_parquet_is_an_error_of_the_list(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "clips.parquet").write_bytes(b"nonsense")
+    with pytest.raises(ClipListError, match="a Parquet file"):
+        load_clips(tmp_path / "clips.parquet")
+
+
+def test_clips_are_found_by_position_slice_id_and_split() -> None:
+    clips = ClipList([Clip("a", text="x", split="train"), Clip("b", text="y", split="val"), Clip("c", text="z")])
+    assert [clips[0].id, clips.by_id("b").text, len(clips[1:])] == ["a", "y", 2]
+    assert isinstance(clips[1:], ClipList)
+    assert clips.splits == ["train", "val"]
+    assert clips.in_split("val").ids == ["b"]
+    with pytest.raises(ClipListError, match='Did you mean "train"'):
+        clips.in_split("trian")
+    with pytest.raises(ClipListError, match="no clip of this id"):
+        clips.by_id("d")
+    with pytest.raises(ClipListError, match="every id once"):
+        ClipList([Clip("a"), Clip("a")])
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_either_a_sound_id_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.mktemp("list")
+    path = folder / "clips.jsonl"
+    path.write_bytes(json.dumps({"id": text, "text": "x"}).encode("utf-8"))
+    try:
+        clip_id = load_clips(path)[0].id
+    except ClipListError:
+        return
+    assert clip_id == text
+    assert clip_id.encode("utf-8")  # no lone surrogate, which no file system or JSON reader takes back
+    inside = (folder / clip_id).resolve()
+    assert folder.resolve() in inside.parents
