@@ -21,7 +21,7 @@ from torch import Tensor
 import featurecache
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import FingerprintError, MissingFeatureError
-from featurecache.store.protocols import Feature, Status
+from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.errors import DataError
 from fusion_train.models.emotion_llama import IGNORED_LABEL, FeatureShapes
 from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt, supervise
@@ -117,6 +117,10 @@ class FeatureReader:
     @property
     def specs(self) -> dict[str, featurecache.Spec]:
         return {modality: feature.spec for modality, feature in self._features.items()}
+
+    def record(self, modality: str, clip_id: str) -> ClipRecord | None:
+        """What the store's commit record says of a clip, or None where it holds none."""
+        return self._features[modality].record(clip_id)
 
     def usable(self, clips: ClipList, on_failed: str) -> ClipList:
         """Return the clips that can be read.

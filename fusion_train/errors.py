@@ -5,6 +5,7 @@ FusionTrainError
 ├── DataError           the clip list or the store cannot serve this run
 ├── CheckpointError     no checkpoint, a damaged one, or one of another configuration
 ├── ModelError          the language model cannot be loaded or does not fit
+├── ExportError         the run, its encoders or the folder do not allow an export
 ├── DivergedError       loss or gradient is NaN or infinite                    exit code 1
 └── ParityError         the exported model does not compute what was trained   exit code 1
 """
@@ -32,6 +33,10 @@ class CheckpointError(FusionTrainError):
 
 class ModelError(FusionTrainError):
     """The language model cannot be loaded, or does not fit what is asked of it."""
+
+
+class ExportError(FusionTrainError):
+    """The run, its encoders or the target folder do not allow an export."""
 
 
 class DivergedError(FusionTrainError):

@@ -1,0 +1,105 @@
+"""The model card of an exported folder: how to use it, what it is made of, what it was trained on, where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featurecache.store.publish import replace_bytes
+from fusion_train.assemble import Workbench
+from fusion_train.models.emotion_llama import count_by_part
+from fusion_train.run import Run
+
+USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+
+inputs = processor(video="clip.mp4", text="what the person says", task="{task}").to(model.device)
+print(processor.answers(model.generate(**inputs))[0])
+```
+
+`text` may be left out; `audio=` and `image=` take files of their own; `question=` asks something else than the task.
+Lists make a batch. Needed: torch, transformers, av, numpy, pillow."""
+
+LABELS = """
+For a closed set of labels, without generation:
+
+```python
+labels = processor.labels("{task}")
+print(dict(zip(labels, model.label_probabilities(processor.label_ids(labels), **inputs)[0].tolist())))
+```"""
+
+
+def write_card(folder: Path, run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[str, Any]) -> None:
+    """Write README.md from the run; nothing in it is claimed that the run does not hold."""
+    replace_bytes(folder / "README.md", card(run, bench, parts, about).encode())
+
+
+def trained_parts(bench: Workbench) -> dict[str, int]:
+    """Trained parameters by part; to be asked before adapters are merged."""
+    return count_by_part(bench.model)
+
+
+def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[str, Any]) -> str:
+    """The text."""
+    config, record = bench.config, run.record()
+    closed = next((name for name in config.data.tasks if name in ("emotion", "sentiment", "intent")), None)
+    lines = [
+        "---", "library_name: transformers", "pipeline_tag: video-text-to-text",
+        "tags: [emotion-recognition, multimodal, custom_code]", "---", "",
+        f"# {run.name}", "",
+        "A multimodal language model that names and explains the emotion of a person in a short clip, from face, voice "
+        "and words. Frozen encoders, a fusion module, linear projectors and a language model with merged adapters, "
+        "after Emotion-LLaMAv2 (arXiv 2601.16449).", "",
+        "## Use", "", USE.format(task=config.data.tasks[0]), LABELS.format(task=closed) if closed else "", "",
+        "## Parts", "",
+        "| part | what | trained parameters |", "|---|---|---:|",
+        f"| language model | {Path(config.model.llm).name}, {about['dtype']}, LoRA merged | {parts.get('lora', 0):,} |",
+        f"| fusion | {config.model.fusion.name} | {parts.get('fusion', 0):,} |",
+        *(f"| {name.replace('.', ' ')} | linear | {count:,} |" for name, count in parts.items() if "." in name),
+        *(f"| {modality} encoder | {spec.encoder}, {spec.shape[0]} × {spec.shape[1]} | 0 |"
+          for modality, spec in bench.reader.specs.items()), "",
+        "## Training", "",
+        f"Stage {config.stage}, step {about['run']['step']} of {config.optim.steps}, batch {config.optim.batch_size}, "
+        f"learning rate {config.optim.lr:g}, seed {config.seed}; tasks {', '.join(config.data.tasks)}.",
+        f"Started from the run {Path(record.initial['run']).name}, step {record.initial['step']}." if record.initial
+        else "Trained parts started from their seed.", "",
+        *_data(bench), "",
+        "| feature | fingerprint of its spec |", "|---|---|",
+        *(f"| {modality} | `{value}` |" for modality, value in bench.reader.fingerprints.items()), "",
+        "## Scores", "", *_scores(run), "",
+        "## Proof", "",
+        f"`CERTIFICATE.md`: this folder was loaded in a fresh process and compared with the trained model on "
+        f"{about['num_clips']} raw clips.", "",
+        "## Intended use and limits", "",
+        "Research on affective computing. What a face or a voice shows is not what a person feels: do not decide about "
+        "people by this model's answers. It knows the datasets, languages and label sets above and no others; scores "
+        "on other material are unknown. Sound beyond what the audio encoder takes (30 s for Whisper) is not heard. "
+        "Licences of the base models and of the data apply.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _data(bench: Workbench) -> list[str]:
+    split = bench.config.data.train_split
+    counts: dict[str, int] = {}
+    for clip in bench.clips.in_split(split):
+        counts[clip.dataset or "(unnamed)"] = counts.get(clip.dataset or "(unnamed)", 0) + 1
+    lines = [f"| dataset | clips in the split {split} | labels |", "|---|---:|---|"]
+    for dataset, count in counts.items():
+        sets = bench.label_sets.get("" if dataset == "(unnamed)" else dataset, {})
+        said = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in sets.items())
+        lines.append(f"| {dataset} | {count} | {said} |")
+    return lines
+
+
+def _scores(run: Run) -> list[str]:
+    scores = run.result.get("scores", {}) if run.finished else {}
+    if not scores:
+        return ["The run was not scored while it trained."]
+    return [f"Accuracy on the split {run.config().data.eval_split} at the last step: "
+            + ", ".join(f"{task} {value:.4f}" for task, value in scores.items()) + "."]  # fmt: skip

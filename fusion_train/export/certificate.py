@@ -1,0 +1,166 @@
+"""Judge what was measured: every bound with its reason; written as certificate.json and CERTIFICATE.md.
+
+u is the unit roundoff of a dtype: half the distance from 1 to the next number (2^-24, 2^-11, 2^-8 for float32, float16,
+bfloat16). KL divergence is in nats a token; the worst token of the worst clip counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featurecache.spec import Spec
+from featurecache.store.publish import replace_bytes
+
+FORMAT = 1
+JSON_NAME, PAGE_NAME = "certificate.json", "CERTIFICATE.md"
+ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+LOGIT_SCALE = 32.0
+"""Logits of a trained model reach about this; errors relative to them become errors in nats."""
+MAX_RAW_KL = 0.05
+"""Beyond this, answers would begin to change."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One quantity over all clips."""
+
+    name: str
+    measured: float
+    bound: float
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        return self.measured <= self.bound  # NaN passes nothing
+
+
+def judge(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_dtype: str, device: str) -> list[Figure]:
+    """Compare the rows of `parity.compare` with their bounds.
+
+    Args:
+        specs: modality -> spec of the features.
+        llm_dtype: dtype of the exported language model.
+        device: that everything ran on.
+    """
+    u = ROUNDOFF[llm_dtype]
+    on_gpu = device.startswith("cuda")
+    figures = [
+        Figure("clips whose prompt differs", _count(rows, "prompt_equal"), 0, "One tokenisation serves both."),
+        Figure("clips whose modalities differ", _count(rows, "present_equal"), 0, "Absence is decided by the media."),
+    ]
+    figures += [_features(modality, spec, rows) for modality, spec in specs.items()]
+    merge_bound = max(1e-10, (LOGIT_SCALE * u) ** 2 * 4)
+    figures.append(Figure(
+        "merged against unmerged adapters, KL", _worst(rows, "merge_kl"), merge_bound,
+        f"Every merged weight is rounded once to {llm_dtype} (u = {u:.1e}); logits of about {LOGIT_SCALE:g} move by a "
+        "few u times that, and KL grows with the square of it.",
+    ))  # fmt: skip
+    reload_bound = LOGIT_SCALE * u * 4 if on_gpu else 0.0
+    figures.append(Figure(
+        "loaded in a fresh process against in memory, logits", _worst(rows, "reload_logits"), reload_bound,
+        "Same weights, same code, same features; on a GPU kernels may be chosen anew in each process." if on_gpu
+        else "Same weights, same code, same features: the same bits.",
+    ))  # fmt: skip
+    same = [row["raw_logits"] for row in rows if all(f["equal"] for f in row["features"].values())]
+    if same:
+        figures.append(Figure(
+            f"raw media against cached features, logits of {len(same)} clips with equal features", max(same),
+            0.0, "Equal features give equal logits, to the bit.",
+        ))  # fmt: skip
+    raw_u = max([u, *(_feature_bound(spec)[0] for spec in specs.values())])
+    raw_bound = min(MAX_RAW_KL, max(1e-8, 4 * (LOGIT_SCALE * raw_u) ** 2))
+    figures.append(Figure(
+        "raw media against cached features, KL", _worst(rows, "raw_kl"), raw_bound,
+        "Features differ by at most the bounds above; logits move in proportion, KL with the square of it; never more "
+        f"than {MAX_RAW_KL} nats.",
+    ))  # fmt: skip
+    probabilities = [row["probabilities"] for row in rows if row["probabilities"] is not None]
+    if probabilities:
+        figures.append(Figure(
+            "label probabilities, raw and merged against trained", max(probabilities),
+            max(1e-4, raw_bound**0.5), "By Pinsker's inequality a probability moves by less than the root of half the KL divergence.",
+        ))  # fmt: skip
+    figures.append(Figure(
+        "greedy text: nats between the tokens where texts part", _worst(rows, "text_margin"),
+        max(1e-4, 2 * LOGIT_SCALE * u), "Texts are equal, except where two tokens are as good as tied "
+        f"within the rounding of {llm_dtype}.",
+    ))  # fmt: skip
+    return figures
+
+
+def _features(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    bound, reason = _feature_bound(spec)
+    values = [row["features"][modality]["rms"] for row in rows if modality in row["features"]]
+    return Figure(
+        f"{modality} features ({spec.encoder}), re-encoded against cached, relative RMS",
+        max(values, default=0.0), bound, reason,
+    )  # fmt: skip
+
+
+def _feature_bound(spec: Spec) -> tuple[float, str]:
+    """Bound on the relative RMS error of a clip's features, and why."""
+    kept = ROUNDOFF.get(spec.stored_dtype)
+    computed = ROUNDOFF[spec.compute_dtype]
+    if kept is None:
+        return 0.1, f"The store holds {spec.stored_dtype}: its own quantisation error, at most a tenth, is all of it."
+    # Two runs of one network may differ by their kernels' order of summation: some tens of roundings in 40 blocks.
+    return max(kept, 32 * computed), (
+        f"Both are rounded to {spec.stored_dtype} (u = {kept:.1e}); {spec.compute_dtype} kernels of another device may "
+        "differ by some tens of roundings. On the device of the extraction the difference is 0."
+    )
+
+
+def _count(rows: Sequence[Mapping[str, Any]], key: str) -> int:
+    return sum(not row[key] for row in rows)
+
+
+def _worst(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    values = [float(row[key]) for row in rows]
+    return float("nan") if any(value != value for value in values) else max(values)
+
+
+def write_certificate(folder: Path, about: Mapping[str, Any], figures: Sequence[Figure],
+                      rows: Sequence[Mapping[str, Any]]) -> None:  # fmt: skip
+    """Write both files; JSON keeps the rows of every clip."""
+    document = {
+        "format": FORMAT,
+        "passed": all(figure.passed for figure in figures),
+        **about,
+        "figures": [asdict(figure) | {"passed": figure.passed} for figure in figures],
+        "clips": list(rows),
+    }
+    replace_bytes(folder / JSON_NAME, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    replace_bytes(folder / PAGE_NAME, page(document).encode())
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """The certificate for people, in Markdown."""
+    rows = document["clips"]
+    texts = sum(row["text_equal"] for row in rows)
+    equal = sum(all(f["equal"] for f in row["features"].values()) for row in rows)
+    lines = [
+        "# Does this model compute what was trained?",
+        "",
+        f"**{'Yes' if document['passed'] else 'No'}**, on {len(rows)} raw clips"
+        f" of the split {document['split']}, on {document['device']}; {document['asked']} were asked for.",
+        "",
+        f"Greedy text equal on {texts} of {len(rows)} clips; features equal to the last bit on {equal} of {len(rows)}.",
+        "",
+        "| what | measured | bound | holds | why this bound |",
+        "|---|---:|---:|---|---|",
+    ]
+    for figure in document["figures"]:
+        holds = "yes" if figure["passed"] else "**no**"
+        lines.append(f"| {figure['name']} | {figure['measured']:.2e} | {figure['bound']:.2e} | {holds}"
+                     f" | {figure['reason']} |")  # fmt: skip
+    run = document["run"]
+    lines += ["", f"Run {run['name']}, step {run['step']}, configuration {run['config_hash']}."]
+    lines += ["", "| feature | fingerprint |", "|---|---|"]
+    lines += [f"| {modality} | `{value}` |" for modality, value in document["fingerprints"].items()]
+    lines += ["", "| file | sha256 |", "|---|---|"]
+    lines += [f"| {name} | `{value}` |" for name, value in document["files"].items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,262 @@
+"""Export, read top to bottom: attach the encoders, ask the trained model, merge, write, ask the folder, certify.
+
+    run + store + clips + encoder weights -> DIR with weights, code, processor, certificate, model card
+
+The folder appears whole or not at all. Where a bound does not hold it appears all the same, with the figures in its
+certificate, and ParityError says which.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featurecache.encoders import Encoder, View
+from featurecache.encoders.network import resolve_device
+from featurecache.hashing import file_sha256
+from featurecache.spec import Spec
+from featurecache.store.publish import make_folder, publish_folder
+from fusion_train import checkpoint
+from fusion_train.assemble import Workbench, absolute, reassemble, relative
+from fusion_train.errors import ExportError, ParityError
+from fusion_train.export.card import trained_parts, write_card
+from fusion_train.export.certificate import JSON_NAME, PAGE_NAME, Figure, judge, write_certificate
+from fusion_train.export.encoders import attach_encoders
+from fusion_train.export.folder import write_folder
+from fusion_train.export.merge import merge_lora
+from fusion_train.export.parity import (
+    Reference,
+    answer_logits,
+    ask_exported,
+    choose_questions,
+    compare,
+    reference,
+    refuse_other_media,
+)
+from fusion_train.remote.configuration_emotion_llama import read_spec
+from fusion_train.remote.encoding import rebuild_encoder
+from fusion_train.run import Run
+
+NUM_CHECKED = 32
+"""Clips of the certificate, where the split has as many."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's material lies, if not where the run found it, and what of it is used."""
+
+    store: str | None = None
+    clips: str | None = None
+    which: str = "best"
+    """Checkpoint: best, last or a step."""
+    split: str | None = None
+    """Of the clips checked; default: the run's evaluation split, else its training split."""
+    num_clips: int = NUM_CHECKED
+    dtype: str | None = None
+    """Of the exported language model; default: that of its base."""
+    device: str = "auto"
+
+
+def export_run(
+    run: Run, out: Path, weights: Mapping[str, str], sources: Sources, say: Callable[[str], None] = print
+) -> list[Figure]:
+    """Write `out` and return its figures.
+
+    Args:
+        weights: encoder name -> checkpoint, where it is not what the features' provenance says.
+
+    Raises:
+        CheckpointError, StoreError, DataError: the run or what it read cannot be opened.
+        FingerprintError: the encoders, or the media, are not those that made the features.
+        ExportError: `out` holds something, or the run cannot be exported.
+        ParityError: a bound does not hold; `out` is there, with its certificate.
+    """
+    refuse_occupied(out)
+    bench, step = open_bench(run, sources)
+    attached = attach_encoders(bench.reader.specs, weights)
+    say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
+    split, references = ask_trained(bench, attached.views, sources)
+    parts = trained_parts(bench)
+    merge_and_ask(bench, references, sources.dtype)
+    about = describe(run, bench, sources, step, split)
+    make_folder(out.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        say(f"writing {out}")
+        write_folder(temporary, bench, attached)
+        write_card(temporary, run, bench, parts, about | {"num_clips": len(references)})
+        about |= {"files": file_hashes(temporary), "where": locate(run, sources, out)}
+        specs = bench.reader.specs
+        del bench, attached
+        figures, rows = measure(temporary, references, specs, about, say)
+        write_certificate(temporary, about, figures, rows)
+        temporary.chmod(0o755)  # mkdtemp keeps others out
+        if not publish_folder(temporary, out):
+            refuse_occupied(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    raise_where_failed(out, figures)
+    return figures
+
+
+def verify_export(
+    out: Path, sources: Sources | None = None, run: Run | None = None, say: Callable[[str], None] = print
+) -> list[Figure]:
+    """Measure an exported folder again, as its certificate says it was; nothing is written.
+
+    Args:
+        sources, run: where the material lies now, if not where the certificate says.
+
+    Raises:
+        ExportError: no exported folder, or files that are not those certified.
+        ParityError: a bound does not hold.
+    """
+    certificate = read_certificate(out)
+    refuse_changed_files(out, certificate)
+    where, given = certificate["where"], sources or Sources()
+    run = run or Run(absolute(where["run"], out))
+    sources = replace(
+        given,
+        store=given.store or absolute(where["store"], out), clips=given.clips or absolute(where["clips"], out),
+        which=str(certificate["run"]["step"]), split=given.split or certificate["split"],
+        num_clips=certificate["asked"], dtype=certificate["dtype"],
+    )  # fmt: skip
+    bench, step = open_bench(run, sources)
+    views = {modality: rebuild(out, modality).view for modality in bench.reader.modalities}
+    split, references = ask_trained(bench, views, sources)
+    merge_and_ask(bench, references, sources.dtype)
+    specs, about = bench.reader.specs, describe(run, bench, sources, step, split)
+    del bench
+    figures, _ = measure(out, references, specs, about, say)
+    raise_where_failed(out, figures)
+    return figures
+
+
+def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
+    """The run with the weights of its checkpoint, on its device; and the checkpoint's step."""
+    bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which)
+    bench.model.eval().to(resolve_device(sources.device))
+    return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
+
+
+def ask_trained(bench: Workbench, views: Mapping[str, View], sources: Sources) -> tuple[str, list[Reference]]:
+    """Choose the clips and ask the trained model; returns the split they are of."""
+    split = sources.split or bench.config.data.eval_split or bench.config.data.train_split
+    samples = choose_questions(bench, bench.clips.in_split(split), sources.num_clips)
+    refuse_other_media(bench, samples, views)
+    return split, reference(bench, samples)
+
+
+def merge_and_ask(bench: Workbench, references: Sequence[Reference], dtype: str | None) -> None:
+    """Merge the adapters in place and ask again."""
+    bench.model.llm = merge_lora(bench.model.llm, None if dtype is None else getattr(torch, dtype))
+    for one in references:
+        one.merged = answer_logits(bench, one)
+
+
+def measure(
+    folder: Path, references: Sequence[Reference], specs: Mapping[str, Spec], about: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> tuple[list[Figure], list[dict[str, Any]]]:  # fmt: skip
+    """Ask the folder and compare; the caller has let go of the trained model, which may be as large."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    say(f"asking the exported model about {len(references)} raw clips, in a fresh process on {about['device']}")
+    answers = ask_exported(folder, references, about["device"])
+    rows = [compare(one, out) for one, out in zip(references, answers, strict=True)]
+    return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"]), rows
+
+
+def describe(run: Run, bench: Workbench, sources: Sources, step: int, split: str) -> dict[str, Any]:
+    """What a certificate says of its origin; no path enters it."""
+    return {
+        "run": {"name": run.name, "step": step, "config_hash": bench.config.hash, "finished": run.finished},
+        "fingerprints": bench.reader.fingerprints,
+        "dtype": sources.dtype or bench.config.model.llm_dtype,
+        "device": next(bench.model.projectors.parameters()).device.type,
+        "split": split,
+        "asked": sources.num_clips,
+        "versions": {name: version(name) for name in ("torch", "transformers", "av", "featurecache")},
+    }
+
+
+def locate(run: Run, sources: Sources, out: Path) -> dict[str, str]:
+    """Where the material lies as seen from the exported folder."""
+    record = run.record()
+    store = sources.store or absolute(record.store, run.folder)
+    clips = sources.clips or absolute(record.clips, run.folder)
+    return {"run": relative(str(run.folder), out), "store": relative(store, out), "clips": relative(clips, out)}
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 by name of every file but the certificate."""
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())
+            if path.is_file() and path.name not in (JSON_NAME, PAGE_NAME)}  # fmt: skip
+
+
+def read_certificate(out: Path) -> dict[str, Any]:
+    """Read an exported folder's certificate.
+
+    Raises:
+        ExportError: there is none.
+    """
+    try:
+        return json.loads((out / JSON_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            str(out), expected=f"an exported folder with {JSON_NAME}", got=_said(error),
+            next_step="Write one with --run RUN --out DIR.",
+        ) from error  # fmt: skip
+
+
+def refuse_changed_files(out: Path, certificate: Mapping[str, Any]) -> None:
+    """Raise ExportError where files are not those that the certificate is about."""
+    now, then = file_hashes(out), certificate["files"]
+    problems = [f"missing: {name}" for name in then if name not in now]
+    problems += [f"changed: {name}" for name in then if name in now and now[name] != then[name]]
+    problems += [f"new: {name}" for name in now if name not in then]
+    if problems:
+        raise ExportError(str(out), expected="the files that its certificate is about",
+                          got=f"{len(problems)} that differ", next_step="Export the run again.",
+                          problems=problems)  # fmt: skip
+
+
+def rebuild(out: Path, modality: str) -> Encoder:
+    """An exported encoder without its network: what it reads of a clip."""
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    entry = config["encoders"][modality]
+    return rebuild_encoder(read_spec(entry["spec"]), config["networks"][entry["network"]])
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise ExportError where `out` is a file, or a folder that holds anything."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(
+            str(out), expected="no folder, or an empty one", got="a folder that holds something" if out.is_dir()
+            else "a file", next_step="Choose another with --out; an export is never written over.",
+        )  # fmt: skip
+
+
+def raise_where_failed(out: Path, figures: Sequence[Figure]) -> None:
+    """Raise ParityError that names every bound which does not hold."""
+    failed = [f"{figure.name}: {figure.measured:.2e}, bound {figure.bound:.2e}" for figure in figures
+              if not figure.passed]  # fmt: skip
+    if failed:
+        raise ParityError(
+            str(out), expected="every bound to hold", got=f"{len(failed)} that do not",
+            next_step=f"Do not use it. {PAGE_NAME} gives the figures of every clip.", problems=failed,
+        )  # fmt: skip
+
+
+def _said(error: Exception) -> str:
+    return "none" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error)

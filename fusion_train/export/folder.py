@@ -1,0 +1,95 @@
+"""Write the exported folder: weights, configuration, processor, tokenizer, generation defaults, code.
+
+    DIR/
+        config.json, generation_config.json, processor_config.json, tokenizer files
+        model.safetensors, or model-0000N-of-0000M.safetensors of at most 5 GB with their index
+        configuration_ | modeling_ | processing_emotion_llama.py and the modules that they import
+        certificate.json, CERTIFICATE.md, README.md      written by `certificate` and `card`
+
+Weights are written as they computed: the language model in its dtype, trained parts in float32, each encoder's matrices
+in the dtype its features were computed in. No absolute path is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from fusion_train.assemble import Workbench
+from fusion_train.evaluate import MAX_NEW_TOKENS
+from fusion_train.export.encoders import Attached
+from fusion_train.export.vendor import vendored_code
+from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
+from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+
+MAX_SHARD_SIZE = "5GB"
+AUTO_MAP = {
+    "AutoConfig": "configuration_emotion_llama.EmotionLlamaConfig",
+    "AutoModelForCausalLM": "modeling_emotion_llama.EmotionLlamaForCausalLM",
+    "AutoProcessor": "processing_emotion_llama.EmotionLlamaProcessor",
+}
+
+
+def make_config(bench: Workbench, attached: Attached) -> EmotionLlamaConfig:
+    """The exported configuration of a run whose adapters are merged."""
+    settings = bench.config.model.fusion
+    llm = bench.model.llm.config
+    text_config = llm.to_dict() | {"dtype": None, "_name_or_path": ""}
+    return EmotionLlamaConfig(
+        text_config={key: value for key, value in text_config.items() if not key.startswith("_")},
+        encoders=attached.entries,
+        networks=attached.settings,
+        shapes={name: getattr(bench.reader.shapes, name) for name in ("audio", "image", "video")},
+        fusion={"name": settings.name, "options": settings.model_dump(mode="json", exclude={"name"})},
+        prompt=bench.config.prompt.model_dump(),
+        label_sets={dataset: {task: list(labels) for task, labels in tasks.items()}
+                    for dataset, tasks in bench.label_sets.items()},
+        stage=bench.config.stage,
+        tie_word_embeddings=bool(llm.tie_word_embeddings),
+        architectures=["EmotionLlamaForCausalLM"],
+    )  # fmt: skip
+
+
+def make_model(bench: Workbench, attached: Attached, config: EmotionLlamaConfig) -> EmotionLlamaForCausalLM:
+    """The exported model around the run's own parts; nothing is copied."""
+    with torch.device("meta"):
+        model = EmotionLlamaForCausalLM(config)
+    model.emotion_llama = bench.model
+    model.networks = nn.ModuleDict(attached.networks)
+    model.generation_config = generation_defaults(bench)
+    return model.eval()
+
+
+def generation_defaults(bench: Workbench) -> GenerationConfig:
+    """Greedy decoding, as evaluation does it."""
+    tokenizer = bench.tokenizer
+    return GenerationConfig(
+        do_sample=False, max_new_tokens=MAX_NEW_TOKENS, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+
+
+def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
+    """Write everything but certificate and model card; the run's adapters must be merged already."""
+    config = make_config(bench, attached)
+    model = make_model(bench, attached, config)
+    model.config.auto_map = AUTO_MAP
+    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    processor = EmotionLlamaProcessor(
+        bench.tokenizer, encoders=config.encoders, networks=config.networks, soft_counts=bench.model.soft_counts,
+        prompt=config.prompt, label_sets=config.label_sets,
+    )  # fmt: skip
+    processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+    processor.save_pretrained(folder)
+    for name, text in vendored_code(bench.config.model.fusion.name).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def bundled_bytes(folder: Path) -> dict[str, Any]:
+    """Size of the weight files by name."""
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}

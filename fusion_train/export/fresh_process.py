@@ -1,0 +1,82 @@
+"""Run by itself in a fresh process: load an exported folder without this package and answer.
+
+    python -I fresh_process.py REQUEST
+
+REQUEST is a folder: `request.json` and, for each question n, `n.in.safetensors` with the cached features and the token
+ids of the reference answer; written back is `n.out.safetensors`, and `done.json` last.
+This module imports nothing of the project, and hides the project's packages, and peft, from everything it loads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+HIDDEN = ("featurecache", "fusion_train", "peft", "zarr", "webdataset", "pydantic")
+
+
+class Hiding:
+    """A module finder that does not find what is hidden."""
+
+    def __init__(self, finder) -> None:  # type: ignore[no-untyped-def]
+        self._finder = finder
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        return None if name.partition(".")[0] in HIDDEN else self._finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):  # type: ignore[no-untyped-def]
+        return getattr(self._finder, name)
+
+
+def main(folder: Path) -> None:
+    """Answer every question of a request."""
+    sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+    import torch
+    from transformers import AutoModelForCausalLM, AutoProcessor
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(request["threads"])
+    processor = AutoProcessor.from_pretrained(request["model"], trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(request["model"], trust_remote_code=True).to(request["device"]).eval()
+    for number, question in enumerate(request["questions"]):
+        answer(processor, model, folder / str(number), question, request["max_new_tokens"])
+    loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(HIDDEN))
+    (folder / "done.json").write_text(json.dumps({"hidden_but_loaded": loaded}))
+
+
+def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -> None:  # type: ignore[no-untyped-def, type-arg]
+    """Write prompt ids, features, logits on raw media and on cached features, greedy text, label probabilities."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    given = load_file(f"{place}.in.safetensors")
+    cached = {name.removeprefix("features."): tensor.to(model.device) for name, tensor in given.items()
+              if name.startswith("features.")}  # fmt: skip
+    asked = {key: question[key] for key in ("text", "task", "dataset", "peak_frame", "start_s", "end_s")}
+    inputs = processor(**question["media"], **asked)
+    inputs = inputs.to(model.device)
+    prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}
+    with torch.inference_mode():
+        raw = model.encode(prompt["present"], **inputs)
+    out = {"input_ids": prompt["input_ids"], "present": prompt["present"]}
+    out |= {f"features.{name}": tensor for name, tensor in raw.items()}
+    answer_ids = given["answer_ids"].to(model.device)[None]
+    forced = prompt | {"input_ids": torch.cat([prompt["input_ids"], answer_ids[:, :-1]], dim=1),
+                       "attention_mask": torch.ones(1, prompt["input_ids"].shape[1] + answer_ids.shape[1] - 1,
+                                                    dtype=torch.long, device=model.device)}  # fmt: skip
+    for kind, features in (("raw", raw), ("cached", cached)):
+        with torch.inference_mode():
+            logits = model(**forced, features=features, logits_to_keep=answer_ids.shape[1]).logits
+        out[f"logits.{kind}"] = logits[0].float()
+    out["text"] = model.generate(**prompt, features=raw, max_new_tokens=max_new_tokens)[0]
+    labels = processor.labels(question["task"], question["dataset"])
+    if labels and question["closed"]:
+        out["probabilities"] = model.label_probabilities(processor.label_ids(labels), **prompt, features=raw)[0]
+    save_file({name: tensor.cpu().contiguous() for name, tensor in out.items()}, f"{place}.out.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,238 @@
+"""Measure an exported folder against the run it was made from, on raw clips.
+
+    A  the trained model: adapters beside the frozen base, features read from the store
+    B  the same in memory with its adapters merged, features read from the store
+    C  the exported folder in a fresh process without this package: features from the store, then from the raw media
+
+A against B is what merging costs, B against C on the same features what writing and loading cost, C on the store's
+features against C on raw media what re-encoding costs. Each clip is asked one task, the tasks of the run in turn; the
+logits compared are those that predict A's own greedy answer, token by token.
+
+Shapes: T tokens of the answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from featurecache.clips import ClipList
+from featurecache.encoders import View
+from featurecache.errors import FingerprintError
+from featurecache.media import media_files
+from featurecache.sources import clip_source
+from fusion_train.assemble import Workbench
+from fusion_train.errors import DataError, ParityError
+from fusion_train.models.answering import greedy_text, label_log_probabilities, positions
+from fusion_train.prompts import encode_answer, find_task
+from fusion_train.samples import Sample, answer_of, closed_set
+
+MAX_NEW_TOKENS = 64
+"""Of the greedy texts compared."""
+WORKER = Path(__file__).with_name("fresh_process.py")
+
+
+@dataclass
+class Reference:
+    """What A and B say to one question."""
+
+    sample: Sample
+    prompt_ids: list[int]
+    present: list[bool]
+    features: dict[str, Tensor]
+    """Modality -> (1, K, D) from the store."""
+    text: list[int]
+    """A's greedy token ids, without the end-of-sequence token."""
+    answer_ids: list[int]
+    """`text` and the end-of-sequence token."""
+    unmerged: Tensor
+    """A's logits (T, V) float32."""
+    probabilities: Tensor | None
+    """A's probabilities (C,) of the closed set."""
+    merged: Tensor | None = None
+    """B's logits (T, V) float32."""
+
+
+def choose_questions(bench: Workbench, clips: ClipList, count: int) -> list[Sample]:
+    """One question a clip, evenly over the list, the run's tasks in turn.
+
+    Raises:
+        DataError: no clip has features and an answer to a task of the run.
+    """
+    samples = []
+    tasks = [find_task(name) for name in bench.config.data.tasks]
+    for clip in bench.reader.usable(clips, "skip"):
+        askable = [task for task in tasks if answer_of(clip, task) is not None]
+        if askable:
+            task = askable[len(samples) % len(askable)]
+            hidden = tuple(name for name in bench.reader.modalities if name not in task.modalities)
+            labels = closed_set(bench.label_sets, clip, task)
+            samples.append(Sample(clip, task, labels, answer_of(clip, task) or "", hidden))
+    if not samples:
+        raise DataError("parity", expected="clips with an answer to a task of the run", got=f"none of {len(clips)}",
+                        next_step="Choose others with --split or --clips.")  # fmt: skip
+    if len(samples) <= count:
+        return samples
+    return [samples[n * len(samples) // count] for n in range(count)]
+
+
+def refuse_other_media(bench: Workbench, samples: Sequence[Sample], views: Mapping[str, View]) -> None:
+    """Raise where the media of a clip are gone, or no longer those that its features were made from."""
+    gone, changed = [], []
+    for clip in (sample.clip for sample in samples):
+        for modality, view in views.items():
+            record = bench.reader.record(modality, clip.id)
+            missing = [path for path in media_files(clip, view) if not path.is_file()]
+            if missing:
+                gone.append(f"{clip.id}: {', '.join(path.name for path in missing)}")
+            elif record is not None and record.source and clip_source(clip, view) != record.source:
+                changed.append(f"{clip.id} ({modality})")
+    if gone:
+        raise DataError("parity", expected="the raw media of every clip asked", got=f"{len(gone)} missing",
+                        next_step="Name the clip list beside them with --clips.", problems=gone)  # fmt: skip
+    if changed:
+        raise FingerprintError("parity", expected="the media that the features were made from", got="others",
+                               next_step="Run fcache retry and train anew, or restore them.",
+                               problems=changed)  # fmt: skip
+
+
+@torch.inference_mode()
+def reference(bench: Workbench, samples: Sequence[Sample]) -> list[Reference]:
+    """Ask A: the model as trained, on the store's features."""
+    bench.model.eval()
+    found = []
+    for sample in samples:
+        present = bench.collator.present(sample.clip, sample.hidden)
+        prompt = bench.collator.prompt_ids(sample, present)
+        mask = torch.tensor([present], dtype=torch.bool)
+        features = bench.reader.read([sample.clip.id], mask)
+        device = next(bench.model.projectors.parameters()).device
+        there = {name: tensor.to(device) for name, tensor in features.items()}
+        eos = bench.tokenizer.eos_token_id
+        text = greedy_text(bench.model, [prompt], there, mask.to(device),
+                           max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos)[0]  # fmt: skip
+        probabilities = None
+        if sample.task.answer == "label":
+            ids = [encode_answer(bench.tokenizer, label) for label in sample.labels]
+            probabilities = (
+                label_log_probabilities(bench.model, [prompt], there, mask.to(device), ids)[0].softmax(0).cpu()
+            )
+        one = Reference(sample, prompt, present, features, text, [*text, eos], torch.empty(0), probabilities)
+        one.unmerged = answer_logits(bench, one)
+        found.append(one)
+    return found
+
+
+@torch.inference_mode()
+def answer_logits(bench: Workbench, one: Reference) -> Tensor:
+    """Logits (T, V) float32 that predict the reference answer, from the store's features."""
+    device = next(bench.model.projectors.parameters()).device
+    ids = torch.tensor([[*one.prompt_ids, *one.answer_ids[:-1]]], device=device)
+    mask = torch.ones_like(ids)
+    features = {name: tensor.to(device) for name, tensor in one.features.items()}
+    embedded = bench.model.embed(ids, features, torch.tensor([one.present], device=device))
+    out = bench.model.llm(inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask),
+                          logits_to_keep=len(one.answer_ids))  # fmt: skip
+    return out.logits[0].float().cpu()
+
+
+def ask_exported(folder: Path, references: Sequence[Reference], device: str) -> list[dict[str, Tensor]]:
+    """Ask C: the exported folder, in a fresh process that cannot see this package.
+
+    Raises:
+        ParityError: it fails, or loads a package that should not be needed.
+    """
+    with tempfile.TemporaryDirectory(prefix="export-parity-") as name:
+        place = Path(name)
+        for number, one in enumerate(references):
+            given = {f"features.{modality}": tensor.contiguous() for modality, tensor in one.features.items()}
+            save_file(given | {"answer_ids": torch.tensor(one.answer_ids)}, place / f"{number}.in.safetensors")
+        request = {
+            "model": str(folder.resolve()), "device": device, "threads": torch.get_num_threads(),
+            "max_new_tokens": MAX_NEW_TOKENS, "questions": [_question(one.sample) for one in references],
+        }  # fmt: skip
+        (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules"), "HF_HUB_OFFLINE": "1"}
+        ran = subprocess.run([sys.executable, "-I", str(WORKER), str(place)], env=environment, cwd=place,
+                             capture_output=True, text=True, check=False)  # fmt: skip
+        done = place / "done.json"
+        if ran.returncode or not done.is_file():
+            raise ParityError(
+                str(folder), expected="the exported model to load and answer in a fresh process",
+                got=f"exit code {ran.returncode}", problems=ran.stderr.strip().splitlines()[-12:],
+            )  # fmt: skip
+        if loaded := json.loads(done.read_text())["hidden_but_loaded"]:
+            raise ParityError(str(folder), expected="no need of this package", got=", ".join(loaded))
+        return [load_file(place / f"{number}.out.safetensors") for number in range(len(references))]
+
+
+def _question(sample: Sample) -> dict[str, Any]:
+    clip = sample.clip
+    media = {name: str(path.resolve()) for name in ("video", "audio", "image") if (path := getattr(clip, name))}
+    return {
+        "media": media, "text": clip.text, "task": sample.task.name, "dataset": clip.dataset or "",
+        "peak_frame": clip.peak_frame, "start_s": clip.start_s, "end_s": clip.end_s,
+        "closed": sample.task.answer == "label",
+    }  # fmt: skip
+
+
+def divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(reference || other) of every token, (T, V) twice -> (T,) nats, float64."""
+    p, q = (F.log_softmax(each.double(), dim=-1) for each in (reference_logits, logits))
+    return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
+
+
+def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Everything measured on one clip; nothing is judged here."""
+    shown = {name: here for name, here in zip(one.features, one.present, strict=True) if here}
+    features = {}
+    for name in shown:
+        mine, theirs = one.features[name][0].double(), out[f"features.{name}"][0].double()
+        gap = (theirs - mine).abs()
+        features[name] = {
+            "equal": bool((gap == 0).all()),
+            "rms": float(gap.norm() / mine.norm().clamp(min=1e-30)),
+            "max": float(gap.max() / mine.abs().max().clamp(min=1e-30)),
+        }
+    end = one.answer_ids[-1]
+    text = out["text"].tolist()
+    text = text[: text.index(end)] if end in text else text
+    merged = one.merged if one.merged is not None else one.unmerged
+    return {
+        "id": one.sample.clip.id,
+        "task": one.sample.task.name,
+        "prompt_equal": out["input_ids"][0].tolist() == one.prompt_ids,
+        "present_equal": out["present"][0].tolist() == one.present,
+        "features": features,
+        "merge_kl": float(divergence(one.unmerged, merged).max()),
+        "reload_logits": float((out["logits.cached"] - merged).abs().max()),
+        "raw_kl": float(divergence(out["logits.cached"], out["logits.raw"]).max()),
+        "total_kl": float(divergence(one.unmerged, out["logits.raw"]).max()),
+        "raw_logits": float((out["logits.raw"] - out["logits.cached"]).abs().max()),
+        "probabilities": None if one.probabilities is None
+        else float((out["probabilities"] - one.probabilities).abs().max()),
+        "text_equal": text == one.text,
+        "text_margin": _margin(one, text),
+        "answer_tokens": len(one.answer_ids),
+    }  # fmt: skip
+
+
+def _margin(one: Reference, text: list[int]) -> float:
+    """By how many nats A prefers its own token where the texts part; 0 where they do not."""
+    mine, theirs = [*one.text, one.answer_ids[-1]], [*text, one.answer_ids[-1]]
+    for place, (own, other) in enumerate(zip(mine, theirs, strict=False)):
+        if own != other:
+            return float(one.unmerged[place, own] - one.unmerged[place, other])
+    return 0.0

@@ -1,0 +1,204 @@
+"""An exported model: raw clips in, answers out; encoders, fusion, projectors and language model in one.
+
+    processor(video="clip.mp4", text="I see.", task="emotion")
+        -> input_ids (B, L) with -1 at soft places, attention_mask (B, L), present (B, M)
+           input_features (B, mel bins, mel frames), image_frames (B, 1, H, W, 3), video_frames (B, F, H, W, 3)
+        -> generate: new token ids · label_probabilities: (B, C) · forward: logits (B, L, V)
+
+A modality that a clip does not have is False in `present`; what stands in its row does not matter. Encoders stay
+frozen and in evaluation mode. The language model keeps its dtype, trained parts are float32, and each encoder's matrix
+products run in the dtype that its features were computed in.
+Shapes: B clips, L tokens, M modalities in use, C labels, V vocabulary, K tokens of width D a feature.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from featurecache.encoders import Encoder
+from featurecache.encoders.network import FrozenNetwork
+from featurecache.errors import WeightsError
+from fusion_train.models.answering import label_log_probabilities, positions
+from fusion_train.models.emotion_llama import IGNORED_LABEL, EmotionLlama, llm_width
+from fusion_train.remote.chosen_fusion import chosen_fusion
+from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
+from fusion_train.remote.encoding import EXPORTABLE, INPUTS, ROUNDED_TO, encode, rebuild_encoder
+
+
+class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
+    """Frozen encoders, fusion, projectors and the language model with its adapters merged."""
+
+    config_class = EmotionLlamaConfig
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "image", "video", "text")
+    _keep_in_fp32_modules_strict = ["emotion_llama.fusion", "emotion_llama.projectors", "networks"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: EmotionLlamaConfig) -> None:
+        super().__init__(config)
+        shapes = config.feature_shapes
+        fusion = chosen_fusion(config.fusion["name"], shapes.fusion_dims(), **config.fusion["options"])
+        self.emotion_llama = EmotionLlama(
+            AutoModelForCausalLM.from_config(config.text_config),
+            fusion,
+            shapes,
+            fusion_width=config.fusion["options"].get("out_dim", 0),
+            llm_width=llm_width(config.text_config),
+        )
+        makers = {entry["network"]: EXPORTABLE[entry["spec"]["encoder"]] for entry in config.encoders.values()}
+        self.networks = nn.ModuleDict(
+            {key: makers[key].empty_network(settings) for key, settings in config.networks.items()}
+        )
+        self._specs = config.specs
+        self._opened: tuple[torch.device, dict[str, Encoder]] | None = None
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load strictly: transformers would fill missing weights with random numbers.
+
+        Raises:
+            WeightsError: weights missing, unexpected or of another shape.
+        """
+        wanted = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
+        problems = [f"{kind.replace('_', ' ')}: {item}" for kind in ("missing_keys", "unexpected_keys",
+                    "mismatched_keys") for item in sorted(map(str, info[kind]))]  # fmt: skip
+        if problems:
+            raise WeightsError(
+                "exported model", expected="weights for every parameter, and no others",
+                got=f"{len(problems)} that differ", next_step="Export the run again.", problems=problems,
+            )  # fmt: skip
+        return (model, info) if wanted else model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.emotion_llama.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.emotion_llama.llm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.emotion_llama.llm.get_output_embeddings()
+
+    def train(self, mode: bool = True) -> EmotionLlamaForCausalLM:
+        """As of any module, but the encoders stay as they computed the features."""
+        super().train(mode)
+        self.networks.eval()
+        return self
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Modality -> encoder on this model's device, rebuilt after a move.
+
+        Raises:
+            WeightsError: an encoder that no longer has the spec the model was trained with.
+        """
+        device = next(self.networks.parameters()).device if len(self.networks) else self.device
+        if self._opened is None or self._opened[0] != device:
+            opened = {}
+            for modality, entry in self.config.encoders.items():
+                spec, key = self._specs[modality], entry["network"]
+                network = FrozenNetwork(self.networks[key], device, spec.compute_dtype)
+                encoder = rebuild_encoder(spec, self.config.networks[key], network)
+                if differing := encoder.spec(spec.stored_dtype).differences(spec):
+                    raise WeightsError(
+                        f"{modality} encoder", expected="the spec that the model was trained with",
+                        got=f"{len(differing)} differing fields", problems=differing,
+                    )  # fmt: skip
+                opened[modality] = encoder
+            self._opened = (device, opened)
+        return self._opened[1]
+
+    def encode(self, present: Tensor, **inputs: Tensor | None) -> dict[str, Tensor]:
+        """Preprocessed inputs -> modality -> (B, K, D); rows where `present` (B, M) is False are zero and unused."""
+        features = {}
+        for m, (modality, encoder) in enumerate(self.encoders().items()):
+            spec = self._specs[modality]
+            dtype = ROUNDED_TO.get(spec.stored_dtype, torch.float32)
+            features[modality] = torch.zeros((len(present), *spec.shape), dtype=dtype, device=present.device)
+            rows = present[:, m].nonzero().flatten()
+            if len(rows):
+                given = inputs.get(INPUTS[modality])
+                if given is None:
+                    raise ValueError(f"present: {modality} is marked present, but {INPUTS[modality]} is not given")
+                features[modality][rows] = encode(encoder, spec, given[rows.to(given.device)]).to(present.device)
+        return features
+
+    def embed(self, input_ids: Tensor, present: Tensor, features: Mapping[str, Tensor] | None = None,
+              **inputs: Tensor | None) -> Tensor:  # fmt: skip
+        """Prompt and raw inputs, or features from a store, -> (B, L, H) for the language model."""
+        return self.emotion_llama.embed(input_ids, features or self.encode(present, **inputs), present)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        present: Tensor | None = None,
+        input_features: Tensor | None = None,
+        image_frames: Tensor | None = None,
+        video_frames: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """(B, L) ids and raw inputs -> logits (B, L, V); with `labels` (B, L), -100 elsewhere, also the loss."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        present = self._nothing(input_ids) if present is None else present
+        embedded = self.embed(
+            input_ids, present, features,
+            input_features=input_features, image_frames=image_frames, video_frames=video_frames,
+        )  # fmt: skip
+        out = self.emotion_llama.llm(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), logits_to_keep=logits_to_keep,
+            **kwargs,
+        )  # fmt: skip
+        if labels is not None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+            out.loss = F.cross_entropy(out.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL)
+        return out
+
+    @torch.inference_mode()
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, present: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None, input_features: Tensor | None = None,
+        image_frames: Tensor | None = None, video_frames: Tensor | None = None, **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """New token ids (B, T) after the prompts; greedily, unless `options` of `generate` say otherwise."""
+        present = self._nothing(input_ids) if present is None else present
+        embedded = self.embed(
+            input_ids, present, features,
+            input_features=input_features, image_frames=image_frames, video_frames=video_frames,
+        )  # fmt: skip
+        settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
+        rest = settings.update(**options)
+        return self.emotion_llama.llm.generate(
+            inputs_embeds=embedded, attention_mask=attention_mask, generation_config=settings, **rest
+        )
+
+    @torch.inference_mode()
+    def label_probabilities(
+        self, label_ids: Sequence[Sequence[int]], input_ids: Tensor, attention_mask: Tensor,
+        present: Tensor | None = None, features: Mapping[str, Tensor] | None = None, **inputs: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Probability of every label of a closed set, (B, C) float32, without generation.
+
+        Args:
+            label_ids: C lists of token ids, as `processor.label_ids` gives them.
+        """
+        present = self._nothing(input_ids) if present is None else present
+        features = features or self.encode(present, **inputs)
+        prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+        scores = label_log_probabilities(self.emotion_llama, prompts, features, present, label_ids)
+        return scores.softmax(dim=1)
+
+    def _nothing(self, input_ids: Tensor) -> Tensor:
+        return torch.zeros(len(input_ids), len(self._specs), dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,158 @@
+"""From media files and a question to the tensors of an exported model: the decoding and prompt that trained it.
+
+    processor(video="clip.mp4", text="I see.", task="emotion")
+    processor(video=["a.mp4", "b.mp4"], text=["I see.", None], task="reason")
+    processor(audio="voice.wav", image="face.png", question="Does the person seem at ease?")
+
+Shapes: B clips, L tokens of the longest prompt (padded on the left), M modalities in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from featurecache.clips import Clip
+from featurecache.media import Absent, decode
+from fusion_train.errors import DataError
+from fusion_train.models.answering import pad_left
+from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_prompt, find_task
+from fusion_train.remote.configuration_emotion_llama import read_spec
+from fusion_train.remote.encoding import INPUTS, rebuild_encoder
+
+PER_CLIP = ("video", "audio", "image", "text", "peak_frame", "start_s", "end_s")
+
+
+class EmotionLlamaProcessor(ProcessorMixin):
+    """Decodes, preprocesses, tokenises."""
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        encoders: Mapping[str, Any] | None = None,
+        networks: Mapping[str, Any] | None = None,
+        soft_counts: Mapping[str, int] | None = None,
+        prompt: Mapping[str, Any] | None = None,
+        label_sets: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Arguments as in EmotionLlamaConfig; `soft_counts`: stream -> soft tokens that it has in a prompt."""
+        super().__init__(tokenizer)
+        self.encoders, self.networks = dict(encoders or {}), dict(networks or {})
+        self.soft_counts, self.prompt = dict(soft_counts or {}), dict(prompt or {})
+        self.label_sets = dict(label_sets or {})
+        self._preprocess = {
+            modality: rebuild_encoder(read_spec(entry["spec"]), self.networks[entry["network"]])
+            for modality, entry in self.encoders.items()
+        }
+
+    def __call__(
+        self,
+        video: Any = None,
+        text: Any = None,
+        audio: Any = None,
+        image: Any = None,
+        *,
+        task: str = "emotion",
+        question: str | None = None,
+        labels: Sequence[str] | None = None,
+        dataset: str | None = None,
+        peak_frame: Any = None,
+        start_s: Any = None,
+        end_s: Any = None,
+    ) -> BatchFeature:
+        """Prepare one clip, or a batch where any argument is a list.
+
+        Args:
+            video, audio, image: paths; the sound track of `video` is used where `audio` is not given.
+            text: what the person says, or None.
+            task: a task of training: emotion, sentiment, reason, …
+            question: asked in place of the task's own instruction.
+            labels: the closed set of answers named in the instruction; default: that of `dataset` in training.
+            peak_frame, start_s, end_s: as in a clip list.
+
+        Raises:
+            MediaError: a file that cannot be decoded.
+            DataError: no medium and no text, or lists of different lengths.
+        """
+        values = {"video": video, "audio": audio, "image": image, "text": text, "peak_frame": peak_frame,
+                  "start_s": start_s, "end_s": end_s}  # fmt: skip
+        clips = _clips(values)
+        asked = find_task(task)
+        if labels is None:
+            labels = self.labels(task, dataset)
+        decoded = [self._decode(clip, asked) for clip in clips]
+        present = [[result[modality] is not None for modality in self.encoders] for result in decoded]
+        prompts = [
+            self._prompt_ids(clip, asked, here, labels, question) for clip, here in zip(clips, present, strict=True)
+        ]
+        ids, mask = pad_left(prompts, "cpu")
+        data = {"input_ids": ids, "attention_mask": mask, "present": torch.tensor(present, dtype=torch.bool)}
+        for modality in self.encoders:
+            inputs = _stack([result[modality] for result in decoded])
+            if inputs is not None:
+                data[INPUTS[modality]] = inputs
+        return BatchFeature(data)
+
+    def labels(self, task: str, dataset: str | None = None) -> tuple[str, ...]:
+        """The closed set of a task in training, sorted: of one dataset, or of all together; empty for an open task."""
+        asked = find_task(task)
+        key = {"label": asked.key, "think": asked.label}.get(asked.answer)
+        if key is None:
+            return ()
+        chosen = self.label_sets.values() if dataset is None else [self.label_sets.get(dataset, {})]
+        return tuple(sorted({label for tasks in chosen for label in tasks.get(key, ())}))
+
+    def label_ids(self, labels: Sequence[str]) -> list[list[int]]:
+        """Token ids of each label, for `model.label_probabilities`."""
+        return [encode_answer(self.tokenizer, label) for label in labels]
+
+    def answers(self, token_ids: Any) -> list[str]:
+        """Generated token ids (B, T) -> texts."""
+        return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
+
+    def _decode(self, clip: Clip, task: Task) -> dict[str, np.ndarray | None]:
+        """Modality -> the network's input, None where the clip does not have it or the task is not about it."""
+        shown = {name: encoder for name, encoder in self._preprocess.items() if name in task.modalities}
+        found = decode(clip, [encoder.view for encoder in shown.values()])
+        inputs: dict[str, np.ndarray | None] = dict.fromkeys(self.encoders)
+        for (name, encoder), result in zip(shown.items(), found, strict=True):
+            inputs[name] = None if isinstance(result, Absent) else encoder.preprocess(result)
+        return inputs
+
+    def _prompt_ids(
+        self, clip: Clip, task: Task, present: Sequence[bool], labels: Sequence[str], question: str | None
+    ) -> list[int]:
+        before, after = PromptFormat(**self.prompt).render(clip.text, task, labels, question)
+        here = dict(zip(self.encoders, present, strict=True)) | {"fusion": any(present)}
+        num_soft = sum(count for stream, count in self.soft_counts.items() if here[stream])
+        return encode_prompt(self.tokenizer, before, num_soft, after, clip.id)
+
+
+def _clips(values: Mapping[str, Any]) -> list[Clip]:
+    lengths = {name: len(value) for name, value in values.items() if isinstance(value, list | tuple)}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise DataError("processor", expected="lists of one length", got=said)
+    clips = []
+    for row in range(next(iter(lengths.values()), 1)):
+        mine = {name: value[row] if name in lengths else value for name, value in values.items()}
+        media = {name: Path(mine[name]) for name in ("video", "audio", "image") if mine[name] is not None}
+        if not media and mine["text"] is None:
+            raise DataError("processor", expected="video, audio, image or text", got="none of them")
+        name = next((path.name for path in media.values()), f"clip {row}")
+        clips.append(Clip(id=name, **{**mine, **media}))
+    return clips
+
+
+def _stack(inputs: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+    """(B, …) with zeros, which are not used, where a clip has none; None where no clip has any."""
+    some = next((array for array in inputs if array is not None), None)
+    if some is None:
+        return None
+    return torch.from_numpy(np.stack([np.zeros_like(some) if array is None else array for array in inputs]))

@@ -1,0 +1,71 @@
+"""Export a run as one Hugging Face model that answers on raw clips, with the proof that it computes what was trained.
+
+    python tools/export_e2e.py --run runs/cognition --out exported
+    python tools/export_e2e.py --verify exported
+
+What is measured and how it is bounded: fusion_train/export.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from featurecache.errors import FeatureCacheError
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="Run to export.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; must not hold anything.")
+@click.option("--verify", type=click.Path(path_type=Path), help="Measure an exported folder again; writes nothing.")
+@click.option("--weights", multiple=True, metavar="NAME=PATH_OR_ID",
+              help="Checkpoint of an encoder, where it is not the hub id in its spec; repeatable.")  # fmt: skip
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+              help="Dtype of the exported language model.  [default: the run's]")  # fmt: skip
+@click.option("--check", default=32, show_default=True, type=click.IntRange(1), help="Raw clips to compare on.")
+@click.option("--split", help="Split that they are of.  [default: the run's data.eval_split]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--store", help="Feature store.  [default: that of the run]")
+@click.option("--clips", help="Clip list.  [default: that of the run]")
+def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tuple[str, ...], **given: Any) -> None:
+    """Export a run with its encoders attached, or verify an exported folder.
+
+    \b
+    python tools/export_e2e.py --run runs/cognition --out exported
+    python tools/export_e2e.py --run runs/cognition --out exported --weights whisper=models/whisper
+    python tools/export_e2e.py --verify exported
+    """
+    if (verify is None) == (out is None) or (out is not None and folder is None):
+        raise click.UsageError("give --run RUN --out DIR, or --verify DIR")
+    named = dict(text.split("=", 1) for text in weights if "=" in text)
+    if len(named) != len(weights):
+        raise click.UsageError(
+            "--weights: expected NAME=PATH_OR_ID with each name once, such as whisper=models/whisper"
+        )
+    from fusion_train.export.exporting import Sources, export_run, verify_export
+    from fusion_train.run import Run
+
+    run = Run(folder) if folder else None
+    sources = Sources(given["store"], given["clips"], given["checkpoint"], given["split"], given["check"],
+                      given["dtype"], given["device"])  # fmt: skip
+    try:
+        figures = verify_export(verify, sources, run, click.echo) if verify else export_run(
+            run, out, named, sources, click.echo)  # type: ignore[arg-type]  # fmt: skip
+    except FeatureCacheError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from error
+    table = Table(title=f"{verify or out}: every bound holds")
+    for column in ("what", "measured", "bound"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for figure in figures:
+        table.add_row(figure.name, f"{figure.measured:.2e}", f"{figure.bound:.2e}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
