@@ -70,9 +70,16 @@ class Catalogue:
                 latest[encoded] = entry
         return superseded
 
+    def locate_all(self, entries: Sequence[int]) -> list[tuple[int, int]]:
+        """`locate` of many entries at once."""
+        self._build()
+        places = np.searchsorted(self._starts, entries, "right") - 1
+        slots = np.asarray(entries, np.int64) - self._starts[places]
+        return list(zip(places.tolist(), slots.tolist(), strict=True))
+
     def locate(self, entry: int) -> tuple[int, int]:
         """(place of the record in `records`, slot) of an entry."""
-        place = int(np.searchsorted(self._starts, entry, "right")) - 1
+        place = int(self._starts.searchsorted(entry, "right")) - 1
         return place, entry - int(self._starts[place])
 
     def encoded_id(self, entry: int) -> bytes:
@@ -84,7 +91,7 @@ class Catalogue:
         self._build()
         encoded = [clip_id.encode("utf-8", "surrogatepass") for clip_id in ids]
         hashes = np.array([id_hash(data) for data in encoded], np.uint64)
-        begins = np.searchsorted(self._hashes, hashes).tolist()
+        begins = self._hashes.searchsorted(hashes).tolist()
         return [
             self._match(begin, int(hashed), data) for begin, hashed, data in zip(begins, hashes, encoded, strict=True)
         ]

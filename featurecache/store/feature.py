@@ -1,8 +1,9 @@
 """Read the tokens of many clips: one copy a row, straight from the mapped shards.
 
 Shapes: B clips, K tokens, D encoder width. The first touch of a row checks its crc32c; from then on a read is a
-dictionary look-up and a memcpy. Rows that are not in the page cache are read into the caller's memory by several
-threads with pread, which no page fault slows down. Failed and absent clips are never read: their slots are holes.
+dictionary look-up and a memcpy. The first read of a row goes past the map, straight into the caller's memory, by
+several threads where the page cache does not have it (see `direct`). Failed and absent clips are never read: their
+slots are holes.
 Safe after fork (nothing but maps and numbers is shared) and cheap to pickle (a feature is reopened from its place).
 """
 
@@ -18,14 +19,16 @@ import numpy as np
 from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreNotFoundError, suggest
 from featurecache.spec import Spec
 from featurecache.store.catalogue import Catalogue, Ids
+from featurecache.store.direct import OpenFile, Row, open_shard, parallel, read_rows
 from featurecache.store.formats import ShardFormat, parts_of
 from featurecache.store.layout import LOGICAL_DTYPES, RECORD_DIGITS, FeatureFolder, numbered
-from featurecache.store.mapped import is_resident, map_file, parallel, read_into, will_need
+from featurecache.store.mapped import map_file, populate
 from featurecache.store.protocols import ClipRecord, Status
 from featurecache.store.quantize import dequantise
 from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record, load_record
 
 MAX_CACHED_VIEWS = 1 << 17
+MAX_OPEN_FILES = 64
 MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 PARALLEL_BYTES = 16 << 20
 """From this size on, a batch is copied by several threads."""
@@ -52,7 +55,8 @@ class StoredFeature:
         self.folder = folder
         self.format = form
         self._views: dict[str, Rows] = {}
-        self._checked: dict[int, bytearray] = {}
+        self._touched: dict[int, bytearray] = {}
+        self._files: dict[int, OpenFile] = {}
         self._maps: dict[tuple[int, int], np.ndarray] = {}
         self._num_bytes: int | None = None
         self._catalogue = Catalogue()
@@ -83,7 +87,8 @@ class StoredFeature:
                 next_step=NEXT_STEP,
             )
         self._catalogue.add(record)
-        self._checked.pop(record.shard, None)
+        self._touched.pop(record.shard, None)
+        self._files.pop(record.shard, None)
         for key in [key for key in self._maps if key[0] == record.shard]:
             del self._maps[key]  # of the file that a repair replaced
         self._num_bytes = None
@@ -164,37 +169,77 @@ class StoredFeature:
 
     def _rows(self, ids: Sequence[str], target: np.ndarray | None = None) -> list[Rows]:
         """Disk arrays of clips, checked; empty for those that were read to their place in `target` (B, K, D)."""
-        places = [self._catalogue.locate(entry) for entry in self._entries(ids)]
+        places = self._catalogue.locate_all(self._entries(ids))
         if len(self._views) + len(ids) > MAX_CACHED_VIEWS:
             self._views.clear()
         rows: list[Rows] = []
-        cold: list[tuple[int, int, np.ndarray]] = []
+        direct: list[Row] = []
         for number, (clip_id, (place, slot)) in enumerate(zip(ids, places, strict=True)):
-            disk = [self._row(place, slot, part) for part in range(len(self.parts))]
-            if target is not None and len(disk) == 1 and disk[0].base is not None and not is_resident(disk[0]):
-                cold.append((place, slot, target[number]))
+            if target is not None and self._reads_direct(place, slot):
+                direct.append(self._direct(place, slot, target[number]))
                 rows.append(())
                 continue
+            disk = [self._row(place, slot, part) for part in range(len(self.parts))]
+            for row in disk:
+                if row.base is not None:
+                    populate(row)
             self._check(place, slot, disk)
             typed = tuple(row.view(part.dtype).reshape(part.shape) for row, part in zip(disk, self.parts, strict=True))
             rows.append(typed)
             if self._fits_memory() and all(row.base is not None for row in disk):
                 self._views[clip_id] = typed
-        if cold:
-            parallel(self._read_cold, cold)
+        if direct:
+            read_rows(direct)
         return rows
+
+    def _reads_direct(self, place: int, slot: int) -> bool:
+        """Whether a row is best read past the map: it was not touched before, or will not stay in memory anyway."""
+        record = self._catalogue.records[place]
+        if len(self.parts) > 1 or self.format.begin(record, slot, self.parts[0]) is None:
+            return False
+        return not (self._touched_rows(record)[slot] and self._fits_memory())
+
+    def _direct(self, place: int, slot: int, target: np.ndarray) -> Row:
+        record, part = self._catalogue.records[place], self.parts[0]
+        touched = self._touched_rows(record)
+        begin = self.format.begin(record, slot, part)
+        assert begin is not None
+
+        def done(row: np.ndarray) -> None:
+            if not touched[slot]:
+                row.flags.writeable = False  # the checksum library copies what may change
+                self._check(place, slot, [row])
+
+        return Row(self._file(record), begin, target.reshape(-1).view(np.uint8), done)
+
+    def _file(self, record: Record) -> OpenFile:
+        file = self._files.get(record.shard)
+        if file is None:
+            if len(self._files) >= MAX_OPEN_FILES:
+                self._files.clear()
+            number = self.format.file_of(0)
+            path = self.format.paths(self.folder, record.shard, self.parts)[number]
+            file = self._files[record.shard] = open_shard(
+                self._local(path, record.file_bytes[number]), record.file_bytes[number], NEXT_STEP
+            )
+        return file
+
+    def _touched_rows(self, record: Record) -> bytearray:
+        """A byte a slot: 1 once its checksum was compared, or its first read done where that is switched off."""
+        touched = self._touched.get(record.shard)
+        if touched is None:
+            touched = self._touched[record.shard] = bytearray(len(record))
+        return touched
 
     def _entries(self, ids: Sequence[str]) -> list[int]:
         entries = self._catalogue.find(ids)
         records = self._catalogue.records
         missing, reasons = [], []
-        for clip_id, entry in zip(ids, entries, strict=True):
+        for clip_id, entry, (place, slot) in zip(ids, entries, self._catalogue.locate_all(entries), strict=True):
             if entry < 0:
                 missing.append(clip_id)
                 reasons.append(f"{clip_id}: not extracted")
-                continue
-            place, slot = self._catalogue.locate(entry)
-            if records[place].columns["status"][slot] != Status.OK:
+            elif records[place].columns["status"][slot] != Status.OK:
                 missing.append(clip_id)
                 clip = records[place].clip(slot)
                 reasons.append(f"{clip_id}: {clip.status.name.lower()}, {clip.reason or 'no reason given'}")
@@ -234,39 +279,18 @@ class StoredFeature:
 
     def _check(self, place: int, slot: int, disk: Sequence[np.ndarray]) -> None:
         """Compare checksums, once a row; what had to be unpacked is checked each time."""
-        if self.verify == "never":
-            return
         record = self._catalogue.records[place]
-        checked = self._checked.get(record.shard)
-        if checked is None:
-            checked = self._checked[record.shard] = bytearray(len(record))
-        if checked[slot] and disk[0].base is not None:
-            return
-        for row, part in zip(disk, self.parts, strict=True):
-            if row.base is not None:
-                will_need(row)
-            if google_crc32c.value(row) != record.columns[part.column("crc32c")][slot]:
-                raise CorruptStoreError(
-                    f"{self.subject}, clip {record.encoded_id(slot).decode()}",
-                    expected="the bytes its record has the checksum of",
-                    got=f"others, in shard {record.shard}, slot {slot}",
-                    next_step=NEXT_STEP,
-                )
-        checked[slot] = 1
-
-    def _read_cold(self, place: int, slot: int, target: np.ndarray) -> None:
-        """Read one row that is not in memory to its place, past the map."""
-        record = self._catalogue.records[place]
-        view = self._row(place, slot, 0)
-        data = self._maps[record.shard, self.format.file_of(0)]
-        offset = view.__array_interface__["data"][0] - data.__array_interface__["data"][0]
-        path = self.format.paths(self.folder, record.shard, self.parts)[self.format.file_of(0)]
-        row = target.reshape(-1).view(np.uint8)
-        read_into(self._local(path, data.size), offset, row)
-        if self.verify == "first-touch" and not self._checked.get(record.shard, b"\0" * len(record))[slot]:
-            row = row.view()
-            row.flags.writeable = False  # the checksum library copies what may change
-            self._check(place, slot, [row])
+        touched = self._touched_rows(record)
+        if self.verify == "first-touch" and not (touched[slot] and disk[0].base is not None):
+            for row, part in zip(disk, self.parts, strict=True):
+                if google_crc32c.value(row) != record.columns[part.column("crc32c")][slot]:
+                    raise CorruptStoreError(
+                        f"{self.subject}, clip {record.encoded_id(slot).decode()}",
+                        expected="the bytes its record has the checksum of",
+                        got=f"others, in shard {record.shard}, slot {slot}",
+                        next_step=NEXT_STEP,
+                    )
+        touched[slot] = 1
 
     def disk_rows(self, clip_id: str) -> tuple[list[np.ndarray], dict[str, float]]:
         """One clip as it lies on disk, an array for each part; and its absmax and measured errors as recorded.

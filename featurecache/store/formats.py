@@ -110,6 +110,10 @@ class ShardFormat(Protocol):
 
     def sink(self, geometry: Geometry, shard: int, encoded_ids: list[bytes]) -> ShardSink: ...
 
+    def begin(self, record: Record, slot: int, part: Part) -> int | None:
+        """Byte of its file at which a row begins; None where rows are compressed."""
+        ...
+
     def row(self, data: np.ndarray, record: Record, slot: int, part: Part) -> np.ndarray:
         """(row_bytes,) uint8 of one row, out of its mapped file: a view, or what was unpacked.
 

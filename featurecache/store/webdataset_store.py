@@ -61,6 +61,9 @@ class WebDatasetFormat:
     def sink(self, geometry: Geometry, shard: int, encoded_ids: list[bytes]) -> TarSink:
         return TarSink(geometry, self.paths(geometry.folder, shard, geometry.parts)[0], encoded_ids)
 
+    def begin(self, record: Record, slot: int, part: Part) -> int | None:
+        return int(record.columns[part.column("offset")][slot])
+
     def row(self, data: np.ndarray, record: Record, slot: int, part: Part) -> np.ndarray:
         return row_at(data, record, slot, int(record.columns[part.column("offset")][slot]), part.row_bytes)
 

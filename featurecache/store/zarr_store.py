@@ -78,6 +78,9 @@ class ZarrFormat:
         paths = self.paths(geometry.folder, shard, geometry.parts)
         return (ZarrSink if geometry.codec == "none" else ArchiveSink)(geometry, paths, len(encoded_ids))
 
+    def begin(self, record: Record, slot: int, part: Part) -> int | None:
+        return slot * part.row_bytes if part.column("length") not in record.columns else None
+
     def row(self, data: np.ndarray, record: Record, slot: int, part: Part) -> np.ndarray:
         if part.column("length") not in record.columns:
             return row_at(data, record, slot, slot * part.row_bytes, part.row_bytes)

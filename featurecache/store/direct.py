@@ -1,0 +1,156 @@
+"""Read rows straight into the caller's memory, past the map: for rows that no page table knows yet.
+
+Neighbouring rows are read by one call. What is in the page cache is copied at once; the rest is read by several threads
+with the interpreter lock released, while the kernel is asked for what follows, should the reader go on in order.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import CorruptStoreError
+
+RUN_BYTES = 4 << 20
+"""Longest stretch that one call reads."""
+AHEAD_BYTES = 32 << 20
+NO_WAITING = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class OpenFile:
+    """A descriptor that lives as long as somebody uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+def open_shard(path: Path, expected_bytes: int, next_step: str) -> OpenFile:
+    """Open a shard file.
+
+    Raises:
+        CorruptStoreError: the file is missing, or not of the size its record says.
+    """
+    try:
+        file = OpenFile(path)
+    except FileNotFoundError:
+        raise CorruptStoreError(
+            str(path), expected="the shard its record describes", got="no file", next_step=next_step
+        ) from None
+    size = os.fstat(file.fd).st_size
+    if size != expected_bytes:
+        raise CorruptStoreError(str(path), expected=f"{expected_bytes} bytes", got=str(size), next_step=next_step)
+    return file
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row to read: where from, where to (n,) uint8, and what to do with it then."""
+
+    file: OpenFile
+    begin: int
+    target: np.ndarray
+    done: Callable[[np.ndarray], None]
+
+
+def read_rows(rows: Sequence[Row]) -> None:
+    """Read all rows; whatever `done` raises is raised.
+
+    Raises:
+        CorruptStoreError: a file ends before its row does.
+    """
+    waiting = []
+    for run in _runs(rows):
+        read = _read(run, 0, getattr(os, "RWF_NOWAIT", 0))
+        if read == _length(run):
+            _finish(run)
+        else:
+            waiting.append((run, read))
+    if len(waiting) == 1 and _length(waiting[0][0]) <= RUN_BYTES // 4:
+        _read_all(*waiting[0])
+    elif waiting:
+        futures = [_pool().submit(_read_all, *each) for each in waiting]
+        last = waiting[-1][0][-1]
+        if _length(waiting[-1][0]) > last.target.size:  # read in order: ask for what comes next
+            os.posix_fadvise(last.file.fd, last.begin + last.target.size, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        for future in futures:
+            future.result()
+
+
+def _runs(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that follow each other in a file, together."""
+    runs: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: (id(row.file), row.begin)):
+        last = runs[-1][-1] if runs else None
+        follows = last is not None and last.file is row.file and last.begin + last.target.size == row.begin
+        if follows and _length(runs[-1]) + row.target.size <= RUN_BYTES:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _length(run: list[Row]) -> int:
+    return run[-1].begin + run[-1].target.size - run[0].begin
+
+
+def _read(run: list[Row], done: int, flags: int) -> int:
+    """Read on from `done` bytes into the run, once; returns how many bytes of the run are read now."""
+    targets, skip = [], done
+    for row in run:
+        if skip < row.target.size:
+            targets.append(row.target[skip:])
+        skip = max(0, skip - row.target.size)
+    try:
+        count = os.preadv(run[0].file.fd, targets, run[0].begin + done, flags)
+    except OSError as error:
+        if flags and error.errno in NO_WAITING:
+            return done
+        raise
+    if not count and not flags:
+        raise CorruptStoreError(
+            str(run[0].file.path), expected=f"{_length(run)} bytes at {run[0].begin}", got=str(done)
+        )
+    return done + count
+
+
+def _read_all(run: list[Row], done: int) -> None:
+    while done < _length(run):
+        done = _read(run, done, 0)
+    _finish(run)
+
+
+def _finish(run: list[Row]) -> None:
+    for row in run:
+        row.done(row.target)
+
+
+def parallel(function: Callable[..., None], arguments: Sequence[tuple], worth_it: bool = True) -> None:
+    """Call `function(*each)` for all arguments, on several threads where that is worth it; raise the first error."""
+    if not worth_it or len(arguments) < 2:
+        for each in arguments:
+            function(*each)
+        return
+    for future in [_pool().submit(function, *each) for each in arguments]:
+        future.result()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """One pool a process: threads do not survive a fork."""
+    if os.getpid() not in _pools:
+        _pools.clear()
+        _pools[os.getpid()] = ThreadPoolExecutor(max(4, min(32, 2 * (os.cpu_count() or 1))), "featurecache-read")
+    return _pools[os.getpid()]
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
