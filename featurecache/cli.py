@@ -217,6 +217,27 @@ def show(clip_id: str, store: str) -> None:
         raise ClipListError(subject, got=f"not in {store}", next_step="`fcache info` lists its features.")
 
 
+@main.command()
+@click.argument("names", nargs=-1)
+@STORE
+@click.option("--quick", is_flag=True, help="Plan, records, sizes and indices only; rows are not read.")
+def verify(names: tuple[str, ...], store: str, quick: bool) -> None:
+    """Check a store, or the features named, against its own records; nothing is changed.
+
+    \b
+    Example: fcache verify --quick
+    """
+    from featurecache.verify import verify_store
+
+    opened = featurecache.open_store(store)
+    with show_progress("verify", "shards") as progress:
+        report = verify_store(opened, names or None, quick=quick, progress=progress)
+    for problem in report.problems:
+        click.echo(str(problem))
+    click.echo(str(report))
+    raise click.exceptions.Exit(report.exit_code)
+
+
 def _features(encoders: Sequence[str], name: str | None) -> dict[str, str]:
     """Return feature name -> encoder name."""
     if name is not None and len(encoders) != 1:

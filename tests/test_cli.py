@@ -81,6 +81,19 @@ def test_info_and_show_say_what_is_stored_and_why_something_is_not(folder: Path)
     assert "not in features.zarr" in unknown.output
 
 
+def test_verify_finds_a_flipped_byte_and_leaves_a_sound_store_alone(folder: Path) -> None:
+    assert fcache(*EXTRACT).exit_code == 0
+    sound = fcache("verify")
+    assert sound.exit_code == 0, sound.output
+    assert "2 clips" in sound.output
+    assert "sound" in sound.output
+    shard = next(path for path in Path("features.zarr/whisper/c").rglob("*") if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    assert fcache("verify").exit_code == 1
+
+
 def test_mistakes_are_one_message_and_exit_code_2(folder: Path) -> None:
     cases = {
         ("extract", "--encoder", "wisper"): 'Did you mean "whisper"?',
