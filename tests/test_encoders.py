@@ -218,6 +218,18 @@ def test_half_precision_stays_near_float32_and_has_another_fingerprint(
     assert half.spec("float16").fingerprint != whole.spec("float16").fingerprint
 
 
+def test_tf32_is_off_while_a_network_runs_and_as_it_was_afterwards(eva_folder: Path) -> None:
+    network = open_encoder("eva-global", weights=str(eva_folder)).network
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    with network.running():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.is_inference_mode_enabled()
+    assert torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before
+
+
 def test_a_checkpoint_in_half_precision_is_computed_in_float32(tmp_path: Path, waveform: np.ndarray) -> None:
     folder = save_whisper(tmp_path)
     tensors = {key: tensor.half() for key, tensor in load_file(folder / "model.safetensors").items()}

@@ -74,7 +74,8 @@ class FrozenNetwork:
     def running(self) -> Iterator[None]:
         """Compute without gradients at the chosen precision, never in TF32."""
         half = self._dtype is not torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=self._dtype, enabled=half):
+        autocast = torch.autocast(self.device.type, dtype=self._dtype, enabled=half)
+        with _without_tf32(), torch.inference_mode(), autocast:
             yield
 
     def tensor(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -82,3 +83,18 @@ class FrozenNetwork:
         if isinstance(batch, torch.Tensor):
             return batch.to(self.device)
         return torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Keep float32 products whole and cuDNN's choice of kernel fixed, whatever the process has set."""
+    switches = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
+    switches += ((torch.backends.cudnn, "benchmark"),)
+    before = [getattr(place, name) for place, name in switches]
+    for place, name in switches:
+        setattr(place, name, False)
+    try:
+        yield
+    finally:
+        for (place, name), value in zip(switches, before, strict=True):
+            setattr(place, name, value)
