@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from featurecache.errors import StoreError
 from featurecache.store.formats import ShardFormat
 from featurecache.store.local import LocalStore
+from featurecache.store.remote import DEFAULT_CACHE_BYTES, RemoteStore
 from featurecache.store.webdataset_store import WebDatasetFormat
 from featurecache.store.zarr_store import ZarrFormat
 
@@ -24,12 +25,18 @@ def open_store(
     *,
     format: Literal["zarr", "webdataset"] | None = None,
     verify: Literal["first-touch", "never"] = "first-touch",
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    storage_options: dict[str, Any] | None = None,
 ) -> LocalStore:
     """Open a store to read ("r") or to extract into ("a", created where there is none).
 
     The format of a store that is there shows in its files; that of a new one is `format`, by default WebDataset for a
     name that ends in .wds and Zarr otherwise. `verify` says when the checksum of a row is compared: at its first read,
     or not at all.
+
+    A location with a scheme (s3://, gs://, https://, memory://) is read through fsspec, which `storage_options` go to;
+    its shards are kept in the folder `cache`, by default the user's, of at most `cache_bytes`.
 
     Raises:
         StoreNotFoundError: nothing is there, and `mode` is "r".
@@ -43,6 +50,17 @@ def open_store(
     ):
         if value not in known:
             raise StoreError(key, expected=" | ".join(str(each) for each in known if each), got=repr(value))
+    place = place.removeprefix("file://")
+    if "://" in place:
+        if mode != "r":
+            raise StoreError(
+                place,
+                expected='mode "r": remote stores are read only',
+                got=f'"{mode}"',
+                next_step="Extract to a local store, then copy it.",
+            )
+        folder = None if cache is None else Path(cache)
+        return RemoteStore(place, FORMATS, verify, folder, cache_bytes, dict(storage_options or {}))
     found = [
         name for name, form in FORMATS.items() if any((Path(place) / file).is_file() for file in form().root_files())
     ]

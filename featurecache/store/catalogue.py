@@ -51,6 +51,8 @@ class Catalogue:
         self._order = np.argsort(hashes, kind="stable").astype(np.uint32)
         self._hashes = hashes[self._order]
         self._superseded = self._find_superseded()
+        statuses = np.concatenate([record.columns["status"] for record in self._ordered] or [np.zeros(0, "|u1")])
+        self._ok = statuses == Status.OK
         self._built = True
 
     def _find_superseded(self) -> np.ndarray:
@@ -115,8 +117,11 @@ class Catalogue:
     def ok_entries(self) -> np.ndarray:
         """Entries that have tokens, in row order."""
         self._build()
-        statuses = np.concatenate([record.columns["status"] for record in self._ordered] or [np.zeros(0, "|u1")])
-        return np.flatnonzero((statuses == Status.OK) & ~self._superseded)
+        return np.flatnonzero(self._ok & ~self._superseded)
+
+    def all_ok(self, entries: Sequence[int]) -> bool:
+        """Whether every one of these entries exists and has tokens."""
+        return not entries or (min(entries) >= 0 and bool(self._ok[entries].all()))
 
     def counts(self) -> dict[Status, int]:
         """Clips by status."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import google_crc32c
@@ -233,6 +234,8 @@ class StoredFeature:
 
     def _entries(self, ids: Sequence[str]) -> list[int]:
         entries = self._catalogue.find(ids)
+        if self._catalogue.all_ok(entries):
+            return entries
         records = self._catalogue.records
         missing, reasons = [], []
         for clip_id, entry, (place, slot) in zip(ids, entries, self._catalogue.locate_all(entries), strict=True):
@@ -243,18 +246,16 @@ class StoredFeature:
                 missing.append(clip_id)
                 clip = records[place].clip(slot)
                 reasons.append(f"{clip_id}: {clip.status.name.lower()}, {clip.reason or 'no reason given'}")
-        if missing:
-            known = self.ids if len(missing) == 1 and len(self) < 10_000 else ()
-            raise MissingFeatureError(
-                self.subject,
-                expected="tokens of every clip asked for",
-                got=f"none for {len(missing)}",
-                next_step="Run `fcache extract` for new clips, `fcache retry` for failed ones."
-                + suggest(missing[0], known),
-                problems=reasons,
-                clip_ids=missing,
-            )
-        return entries
+        known = self.ids if len(missing) == 1 and len(self) < 10_000 else ()
+        raise MissingFeatureError(
+            self.subject,
+            expected="tokens of every clip asked for",
+            got=f"none for {len(missing)}",
+            next_step="Run `fcache extract` for new clips, `fcache retry` for failed ones."
+            + suggest(missing[0], known),
+            problems=reasons,
+            clip_ids=missing,
+        )
 
     def _row(self, place: int, slot: int, part: int) -> np.ndarray:
         """(row_bytes,) uint8 of one row, unchecked: a view (its base is the map) or what was unpacked."""
@@ -273,7 +274,7 @@ class StoredFeature:
             self._num_bytes = sum(sum(record.file_bytes) for record in self._catalogue.records)
         return self._num_bytes <= MEMORY_BYTES // 2
 
-    def _local(self, path, num_bytes: int):  # type: ignore[no-untyped-def]
+    def _local(self, path: Path, num_bytes: int) -> Path:
         """Where a shard file can be mapped from; stores that are elsewhere fetch it first."""
         return path
 

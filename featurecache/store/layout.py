@@ -128,7 +128,8 @@ class FeatureFolder:
     def __init__(self, root: Path, name: str) -> None:
         self.root = root / name
         self.side = self.root / SIDE_FOLDER
-        self.spec = self.side / "spec.json"
+        self.spec_path = f"{SIDE_FOLDER}/spec.json"
+        self.spec = self.root / self.spec_path
         self.plan = self.side / "plan"
         self.records = self.side / "records"
         self.temporary = self.side / "tmp"

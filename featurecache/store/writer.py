@@ -313,12 +313,18 @@ def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dic
 
 
 def magnitude(row: np.ndarray) -> tuple[float, bool]:
-    """(largest absolute value, whether all are finite), from the bits: much faster than arithmetic on half floats."""
-    bits = row.view(np.uint32 if row.itemsize == 4 else np.uint16)
-    sign = bits.dtype.type(1 << (8 * row.itemsize - 1))
-    largest = (bits & (sign - bits.dtype.type(1))).max()
-    infinity = np.array(np.inf, row.dtype).view(bits.dtype)[()]
-    return float(np.array(largest).view(row.dtype)), bool(largest < infinity)
+    """(largest absolute value, whether all are finite), from the bits: much faster than arithmetic on half floats.
+
+    Read as unsigned numbers, the largest has the largest magnitude of the negative values, if there are any; read as
+    signed ones, of the positive values.
+    """
+    unsigned = row.view(np.uint32 if row.itemsize == 4 else np.uint16)
+    sign = 1 << (8 * row.itemsize - 1)
+    below = int(unsigned.max())
+    above = int(unsigned.view(np.int32 if row.itemsize == 4 else np.int16).max())
+    largest = max(below - sign, above)
+    infinity = int(np.array(np.inf, row.dtype).view(unsigned.dtype))
+    return float(np.array(largest, unsigned.dtype).view(row.dtype)), largest < infinity
 
 
 @contextlib.contextmanager
