@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,6 +40,8 @@ def load_llm(name: str, dtype: str) -> nn.Module:
     Raises:
         ModelError: not to be found, or its weights are incomplete.
     """
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     try:
         llm, info = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
     except (OSError, ValueError) as error:

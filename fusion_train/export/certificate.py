@@ -81,8 +81,8 @@ def judge(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_d
     probabilities = [row["probabilities"] for row in rows if row["probabilities"] is not None]
     if probabilities:
         figures.append(Figure(
-            "label probabilities, raw and merged against trained", max(probabilities),
-            max(1e-4, raw_bound**0.5), "By Pinsker's inequality a probability moves by less than the root of half the KL divergence.",
+            "label probabilities, raw and merged against trained", max(probabilities), max(1e-4, raw_bound**0.5),
+            "A probability moves by less than the root of the KL divergence (Pinsker).",
         ))  # fmt: skip
     figures.append(Figure(
         "greedy text: nats between the tokens where texts part", _worst(rows, "text_margin"),

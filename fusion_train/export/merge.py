@@ -28,7 +28,11 @@ def merge_lora(llm: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             if isinstance(layer, LoraLayer):
                 _merge(name, layer, dtype)
         llm = llm.unload()
-    return llm if dtype is None else llm.to(dtype)
+    if dtype is not None:
+        for parameter in llm.parameters():  # not llm.to(dtype): buffers, such as rotary frequencies, stay float32
+            parameter.data = parameter.data.to(dtype)
+        llm.config.dtype = dtype
+    return llm
 
 
 def _merge(name: str, layer: LoraLayer, dtype: torch.dtype | None) -> None:

@@ -8,6 +8,7 @@ model: a Whisper encoder has `q_proj` modules too.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -30,4 +31,7 @@ def add_lora(llm: nn.Module, *, r: int, alpha: float, dropout: float, targets: S
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, bias="none", task_type="CAUSAL_LM"
     )
-    return get_peft_model(llm, config)
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 for checkpointing by a name that it has deprecated.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return get_peft_model(llm, config)

@@ -1,0 +1,72 @@
+"""Pictures of runs: loss curves with held-out accuracy, and a confusion matrix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fusion_train.metrics import ClassificationScores
+from fusion_train.run import Run
+
+SIZE_INCHES = (12.0, 4.6)
+DPI = 120
+
+
+def read_metrics(run: Run) -> list[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`; empty where there is none."""
+    if not run.metrics.is_file():
+        return []
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def draw_runs(runs: Sequence[Run], scores: ClassificationScores, title: str, path: Path) -> None:
+    """Write one PNG: the loss curves of `runs` side by side in time, and the confusion matrix of `scores`."""
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    curves, matrix = figure.subplots(1, 2, width_ratios=(1.5, 1.0))
+    _curves(curves, runs)
+    _confusion(matrix, scores)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=DPI)
+
+
+def _curves(axes: Axes, runs: Sequence[Run]) -> None:
+    accuracy = axes.twinx()
+    start = 0
+    for number, run in enumerate(runs):
+        rows = read_metrics(run)
+        color = f"C{number}"
+        losses = [(start + row["step"], row["loss"]) for row in rows if "loss" in row]
+        axes.plot(*zip(*losses, strict=True), color=color, label=f"{run.config().stage}: loss")
+        hits = [(start + row["step"], row["accuracy/emotion"]) for row in rows if "accuracy/emotion" in row]
+        if hits:
+            accuracy.plot(
+                *zip(*hits, strict=True), "o--", color=color, label=f"{run.config().stage}: held-out accuracy"
+            )
+        start += max((int(row["step"]) for row in rows), default=0)
+        if number + 1 < len(runs):
+            axes.axvline(start, color="0.8", linewidth=1)
+    axes.set(xlabel="step", ylabel="loss per supervised token", yscale="log")
+    accuracy.set(ylabel="held-out accuracy", ylim=(0, 1.03))
+    lines = axes.get_lines() + accuracy.get_lines()
+    named = [line for line in lines if not str(line.get_label()).startswith("_")]
+    axes.legend(named, [line.get_label() for line in named], loc="lower left", fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _confusion(axes: Axes, scores: ClassificationScores) -> None:
+    counts = scores.confusion if scores.confusion[:, -1].any() else scores.confusion[:, :-1]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        if counts[row, column]:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=9)
+    answers = [*scores.labels, "(other)"][: counts.shape[1]]
+    axes.set_xticks(range(len(answers)), answers, rotation=40, ha="right")
+    axes.set_yticks(range(len(scores.labels)), scores.labels)
+    axes.set(xlabel="answer", ylabel="label", title=f"{scores.num_clips} held-out clips, {scores.accuracy:.1%} right")

@@ -1,0 +1,200 @@
+"""The whole road on a laptop: clips -> features -> training -> scores -> one model that answers on a raw clip.
+
+    python tools/demo.py [--out demo] [--clips 360]
+
+Every step is the command a user would type, run here and printed. Nothing is downloaded: the clips are drawn and
+spoken by `make_demo_clips.py`, the small encoders and language model are built by `make_demo_models.py` in the
+checkpoint layouts of the real ones. A second run does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+from make_demo_clips import make_clips
+from make_demo_models import make_models
+from rich.console import Console
+from rich.table import Table
+
+TOOLS = Path(__file__).resolve().parent
+SHOWN = {"audio and video": None, "audio only": "audio", "video only": "image,video"}
+"""What the model is shown when it is scored; video is what is visible: the peak frame and the sixteen others."""
+TARGET = 0.90
+CHANCE = 1 / 6
+
+ASK = """
+import sys
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+folder, clip, words = sys.argv[1:4]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+for task in ("emotion", "reason"):
+    inputs = processor(video=clip, text=words, task=task)
+    print(f"{task}: {processor.answers(model.generate(**inputs))[0]}")
+"""
+
+
+@dataclass
+class Journey:
+    """What was done, how long it took, where it lies."""
+
+    folder: Path
+    console: Console
+    parts: list[tuple[str, float, str]] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, title: str, place: str) -> Iterator[None]:
+        self.console.rule(f"[bold]{title}")
+        began = time.perf_counter()
+        yield
+        self.parts.append((title, time.perf_counter() - began, place))
+
+    def run(self, *arguments: str) -> None:
+        """Run one command, shown as typed; its failure ends the demo with its exit code."""
+        shown = shlex.join("python" if part == sys.executable else _short(part) for part in arguments)
+        self.console.print(f"[cyan]$ {shown}", highlight=False)
+        done = subprocess.run(arguments, cwd=self.folder, env=os.environ | {"PYTHONWARNINGS": "ignore"}, check=False)
+        if done.returncode:
+            raise SystemExit(done.returncode)
+
+    def summary(self) -> Table:
+        table = Table(title="what was done")
+        for column, justify in (("part", "left"), ("seconds", "right"), ("where", "left")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for title, seconds, place in self.parts:
+            table.add_row(title, f"{seconds:.1f}", place)
+        table.add_row("in all", f"{sum(seconds for _, seconds, _ in self.parts):.1f}", "", style="bold")
+        return table
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option("--clips", "num_clips", default=360, show_default=True)
+def main(out: Path, num_clips: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    journey = Journey(out, Console())
+    make_material(journey, num_clips)
+    extract(journey)
+    train(journey)
+    hits = score(journey)
+    export(journey)
+    ask(journey)
+    draw(journey)
+    journey.console.print(journey.summary())
+    report(journey.console, hits)
+    if hits["audio and video"] < TARGET:
+        raise SystemExit(1)
+
+
+def make_material(journey: Journey, num_clips: int) -> None:
+    with journey.part("make clips", f"{journey.folder}/clips, clips.jsonl"):
+        if not (journey.folder / "clips.jsonl").is_file():
+            make_clips(journey.folder, num_clips)
+        journey.console.print(f"{num_clips} mp4 files with faces and voices, six emotions")
+    with journey.part("make small models", f"{journey.folder}/models"):
+        if not (journey.folder / "models" / "llama" / "config.json").is_file():
+            make_models(journey.folder / "models", corpus=journey.folder / "clips.jsonl")
+        journey.console.print("whisper, eva and llama in the layouts of the real checkpoints")
+
+
+def extract(journey: Journey) -> None:
+    with journey.part("extract features", f"{journey.folder}/features.zarr"):
+        encoders = {"whisper": "whisper", "eva-global": "eva", "eva-temporal": "eva"}
+        named = [word for name in encoders for word in ("--encoder", name)]
+        weights = [word for name, folder in encoders.items() for word in ("--weights", f"{name}=models/{folder}")]
+        journey.run(_script("fcache"), "extract", *named, *weights)
+
+
+def train(journey: Journey) -> None:
+    for stage in ("perception", "cognition"):
+        with journey.part(f"train {stage}", f"{journey.folder}/runs/{stage}"):
+            journey.run(
+                _script("fusion-train"), "--stage", stage, "--config", "demo", "--set", "model.llm=models/llama"
+            )
+
+
+def score(journey: Journey) -> dict[str, float]:
+    """Score the cognition run on the test split; returns the share of right answers by what was shown."""
+    hits = {}
+    with journey.part("score held-out clips", f"{journey.folder}/runs/cognition/predictions-*.jsonl"):
+        for shown, modalities in SHOWN.items():
+            chosen = ["--modalities", modalities] if modalities else []
+            journey.run(_script("fusion-train"), "eval", "--run", "runs/cognition", "--split", "test", *chosen)
+            suffix = "-" + modalities.replace(",", "+") if modalities else ""
+            rows = _rows(journey.folder / f"runs/cognition/predictions-test-emotion{suffix}.jsonl")
+            hits[shown] = sum(row["prediction"] == row["reference"] for row in rows) / len(rows)
+    return hits
+
+
+def export(journey: Journey) -> None:
+    with journey.part("export with encoders, check parity", f"{journey.folder}/model"):
+        weights = [
+            "--weights",
+            "audio=models/whisper",
+            "--weights",
+            "image=models/eva",
+            "--weights",
+            "video=models/eva",
+        ]
+        journey.run(sys.executable, str(TOOLS / "export_e2e.py"), "--run", "runs/cognition", "--out", "model", *weights)
+
+
+def ask(journey: Journey) -> None:
+    clip = next(row for row in _rows(journey.folder / "clips.jsonl") if row["split"] == "test")
+    with journey.part("ask about a raw clip", f"{journey.folder}/{clip['video']}"):
+        journey.console.print(f"{clip['video']}, labelled {clip['labels']['emotion']}; transformers alone:")
+        journey.run(sys.executable, "-c", ASK, "model", clip["video"], clip["text"])
+
+
+def draw(journey: Journey) -> None:
+    from fusion_train.figures import draw_runs
+    from fusion_train.metrics import classification_scores
+    from fusion_train.run import Run
+
+    with journey.part("draw the figure", f"{journey.folder}/figure.png"):
+        runs = [Run(journey.folder / "runs" / stage) for stage in ("perception", "cognition")]
+        rows = _rows(runs[-1].folder / "predictions-test-emotion.jsonl")
+        scores = classification_scores(
+            {row["id"]: row["reference"] for row in rows}, {row["id"]: row["prediction"] for row in rows}
+        )
+        draw_runs(runs, scores, "Demo: perception, then cognition", journey.folder / "figure.png")
+
+
+def report(console: Console, hits: dict[str, float]) -> None:
+    table = Table(title="held-out hit rate")
+    table.add_column("shown")
+    table.add_column("right", justify="right")
+    for shown, share in hits.items():
+        table.add_row(shown, f"{share:.1%}")
+    table.add_row("chance", f"{CHANCE:.1%}", style="dim")
+    console.print(table)
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def _short(argument: str) -> str:
+    path = Path(argument)
+    if argument == ASK:
+        return "…"
+    return f"tools/{path.name}" if path.parent == TOOLS else path.name if path.is_absolute() else argument
+
+
+def _rows(path: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    main()
