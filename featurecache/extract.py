@@ -301,18 +301,12 @@ class _OpenShard:
             summary.write_s += time.perf_counter() - began
 
     def _encode(self, first: int, batch: Mapping[int, Prepared], summary: Summary) -> dict[int, np.ndarray]:
-        """Run one batch, padded to its fixed shape; return (K, D) by slot."""
+        """Run one batch; return (K, D) by slot."""
         began = time.perf_counter()
-        inputs = {slot: prepared.input for slot, prepared in batch.items() if prepared.input is not None}
-        if not inputs:
-            return {}
-        some = next(iter(inputs.values()))
-        stacked = np.zeros((self._encoder.batch_size, *some.shape), some.dtype)
-        for slot, array in inputs.items():
-            stacked[slot - first] = array
-        pooled = self._encoder.pool(self._encoder.forward(stacked)).cpu().numpy()
+        inputs = {slot - first: prepared.input for slot, prepared in batch.items() if prepared.input is not None}
+        tokens = encode_batch(self._encoder, inputs)
         summary.encode_s += time.perf_counter() - began
-        return {slot: pooled[slot - first] for slot in inputs}
+        return {first + position: each for position, each in tokens.items()}
 
     def _write(self, slot: int, prepared: Prepared, tokens: np.ndarray | None) -> None:
         self._decided += 1
@@ -331,6 +325,18 @@ class _OpenShard:
         else:
             self._writer.absent(slot, prepared.absent, prepared.source)
             self._tally.absent += 1
+
+
+def encode_batch(encoder: Encoder, inputs: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Run preprocessed inputs (position in the batch -> array), padded to the encoder's batch; (K, D) by position."""
+    if not inputs:
+        return {}
+    some = next(iter(inputs.values()))
+    stacked = np.zeros((encoder.batch_size, *some.shape), some.dtype)
+    for position, array in inputs.items():
+        stacked[position] = array
+    pooled = encoder.pool(encoder.forward(stacked)).cpu().numpy()
+    return {position: pooled[position] for position in inputs}
 
 
 def default_workers() -> int:

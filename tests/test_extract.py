@@ -26,6 +26,8 @@ from featurecache.extract import extract, parse_rank, plan_units
 from featurecache.interrupt import Interrupted
 from featurecache.media import decode
 from featurecache.preparation import reason_of
+from featurecache.recompute import recompute_from
+from featurecache.repair import repair_store
 from featurecache.store.protocols import Status
 
 NAMES = ("whisper", "eva-global", "eva-temporal")
@@ -429,6 +431,19 @@ def test_real_encoders_killed_and_resumed_give_the_same_bytes(
     pairs = [f"{name}={whisper_folder if name == 'whisper' else eva_folder}" for name in NAMES]
     arguments = [str(collection / "clips.jsonl"), str(tmp_path / "s"), *pairs]
     killed_and_resumed(REAL_WORKER, arguments, [(2, 0.0), (4, 0.01), (3, 0.02)])
+    assert contents(tmp_path / "s") == contents(reference)
+
+
+def test_rows_lost_to_a_flipped_bit_are_recomputed_to_the_same_bytes(
+    reference: Path, clips: ClipList, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "s")
+    shard = next(path for path in (tmp_path / "s" / "eva-temporal" / "c").rglob("*") if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[200] ^= 16
+    shard.write_bytes(data)
+    report = repair_store(open_store(tmp_path / "s", "a"), recompute_from(clips, encoders))
+    assert len(report.recomputed) == 1
     assert contents(tmp_path / "s") == contents(reference)
 
 
