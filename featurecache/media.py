@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 from featurecache.clips import Clip
 from featurecache.encoders import AudioView, View
 from featurecache.errors import MediaError
-from featurecache.recording import Absent, Decoded, Recording, frame_indices, media_error
+from featurecache.frames import frame_indices
+from featurecache.recording import Absent, Decoded, Recording, media_error
 
 __all__ = ["Absent", "Decoded", "decode", "decode_each", "frame_indices", "media_files"]
 

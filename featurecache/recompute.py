@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from featurecache.clips import ClipList
 from featurecache.encoders import Encoder
-from featurecache.extract import NOT_IN_LIST, default_workers, encode_batch
+from featurecache.extract import default_workers
 from featurecache.preparation import Prepared, prepare_all
 from featurecache.repair import Outcome, Recompute
 from featurecache.store.protocols import Status
+from featurecache.units import NOT_IN_LIST, encode_batch
 
 
 def recompute_from(clips: ClipList, encoders: Mapping[str, Encoder], workers: int | None = None) -> Recompute:

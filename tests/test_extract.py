@@ -22,13 +22,14 @@ from featurecache import load_clips, open_store
 from featurecache.clips import ClipList
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import FingerprintError, MediaError
-from featurecache.extract import extract, parse_rank, plan_units
+from featurecache.extract import extract, parse_rank
 from featurecache.interrupt import Interrupted
 from featurecache.media import decode
 from featurecache.preparation import reason_of
 from featurecache.recompute import recompute_from
 from featurecache.repair import repair_store
 from featurecache.store.protocols import Status
+from featurecache.units import plan_units
 
 NAMES = ("whisper", "eva-global", "eva-temporal")
 NUM_PLAIN = 6

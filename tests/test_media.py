@@ -13,8 +13,8 @@ from PIL import Image
 from featurecache.clips import Clip
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
+from featurecache.frames import FramePicker
 from featurecache.media import Absent, decode, decode_each, frame_indices, media_files
-from featurecache.recording import FramePicker
 
 AUDIO = AudioView()
 ALL_FRAMES = FramesView(20, "uniform", still=False)
