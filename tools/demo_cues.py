@@ -43,9 +43,9 @@ VOICE_OF = {
 
 SEEN = {
     "still": ("the face stays relaxed and level", "the brows and the mouth hardly move"),
-    "tense": ("the brows are lowered and knotted", "the eyes narrow above a tight mouth"),
+    "tense": ("the cheeks flush under knotted brows", "the eyes narrow above clenched teeth"),
     "open": ("the brows go up and the mouth opens wide", "the eyes are wide above an open mouth"),
-    "downcast": ("the eyelids droop and the mouth turns down", "the gaze sinks and a tear shows"),
+    "downcast": ("the eyelids droop and the mouth turns down", "the gaze sinks and tears run"),
 }
 HEARD = {
     "flat": ("the voice is low, quiet and even", "the speech is slow and flat"),

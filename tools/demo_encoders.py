@@ -12,9 +12,13 @@ knows no clip.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from demo_face import LOOKS, Person, portraits
+from PIL import Image
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
@@ -24,6 +28,17 @@ NUM_HEADS = 4
 MEL_BINS = 80
 PATCH_PIXELS = 14
 IMAGE_PIXELS = 224
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+NUM_STUDIED = 48
+"""People drawn to fit the first block; none of them is in a clip."""
+NUM_SIGNS = 3
+SIGNS_AT = WIDTH - 2 * NUM_SIGNS
+"""First of the channels that hold the signs."""
+RIDGE = 1e-5
+SIGN_GAIN = 6.0
+FOCUS = 1.5
+GATHER_GAIN = 1.5
 
 
 def make_whisper(folder: Path, seed: int) -> None:
@@ -54,25 +69,101 @@ def make_whisper(folder: Path, seed: int) -> None:
 
 
 def make_eva(folder: Path, seed: int) -> None:
-    """Write a Blip2VisionModel."""
+    """Write a Blip2VisionModel whose first block sees signs in drawn faces, and whose second looks for the clearest."""
     config = Blip2VisionConfig(
-        hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=NUM_BLOCKS, num_attention_heads=NUM_HEADS,
+        hidden_size=WIDTH, intermediate_size=8 * WIDTH, num_hidden_layers=NUM_BLOCKS, num_attention_heads=NUM_HEADS,
         patch_size=PATCH_PIXELS, image_size=IMAGE_PIXELS, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True,
     )  # fmt: skip
     model = Blip2VisionModel(config).eval()
     random = torch.Generator().manual_seed(seed)
     embeddings = model.embeddings
+    see, look = model.encoder.layers
     with torch.no_grad():
-        _fill(embeddings.patch_embedding.weight, _smooth_patches(WIDTH, PATCH_PIXELS, random))
-        embeddings.patch_embedding.bias.normal_(0.0, 0.3, generator=random)
+        _fill(embeddings.patch_embedding.weight, _coarse_patches(WIDTH, PATCH_PIXELS, random))
+        embeddings.patch_embedding.bias.normal_(0.0, 1.0, generator=random)
         embeddings.class_embedding.normal_(0.0, 1.0, generator=random)
-        _fill(embeddings.position_embedding, _smooth_positions(IMAGE_PIXELS // PATCH_PIXELS, WIDTH, random))
-        for block in model.encoder.layers:
-            _spread(block.self_attn.qkv, gain=1.5, bias=0.1, random=random)
-            _spread(block.self_attn.projection, gain=1.5, bias=0.0, random=random)
-            _spread(block.mlp.fc1, gain=1.5, bias=0.5, random=random)
-            _spread(block.mlp.fc2, gain=1.5, bias=0.0, random=random)
+        _fill(embeddings.position_embedding, 0.1 * _smooth_positions(IMAGE_PIXELS // PATCH_PIXELS, WIDTH, random))
+        for part in (embeddings.patch_embedding.weight, embeddings.patch_embedding.bias):
+            part[SIGNS_AT:] = 0.0  # these channels are for the signs alone
+        embeddings.class_embedding[..., SIGNS_AT:] = 0.0
+        embeddings.position_embedding[..., SIGNS_AT:] = 0.0
+        _fill(see.self_attn.projection.weight, torch.zeros(WIDTH, WIDTH))
+        _spread(see.mlp.fc1, gain=2.0, bias=1.0, random=random)
+        _fit_signs(model, seed)
+        _look_for_signs(look.self_attn, random)
+        _spread(look.mlp.fc1, gain=1.5, bias=0.5, random=random)
+        _spread(look.mlp.fc2, gain=0.7, bias=0.0, random=random)
     model.save_pretrained(folder)
+
+
+def _fit_signs(model: Blip2VisionModel, seed: int) -> None:
+    """Set the first block's fc2 by ridge regression from its random hidden units to the signs that each patch shows."""
+    see = model.encoder.layers[0]
+    gram = cross = torch.zeros((), dtype=torch.float64)
+    for person in range(NUM_STUDIED):
+        rng = np.random.default_rng([seed, person, 4])
+        pictures = study(rng)
+        for pixels, (mean, std) in ((IMAGE_PIXELS, IMAGENET), (2 * IMAGE_PIXELS, CLIP)):
+            images = _squash(pictures, pixels)
+            shown = nn.functional.avg_pool2d(signs(images), PATCH_PIXELS).flatten(2).transpose(1, 2)  # [f, p, signs]
+            patches = model.embeddings(_normalise(images, mean, std), interpolate_pos_encoding=True)[:, 1:]
+            some = torch.from_numpy(rng.choice(patches.shape[1], 256, replace=False))
+            units = see.mlp.activation_fn(see.mlp.fc1(see.layer_norm2(patches[:, some])))  # [f, p, units]
+            units = torch.cat([units, torch.ones_like(units[..., :1])], -1).flatten(0, 1)
+            gram = gram + (units.T @ units).double() / len(units)
+            cross = cross + (units.T @ shown[:, some].flatten(0, 1)).double() / len(units)
+    ridge = RIDGE * 2 * NUM_STUDIED * torch.eye(len(gram), dtype=torch.float64)
+    solution = SIGN_GAIN * torch.linalg.solve(gram + ridge, cross).float()  # [units + 1, signs]
+    see.mlp.fc2.weight.zero_()
+    see.mlp.fc2.bias.zero_()
+    for k in range(NUM_SIGNS):  # one channel up and one down, so that a LayerNorm's mean keeps still
+        for channel, sense in ((SIGNS_AT + 2 * k, 1.0), (SIGNS_AT + 2 * k + 1, -1.0)):
+            see.mlp.fc2.weight[channel] = sense * solution[:-1, k]
+            see.mlp.fc2.bias[channel] = sense * solution[-1, k]
+
+
+def _look_for_signs(attention: nn.Module, random: torch.Generator) -> None:
+    """Make head k attend, from everywhere, to the patches where sign k is clearest; the last head stays random."""
+    _spread(attention.qkv, gain=1.0, bias=0.1, random=random)
+    _spread(attention.projection, gain=GATHER_GAIN, bias=0.0, random=random)
+    side = WIDTH // NUM_HEADS
+    for k in range(NUM_SIGNS):
+        rows = slice(k * side, (k + 1) * side)
+        query, key, value = (slice(part * WIDTH + rows.start, part * WIDTH + rows.stop) for part in range(3))
+        attention.qkv.weight[query] = 0.0
+        attention.qkv.bias[query] = 1.0
+        attention.qkv.weight[key] = 0.0
+        attention.qkv.weight[key, SIGNS_AT + 2 * k] = FOCUS / math.sqrt(side)
+        attention.qkv.weight[key, SIGNS_AT + 2 * k + 1] = -FOCUS / math.sqrt(side)
+        attention.qkv.weight[value, :SIGNS_AT] = 0.0  # what it brings back is the signs there, not the paint
+
+
+def study(rng: np.random.Generator) -> np.ndarray:
+    """Draw one person with every look, stronger and weaker: (4, H, W, 3) uint8."""
+    person = Person.draw(rng, rng)
+    return portraits(list(LOOKS.values()), person, rng)
+
+
+def signs(images: Tensor) -> Tensor:
+    """How much of an open mouth, a flushed cheek and a tear each pixel shows: (F, 3, H, W) to the same, in [0, 1]."""
+    red, green, blue = images.unbind(1)
+    excess = red - torch.maximum(green, blue)
+    dark = ((0.78 - red) / 0.1).clamp(0.0, 1.0)
+    mouth = dark * ((excess - 0.38) / 0.12)
+    flush = (1 - dark) * ((excess - 0.42) / 0.12)
+    tear = (blue - red - 0.35) / 0.25
+    return torch.stack([mouth, flush, tear], dim=1).clamp(0.0, 1.0)
+
+
+def _squash(pictures: np.ndarray, pixels: int) -> Tensor:
+    """(F, H, W, 3) uint8 to (F, 3, pixels, pixels) in [0, 1]."""
+    size = (pixels, pixels)
+    squashed = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in pictures]
+    return torch.from_numpy(np.stack(squashed)).permute(0, 3, 1, 2) / 255
+
+
+def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def _fill(parameter: Tensor, values: Tensor) -> None:
@@ -97,14 +188,11 @@ def _smooth_over_bins(num_filters: int, num_bins: int, num_taps: int, random: to
     return 4.0 * filters / filters.flatten(1).norm(dim=1)[:, None, None] / math.sqrt(num_bins * num_taps) * 4
 
 
-def _smooth_patches(num_filters: int, side: int, random: torch.Generator) -> Tensor:
-    """Filters (num_filters, 3, side, side) made of slow cosines: edges, bars and colours."""
-    place = (torch.arange(side) + 0.5) / side
-    waves = torch.stack([torch.cos(math.pi * k * place) for k in range(4)])
-    falling = 1.0 / (1.0 + 0.5 * (torch.arange(4)[:, None] + torch.arange(4)[None]))
-    weights = torch.randn(num_filters, 3, 4, 4, generator=random) * falling
-    filters = torch.einsum("fckl,ky,lx->fcyx", weights, waves, waves)
-    return filters / filters.flatten(1).norm(dim=1)[:, None, None, None] / side * 4
+def _coarse_patches(num_filters: int, side: int, random: torch.Generator) -> Tensor:
+    """Filters (num_filters, 3, side, side): random mixes of the colours of 3×3 parts of a patch, of norm 0.3."""
+    mixes = torch.randn(num_filters, 3, 3, 3, generator=random)
+    filters = nn.functional.interpolate(mixes, size=(side, side), mode="nearest")
+    return 0.3 * filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
 
 
 def _smooth_positions(side: int, width: int, random: torch.Generator) -> Tensor:

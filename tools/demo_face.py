@@ -8,6 +8,7 @@ step with the sound: the pictures must not tell the voice. This module knows no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,18 @@ MARGIN = 12  # pixels by which the camera may sway
 
 Colour = tuple[int, int, int]
 SKINS: tuple[Colour, ...] = ((246, 214, 190), (232, 190, 160), (206, 156, 120), (168, 118, 84), (122, 82, 58))
-HAIRS: tuple[Colour, ...] = ((38, 30, 28), (86, 56, 36), (150, 104, 52), (196, 160, 96), (120, 120, 124), (122, 50, 30))
-CLOTHES: tuple[Colour, ...] = ((52, 82, 120), (128, 44, 52), (60, 96, 70), (90, 90, 96), (176, 140, 72), (96, 66, 118))
-BACKGROUNDS: tuple[Colour, ...] = ((184, 196, 204), (206, 196, 178), (150, 168, 160), (120, 132, 150), (196, 178, 186))
+HAIRS: tuple[Colour, ...] = (
+    (38, 30, 28),
+    (82, 60, 42),
+    (140, 110, 66),
+    (180, 152, 104),
+    (120, 120, 120),
+    (104, 72, 50),
+)
+CLOTHES: tuple[Colour, ...] = ((66, 82, 104), (108, 96, 84), (70, 96, 78), (90, 90, 94), (150, 130, 86), (92, 80, 104))
+BACKGROUNDS: tuple[Colour, ...] = ((158, 166, 170), (172, 164, 150), (138, 152, 146), (118, 126, 136), (166, 154, 158))
+# The signs of an expression keep their colour in any light, and nothing else in a picture has it.
+WHITE, RED, BLUE, FLUSH = (255, 255, 255), (150, 8, 22), (64, 150, 255), (232, 72, 84)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,10 @@ class Look:
     mouth_wide: float = 0.0
     mouth_curve: float = 0.0
     """Corners up when positive."""
+    teeth: float = 0.0
+    """Clenched and bared."""
+    flush: float = 0.0
+    """Red cheeks."""
     tear: float = 0.0
     nod: float = 0.0
     """Parts of the face sink with the head."""
@@ -45,7 +59,7 @@ class Look:
 
 LOOKS = {
     "still": Look(),
-    "tense": Look(brow_up=-1.0, brow_knot=1.0, eyes=-0.5, mouth_open=-0.8, mouth_wide=-0.25, mouth_curve=-0.3),
+    "tense": Look(brow_up=-1.0, brow_knot=1.0, eyes=-0.5, mouth_wide=0.1, mouth_curve=-0.3, teeth=1.0, flush=1.0),
     "open": Look(brow_up=1.1, eyes=0.6, mouth_open=1.0, mouth_wide=0.15, mouth_curve=0.35),
     "downcast": Look(brow_up=0.1, brow_knot=-0.9, eyes=-0.7, mouth_curve=-1.0, mouth_wide=0.1, tear=1.0, nod=0.8),
 }
@@ -110,6 +124,20 @@ def film(look: Look, person: Person, num_frames: int, rng: np.random.Generator) 
         _draw_expression(ImageDraw.Draw(picture), person, look, float(strength[i]), lips[i], blink[i], centre)
         frames[i] = np.asarray(picture.reduce(SCALE))
     return frames, peak
+
+
+def portraits(looks: Sequence[Look], person: Person, rng: np.random.Generator) -> np.ndarray:
+    """Return one still a look, (F, HEIGHT, WIDTH, 3) uint8, the lips and the turn of the head drawn at random."""
+    stage = _stage(person, rng)
+    frames = np.empty((len(looks), HEIGHT, WIDTH, 3), np.uint8)
+    for i, look in enumerate(looks):
+        left, top = (round(SCALE * (MARGIN + rng.uniform(-4, 4))) for _ in range(2))
+        picture = stage.crop((left, top, left + SCALE * WIDTH, top + SCALE * HEIGHT))
+        turn = rng.uniform(-4, 4)
+        centre = (SCALE * (MARGIN + WIDTH / 2 + person.x + turn) - left, SCALE * (MARGIN + 112 + person.y) - top)
+        _draw_expression(ImageDraw.Draw(picture), person, look, 1.0, max(0.0, rng.uniform(-0.2, 0.22)), 0.0, centre)
+        frames[i] = np.asarray(picture.reduce(SCALE))
+    return frames
 
 
 def _vary(colours: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
@@ -181,17 +209,19 @@ def _draw_expression(
     x, y = centre[0], centre[1] + 6 * look.nod * strength * unit
     _draw_mouth(draw, person, look, strength, lips, (x, y + 50 * unit), unit)
     for side in (-1, 1):
+        red = look.flush * strength
+        if red > 0.15:
+            cheek = (x + side * 40 * unit * person.width, y + 21 * unit)
+            wide, high = 15 * red * unit, 10 * red * unit
+            draw.ellipse((cheek[0] - wide, cheek[1] - high, cheek[0] + wide, cheek[1] + high), fill=FLUSH)
         eye = (x + side * 27 * unit * person.width, y - 10 * unit)
         _draw_eye(draw, person, look, strength, blink, eye, unit)
         _draw_brow(draw, person, look, strength, side, eye, unit)
         if look.tear:
-            drop = strength * look.tear
-            fall = eye[1] + (14 + 22 * drop) * unit
-            r = 5.0 * drop * unit
-            if r > 1:
-                blue = _lit(person, (150, 196, 236))
-                draw.polygon([(eye[0] - r, fall), (eye[0] + r, fall), (eye[0], fall - 4 * r)], fill=blue)
-                draw.ellipse((eye[0] - r, fall - r, eye[0] + r, fall + r), fill=blue)
+            shed = strength * look.tear
+            if shed > 0.15:
+                streak = (eye[0] - 4.5 * unit, eye[1] + 7 * unit, eye[0] + 4.5 * unit, eye[1] + (14 + 34 * shed) * unit)
+                draw.rounded_rectangle(streak, radius=4 * unit, fill=BLUE)
     if look.brow_knot > 0:
         for dx in (-4, 4):
             begin, end = (x + dx * unit, y - 34 * unit), (x + dx * 0.7 * unit, y - (34 - 16 * strength) * unit)
@@ -210,7 +240,7 @@ def _draw_eye(
     x, y = eye
     opening = 8.5 * max(0.06, (1 + look.eyes * strength) * (1 - blink)) * unit
     half = 15 * unit
-    draw.ellipse((x - half, y - opening, x + half, y + opening), fill=_lit(person, (250, 250, 248)))
+    draw.ellipse((x - half, y - opening, x + half, y + opening), fill=WHITE)
     iris = min(7.5 * unit, opening)
     sink = 2 * look.nod * strength * unit
     draw.ellipse((x - iris, y - iris + sink, x + iris, y + iris + sink), fill=(44, 34, 30))
@@ -251,18 +281,41 @@ def _draw_mouth(
     x, y = centre
     half = 24 * (1 + look.mouth_wide * strength) * unit
     bend = 11 * look.mouth_curve * strength * unit
-    gape = 20 * max(0.0, look.mouth_open * strength + lips * (1 - 0.7 * abs(look.mouth_open) * strength)) * unit
+    gape = (
+        20
+        * max(0.0, look.mouth_open * strength + lips * (1 - 0.7 * max(look.mouth_open, look.teeth) * strength))
+        * unit
+    )
     along = np.linspace(-1, 1, 17)
     middle = y + bend * (1 - 2 * along**2) * 0.5
     arch = np.sqrt(1 - along**2)
     upper = list(zip(x + half * along, middle - 0.35 * gape * arch, strict=True))
     lower = list(zip(x + half * along, middle + 0.95 * gape * arch, strict=True))
-    red = _lit(person, (192, 72, 84))
+    red = _lit(person, (188, 92, 92))
     if gape > 2 * unit:
-        draw.polygon(upper + lower[::-1], fill=(84, 24, 30))
+        draw.polygon(upper + lower[::-1], fill=RED)
         if gape > 10 * unit:
             teeth = list(zip(x + 0.8 * half * along, middle - 0.3 * gape * arch + 0.3 * gape, strict=True))
-            draw.polygon([*upper[2:-2], *teeth[::-1]], fill=_lit(person, (244, 242, 236)))
+            draw.polygon([*upper[2:-2], *teeth[::-1]], fill=WHITE)
+    bared = look.teeth * strength
+    if bared > 0.1:
+        _draw_teeth(draw, person, (x, y + 4 * unit), (0.95 * half, 11 * bared * unit), unit)
+        return
     thick = round((5 + 1.5 * min(0.0, look.mouth_open * strength)) * unit)
     for line in (upper, lower):
         draw.line(line, fill=red, width=thick, joint="curve")
+
+
+def _draw_teeth(
+    draw: ImageDraw.ImageDraw, person: Person, centre: tuple[float, float], half: tuple[float, float], unit: float
+) -> None:
+    """Two clenched rows of teeth inside `half` of the mouth's width and height."""
+    (x, y), (wide, high) = centre, half
+    red = _lit(person, (188, 92, 92))
+    box = (x - wide, y - high, x + wide, y + high)
+    draw.rounded_rectangle(box, radius=0.7 * high, fill=WHITE)
+    gap = _lit(person, (170, 160, 154))
+    draw.line((x - wide, y, x + wide, y), fill=gap, width=round(1.5 * unit))
+    for k in range(-2, 3):
+        draw.line((x + 0.36 * k * wide, y - high, x + 0.36 * k * wide, y + high), fill=gap, width=round(unit))
+    draw.rounded_rectangle(box, radius=0.7 * high, outline=red, width=round(4 * unit))
