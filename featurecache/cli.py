@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 import featurecache
+from featurecache import cli_store
+from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
 from featurecache.console import CommandGroup
 from featurecache.errors import ClipListError, EncoderError
 from featurecache.interrupt import StopRequest
@@ -21,16 +23,7 @@ from featurecache.progress import duration, show_progress
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.protocols import Status
 
-STORE = click.option("--store", default="features.zarr", show_default=True, help="Where the features are kept.")
-CLIPS = click.option("--clips", default="clips.jsonl", show_default=True, help="The clip list.")
-MEDIA_ROOT = click.option("--media-root", default=None, help="Folder of the media, where it is not the list's own.")
 ENCODERS = click.option("--encoder", "encoders", multiple=True, required=True, help="Encoder name; may be repeated.")
-WEIGHTS = click.option(
-    "--weights", multiple=True, metavar="[NAME=]PATH_OR_ID", help="Checkpoint for every encoder, or for one of them."
-)
-OPTIONS = click.option(
-    "--option", "settings", multiple=True, metavar="NAME.KEY=VALUE", help="An option of an encoder: whisper.tokens=32."
-)
 NAME = click.option("--name", default=None, help="Feature name, for a single encoder; otherwise the encoder's name.")
 DTYPE = click.option("--dtype", type=click.Choice(STORED_DTYPES), default="float16", show_default=True)
 
@@ -81,7 +74,7 @@ def extract(encoders: tuple[str, ...], **given: Any) -> None:
     from featurecache.extract import extract as run
 
     features = _features(encoders, given["name"])
-    weights, options = _weights(encoders, given["weights"]), _settings(encoders, given["settings"])
+    weights, options = weights_of(encoders, given["weights"]), settings_of(encoders, given["settings"])
     clips = featurecache.load_clips(given["clips"], given["media_root"])
     opened = {}
     for feature, encoder in features.items():
@@ -137,8 +130,8 @@ def plan(encoders: tuple[str, ...], **given: Any) -> None:
         features,
         len(clips),
         _held(given["store"], features, clips.ids),
-        weights=_weights(encoders, given["weights"]),
-        options=_settings(encoders, given["settings"]),
+        weights=weights_of(encoders, given["weights"]),
+        options=settings_of(encoders, given["settings"]),
         stored_dtype=given["dtype"],
     )
     table = Table("feature", "tokens", "bytes a clip", "clips", "there already", "to write")
@@ -172,7 +165,7 @@ def info(store: str) -> None:
             counts[record.status] += 1
             if record.status is Status.FAILED:
                 reasons[name][record.reason] += 1
-        size = size_text(counts[Status.OK] * feature.shape[0] * feature.shape[1] * feature.dtype.itemsize)
+        size = size_text(sum(sum(record.file_bytes) for record in feature.committed))
         decided = (str(counts[status]) for status in Status)
         shape = f"{feature.shape[0]} × {feature.shape[1]}"
         table.add_row(name, shape, feature.spec.stored_dtype, *decided, size, feature.fingerprint[:12])
@@ -185,13 +178,16 @@ def info(store: str) -> None:
 @main.command()
 @click.argument("clip_id")
 @STORE
-def show(clip_id: str, store: str) -> None:
+@click.option("--plot", default=None, metavar="FOLDER", help="Also draw its tokens: a PNG for each feature.")
+def show(clip_id: str, store: str, plot: str | None) -> None:
     """Say what is known of one clip in every feature.
 
     \b
     Example: fcache show clip_001
     """
     import numpy as np
+
+    from featurecache.describe import draw_clip
 
     opened = featurecache.open_store(store)
     known = False
@@ -212,6 +208,11 @@ def show(clip_id: str, store: str) -> None:
             tokens = np.asarray(feature[clip_id], np.float32)
             spread = f"mean {tokens.mean():.4f}  std {tokens.std():.4f}  absmax {np.abs(tokens).max():.4f}"
             click.echo(f"  {tokens.shape[0]} × {tokens.shape[1]} {feature.dtype}  {spread}  crc32c {record.crc32c:08x}")
+            if record.errors:
+                lost = "  ".join(f"{key.removeprefix('error_')} {value:.4g}" for key, value in record.errors.items())
+                click.echo(f"  lost to {feature.spec.stored_dtype}: {lost}")
+            if plot is not None:
+                click.echo(f"  drawn in {draw_clip(feature, clip_id, plot)}")
     if not known:
         subject = f'clip "{clip_id}"'
         raise ClipListError(subject, got=f"not in {store}", next_step="`fcache info` lists its features.")
@@ -238,40 +239,15 @@ def verify(names: tuple[str, ...], store: str, quick: bool) -> None:
     raise click.exceptions.Exit(report.exit_code)
 
 
+for _command in cli_store.COMMANDS:
+    main.add_command(_command)
+
+
 def _features(encoders: Sequence[str], name: str | None) -> dict[str, str]:
     """Return feature name -> encoder name."""
     if name is not None and len(encoders) != 1:
         raise EncoderError("--name", expected="a single --encoder", got=f"{len(encoders)}", next_step="Run each alone.")
     return {name or encoder: encoder for encoder in encoders}
-
-
-def _weights(encoders: Sequence[str], given: Sequence[str]) -> dict[str, str | None]:
-    """Return encoder name -> checkpoint; a value without NAME= stands for every encoder not named."""
-    for_all: str | None = None
-    named: dict[str, str] = {}
-    for value in given:
-        name, equals, place = value.partition("=")
-        if equals and name in encoders:
-            named[name] = place
-        elif equals and "/" not in name:
-            expected = "one of the encoders asked for: " + ", ".join(encoders)
-            raise EncoderError(f"--weights {value}", expected=expected, got=name)
-        else:
-            for_all = value
-    return {encoder: named.get(encoder, for_all) for encoder in encoders}
-
-
-def _settings(encoders: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return encoder name -> its options; a value of digits is a number."""
-    settings: dict[str, dict[str, Any]] = {}
-    for setting in given:
-        key, equals, value = setting.partition("=")
-        encoder, dot, option = key.partition(".")
-        if not (equals and dot and encoder in encoders):
-            expected = "NAME.KEY=VALUE with NAME one of " + ", ".join(encoders)
-            raise EncoderError(f"--option {setting}", expected=expected, got="another form")
-        settings.setdefault(encoder, {})[option] = int(value) if value.isdigit() else value
-    return settings
 
 
 def _held(location: str, features: Sequence[str] | dict[str, str], ids: Sequence[str]) -> dict[str, int]:

@@ -138,3 +138,11 @@ def heat_map(tokens: np.ndarray, path: Path) -> None:
     picture = np.stack([red, strength, blue], -1)
     scale = (max(1, HEAT_MAP_PIXELS // picture.shape[1]), max(1, HEAT_MAP_PIXELS // picture.shape[0]))
     Image.fromarray(np.repeat(np.repeat(picture, scale[1], 0), scale[0], 1)).save(path, "PNG")
+
+
+def draw_clip(feature: StoredFeature, clip_id: str, folder: str | Path) -> Path:
+    """Draw one clip's tokens into a folder; returns the picture's path."""
+    path = Path(folder) / f"{clip_id.replace('/', '_')}.{feature.name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    heat_map(feature[clip_id], path)
+    return path

@@ -66,11 +66,19 @@ class LocalStore:
             if not FEATURE_NAME.fullmatch(name) or not FeatureFolder(self.root, name).spec.is_file():
                 raise feature_not_found(self.location, name, self.names)
             self._features[name] = StoredFeature(
-                self.location, self.folder(name), name, self.format, self._spec(name), self.verify
+                self.location, self.folder(name), name, self.format, self.spec(name), self.verify
             )
         return self._features[name]
 
-    def _spec(self, name: str) -> Spec:
+    def spec(self, name: str) -> Spec:
+        """The spec of one feature, read from its file.
+
+        Raises:
+            StoreNotFoundError: no such feature.
+            SpecError: the file is damaged.
+        """
+        if not self.folder(name).spec.is_file():
+            raise feature_not_found(self.location, name, self.names)
         path = self.folder(name).spec
         return Spec.from_json(
             path.read_text("utf-8", "replace"), f"{self.location}/{name}/{path.parent.name}/{path.name}"
@@ -103,7 +111,7 @@ class LocalStore:
                 for file, data in self.format.root_files().items():
                     publish_bytes(self.root / file, data)
             publish_bytes(folder.spec, spec.to_json().encode(), folder.temporary)
-        stored = self._spec(name)
+        stored = self.spec(name)
         if stored.fingerprint != spec.fingerprint:
             differences = stored.differences(spec)
             raise FingerprintError(

@@ -165,7 +165,7 @@ class RemoteStore(LocalStore):
             if not FEATURE_NAME.fullmatch(name) or not self._mirror(name):
                 raise feature_not_found(self.location, name, self.names)
             folder = self.folder(name)
-            self._features[name] = RemoteFeature(self, folder, name, self._spec(name))
+            self._features[name] = RemoteFeature(self, folder, name, self.spec(name))
         return self._features[name]  # type: ignore[return-value]
 
     def _mirror(self, name: str) -> bool:

@@ -1,0 +1,119 @@
+"""Extract clips again: those that failed or whose media changed (retry), and rows that are lost (repair).
+
+A feature's encoder is opened anew as its spec says, and must give the very same fingerprint; otherwise every differing
+field is named. Recomputing goes through `extract` into a temporary store, so there is one way to make tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from featurecache.clips import ClipList
+from featurecache.encoders import Encoder, open_encoder
+from featurecache.errors import FingerprintError
+from featurecache.extract import Summary, extract
+from featurecache.preparation import current_source
+from featurecache.repair import Outcome, Recompute, outcome_of
+from featurecache.spec import Spec
+from featurecache.store import open_store
+from featurecache.store.local import LocalStore
+from featurecache.store.protocols import Status
+from featurecache.store.writer import StoredFeatureWriter
+
+OpenEncoder = Callable[[Spec], Encoder]
+
+
+def opener(weights: Mapping[str, str | None], options: Mapping[str, Mapping[str, Any]], device: str) -> OpenEncoder:
+    """How to open the encoder of a spec: checkpoint and options by encoder name."""
+
+    def open_for(spec: Spec) -> Encoder:
+        encoder = open_encoder(
+            spec.encoder,
+            weights=weights.get(spec.encoder),
+            device=device,
+            compute_dtype=spec.compute_dtype,
+            options=options.get(spec.encoder),
+        )
+        offered = encoder.spec(spec.stored_dtype)
+        if offered.fingerprint != spec.fingerprint:
+            raise FingerprintError(
+                f"encoder {spec.encoder}",
+                expected="the one that the feature was made with",
+                got="another; stored != opened",
+                next_step="Give the same --weights and --option as then.",
+                problems=spec.differences(offered),
+            )
+        return encoder
+
+    return open_for
+
+
+def to_retry(writer: StoredFeatureWriter, clips: ClipList, encoder: Encoder) -> list[str]:
+    """Clips of the list that failed, or whose media are not those that their tokens were made from."""
+    chosen = []
+    for clip in clips:
+        record = writer.record(clip.id)
+        if record is None:
+            continue
+        changed = record.source and current_source(clip, encoder.view) not in ("", record.source)
+        if record.status is Status.FAILED or changed:
+            chosen.append(clip.id)
+    return chosen
+
+
+def retry(
+    store: LocalStore,
+    clips: ClipList,
+    names: Sequence[str],
+    open_for: OpenEncoder,
+    ids: Sequence[str] | None = None,
+    **extraction: Any,
+) -> Summary:
+    """Plan the clips to retry (or `ids`) anew in the named features, and extract them.
+
+    Raises:
+        FingerprintError: the encoder that opens is not the one the feature was made with.
+    """
+    tallies: Summary | None = None
+    for name in names:
+        spec = store.spec(name)
+        encoder = open_for(spec)
+        writer = store.writer(name, spec)
+        writer.retry(to_retry(writer, clips, encoder) if ids is None else list(ids))
+        wanted = {clip_id for shard in writer.pending() for clip_id in shard.ids}
+        some = ClipList(clip for clip in clips if clip.id in wanted)
+        summary = extract(store, some, {name: encoder}, stored_dtype=spec.stored_dtype, **extraction)
+        if tallies is None:
+            tallies = summary
+        else:
+            tallies.by_feature |= summary.by_feature
+            tallies.num_clips += summary.num_clips
+            tallies.wall_s += summary.wall_s
+    return tallies or Summary({})
+
+
+def recomputer(store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extraction: Any) -> Recompute:
+    """A `Recompute` that extracts lost clips into a temporary store; encoders open when first needed."""
+    encoders: dict[str, Encoder] = {}
+
+    def recompute(name: str, ids: Sequence[str]) -> Iterator[Outcome]:
+        spec = store.spec(name)  # repair mends it first
+        if name not in encoders:
+            encoders[name] = open_for(spec)
+        wanted = set(ids)
+        some = ClipList(clip for clip in clips if clip.id in wanted)
+        with tempfile.TemporaryDirectory(prefix="fcache-repair-") as folder:
+            aside = open_store(Path(folder) / "features.zarr", "a")
+            if len(some):
+                extract(aside, some, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **extraction)
+            listed = set(some.ids)
+            for clip_id in ids:
+                if clip_id in listed:
+                    yield outcome_of(aside[name], clip_id)
+                else:
+                    yield Outcome(clip_id, Status.FAILED, "", reason="not in the clip list when it was repaired")
+
+    return recompute

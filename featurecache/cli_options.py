@@ -1,0 +1,49 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from featurecache.errors import EncoderError
+
+STORE = click.option("--store", default="features.zarr", show_default=True, help="Where the features are kept.")
+CLIPS = click.option("--clips", default="clips.jsonl", show_default=True, help="The clip list.")
+MEDIA_ROOT = click.option("--media-root", default=None, help="Folder of the media, where it is not the list's own.")
+WEIGHTS = click.option(
+    "--weights", multiple=True, metavar="[NAME=]PATH_OR_ID", help="Checkpoint for every encoder, or for one of them."
+)
+OPTIONS = click.option(
+    "--option", "settings", multiple=True, metavar="NAME.KEY=VALUE", help="An option of an encoder: whisper.tokens=32."
+)
+
+
+def weights_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, str | None]:
+    """Return encoder name -> checkpoint; a value without NAME= stands for every encoder not named."""
+    for_all: str | None = None
+    named: dict[str, str] = {}
+    for value in given:
+        name, equals, place = value.partition("=")
+        if equals and name in encoders:
+            named[name] = place
+        elif equals and "/" not in name:
+            expected = "one of the encoders asked for: " + ", ".join(encoders)
+            raise EncoderError(f"--weights {value}", expected=expected, got=name)
+        else:
+            for_all = value
+    return {encoder: named.get(encoder, for_all) for encoder in encoders}
+
+
+def settings_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return encoder name -> its options; a value of digits is a number."""
+    settings: dict[str, dict[str, Any]] = {}
+    for setting in given:
+        key, equals, value = setting.partition("=")
+        encoder, dot, option = key.partition(".")
+        if not (equals and dot and encoder in encoders):
+            expected = "NAME.KEY=VALUE with NAME one of " + ", ".join(encoders)
+            raise EncoderError(f"--option {setting}", expected=expected, got="another form")
+        settings.setdefault(encoder, {})[option] = int(value) if value.isdigit() else value
+    return settings
