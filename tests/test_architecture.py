@@ -1,0 +1,120 @@
+"""The layers that ARCHITECTURE.md draws: a module imports only what lies below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("featurecache", "fusion_train")
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> set[str]:
+    """Project modules that a file names in any import statement, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else str(node.module) for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name in MODULES}
+
+
+GRAPH = {name: imports(path) - {name} for name, path in MODULES.items()}
+
+
+def test_there_is_no_cycle():
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, "cycle: " + " -> ".join([*trail[trail.index(name) :], name])
+        if name not in state:
+            state[name] = 1
+            for other in sorted(GRAPH[name]):
+                visit(other, (*trail, name))
+            state[name] = 2
+
+    for name in sorted(GRAPH):
+        visit(name, ())
+
+
+def offending(who: str, what: tuple[str, ...]) -> list[str]:
+    """Imports of modules under `who` that lead to modules under any of `what`."""
+    return [
+        f"{name} imports {other}"
+        for name in sorted(GRAPH)
+        if name == who or name.startswith(who + ".")
+        for other in sorted(GRAPH[name])
+        if any(other == below or other.startswith(below + ".") for below in what)
+    ]
+
+
+def test_the_cache_knows_no_trainer():
+    assert offending("featurecache", ("fusion_train",)) == []
+
+
+def test_stores_know_no_encoder_and_no_media():
+    forbidden = ("featurecache.encoders", "featurecache.media", "featurecache.recording", "featurecache.extract")
+    assert offending("featurecache.store", forbidden) == []
+
+
+def test_encoders_know_no_store_no_clip_list_and_no_decoder():
+    forbidden = ("featurecache.store", "featurecache.clips", "featurecache.media", "featurecache.recording")
+    assert offending("featurecache.encoders", forbidden) == []
+
+
+def test_models_know_tensors_only():
+    allowed = {"featurecache.errors", "fusion_train.errors"}
+    others = {
+        other for name in GRAPH if name.startswith("fusion_train.models") for other in GRAPH[name]
+        if not other.startswith("fusion_train.models")
+    }  # fmt: skip
+    assert others <= allowed
+
+
+def test_the_trainer_reads_stores_through_the_public_interface():
+    """`featurecache.open_store` and the protocols; publishing is shared, so that checkpoints are as safe as shards."""
+    public = {"featurecache.store.protocols", "featurecache.store.publish"}
+    used = {
+        other for name in GRAPH if name.startswith("fusion_train") for other in GRAPH[name]
+        if other.startswith("featurecache.store")
+    }  # fmt: skip
+    assert used <= public
+
+
+def test_only_command_lines_know_click():
+    with_click = {
+        name for name, path in MODULES.items()
+        if any(line.startswith(("import click", "from click")) for line in path.read_text().splitlines())
+    }  # fmt: skip
+    assert not [name for name in with_click if name.split(".")[1].split("_")[0] not in ("cli", "console")]
+
+
+def test_no_drawer_without_a_name():
+    assert not [name for name in MODULES if name.rsplit(".", 1)[-1] in ("utils", "util", "common", "helpers", "base")]
+
+
+def test_one_broad_except_in_the_whole_project():
+    broad = []
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else "everything"
+                reraised = any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(node))
+                if caught in ("everything", "Exception", "BaseException") and not reraised:
+                    broad.append(name)
+    assert broad == ["featurecache.preparation"]
