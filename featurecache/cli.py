@@ -197,9 +197,8 @@ def show(clip_id: str, store: str, plot: str | None) -> None:
         if record is None:
             continue
         known = True
-        click.echo(f"{name}: {record.status.name.lower()}, shard {record.shard} slot {record.slot}")
-        click.echo(
-            f"  spec {feature.fingerprint}  encoder {feature.spec.encoder}  from {dict(feature.spec.provenance)}"
+        origin = ", ".join(f"{key} {value}" for key, value in feature.spec.provenance.items()) or "an unknown place"
+        click.echo(f"  spec {feature.fingerprint}  encoder {feature.spec.encoder}, weights from {origin}")
         )
         click.echo(f"  media {record.source or 'unreadable'}")
         if record.reason:
