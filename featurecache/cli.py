@@ -199,7 +199,6 @@ def show(clip_id: str, store: str, plot: str | None) -> None:
         known = True
         origin = ", ".join(f"{key} {value}" for key, value in feature.spec.provenance.items()) or "an unknown place"
         click.echo(f"  spec {feature.fingerprint}  encoder {feature.spec.encoder}, weights from {origin}")
-        )
         click.echo(f"  media {record.source or 'unreadable'}")
         if record.reason:
             click.echo(f"  {record.reason}")
