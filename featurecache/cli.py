@@ -197,6 +197,7 @@ def show(clip_id: str, store: str, plot: str | None) -> None:
         if record is None:
             continue
         known = True
+        click.echo(f"{name}: {record.status.name.lower()}, shard {record.shard} slot {record.slot}")
         origin = ", ".join(f"{key} {value}" for key, value in feature.spec.provenance.items()) or "an unknown place"
         click.echo(f"  spec {feature.fingerprint}  encoder {feature.spec.encoder}, weights from {origin}")
         click.echo(f"  media {record.source or 'unreadable'}")
