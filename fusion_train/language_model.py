@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from featurecache.encoders.network import align
 from fusion_train.config import Config
 from fusion_train.errors import ModelError
 from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, freeze, llm_width
@@ -54,7 +55,7 @@ def load_llm(name: str, dtype: str) -> nn.Module:
             next_step="transformers would fill missing ones with random numbers; get a complete checkpoint.",
             problems=problems,
         )  # fmt: skip
-    return llm
+    return align(llm)
 
 
 def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> EmotionLlama:

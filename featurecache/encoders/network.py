@@ -15,6 +15,7 @@ import torch
 from featurecache.errors import EncoderError, suggest
 
 COMPUTE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ALIGNMENT_BYTES = 64  # of torch's own allocations
 
 
 def resolve_device(device: str) -> torch.device:
@@ -56,6 +57,19 @@ def resolve_compute_dtype(compute_dtype: str, device: torch.device) -> str:
     return compute_dtype
 
 
+def align(module: torch.nn.Module) -> torch.nn.Module:
+    """Copy weights in main memory that do not begin where torch itself would put them; returns the module.
+
+    A safetensors file is mapped, not copied, so its tensors begin anywhere, and CPU matrix kernels that start elsewhere
+    in a cache line sum in another order: the same weights from another file would give other last bits.
+    """
+    with torch.no_grad():
+        for tensor in module.parameters():
+            if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT_BYTES:
+                tensor.data = tensor.data.clone()
+    return module
+
+
 class FrozenNetwork:
     """A network in evaluation mode on its device."""
 
@@ -68,7 +82,7 @@ class FrozenNetwork:
             for part in self.module.modules():
                 if isinstance(part, torch.nn.Linear):
                     part.to(self._dtype)
-        self.module.to(device)
+        align(self.module.to(device))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

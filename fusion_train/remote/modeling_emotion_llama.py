@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from featurecache.encoders import Encoder
-from featurecache.encoders.network import FrozenNetwork
+from featurecache.encoders.network import FrozenNetwork, align
 from featurecache.errors import WeightsError
 from fusion_train.models.answering import label_log_probabilities, positions
 from fusion_train.models.emotion_llama import IGNORED_LABEL, EmotionLlama, llm_width
@@ -78,6 +78,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
                 "exported model", expected="weights for every parameter, and no others",
                 got=f"{len(problems)} that differ", next_step="Export the run again.", problems=problems,
             )  # fmt: skip
+        align(model)
         return (model, info) if wanted else model
 
     def get_input_embeddings(self) -> nn.Module:

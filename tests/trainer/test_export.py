@@ -1,0 +1,221 @@
+"""What is exported computes what was trained, needs nothing of ours, and refuses what it cannot vouch for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import save_whisper
+from exporting import SILENT, Trained, train_run
+from safetensors.torch import load_file, save_file
+
+from featurecache.errors import FingerprintError, MediaError, WeightsError
+from fusion_train.assemble import reassemble
+from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
+from fusion_train.export.exporting import Sources, export_run, verify_export
+from fusion_train.export.merge import merge_lora
+from fusion_train.models.answering import label_log_probabilities
+from fusion_train.prompts import encode_answer
+from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.run import Run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, whisper_folder, eva_folder, llama) -> Trained:
+    return train_run(tmp_path_factory.mktemp("export") / "material", whisper_folder, eva_folder, llama)
+
+
+@pytest.fixture(scope="module")
+def exported(trained) -> Path:
+    out = trained.folder / "exported"
+    export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(exported) -> EmotionLlamaForCausalLM:
+    return EmotionLlamaForCausalLM.from_pretrained(exported).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(exported) -> EmotionLlamaProcessor:
+    return EmotionLlamaProcessor.from_pretrained(exported, trust_remote_code=True)
+
+
+def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
+    certificate = json.loads((exported / "certificate.json").read_text())
+    assert certificate["passed"]
+    rows = {row["id"]: row for row in certificate["clips"]}
+    assert set(rows) == {"v0", "v1", "v2", "v3"}
+    for row in rows.values():
+        assert all(feature["equal"] for feature in row["features"].values())
+        assert row["reload_logits"] == row["raw_logits"] == 0
+        assert row["text_equal"]
+        assert 0 < row["total_kl"] < 1e-9 or row["total_kl"] == 0
+    assert set(rows[SILENT]["features"]) == {"image", "video"}
+    assert {row["task"] for row in rows.values()} == {"emotion", "reason"}
+
+
+def test_every_bound_has_a_reason_and_a_page_says_so(exported):
+    certificate = json.loads((exported / "certificate.json").read_text())
+    page = (exported / "CERTIFICATE.md").read_text()
+    for figure in certificate["figures"]:
+        assert figure["reason"] in page
+        assert figure["measured"] <= figure["bound"]
+    for value in (*certificate["fingerprints"].values(), *certificate["files"].values()):
+        assert value in page
+
+
+def test_no_absolute_path_is_exported(exported, trained):
+    for path in exported.iterdir():
+        if path.suffix in (".json", ".py", ".md"):
+            assert str(trained.folder) not in path.read_text(), path.name
+            assert str(trained.folder.parent.parent) not in path.read_text(), path.name
+
+
+def test_raw_clips_give_the_logits_of_the_store_bit_for_bit(trained, model, processor):
+    bench = reassemble(trained.run)
+    bench.model.eval()
+    bench.model.llm = merge_lora(bench.model.llm)
+    for clip in trained.clips.in_split("val"):
+        inputs = processor(video=trained.video(clip.id), text=clip.text, task="emotion", dataset="toy")
+        present = torch.tensor([[bench.reader.presence(clip.id)[name] for name in bench.reader.modalities]])
+        assert torch.equal(inputs["present"], present)
+        ids = [encode_answer(bench.tokenizer, label) for label in processor.labels("emotion", "toy")]
+        features = bench.reader.read([clip.id], present)
+        cached = label_log_probabilities(bench.model, inputs["input_ids"].tolist(), features, present, ids)
+        assert torch.equal(model.label_probabilities(ids, **inputs), cached.softmax(1))
+
+
+def test_a_batch_answers_as_its_clips_alone(trained, model, processor):
+    ids = ["v0", SILENT]
+    texts = ["Number 0!", None]
+    together = processor(video=[trained.video(i) for i in ids], text=texts, task="emotion")
+    labels = processor.label_ids(processor.labels("emotion"))
+    both = model.label_probabilities(labels, **together)
+    for row, (clip_id, text) in enumerate(zip(ids, texts, strict=True)):
+        alone = model.label_probabilities(labels, **processor(video=trained.video(clip_id), text=text, task="emotion"))
+        torch.testing.assert_close(both[row], alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_of_an_exported_model_trains_its_own_parts_and_no_encoder(trained, model, processor):
+    inputs = processor(video=trained.video("v0"), task="emotion")
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad is not None for p in model.emotion_llama.projectors.parameters())
+    assert all(p.grad is None for p in model.networks.parameters())
+    model.zero_grad()
+
+
+def test_a_question_takes_the_place_of_the_instruction(trained, processor):
+    inputs = processor(video=trained.video("v0"), question="Is the person at ease?")
+    ids = [i for i in inputs["input_ids"][0].tolist() if i >= 0]
+    assert "at ease" in processor.tokenizer.decode(ids)
+
+
+def test_generation_options_reach_the_language_model(trained, model, processor):
+    inputs = processor(video=trained.video("v0"), task="reason")
+    assert model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        ({"video": "no-such.mp4"}, MediaError, "no such file"),
+        ({}, DataError, "video, audio, image or text"),
+        ({"video": ["a.mp4", "b.mp4"], "text": ["x"]}, DataError, "one length"),
+    ],
+)
+def test_the_processor_says_what_is_wrong_with_its_input(processor, arguments, kind, said):
+    with pytest.raises(kind, match=said):
+        processor(**arguments)
+
+
+def test_missing_weights_are_refused_and_not_drawn_at_random(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    name = next(key for key in tensors if "fusion" in key)
+    del tensors[name]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=name):
+        EmotionLlamaForCausalLM.from_pretrained(copy)
+
+
+def test_encoders_of_other_weights_are_refused_with_the_field_that_differs(trained, tmp_path):
+    other = save_whisper(tmp_path / "other", seed=1)
+    with pytest.raises(FingerprintError, match=r"weights\.model\.safetensors"):
+        export_run(trained.run, tmp_path / "out", {**trained.weights, "whisper": str(other)}, Sources(), lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_encoder_weights_of_unknown_place_must_be_named(trained, tmp_path):
+    with pytest.raises(ExportError, match=r"--weights whisper=FOLDER"):
+        export_run(trained.run, tmp_path / "out", {}, Sources(), lambda _: None)
+
+
+def test_a_misspelt_encoder_is_suggested(trained, tmp_path):
+    with pytest.raises(ExportError, match='Did you mean "whisper"'):
+        export_run(trained.run, tmp_path / "out", {"wisper": "x"}, Sources(), lambda _: None)
+
+
+def test_a_folder_that_holds_something_is_never_written_over(trained, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ExportError, match="holds something"):
+        export_run(trained.run, tmp_path, trained.weights, Sources(), lambda _: None)
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="expected a run"):
+        export_run(Run(tmp_path / "none"), tmp_path / "out", {}, Sources(), lambda _: None)
+
+
+def test_media_that_changed_since_extraction_are_refused(trained, tmp_path):
+    moved = shutil.copytree(trained.folder / "clips", tmp_path / "clips")
+    shutil.copy(trained.folder / "clips.jsonl", tmp_path / "clips.jsonl")
+    shutil.copy(moved / "v0.mp4", moved / "v1.mp4")
+    sources = Sources(clips=str(tmp_path / "clips.jsonl"))
+    with pytest.raises(FingerprintError, match="v1"):
+        export_run(trained.run, tmp_path / "out", trained.weights, sources, lambda _: None)
+    (moved / "v1.mp4").unlink()
+    with pytest.raises(DataError, match=r"v1: v1\.mp4"):
+        export_run(trained.run, tmp_path / "out", trained.weights, sources, lambda _: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "clips.jsonl"]
+
+
+def test_verify_refuses_files_that_are_not_those_certified(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / "generation_config.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"changed: generation_config\.json"):
+        verify_export(copy, say=lambda _: None)
+    with pytest.raises(ExportError, match="certificate"):
+        verify_export(tmp_path, say=lambda _: None)
+
+
+def test_verify_catches_a_model_that_computes_something_else(exported, tmp_path, trained):
+    from fusion_train.export.exporting import file_hashes
+
+    copy = shutil.copytree(exported, trained.folder / "tampered")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["networks.whisper.conv1.bias"] += 0.05
+    tensors["emotion_llama.projectors.video.bias"] += 0.05
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    certificate = json.loads((copy / "certificate.json").read_text())
+    (copy / "certificate.json").write_text(json.dumps(certificate | {"files": file_hashes(copy)}))
+    with pytest.raises(ParityError) as caught:
+        verify_export(copy, say=lambda _: None)
+    assert caught.value.exit_code == 1
+    assert any("audio features" in problem for problem in caught.value.problems)
+    assert any("in a fresh process" in problem for problem in caught.value.problems)
+    assert not any("image features" in problem for problem in caught.value.problems)
+
+
+def test_verify_repeats_the_measurement(exported):
+    assert all(figure.passed for figure in verify_export(exported, say=lambda _: None))
