@@ -28,11 +28,11 @@ class Progress(Protocol):
 
 
 @contextmanager
-def show_progress(title: str, unit: str = "clips") -> Iterator[Progress]:
-    """Show progress under a title while the block runs."""
+def show_progress(title: str, unit: str = "clips", already: int = 0) -> Iterator[Progress]:
+    """Show progress under a title while the block runs; `already` units were done before and count for no rate."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        lines = _Lines(title, unit)
+        lines = _Lines(title, unit, already)
         try:
             yield lines
         finally:
@@ -51,7 +51,7 @@ def show_progress(title: str, unit: str = "clips") -> Iterator[Progress]:
         began = time.monotonic()
 
         def update(done: int, total: int, note: str = "") -> None:
-            rate = _rate(done, time.monotonic() - began, unit)
+            rate = _rate(done - already, time.monotonic() - began, unit)
             bars.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield update
@@ -60,16 +60,17 @@ def show_progress(title: str, unit: str = "clips") -> Iterator[Progress]:
 class _Lines:
     """Plain lines, for logs."""
 
-    def __init__(self, title: str, unit: str) -> None:
-        self._title, self._unit = title, unit
+    def __init__(self, title: str, unit: str, already: int) -> None:
+        self._title, self._unit, self._already = title, unit, already
         self._began = time.monotonic()
         self._last_s = 0.0
         self._unsaid = ""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         elapsed_s = time.monotonic() - self._began
-        left = duration(elapsed_s / done * (total - done)) if done else "?"
-        line = f"{self._title}: {done}/{total} {self._unit}, {_rate(done, elapsed_s, self._unit)}, {left} left"
+        fresh = done - self._already
+        left = duration(elapsed_s / fresh * (total - done)) if fresh > 0 else "?"
+        line = f"{self._title}: {done}/{total} {self._unit}, {_rate(fresh, elapsed_s, self._unit)}, {left} left"
         self._unsaid = line + (f", {note}" if note else "")
         if elapsed_s - self._last_s >= LINE_EVERY_S:
             self._last_s = elapsed_s

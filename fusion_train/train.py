@@ -92,7 +92,7 @@ def train(
     journal = Journal(run.folder, start, config.log, enabled=accelerator.is_main_process)
     scores: dict[str, float] = {}
     began, waiting_since = time.perf_counter(), time.perf_counter()
-    with StopRequest() as stop, journal, show_progress(config.stage, "steps") as progress:
+    with StopRequest() as stop, journal, show_progress(config.stage, "steps", already=start) as progress:
         for step, batches in enumerate(steps, start=start):
             waited_s = time.perf_counter() - waiting_since
             lr = learning_rate(step, config.optim)
