@@ -32,6 +32,12 @@ from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.encoding import EXPORTABLE, INPUTS, ROUNDED_TO, encode, rebuild_encoder
 
+PASSED_ON = (
+    "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_no_split_modules", "_skip_keys_device_placement",
+    "_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing",
+)  # fmt: skip
+"""What a part of a model tells transformers of itself."""
+
 
 class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     """Frozen encoders, fusion, projectors and the language model with its adapters merged."""
@@ -60,7 +66,16 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         )
         self._specs = config.specs
         self._opened: tuple[torch.device, dict[str, Encoder]] | None = None
+        self._announce_language_model()
         self.post_init()
+
+    def _announce_language_model(self) -> None:
+        """Tell transformers what it reads from direct children only, and the language model is a grandchild."""
+        llm = self.emotion_llama.llm
+        tied = {f"llm.{target}": f"llm.{source}" for target, source in llm.all_tied_weights_keys.items()}
+        self.emotion_llama.all_tied_weights_keys = tied
+        for name in PASSED_ON:
+            setattr(self.emotion_llama, name, getattr(llm, name, None))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
