@@ -105,7 +105,7 @@ def repair_store(
         found = inspect_feature(store.folder(name), name, store.format)
         assert found.spec is not None
         writer = store.writer(name, found.spec)  # writes derived files
-        report.mended += [str(problem) for problem in found.problems if problem.kind == "derived"]
+        report.mended += [str(problem) for problem in found.problems if problem.kind in ("derived", "stale")]
         for shard in sorted(found.records):
             problems = list(inspect_shard(found, shard))
             if any(problem.damage for problem in problems):
@@ -118,7 +118,7 @@ def _mend_spec(store: LocalStore, name: str, report: RepairReport) -> bool:
     found = inspect_feature(store.folder(name), name, store.format)
     problems = [problem for problem in found.problems if problem.kind == "spec"]
     if not problems:
-        return True
+        return found.spec is not None  # none where creation was interrupted: nothing to mend
     kept = spec_kept_in_array(found)
     if kept is None:
         report.left.append(f"{name}: spec.json and its copy are both damaged; restore one of them from another copy")

@@ -109,7 +109,9 @@ def root_problems(store: LocalStore) -> list[Problem]:
     for file, data in expected.items():
         path = store.root / file
         if not path.is_file() or path.read_bytes() != data:
-            problems.append(Problem("root", "", f"{file} is not that of a store of this format", path=path))
+            begun = path.is_file() or store.names  # otherwise its creation was interrupted
+            message = f"{file} is not that of a store of this format"
+            problems.append(Problem("root", "", message, path=path, damage=bool(begun)))
     features = set(feature_folders(store))
     for path in sorted(store.root.iterdir()):
         if path.name not in expected and path.name.removesuffix(SCALES_ENDING) not in features:

@@ -25,13 +25,16 @@ from featurecache.store.publish import TEMPORARY_PREFIX
 from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record, load_record
 
 
+MAX_SEGMENTS_BEHIND = 8
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is not as it should be."""
 
     kind: str
-    """Damage: root, spec, derived, plan, record, shard, index, row. Notice: pending, orphan, foreign, temporary, zero,
-    twin."""
+    """Damage: root, spec, derived, plan, record, shard, index, row. Notice: pending, orphan, foreign, temporary, empty,
+    stale, zero, twin."""
     feature: str
     message: str
     shard: int | None = None
@@ -143,6 +146,9 @@ def _finite(row: np.ndarray, part: Part, found: Inspection) -> bool:
 
 def _inspect_spec(found: Inspection) -> None:
     path = found.folder.spec
+    if not path.exists() and not found.folder.plan.exists() and not found.folder.records.exists():
+        found.note("empty", "its creation was interrupted; extraction goes on with it", path=path, damage=False)
+        return
     try:
         text = path.read_bytes()
         spec = Spec.from_json(text.decode("utf-8"), str(path))
@@ -228,13 +234,27 @@ def _record_problem(
 def _inspect_derived(found: Inspection) -> None:
     if any(problem.kind in ("plan", "spec") for problem in found.problems):
         return  # what they should hold is not known before those are mended
-    for path, data in found.form.derived_files(found.geometry, found.spec_text, Plan(found.folder)).items():
-        try:
-            same = path.read_bytes() == data
-        except OSError:
-            same = False
-        if not same and (found.segments or not path.is_file()):
+    plan = Plan(found.folder)
+    for path, data in found.form.derived_files(found.geometry, found.spec_text, plan).items():
+        there = path.read_bytes() if path.is_file() else b""
+        if there == data or (not found.segments and there):
+            continue
+        if _is_older(found, path, there, plan):
+            found.note("stale", f"{path.name} is of a shorter plan; extraction rewrites it", path=path, damage=False)
+        else:
             found.note("derived", f"{path.name} is not what spec and plan give", path=path)
+
+
+def _is_older(found: Inspection, path: Path, there: bytes, plan: Plan) -> bool:
+    """Whether a derived file is what it was before the plan last grew: the grower was killed in between."""
+    if not there:
+        return not found.records
+    shorter = Plan(found.folder)
+    while shorter.segments and len(plan.segments) - len(shorter.segments) < MAX_SEGMENTS_BEHIND:
+        shorter.segments.pop()
+        if found.form.derived_files(found.geometry, found.spec_text, shorter)[path] == there:
+            return True
+    return False
 
 
 def _inspect_files(found: Inspection) -> None:

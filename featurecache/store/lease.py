@@ -47,6 +47,16 @@ class Lease:
                     os.unlink(path)
         return None
 
+    @staticmethod
+    def sweep(folder: Path) -> None:
+        """Remove the leases of dead processes."""
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                if _lock(fd):
+                    os.unlink(path)
+                os.close(fd)
+
     def renew(self) -> None:
         """Say that the work goes on."""
         if time.monotonic() - self._renewed > RENEW_EVERY_S:

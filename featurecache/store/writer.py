@@ -65,6 +65,7 @@ class StoredFeatureWriter(StoredFeature):
             )
         with writing(self.subject):
             sweep(folder.temporary)
+            Lease.sweep(folder.leases)
         self._plan = Plan(folder)
         first = self._plan.segments[0] if self._plan.segments else None
         self.shard_rows: int = first.shard_rows if first else shard_rows or default_shard_rows(row_bytes)
