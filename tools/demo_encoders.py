@@ -3,10 +3,12 @@
     whisper/   WhisperModel: 80 mel bins, 3000 mel frames, 1500 tokens of 64, 2 blocks   + its feature extractor
     eva/       Blip2VisionModel: patch 14, 224 px, 1 + 256 tokens of 64, 2 blocks (448 px by interpolation)
 
-Nothing is trained. The usual initialisation (0.02) makes every block all but an identity; here weights are scaled so
-that each block adds about as much as it receives, filters are smooth, as trained first layers are, and units are
-biased apart, so that tokens are a rich random map of their input (random features, Rahimi and Recht 2007). This module
-knows no clip.
+Whisper's weights are random. The usual initialisation (0.02) makes every block all but an identity; here each block
+adds about as much as it receives, filters are smooth, as trained first layers are, and units are biased apart, so that
+tokens are a rich random map of the sound (random features, Rahimi and Recht 2007). That does not do for faces, so parts
+of EVA are set on purpose: the first block's MLP is fitted in closed form to see three signs of expression (open mouth,
+flushed cheek, tear) in drawn faces of other people, and three heads of the second block bring these signs to every
+token. Neither encoder has seen an emotion or a clip. This module knows no clip.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ NUM_SIGNS = 3
 SIGNS_AT = WIDTH - 2 * NUM_SIGNS
 """First of the channels that hold the signs."""
 RIDGE = 1e-5
-SIGN_GAIN = 6.0
-FOCUS = 1.5
-GATHER_GAIN = 1.5
+SIGN_GAIN = 20.0
+FOCUS = 0.5
+GATHER_GAIN = 4.0
 
 
 def make_whisper(folder: Path, seed: int) -> None:
