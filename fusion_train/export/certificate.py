@@ -18,6 +18,8 @@ from featurecache.store.publish import replace_bytes
 FORMAT = 1
 JSON_NAME, PAGE_NAME = "certificate.json", "CERTIFICATE.md"
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+QUANTISED = {"int8": 1 / 127, "float8": 2.0**-4}
+"""One step of a quantised store, relative to the largest value of its channel."""
 LOGIT_SCALE = 32.0
 """Logits of a trained model reach about this; errors relative to them become errors in nats."""
 MAX_RAW_KL = 0.05
@@ -103,10 +105,15 @@ def _features(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> F
 
 def _feature_bound(spec: Spec) -> tuple[float, str]:
     """Bound on the relative RMS error of a clip's features, and why."""
-    kept = ROUNDOFF.get(spec.stored_dtype)
     computed = ROUNDOFF[spec.compute_dtype]
-    if kept is None:
-        return 0.1, f"The store holds {spec.stored_dtype}: its own quantisation error, at most a tenth, is all of it."
+    if spec.stored_dtype in QUANTISED:
+        step = QUANTISED[spec.stored_dtype]
+        return max(step, 32 * computed), (
+            f"Both are quantised to {spec.stored_dtype}, one step being at most {step:.1e} of the largest value of its "
+            "channel; on another device a value may fall on the next step. On the device of the extraction the "
+            "difference is 0."
+        )
+    kept = ROUNDOFF[spec.stored_dtype]
     # Two runs of one network may differ by their kernels' order of summation: some tens of roundings in 40 blocks.
     return max(kept, 32 * computed), (
         f"Both are rounded to {spec.stored_dtype} (u = {kept:.1e}); {spec.compute_dtype} kernels of another device may "

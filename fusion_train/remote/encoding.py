@@ -1,8 +1,9 @@
 """Encoders by name, built around loaded networks, and the rounding that their stored tokens went through.
 
-Training read tokens rounded to the store's dtype, so the exported model rounds alike: on the same device its features
-are those of the store, bit for bit. A quantised store (int8, float8) cannot be imitated so; there the difference is
-the quantisation error that the store records.
+Training read tokens as the store keeps them, so the exported model rounds, or quantises and restores, alike: on the
+device of the extraction its features are those of the store, bit for bit.
+
+Shapes: B clips, K tokens of width D, G groups of tokens that share a scale, channel by channel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from featurecache.spec import Spec
 EXPORTABLE = {encoder.name: encoder for encoder in (WhisperEncoder, EvaGlobalEncoder, EvaTemporalEncoder)}
 INPUTS = {"audio": "input_features", "image": "image_frames", "video": "video_frames"}
 """Modality -> name of the model's input for it."""
-ROUNDED_TO = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+READ_AS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.float16,
+           "float8": torch.float16}  # fmt: skip
+"""Stored dtype -> dtype of the tokens that a store gives."""
+LARGEST = {"int8": 127.0, "float8": 448.0}
+GROUP_TOKENS = 32
+"""Tokens of one scale in a quantised store; as in featurecache.store.quantize, which a test holds this to."""
 
 
 def rebuild_encoder(spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None = None) -> Encoder:
@@ -30,7 +36,24 @@ def rebuild_encoder(spec: Spec, settings: Mapping[str, Any], network: FrozenNetw
 
 
 def encode(encoder: Encoder, spec: Spec, inputs: torch.Tensor) -> torch.Tensor:
-    """(B, …) preprocessed inputs -> (B, K, D) tokens in the dtype they were stored in (float32 where quantised)."""
-    tokens = encoder.pool(encoder.forward(inputs))
+    """(B, …) preprocessed inputs -> (B, K, D) tokens as a store of this spec gives them."""
+    return as_stored(encoder.pool(encoder.forward(inputs)), spec.stored_dtype)
+
+
+def as_stored(tokens: torch.Tensor, stored_dtype: str) -> torch.Tensor:
+    """(B, K, D) float32 -> what is read back after storing them."""
+    if stored_dtype in LARGEST:
+        tokens = torch.cat([_restored(group, stored_dtype) for group in tokens.split(GROUP_TOKENS, dim=1)], dim=1)
     # A copy, because what inference mode gave may not take part in a backward pass.
-    return tokens.to(ROUNDED_TO.get(spec.stored_dtype, torch.float32), copy=True)
+    return tokens.to(READ_AS[stored_dtype], copy=True)
+
+
+def _restored(group: torch.Tensor, stored_dtype: str) -> torch.Tensor:
+    """(B, up to GROUP_TOKENS, D) -> the same quantised, one float16 scale a channel, and restored."""
+    wanted = group.abs().amax(dim=1, keepdim=True) / LARGEST[stored_dtype]  # [b, 1, d]
+    scales = wanted.to(torch.float16)
+    following = (scales.view(torch.int16) + 1).view(torch.float16)  # the next larger number
+    scales = torch.where(scales.float() < wanted, following, scales).float()
+    scaled = group / torch.where(scales == 0, 1.0, scales)
+    steps = scaled.round() if stored_dtype == "int8" else scaled.to(torch.float8_e4m3fn).float()
+    return steps * scales

@@ -30,7 +30,7 @@ from fusion_train.models.answering import label_log_probabilities, positions
 from fusion_train.models.emotion_llama import IGNORED_LABEL, EmotionLlama, llm_width
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
-from fusion_train.remote.encoding import EXPORTABLE, INPUTS, ROUNDED_TO, encode, rebuild_encoder
+from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, rebuild_encoder
 
 PASSED_ON = (
     "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_no_split_modules", "_skip_keys_device_placement",
@@ -138,7 +138,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         features = {}
         for m, (modality, encoder) in enumerate(self.encoders().items()):
             spec = self._specs[modality]
-            dtype = ROUNDED_TO.get(spec.stored_dtype, torch.float32)
+            dtype = READ_AS[spec.stored_dtype]
             features[modality] = torch.zeros((len(present), *spec.shape), dtype=dtype, device=present.device)
             rows = present[:, m].nonzero().flatten()
             if len(rows):

@@ -7,6 +7,7 @@ import importlib.util
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,6 +16,7 @@ from toy import save_llama
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from featurecache.spec import Spec
+from featurecache.store.quantize import dequantise, quantise
 from fusion_train.errors import ExportError
 from fusion_train.export import folder as export_folder
 from fusion_train.export import vendor
@@ -22,6 +24,7 @@ from fusion_train.export.certificate import judge
 from fusion_train.export.exporting import Sources, export_run
 from fusion_train.export.merge import merge_lora
 from fusion_train.models.lora import add_lora
+from fusion_train.remote.encoding import as_stored
 
 VARIANTS = sorted(point.name for point in entry_points(group=vendor.ENTRY_POINTS))
 
@@ -137,6 +140,17 @@ def test_each_bound_catches_its_own_breach(change, named):
     assert all(f.passed for f in judge([measured()], {"audio": SPEC}, llm_dtype="float32", device="cpu"))
 
 
+@pytest.mark.parametrize("stored_dtype", ["int8", "float8"])
+def test_an_exported_model_quantises_as_the_store_does(stored_dtype):
+    random = np.random.default_rng(0)
+    tokens = random.normal(size=(70, 24)).astype(np.float32) * np.exp(random.normal(size=24) * 4).astype(np.float32)
+    tokens[:, 3], tokens[:, 4], tokens[:, 5] = 0, 1e-8, 3e4
+    stored = dequantise(*quantise(tokens, stored_dtype))
+    mine = as_stored(torch.from_numpy(tokens)[None], stored_dtype)[0]
+    assert mine.dtype == torch.float16
+    assert np.array_equal(mine.numpy(), stored)
+
+
 @pytest.fixture(scope="module")
 def command():
     path = Path(__file__).parents[2] / "tools" / "export_e2e.py"
@@ -172,6 +186,7 @@ def test_the_command_says_what_is_wrong_in_one_message(command, tmp_path, monkey
         ("bfloat16", "bfloat16", "float32", "q-former", True),
         ("float32", "float32", "bfloat16", "none", False),
         ("float32", "float16", "float16", "attention", True),
+        ("float32", "int8", "float32", "conv", False),
     ],
 )
 def test_dtypes_variants_and_tied_embeddings_export(
