@@ -79,7 +79,8 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         "Research on affective computing. What a face or a voice shows is not what a person feels: do not decide about "
         "people by this model's answers. It knows the datasets, languages and label sets above and no others; scores "
         "on other material are unknown. Sound beyond what the audio encoder takes (30 s for Whisper) is not heard. "
-        "Licences of the base models and of the data apply.",
+        "Licences of the base models and of the data apply; the code beside the weights is Apache-2.0 (featurecache "
+        f"{about['versions']['featurecache']}).",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

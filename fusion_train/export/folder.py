@@ -12,8 +12,8 @@ in the dtype its features were computed in. No absolute path is written.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -66,12 +66,14 @@ def make_model(bench: Workbench, attached: Attached, config: EmotionLlamaConfig)
 
 
 def generation_defaults(bench: Workbench) -> GenerationConfig:
-    """Greedy decoding, as evaluation does it."""
+    """Greedy decoding, as evaluation does it; what else the base asks for, such as a repetition penalty, stays."""
     tokenizer = bench.tokenizer
-    return GenerationConfig(
-        do_sample=False, max_new_tokens=MAX_NEW_TOKENS, bos_token_id=tokenizer.bos_token_id,
+    settings = copy.deepcopy(bench.model.llm.generation_config)
+    settings.update(
+        do_sample=False, temperature=None, top_p=None, top_k=None, max_length=None, max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
+    return settings
 
 
 def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
@@ -88,8 +90,3 @@ def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
     processor.save_pretrained(folder)
     for name, text in vendored_code(bench.config.model.fusion.name).items():
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def bundled_bytes(folder: Path) -> dict[str, Any]:
-    """Size of the weight files by name."""
-    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}

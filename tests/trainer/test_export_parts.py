@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from exporting import train_run
 from toy import save_llama
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from featurecache.spec import Spec
 from featurecache.store.quantize import dequantise, quantise
@@ -180,6 +181,7 @@ def test_the_command_says_what_is_wrong_in_one_message(command, tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")
 @pytest.mark.parametrize(
     ("compute_dtype", "stored_dtype", "llm_dtype", "fusion", "tied"),
     [
@@ -197,6 +199,8 @@ def test_dtypes_variants_and_tied_embeddings_export(
         vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied,
     ))  # fmt: skip
+    habits = GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.3, eos_token_id=2)
+    habits.save_pretrained(llama)  # as many a base has them
     trained = train_run(
         tmp_path / "material", whisper_folder, eva_folder, llama, f"model.llm_dtype={llm_dtype}",
         f"model.fusion.name={fusion}", compute_dtype=compute_dtype, stored_dtype=stored_dtype,
@@ -205,3 +209,5 @@ def test_dtypes_variants_and_tied_embeddings_export(
     figures = export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
     assert all(figure.passed for figure in figures)
     assert len(list(out.glob("model-*.safetensors"))) > 1
+    clips = json.loads((out / "certificate.json").read_text())["clips"]
+    assert all(row["text_equal"] for row in clips)
