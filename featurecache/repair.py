@@ -9,8 +9,10 @@ This module knows no encoder: `Recompute` is handed in.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from featurecache.store.feature import StoredFeature
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard, spec_kept_in_array
 from featurecache.store.local import LocalStore
 from featurecache.store.mapped import map_file
-from featurecache.store.plan import load_segment, make_segment
+from featurecache.store.plan import Segment, load_segment, make_segment
 from featurecache.store.protocols import Shard, Status
 from featurecache.store.publish import replace_bytes, writing
 from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record
@@ -131,8 +133,15 @@ def _mend_spec(store: LocalStore, name: str, report: RepairReport) -> bool:
 def _mend_plan(store: LocalStore, name: str, report: RepairReport) -> None:
     """Rebuild damaged segments from the records of their shards; shards without one lose their plan."""
     found = inspect_feature(store.folder(name), name, store.format)
-    for problem in [problem for problem in found.problems if problem.kind == "plan" and problem.path is not None]:
+    damaged = [problem for problem in found.problems if problem.kind == "plan" and problem.path is not None]
+    elsewhere = _misplaced_segments([problem.path for problem in damaged if problem.path])
+    for problem in damaged:
         number = int(problem.path.name)  # type: ignore[union-attr]
+        if number in elsewhere:
+            replace_bytes(problem.path, elsewhere[number].pack(), found.folder.temporary)  # type: ignore[arg-type]
+            found.segments[number] = elsewhere[number]
+            report.mended.append(f"{name}: plan segment {number} found under another number")
+            continue
         before, after = found.segments.get(number - 1), found.segments.get(number + 1)
         first = before.end_shard if before else 0
         last = after.first_shard if after else max([first, *(shard + 1 for shard in found.records)])
@@ -145,6 +154,16 @@ def _mend_plan(store: LocalStore, name: str, report: RepairReport) -> None:
         found.segments[number] = load_segment(problem.path, number)  # type: ignore[arg-type]
         lost = f"; {counts.count(0)} shards without a record must be planned again" if 0 in counts else ""
         report.mended.append(f"{name}: plan segment {number} rebuilt from {len(shards)} records{lost}")
+
+
+def _misplaced_segments(paths: list[Path]) -> dict[int, Segment]:
+    """Sound segments that lie under each other's names."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(CorruptStoreError, OSError):
+            segment = load_segment(path, None)
+            found[segment.number] = segment
+    return found
 
 
 def _drop_records(store: LocalStore, name: str, report: RepairReport) -> list[int]:

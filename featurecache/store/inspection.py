@@ -16,14 +16,15 @@ import numpy as np
 
 from featurecache.errors import CorruptStoreError, SpecError
 from featurecache.spec import Spec
+from featurecache.store import columns
 from featurecache.store.formats import Geometry, Part, ShardFormat, parts_of
 from featurecache.store.layout import RECORD_DIGITS, SEGMENT_DIGITS, FeatureFolder, default_shard_rows, numbered
 from featurecache.store.mapped import map_file
 from featurecache.store.plan import Plan, Segment, load_segment
 from featurecache.store.protocols import Status
 from featurecache.store.publish import TEMPORARY_PREFIX
-from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record, load_record
-
+from featurecache.store.records import MAGIC as RECORD_MAGIC
+from featurecache.store.records import MAX_RECORD_BYTES, NEXT_STEP, QUANTISED_COLUMNS, Record, load_record
 
 MAX_SEGMENTS_BEHIND = 8
 
@@ -71,8 +72,7 @@ class Inspection:
         assert self.spec is not None
         stated = next(iter([*self.segments.values(), *self.records.values()]), None)
         rows = stated.shard_rows if stated else default_shard_rows(self.parts[0].row_bytes)
-        codec = next((segment.codec for segment in self.segments.values()), "none")
-        return Geometry(self.folder, self.name, self.spec, self.parts, rows, codec)
+        return Geometry(self.folder, self.name, self.spec, self.parts, rows, stated.codec if stated else "none")
 
     def note(self, kind: str, message: str, **place: object) -> None:
         self.problems.append(Problem(kind, self.name, message, **place))  # type: ignore[arg-type]
@@ -158,7 +158,9 @@ def _inspect_spec(found: Inspection) -> None:
         return
     kept = spec_kept_in_array(found)
     if kept is not None and kept != text:
-        found.note("spec", "spec.json is not the spec that the array's attributes keep", path=path)
+        fingerprint = Spec.from_json(kept.decode("ascii"), str(path)).fingerprint
+        if fingerprint in (spec.fingerprint, _fingerprint_of_records(found)):  # otherwise the copy is the wrong one
+            found.note("spec", "spec.json is not the spec that the array's attributes keep", path=path)
     found.spec, found.spec_text = spec, text
 
 
@@ -167,9 +169,21 @@ def spec_kept_in_array(found: Inspection) -> bytes | None:
     try:
         ours = json.loads((found.folder.root / found.form.spec_copy).read_bytes())["attributes"]["featurecache"]
         text = json.dumps(ours["spec"], sort_keys=True, indent=2, ensure_ascii=True).encode("ascii") + b"\n"
+        Spec.from_json(text.decode("ascii"))
         return text if google_crc32c.value(text) == ours["spec_crc32c"] else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SpecError):
         return None
+
+
+def _fingerprint_of_records(found: Inspection) -> str:
+    """What the first readable record says that it was made by."""
+    for shard in numbered(found.folder.records, RECORD_DIGITS):
+        try:
+            header, _ = columns.read(found.folder.record(shard), RECORD_MAGIC, MAX_RECORD_BYTES, NEXT_STEP)
+        except (CorruptStoreError, OSError):
+            continue
+        return str(header.get("fingerprint"))
+    return ""
 
 
 def _inspect_plan(found: Inspection) -> None:
@@ -194,6 +208,11 @@ def _inspect_records(found: Inspection) -> None:
     planned = found.planned()
     whole_plan = not any(problem.kind == "plan" for problem in found.problems)
     numbers = numbered(found.folder.records, RECORD_DIGITS)
+    end = max((segment.end_shard for segment in found.segments.values()), default=0)
+    if whole_plan and numbers and numbers[-1] >= end:
+        number = len(found.segments)
+        found.note("plan", f"segment {number} is missing", path=found.folder.segment(number))
+        whole_plan = False
     for shard in numbers:
         path = found.folder.record(shard)
         try:

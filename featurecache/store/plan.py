@@ -65,6 +65,7 @@ class Segment:
         """The file. Equal segments give equal bytes."""
         header = {
             "format": STORE_FORMAT,
+            "number": self.number,
             "first_shard": self.first_shard,
             "shard_rows": self.shard_rows,
             "codec": self.codec,
@@ -93,8 +94,8 @@ def publish_segment(folder: FeatureFolder, segment: Segment) -> bool:
     return publish_bytes(folder.segment(segment.number), segment.pack(), folder.temporary)
 
 
-def load_segment(path: Path, number: int) -> Segment:
-    """Read and check one segment.
+def load_segment(path: Path, number: int | None) -> Segment:
+    """Read and check one segment; `number` None takes the one it states, for repair.
 
     Raises:
         CorruptStoreError: damaged or contradicting itself.
@@ -110,6 +111,10 @@ def load_segment(path: Path, number: int) -> Segment:
     first, rows, codec = header.get("first_shard"), header.get("shard_rows"), header.get("codec")
     if header.get("format") != STORE_FORMAT:
         raise corrupt(f"format {STORE_FORMAT}", repr(header.get("format")))
+    if number is None and isinstance(header.get("number"), int):
+        number = header["number"]
+    if number is None or header.get("number") != number:
+        raise corrupt(f"segment {number}", f"segment {header.get('number')!r}")
     if not isinstance(first, int) or not 0 <= first <= MAX_SHARDS or found["counts"].size > MAX_SHARDS:
         raise corrupt(f"at most {MAX_SHARDS} shards", f"first shard {first!r} of {found['counts'].size}")
     if not isinstance(rows, int) or not 1 <= rows <= MAX_SHARD_ROWS:

@@ -58,6 +58,8 @@ class Record:
     shard: int
     shard_rows: int
     fingerprint: str
+    codec: str
+    """How rows are compressed: "none" or the name of an archive codec."""
     row_bytes: int
     file_bytes: tuple[int, ...]
     """Size of each file of the shard: tokens, and scales where there are."""
@@ -99,6 +101,7 @@ class Record:
             "shard": self.shard,
             "shard_rows": self.shard_rows,
             "fingerprint": self.fingerprint,
+            "codec": self.codec,
             "row_bytes": self.row_bytes,
             "file_bytes": list(self.file_bytes),
             "reasons": list(self.reasons),
@@ -115,10 +118,11 @@ class RecordBuilder:
         encoded_ids: list[bytes],
         shard_rows: int,
         fingerprint: str,
+        codec: str,
         row_bytes: int,
         optional: Sequence[str] = (),
     ) -> None:
-        self._stated = (shard, shard_rows, fingerprint, row_bytes)
+        self._stated = (shard, shard_rows, fingerprint, codec, row_bytes)
         count = len(encoded_ids)
         ids, starts = columns.pack_texts(encoded_ids)
         self._columns: dict[str, np.ndarray] = {
@@ -167,11 +171,10 @@ class RecordBuilder:
         """
         if not self.decided.all():
             raise ValueError(f"{int((~self.decided).sum())} slots are undecided")
-        shard, shard_rows, fingerprint, row_bytes = self._stated
         reasons = tuple(sorted({"", *self._reasons}))
         numbers = {reason: number for number, reason in enumerate(reasons)}
         self._columns["reason"][:] = [numbers[reason] for reason in self._reasons]
-        return Record(shard, shard_rows, fingerprint, row_bytes, file_bytes, reasons, self._columns)
+        return Record(*self._stated, file_bytes, reasons, self._columns)
 
 
 def load_record(path: Path, shard: int, fingerprint: str) -> Record:
@@ -231,7 +234,10 @@ def check_record(
         raise corrupt("a list of reasons", type(reasons).__name__)
     if found["reason"].max() >= len(reasons) or found["status"].max() > max(Status):
         raise corrupt("known reasons and statuses", "others")
-    return Record(shard, rows, fingerprint, row_bytes, tuple(file_bytes), tuple(reasons), found)
+    codec = header.get("codec")
+    if not isinstance(codec, str):
+        raise corrupt("a codec", repr(codec))
+    return Record(shard, rows, fingerprint, codec, row_bytes, tuple(file_bytes), tuple(reasons), found)
 
 
 def _is_count(value: object, most: int) -> bool:

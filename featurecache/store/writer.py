@@ -217,7 +217,13 @@ class StoredShardWriter:
         geometry = feature.geometry
         optional = [*feature.format.columns(geometry), *(QUANTISED_COLUMNS if len(feature.parts) == 2 else ())]
         self._builder = RecordBuilder(
-            shard.number, encoded, feature.shard_rows, feature.fingerprint, feature.parts[0].row_bytes, optional
+            shard.number,
+            encoded,
+            feature.shard_rows,
+            feature.fingerprint,
+            feature.codec,
+            feature.parts[0].row_bytes,
+            optional,
         )
         with writing(self._subject):
             self._sink = feature.format.sink(geometry, shard.number, encoded)

@@ -75,7 +75,7 @@ def test_nothing_of_a_shard_is_visible_before_its_commit(tmp_path: Path, kind: s
     assert {path for path in planned if path not in before} == {"whisper/.fcache/plan/00003"}
 
 
-@pytest.mark.parametrize("instants", [pytest.param(12, id="some"), pytest.param(200, marks=pytest.mark.slow, id="200")])
+@pytest.mark.parametrize("instants", [pytest.param(6, id="some"), pytest.param(200, marks=pytest.mark.slow, id="200")])
 def test_killed_at_any_instant_and_resumed_equals_uninterrupted(tmp_path: Path, instants: int) -> None:
     expected = uninterrupted(tmp_path / "whole.zarr", 24)
     randomness = np.random.default_rng(0)
