@@ -122,11 +122,17 @@ def verify_export(
     """
     certificate = read_certificate(out)
     refuse_changed_files(out, certificate)
-    where, given = certificate["where"], sources or Sources()
-    run = run or Run(absolute(where["run"], out))
+    given = sources or Sources()
+    there = {name: absolute(place, out) for name, place in certificate["where"].items()} if run is None else {}
+    run = run or Run(there["run"])
+    if not run.exists:
+        raise ExportError(
+            str(out), expected=f"the run it was made from at {run.folder}", got="none there",
+            next_step="Say where it is with --run, and with --store and --clips where they moved too.",
+        )  # fmt: skip
     sources = replace(
         given,
-        store=given.store or absolute(where["store"], out), clips=given.clips or absolute(where["clips"], out),
+        store=given.store or there.get("store"), clips=given.clips or there.get("clips"),
         which=str(certificate["run"]["step"]), split=given.split or certificate["split"],
         num_clips=certificate["asked"], dtype=certificate["dtype"],
     )  # fmt: skip

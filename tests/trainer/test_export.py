@@ -199,6 +199,12 @@ def test_verify_refuses_files_that_are_not_those_certified(exported, tmp_path):
         verify_export(tmp_path, say=lambda _: None)
 
 
+def test_a_folder_apart_from_its_run_says_how_to_name_it(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "elsewhere" / "copy")
+    with pytest.raises(ExportError, match="Say where it is with --run"):
+        verify_export(copy, say=lambda _: None)
+
+
 def test_verify_catches_a_model_that_computes_something_else(exported, tmp_path, trained):
     from fusion_train.export.exporting import file_hashes
 
@@ -217,5 +223,6 @@ def test_verify_catches_a_model_that_computes_something_else(exported, tmp_path,
     assert not any("image features" in problem for problem in caught.value.problems)
 
 
-def test_verify_repeats_the_measurement(exported):
-    assert all(figure.passed for figure in verify_export(exported, say=lambda _: None))
+def test_verify_repeats_the_measurement_wherever_the_folder_lies(exported, trained, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    assert all(figure.passed for figure in verify_export(copy, run=trained.run, say=lambda _: None))
