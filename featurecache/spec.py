@@ -91,7 +91,7 @@ class Spec:
             document = json.loads(text)
             stated = document.pop("fingerprint")
             spec = cls(**document)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise SpecError(subject, expected="a spec of format 1", got=f"{type(error).__name__}: {error}") from error
         if spec.format != SPEC_FORMAT:
             raise SpecError(

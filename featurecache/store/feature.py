@@ -204,7 +204,13 @@ class StoredFeature:
         record, part = self._catalogue.records[place], self.parts[0]
         touched = self._touched_rows(record)
         begin = self.format.begin(record, slot, part)
-        assert begin is not None
+        if begin is None or begin + part.row_bytes > record.file_bytes[self.format.file_of(0)]:
+            raise CorruptStoreError(
+                f"{self.subject}, shard {record.shard}, slot {slot}",
+                expected="a row inside its file",
+                got=f"{part.row_bytes} bytes at {begin}",
+                next_step=NEXT_STEP,
+            )
 
         def done(row: np.ndarray) -> None:
             if not touched[slot]:

@@ -15,6 +15,8 @@ import numpy as np
 
 GROUP_TOKENS = 32
 LARGEST = {"int8": 127.0, "float8": 448.0}
+MAX_MAGNITUDE = max(LARGEST.values())
+FLOAT16_MAX = 65504.0
 
 _FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _VALUE_OF_BITS = np.arange(256, dtype=np.uint8).view(_FLOAT8).astype(np.float32)
@@ -47,6 +49,8 @@ def dequantise(q: np.ndarray, scales: np.ndarray, out: np.ndarray | None = None)
     scales = scales.astype(np.float32)
     for group, start in enumerate(range(0, q.shape[0], GROUP_TOKENS)):
         values[start : start + GROUP_TOKENS] *= scales[group]
+    if scales.max() * MAX_MAGNITUDE > FLOAT16_MAX:  # scales are rounded up: the largest values may pass the end
+        np.clip(values, -FLOAT16_MAX, FLOAT16_MAX, out=values)
     if out is None:
         return values.astype(np.float16)
     out[...] = values

@@ -230,6 +230,9 @@ def check_record(
     )
     if not sound:
         raise corrupt("one or two file sizes", repr(file_bytes))
+    places = [found[name] for name in ("offset", "scales_offset", "length", "scales_length") if name in found]
+    if any(int(column.max()) > max(file_bytes) for column in places):
+        raise corrupt(f"rows inside files of {file_bytes} bytes", "places outside")
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
         raise corrupt("a list of reasons", type(reasons).__name__)
     if found["reason"].max() >= len(reasons) or found["status"].max() > max(Status):
