@@ -22,6 +22,8 @@ QUANTISED = {"int8": 1 / 127, "float8": 2.0**-4}
 """One step of a quantised store, relative to the largest value of its channel."""
 LOGIT_SCALE = 32.0
 """Logits of a trained model reach about this; errors relative to them become errors in nats."""
+LEAST_KL, LEAST_MARGIN = 1e-8, 1e-3
+"""No bound is tighter: another order of summation moves the logits of a deep float32 network by up to 1e-4."""
 MAX_RAW_KL = 0.05
 """Beyond this, answers would begin to change."""
 
@@ -55,7 +57,7 @@ def judge(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_d
         Figure("clips whose modalities differ", _count(rows, "present_equal"), 0, "Absence is decided by the media."),
     ]
     figures += [_features(modality, spec, rows) for modality, spec in specs.items()]
-    merge_bound = max(1e-10, (LOGIT_SCALE * u) ** 2 * 4)
+    merge_bound = max(LEAST_KL, 4 * (LOGIT_SCALE * u) ** 2)
     figures.append(Figure(
         "merged against unmerged adapters, KL", _worst(rows, "merge_kl"), merge_bound,
         f"Every merged weight is rounded once to {llm_dtype} (u = {u:.1e}); logits of about {LOGIT_SCALE:g} move by a "
@@ -74,7 +76,7 @@ def judge(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_d
             0.0, "Equal features give equal logits, to the bit.",
         ))  # fmt: skip
     raw_u = max([u, *(_feature_bound(spec)[0] for spec in specs.values())])
-    raw_bound = min(MAX_RAW_KL, max(1e-8, 4 * (LOGIT_SCALE * raw_u) ** 2))
+    raw_bound = min(MAX_RAW_KL, max(LEAST_KL, 4 * (LOGIT_SCALE * raw_u) ** 2))
     figures.append(Figure(
         "raw media against cached features, KL", _worst(rows, "raw_kl"), raw_bound,
         "Features differ by at most the bounds above; logits move in proportion, KL with the square of it; never more "
@@ -88,7 +90,7 @@ def judge(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_d
         ))  # fmt: skip
     figures.append(Figure(
         "greedy text: nats between the tokens where texts part", _worst(rows, "text_margin"),
-        max(1e-4, 2 * LOGIT_SCALE * u), "Texts are equal, except where two tokens are as good as tied "
+        max(LEAST_MARGIN, 2 * LOGIT_SCALE * u), "Texts are equal, except where two tokens are as good as tied "
         f"within the rounding of {llm_dtype}.",
     ))  # fmt: skip
     return figures
