@@ -1,0 +1,207 @@
+"""Stores behind URLs, bounded caches, batches for training."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from small_stores import build, clip_ids, contents, fill, make_spec, tokens_of
+
+import featurecache
+from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreError, StoreNotFoundError
+from featurecache.loading import common_ids, iterate
+from featurecache.store.local import LocalStore
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def uploaded(store: LocalStore) -> str:
+    """The URL of a copy in memory."""
+    memory = fsspec.filesystem("memory")
+    base = f"/{store.root.parent.name}-{store.root.name}"
+    for path, data in contents(store.root).items():
+        memory.pipe_file(f"{base}/{path}", data)
+    return f"memory:/{base}"
+
+
+def shards_in(cache: Path) -> list[Path]:
+    return [path for path in cache.rglob("*") if path.is_file() and (path.name == "0" or path.suffix == ".tar")]
+
+
+def test_a_remote_store_reads_like_a_local_one(place: Path, kind: str, cache: Path) -> None:
+    local = build(place, kind)
+    remote = featurecache.open_store(uploaded(local), cache=cache)
+    ids = list(local["whisper"].ids)
+    assert remote.names == ["whisper"]
+    assert remote["whisper"].read(ids).tobytes() == local["whisper"].read(ids).tobytes()
+    assert remote["whisper"][ids[0]].tobytes() == local["whisper"][ids[0]].tobytes()
+    assert remote["whisper"].record(ids[0]) == local["whisper"].record(ids[0])
+    with pytest.raises(StoreNotFoundError, match="whisper"):
+        remote["wisper"]
+    with pytest.raises(StoreError, match="read only"):
+        featurecache.open_store(remote.location, "a")
+    with pytest.raises(StoreNotFoundError, match="none at this URL"):
+        featurecache.open_store("memory://nothing", cache=cache)
+    again = pickle.loads(pickle.dumps(remote["whisper"]))
+    assert again.read(ids[:2]).shape[0] == 2
+
+
+def test_shards_are_fetched_when_first_read_and_once(small_store: LocalStore, cache: Path) -> None:
+    url = uploaded(small_store)
+    feature = featurecache.open_store(url, cache=cache)["whisper"]
+    assert not shards_in(cache)
+    feature.read(clip_ids(2))
+    (first,) = shards_in(cache)
+    written = first.stat().st_ino
+    featurecache.open_store(url, cache=cache)["whisper"].read(clip_ids(3))
+    assert [path.stat().st_ino for path in shards_in(cache)] == [written]
+
+
+def test_the_cache_stays_within_its_bounds(small_store: LocalStore, cache: Path) -> None:
+    url = uploaded(small_store)
+    one = (small_store.root / "whisper/c/0/0/0").stat().st_size
+    feature = featurecache.open_store(url, cache=cache, cache_bytes=2 * one)["whisper"]
+    ids = list(feature.ids)
+    for _ in range(2):
+        for clip_id in ids:
+            assert np.array_equal(feature[clip_id], tokens_of(clip_id).astype(np.float16))
+    assert sum(path.stat().st_size for path in shards_in(cache)) <= 2 * one
+
+
+def test_a_store_that_changed_at_its_origin_is_fetched_anew(small_store: LocalStore, cache: Path) -> None:
+    url = uploaded(small_store)
+    featurecache.open_store(url, cache=cache)["whisper"].read(clip_ids(2))
+    (small_store.root / "whisper").rename(small_store.root.parent / "old")
+    writer = small_store.writer("whisper", make_spec(implementation=2))
+    writer.plan(clip_ids(4))
+    fill(writer)
+    fsspec.filesystem("memory").rm(url.removeprefix("memory:/"), recursive=True)
+    assert uploaded(featurecache.open_store(small_store.location)) == url
+    feature = featurecache.open_store(url, cache=cache)["whisper"]
+    assert feature.spec.implementation == 2
+    assert np.array_equal(feature["set/clip_001"], tokens_of("set/clip_001").astype(np.float16))
+
+
+def test_a_fetch_that_was_damaged_is_refused_and_tried_again(small_store: LocalStore, cache: Path) -> None:
+    url = uploaded(small_store)
+    featurecache.open_store(url, cache=cache)["whisper"].read(clip_ids(1))
+    (shard,) = shards_in(cache)
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 1
+    shard.write_bytes(data)
+    feature = featurecache.open_store(url, cache=cache)["whisper"]
+    with pytest.raises(CorruptStoreError):
+        feature.read(clip_ids(1))
+    feature = featurecache.open_store(url, cache=cache)["whisper"]
+    assert np.array_equal(feature["set/clip_000"], tokens_of("set/clip_000").astype(np.float16))
+
+
+def test_a_fetch_that_was_killed_leaves_no_half_shard(small_store: LocalStore, cache: Path) -> None:
+    url = uploaded(small_store)
+    store = featurecache.open_store(url, cache=cache)
+    feature = store["whisper"]
+    (store.root / "tmp").mkdir(exist_ok=True)
+    (store.root / "tmp/.tmp-killed").write_bytes(b"half")
+    feature.read(clip_ids(1))
+    assert not (store.root / "tmp/.tmp-killed").exists()
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_store_is_read_over_http(small_store: LocalStore, cache: Path) -> None:
+    pytest.importorskip("aiohttp")
+    with served(small_store.root.parent) as url:
+        feature = featurecache.open_store(f"{url}/{small_store.root.name}", cache=cache)["whisper"]
+        assert list(feature.ids) == list(small_store["whisper"].ids)
+        assert feature.read(clip_ids(2)).tobytes() == small_store["whisper"].read(clip_ids(2)).tobytes()
+
+
+def _child(feature, ids, queue) -> None:  # type: ignore[no-untyped-def]
+    queue.put(feature.read(ids).tobytes())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_reading_goes_on_in_child_processes(tmp_path: Path, method: str) -> None:
+    feature = build(tmp_path / "s.zarr")["whisper"]
+    ids = list(feature.ids)
+    expected = feature.read(ids).tobytes()
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=_child, args=(feature, ids, queue))
+    process.start()
+    assert queue.get() == expected
+    process.join()
+
+
+def test_a_store_of_many_shards_keeps_few_files_open(tmp_path: Path) -> None:
+    writer = featurecache.open_store(tmp_path / "s.zarr", "a").writer("whisper", make_spec(), shard_rows=1)
+    writer.plan(clip_ids(120))
+    fill(writer)
+    feature = featurecache.open_store(tmp_path / "s.zarr")["whisper"]
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for clip_id in feature.ids:
+            feature.read([clip_id])
+    assert len(os.listdir("/proc/self/fd")) - before <= 66
+
+
+def test_batches_come_in_order_and_whole(small_store: LocalStore) -> None:
+    other = small_store.writer("eva", make_spec("bfloat16", (2, 3)))
+    other.plan(clip_ids(6))
+    fill(other, failed=clip_ids(1))
+    ids = common_ids(small_store, ["eva", "whisper"])
+    assert ids == [clip_ids(6)[1], clip_ids(6)[2], clip_ids(6)[3]]
+    for prefetch in (0, 2):
+        batches = list(iterate(small_store, ["eva", "whisper"], batch_size=2, prefetch=prefetch))
+        assert [batch["ids"] for batch in batches] == [ids[:2], ids[2:]]
+        assert batches[0]["whisper"].tobytes() == small_store["whisper"].read(ids[:2]).tobytes()
+    with pytest.raises(MissingFeatureError):
+        list(iterate(small_store, ["eva"], clip_ids(1)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_reads_a_store(small_store: LocalStore, workers: int) -> None:
+    torch = pytest.importorskip("torch")
+    from featurecache.torch_dataset import FeatureDataset
+
+    other = small_store.writer("eva", make_spec("bfloat16", (2, 3)))
+    other.plan(clip_ids(12))
+    fill(other)
+    dataset = FeatureDataset(small_store)
+    small_store["whisper"].read(dataset.ids[:3])
+    context = "fork" if workers else None
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=workers, multiprocessing_context=context)
+    seen = [clip_id for batch in loader for clip_id in batch["id"]]
+    assert seen == dataset.ids
+    first = next(iter(loader))
+    assert first["eva"].dtype == torch.bfloat16
+    assert first["whisper"].shape == (4, 5, 6)
+    assert first["whisper"][0].numpy().tobytes() == small_store["whisper"][first["id"][0]].tobytes()
