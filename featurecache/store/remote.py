@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ import numpy as np
 from featurecache.errors import CorruptStoreError, StoreError, StoreNotFoundError
 from featurecache.store.feature import StoredFeature, Verify, feature_not_found
 from featurecache.store.formats import ShardFormat
-from featurecache.store.layout import FEATURE_NAME, RECORD_DIGITS, SEGMENT_DIGITS, FeatureFolder
+from featurecache.store.layout import (
+    FEATURE_NAME,
+    RECORD_DIGITS,
+    SCALES_ENDING,
+    SEGMENT_DIGITS,
+    FeatureFolder,
+    numbered,
+)
 from featurecache.store.local import LocalStore
 from featurecache.store.plan import Plan
 from featurecache.store.publish import TemporaryFile, make_folder, replace_bytes, sweep, writing
@@ -174,6 +182,9 @@ class RemoteStore(LocalStore):
         spec = self.files.read(f"{name}/{folder.spec_path}")
         if spec is None:
             return False
+        if folder.spec.is_file() and folder.spec.read_bytes() != spec:
+            for each in (folder.root, folder.root.with_name(name + SCALES_ENDING)):
+                shutil.rmtree(each, ignore_errors=True)  # another feature has taken the name
         self._keep(folder.spec, spec)
         number = 0
         while (segment := self.files.read(f"{name}/.fcache/plan/{number:0{SEGMENT_DIGITS}d}")) is not None:
@@ -183,8 +194,12 @@ class RemoteStore(LocalStore):
         if listed is None:
             listed = [f"{shard:0{RECORD_DIGITS}d}" for _, shard, _, _ in Plan(folder).shards()]
         wanted = [f"{name}/.fcache/records/{each}" for each in listed if len(each) == RECORD_DIGITS and each.isdigit()]
-        for path, data in self.files.read_all(wanted).items():
+        found = self.files.read_all(wanted)
+        for path, data in found.items():
             self._keep(self.root / path, data)
+        for shard in numbered(folder.records, RECORD_DIGITS):
+            if folder.record(shard).relative_to(self.root).as_posix() not in found:
+                folder.record(shard).unlink(missing_ok=True)  # dropped by a repair
         return True
 
     def _keep(self, path: Path, data: bytes) -> None:
