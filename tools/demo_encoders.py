@@ -16,13 +16,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from demo_face import LOOKS, Person, portraits
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Blip2VisionConfig, Blip2VisionModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import (
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 WIDTH = 64
 NUM_BLOCKS = 2
@@ -53,8 +64,7 @@ def make_whisper(folder: Path, seed: int) -> None:
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
         suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
-    model = WhisperModel(config).eval()
-    random = torch.Generator().manual_seed(seed)
+    model, random = _seeded(WhisperModel, config, seed)
     encoder = model.get_encoder()
     with torch.no_grad():
         _fill(encoder.conv1.weight, _smooth_over_bins(WIDTH, MEL_BINS, 3, random))
@@ -76,8 +86,7 @@ def make_eva(folder: Path, seed: int) -> None:
         hidden_size=WIDTH, intermediate_size=8 * WIDTH, num_hidden_layers=NUM_BLOCKS, num_attention_heads=NUM_HEADS,
         patch_size=PATCH_PIXELS, image_size=IMAGE_PIXELS, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True,
     )  # fmt: skip
-    model = Blip2VisionModel(config).eval()
-    random = torch.Generator().manual_seed(seed)
+    model, random = _seeded(Blip2VisionModel, config, seed)
     embeddings = model.embeddings
     see, look = model.encoder.layers
     with torch.no_grad():
@@ -166,6 +175,14 @@ def _squash(pictures: np.ndarray, pixels: int) -> Tensor:
 
 def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def _seeded(kind: type[Model], config: PreTrainedConfig, seed: int) -> tuple[Model, torch.Generator]:
+    """Build a model whose every weight follows from the seed, and a generator for those drawn anew."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind(config).eval()
+    return model, torch.Generator().manual_seed(seed)
 
 
 def _fill(parameter: Tensor, values: Tensor) -> None:
