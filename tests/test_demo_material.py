@@ -155,9 +155,9 @@ def test_voices_differ_in_loudness_and_never_clip():
     for name, voice in VOICES.items():
         sounds = [speak(voice, Speaker.draw(np.random.default_rng(k)), 1.0, np.random.default_rng(k)) for k in range(6)]
         assert all(sound.shape == (SAMPLING_RATE,) and sound.dtype == np.float32 for sound in sounds)
-        assert max(np.mean(np.abs(sound) >= 1.0) for sound in sounds) < 0.01
+        assert max(np.abs(sound).max() for sound in sounds) < 1.0
         level[name] = np.mean([np.sqrt(np.mean(sound**2)) for sound in sounds])
-    assert level["sharp"] > 2 * level["lilting"] > 2 * level["flat"]
+    assert level["sharp"] > 1.5 * level["lilting"] > 1.5 * 1.5 * level["flat"]
 
 
 def test_the_encoders_load_without_a_missing_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

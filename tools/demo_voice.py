@@ -85,7 +85,8 @@ def speak(voice: Voice, speaker: Speaker, duration_s: float, rng: np.random.Gene
     level = np.sqrt(np.mean(sound**2)) + 1e-9
     sound *= 10 ** ((voice.level_db + speaker.gain_db) / 20) / level
     sound += 10 ** (speaker.noise_db / 20) * rng.standard_normal(num_samples)
-    return np.clip(sound, -1.0, 1.0).astype(np.float32)
+    over = np.maximum(np.abs(sound) - 0.7, 0.0)  # a soft limiter, as in any recorder
+    return (np.sign(sound) * (np.minimum(np.abs(sound), 0.7) + 0.29 * np.tanh(over / 0.29))).astype(np.float32)
 
 
 def _articulate(voice: Voice, num_frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
