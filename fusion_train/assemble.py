@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from accelerate import PartialState
+
 from featurecache.clips import ClipList, load_clips
 from fusion_train import checkpoint
 from fusion_train.batches import Collator, FeatureReader
@@ -63,7 +65,7 @@ def assemble(
 
 
 def reassemble(run: Run, *, store: str | None = None, clips: str | None = None, which: str = "best") -> Workbench:
-    """Build a finished or interrupted run again with the weights of one of its checkpoints.
+    """Build a finished or interrupted run again with the weights of one of its checkpoints, on the GPU if there is one.
 
     Args:
         store, clips: where they lie now, if not where the run found them.
@@ -80,6 +82,7 @@ def reassemble(run: Run, *, store: str | None = None, clips: str | None = None, 
         sets=record.label_sets,
     )
     checkpoint.load_model(folder, bench.model)
+    bench.model.to(PartialState().device)
     return bench
 
 

@@ -64,7 +64,7 @@ def evaluate(
     """Ask `task_name` of every clip that has an answer to it.
 
     Args:
-        modalities: shown to the model; the others are hidden (the token ablation). Default: all in use.
+        modalities: shown to the model; the others are hidden (the token ablation). Default: those that the task shows.
 
     Raises:
         DataError: no clip of these has an answer to the task, or an unknown modality.
@@ -73,7 +73,8 @@ def evaluate(
     unknown = [name for name in modalities or () if name not in bench.reader.modalities]
     if unknown:
         raise DataError("--modalities", expected="among " + ", ".join(bench.reader.modalities), got=", ".join(unknown))
-    hidden = tuple(name for name in bench.reader.modalities if modalities is not None and name not in modalities)
+    shown = [name for name in task.modalities if modalities is None or name in modalities]
+    hidden = tuple(name for name in bench.reader.modalities if name not in shown)
     asked = [(clip, answer) for clip in clips if (answer := answer_of(clip, task)) is not None]
     if not asked:
         raise DataError(

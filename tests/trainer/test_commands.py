@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from test_train import run_training
-from toy import make_config
+from toy import make_config, write_features
 
 from fusion_train.cli import main
 from fusion_train.evaluate import conclusion
@@ -128,3 +128,19 @@ def test_scores_of_a_worked_example():
     # a: precision 1, recall 1/2, F1 2/3; b: precision 1/2, recall 1/2, F1 1/2; weights 2:2
     assert scores.weighted_f1 == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert scores.confusion.tolist() == [[1, 1, 0], [0, 1, 1]]
+
+
+def test_a_description_of_the_sound_is_asked_with_the_pictures_hidden(llama, tmp_path):
+    (tmp_path / "clips.jsonl").write_text(
+        "".join(
+            json.dumps({"id": f"{split}{n}", "video": "v.mp4", "split": split, "responses": {"audio": "a low voice"},
+                        "labels": {"emotion": "sad"}}) + "\n"
+            for split in ("train", "val") for n in range(2)
+        )
+    )  # fmt: skip
+    write_features(tmp_path / "features.zarr", {f"{split}{n}": "sad" for split in ("train", "val") for n in range(2)})
+    run = run_training(make_config(llama, "optim.steps=1", "data.tasks=[audio]"), tmp_path, tmp_path / "run")
+    result = invoke("eval", "--run", run.folder, "--split", "val", "--task", "audio")
+    assert result.exit_code == 0, result.output
+    rows = (run.folder / "predictions-val-audio.jsonl").read_text().splitlines()
+    assert {tuple(json.loads(row)["hidden"]) for row in rows} == {("image", "video")}
