@@ -54,7 +54,7 @@ def _curves(axes: Axes, runs: Sequence[Run]) -> None:
     accuracy.set(ylabel="held-out accuracy", ylim=(0, 1.03))
     lines = axes.get_lines() + accuracy.get_lines()
     named = [line for line in lines if not str(line.get_label()).startswith("_")]
-    axes.legend(named, [line.get_label() for line in named], loc="lower left", fontsize=8)
+    axes.legend(named, [line.get_label() for line in named], loc="center right", fontsize=8)
     axes.grid(alpha=0.3)
 
 
