@@ -19,7 +19,7 @@ from featurecache.errors import CorruptStoreError
 
 RUN_BYTES = 4 << 20
 """Longest stretch that one call reads."""
-AHEAD_BYTES = 32 << 20
+AHEAD_BYTES = 128 << 20
 NO_WAITING = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -28,6 +28,10 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.cold = False
+        """Whether some read had to wait for the disk."""
+        self.end = self.asked = 0
+        """Where the last read ended, and up to where the kernel was asked to read ahead."""
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -75,16 +79,25 @@ def read_rows(rows: Sequence[Row]) -> None:
         if read == _length(run):
             _finish(run)
         else:
+            run[0].file.cold = True
             waiting.append((run, read))
+        _ask_ahead(run)
     if len(waiting) == 1 and _length(waiting[0][0]) <= RUN_BYTES // 4:
         _read_all(*waiting[0])
-    elif waiting:
-        futures = [_pool().submit(_read_all, *each) for each in waiting]
-        last = waiting[-1][0][-1]
-        if _length(waiting[-1][0]) > last.target.size:  # read in order: ask for what comes next
-            os.posix_fadvise(last.file.fd, last.begin + last.target.size, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-        for future in futures:
-            future.result()
+        return
+    for future in [_pool().submit(_read_all, *each) for each in waiting]:
+        future.result()
+
+
+def _ask_ahead(run: list[Row]) -> None:
+    """Where a cold file is read in order, have the kernel read what comes next while this is copied."""
+    file, begin = run[0].file, run[0].begin
+    end = begin + _length(run)
+    if file.cold and begin == file.end and file.asked < end + AHEAD_BYTES // 2:
+        start = max(end, file.asked)
+        os.posix_fadvise(file.fd, start, end + AHEAD_BYTES - start, os.POSIX_FADV_WILLNEED)
+        file.asked = end + AHEAD_BYTES
+    file.end = end
 
 
 def _runs(rows: Sequence[Row]) -> list[list[Row]]:

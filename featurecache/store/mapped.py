@@ -16,6 +16,10 @@ import numpy as np
 
 from featurecache.store.direct import open_shard
 
+PROT_NONE = 0
+MAP_FIXED = 0x10
+HUGE_PAGE_BYTES = 2 << 20
+"""Maps begin at a multiple of it, so that the kernel can use huge pages where its cache has them."""
 MADV_WILLNEED = 3
 MADV_POPULATE_READ = 22
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -34,15 +38,22 @@ def map_file(path: Path, expected_bytes: int, next_step: str) -> np.ndarray:
         CorruptStoreError: the file is missing, or not of the size its record says.
     """
     file, size = open_shard(path, expected_bytes, next_step), expected_bytes
-    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fd, 0)
-    if address == _MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(path))
+    reserved = _mmap(None, size + HUGE_PAGE_BYTES, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, path)
+    aligned = -(-reserved // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    address = _mmap(aligned, size, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, file.fd, path)
     buffer = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(buffer, _libc.munmap, address, size).atexit = False
+    weakref.finalize(buffer, _libc.munmap, reserved, size + HUGE_PAGE_BYTES).atexit = False
     array = np.frombuffer(buffer, np.uint8)
     array.flags.writeable = False
     return array
+
+
+def _mmap(address: int | None, length: int, protection: int, flags: int, fd: int, path: Path) -> int:
+    mapped = _libc.mmap(address, length, protection, flags, fd, 0)
+    if mapped == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    return mapped
 
 
 def populate(array: np.ndarray) -> None:

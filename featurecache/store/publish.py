@@ -100,18 +100,20 @@ class TemporaryFile:
     def publish(self, target: Path) -> bool:
         """Give the file its name unless the name is taken; False where it is. The content is on the disk first."""
         self.sync()
+        made = make_folder(target.parent, sync=False)
         try:
             _link_without_replacing(self.path, target)
         except FileExistsError:
             return False
-        sync_folder(target.parent)
+        _sync_folders(target.parent, made)
         return True
 
     def replace(self, target: Path) -> None:
         """Give the file its name, in place of what had it."""
         self.sync()
+        made = make_folder(target.parent, sync=False)
         os.rename(self.path, target)
-        sync_folder(target.parent)
+        _sync_folders(target.parent, made)
 
     def close(self) -> None:
         """Remove the temporary name and let go of the lock. Safe to call twice."""
@@ -134,11 +136,9 @@ def publish_bytes(target: Path, data: bytes, temporary_folder: Path | None = Non
     Raises:
         WriteError: the disk is full or refuses.
     """
-    with writing(target):
-        make_folder(target.parent)
-        with TemporaryFile(temporary_folder or target.parent) as file:
-            file.write(data)
-            return file.publish(target)
+    with writing(target), TemporaryFile(temporary_folder or target.parent) as file:
+        file.write(data)
+        return file.publish(target)
 
 
 def replace_bytes(target: Path, data: bytes, temporary_folder: Path | None = None) -> None:
@@ -147,11 +147,9 @@ def replace_bytes(target: Path, data: bytes, temporary_folder: Path | None = Non
     Raises:
         WriteError: the disk is full or refuses.
     """
-    with writing(target):
-        make_folder(target.parent)
-        with TemporaryFile(temporary_folder or target.parent) as file:
-            file.write(data)
-            file.replace(target)
+    with writing(target), TemporaryFile(temporary_folder or target.parent) as file:
+        file.write(data)
+        file.replace(target)
 
 
 def publish_folder(temporary: Path, target: Path) -> bool:
@@ -177,8 +175,8 @@ def publish_folder(temporary: Path, target: Path) -> bool:
         return True
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, each of them on the disk before this returns."""
+def make_folder(folder: Path, *, sync: bool = True) -> list[Path]:
+    """Create a folder and its parents; returns those that were missing. On the disk before this returns, if `sync`."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -186,7 +184,15 @@ def make_folder(folder: Path) -> None:
     for each in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(each)
-        sync_folder(each.parent)
+    if sync:
+        _sync_folders(None, missing)
+    return missing
+
+
+def _sync_folders(folder: Path | None, made: list[Path]) -> None:
+    """After a file was named in `folder`, whose ancestors `made` are new: one journal commit serves all of them."""
+    for each in [*([folder] if folder else []), *(each.parent for each in made)]:
+        sync_folder(each)
 
 
 def sync_folder(folder: Path) -> None:

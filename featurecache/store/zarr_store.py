@@ -26,7 +26,7 @@ from featurecache.store.formats import Geometry, Part, ShardSink, row_at
 from featurecache.store.layout import SCALES_ENDING, STORE_FORMAT, FeatureFolder
 from featurecache.store.plan import Plan
 from featurecache.store.protocols import Status
-from featurecache.store.publish import TemporaryFile, make_folder
+from featurecache.store.publish import TemporaryFile
 from featurecache.store.records import NEXT_STEP, Record, RecordBuilder
 from featurecache.store.spool import Spool
 
@@ -132,7 +132,7 @@ class ZarrSink:
             lengths = np.full(status.size, part.row_bytes, "<u8")
             index = shard_index(status, offsets, lengths, self._geometry.shard_rows)
             file.write_at(index, status.size * part.row_bytes)
-        return _placed(self._files, self._paths)
+        return list(zip(self._files, self._paths, strict=True))
 
     def close(self) -> None:
         for file in self._files:
@@ -165,7 +165,7 @@ class ArchiveSink:
                 offsets[slot] = end
                 end += int(lengths[slot])
             file.write(shard_index(status, offsets, lengths, self._geometry.shard_rows))
-        return _placed(self._files, self._paths)
+        return list(zip(self._files, self._paths, strict=True))
 
     def close(self) -> None:
         for file in [self._spool, *self._files]:
@@ -180,12 +180,6 @@ def shard_index(status: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, sh
     index[slots, 1] = lengths[slots]
     data = index.tobytes()
     return data + struct.pack("<I", google_crc32c.value(data))
-
-
-def _placed(files: list[TemporaryFile], paths: list[Path]) -> list[tuple[TemporaryFile, Path]]:
-    for path in paths:
-        make_folder(path.parent)
-    return list(zip(files, paths, strict=True))
 
 
 def _array_folder(folder: FeatureFolder, part: Part) -> Path:
