@@ -37,6 +37,8 @@ SHOWN = 32
 """Soft places filled in a pre-training text; the others are left out, their positions are not."""
 EMBEDDING_STD = 0.5  # about what a fresh projector gives for a normalised token
 TASKS = ("emotion", "reason", "think")
+LOOKS = tuple(dict.fromkeys(LOOK_OF.values()))  # in a fixed order: a set has another in every process
+VOICES = tuple(dict.fromkeys(VOICE_OF.values()))
 
 
 def make_language_model(folder: Path, seed: int, corpus: Sequence[str] = (), num_steps: int = 360) -> float:
@@ -99,7 +101,7 @@ def _sample_texts(rng: np.random.Generator, count: int) -> list[str]:
     for number in range(count):
         before, after, answer, *_ = _draw_text(rng, TASKS[number % len(TASKS)])
         texts += [before, after, answer]
-    names = " ".join([*dict.fromkeys(LOOK_OF.values()), *dict.fromkeys(VOICE_OF.values()), *EMOTIONS])
+    names = " ".join([*LOOKS, *VOICES, *EMOTIONS])
     return texts + [names] * count
 
 
@@ -128,7 +130,7 @@ def pretrain(
     """Train in place; return the mean loss on answers over the last 20 steps, in nats a token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps, pct_start=0.1)
-    cues = {name: tokenizer.encode(name, add_special_tokens=False) for name in {*LOOK_OF.values(), *VOICE_OF.values()}}
+    cues = {name: tokenizer.encode(name, add_special_tokens=False) for name in (*LOOKS, *VOICES)}
     model.train()
     losses = []
     for _ in range(num_steps):
@@ -158,7 +160,10 @@ def _collate(
     positions = torch.zeros(len(lessons), longest, dtype=torch.long)
     is_answer = torch.zeros(len(lessons), longest, dtype=torch.bool)
     table = model.get_input_embeddings()
-    hints = torch.zeros(len(lessons), longest, HIDDEN)
+    names = list(cues)
+    meanings = torch.stack([table(torch.tensor(cues[name])).mean(0) for name in names])  # [cues, h]
+    shown_cue = torch.zeros(len(lessons), longest, dtype=torch.long)
+    strength = torch.zeros(len(lessons), longest, 1)
     soft = torch.zeros(len(lessons), longest, 1)
     noise = torch.zeros(len(lessons), longest, HIDDEN)
     for row, lesson in enumerate(lessons):
@@ -177,7 +182,8 @@ def _collate(
             heard = shown[k] >= video or (shown[k] < fusion and rng.random() < 0.5)
             cue = lesson.voice if heard else lesson.look
             if cue and rng.random() < density:
-                hints[row, first + k] = table(torch.tensor(cues[cue])).mean(0) * rng.uniform(0.3, 1.5)
+                shown_cue[row, first + k] = names.index(cue)
+                strength[row, first + k] = rng.uniform(0.3, 1.5)
     text = table(ids.clamp(min=0)) * (1 - soft)
     targets = torch.where(ids == SOFT_TOKEN, -100, ids)
-    return text + hints + noise, positions, targets, is_answer
+    return text + strength * meanings[shown_cue] + noise, positions, targets, is_answer
