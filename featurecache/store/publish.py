@@ -22,6 +22,7 @@ from pathlib import Path
 from featurecache.errors import WriteError
 
 TEMPORARY_PREFIX = ".tmp-"
+BLOCK_BYTES = 2 << 20
 SEND_BYTES = 8 << 20
 """After so many bytes the disk is asked to begin, so that the final fsync finds little left to do."""
 SYNC_FILE_RANGE_WRITE = 2
@@ -70,6 +71,7 @@ class TemporaryFile:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._unsent = 0
+        self._block, self._filled, self._block_begin = bytearray(), 0, 0
         while True:
             self.path = folder / (TEMPORARY_PREFIX + secrets.token_hex(8))
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -84,8 +86,36 @@ class TemporaryFile:
             view = view[os.write(self.fd, view) :]
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
-        """Write at `offset`; what lies between is a hole."""
+        """Write at `offset`; what lies between is a hole. What follows on the write before is gathered into blocks.
+
+        Whole aligned blocks give the page cache large pages, which are quicker to write and to map.
+        """
         view = memoryview(data).cast("B")
+        if not self._block:
+            self._block = bytearray(BLOCK_BYTES)
+        if offset != self._block_begin + self._filled:
+            self.flush()
+            self._block_begin = offset
+        while view:
+            room = BLOCK_BYTES - (self._block_begin + self._filled) % BLOCK_BYTES
+            piece = view[:room]
+            if len(piece) == BLOCK_BYTES:  # a whole block needs no gathering
+                self._send(piece, self._block_begin)
+                self._block_begin += BLOCK_BYTES
+            else:
+                self._block[self._filled : self._filled + len(piece)] = piece
+                self._filled += len(piece)
+                if len(piece) == room:
+                    self.flush()
+            view = view[room:]
+
+    def flush(self) -> None:
+        """Hand to the kernel what was gathered."""
+        filled, self._filled = self._filled, 0
+        self._send(memoryview(self._block)[:filled], self._block_begin)
+        self._block_begin += filled
+
+    def _send(self, view: memoryview, offset: int) -> None:
         self._unsent += len(view)
         while view:
             written = os.pwrite(self.fd, view, offset)
@@ -95,6 +125,7 @@ class TemporaryFile:
             _start_writing(self.fd)
 
     def sync(self) -> None:
+        self.flush()
         os.fsync(self.fd)
 
     def publish(self, target: Path) -> bool:

@@ -28,6 +28,7 @@ class Spool:
 
     def copy(self, key: Hashable, target: TemporaryFile) -> int:
         """Append one piece to `target`; returns its length."""
+        self._file.flush()
         begin, length = self._places[key]
         for offset in range(begin, begin + length, COPY_BYTES):
             target.write(os.pread(self._file.fd, min(COPY_BYTES, begin + length - offset), offset))

@@ -132,6 +132,7 @@ class ZarrSink:
             lengths = np.full(status.size, part.row_bytes, "<u8")
             index = shard_index(status, offsets, lengths, self._geometry.shard_rows)
             file.write_at(index, status.size * part.row_bytes)
+            file.flush()
         return list(zip(self._files, self._paths, strict=True))
 
     def close(self) -> None:
