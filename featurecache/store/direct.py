@@ -1,7 +1,8 @@
 """Read rows straight into the caller's memory, past the map: for rows that no page table knows yet.
 
-Neighbouring rows are read by one call. What is in the page cache is copied at once; the rest is read by several threads
-with the interpreter lock released, while the kernel is asked for what follows, should the reader go on in order.
+Neighbouring rows are read by one call. What is in the page cache is copied at once. The rest is read with the
+interpreter lock released: by one reader where rows come in the order of the file, which the kernel then reads ahead,
+and by several threads otherwise. Checksums are compared while the next rows are read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from featurecache.errors import CorruptStoreError
 
 RUN_BYTES = 4 << 20
 """Longest stretch that one call reads."""
-AHEAD_BYTES = 128 << 20
 NO_WAITING = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -28,10 +28,10 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cold = False
-        """Whether some read had to wait for the disk."""
-        self.end = self.asked = 0
-        """Where the last read ended, and up to where the kernel was asked to read ahead."""
+        self.cold = self.advised = False
+        """Whether some read had to wait for the disk, and whether the kernel was told that reads come in order."""
+        self.end = 0
+        """Where the last read ended."""
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -73,31 +73,31 @@ def read_rows(rows: Sequence[Row]) -> None:
     Raises:
         CorruptStoreError: a file ends before its row does.
     """
-    waiting = []
+    waiting, futures = [], []
     for run in _runs(rows):
-        read = _read(run, 0, getattr(os, "RWF_NOWAIT", 0))
-        if read == _length(run):
-            _finish(run)
+        file, in_order = run[0].file, run[0].begin == run[0].file.end
+        read = 0 if file.cold and in_order else _read(run, 0, getattr(os, "RWF_NOWAIT", 0))
+        if read < _length(run):
+            file.cold = True
+            if not in_order:
+                waiting.append((run, read))
+                continue
+            if not file.advised:
+                os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                file.advised = True
+            _read_fully(run, read)  # in order, the kernel reads ahead: one reader is quickest
+            futures.append(_pool().submit(_finish, run))  # while the next run is read
         else:
-            run[0].file.cold = True
-            waiting.append((run, read))
-        _ask_ahead(run)
+            _finish(run)
+        file.end = run[0].begin + _length(run)
     if len(waiting) == 1 and _length(waiting[0][0]) <= RUN_BYTES // 4:
         _read_all(*waiting[0])
-        return
-    for future in [_pool().submit(_read_all, *each) for each in waiting]:
+    else:
+        futures += [_pool().submit(_read_all, *each) for each in waiting]
+    for run, _ in waiting:
+        run[0].file.end = run[0].begin + _length(run)
+    for future in futures:
         future.result()
-
-
-def _ask_ahead(run: list[Row]) -> None:
-    """Where a cold file is read in order, have the kernel read what comes next while this is copied."""
-    file, begin = run[0].file, run[0].begin
-    end = begin + _length(run)
-    if file.cold and begin == file.end and file.asked < end + AHEAD_BYTES // 2:
-        start = max(end, file.asked)
-        os.posix_fadvise(file.fd, start, end + AHEAD_BYTES - start, os.POSIX_FADV_WILLNEED)
-        file.asked = end + AHEAD_BYTES
-    file.end = end
 
 
 def _runs(rows: Sequence[Row]) -> list[list[Row]]:
@@ -137,9 +137,13 @@ def _read(run: list[Row], done: int, flags: int) -> int:
     return done + count
 
 
-def _read_all(run: list[Row], done: int) -> None:
+def _read_fully(run: list[Row], done: int) -> None:
     while done < _length(run):
         done = _read(run, done, 0)
+
+
+def _read_all(run: list[Row], done: int) -> None:
+    _read_fully(run, done)
     _finish(run)
 
 
