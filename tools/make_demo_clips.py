@@ -1,6 +1,6 @@
 """Make the demo's clips: real mp4 files (H.264, AAC) of drawn faces that speak, and their clip list.
 
-Every clip is 1.6 to 2.4 s, 320×240 at 25 fps, 24 kHz mono, about 27 kB. It is a pure function of (seed, number): the
+Every clip is 1.6 to 2.4 s, 320×240 at 25 fps, 24 kHz mono, about 39 kB. It is a pure function of (seed, number): the
 first 100 of 360 clips are the clips of a run of 100. Emotions take turns, so that every split is balanced; of every 60
 clips 42 are for training, 6 for validation and 12 for testing, and no person is in two splits.
 What each emotion looks and sounds like: demo_cues.py. This module knows no model.

@@ -5,6 +5,7 @@
     DIR/llama     LlamaForCausalLM with its tokenizer          the frozen base of `fusion-train`
 
 What is inside and why it can learn: demo_encoders.py, demo_language.py. Only the training split of a corpus is read.
+The same seed, corpus and number of threads give the same weights; sums over another number of threads round otherwise.
 """
 
 from __future__ import annotations
