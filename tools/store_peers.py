@@ -103,7 +103,7 @@ def litdata(root: Path, name: str, ids: list[str], tokens: Any, order: Any, out:
 
     folder = _fresh(root / f"{name}-litdata")
     folder.mkdir()
-    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
+    writer = BinaryWriter(str(folder), chunk_bytes="2GB")
     for number, row in enumerate(tokens):
         writer[number] = {"tokens": row}
     writer.done()
