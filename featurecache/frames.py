@@ -23,11 +23,15 @@ def frame_indices(view: FramesView, num_frames: int, peak_frame: int | None) -> 
         if num_frames < view.count:
             return [min(i, num_frames - 1) for i in range(view.count)]
         return [(2 * i + 1) * num_frames // (2 * view.count) for i in range(view.count)]
-    if view.rule == "peak" and peak_frame is not None:
+    centre = num_frames // 2
+    if view.rule == "first":
+        centre = 0
+    elif view.rule == "peak" and peak_frame is not None:
         if peak_frame >= num_frames:
             raise ValueError(f"expected peak_frame below {num_frames}, the frames of the clip, got {peak_frame}")
-        return [peak_frame] * view.count
-    return [0 if view.rule == "first" else num_frames // 2] * view.count
+        centre = peak_frame
+    first = max(0, min(centre - view.count // 2, num_frames - view.count))
+    return [min(first + i, num_frames - 1) for i in range(view.count)]
 
 
 class FramePicker:

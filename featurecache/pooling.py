@@ -8,6 +8,8 @@ Always computed in float32, whatever the encoder's dtype. Source: arXiv 2601.164
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -20,6 +22,11 @@ def windows(num_tokens: int, num_pooled: int) -> list[tuple[int, int]]:
 def average_over_time(tokens: torch.Tensor, num_pooled: int) -> torch.Tensor:
     """(B, T, D) in, (B, num_pooled, D) float32 out."""
     return F.adaptive_avg_pool1d(tokens.float().transpose(1, 2), num_pooled).transpose(1, 2).contiguous()
+
+
+def average_over_valid(tokens: torch.Tensor, valid: Sequence[int], num_pooled: int) -> torch.Tensor:
+    """(B, T, D) in, (B, num_pooled, D) float32 out: of clip b only the first `valid[b]` tokens; fewer are repeated."""
+    return torch.cat([average_over_time(tokens[b : b + 1, : valid[b]], num_pooled) for b in range(len(tokens))])
 
 
 def average_over_grid(patches: torch.Tensor, num_frames: int, grid: int) -> torch.Tensor:

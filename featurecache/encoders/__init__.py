@@ -36,12 +36,14 @@ class FramesView:
     """`count` RGB frames of the clip.
 
     rule "uniform": the middles of `count` equal parts of the clip; a clip with fewer frames repeats its last one.
-    rule "peak" | "middle" | "first": one frame; "peak" falls back to "middle" where the list names no peak frame.
+    rule "peak" | "middle" | "first": that frame, or with `count` > 1 consecutive frames around it (from it, for
+    "first"), moved to lie inside the clip; "peak" falls back to "middle" where the list names no peak frame.
+    rule "window": consecutive frames around the middle, a fixed stand-in for the released code's random window.
     A still image serves where there is no video, if `still` allows.
     """
 
     count: int
-    rule: Literal["uniform", "peak", "middle", "first"]
+    rule: Literal["uniform", "window", "peak", "middle", "first"]
     still: bool
 
 
@@ -56,7 +58,7 @@ class Encoder(Protocol):
     shape: tuple[int, int]
     """(K, D)."""
     batch_size: int
-    """Batches always have this many clips; the last one is padded."""
+    """Batches always have this many clips; the last one is padded. It decides the last bits, so the spec names it."""
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
@@ -71,7 +73,12 @@ class Encoder(Protocol):
         ...
 
     def pool(self, tokens: Any) -> Any:
-        """(B, T, D) in, (B, K, D) float32 out, on the device."""
+        """(B, T, D) in, (B, K, D) float32 out, on the device.
+
+        An encoder that averages over a clip's own duration alone says so with `needs_valid = True`, offers
+        `num_valid(view) -> int`, how many of the T tokens a clip fills, and takes them here: `pool(tokens, valid)`,
+        one number a clip.
+        """
         ...
 
 
@@ -121,10 +128,13 @@ def open_encoder(
     compute_dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """Load an encoder by its registered name.
+    """Load an encoder by its registered name, or by name and checkpoint in one, `hf-audio:facebook/hubert-base-ls960`.
 
     Raises:
         EncoderError: no encoder of this name; the near one is suggested.
         WeightsError: the weights are missing, incomplete or of another architecture.
     """
-    return encoder_factory(name).open(weights, device, compute_dtype, dict(options or {}))
+    registered_name, _, checkpoint = name.partition(":")
+    return encoder_factory(registered_name).open(
+        weights or checkpoint or None, device, compute_dtype, dict(options or {})
+    )

@@ -20,6 +20,7 @@ from featurecache.hashing import file_sha256
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+LAVIS_SUFFIX = ".pth"
 
 
 class Checkpoint:
@@ -30,7 +31,9 @@ class Checkpoint:
         self._folder = Path(weights).expanduser()
         self._is_folder = self._folder.is_dir()
         looks_local = weights.startswith((".", "/", "~")) or weights.count("/") != 1
-        if not self._is_folder and looks_local:
+        self.single_file = self._folder if self._folder.suffix == LAVIS_SUFFIX and self._folder.is_file() else None
+        """Weights in a file of their own (LAVIS' eva_vit_g.pth), without a config.json."""
+        if not self._is_folder and looks_local and self.single_file is None:
             raise self.error(
                 expected="a checkpoint folder", got="a file" if self._folder.exists() else "no such folder"
             )
@@ -48,6 +51,8 @@ class Checkpoint:
     @property
     def provenance(self) -> dict[str, str]:
         """Where the weights came from, without a path: the folder's own name, or the hub id."""
+        if self.single_file is not None:
+            return {"file": self.single_file.name}
         return {"folder": self._folder.resolve().name} if self._is_folder else {"hub": self.weights}
 
     def file(self, name: str, required: bool = False) -> Path | None:
@@ -92,8 +97,12 @@ class Checkpoint:
             raise self.error(expected=f"{name} to hold an object", got=type(value).__name__)
         return value
 
-    def _files_of(self, prefixes: tuple[str, ...]) -> dict[str, Path]:
-        """Return the weight files that hold a tensor under one of the prefixes, by name inside the checkpoint."""
+    def files_of(self, prefixes: tuple[str, ...] = ("",)) -> dict[str, Path]:
+        """Return the weight files that hold a tensor under one of the prefixes, by name inside the checkpoint.
+
+        Raises:
+            WeightsError: a file is missing, or the weights are pickled.
+        """
         if self.file(INDEX) is not None:
             weight_map = self.json(INDEX).get("weight_map") or {}
             names = sorted({file for key, file in weight_map.items() if key.startswith(prefixes)})
@@ -118,11 +127,20 @@ class Checkpoint:
         Raises:
             WeightsError: tensors missing, unexpected or of another shape (all are named), or a damaged file.
         """
-        files = self._files_of(prefixes)
+        files = self.files_of(prefixes)
         try:
             tensors, prefix = self._read(files, prefixes)
         except (SafetensorError, OSError) as error:
             raise self.error(expected="safetensors files that can be read", got=str(error)) from error
+        self.fill(network, tensors, prefix)
+        return {name: file_sha256(path) for name, path in files.items()}
+
+    def fill(self, network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:
+        """Give `network` its tensors, in float32; `prefix` is what errors say before each name.
+
+        Raises:
+            WeightsError: tensors missing, unexpected or of another shape; all are named.
+        """
         wanted = network.state_dict()
         problems = [f"missing: {prefix}{key}" for key in wanted if key not in tensors]
         problems += [f"unexpected: {prefix}{key}" for key in tensors if key not in wanted]
@@ -138,7 +156,6 @@ class Checkpoint:
                 problems=problems,
             )
         network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True, assign=True)
-        return {name: file_sha256(path) for name, path in files.items()}
 
     @staticmethod
     def _read(files: Mapping[str, Path], prefixes: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], str]:
@@ -156,23 +173,32 @@ class Checkpoint:
         return tensors, prefix
 
 
-def read_options(encoder: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `defaults` with `options` laid over them.
+def read_options(encoder: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the default of every known option with `options` laid over them.
+
+    What is known of an option is its default, a whole number from 1 or a word; a tuple of words to choose from, the
+    first being the default; or None for a whole number that follows from elsewhere where it is not given.
 
     Raises:
-        EncoderError: an option that the encoder does not have, or a value of another type.
+        EncoderError: an option that the encoder does not have, or a value of another kind.
     """
     for key, value in options.items():
-        if key not in defaults:
-            known = ", ".join(defaults)
+        if key not in known:
             raise EncoderError(
                 f"{encoder}.{key}",
-                expected=f"one of its options: {known}",
+                expected="one of its options: " + ", ".join(known),
                 got="an unknown one",
-                next_step=suggest(key, defaults).strip() or None,
+                next_step=suggest(key, known).strip() or None,
             )
-        wrong = type(value) is not type(defaults[key]) or (isinstance(value, int) and value < 1)
-        if wrong:
-            kind = {int: "a whole number from 1", str: "a word"}[type(defaults[key])]
-            raise EncoderError(f"{encoder}.{key}", expected=kind, got=repr(value))
+        rule = known[key]
+        if isinstance(rule, tuple):
+            if value not in rule:
+                near = suggest(str(value), rule).strip() or None
+                raise EncoderError(f"{encoder}.{key}", expected=" | ".join(rule), got=repr(value), next_step=near)
+        elif isinstance(rule, str):
+            if not isinstance(value, str):
+                raise EncoderError(f"{encoder}.{key}", expected="a word", got=repr(value))
+        elif type(value) is not int or value < 1:
+            raise EncoderError(f"{encoder}.{key}", expected="a whole number from 1", got=repr(value))
+    defaults = {key: rule[0] if isinstance(rule, tuple) else rule for key, rule in known.items()}
     return {**defaults, **options}

@@ -7,17 +7,15 @@
                   deviation; every block and the final norm; 16 × 16 patches averaged to 2 × 2, CLS left out
                   -> (64, 1408), frame-major, then row, then column
 
-The network is transformers' Blip2VisionModel: from a checkpoint of its own, or the vision tower of a BLIP-2 one. Both
-encoders share it in one process. Widths and grids follow the checkpoint; the numbers are EVA-ViT-g's.
+The network is transformers' Blip2VisionModel: from a checkpoint of its own, the vision tower of a BLIP-2 one, or LAVIS'
+own file eva_vit_g.pth (`lavis`). Both encoders share it in one process. Widths and grids follow the checkpoint; the
+numbers are EVA-ViT-g's.
 Source: arXiv 2601.16449 section 4.2; LAVIS eva_vit_g (patch 14, width 1408, 16 heads, MLP 6144, LayerNorm eps 1e-6).
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +26,11 @@ from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from featurecache.encoders import FramesView
 from featurecache.encoders.checkpoint import Checkpoint, read_options
+from featurecache.encoders.lavis import read_lavis
 from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
-from featurecache.errors import EncoderError, suggest
+from featurecache.encoders.sharing import Loaded, load_once
+from featurecache.encoders.tap import block_count
+from featurecache.hashing import file_sha256
 from featurecache.pooling import average_over_grid
 from featurecache.spec import Spec
 
@@ -39,38 +40,30 @@ GLOBAL_NORM_EPS = 1e-5
 GLOBAL_PIXELS, TEMPORAL_PIXELS = 448, 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GLOBAL_OPTIONS = {"frame": "peak"}
-TEMPORAL_OPTIONS = {"frames": 16, "grid": 2}
-FRAME_RULES = ("peak", "middle", "first")
+GLOBAL_OPTIONS = {"frame": ("peak", "middle", "first"), "layer": None, "batch": None}
+TEMPORAL_OPTIONS = {
+    "frames": 16,
+    "rule": ("uniform", "window", "peak", "middle", "first"),
+    "grid": 2,
+    "layer": None,
+    "norm": ("final", "none"),
+    "batch": None,
+}
+DEFAULT_BATCH = {"eva-global": 16, "eva-temporal": 4}  # on a GPU; 1 elsewhere
 
 
-@dataclass(eq=False)
-class _Tower:
-    """The network and what is to be said of it."""
-
-    network: FrozenNetwork | None
-    config: Blip2VisionConfig
-    weights: dict[str, str]
-    provenance: dict[str, str]
-
-
-_towers: weakref.WeakValueDictionary[tuple[str, str, str], _Tower] = weakref.WeakValueDictionary()
-_towers_lock = threading.Lock()
-
-
-def _tower(weights: str, device: str, compute_dtype: str, encoder: str) -> _Tower:
+def _tower(weights: str, device: str, compute_dtype: str, encoder: str) -> Loaded:
     """Return the network of a checkpoint, loaded once as long as an encoder holds it."""
     place = resolve_device(device)
     dtype = resolve_compute_dtype(compute_dtype, place)
-    with _towers_lock:
-        tower = _towers.get((weights, str(place), dtype))
-        if tower is None:
-            tower = _towers[weights, str(place), dtype] = _load(Checkpoint(weights, encoder), place, dtype)
-        return tower
+    key = ("eva", weights, str(place), dtype)
+    return load_once(key, lambda: _load(Checkpoint(weights, encoder), place, dtype))
 
 
 def _vision_config(checkpoint: Checkpoint) -> tuple[Blip2VisionConfig, tuple[str, ...]]:
     """Return the network's config, and the prefixes its tensors may have in this checkpoint."""
+    if checkpoint.single_file is not None:
+        return read_lavis(checkpoint, checkpoint.single_file)[0], ("",)
     document = checkpoint.json("config.json")
     kind = document.get("model_type")
     if kind == "blip-2":
@@ -80,12 +73,22 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Blip2VisionConfig, tuple[str
     raise checkpoint.error(expected="a BLIP-2 or Blip2VisionModel checkpoint", got=f"model_type {kind!r}")
 
 
-def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> _Tower:
-    config, prefixes = _vision_config(checkpoint)
-    with torch.device("meta"):
-        network = Blip2VisionModel(_with_attention(config))
-    hashes = checkpoint.load(network, prefixes)
-    return _Tower(FrozenNetwork(network, device, compute_dtype), config, hashes, checkpoint.provenance)
+def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> Loaded:
+    if checkpoint.single_file is not None:
+        config, tensors, has_norm = read_lavis(checkpoint, checkpoint.single_file)
+        with torch.device("meta"):
+            network = Blip2VisionModel(_with_attention(config))
+        checkpoint.fill(network, tensors, "")
+        # The name is left out, so that the same file under another name is the same weights.
+        hashes = {"eva_vit_g.pth": file_sha256(checkpoint.single_file)}
+        if not has_norm:
+            config.without_final_norm = True
+    else:
+        config, prefixes = _vision_config(checkpoint)
+        with torch.device("meta"):
+            network = Blip2VisionModel(_with_attention(config))
+        hashes = checkpoint.load(network, prefixes)
+    return Loaded(FrozenNetwork(network, device, compute_dtype), config, hashes, checkpoint.provenance)
 
 
 def _with_attention(config: Blip2VisionConfig) -> Blip2VisionConfig:
@@ -103,7 +106,7 @@ class _Eva:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __init__(self, tower: _Tower) -> None:
+    def __init__(self, tower: Loaded) -> None:
         self._tower = tower
         self.network = tower.network
         device = "cpu" if tower.network is None else tower.network.device
@@ -118,7 +121,7 @@ class _Eva:
         Without a network only `view`, `shape` and `preprocess` are of use.
         """
         config = Blip2VisionConfig.from_dict(dict(settings["config"]))
-        tower = _Tower(network, config, dict(spec.weights), dict(spec.provenance))
+        tower = Loaded(network, config, dict(spec.weights), dict(spec.provenance))
         return cls(tower, **cls.options_of(spec))
 
     @staticmethod
@@ -136,9 +139,9 @@ class _Eva:
         """The network without its weights."""
         return Blip2VisionModel(_with_attention(Blip2VisionConfig.from_dict(dict(settings["config"]))))
 
-    @property
-    def _on_cuda(self) -> bool:
-        return self.network is not None and self.network.device.type == "cuda"
+    def _batch(self, given: int | None) -> int:
+        on_cuda = self.network is not None and self.network.device.type == "cuda"
+        return given or (DEFAULT_BATCH[self.name] if on_cuda else 1)
 
     @classmethod
     def _width(cls, weights: str | None) -> int:
@@ -174,6 +177,7 @@ class _Eva:
                 "activation": config.hidden_act,
                 "norm_eps": config.layer_norm_eps,
                 "patch": config.patch_size,
+                "batch": self.batch_size,
                 "position_embedding": f"bicubic to {self.grid_side} x {self.grid_side}",
                 "attention": "sdpa",
                 "residual_dtype": "float32",
@@ -201,30 +205,24 @@ class EvaGlobalEncoder(_Eva):
     name = "eva-global"
     pixels, resample, mean, std = GLOBAL_PIXELS, Image.Resampling.BICUBIC, CLIP_MEAN, CLIP_STD
 
-    def __init__(self, tower: _Tower, frame: str) -> None:
+    def __init__(self, tower: Loaded, frame: str, layer: int | None = None, batch: int | None = None) -> None:
         super().__init__(tower)
         self.view = FramesView(1, frame, still=True)  # type: ignore[arg-type]
         self.shape = (1 + self.grid_side**2, tower.config.hidden_size)
-        self.num_blocks = min(GLOBAL_BLOCKS, tower.config.num_hidden_layers)
-        self.batch_size = 16 if self._on_cuda else 1
+        available = tower.config.num_hidden_layers
+        self.num_blocks = block_count(self.name, layer or min(GLOBAL_BLOCKS, available), available)
+        self.batch_size = self._batch(batch)
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> EvaGlobalEncoder:
-        """Load strictly; option `frame` is peak, middle or first.
+        """Load strictly; options: `frame` (peak, middle or first), `layer` (39, the blocks that run), `batch`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
-        frame = read_options(cls.name, options, GLOBAL_OPTIONS)["frame"]
-        if frame not in FRAME_RULES:
-            raise EncoderError(
-                f"{cls.name}.frame",
-                expected=" | ".join(FRAME_RULES),
-                got=repr(frame),
-                next_step=suggest(frame, FRAME_RULES).strip() or None,
-            )
-        return cls(_tower(weights or cls.default_weights, device, compute_dtype, cls.name), frame)
+        chosen = read_options(cls.name, options, GLOBAL_OPTIONS)
+        return cls(_tower(weights or cls.default_weights, device, compute_dtype, cls.name), **chosen)
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -235,7 +233,8 @@ class EvaGlobalEncoder(_Eva):
     @staticmethod
     def options_of(spec: Spec) -> dict[str, Any]:
         """The options under which `open` gives an encoder of this spec."""
-        return {"frame": spec.preprocessing["frame_rule"]}
+        options = {"frame": spec.preprocessing["frame_rule"], "layer": spec.tap["blocks"]}
+        return options | _batch_of(spec)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
@@ -260,13 +259,23 @@ class EvaTemporalEncoder(_Eva):
     name = "eva-temporal"
     pixels, resample, mean, std = TEMPORAL_PIXELS, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD
 
-    def __init__(self, tower: _Tower, frames: int, grid: int) -> None:
+    def __init__(
+        self,
+        tower: Loaded,
+        frames: int,
+        grid: int,
+        rule: str = "uniform",
+        layer: int | None = None,
+        norm: str = "final",
+        batch: int | None = None,
+    ) -> None:
         super().__init__(tower)
-        self.view = FramesView(frames, "uniform", still=False)
-        self.num_frames, self.grid = frames, grid
+        self.view = FramesView(frames, rule, still=False)  # type: ignore[arg-type]
+        self.num_frames, self.grid, self.norm = frames, grid, norm
         self.shape = (frames * grid * grid, tower.config.hidden_size)
-        self.batch_size = 4 if self._on_cuda else 1
         blocks = tower.config.num_hidden_layers
+        self.num_blocks = block_count(self.name, layer, blocks)
+        self.batch_size = self._batch(batch)
         self.notices = []
         if blocks == GLOBAL_BLOCKS:  # BLIP-2 checkpoints leave out EVA's last block
             self.notices.append(f"eva-temporal: {blocks} blocks in this checkpoint, {TEMPORAL_BLOCKS} as published.")
@@ -275,7 +284,10 @@ class EvaTemporalEncoder(_Eva):
     def open(
         cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]
     ) -> EvaTemporalEncoder:
-        """Load strictly; options `frames` (16) and `grid` (2) set the tokens: frames × grid × grid.
+        """Load strictly; `frames` (16) and `grid` (2) set the tokens: frames × grid × grid.
+
+        Further options: `rule` (uniform, or consecutive frames: window, peak, middle, first), `layer` (all blocks),
+        `norm` (final or none), `batch`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
@@ -283,7 +295,11 @@ class EvaTemporalEncoder(_Eva):
         """
         chosen = read_options(cls.name, options, TEMPORAL_OPTIONS)
         tower = _tower(weights or cls.default_weights, device, compute_dtype, cls.name)
-        return cls(tower, chosen["frames"], chosen["grid"])
+        if chosen["norm"] == "final" and getattr(tower.config, "without_final_norm", False):
+            raise Checkpoint(weights or cls.default_weights, cls.name).error(
+                expected=f"weights with a final norm, or --option {cls.name}.norm=none", got="none in this file"
+            )
+        return cls(tower, **chosen)
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -294,19 +310,27 @@ class EvaTemporalEncoder(_Eva):
     @staticmethod
     def options_of(spec: Spec) -> dict[str, Any]:
         """The options under which `open` gives an encoder of this spec."""
-        return {"frames": spec.preprocessing["frames"], "grid": spec.pooling["grid"]}
+        options = {
+            "frames": spec.preprocessing["frames"],
+            "rule": spec.preprocessing["frame_rule"],
+            "grid": spec.pooling["grid"],
+            "layer": spec.tap["blocks"],
+            "norm": "none" if spec.tap["norm"] == "none" else "final",
+        }
+        return options | _batch_of(spec)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
-        tap = {"blocks": self._tower.config.num_hidden_layers, "norm": "post_layernorm"}
+        tap = {"blocks": self.num_blocks, "norm": "none" if self.norm == "none" else "post_layernorm"}
         pooling = {"rule": "adaptive average over patches", "grid": self.grid, "order": "frame, row, column"}
-        return self._spec(tap, pooling, {"frames": self.num_frames, "frame_rule": "uniform"}, stored_dtype)
+        return self._spec(tap, pooling, {"frames": self.num_frames, "frame_rule": self.view.rule}, stored_dtype)
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """(B, F, pixels, pixels, 3) uint8 in, (B, F · (1 + patches), D) float32 out, CLS first in each frame."""
         with self.network.running():
-            hidden = self._blocks(batch.reshape(-1, *batch.shape[2:]), self._tower.config.num_hidden_layers)
-            hidden = self.network.module.post_layernorm(hidden)
+            hidden = self._blocks(batch.reshape(-1, *batch.shape[2:]), self.num_blocks)
+            if self.norm == "final":
+                hidden = self.network.module.post_layernorm(hidden)
             return hidden.float().reshape(len(batch), -1, hidden.shape[-1])
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -314,3 +338,8 @@ class EvaTemporalEncoder(_Eva):
         with torch.inference_mode():
             frames = tokens.reshape(len(tokens), self.num_frames, -1, tokens.shape[-1])  # [b, f, 1 + patches, d]
             return average_over_grid(frames[:, :, 1:].flatten(1, 2), self.num_frames, self.grid)
+
+
+def _batch_of(spec: Spec) -> dict[str, Any]:
+    batch = spec.architecture.get("batch")
+    return {} if batch is None else {"batch": batch}

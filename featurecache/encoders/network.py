@@ -7,6 +7,7 @@ stream, norms and softmax in float32 (autocast), which costs no speed and keeps 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -99,16 +100,32 @@ class FrozenNetwork:
         return torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
 
 
+_SWITCHES = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
+_SWITCHES += ((torch.backends.cudnn, "benchmark"),)
+_switched = threading.Lock()
+_running = 0
+_before: list[bool] = []
+
+
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Keep float32 products whole and cuDNN's choice of kernel fixed, whatever the process has set."""
-    switches = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
-    switches += ((torch.backends.cudnn, "benchmark"),)
-    before = [getattr(place, name) for place, name in switches]
-    for place, name in switches:
-        setattr(place, name, False)
+    """Keep float32 products whole and cuDNN's choice of kernel fixed, whatever the process has set.
+
+    The switches belong to the process and several devices may be at work in it: the first to come sets them, the last
+    to go restores them.
+    """
+    global _running, _before
+    with _switched:
+        if not _running:
+            _before = [getattr(place, name) for place, name in _SWITCHES]
+            for place, name in _SWITCHES:
+                setattr(place, name, False)
+        _running += 1
     try:
         yield
     finally:
-        for (place, name), value in zip(switches, before, strict=True):
-            setattr(place, name, value)
+        with _switched:
+            _running -= 1
+            if not _running:
+                for (place, name), value in zip(_SWITCHES, _before, strict=True):
+                    setattr(place, name, value)

@@ -8,7 +8,7 @@ per clip, so no clip changes another. Source: arXiv 2601.16449 section 4.2; tran
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,23 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Whisp
 from featurecache.encoders import AudioView
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
-from featurecache.pooling import average_over_time
+from featurecache.encoders.sharing import Loaded, load_once
+from featurecache.encoders.tap import block_count, tap
+from featurecache.errors import EncoderError
+from featurecache.pooling import average_over_time, average_over_valid
 from featurecache.spec import Spec
 
 MEL_FRAMES_PER_TOKEN = 2  # the second convolution has stride 2
-DEFAULT_OPTIONS = {"tokens": 64}
+PADDED_RULE = "adaptive average over time"
+VALID_RULE = "adaptive average over the clip's own time"
+KNOWN_OPTIONS = {
+    "tokens": 64,
+    "pooling": ("padded", "valid"),
+    "layer": None,
+    "norm": ("final", "none"),
+    "batch": None,
+}
+DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
 
 
 class WhisperEncoder:
@@ -41,6 +53,10 @@ class WhisperEncoder:
         tokens: int,
         weights: Mapping[str, str],
         provenance: Mapping[str, Any],
+        pooling: str = "padded",
+        layer: int | None = None,
+        norm: str = "final",
+        batch: int | None = None,
     ) -> None:
         """Put together what `open` loads; without a network only `view`, `shape` and `preprocess` are of use."""
         self.network = network
@@ -50,17 +66,29 @@ class WhisperEncoder:
         rate = extractor.sampling_rate
         self.view = AudioView(sampling_rate=rate, max_duration_s=self._samples / rate)
         self.shape = (tokens, config.d_model)
-        self.batch_size = 16 if network is not None and network.device.type == "cuda" else 1
+        self.pooling, self.norm = pooling, norm
+        self.needs_valid = pooling == "valid"
+        self.num_blocks = block_count(self.name, layer, config.encoder_layers)
+        on_cuda = network is not None and network.device.type == "cuda"
+        self.batch_size = batch or (DEFAULT_BATCH if on_cuda else 1)
+        whole = self.num_blocks == config.encoder_layers and norm == "final"
+        dropped = "layer_norm" if norm == "none" else None
+        self._tapped = None
+        if network is not None:
+            self._tapped = network.module if whole else tap(network.module, "layers", self.num_blocks, dropped)
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> WhisperEncoder:
         """Load strictly.
 
+        Options: `tokens` (64), `pooling` (padded, as published, or valid: over the clip's own duration), `layer` (all
+        blocks), `norm` (final or none), `batch`.
+
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
-        chosen = read_options(cls.name, options, DEFAULT_OPTIONS)
+        chosen = read_options(cls.name, options, KNOWN_OPTIONS)
         place = resolve_device(device)
         dtype = resolve_compute_dtype(compute_dtype, place)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
@@ -75,25 +103,36 @@ class WhisperEncoder:
                 expected=f"{config.num_mel_bins} mel bins, as in config.json",
                 got=f"{extractor.feature_size} in preprocessor_config.json",
             )
-        with torch.device("meta"):
-            network = WhisperNetwork(config)
-        hashes = checkpoint.load(network, prefixes=("model.encoder.", "encoder."))
-        frozen = FrozenNetwork(network, place, dtype)
-        return cls(config, extractor, frozen, tokens=chosen["tokens"], weights=hashes, provenance=checkpoint.provenance)
+
+        def load() -> Loaded:
+            with torch.device("meta"):
+                network = WhisperNetwork(config)
+            hashes = checkpoint.load(network, prefixes=("model.encoder.", "encoder."))
+            return Loaded(FrozenNetwork(network, place, dtype), config, hashes, checkpoint.provenance)
+
+        loaded = load_once(("whisper", checkpoint.weights, str(place), dtype), load)
+        encoder = cls(config, extractor, loaded.network, weights=loaded.weights, provenance=loaded.provenance, **chosen)
+        encoder._loaded = loaded  # kept, so that the next encoder of these weights shares the network
+        return encoder
 
     @classmethod
     def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> WhisperEncoder:
         """Build the encoder of a spec around a network that is loaded already, or around none."""
         config, extractor = cls._read_settings(settings)
         return cls(
-            config, extractor, network,
-            tokens=spec.pooling["tokens"], weights=spec.weights, provenance=spec.provenance,
+            config, extractor, network, weights=spec.weights, provenance=spec.provenance, **cls.options_of(spec)
         )  # fmt: skip
 
     @staticmethod
     def options_of(spec: Spec) -> dict[str, Any]:
         """The options under which `open` gives an encoder of this spec."""
-        return {"tokens": spec.pooling["tokens"]}
+        options = {
+            "tokens": spec.pooling["tokens"],
+            "pooling": "valid" if spec.pooling["rule"] == VALID_RULE else "padded",
+            "layer": spec.tap["blocks"],
+            "norm": "none" if spec.tap["norm"] == "none" else "final",
+        }
+        return options | ({"batch": spec.architecture["batch"]} if "batch" in spec.architecture else {})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,7 +153,7 @@ class WhisperEncoder:
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
         """Return (K, D) from the checkpoint's config alone."""
         config = Checkpoint(weights or cls.default_weights, cls.name).json("config.json")
-        return read_options(cls.name, options, DEFAULT_OPTIONS)["tokens"], int(config.get("d_model", 0))
+        return read_options(cls.name, options, KNOWN_OPTIONS)["tokens"], int(config.get("d_model", 0))
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
@@ -128,9 +167,14 @@ class WhisperEncoder:
                 "activation": config.activation_function,
                 "scale_embedding": config.scale_embedding,
                 "attention": "sdpa",
+                "batch": self.batch_size,
                 "residual_dtype": "float32",
             },
-            tap={"module": "encoder", "blocks": config.encoder_layers, "norm": "layer_norm"},
+            tap={
+                "module": "encoder",
+                "blocks": self.num_blocks,
+                "norm": "none" if self.norm == "none" else "layer_norm",
+            },
             preprocessing={
                 "sampling_rate": extractor.sampling_rate,
                 "channels": "mean",
@@ -141,7 +185,7 @@ class WhisperEncoder:
                 "padding_value": extractor.padding_value,
                 "log_mel_floor": "per clip",
             },
-            pooling={"rule": "adaptive average over time", "tokens": self.shape[0]},
+            pooling={"rule": VALID_RULE if self.needs_valid else PADDED_RULE, "tokens": self.shape[0]},
             compute_dtype=self.network.compute_dtype,
             stored_dtype=stored_dtype,
             shape=self.shape,
@@ -163,9 +207,22 @@ class WhisperEncoder:
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """(B, mel bins, mel frames) in, (B, T, D) out."""
         with self.network.running():
-            return self.network.module(self.network.tensor(batch)).last_hidden_state
+            return self._tapped(self.network.tensor(batch)).last_hidden_state
 
-    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) in, (B, K, D) float32 out."""
+    def num_valid(self, view: np.ndarray) -> int:
+        """(S,) waveform in, how many of the T tokens it fills out; the last one perhaps in part."""
+        samples_per_token = self._extractor.hop_length * MEL_FRAMES_PER_TOKEN
+        return max(1, -(-min(len(view), self._samples) // samples_per_token))
+
+    def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+        """(B, T, D) and, for pooling "valid", how many tokens each clip fills in; (B, K, D) float32 out.
+
+        Raises:
+            EncoderError: pooling "valid" without these numbers.
+        """
+        if self.needs_valid and valid is None:
+            raise EncoderError(f"{self.name}: pooling valid", expected="the number of valid tokens of each clip")
         with torch.inference_mode():
+            if self.needs_valid:
+                return average_over_valid(tokens, valid, self.shape[0])
             return average_over_time(tokens, self.shape[0])
