@@ -1,8 +1,8 @@
 """What a user could keep the same tokens in instead: how each is written, and how a batch is read from it.
 
-Every peer reads the same rows, in the same order, into the same buffer where its interface allows; webdataset streams
-in file order, which is the best it can do. `prepare` returns the function to time, and raises ImportError where the
-library is not installed.
+Every peer reads the same rows, in the same order, into the same buffer where its interface allows; litdata and
+webdataset stream in file order, which is what they do best. `prepare` returns the function to time, and raises
+ImportError where the library is not installed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def litdata(root: Path, name: str, ids: list[str], tokens: Any, order: Any, out:
 
     folder = _fresh(root / f"{name}-litdata")
     folder.mkdir()
-    writer = BinaryWriter(str(folder), chunk_bytes="2GB")
+    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
     for number, row in enumerate(tokens):
         writer[number] = {"tokens": row}
     writer.done()
@@ -111,9 +111,8 @@ def litdata(root: Path, name: str, ids: list[str], tokens: Any, order: Any, out:
     dataset = StreamingDataset(str(folder))
 
     def read() -> None:
-        for batch in order:
-            for place, number in zip(out, batch, strict=True):
-                place[...] = dataset[number]["tokens"]
+        for number, sample in enumerate(dataset):
+            out[number % len(out)] = sample["tokens"]
 
     return read
 

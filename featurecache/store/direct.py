@@ -18,6 +18,9 @@ import numpy as np
 
 from featurecache.errors import CorruptStoreError
 
+MAX_COPY_THREADS = 8
+PARALLEL_BYTES = 16 << 20
+"""From this size on, a batch is copied by several threads."""
 RUN_BYTES = 4 << 20
 """Longest stretch that one call reads."""
 NO_WAITING = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -152,13 +155,25 @@ def _finish(run: list[Row]) -> None:
         row.done(row.target)
 
 
-def parallel(function: Callable[..., None], arguments: Sequence[tuple], worth_it: bool = True) -> None:
-    """Call `function(*each)` for all arguments, on several threads where that is worth it; raise the first error."""
-    if not worth_it or len(arguments) < 2:
-        for each in arguments:
+def copy_threads(num_bytes: int) -> int:
+    """How many threads a copy of so many bytes is worth: one on few cores, which others need too."""
+    if num_bytes < PARALLEL_BYTES:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_COPY_THREADS, cores // 2) if cores >= 4 else 1
+
+
+def parallel(function: Callable[..., None], arguments: Sequence[tuple], threads: int) -> None:
+    """Call `function(*each)` for all arguments, divided over some threads; the first error is raised."""
+
+    def several(some: Sequence[tuple]) -> None:
+        for each in some:
             function(*each)
+
+    if threads < 2:
+        several(arguments)
         return
-    for future in [_pool().submit(function, *each) for each in arguments]:
+    for future in [_pool().submit(several, arguments[first::threads]) for first in range(threads)]:
         future.result()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreNotFoundError, suggest
 from featurecache.spec import Spec
 from featurecache.store.catalogue import Catalogue, Ids
-from featurecache.store.direct import OpenFile, Row, open_shard, parallel, read_rows
+from featurecache.store.direct import OpenFile, Row, copy_threads, open_shard, parallel, read_rows
 from featurecache.store.formats import ShardFormat, parts_of
 from featurecache.store.layout import LOGICAL_DTYPES, RECORD_DIGITS, FeatureFolder, numbered
 from featurecache.store.mapped import map_file, populate
@@ -31,8 +31,6 @@ from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record, loa
 MAX_CACHED_VIEWS = 1 << 17
 MAX_OPEN_FILES = 64
 MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-PARALLEL_BYTES = 16 << 20
-"""From this size on, a batch is copied by several threads."""
 
 Verify = Literal["first-touch", "never"]
 Rows = tuple[np.ndarray, ...]
@@ -146,9 +144,9 @@ class StoredFeature:
         except KeyError:
             rows = self._rows(ids, target)
         if len(self.parts) == 2:
-            parallel(_restore, list(zip(rows, target, strict=True)), target.nbytes >= PARALLEL_BYTES)
-        elif target.nbytes >= PARALLEL_BYTES:
-            parallel(_copy, list(zip(rows, target, strict=True)))
+            parallel(_restore, list(zip(rows, target, strict=True)), copy_threads(target.nbytes))
+        elif (threads := copy_threads(target.nbytes)) > 1:
+            parallel(_copy, list(zip(rows, target, strict=True)), threads)
         else:
             copyto = np.copyto
             for row, place in zip(rows, target, strict=True):

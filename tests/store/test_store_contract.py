@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from small_stores import KINDS, SHAPE, build, clip_ids, contents, fill, make_spe
 import featurecache
 from featurecache.errors import FingerprintError, MissingFeatureError, StoreError, StoreNotFoundError
 from featurecache.spec import STORED_DTYPES
+from featurecache.store import direct
 from featurecache.store.protocols import Feature, FeatureWriter, Status, Store
 
 TOLERANCE = {"float16": 1e-3, "bfloat16": 1e-2, "float32": 0, "int8": 2e-2, "float8": 0.1}
@@ -265,3 +267,35 @@ def test_nothing_kept_names_a_machine_or_a_time(place: Path, kind: str) -> None:
     words = [word for word in (str(place.parent), socket.gethostname()) if len(word) > 3]
     for path, data in contents(build(place, kind).root).items():
         assert not any(word.encode() in data for word in words), path
+
+
+@pytest.mark.parametrize("stored_dtype", ["float16", "int8"])
+def test_large_batches_copied_by_several_threads_are_the_same(
+    tmp_path: Path, stored_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feature = build(tmp_path / "s.zarr", stored_dtype=stored_dtype)["whisper"]
+    ids = list(feature.ids)
+    alone = feature.read(ids).tobytes()
+    monkeypatch.setattr(direct, "PARALLEL_BYTES", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    assert direct.copy_threads(1) == 4
+    for _ in range(2):
+        assert feature.read(ids).tobytes() == alone
+
+
+def test_rows_are_read_in_order_at_random_and_cold(tmp_path: Path) -> None:
+    writer = featurecache.open_store(tmp_path / "s.zarr", "a").writer("whisper", make_spec(shape=(64, 160)))
+    ids = clip_ids(400)  # 8 MB: more than one run
+    writer.plan(ids)
+    fill(writer)
+    (shard,) = (tmp_path / "s.zarr/whisper/c").glob("*/0/0")
+    shuffled = [ids[place] for place in np.random.default_rng(0).permutation(len(ids))]
+    for order in (ids, shuffled):
+        with shard.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        feature = featurecache.open_store(tmp_path / "s.zarr")["whisper"]
+        for _ in range(2):
+            for begin in range(0, len(order), 150):
+                some = order[begin : begin + 150]
+                expected = np.stack([tokens_of(clip_id, (64, 160)) for clip_id in some]).astype(np.float16)
+                assert np.array_equal(feature.read(some), expected)
