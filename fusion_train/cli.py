@@ -200,6 +200,38 @@ def sweep(
     raise SystemExit(1 if failures else 0)
 
 
+@main.command("import-released")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--stage", default="cognition", show_default=True, help="Stage that the checkpoint is of.")
+@_config
+@_store
+@_clips
+@_set
+def import_released_command(
+    file: Path,
+    out: Path,
+    stage: str,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Make a run out of a checkpoint of the released code or of MiniGPT-v2.
+
+    \b
+    fusion-train import-released emotion_llama_v2.pth --out runs/released
+    """
+    from fusion_train.config import load_config
+    from fusion_train.released import import_released
+    from fusion_train.run import Run
+
+    settings = load_config(config, stage, overrides)
+    places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
+    import_released(file, settings, **places, run=Run(out), say=click.echo)
+    click.echo(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
+
+
 def _print_result(folder: Path, result: dict[str, Any]) -> None:
     scores = "".join(f", {name} {value:.4f}" for name, value in result["scores"].items())
     click.echo(f"{folder}: finished at step {result['step']}{scores}")
