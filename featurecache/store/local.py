@@ -9,7 +9,7 @@ from featurecache.spec import Spec
 from featurecache.store.feature import StoredFeature, Verify, feature_not_found
 from featurecache.store.formats import ShardFormat
 from featurecache.store.layout import FEATURE_NAME, FeatureFolder, check_feature_name
-from featurecache.store.publish import publish_bytes, writing
+from featurecache.store.publish import publish_bytes, sweep, writing
 from featurecache.store.writer import StoredFeatureWriter
 
 
@@ -108,6 +108,7 @@ class LocalStore:
             raise StoreError("codec", expected=" | ".join(self.format.codecs), got=repr(codec))
         if not folder.spec.is_file():
             with writing(self.location):
+                sweep(self.root)
                 for file, data in self.format.root_files().items():
                     publish_bytes(self.root / file, data)
             publish_bytes(folder.spec, spec.to_json().encode(), folder.temporary)

@@ -4,8 +4,8 @@ A shard is visible if and only if its record is. A record is packed by `columns`
 
     id_hash u64[n] · ids bytes · ids_starts u32[n+1] · status u8[n] · crc32c u32[n] · absmax f32[n] · nan u32[n]
     reason u32[n] (into the header's "reasons") · source bytes[32 n]
-    and, where the format needs them: offset u64[n], length u64[n] · scales_crc32c u32[n] · scales_offset u64[n],
-    scales_length u64[n] · error_rms, error_max, error_cosine f32[n]
+    and, where the format needs them: offset u64[n], length u64[n], packed_crc32c u32[n] · scales_crc32c u32[n], and
+    scales_offset, scales_length, scales_packed_crc32c like those of tokens · error_rms, error_max, error_cosine f32[n]
 
 It knows the bytes of no shard.
 """
@@ -41,9 +41,11 @@ _PER_CLIP = {
 _OPTIONAL = {
     "offset": "<u8",
     "length": "<u8",
+    "packed_crc32c": "<u4",
     "scales_crc32c": "<u4",
     "scales_offset": "<u8",
     "scales_length": "<u8",
+    "scales_packed_crc32c": "<u4",
     "error_rms": "<f4",
     "error_max": "<f4",
     "error_cosine": "<f4",
