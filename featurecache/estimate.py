@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.encoders import encoder_factory, open_encoder
-
-STORED_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "float8": 1.0}
+from featurecache.spec import STORED_BYTES
 
 
 @dataclass(frozen=True)

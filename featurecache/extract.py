@@ -1,7 +1,9 @@
 """Extraction: clips in, committed shards of tokens out.
 
     clip -> decode, preprocess (threads) -> fixed batch -> forward -> pool -> (K, D) -> shard -> commit record
+            `preparation`                   `units`        `lanes`: a thread a device, and one that writes
 
+All of it overlaps, also across units; queues are bounded, so memory does not grow with the list.
 The work is divided into units (`units`), in which a clip is decoded once for all features. A clip's bytes depend on its
 media and the spec alone, on one kind of device and at one batch size: not on its neighbours, the worker count, or a
 kill and a resume in between. This module knows no media format and no store format.
@@ -12,17 +14,21 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from featurecache.clips import ClipList
 from featurecache.encoders import Encoder
 from featurecache.errors import FingerprintError, MediaError
 from featurecache.interrupt import Interrupted
-from featurecache.preparation import current_source, prepare_all
+from featurecache.lanes import BATCHES_WAITING, Batch, Lanes, forward_key
+from featurecache.preparation import CLIP_LIMIT_S, Job, PreparedClip, current_source, prepare_all
+from featurecache.spec import STORED_BYTES
+from featurecache.store.layout import default_shard_rows
 from featurecache.store.protocols import FeatureWriter, Status, Store
-from featurecache.units import OpenUnit, Summary, Tally, Unit, num_clips, plan_units
+from featurecache.summary import Summary, Tally
+from featurecache.units import OpenUnit, Unit, num_clips, plan_units
 
 
 def extract(
@@ -35,14 +41,18 @@ def extract(
     workers: int = 4,
     max_failures: int | None = None,
     shard_clips: int | None = None,
+    replicas: Sequence[Mapping[str, Encoder]] = (),
+    clip_limit_s: float | None = CLIP_LIMIT_S,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Bring every clip of the list into every feature (`encoders` by feature name) that does not hold it yet.
 
     `rank` (i, n) does every n-th unit. Any number of runs may go on at once, with ranks or without: a unit that
-    another process works on is left to it. `advance` is told clips done and to do;
-    `stop` is asked after every clip.
+    another process works on is left to it. `replicas` are the same encoders on further devices, which share the
+    batches. A clip that takes longer than `clip_limit_s` to decode fails. `advance` is told clips done and to do;
+    `stop` is asked after every clip. Memory holds at most `Summary.max_clips_held` clips' inputs, and one clip's frames
+    a worker.
 
     Raises:
         FingerprintError: a feature was made by another spec, or clips in it from other media.
@@ -51,34 +61,121 @@ def extract(
         Interrupted: `stop` said so; what is committed stays, and the same call goes on from there.
     """
     began = time.perf_counter()
-    sizing = {} if shard_clips is None else {"shard_rows": shard_clips}
-    writers = {name: store.writer(name, encoder.spec(stored_dtype), **sizing) for name, encoder in encoders.items()}
+    sharing = {name: forward_key(encoder) for name, encoder in encoders.items()}
+    writers = _open_writers(store, encoders, sharing, stored_dtype, shard_clips)
     summary = Summary({name: _earlier(name, writer, encoders[name], clips) for name, writer in writers.items()})
     for writer in writers.values():
         writer.plan(clips.ids)
     mine = plan_units(writers, clips)[rank[0] :: rank[1]]
     total = sum(num_clips(unit) for unit in mine)
     in_flight = workers + max(workers, *(encoder.batch_size for encoder in encoders.values()))
-    held: list[Unit] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for number, unit in enumerate(itertools.chain(mine, held)):
-            with OpenUnit(unit, writers, encoders, clips, summary) as open_unit:
-                if not open_unit.claim():
-                    if number < len(mine):
-                        held.append(unit)  # tried once more at the end: its holder may have died
-                    continue
-                for prepared in prepare_all(open_unit.jobs(), pool, in_flight):
-                    open_unit.take(prepared.clip.id, prepared.by_feature)
-                    summary.num_clips += 1
-                    summary.decode_s += prepared.seconds
-                    advance(summary.num_clips, total)
-                    _stop_at(max_failures, summary)
-                    if stop():
-                        raise Interrupted("Stopped; finished shards are kept. Run the same command to go on.")
-                open_unit.finish()
+    summary.workers, summary.lanes = workers, 1 + len(replicas)
+    summary.max_clips_held = in_flight + _clips_behind(encoders, sharing, summary.lanes)
+    work = _Work(mine, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing))
+    lanes = Lanes([encoders, *replicas], summary)
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            for prepared in prepare_all(work.jobs(), pool, in_flight, sharing, clip_limit_s):
+                for batch in work.take(prepared):
+                    lanes.submit(batch)
+                _count(summary, prepared)
+                advance(summary.num_clips, total)
+                _stop_at(max_failures, summary)
+                if stop():
+                    raise Interrupted("Stopped; finished shards are kept. Run the same command to go on.")
+        for batch in work.rest():
+            lanes.submit(batch)
+    finally:
+        try:
+            lanes.finish()  # what was handed over is written, also when stopped
+        finally:
+            work.close()
+    _stop_at(max_failures, summary)
     summary.left = sum(num_clips(unit) for unit in plan_units(writers, clips))
     summary.wall_s = time.perf_counter() - began
     return summary
+
+
+class _Work:
+    """The units of this run, opened one after another as clips are asked for, closed once they are written."""
+
+    def __init__(self, mine: Sequence[Unit], open_unit: Callable[[Unit], OpenUnit]) -> None:
+        self._mine, self._open_unit = mine, open_unit
+        self._open: deque[OpenUnit] = deque()
+        self._by_clip: dict[str, OpenUnit] = {}
+        self._ended: deque[OpenUnit] = deque()
+        """Units all of whose clips were given out, but whose unlisted ones are not decided yet."""
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield every clip of every unit that is ours to do."""
+        held: list[Unit] = []
+        for number, unit in enumerate(itertools.chain(self._mine, held)):
+            self._close_written()
+            opened = self._open_unit(unit)
+            self._open.append(opened)
+            if not opened.claim():
+                self._open.pop().close()
+                if number < len(self._mine):
+                    held.append(unit)  # tried once more at the end: its holder may have died
+                continue
+            for clip, encoders in opened.jobs():
+                self._by_clip[clip.id] = opened
+                yield clip, encoders
+            self._ended.append(opened)
+
+    def take(self, prepared: PreparedClip) -> list[Batch]:
+        """Decide a clip; return the batches that are full now."""
+        return [*self.rest(), *self._by_clip.pop(prepared.clip.id).take(prepared.clip.id, prepared.by_feature)]
+
+    def rest(self) -> list[Batch]:
+        """Batches that are full once clips outside the list are decided."""
+        batches: list[Batch] = []
+        while self._ended:
+            batches += self._ended.popleft().finish()
+        return batches
+
+    def close(self) -> None:
+        """Give up what is not committed."""
+        while self._open:
+            self._open.pop().close()
+
+    def _close_written(self) -> None:
+        while self._open and self._open[0].written:
+            self._open.popleft().close()
+
+
+def _open_writers(
+    store: Store,
+    encoders: Mapping[str, Encoder],
+    sharing: Mapping[str, str],
+    stored_dtype: str,
+    shard_clips: int | None,
+) -> dict[str, FeatureWriter]:
+    """Open every feature; new ones that share a forward get shards of the same clips, so their batches coincide."""
+    writers = {}
+    for name, encoder in encoders.items():
+        alike = [each for other, each in encoders.items() if sharing[other] == sharing[name]]
+        rows = shard_clips
+        if rows is None and len(alike) > 1:
+            largest = max(each.shape[0] * each.shape[1] for each in alike)
+            rows = default_shard_rows(round(largest * STORED_BYTES[stored_dtype]))
+        sizing = {} if rows is None else {"shard_rows": rows}
+        writers[name] = store.writer(name, encoder.spec(stored_dtype), **sizing)
+    return writers
+
+
+def _clips_behind(encoders: Mapping[str, Encoder], sharing: Mapping[str, str], lanes: int) -> int:
+    """Return how many clips batches that fill, wait, run and are written hold at most."""
+    distinct = {sharing[name]: encoder.batch_size for name, encoder in encoders.items()}
+    return sum(distinct.values()) + max(distinct.values()) * (BATCHES_WAITING * (lanes + 1) + lanes + 1)
+
+
+def _count(summary: Summary, prepared: PreparedClip) -> None:
+    summary.num_clips += 1
+    summary.hash_s += prepared.hash_s
+    summary.decode_s += prepared.decode_s
+    summary.preprocess_s += prepared.preprocess_s
+    summary.input_bytes = max(summary.input_bytes, prepared.input_bytes)
 
 
 def _earlier(name: str, writer: FeatureWriter, encoder: Encoder, clips: ClipList) -> Tally:

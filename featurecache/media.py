@@ -44,8 +44,11 @@ def decode(clip: Clip, views: Sequence[View]) -> list[Decoded]:
     return results  # type: ignore[return-value]
 
 
-def decode_each(clip: Clip, views: Sequence[View]) -> list[Decoded | MediaError]:
-    """As `decode`, with the error of a view in its place, so that a bad sound track leaves the frames usable."""
+def decode_each(clip: Clip, views: Sequence[View], limit_s: float | None = None) -> list[Decoded | MediaError]:
+    """As `decode`, with the error of a view in its place, so that a bad sound track leaves the frames usable.
+
+    A file that takes longer than `limit_s` is an error.
+    """
     results: dict[View, Decoded | MediaError] = {}
     from_file: dict[tuple[Path, str], list[View]] = {}
     for view in dict.fromkeys(views):
@@ -57,7 +60,7 @@ def decode_each(clip: Clip, views: Sequence[View]) -> list[Decoded | MediaError]
         else:
             from_file.setdefault((source, kind), []).append(view)
     for (path, kind), wanted in from_file.items():
-        recording = Recording(clip, path, kind)
+        recording = Recording(clip, path, kind, limit_s)
         decoded = _caught(clip, path, kind, lambda recording=recording, wanted=wanted: recording.decode(wanted))
         results.update(dict.fromkeys(wanted, decoded) if isinstance(decoded, MediaError) else decoded)
     return [results[view] for view in views]

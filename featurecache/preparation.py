@@ -20,6 +20,9 @@ from featurecache.errors import FeatureCacheError, MediaError
 from featurecache.media import Absent, decode_each
 from featurecache.sources import clip_source
 
+CLIP_LIMIT_S = 300.0
+"""A clip that takes longer to decode fails; the longest ordinary ones take seconds."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -32,6 +35,8 @@ class Prepared:
     """Why the clip does not have what the encoder reads."""
     failed: str = ""
     """Why it has it, but it cannot be used."""
+    valid: int = 0
+    """How many encoder tokens the clip fills, for an encoder whose pooling asks."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +45,65 @@ class PreparedClip:
 
     clip: Clip
     by_feature: Mapping[str, Prepared]
-    seconds: float
+    hash_s: float
+    decode_s: float
+    preprocess_s: float
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of all inputs; one that features share counts once."""
+        inputs = {id(each.input): each.input for each in self.by_feature.values() if each.input is not None}
+        return sum(array.nbytes for array in inputs.values())
 
 
-def prepare(clip: Clip, encoders: Mapping[str, Encoder]) -> PreparedClip:
-    """Hash, decode and preprocess one clip for `encoders`, by feature name; never raises for a bad clip."""
+def prepare(
+    clip: Clip,
+    encoders: Mapping[str, Encoder],
+    sharing: Mapping[str, str] | None = None,
+    limit_s: float | None = None,
+) -> PreparedClip:
+    """Hash, decode and preprocess one clip for `encoders`, by feature name; never raises for a bad clip.
+
+    Features with an equal value in `sharing` get one and the same input. Decoding stops after `limit_s`.
+    """
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
-    decoded = _attempt(lambda: decode_each(clip, views))
-    results = {}
+    decoded = _attempt(lambda: decode_each(clip, views, limit_s))
+    decoded_at = time.perf_counter()
+    sources = {view: _attempt(lambda view=view: clip_source(clip, view)) for view in dict.fromkeys(views)}
+    hashed_at = time.perf_counter()
+    results: dict[str, Prepared] = {}
+    inputs: dict[str, np.ndarray | Absent | Exception] = {}
     for index, (name, encoder) in enumerate(encoders.items()):
-        source = _attempt(lambda view=encoder.view: clip_source(clip, view))
-        result = decoded if isinstance(decoded, Exception) else decoded[index]
+        source = sources[encoder.view]
+        result = view = decoded if isinstance(decoded, Exception) else decoded[index]
+        valid = 0
         if not isinstance(result, Exception | Absent):
-            result = _attempt(lambda result=result, encoder=encoder: encoder.preprocess(result))
-        results[name] = _prepared("" if isinstance(source, Exception) else source, result)
-    return PreparedClip(clip, results, time.perf_counter() - began)
+            key = (sharing or {}).get(name, name)
+            if key not in inputs:
+                inputs[key] = _attempt(lambda view=view, encoder=encoder: encoder.preprocess(view))
+            result = inputs[key]
+            valid = encoder.num_valid(view) if getattr(encoder, "needs_valid", False) else 0  # type: ignore[attr-defined]
+        results[name] = _prepared("" if isinstance(source, Exception) else source, result, valid)
+    ended = time.perf_counter()
+    return PreparedClip(clip, results, hashed_at - decoded_at, decoded_at - began, ended - hashed_at)
+
+
+Job = tuple[Clip, Mapping[str, Encoder]]
 
 
 def prepare_all(
-    jobs: Iterable[tuple[Clip, Mapping[str, Encoder]]], pool: ThreadPoolExecutor, in_flight: int
+    jobs: Iterable[Job],
+    pool: ThreadPoolExecutor,
+    in_flight: int,
+    sharing: Mapping[str, str] | None = None,
+    limit_s: float | None = None,
 ) -> Iterator[PreparedClip]:
     """Prepare clips on the pool and yield them in order; at most `in_flight` are held at once."""
     waiting: deque[Future[PreparedClip]] = deque()
     try:
         for clip, encoders in jobs:
-            waiting.append(pool.submit(prepare, clip, encoders))
+            waiting.append(pool.submit(prepare, clip, encoders, sharing, limit_s))
             if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:
@@ -91,12 +129,12 @@ def _attempt(work):  # type: ignore[no-untyped-def]
         return error
 
 
-def _prepared(source: str, result: np.ndarray | Absent | Exception) -> Prepared:
+def _prepared(source: str, result: np.ndarray | Absent | Exception, valid: int) -> Prepared:
     if isinstance(result, Absent):
         return Prepared(source, absent=result.reason)
     if isinstance(result, Exception):
         return Prepared(source, failed=reason_of(result))
-    return Prepared(source, input=result)
+    return Prepared(source, input=result, valid=valid)
 
 
 def reason_of(error: Exception) -> str:

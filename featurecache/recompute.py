@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from featurecache.clips import ClipList
 from featurecache.encoders import Encoder
 from featurecache.extract import default_workers
+from featurecache.lanes import encode_batch
 from featurecache.preparation import Prepared, prepare_all
 from featurecache.repair import Outcome, Recompute
 from featurecache.store.protocols import Status
-from featurecache.units import NOT_IN_LIST, encode_batch
+from featurecache.units import NOT_IN_LIST
 
 
 def recompute_from(clips: ClipList, encoders: Mapping[str, Encoder], workers: int | None = None) -> Recompute:
@@ -45,7 +46,7 @@ def recompute_from(clips: ClipList, encoders: Mapping[str, Encoder], workers: in
 
 def _outcome(clip_id: str, prepared: Prepared, encoder: Encoder) -> Outcome:
     if prepared.input is not None:
-        tokens = encode_batch(encoder, {0: prepared.input})[0]
+        tokens = encode_batch(encoder, {0: prepared.input}, {0: prepared.valid})[0]
         return Outcome(clip_id, Status.OK, prepared.source, tokens=tokens)
     if prepared.failed:
         return Outcome(clip_id, Status.FAILED, prepared.source, reason=prepared.failed)

@@ -9,6 +9,8 @@ This module knows no encoder, network or store.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +78,10 @@ class Track:
 class Recording:
     """One file with moving pictures, sound, or both, as one clip uses it."""
 
-    def __init__(self, clip: Clip, path: Path, kind: str) -> None:
+    def __init__(self, clip: Clip, path: Path, kind: str, limit_s: float | None = None) -> None:
         self.clip, self.path, self.kind = clip, path, kind
+        self._limit_s = limit_s
+        self._deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         self._start_s = clip.start_s or 0.0
         self._end_s = float("inf") if clip.end_s is None else clip.end_s
         self._seek = self._start_s >= SEEK_FROM_S
@@ -123,6 +127,10 @@ class Recording:
 
     def _error(self, expected: str, got: str) -> MediaError:
         return media_error(self.clip, f"{expected} in its {self.kind} file", got)
+
+    def _in_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise self._error(f"decoding to take at most {self._limit_s:g} s", "longer")
 
     def _open(self, want_video: bool, want_audio: bool):  # type: ignore[no-untyped-def]
         """Open the file; return it with the streams to read, by kind, sought to just before the clip."""
@@ -174,6 +182,7 @@ class Recording:
         past: set[str] = set()
         exact = True
         for number, packet in enumerate(container.demux(*streams.values())):
+            self._in_time()
             if number > MAX_PACKETS:
                 raise self._error(f"at most {MAX_PACKETS:,} packets", "more")
             if packet.size == 0 and packet.dts is None:
@@ -228,6 +237,7 @@ class Recording:
             for collector in collectors.values():
                 collector.origin_s = _origin_us(container) / av.time_base
             for packet in container.demux(*streams.values()):
+                self._in_time()
                 active = [sink for sink in sinks[packet.stream.index] if not sink.done]
                 if active:
                     _decode_packet(packet, active)

@@ -18,6 +18,8 @@ from featurecache.errors import SpecError, suggest
 
 SPEC_FORMAT = 1
 STORED_DTYPES = ("float16", "bfloat16", "float32", "int8", "float8")
+STORED_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "float8": 1.0}
+"""A number, without the scales of int8 and float8."""
 
 Json = Any
 

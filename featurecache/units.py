@@ -8,54 +8,20 @@ and no store format.
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from featurecache.clips import Clip, ClipList
 from featurecache.encoders import Encoder
+from featurecache.lanes import Batch, Member
 from featurecache.preparation import Prepared
-from featurecache.store.protocols import FeatureWriter, Shard, ShardWriter, Status
+from featurecache.store.protocols import FeatureWriter, Shard, ShardWriter
+from featurecache.summary import Summary, Tally
 
 NOT_IN_LIST = "not in the clip list when its shard was extracted"
-
-
-@dataclass
-class Tally:
-    """What happened to the clips of one feature."""
-
-    ok: int = 0
-    failed: int = 0
-    absent: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Failed clips by reason."""
-    earlier: Counter[Status] = field(default_factory=Counter)
-    """Clips of the list that were decided before this run, by status."""
-
-
-@dataclass
-class Summary:
-    """What one extraction did."""
-
-    by_feature: dict[str, Tally]
-    num_clips: int = 0
-    """Clips prepared in this run, each counted once however many features it has."""
-    decode_s: float = 0.0
-    """Summed over threads."""
-    encode_s: float = 0.0
-    write_s: float = 0.0
-    wall_s: float = 0.0
-    left: int = 0
-    """Clips that are still to be done, by other ranks or other runs at work now."""
-
-    @property
-    def failed(self) -> int:
-        """Clips of the list without tokens though they should have them, counted once a feature."""
-        return sum(tally.failed + tally.earlier[Status.FAILED] for tally in self.by_feature.values())
 
 
 @dataclass(frozen=True)
@@ -106,7 +72,10 @@ def num_clips(unit: Unit) -> int:
 
 
 class OpenUnit:
-    """The shards of one unit while they are written: each is begun with its first clip and committed with its last."""
+    """The shards of one unit while they are written: each is begun with its first clip and committed with its last.
+
+    Batches come out of `take` and `finish`; what they give is written by whoever runs them, on a thread of its own.
+    """
 
     def __init__(
         self,
@@ -115,8 +84,11 @@ class OpenUnit:
         encoders: Mapping[str, Encoder],
         clips: ClipList,
         summary: Summary,
+        sharing: Mapping[str, str],
     ) -> None:
+        """Prepare to write `unit`; features with an equal value in `sharing` take their tokens from one forward."""
         self._writers, self._encoders, self._clips, self._summary = writers, encoders, clips, summary
+        self._sharing = sharing
         self._listed = set(clips.ids)
         self._shards = unit.shards
         self._wanted: dict[str, list[tuple[int, int]]] = {}
@@ -128,11 +100,15 @@ class OpenUnit:
         """None is a shard that another process works on."""
         self._stack = ExitStack()
 
-    def __enter__(self) -> OpenUnit:
-        return self
+    def close(self) -> None:
+        """Give up what is not committed."""
+        self._stack.close()
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()  # aborts what is not committed
+    @property
+    def written(self) -> bool:
+        """Whether every shard is committed, here or by others."""
+        opened = (self._open.get(index) for index in range(len(self._shards)))
+        return len(self._open) == len(self._shards) and all(shard is None or shard.committed for shard in opened)
 
     def claim(self) -> bool:
         """Begin the largest shard, which stands for the unit; return whether there is one and it is ours to do."""
@@ -146,24 +122,38 @@ class OpenUnit:
             if clip_id in self._listed and wanted:
                 yield self._clips.by_id(clip_id), {name: self._encoders[name] for name in dict.fromkeys(wanted)}
 
-    def take(self, clip_id: str, by_feature: Mapping[str, Prepared]) -> None:
-        """Decide one clip in every shard that has a slot for it."""
+    def take(self, clip_id: str, by_feature: Mapping[str, Prepared]) -> list[Batch]:
+        """Decide one clip in every shard that has a slot for it; return the batches that are full now."""
+        full = []
         for index, slot in self._wanted[clip_id]:
             name = self._shards[index][0]
             if name in by_feature:
-                self._decide(index, slot, by_feature[name])
+                full += self._decide(index, slot, by_feature[name])
+        return self._joined(full)
 
-    def finish(self) -> None:
-        """Decide the slots of clips that the list does not have."""
+    def finish(self) -> list[Batch]:
+        """Decide the slots of clips that the list does not have; return the batches that are full now."""
+        full = []
         for clip_id, places in self._wanted.items():
             if clip_id not in self._listed:
                 for index, slot in places:
-                    self._decide(index, slot, Prepared("", failed=NOT_IN_LIST))
+                    full += self._decide(index, slot, Prepared("", failed=NOT_IN_LIST))
+        return [Batch(each.inputs, (each.member,)) for each in full]
 
-    def _decide(self, index: int, slot: int, prepared: Prepared) -> None:
+    def _decide(self, index: int, slot: int, prepared: Prepared) -> list[_FullBatch]:
         opened = self._opened(index)
-        if opened is not None:
-            opened.take(slot, prepared, self._summary)
+        full = None if opened is None else opened.take(slot, prepared)
+        return [] if full is None else [full]
+
+    def _joined(self, full: list[_FullBatch]) -> list[Batch]:
+        """Join batches of features that share a forward and hold the same clips in the same places."""
+        joined: dict[tuple[object, ...], list[_FullBatch]] = {}
+        for number, each in enumerate(full):
+            same = [(position, id(prepared.input)) for position, prepared in sorted(each.inputs.items())
+                    if prepared.input is not None]  # fmt: skip
+            key = (self._sharing[each.member.feature], *same) if same else (number,)
+            joined.setdefault(key, []).append(each)
+        return [Batch(group[0].inputs, tuple(each.member for each in group)) for group in joined.values()]
 
     def _opened(self, index: int) -> _OpenShard | None:
         if index not in self._open:
@@ -173,43 +163,47 @@ class OpenUnit:
                 self._open[index] = None
             else:
                 self._stack.enter_context(writer)
-                self._open[index] = _OpenShard(shard, writer, self._encoders[name], self._summary.by_feature[name])
+                size = self._encoders[name].batch_size
+                self._open[index] = _OpenShard(name, shard, writer, size, self._summary.by_feature[name])
         return self._open[index]
 
 
+@dataclass(frozen=True)
+class _FullBatch:
+    inputs: Mapping[int, Prepared]
+    """By position in the batch."""
+    member: Member
+
+
 class _OpenShard:
-    """One shard while it is written. Batch g is slots g·B … g·B + B − 1; it runs when all of them are decided."""
+    """One shard while it is written. Batch g is slots g·B … g·B + B − 1; it is full when all of them are decided."""
 
-    def __init__(self, shard: Shard, writer: ShardWriter, encoder: Encoder, tally: Tally) -> None:
-        self._shard, self._writer, self._encoder, self._tally = shard, writer, encoder, tally
-        self._decided = 0
+    def __init__(self, name: str, shard: Shard, writer: ShardWriter, batch_size: int, tally: Tally) -> None:
+        self._name, self._shard, self._writer, self._batch_size, self._tally = name, shard, writer, batch_size, tally
+        self._written = 0
         self._batches: dict[int, dict[int, Prepared]] = {}
+        self.committed = False
 
-    def take(self, slot: int, prepared: Prepared, summary: Summary) -> None:
-        size = self._encoder.batch_size
-        batch = self._batches.setdefault(slot // size, {})
-        batch[slot] = prepared
-        first = slot // size * size
-        if len(batch) == min(size, len(self._shard.ids) - first):
-            del self._batches[slot // size]
-            tokens = self._encode(first, batch, summary)
-            began = time.perf_counter()
-            for number, decided in sorted(batch.items()):
-                self._write(number, decided, tokens.get(number))
-            if self._decided == len(self._shard.ids):
-                self._writer.commit()
-            summary.write_s += time.perf_counter() - began
+    def take(self, slot: int, prepared: Prepared) -> _FullBatch | None:
+        """Note what became of a slot; return its batch once that is full."""
+        number, position = divmod(slot, self._batch_size)
+        batch = self._batches.setdefault(number, {})
+        batch[position] = prepared
+        first = number * self._batch_size
+        if len(batch) < min(self._batch_size, len(self._shard.ids) - first):
+            return None
+        del self._batches[number]
+        return _FullBatch(batch, Member(self._name, lambda rows: self._write(first, batch, rows)))
 
-    def _encode(self, first: int, batch: Mapping[int, Prepared], summary: Summary) -> dict[int, np.ndarray]:
-        """Run one batch; return (K, D) by slot."""
-        began = time.perf_counter()
-        inputs = {slot - first: prepared.input for slot, prepared in batch.items() if prepared.input is not None}
-        tokens = encode_batch(self._encoder, inputs)
-        summary.encode_s += time.perf_counter() - began
-        return {first + position: each for position, each in tokens.items()}
+    def _write(self, first: int, batch: Mapping[int, Prepared], rows: Mapping[int, np.ndarray]) -> None:
+        for position, prepared in sorted(batch.items()):
+            self._write_one(first + position, prepared, rows.get(position))
+        if self._written == len(self._shard.ids):
+            self._writer.commit()
+            self.committed = True
 
-    def _write(self, slot: int, prepared: Prepared, tokens: np.ndarray | None) -> None:
-        self._decided += 1
+    def _write_one(self, slot: int, prepared: Prepared, tokens: np.ndarray | None) -> None:
+        self._written += 1
         failed = prepared.failed
         if tokens is not None:
             try:
@@ -225,15 +219,3 @@ class _OpenShard:
         else:
             self._writer.absent(slot, prepared.absent, prepared.source)
             self._tally.absent += 1
-
-
-def encode_batch(encoder: Encoder, inputs: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Run preprocessed inputs (position in the batch -> array), padded to the encoder's batch; (K, D) by position."""
-    if not inputs:
-        return {}
-    some = next(iter(inputs.values()))
-    stacked = np.zeros((encoder.batch_size, *some.shape), some.dtype)
-    for position, array in inputs.items():
-        stacked[position] = array
-    pooled = encoder.pool(encoder.forward(stacked)).cpu().numpy()
-    return {position: pooled[position] for position in inputs}

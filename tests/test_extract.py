@@ -202,7 +202,7 @@ def test_a_clip_is_decoded_once_for_all_features(
     decoded = []
     decode_each = preparation.decode_each
     monkeypatch.setattr(
-        preparation, "decode_each", lambda clip, views: (decoded.append(clip.id), decode_each(clip, views))[1]
+        preparation, "decode_each", lambda clip, *given: (decoded.append(clip.id), decode_each(clip, *given))[1]
     )
     extract(open_store(tmp_path / "s", "a"), clips, stub_encoders(), shard_clips=4)
     assert sorted(decoded) == sorted(clips.ids)

@@ -106,9 +106,10 @@ class LocalStore:
             )
         if codec not in self.format.codecs:
             raise StoreError("codec", expected=" | ".join(self.format.codecs), got=repr(codec))
+        with writing(self.location):
+            sweep(self.root)
         if not folder.spec.is_file():
             with writing(self.location):
-                sweep(self.root)
                 for file, data in self.format.root_files().items():
                     publish_bytes(self.root / file, data)
             publish_bytes(folder.spec, spec.to_json().encode(), folder.temporary)

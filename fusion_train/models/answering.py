@@ -8,10 +8,11 @@ Shapes: B clips, L tokens of the longest prompt, C labels, A tokens of the longe
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_train.models.emotion_llama import EmotionLlama
@@ -31,6 +32,12 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> tu
 def positions(mask: Tensor) -> Tensor:
     """(B, L) mask -> position ids that count the tokens before, padding not included."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def cache_name(llm: nn.Module) -> str:
+    """What a causal LM calls its key-value cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm  # peft passes everything on
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
 
 
 @torch.inference_mode()
@@ -68,7 +75,8 @@ def label_log_probabilities(
 
     logits = prefix.logits[:, -1:].repeat_interleave(count, dim=0)  # [b * c, 1, v]
     if longest > 1:
-        cache = prefix.past_key_values
+        name = cache_name(model.llm)
+        cache = getattr(prefix, name)
         cache.batch_repeat_interleave(count)
         start = (prompt_positions[:, -1] + 1).repeat_interleave(count)[:, None]
         steps = torch.arange(longest - 1, device=device)
@@ -76,8 +84,8 @@ def label_log_probabilities(
             inputs_embeds=model.llm.get_input_embeddings()(targets[:, :-1]),
             attention_mask=torch.cat([mask.repeat_interleave(count, dim=0), torch.ones_like(targets[:, :-1])], dim=1),
             position_ids=start + steps,
-            past_key_values=cache,
             use_cache=True,
+            **{name: cache},
         )
         logits = torch.cat([logits, rest.logits], dim=1)  # [b * c, a, v]
     scores = F.log_softmax(logits.float(), dim=-1).gather(2, targets.unsqueeze(-1)).squeeze(-1)
