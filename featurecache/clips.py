@@ -3,26 +3,38 @@
 One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
 
     {"id": "a1", "video": "clips/a1.mp4", "text": "I see.", "split": "train", "dataset": "demo",
-     "labels": {"emotion": "happy"}, "responses": {"reason": "…"}, "peak_frame": 12, "start_s": 0.5, "end_s": 2.5}
+     "labels": {"emotion": "happy", "sentiment_score": 1.8}, "responses": {"reason": "…"},
+     "questions": [{"task": "vqa", "question": "…", "answer": "…"}], "speaker": "Ann", "dialogue": "7",
+     "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "crop": {"right": 0.5}}
 
-`id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. Every
-problem of a list is reported at once, each with its line. This module opens no media file.
+`id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. A label
+is a string, a list of strings or, under a name that ends in `_score`, a number. Every problem of a list is reported at
+once, each with its line. This module opens no media file.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from featurecache.clip_rows import SCORE_SUFFIX, csv_rows, jsonl_rows, parquet_rows
+from featurecache.crop import Crop, parse_crop
 from featurecache.errors import ClipListError, suggest
 
 MEDIA_KINDS = ("video", "audio", "image")
 MAX_ID_BYTES = 255
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of this clip's own and its answer; without a question the task's instruction asks."""
+
+    task: str
+    answer: str
+    question: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,17 @@ class Clip:
     dataset: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     responses: Mapping[str, str] = field(default_factory=dict)
+    questions: tuple[Question, ...] = ()
+    """Any number for one task: captions, questions on a picture."""
+    speaker: str | None = None
+    dialogue: str | None = None
+    """What clips may have in common; intervals are clustered by it."""
     peak_frame: int | None = None
     """Index of the frame of strongest expression among the decoded frames of the clip."""
     start_s: float | None = None
     end_s: float | None = None
+    crop: Crop | None = None
+    """The part of every picture that this clip is about."""
 
 
 class ClipList(Sequence[Clip]):
@@ -121,7 +140,7 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
             got="a folder" if path.is_dir() else "no such file",
             next_step='Write one JSON object a line, like {"id": "a1", "video": "a1.mp4"}, and name it with --clips.',
         )
-    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    readers = {".jsonl": jsonl_rows, ".csv": csv_rows, ".parquet": parquet_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ClipListError(str(path), expected="an ending of " + ", ".join(readers), got=repr(path.suffix))
@@ -152,78 +171,6 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
     return ClipList(clips)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_repeated_key)
-            except ValueError as error:  # also UnicodeDecodeError
-                yield number, f"not JSON in UTF-8 ({error})"
-                continue
-            yield number, row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
-
-
-def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Flat columns; `labels.emotion` and `responses.reason` name nested values; an empty cell is no value."""
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text)
-        for row in reader:
-            if None in row or None in row.values():
-                yield reader.line_num, f"expected {len(reader.fieldnames or ())} cells"
-                continue
-            yield reader.line_num, _nest({key: cell for key, cell in row.items() if cell != ""}, from_text=True)
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ClipListError(
-            str(path), expected="pyarrow to read Parquet", got="none", next_step="pip install 'featurecache[parquet]'."
-        ) from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise ClipListError(str(path), expected="a Parquet file", got=str(error)) from error
-    for number, row in enumerate(rows, start=1):
-        kept = {key: value for key, value in row.items() if value is not None}
-        for key in ("labels", "responses"):
-            if isinstance(kept.get(key), dict):
-                kept[key] = {name: value for name, value in kept[key].items() if value is not None}
-        yield number, _nest(kept, from_text=False)
-
-
-def _nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in row.items():
-        outer, dot, inner = key.partition(".")
-        if dot and outer in ("labels", "responses"):
-            nested.setdefault(outer, {})[inner] = value
-        elif from_text and key in ("peak_frame", "start_s", "end_s"):
-            nested[key] = _number(value)
-        else:
-            nested[key] = value
-    return nested
-
-
-def _number(cell: str) -> int | float | str:
-    for read in (int, float):
-        try:
-            return read(cell)
-        except ValueError:
-            continue
-    return cell
-
-
 _KEYS = [f.name for f in fields(Clip)]
 
 
@@ -242,7 +189,7 @@ def _parse(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
                 problems.append(problem)
             else:
                 values[kind] = root / row[kind]
-    for key in ("text", "split", "dataset"):
+    for key in ("text", "split", "dataset", "speaker", "dialogue"):
         value = row.get(key)
         if value is not None and not isinstance(value, str):
             problems.append(f"{key}: expected a string, got {value!r}")
@@ -253,7 +200,18 @@ def _parse(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
             problems.append(f"{key}: expected an object of task to value, got {value!r}")
         elif key == "responses" and not all(isinstance(item, str) for item in value.values()):
             problems.append("responses: expected a text for every task")
+        elif key == "labels":
+            problems += [
+                f"labels.{name}: expected a number, got {item!r}"
+                for name, item in value.items()
+                if str(name).endswith(SCORE_SUFFIX) and not _is_number(item)
+            ]
         values[key] = value
+    question_problem, values["questions"] = _questions(row.get("questions") or ())
+    problems += [question_problem] if question_problem else []
+    if row.get("crop") is not None:
+        crop_problem, values["crop"] = parse_crop(row["crop"])
+        problems += [crop_problem] if crop_problem else []
     peak = row.get("peak_frame")
     if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or peak < 0):
         problems.append(f"peak_frame: expected a whole number from 0, got {peak!r}")
@@ -296,14 +254,33 @@ def _time_problems(row: dict[str, Any], values: dict[str, Any]) -> list[str]:
     problems = []
     for key in ("start_s", "end_s"):
         value = row.get(key)
-        if value is not None:
-            sound = (
-                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-            )
-            if not sound:
-                problems.append(f"{key}: expected seconds from 0, got {value!r}")
-                value = None
+        if value is not None and (not _is_number(value) or value < 0):
+            problems.append(f"{key}: expected seconds from 0, got {value!r}")
+            value = None
         values[key] = None if value is None else float(value)
     if values["start_s"] is not None and values["end_s"] is not None and values["end_s"] <= values["start_s"]:
         problems.append(f"end_s: expected more than start_s {values['start_s']}, got {values['end_s']}")
     return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _questions(value: Any) -> tuple[str, tuple[Question, ...]]:
+    """Return (what is wrong, questions)."""
+    known = [f.name for f in fields(Question)]
+    if not isinstance(value, list | tuple) or not all(isinstance(each, dict) for each in value):
+        return f"questions: expected a list of objects of {', '.join(known)}, got {value!r}", ()
+    for number, each in enumerate(value):
+        unknown = [key for key in each if key not in known]
+        if unknown:
+            return f'questions[{number}]: unknown key "{unknown[0]}".{suggest(unknown[0], known)}', ()
+        texts = [
+            each.get("task"),
+            each.get("answer"),
+            *([each["question"]] if each.get("question") is not None else []),
+        ]
+        if not all(isinstance(text, str) and text for text in texts):
+            return f"questions[{number}]: expected texts for task and answer, got {each}", ()
+    return "", tuple(Question(**each) for each in value)

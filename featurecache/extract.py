@@ -196,7 +196,7 @@ def _earlier(name: str, writer: FeatureWriter, encoder: Encoder, clips: ClipList
         raise FingerprintError(
             name,
             expected="the media that its tokens were made from",
-            got=f"other bytes, start_s, end_s or peak_frame for {len(changed)} clip{'s' if len(changed) > 1 else ''}",
+            got=f"other bytes, start_s, end_s, crop or peak_frame for {len(changed)} of the clips",
             next_step=f"`fcache retry --name {name}` extracts them anew; or give the new media new ids.",
             problems=changed,
         )

@@ -1,7 +1,7 @@
 """Decode what the encoders ask of a clip: a waveform, frames, or the fact that it has none.
 
 Shapes: waveform (S,) float32 mono in [-1, 1] at the view's rate; frames (F, H, W, 3) uint8 RGB, as displayed (rotation
-applied), at the size of the recording.
+applied), at the size of the recording, or of the clip's crop of it.
 
 Each file of a clip is decoded once for all views of it (`recording`). Frames are numbered in display order from 0
 within the part of the file between `start_s` and `end_s`. A "uniform" view takes frame floor((i + 0.5)·N / F) of N
@@ -21,7 +21,7 @@ from av.error import FFmpegError
 from PIL import Image, ImageOps
 
 from featurecache.clips import Clip
-from featurecache.encoders import AudioView, View
+from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
 from featurecache.frames import frame_indices
 from featurecache.recording import Absent, Decoded, Recording, media_error
@@ -63,6 +63,10 @@ def decode_each(clip: Clip, views: Sequence[View], limit_s: float | None = None)
         recording = Recording(clip, path, kind, limit_s)
         decoded = _caught(clip, path, kind, lambda recording=recording, wanted=wanted: recording.decode(wanted))
         results.update(dict.fromkeys(wanted, decoded) if isinstance(decoded, MediaError) else decoded)
+    if clip.crop is not None:
+        for view, result in results.items():
+            if isinstance(view, FramesView) and isinstance(result, np.ndarray):
+                results[view] = clip.crop.apply(result)
     return [results[view] for view in views]
 
 

@@ -1,7 +1,7 @@
 """What a clip's tokens were made from: a hash over the media bytes and the part of them that a view uses.
 
-Renaming or moving a file changes nothing; changing its bytes, the start or end of the clip, or (for a view of the peak
-frame) the peak frame, changes it. Text, labels and split do not enter it.
+Renaming or moving a file changes nothing; changing its bytes, the start or end of the clip, or (for a view of frames)
+its crop or (for a view of the peak frame) the peak frame, changes it. Text, labels and split do not enter it.
 """
 
 from __future__ import annotations
@@ -29,4 +29,6 @@ def clip_source(clip: Clip, view: View) -> str:
         identity |= {"start_s": clip.start_s, "end_s": clip.end_s}
         if isinstance(view, FramesView) and view.rule == "peak":
             identity["peak_frame"] = clip.peak_frame
+    if isinstance(view, FramesView) and files and clip.crop is not None:  # without one, the hashes of earlier versions
+        identity["crop"] = clip.crop.as_json()
     return hashlib.sha256(canonical_json(identity).encode("ascii")).hexdigest()

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from featurecache.clip_rows import SCORE_SUFFIX
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import suggest
 from fusion_train.errors import DataError
@@ -38,10 +39,12 @@ class Sample:
 
 
 def label_sets(clips: ClipList) -> dict[str, dict[str, list[str]]]:
-    """Every label that occurs, by dataset and label task."""
+    """Every label that occurs, by dataset and label task; scores are numbers, not labels."""
     found: dict[str, dict[str, set[str]]] = {}
     for clip in clips:
         for task, value in clip.labels.items():
+            if task.endswith(SCORE_SUFFIX):
+                continue
             labels = found.setdefault(clip.dataset or "", {}).setdefault(task, set())
             labels.update(map(str, value) if isinstance(value, list | tuple) else [str(value)])
     return {dataset: {task: sorted(labels) for task, labels in tasks.items()} for dataset, tasks in found.items()}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurecache.clips import Clip, ClipList, load_clips
+from featurecache.clips import Clip, ClipList, Question, load_clips
+from featurecache.crop import Crop
 from featurecache.errors import ClipListError
 
 
@@ -28,15 +29,24 @@ def problems(folder: Path, *rows: object) -> list[str]:
 
 FULL = {
     "id": "set/a1", "video": "v/a1.mp4", "audio": "a1.wav", "image": "a1.png", "text": "I see.", "split": "train",
-    "dataset": "demo", "labels": {"emotion": "happy", "sentiment": 0.3}, "responses": {"reason": "…"},
-    "peak_frame": 12, "start_s": 0.5, "end_s": 2,
+    "dataset": "demo", "labels": {"emotion": "happy", "sentiment_score": 0.3, "multi-label": ["happy", "proud"]},
+    "responses": {"reason": "…"},
+    "peak_frame": 12, "start_s": 0.5, "end_s": 2, "speaker": "Ann", "dialogue": "7", "crop": {"right": 0.5},
+    "questions": [{"task": "caption", "answer": "A face."}, {"task": "vqa", "question": "Who?", "answer": "Ann"}],
 }  # fmt: skip
 
 
 def test_every_field_is_read_and_paths_are_relative_to_the_list(tmp_path: Path) -> None:
     clip = load_clips(write(tmp_path, FULL))[0]
     assert clip == Clip(
-        **{**FULL, "video": tmp_path / "v/a1.mp4", "audio": tmp_path / "a1.wav", "image": tmp_path / "a1.png"}
+        **{
+            **FULL,
+            "video": tmp_path / "v/a1.mp4",
+            "audio": tmp_path / "a1.wav",
+            "image": tmp_path / "a1.png",
+            "crop": Crop(right=0.5),
+            "questions": (Question("caption", "A face."), Question("vqa", "Ann", "Who?")),
+        }
     )
     assert isinstance(clip.end_s, float)
     elsewhere = load_clips(tmp_path / "clips.jsonl", media_root="/media")[0]
@@ -88,6 +98,15 @@ def test_all_problems_of_all_lines_are_reported_at_once(tmp_path: Path) -> None:
         {"id": "a", "text": "x", "start_s": -1},
         {"id": "a", "text": "x", "start_s": "1"},
         {"id": "a", "text": "x", "start_s": 2, "end_s": 2},
+        {"id": "a", "text": "x", "speaker": 7},
+        {"id": "a", "text": "x", "labels": {"sentiment_score": "1.8"}},
+        {"id": "a", "text": "x", "crop": "left"},
+        {"id": "a", "text": "x", "crop": {"rihgt": 0.5}},
+        {"id": "a", "text": "x", "crop": {"right": 50}},
+        {"id": "a", "text": "x", "crop": {"left": 0.5, "right": 0.5}},
+        {"id": "a", "text": "x", "questions": {"vqa": "Who?"}},
+        {"id": "a", "text": "x", "questions": [{"task": "vqa", "question": "Who?"}]},
+        {"id": "a", "text": "x", "questions": [{"task": "vqa", "ask": "Who?", "answer": "Ann"}]},
         '{"id": "a", "text": "x", "end_s": NaN}',
         '{"id": "a", "text": "x", "end_s": Infinity}',
         '{"id": "a", "id": "b", "text": "x"}',
@@ -116,22 +135,24 @@ def test_a_list_that_is_missing_empty_or_of_another_kind_is_refused(tmp_path: Pa
 def test_csv_and_parquet_say_the_same_as_jsonl(tmp_path: Path) -> None:
     flat = {
         "id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "labels.emotion": "happy",
-        "responses.reason": "She smiles.", "peak_frame": "3", "start_s": "0.5", "end_s": "",
+        "responses.reason": "She smiles.", "peak_frame": "3", "start_s": "0.5", "end_s": "", "speaker": "01",
+        "labels.sentiment_score": "-1", "crop.left": "0.5",
     }  # fmt: skip
     with (tmp_path / "clips.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, flat)
         writer.writeheader()
         writer.writerow(flat)
     expected = Clip(
-        "a1", tmp_path / "a1.mp4", text="0012", split="train", labels={"emotion": "happy"},
-        responses={"reason": "She smiles."}, peak_frame=3, start_s=0.5,
+        "a1", tmp_path / "a1.mp4", text="0012", split="train", labels={"emotion": "happy", "sentiment_score": -1},
+        responses={"reason": "She smiles."}, peak_frame=3, start_s=0.5, speaker="01", crop=Crop(left=0.5),
     )  # fmt: skip
     assert load_clips(tmp_path / "clips.csv")[0] == expected
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [
-        {"id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "labels": {"emotion": "happy", "x": None},
-         "responses": {"reason": "She smiles."}, "peak_frame": 3, "start_s": 0.5, "end_s": None},
+        {"id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "responses": {"reason": "She smiles."},
+         "labels": {"emotion": "happy", "sentiment_score": -1.0, "x": None}, "peak_frame": 3, "start_s": 0.5,
+         "end_s": None, "speaker": "01", "crop": {"left": 0.5, "right": None}},
     ]  # fmt: skip
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "clips.parquet")
     assert load_clips(tmp_path / "clips.parquet")[0] == expected

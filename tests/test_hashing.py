@@ -10,6 +10,7 @@ import pytest
 
 from featurecache import hashing
 from featurecache.clips import Clip
+from featurecache.crop import Crop
 from featurecache.encoders import AudioView, FramesView
 from featurecache.hashing import cache_folder, file_sha256
 from featurecache.sources import clip_source
@@ -102,12 +103,16 @@ def test_a_source_depends_on_what_the_view_sees_and_nothing_else(tmp_path: Path)
             Clip("a", video=video, peak_frame=4),
             Clip("a", video=video, peak_frame=3, start_s=1.0),
             Clip("a", video=video, peak_frame=3, end_s=1.0),
+            Clip("a", video=video, peak_frame=3, crop=Crop(right=0.5)),
+            Clip("a", video=video, peak_frame=3, crop=Crop(left=0.5)),
             Clip("a", image=image),
+            Clip("a", image=image, crop=Crop(right=0.5)),
             Clip("a", text="nothing to see"),
         )
     }
-    assert len(sources) == 6
+    assert len(sources) == 9
     assert clip_source(Clip("a", video=video, peak_frame=4), AUDIO) == clip_source(clip, AUDIO)
+    assert clip_source(Clip("a", video=video, crop=Crop(right=0.5)), AUDIO) == clip_source(clip, AUDIO)
     assert clip_source(Clip("a", video=video, image=image), PEAK) == clip_source(Clip("a", image=image), PEAK)
     video.write_bytes(b"Video")
     assert clip_source(clip, PEAK) not in sources

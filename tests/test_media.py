@@ -11,6 +11,7 @@ import recordings as rec
 from PIL import Image
 
 from featurecache.clips import Clip
+from featurecache.crop import Crop
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.frames import FramePicker
@@ -108,6 +109,30 @@ def test_a_clip_late_in_a_long_file_is_the_same_as_when_the_file_is_read_through
     assert np.array_equal(sought[1], read[1])
     assert sought[0].shape == read[0].shape == (28_800,)
     assert np.abs(sought[0] - read[0]).max() < 1e-3
+
+
+def test_a_crop_cuts_the_pictures_of_every_view_and_leaves_the_sound(tmp_path: Path) -> None:
+    path = rec.write_clip(tmp_path / "a.mp4", marked=True, sound=rec.sine(2.0), size=(66, 48))
+    whole = decode(Clip("a", video=path), [AUDIO, SIXTEEN, PEAK])
+    left = decode(Clip("a", video=path, crop=Crop(right=0.5)), [AUDIO, SIXTEEN, PEAK])
+    right = decode(Clip("a", video=path, crop=Crop(left=0.5)), [AUDIO, SIXTEEN, PEAK])
+    assert np.array_equal(left[0], whole[0])
+    for view in (1, 2):
+        assert np.array_equal(np.concatenate([left[view], right[view]], axis=2), whole[view])
+        assert left[view].shape[2] == 33
+    assert left[1][..., 0].mean() > 180 > right[1][..., 0].mean()
+    still = tmp_path / "a.png"
+    Image.fromarray(rec.picture(0, marked=True)).save(still)
+    face = decode(Clip("a", image=still, crop=Crop(0.25, 0.5, 0.75, 1.0)), [PEAK])[0]
+    assert np.array_equal(face, rec.picture(0, marked=True)[None, 24:, 16:48])
+
+
+def test_a_crop_leaves_at_least_one_pixel_and_halves_share_none() -> None:
+    for width in (1, 2, 3, 5, 719):
+        pictures = np.arange(width)[None, None, :, None]
+        left, right = Crop(right=0.5).apply(pictures), Crop(left=0.5).apply(pictures)
+        assert width == 1 or left.shape[2] + right.shape[2] == width
+        assert Crop(left=0.999, right=1.0).apply(pictures).shape[2] == 1
 
 
 def test_a_clip_of_fewer_frames_than_asked_repeats_its_last(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def _question(sample: Sample) -> dict[str, Any]:
     return {
         "media": media, "text": clip.text, "task": sample.task.name, "dataset": clip.dataset or "",
         "peak_frame": clip.peak_frame, "start_s": clip.start_s, "end_s": clip.end_s,
+        "crop": clip.crop and clip.crop.as_json(),
         "closed": sample.task.answer == "label",
     }  # fmt: skip
 

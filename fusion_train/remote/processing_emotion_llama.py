@@ -18,6 +18,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from featurecache.clips import Clip
+from featurecache.crop import parse_crop
 from featurecache.media import Absent, decode
 from fusion_train.errors import DataError
 from fusion_train.models.answering import pad_left
@@ -25,7 +26,7 @@ from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_promp
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import INPUTS, rebuild_encoder
 
-PER_CLIP = ("video", "audio", "image", "text", "peak_frame", "start_s", "end_s")
+PER_CLIP = ("video", "audio", "image", "text", "peak_frame", "start_s", "end_s", "crop")
 
 
 class EmotionLlamaProcessor(ProcessorMixin):
@@ -65,6 +66,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         peak_frame: Any = None,
         start_s: Any = None,
         end_s: Any = None,
+        crop: Any = None,
     ) -> BatchFeature:
         """Prepare one clip, or a batch where any argument is a list.
 
@@ -74,14 +76,14 @@ class EmotionLlamaProcessor(ProcessorMixin):
             task: a task of training: emotion, sentiment, reason, …
             question: asked in place of the task's own instruction.
             labels: the closed set of answers named in the instruction; default: that of `dataset` in training.
-            peak_frame, start_s, end_s: as in a clip list.
+            peak_frame, start_s, end_s, crop: as in a clip list.
 
         Raises:
             MediaError: a file that cannot be decoded.
-            DataError: no medium and no text, or lists of different lengths.
+            DataError: no medium and no text, lists of different lengths, or a crop that is none.
         """
         values = {"video": video, "audio": audio, "image": image, "text": text, "peak_frame": peak_frame,
-                  "start_s": start_s, "end_s": end_s}  # fmt: skip
+                  "start_s": start_s, "end_s": end_s, "crop": crop}  # fmt: skip
         clips = _clips(values)
         asked = find_task(task)
         if labels is None:
@@ -146,7 +148,10 @@ def _clips(values: Mapping[str, Any]) -> list[Clip]:
         if not media and mine["text"] is None:
             raise DataError("processor", expected="video, audio, image or text", got="none of them")
         name = next((path.name for path in media.values()), f"clip {row}")
-        clips.append(Clip(id=name, **{**mine, **media}))
+        problem, crop = ("", None) if mine["crop"] is None else parse_crop(mine["crop"])
+        if problem:
+            raise DataError(name, got=problem)
+        clips.append(Clip(id=name, **{**mine, **media, "crop": crop}))
     return clips
 
 

@@ -1,0 +1,60 @@
+"""The part of a picture that belongs to a clip, where several people share the picture.
+
+Shapes: pictures (F, H, W, 3) in and out. Edges are fractions of the width and height as displayed, so that a crop holds
+for a recording of any size: {"right": 0.5} is the left half. An edge falls on the nearest pixel border, so the two
+halves of a picture share no pixel and lose none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from featurecache.errors import suggest
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle; the whole picture by default."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+    def apply(self, pictures: np.ndarray) -> np.ndarray:
+        """Cut (F, H, W, 3) to the rectangle; at least one pixel is left each way."""
+        rows, columns = pictures.shape[1:3]
+        top, bottom = _pixels(self.top, self.bottom, rows)
+        left, right = _pixels(self.left, self.right, columns)
+        return np.ascontiguousarray(pictures[:, top:bottom, left:right])
+
+    def as_json(self) -> dict[str, float]:
+        """What a clip list holds: the edges that are not the picture's own."""
+        return {edge.name: value for edge in fields(self) if (value := getattr(self, edge.name)) != edge.default}
+
+
+def parse_crop(value: Any) -> tuple[str, Crop | None]:
+    """Return (what is wrong, crop) for a clip list's value."""
+    edges = [edge.name for edge in fields(Crop)]
+    if not isinstance(value, Mapping):
+        return f"crop: expected an object of {', '.join(edges)}, got {value!r}", None
+    for key, number in value.items():
+        if key not in edges:
+            return f'crop: unknown edge "{key}".{suggest(str(key), edges)}', None
+        sound = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
+        if not sound:
+            return f"crop.{key}: expected a fraction from 0 to 1, got {number!r}", None
+    crop = Crop(**{key: float(number) for key, number in value.items()})
+    if crop.left >= crop.right or crop.top >= crop.bottom:
+        return f"crop: expected left below right and top below bottom, got {dict(value)}", None
+    return "", None if crop == Crop() else crop
+
+
+def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
+    first = min(math.floor(low * size + 0.5), size - 1)
+    return first, max(first + 1, math.floor(high * size + 0.5))
