@@ -1,5 +1,6 @@
 """`fusion-train`: train from a feature store, sweep variants, score runs.
 
+    fusion-train plan --gpu h200               parameters, memory and hours, before anything is loaded
     fusion-train --stage perception            train (or resume) runs/perception
     fusion-train --stage cognition             from the latest perception run
     fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
@@ -19,24 +20,20 @@ from rich.console import Console
 from rich.table import Table
 
 from featurecache.console import CommandGroup
+from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
+from fusion_train.cli_plan import plan
 
 RUNS = Path("runs")
-
-_store = click.option("--store", help="Feature store: folder or URL.  [default: features.zarr]")
-_clips = click.option("--clips", help="Clip list: JSONL, CSV or Parquet.  [default: clips.jsonl]")
-_set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override one setting; repeatable.")
-_config = click.option("--config", help="YAML file or shipped preset.  [default: emotion_llama_v2]")
-_init = click.option("--init", type=click.Path(path_type=Path), help="Run to start from.")
 
 
 @click.group(cls=CommandGroup, invoke_without_command=True, context_settings={"max_content_width": 100})
 @click.option("--stage", help="perception | cognition | joint: a file under configs/stages.")
-@_config
-@_store
-@_clips
-@_init
+@CONFIG
+@STORE
+@CLIPS
+@INIT
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/STAGE]")
-@_set
+@SET
 @click.version_option(package_name="featurecache")
 @click.pass_context
 def main(
@@ -82,8 +79,8 @@ def main(
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@_store
-@_clips
+@STORE
+@CLIPS
 def resume(run: Path, store: str | None, clips: str | None) -> None:
     """Go on with a stopped run, where it was, to the bit.
 
@@ -114,8 +111,8 @@ def resume(run: Path, store: str | None, clips: str | None) -> None:
 @click.option("--task", default="emotion", show_default=True, help="What is asked.")
 @click.option("--modalities", help="Show only these, such as audio,video (the token ablation).")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
-@_store
-@_clips
+@STORE
+@CLIPS
 @click.option("--out", type=click.Path(path_type=Path), help="Predictions file.  [default: in the run's folder]")
 def evaluate_command(
     folder: Path,
@@ -156,12 +153,12 @@ def evaluate_command(
 
 @main.command()
 @click.argument("file")
-@_config
-@_store
-@_clips
-@_init
+@CONFIG
+@STORE
+@CLIPS
+@INIT
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: sweeps/NAME]")
-@_set
+@SET
 def sweep(
     file: str,
     config: str | None,
@@ -204,10 +201,10 @@ def sweep(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--stage", default="cognition", show_default=True, help="Stage that the checkpoint is of.")
-@_config
-@_store
-@_clips
-@_set
+@CONFIG
+@STORE
+@CLIPS
+@SET
 def import_released_command(
     file: Path,
     out: Path,
@@ -230,6 +227,9 @@ def import_released_command(
     places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
     import_released(file, settings, **places, run=Run(out), say=click.echo)
     click.echo(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
+
+
+main.add_command(plan)
 
 
 def _print_result(folder: Path, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from featurecache.encoders.network import align
 from fusion_train.config import Config
@@ -18,6 +18,32 @@ from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, freez
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.lora import add_lora
 from fusion_train.seeding import derive
+
+_LLAMA_2_7B = {
+    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+}  # fmt: skip
+KNOWN_SIZES = dict.fromkeys(("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"), _LLAMA_2_7B)
+"""Published sizes of gated models, so that planning needs no account and no network."""
+
+
+def llm_config(name: str) -> Any:
+    """The transformers configuration of a hub id or local folder: its sizes, before any weight is read.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    if name in KNOWN_SIZES and not Path(name).exists():
+        return LlamaConfig(**KNOWN_SIZES[name])
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+
+
+def skeleton(config: Any) -> nn.Module:
+    """A causal language model of these sizes; inside `torch.device("meta")` it takes no memory."""
+    return AutoModelForCausalLM.from_config(config)
 
 
 def load_tokenizer(name: str) -> Any:

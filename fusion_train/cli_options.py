@@ -1,0 +1,13 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+STORE = click.option("--store", help="Feature store: folder or URL.  [default: features.zarr]")
+CLIPS = click.option("--clips", help="Clip list: JSONL, CSV or Parquet.  [default: clips.jsonl]")
+SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override one setting; repeatable.")
+CONFIG = click.option("--config", help="YAML file or shipped preset.  [default: emotion_llama_v2]")
+INIT = click.option("--init", type=click.Path(path_type=Path), help="Run to start from.")

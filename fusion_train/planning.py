@@ -1,0 +1,159 @@
+"""Before anything is loaded: what a configuration trains, what a sample is, and what that costs.
+
+The model is built on the meta device, so parameters are counted by the code that trains. The length of a sample is
+counted on the clip list where list, store and tokenizer are at hand, and assumed where not; the plan says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache.clips import load_clips
+from featurecache.errors import StoreError
+from fusion_train import costs
+from fusion_train.batches import Collator, FeatureReader
+from fusion_train.config import Config
+from fusion_train.errors import ModelError
+from fusion_train.language_model import load_tokenizer
+from fusion_train.models.emotion_llama import FeatureShapes, count_by_part
+from fusion_train.prompts import encode_answer
+from fusion_train.samples import SampleStream, label_sets
+from fusion_train.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
+
+ASSUMED_TEXT_TOKENS = 120
+ASSUMED_ANSWER_TOKENS = 32
+COUNTED_SAMPLES = 256
+COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a sample."""
+
+    soft: float
+    text: float
+    """Prompt without soft tokens."""
+    answer: float
+    longest: int
+    """Of one sample, soft tokens and answer included."""
+    source: str
+
+    @property
+    def total(self) -> float:
+        return self.soft + self.text + self.answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `fusion-train plan` shows."""
+
+    parameters: dict[str, int]
+    """Trained, by part."""
+    frozen: int
+    lengths: Lengths
+    flops: costs.SampleFlops
+    rule_flops: float
+    memory: costs.Memory
+    steps: int
+    samples: int
+    gpu: costs.Gpu
+    utilisation: float
+    hours: float
+    advice: str | None
+    """Where the card is too small."""
+
+
+def make_plan(
+    config: Config, store: str, clips: str, *, gpu: str, utilisation: float, say: Callable[[str], None]
+) -> Plan:
+    """Work out what training this configuration costs.
+
+    Raises:
+        ConfigError, ModelError: settings that do not go together, or an unknown language model or card.
+    """
+    card = costs.find_gpu(gpu)
+    reader = _reader(config, store, say)
+    shapes = reader.shapes if reader else _published_shapes(config)
+    model = model_skeleton(config, shapes)
+    llm, lora = llm_shape(model.llm), lora_shape(model.llm)
+    lengths = _lengths(config, reader, clips, model.soft_counts, say)
+    flops = costs.sample_flops(
+        llm, lora, tokens=lengths.total, supervised=lengths.answer, adapter=adapter_work(model),
+    )  # fmt: skip
+    micro = config.optim.micro_batch_size
+    parameters = count_by_part(model)
+    values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
+    needed = costs.memory(
+        llm, lora, trained=sum(parameters.values()), tokens=micro * lengths.longest,
+        supervised=micro * round(lengths.answer), feature_values=micro * values, base=config.model.llm_dtype,
+        compute=COMPUTE[config.optim.precision],
+    )  # fmt: skip
+    samples = config.optim.steps * config.optim.batch_size
+    fits = needed.total <= card.memory_gib * 2**30
+    return Plan(
+        parameters=parameters,
+        frozen=llm.matrix_parameters + llm.other_parameters,
+        lengths=lengths,
+        flops=flops,
+        rule_flops=costs.rule_flops(llm, lengths.total),
+        memory=needed,
+        steps=config.optim.steps,
+        samples=samples,
+        gpu=card,
+        utilisation=utilisation,
+        hours=costs.hours(flops.total * samples, card, utilisation),
+        advice=None
+        if fits
+        else costs.advice(needed, checkpointing=False, base=config.model.llm_dtype, micro_batch=micro),
+    )
+
+
+def _reader(config: Config, store: str, say: Callable[[str], None]) -> FeatureReader | None:
+    try:
+        return FeatureReader.open(store, config.features.used)
+    except StoreError as error:
+        say(f"features as published, since there is no store to read their shapes from: {error}")
+        return None
+
+
+def _published_shapes(config: Config) -> FeatureShapes:
+    published = FeatureShapes()
+    return FeatureShapes(**{
+        modality: getattr(published, modality) if modality in config.features.used else None
+        for modality in published.used
+    })  # fmt: skip
+
+
+def _lengths(
+    config: Config, reader: FeatureReader | None, clips: str, soft_counts: dict[str, int], say: Callable[[str], None]
+) -> Lengths:
+    soft = sum(soft_counts.values())
+    assumed = Lengths(
+        soft, ASSUMED_TEXT_TOKENS, ASSUMED_ANSWER_TOKENS, soft + ASSUMED_TEXT_TOKENS + ASSUMED_ANSWER_TOKENS, "assumed"
+    )
+    if reader is None or not Path(clips).is_file():
+        return assumed
+    try:
+        tokenizer = load_tokenizer(config.model.llm)
+    except ModelError as error:
+        say(f"lengths assumed, since there is no tokenizer to count with: {error}")
+        return assumed
+    train_clips = load_clips(clips).in_split(config.data.train_split)
+    stream = SampleStream(
+        reader.usable(train_clips, config.data.failed_clips), config.data.tasks, label_sets(train_clips),
+        seed=config.seed, modalities=reader.modalities, mixture=config.data.mixture,
+        hide_modality_p=config.data.hide_modality_p,
+        answer_length=lambda text: len(encode_answer(tokenizer, text)),
+    )  # fmt: skip
+    collator = Collator(reader, tokenizer, config.prompt.format(), soft_counts)
+    rows: list[tuple[int, int, int]] = []
+    for index in range(COUNTED_SAMPLES):
+        sample = stream.draw(index)
+        shown = collator.present(sample.clip, sample.hidden)
+        prompt = collator.prompt_ids(sample, shown)
+        places = sum(token < 0 for token in prompt)
+        rows.append((places, len(prompt) - places, len(encode_answer(tokenizer, sample.answer))))
+    means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    return Lengths(*means, longest=max(map(sum, rows)), source=f"counted on {len(rows)} draws of {Path(clips).name}")
