@@ -1,7 +1,7 @@
 """Rows of a clip list as the file has them: (line, object), or (line, what is wrong with it).
 
 JSONL, CSV with flat columns (`labels.emotion`, `responses.reason` and `crop.right` name nested values; an empty cell is
-no value; numbers are read where the clip list wants them), Parquet. This module knows no clip.
+no value; numbers are read where the clip list wants them; `tags` are separated by commas), Parquet. Knows no clip.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def _nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any]:
             nested.setdefault(outer, {})[inner] = _number(value) if from_text and is_number else value
         elif from_text and key in NUMBER_KEYS:
             nested[key] = _number(value)
+        elif from_text and key == "tags":
+            nested[key] = [tag.strip() for tag in value.split(",") if tag.strip()]
         else:
             nested[key] = value
     return nested

@@ -5,7 +5,7 @@ One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
     {"id": "a1", "video": "clips/a1.mp4", "text": "I see.", "split": "train", "dataset": "demo",
      "labels": {"emotion": "happy", "sentiment_score": 1.8}, "responses": {"reason": "…"},
      "questions": [{"task": "vqa", "question": "…", "answer": "…"}], "speaker": "Ann", "dialogue": "7",
-     "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "crop": {"right": 0.5}}
+     "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "crop": {"right": 0.5}}
 
 `id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. A label
 is a string, a list of strings or, under a name that ends in `_score`, a number. Every problem of a list is reported at
@@ -57,6 +57,8 @@ class Clip:
     speaker: str | None = None
     dialogue: str | None = None
     """What clips may have in common; intervals are clustered by it."""
+    tags: tuple[str, ...] = ()
+    """What sets a clip apart (sarcasm, …): scores are given for the clips that have a tag and for the rest."""
     peak_frame: int | None = None
     """Index of the frame of strongest expression among the decoded frames of the clip."""
     start_s: float | None = None
@@ -207,6 +209,10 @@ def _parse(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
                 if str(name).endswith(SCORE_SUFFIX) and not _is_number(item)
             ]
         values[key] = value
+    tags = row.get("tags") or ()
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) and tag for tag in tags):
+        problems.append(f"tags: expected a list of texts, got {tags!r}")
+    values["tags"] = tuple(tags)
     question_problem, values["questions"] = _questions(row.get("questions") or ())
     problems += [question_problem] if question_problem else []
     if row.get("crop") is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.encoders import encoder_factory, open_encoder
+from featurecache.perturbations import PERTURB_OPTION
 from featurecache.spec import STORED_BYTES
 
 
@@ -49,7 +50,8 @@ def estimate(
     for feature, encoder in features.items():
         factory = encoder_factory(encoder)
         if hasattr(factory, "plan_shape"):
-            shape = factory.plan_shape(weights.get(encoder), dict(options.get(encoder, {})))
+            own = {key: value for key, value in options.get(encoder, {}).items() if key != PERTURB_OPTION}
+            shape = factory.plan_shape(weights.get(encoder), own)
         else:  # a user's own encoder may not offer it
             shape = open_encoder(encoder, weights=weights.get(encoder), options=options.get(encoder)).shape
         clip_bytes = round(shape[0] * shape[1] * STORED_BYTES[stored_dtype])

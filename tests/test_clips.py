@@ -32,6 +32,7 @@ FULL = {
     "dataset": "demo", "labels": {"emotion": "happy", "sentiment_score": 0.3, "multi-label": ["happy", "proud"]},
     "responses": {"reason": "…"},
     "peak_frame": 12, "start_s": 0.5, "end_s": 2, "speaker": "Ann", "dialogue": "7", "crop": {"right": 0.5},
+    "tags": ["sarcasm", "noisy"],
     "questions": [{"task": "caption", "answer": "A face."}, {"task": "vqa", "question": "Who?", "answer": "Ann"}],
 }  # fmt: skip
 
@@ -45,6 +46,7 @@ def test_every_field_is_read_and_paths_are_relative_to_the_list(tmp_path: Path) 
             "audio": tmp_path / "a1.wav",
             "image": tmp_path / "a1.png",
             "crop": Crop(right=0.5),
+            "tags": ("sarcasm", "noisy"),
             "questions": (Question("caption", "A face."), Question("vqa", "Ann", "Who?")),
         }
     )
@@ -100,6 +102,7 @@ def test_all_problems_of_all_lines_are_reported_at_once(tmp_path: Path) -> None:
         {"id": "a", "text": "x", "start_s": 2, "end_s": 2},
         {"id": "a", "text": "x", "speaker": 7},
         {"id": "a", "text": "x", "labels": {"sentiment_score": "1.8"}},
+        {"id": "a", "text": "x", "tags": "sarcasm"},
         {"id": "a", "text": "x", "crop": "left"},
         {"id": "a", "text": "x", "crop": {"rihgt": 0.5}},
         {"id": "a", "text": "x", "crop": {"right": 50}},
@@ -136,7 +139,7 @@ def test_csv_and_parquet_say_the_same_as_jsonl(tmp_path: Path) -> None:
     flat = {
         "id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "labels.emotion": "happy",
         "responses.reason": "She smiles.", "peak_frame": "3", "start_s": "0.5", "end_s": "", "speaker": "01",
-        "labels.sentiment_score": "-1", "crop.left": "0.5",
+        "labels.sentiment_score": "-1", "crop.left": "0.5", "tags": "sarcasm, noisy",
     }  # fmt: skip
     with (tmp_path / "clips.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, flat)
@@ -145,6 +148,7 @@ def test_csv_and_parquet_say_the_same_as_jsonl(tmp_path: Path) -> None:
     expected = Clip(
         "a1", tmp_path / "a1.mp4", text="0012", split="train", labels={"emotion": "happy", "sentiment_score": -1},
         responses={"reason": "She smiles."}, peak_frame=3, start_s=0.5, speaker="01", crop=Crop(left=0.5),
+        tags=("sarcasm", "noisy"),
     )  # fmt: skip
     assert load_clips(tmp_path / "clips.csv")[0] == expected
     pyarrow = pytest.importorskip("pyarrow")
@@ -152,7 +156,7 @@ def test_csv_and_parquet_say_the_same_as_jsonl(tmp_path: Path) -> None:
     rows = [
         {"id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "responses": {"reason": "She smiles."},
          "labels": {"emotion": "happy", "sentiment_score": -1.0, "x": None}, "peak_frame": 3, "start_s": 0.5,
-         "end_s": None, "speaker": "01", "crop": {"left": 0.5, "right": None}},
+         "end_s": None, "speaker": "01", "crop": {"left": 0.5, "right": None}, "tags": ["sarcasm", "noisy"]},
     ]  # fmt: skip
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "clips.parquet")
     assert load_clips(tmp_path / "clips.parquet")[0] == expected

@@ -17,7 +17,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from featurecache.encoders.perturbed import PerturbedEncoder
 from featurecache.errors import EncoderError, suggest
+from featurecache.perturbations import PERTURB_OPTION, Perturbation, parse_perturbation
 from featurecache.spec import Spec
 
 ENTRY_POINTS = "featurecache.encoders"
@@ -130,11 +132,27 @@ def open_encoder(
 ) -> Encoder:
     """Load an encoder by its registered name, or by name and checkpoint in one, `hf-audio:facebook/hubert-base-ls960`.
 
+    The option `perturb`, which every encoder has, disturbs what the encoder is shown (`perturbations`).
+
     Raises:
-        EncoderError: no encoder of this name; the near one is suggested.
+        EncoderError: no encoder of this name; the near one is suggested. An unknown perturbation.
         WeightsError: the weights are missing, incomplete or of another architecture.
     """
     registered_name, _, checkpoint = name.partition(":")
-    return encoder_factory(registered_name).open(
-        weights or checkpoint or None, device, compute_dtype, dict(options or {})
-    )
+    settings = dict(options or {})
+    asked = settings.pop(PERTURB_OPTION, None)
+    perturbation = None if asked is None else parse_perturbation(str(asked))
+    encoder = encoder_factory(registered_name).open(weights or checkpoint or None, device, compute_dtype, settings)
+    return encoder if perturbation is None else _perturbed(encoder, perturbation)
+
+
+def _perturbed(encoder: Encoder, perturbation: Perturbation) -> Encoder:
+    view = encoder.view
+    shown = "sound" if isinstance(view, AudioView) else "frames"
+    single = perturbation.name == "drop-frames" and isinstance(view, FramesView) and view.count == 1
+    if perturbation.of != shown or single:
+        raise EncoderError(
+            f"{encoder.name}.{PERTURB_OPTION}", expected=f"one for {'a single frame' if single else shown}",
+            got=f'"{perturbation.name}", which is for {"several frames" if single else perturbation.of}',
+        )  # fmt: skip
+    return PerturbedEncoder(encoder, perturbation)  # type: ignore[return-value]
