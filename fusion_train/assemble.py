@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from featurecache.clips import ClipList, load_clips
 from fusion_train import checkpoint
+from fusion_train.absent import stand_ins
 from fusion_train.batches import Collator, FeatureReader
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError
@@ -56,6 +57,7 @@ def assemble(
     reader = FeatureReader.open(store, config.features.used, fingerprints)
     if not reader.modalities:
         raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")
+    reader = reader.showing(stand_ins(config.features, reader))
     if sets is None:
         sets = label_sets(clip_list.in_split(config.data.train_split))
     tokenizer = load_tokenizer(config.model.llm)

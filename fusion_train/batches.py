@@ -76,9 +76,13 @@ class Batch:
 class FeatureReader:
     """The features in use, read by clip id with a mask for absent ones."""
 
-    def __init__(self, features: Mapping[str, Feature]) -> None:
-        """`features`: modality -> feature, in the order audio, image, video."""
+    def __init__(self, features: Mapping[str, Feature], stand_ins: Mapping[str, Tensor] | None = None) -> None:
+        """Args:
+        features: modality -> feature, in the order audio, image, video.
+        stand_ins: modality -> (K, D) that the model sees of an absent one; None: an absent one is not seen.
+        """
         self._features = dict(features)
+        self._stand_ins = stand_ins
 
     @classmethod
     def open(cls, store: str, names: Mapping[str, str], expected: Mapping[str, str] | None = None) -> FeatureReader:
@@ -99,6 +103,10 @@ class FeatureReader:
                     next_step="Name the store it was trained from with --store, or train anew.",
                 )
         return cls(features)
+
+    def showing(self, stand_ins: Mapping[str, Tensor] | None) -> FeatureReader:
+        """The same features, with something to see in place of what is absent."""
+        return FeatureReader(self._features, stand_ins)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -158,6 +166,19 @@ class FeatureReader:
         """Modality -> whether the clip has it."""
         return {modality: clip_id in feature for modality, feature in self._features.items()}
 
+    def seen(self, shown: Sequence[bool]) -> list[bool]:
+        """Which modalities the model sees of a clip of which it is shown these."""
+        return list(shown) if self._stand_ins is None else [True] * len(shown)
+
+    def read_seen(self, clip_ids: Sequence[str], shown: Sequence[Sequence[bool]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Features (B, K, D) a modality and what the model sees of them (B, M); stand-ins lie where one is absent."""
+        present = torch.tensor(shown, dtype=torch.bool)
+        features = self.read(clip_ids, present)
+        if self._stand_ins is not None:
+            for m, (modality, tensor) in enumerate(features.items()):
+                tensor[~present[:, m]] = self._stand_ins[modality].to(tensor.dtype)
+        return features, torch.tensor([self.seen(row) for row in shown], dtype=torch.bool)
+
     def read(self, clip_ids: Sequence[str], present: Tensor) -> dict[str, Tensor]:
         """Read (B, K, D) a modality; rows where `present` (B, M) is False are left as they are and must not be used."""
         pin = torch.cuda.is_available()
@@ -196,16 +217,21 @@ class Collator:
 
     def prompt_ids(self, sample: Sample, shown: Sequence[bool]) -> list[int]:
         """Token ids of the question, with a place for every soft token that `shown` gives."""
-        before, after = self._prompt.render(sample.clip.text, sample.task, sample.labels)
-        here = dict(zip(self._reader.modalities, shown, strict=True)) | {"fusion": any(shown)}
+        before, after = self._prompt.render(sample.clip.text, sample.task, sample.labels, sample.question)
+        seen = self._reader.seen(shown)
+        here = dict(zip(self._reader.modalities, seen, strict=True)) | {"fusion": any(seen)}
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
         return encode_prompt(self._tokenizer, before, num_soft, after, sample.clip.id)
+
+    def answer_ids(self, sample: Sample) -> list[int]:
+        """Token ids of the answer, its end included."""
+        return encode_answer(self._tokenizer, self._prompt.answer(sample.answer, sample.task))
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Tokenise, pad on the right, read the features."""
         shown = [self.present(sample.clip, sample.hidden) for sample in samples]
         rows = [
-            supervise(self.prompt_ids(sample, here), encode_answer(self._tokenizer, sample.answer))
+            supervise(self.prompt_ids(sample, here), self.answer_ids(sample))
             for sample, here in zip(samples, shown, strict=True)
         ]
         length = max(len(ids) for ids, _ in rows)
@@ -216,10 +242,10 @@ class Collator:
             token_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(ids)] = torch.tensor(answer_labels)
             mask[row, : len(ids)] = 1
-        present = torch.tensor(shown, dtype=torch.bool)
+        features, present = self._reader.read_seen([sample.clip.id for sample in samples], shown)
         clip_ids = [sample.clip.id for sample in samples]
         num_supervised = int((labels != IGNORED_LABEL).sum())
-        return Batch(token_ids, mask, labels, self._reader.read(clip_ids, present), present, clip_ids, num_supervised)
+        return Batch(token_ids, mask, labels, features, present, clip_ids, num_supervised)
 
 
 def prefetch(make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from rich.table import Table
 from featurecache.console import CommandGroup
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli_plan import plan
+from fusion_train.cli_zero_image import zero_image
 
 RUNS = Path("runs")
 
@@ -229,7 +230,8 @@ def import_released_command(
     click.echo(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
 
 
-main.add_command(plan)
+for command in (plan, zero_image):
+    main.add_command(command)
 
 
 def _print_result(folder: Path, result: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """The configuration of a run: typed, validated once, every key known.
 
 A run's configuration is laid over itself in this order: the defaults below, `--config`, `configs/stages/STAGE.yaml`,
-`--set a.b=c`. A stage is a file, not a branch in the code. The resolved configuration is written into the run.
-Paths are kept as given; the run's own files never hold an absolute one.
+`stages: {STAGE: …}` of `--config`, `--set a.b=c`. A stage is a file, not a branch in the code. A file may say
+`extends: NAME`, another file or shipped preset that it is laid over. The resolved configuration is written into the
+run. Paths are kept as given; the run's own files never hold an absolute one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from featurecache.errors import suggest
 from featurecache.spec import canonical_json
 from fusion_train.errors import ConfigError
+from fusion_train.mixture import OnAbsent
 from fusion_train.models.emotion_llama import MODALITIES
-from fusion_train.prompts import TASKS, PromptFormat
+from fusion_train.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
+
+MAX_EXTENDED = 8
 
 
 class Section(BaseModel):
@@ -61,6 +65,11 @@ class FeaturesConfig(Section):
     audio: str | None = "whisper"
     image: str | None = "eva-global"
     video: str | None = "eva-temporal"
+    absent: Literal["hidden", "visible"] = "hidden"
+    """hidden: an absent modality has no place in the prompt. visible: zeros are put through its projector and the
+    fusion, as the released code does; for a picture, the tokens of an all-zero image."""
+    zero_image: str | None = None
+    """safetensors file with the tokens of an all-zero image, for `absent: visible`; see `fusion-train zero-image`."""
 
     @property
     def used(self) -> dict[str, str]:
@@ -72,9 +81,14 @@ class DataConfig(Section):
     eval_split: str | None = "val"
     """Scored during training; null for none."""
     tasks: tuple[str, ...] = ("emotion",)
-    """One is drawn for each sample, uniformly among those that the clip can answer."""
-    mixture: dict[str, float] = {}
-    """Dataset -> weight of a draw; empty: every clip once an epoch, in an order drawn anew each epoch."""
+    """One is drawn for each sample, uniformly among those that its dataset has; without an answer, the label task."""
+    max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
+    """A longer answer falls back to the label task."""
+    max_answer_words: int | None = Field(None, ge=1)
+    mixture: dict[str, float] | None = None
+    """Dataset -> weight of a draw; null: every clip once an epoch, in an order drawn anew each epoch."""
+    mixture_absent: OnAbsent = "refuse"
+    """What to do about datasets of the mixture that the clip list does not have: refuse, or leave_out with a notice."""
     failed_clips: Literal["refuse", "skip"] = "refuse"
     """What to do about clips whose extraction failed."""
     hide_modality_p: float = Field(0.0, ge=0, le=1)
@@ -92,12 +106,17 @@ class DataConfig(Section):
 
 
 class PromptConfig(Section):
+    """The fields of `prompts.PromptFormat`, which says what each does."""
+
     template: str = PromptFormat.template
+    picture_template: str | None = PromptFormat.picture_template
     said: str = PromptFormat.said
+    said_without_words: bool = PromptFormat.said_without_words
     clean_text: bool = PromptFormat.clean_text
+    clean_answers: bool = PromptFormat.clean_answers
 
     def format(self) -> PromptFormat:
-        return PromptFormat(self.template, self.said, self.clean_text)
+        return PromptFormat(**self.model_dump())
 
 
 class OptimConfig(Section):
@@ -186,13 +205,15 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
         ConfigError: no such file, not YAML, unknown keys or wrong values; all at once, each with its dotted key.
     """
     values = read_yaml(config if config is not None else "emotion_llama_v2")
+    own_stages = values.pop("stages", None) or {}
     if stage is not None:
         if stage not in stage_names():
             raise ConfigError(
                 f'stage "{stage}"', expected="one of " + ", ".join(stage_names()), got="no such stage",
                 next_step=suggest(stage, stage_names()).strip() or None,
             )  # fmt: skip
-        merge(values, yaml.load((preset_dir() / "stages" / f"{stage}.yaml").read_text(), Loader=_Loader))
+        merge(values, read_yaml(f"stages/{stage}"))
+        merge(values, own_stages.get(stage) or {})
     for text in overrides:
         merge(values, parse_override(text))
     return validate(values, str(config or "emotion_llama_v2"))
@@ -214,8 +235,8 @@ def validate(values: Mapping[str, Any], subject: str) -> Config:
         ) from error  # fmt: skip
 
 
-def read_yaml(config: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping from a file, or from a shipped preset by name."""
+def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
+    """Read a YAML mapping from a file, or from a shipped preset by name, with what it extends below it."""
     path = Path(config)
     name = str(config)
     source: Any = path if path.is_file() else preset_dir() / (name if name.endswith(".yaml") else f"{name}.yaml")
@@ -231,7 +252,17 @@ def read_yaml(config: str | Path) -> dict[str, Any]:
         raise ConfigError(name, expected="YAML", got=" ".join(str(error).split())) from error
     if not isinstance(values, dict):
         raise ConfigError(name, expected="a mapping of settings", got=type(values).__name__)
-    return values
+    below = values.pop("extends", None)
+    if below is None:
+        return values
+    if _depth > MAX_EXTENDED:
+        raise ConfigError(
+            name, expected=f"at most {MAX_EXTENDED} files that extend each other", got="more, or a circle"
+        )
+    beside = path.parent / str(below)
+    base = read_yaml(beside if path.is_file() and beside.is_file() else below, _depth + 1)
+    merge(base, values)
+    return base
 
 
 def parse_override(text: str) -> dict[str, Any]:

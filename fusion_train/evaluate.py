@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from featurecache.clips import Clip, ClipList
 from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
@@ -22,7 +20,7 @@ from fusion_train.errors import DataError
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.prompts import Task, encode_answer, find_task
-from fusion_train.samples import Sample, answer_of, closed_set
+from fusion_train.samples import Sample, answer_of, answers_of, closed_set
 
 MAX_NEW_TOKENS = 200
 EVAL_BATCH_SIZE = 8
@@ -75,7 +73,7 @@ def evaluate(
         raise DataError("--modalities", expected="among " + ", ".join(bench.reader.modalities), got=", ".join(unknown))
     shown = [name for name in task.modalities if modalities is None or name in modalities]
     hidden = tuple(name for name in bench.reader.modalities if name not in shown)
-    asked = [(clip, answer) for clip in clips if (answer := answer_of(clip, task)) is not None]
+    asked = [(clip, *answers[0]) for clip in clips if (answers := answers_of(clip, task))]
     if not asked:
         raise DataError(
             f'task "{task_name}"', expected="clips with an answer to it", got=f"none of {len(clips)} clips",
@@ -98,13 +96,17 @@ def closed_tasks(bench: Workbench, clips: ClipList) -> list[str]:
 
 
 def _groups(
-    bench: Workbench, asked: Sequence[tuple[Clip, str]], task: Task, hidden: tuple[str, ...], batch_size: int
+    bench: Workbench,
+    asked: Sequence[tuple[Clip, str | None, str]],
+    task: Task,
+    hidden: tuple[str, ...],
+    batch_size: int,
 ) -> Iterator[list[Sample]]:
     """Batches of clips that share one set of labels."""
     by_labels: dict[tuple[str, ...], list[Sample]] = {}
-    for clip, answer in asked:
+    for clip, question, answer in asked:
         labels = closed_set(bench.label_sets, clip, task)
-        by_labels.setdefault(labels, []).append(Sample(clip, task, labels, answer, hidden))
+        by_labels.setdefault(labels, []).append(Sample(clip, task, labels, answer, hidden, question))
     for samples in by_labels.values():
         for start in range(0, len(samples), batch_size):
             yield samples[start : start + batch_size]
@@ -115,8 +117,7 @@ def _answer(bench: Workbench, samples: Sequence[Sample]) -> Iterator[dict[str, A
     device = next(bench.model.projectors.parameters()).device
     shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
     prompts = [bench.collator.prompt_ids(sample, here) for sample, here in zip(samples, shown, strict=True)]
-    present = torch.tensor(shown, dtype=torch.bool)
-    read = bench.reader.read([sample.clip.id for sample in samples], present)
+    read, present = bench.reader.read_seen([sample.clip.id for sample in samples], shown)
     features = {name: tensor.to(device) for name, tensor in read.items()}
     if task.answer == "label":
         label_ids = [encode_answer(bench.tokenizer, label) for label in labels]

@@ -19,7 +19,7 @@ from fusion_train.errors import ModelError
 from fusion_train.language_model import load_tokenizer
 from fusion_train.models.emotion_llama import FeatureShapes, count_by_part
 from fusion_train.prompts import encode_answer
-from fusion_train.samples import SampleStream, label_sets
+from fusion_train.samples import AnswerLimits, SampleStream, label_sets
 from fusion_train.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
 
 ASSUMED_TEXT_TOKENS = 120
@@ -141,11 +141,13 @@ def _lengths(
         say(f"lengths assumed, since there is no tokenizer to count with: {error}")
         return assumed
     train_clips = load_clips(clips).in_split(config.data.train_split)
+    data = config.data
     stream = SampleStream(
-        reader.usable(train_clips, config.data.failed_clips), config.data.tasks, label_sets(train_clips),
-        seed=config.seed, modalities=reader.modalities, mixture=config.data.mixture,
-        hide_modality_p=config.data.hide_modality_p,
-        answer_length=lambda text: len(encode_answer(tokenizer, text)),
+        reader.usable(train_clips, data.failed_clips), data.tasks, label_sets(train_clips), seed=config.seed,
+        modalities=reader.modalities, mixture=data.mixture, on_absent_dataset=data.mixture_absent,
+        hide_modality_p=data.hide_modality_p,
+        limits=AnswerLimits(data.max_answer_tokens, data.max_answer_words, lambda text: len(
+            encode_answer(tokenizer, text))), say=say,
     )  # fmt: skip
     collator = Collator(reader, tokenizer, config.prompt.format(), soft_counts)
     rows: list[tuple[int, int, int]] = []
@@ -154,6 +156,6 @@ def _lengths(
         shown = collator.present(sample.clip, sample.hidden)
         prompt = collator.prompt_ids(sample, shown)
         places = sum(token < 0 for token in prompt)
-        rows.append((places, len(prompt) - places, len(encode_answer(tokenizer, sample.answer))))
+        rows.append((places, len(prompt) - places, len(collator.answer_ids(sample))))
     means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     return Lengths(*means, longest=max(map(sum, rows)), source=f"counted on {len(rows)} draws of {Path(clips).name}")

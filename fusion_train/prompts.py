@@ -4,11 +4,13 @@
 
 (two spaces where shown; the published second stage leaves out the period after the text). `<Vid>` and `[task]` are
 plain text. The loss is on the answer and `</s>`. A clip without a subtitle has no sentence about what is said.
+A task on pictures (`caption`, `vqa`, `refer`) shows the picture alone; its question may be the clip's own.
 Source: arXiv 2601.16449; format of the released code at 5f0a408, instructions of our own wording.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +23,7 @@ MAX_TEXT_WORDS = 200
 MAX_PROMPT_TOKENS = 3800
 MAX_ANSWER_TOKENS = 1024
 DROPPED_CHARACTERS = str.maketrans("", "", '.!"()*#:;~')
+SPACED_CHARACTERS = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Task:
     """The label task that "think" concludes with and that stands in where a response is empty or too long."""
     modalities: tuple[str, ...] = ("audio", "image", "video")
     """What the model is shown; a description of the sound alone is asked of the sound alone."""
+    picture: bool = False
+    """Asked of general image-text sets: about the picture, not about a person who says something."""
+    verbatim: bool = False
+    """The answer is notation, such as the corners of a box, and is never cleaned."""
 
 
 TASKS: dict[str, Task] = {
@@ -58,7 +65,10 @@ TASKS: dict[str, Task] = {
              "think"),
         Task("audio", "Describe how the voice sounds.", "response", "audio", modalities=("audio",)),
         Task("image", "Describe the face in the picture.", "response", "image", modalities=("image",)),
-        Task("caption", "Describe the picture.", "response", "caption", modalities=("image",)),
+        Task("caption", "Describe the picture.", "response", "caption", modalities=("image",), picture=True),
+        Task("vqa", "Answer the question about the picture.", "response", "vqa", modalities=("image",), picture=True),
+        Task("refer", "Where in the picture is it?", "response", "refer", modalities=("image",), picture=True,
+             verbatim=True),
     )
 }  # fmt: skip
 
@@ -82,9 +92,15 @@ class PromptFormat:
     """How a prompt is put together. `{soft}`, `{said}`, `{task}`, `{instruction}` and `{text}` are filled in."""
 
     template: str = "[INST] <Vid>{soft}</Vid>{said}  [{task}] {instruction}  [/INST]"
+    picture_template: str | None = None
+    """Template of the tasks on pictures, where it is another one."""
     said: str = " The person in video says: {text}."
+    said_without_words: bool = False
+    """Whether the sentence stands in the prompt of a clip without words too, saying nothing."""
     clean_text: bool = True
-    """Lower-case the subtitle and drop . ! " ( ) * # : ; ~ as the released code does."""
+    """Lower-case the subtitle and drop . ! " ( ) * # : ; ~"""
+    clean_answers: bool = False
+    """Lower-case answers, put spaces for . ! " ( ) * # : ; ~ and cut at 200 words, as the released code does."""
 
     def render(
         self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None
@@ -94,14 +110,22 @@ class PromptFormat:
         spoken = " ".join(words)
         if self.clean_text:
             spoken = spoken.lower().translate(DROPPED_CHARACTERS).strip()
-        said = self.said.replace("{text}", spoken) if spoken else ""
+        said = self.said.replace("{text}", spoken) if spoken or self.said_without_words else ""
         asked = (instruction or task.instruction).replace("{labels}", ", ".join(labels))
-        before, soft, after = self.template.partition("{soft}")
+        template = (self.picture_template or self.template) if task.picture else self.template
+        before, soft, after = template.partition("{soft}")
         if not soft:
-            raise ConfigError("prompt.template", expected="{soft}, the place of the soft tokens", got=self.template)
+            raise ConfigError("prompt.template", expected="{soft}, the place of the soft tokens", got=template)
         # The subtitle goes in last: braces inside it are text.
         after = after.replace("{task}", task.name).replace("{instruction}", asked).replace("{said}", said)
         return before, after
+
+    def answer(self, text: str, task: Task) -> str:
+        """An answer as it is trained on."""
+        if not self.clean_answers or task.verbatim:
+            return text
+        spaced = re.sub(r"\s{2,}", " ", text.lower().translate(SPACED_CHARACTERS)).strip(" \n")
+        return " ".join(spaced.split(" ")[:MAX_TEXT_WORDS])
 
 
 def encode_prompt(tokenizer: Any, before: str, num_soft: int, after: str, subject: str = "prompt") -> list[int]:

@@ -1,8 +1,9 @@
 """Which question is asked of which clip: a pure function of (seed, index).
 
 Without a mixture every clip comes once an epoch, in an order drawn anew for each epoch. With a mixture a dataset is
-drawn by weight, then one of its clips, with replacement, as the published recipe does. One task is drawn uniformly
-among those that the clip can answer; a response that is empty or longer than 1024 tokens falls back to its label.
+drawn by weight, then one of its clips, with replacement, as the published recipe does. Then one task is drawn
+uniformly among those that the clip's dataset has; where this clip has no answer to it, or one that is too long, its
+label is asked for instead: the task's own label, else the first label in the order of the configured tasks.
 Source: arXiv 2601.16449 and the released sampler. Knows the clip list, not the store.
 """
 
@@ -16,8 +17,8 @@ import numpy as np
 
 from featurecache.clip_rows import SCORE_SUFFIX
 from featurecache.clips import Clip, ClipList
-from featurecache.errors import suggest
 from fusion_train.errors import DataError
+from fusion_train.mixture import OnAbsent, weigh_datasets
 from fusion_train.prompts import MAX_ANSWER_TOKENS, Task, find_task, think_answer
 from fusion_train.seeding import generator
 
@@ -36,6 +37,8 @@ class Sample:
     answer: str
     hidden: tuple[str, ...] = ()
     """Modalities kept from the model for this sample."""
+    question: str | None = None
+    """Asked in place of the task's instruction."""
 
 
 def label_sets(clips: ClipList) -> dict[str, dict[str, list[str]]]:
@@ -57,20 +60,41 @@ def closed_set(sets: LabelSets, clip: Clip, task: Task) -> tuple[str, ...]:
 
 
 def answer_of(clip: Clip, task: Task) -> str | None:
-    """The answer the clip list gives to a task, or None."""
+    """The answer the clip list gives to a task, the first where there are several, or None."""
+    return next((answer for _, answer in answers_of(clip, task)), None)
+
+
+def answers_of(clip: Clip, task: Task) -> list[tuple[str | None, str]]:
+    """Every (question of the clip's own or None, answer) that the clip list has for a task."""
     if task.answer == "label":
         value = clip.labels.get(task.key)
-        return None if value is None else str(value)
+        return [] if value is None else [(None, str(value))]
     if task.answer == "labels":
         value = clip.labels.get(task.key)
-        return ", ".join(map(str, value)) if isinstance(value, list | tuple) and value else None
-    response = (clip.responses.get(task.key) or "").strip()
-    if not response:
-        return None
-    if task.answer == "think" and "<answer>" not in response:
+        return [(None, ", ".join(map(str, value)))] if isinstance(value, list | tuple) and value else []
+    found: list[tuple[str | None, str]] = [(None, clip.responses.get(task.key) or "")]
+    found += [(question.question, question.answer) for question in clip.questions if question.task == task.name]
+    answers = [(question, answer.strip()) for question, answer in found if answer.strip()]
+    if task.answer == "think":
         label = clip.labels.get(task.label)
-        return None if label is None else think_answer(response, str(label))
-    return response
+        return [
+            (question, answer if "<answer>" in answer else think_answer(answer, str(label)))
+            for question, answer in answers
+            if "<answer>" in answer or label is not None
+        ]
+    return answers
+
+
+@dataclass(frozen=True)
+class AnswerLimits:
+    """What is too long to be trained on."""
+
+    tokens: int = MAX_ANSWER_TOKENS
+    words: int | None = None
+    count_tokens: Callable[[str], int] = len
+
+    def exceeded_by(self, answer: str) -> bool:
+        return self.count_tokens(answer) > self.tokens or (self.words is not None and len(answer.split()) > self.words)
 
 
 class SampleStream:
@@ -85,26 +109,36 @@ class SampleStream:
         seed: int,
         modalities: Sequence[str],
         mixture: Mapping[str, float] | None = None,
+        on_absent_dataset: OnAbsent = "refuse",
         hide_modality_p: float = 0.0,
-        answer_length: Callable[[str], int] = len,
+        limits: AnswerLimits | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
-        """Args as in `Config.data`; `modalities` are those in use, `answer_length` counts an answer's tokens.
+        """Args as in `Config.data`; `modalities` are those in use, `say` takes notices about the mixture.
 
         Raises:
             DataError: no clip can answer any of the tasks, or the mixture names a dataset that is not there.
         """
         self._seed, self._sets, self._modalities, self._hide_p = seed, sets, tuple(modalities), hide_modality_p
         self._tasks = [find_task(name) for name in tasks]
-        self._answer_length = answer_length
+        self._limits = limits or AnswerLimits()
         self._clips = [clip for clip in clips if any(self._can_ask(clip, task) for task in self._tasks)]
         if not self._clips:
             keys = sorted({key for clip in clips for key in (*clip.labels, *clip.responses)})
             raise DataError(
                 "data.tasks", expected="clips with labels or responses for one of " + ", ".join(tasks),
-                got="only " + ", ".join(keys) if keys else "no labels and no responses",
+                got="only " + ", ".join(keys) if keys else "no labels, no responses and no questions",
                 next_step='Add "labels" to the clip list or set data.tasks.',
             )  # fmt: skip
-        self._pools, self._weights = self._mixture_pools(mixture or {})
+        self._by_dataset: dict[str, list[Clip]] = {}
+        for clip in self._clips:
+            self._by_dataset.setdefault(clip.dataset or "", []).append(clip)
+        self._tasks_of = {
+            name: [task for task in self._tasks if any(self._can_ask(clip, task) for clip in clips)]
+            for name, clips in self._by_dataset.items()
+        }
+        shares = weigh_datasets(mixture, self._clips, on_absent_dataset, say)
+        self._drawn, self._shares = list(shares), np.array(list(shares.values()))
 
     def __len__(self) -> int:
         """Clips in an epoch."""
@@ -113,32 +147,43 @@ class SampleStream:
     def draw(self, index: int) -> Sample:
         """Return sample number `index`, from 0."""
         random = generator(self._seed, "sample", index)
-        if self._pools:
-            pool = self._pools[random.choice(len(self._pools), p=self._weights)]
+        if self._drawn:
+            pool = self._by_dataset[self._drawn[random.choice(len(self._drawn), p=self._shares)]]
             clip = pool[random.integers(len(pool))]
         else:
             epoch, place = divmod(index, len(self._clips))
             clip = self._clips[_epoch_order(self._seed, epoch, len(self._clips))[place]]
-        askable = [task for task in self._tasks if self._can_ask(clip, task)]
-        task = askable[random.integers(len(askable))]
-        task, answer = self._answerable(clip, task)
-        return Sample(clip, task, closed_set(self._sets, clip, task), answer, self._hidden(task, random))
+        tasks = self._tasks_of[clip.dataset or ""]
+        task = tasks[random.integers(len(tasks))]
+        answers = self._short_enough(clip, task)
+        if not answers:
+            task, answers = self._fall_back(clip, task)
+        question, answer = answers[random.integers(len(answers))]
+        labels = closed_set(self._sets, clip, task)
+        return Sample(clip, task, labels, answer, self._hidden(task, random), question)
 
     def _can_ask(self, clip: Clip, task: Task) -> bool:
-        return answer_of(clip, task) is not None and any(name in self._modalities for name in task.modalities)
+        return bool(answers_of(clip, task)) and any(name in self._modalities for name in task.modalities)
 
-    def _answerable(self, clip: Clip, task: Task) -> tuple[Task, str]:
-        answer = answer_of(clip, task)
-        too_long = task.answer in ("response", "think") and self._answer_length(answer or "") > MAX_ANSWER_TOKENS
-        if too_long:
-            task = find_task(task.label)
-            answer = answer_of(clip, task)
-        if answer is None:
-            raise DataError(
-                clip.id, expected=f"an answer of at most {MAX_ANSWER_TOKENS} tokens, or a label to fall back to",
-                got="a longer response and no label", next_step="Shorten the response or add the label.",
-            )  # fmt: skip
-        return task, answer
+    def _short_enough(self, clip: Clip, task: Task) -> list[tuple[str | None, str]]:
+        """Answers of a clip to a task that can be trained on; labels are never too long."""
+        if not self._can_ask(clip, task):
+            return []
+        free = task.answer in ("response", "think")
+        return [
+            (asked, text) for asked, text in answers_of(clip, task) if not (free and self._limits.exceeded_by(text))
+        ]
+
+    def _fall_back(self, clip: Clip, task: Task) -> tuple[Task, list[tuple[str | None, str]]]:
+        labels = [other for other in self._tasks if other.answer in ("label", "labels")]
+        others = [other for other in self._tasks if other not in labels]
+        for other in (find_task(task.label), *labels, *others):
+            if answers := self._short_enough(clip, other):
+                return other, answers
+        raise DataError(
+            clip.id, expected=f"an answer of at most {self._limits.tokens} tokens, or a label to fall back to",
+            got="longer responses and no label", next_step="Shorten a response or add the label.",
+        )  # fmt: skip
 
     def _hidden(self, task: Task, random: np.random.Generator) -> tuple[str, ...]:
         shown = [name for name in self._modalities if name in task.modalities]
@@ -146,21 +191,6 @@ class SampleStream:
             kept = random.permutation(len(shown))[: random.integers(1, len(shown))]
             shown = [shown[k] for k in kept]
         return tuple(name for name in self._modalities if name not in shown)
-
-    def _mixture_pools(self, mixture: Mapping[str, float]) -> tuple[list[list[Clip]], np.ndarray]:
-        by_dataset: dict[str, list[Clip]] = {}
-        for clip in self._clips:
-            by_dataset.setdefault(clip.dataset or "", []).append(clip)
-        unknown = [name for name in mixture if name not in by_dataset]
-        if unknown:
-            raise DataError(
-                "data.mixture", expected="datasets of the clip list: " + ", ".join(sorted(by_dataset)),
-                got=", ".join(unknown), next_step=suggest(unknown[0], by_dataset).strip() or None,
-            )  # fmt: skip
-        weights = np.array([float(weight) for weight in mixture.values()])
-        if len(weights) and (weights.min() < 0 or not weights.sum() > 0):
-            raise DataError("data.mixture", expected="weights from 0 that do not sum to 0", got=str(dict(mixture)))
-        return [by_dataset[name] for name in mixture], weights / weights.sum() if len(weights) else weights
 
 
 @lru_cache(maxsize=2)

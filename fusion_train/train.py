@@ -34,7 +34,7 @@ from fusion_train.journal import Journal
 from fusion_train.models.emotion_llama import trained_parameters
 from fusion_train.prompts import encode_answer
 from fusion_train.run import Run, RunRecord
-from fusion_train.samples import SampleStream
+from fusion_train.samples import AnswerLimits, SampleStream
 from fusion_train.seeding import derive
 
 
@@ -74,7 +74,7 @@ def train(
         config, store, clips,
         fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,
     )  # fmt: skip
-    stream = make_stream(bench)
+    stream = make_stream(bench, say)
     eval_clips = _eval_clips(bench)
 
     if known is not None and known.initial is not None:
@@ -210,7 +210,7 @@ def check_batching(optim: OptimConfig, num_processes: int) -> None:
         )
 
 
-def make_stream(bench: Workbench) -> SampleStream:
+def make_stream(bench: Workbench, say: Callable[[str], None] = print) -> SampleStream:
     """Samples of the training split, as the configuration draws them."""
     data = bench.config.data
     return SampleStream(
@@ -220,8 +220,12 @@ def make_stream(bench: Workbench) -> SampleStream:
         seed=bench.config.seed,
         modalities=bench.reader.modalities,
         mixture=data.mixture,
+        on_absent_dataset=data.mixture_absent,
         hide_modality_p=data.hide_modality_p,
-        answer_length=lambda text: len(encode_answer(bench.tokenizer, text)),
+        limits=AnswerLimits(
+            data.max_answer_tokens, data.max_answer_words, lambda text: len(encode_answer(bench.tokenizer, text))
+        ),
+        say=say,
     )
 
 

@@ -61,7 +61,7 @@ def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], devic
             )  # fmt: skip
         encoder = open_encoder(
             spec.encoder,
-            weights=weights.get(spec.encoder) or _known_weights(spec),
+            weights=weights.get(spec.encoder) or known_weights(spec),
             device=device,
             compute_dtype=spec.compute_dtype,
             options=EXPORTABLE[spec.encoder].options_of(spec),
@@ -100,7 +100,12 @@ def as_document(spec: Spec) -> dict[str, Any]:
     return {**spec.identity(), "provenance": dict(spec.provenance), "fingerprint": spec.fingerprint}
 
 
-def _known_weights(spec: Spec) -> str:
+def known_weights(spec: Spec) -> str:
+    """Where the weights of a spec's encoder came from, by its provenance.
+
+    Raises:
+        ExportError: they were in a folder.
+    """
     hub = spec.provenance.get("hub")
     if hub is None:
         once = spec.provenance.get("folder")

@@ -82,6 +82,11 @@ def export_run(
     """
     refuse_occupied(out)
     bench, step = open_bench(run, sources)
+    if bench.config.features.absent == "visible":
+        raise ExportError(
+            str(run.folder), expected="a run in which absent modalities are hidden", got="features.absent: visible",
+            next_step="Such runs train and evaluate; what stands in for an absent modality is not exported yet.",
+        )  # fmt: skip
     attached = attach_encoders(bench.reader.specs, weights)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
     split, references = ask_trained(bench, attached.views, sources)

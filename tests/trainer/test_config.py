@@ -81,3 +81,27 @@ def test_a_sweep_with_a_wrong_variant_is_refused_whole(tmp_path):
         load_sweep(str(file), None, ())
     assert 'variant "a"' in str(caught.value)
     assert 'variant "b"' in str(caught.value)
+
+
+def test_a_file_is_laid_over_what_it_extends(tmp_path):
+    (tmp_path / "below.yaml").write_text("extends: demo\noptim: {steps: 7}\n")
+    (tmp_path / "mine.yaml").write_text("extends: below.yaml\noptim: {batch_size: 2}\nmodel: {llm: x}\n")
+    config = load_config(tmp_path / "mine.yaml")
+    assert (config.optim.steps, config.optim.batch_size, config.model.llm) == (7, 2, "x")
+    assert config.model.llm_dtype == "float32", "from demo.yaml"
+
+
+def test_files_that_extend_each_other_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: mine.yaml\n")
+    with pytest.raises(ConfigError, match="a circle"):
+        load_config(tmp_path / "mine.yaml")
+
+
+def test_settings_for_one_stage_are_laid_over_the_stage(tmp_path):
+    (tmp_path / "mine.yaml").write_text("stages: {cognition: {data: {tasks: [think]}}}\n")
+    assert load_config(tmp_path / "mine.yaml", "cognition").data.tasks == ("think",)
+    assert "think" not in load_config(tmp_path / "mine.yaml", "perception").data.tasks
+
+
+def test_a_mixture_can_be_switched_off():
+    assert load_config(None, "perception", ["data.mixture=null"]).data.mixture is None

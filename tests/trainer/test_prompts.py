@@ -80,3 +80,32 @@ def test_a_template_without_soft_places_is_refused():
 def test_an_unknown_task_names_the_near_one():
     with pytest.raises(ConfigError, match='Did you mean "emotion"'):
         find_task("emotions")
+
+
+def released(task: str, text: str | None, stage: str) -> str:
+    prompt = load_config("released", stage).prompt.format()
+    return "@".join(prompt.render(text, find_task(task), instruction="Which?"))
+
+
+def test_the_released_profile_has_the_released_white_space():
+    said = "[INST] <Vid>@</Vid> The person in video says: "
+    assert released("emotion", "I know it!", "perception") == said + "I know it!.  [emotion] Which?  [/INST]"
+    assert released("emotion", "I know it!", "cognition") == said + "I know it!  [emotion] Which?  [/INST]"
+    assert released("audio", None, "perception") == said + ".  [audio] Which?  [/INST]"
+    assert released("reason", None, "cognition") == said + "  [reason] Which?  [/INST]"
+    assert released("vqa", None, "perception") == "[INST] <Vid>@</Vid> [vqa] Which?  [/INST]"
+
+
+def test_the_released_profile_cleans_answers_but_no_boxes():
+    prompt = load_config("released", "cognition").prompt.format()
+    assert prompt.answer("He is SAD: (really). So!", find_task("reason")) == "he is sad really so"
+    assert len(prompt.answer("so " * 300, find_task("reason")).split()) == 200
+    assert prompt.answer("{<1><2><30><40>}", find_task("refer")) == "{<1><2><30><40>}"
+    assert PromptFormat().answer("As It Is.", EMOTION) == "As It Is."
+
+
+def test_stage_two_of_the_released_profile_asks_for_no_single_modality():
+    tasks = load_config("released", "cognition").data.tasks
+    assert "audio" not in tasks
+    assert {"reason", "think"} <= set(tasks)
+    assert "audio" in load_config("released", "perception").data.tasks

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from featurecache.clips import Clip, ClipList
+from featurecache.clips import Clip, ClipList, Question
+from fusion_train.config import load_config
 from fusion_train.errors import DataError
-from fusion_train.samples import SampleStream, label_sets
+from fusion_train.samples import AnswerLimits, SampleStream, label_sets
 
 MODALITIES = ("audio", "image", "video")
 
@@ -49,6 +50,38 @@ def test_a_mixture_of_an_unknown_dataset_is_refused():
         stream(clips(), mixture={"toyy": 1})
 
 
+def test_a_mixture_that_may_leave_out_says_what_and_draws_the_rest():
+    said: list[str] = []
+    both = ClipList([*clips(10, "a"), *clips(10, "b"), *clips(10, "mine")])
+    drawn = stream(both, mixture={"a": 1, "b": 1, "gone": 2}, on_absent_dataset="leave_out", say=said.append)
+    assert {drawn.draw(k).clip.dataset for k in range(200)} == {"a", "b"}
+    assert "without gone (50% of its weight)" in said[0]
+    assert "clips of mine are never drawn" in said[1]
+
+
+def test_a_mixture_of_nothing_at_hand_is_not_used():
+    said: list[str] = []
+    drawn = stream(clips(), mixture={"gone": 2}, on_absent_dataset="leave_out", say=said.append)
+    assert sorted(drawn.draw(k).clip.id for k in range(30)) == sorted(clips().ids)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(("stage", "share"), [("perception", 0.265), ("cognition", 0.316), ("joint", 0.316)])
+def test_the_shipped_mixtures_have_the_published_share_of_general_pictures(stage, share):
+    mixture = load_config(None, stage).data.mixture
+    general = ("coco_caption", "refcoco", "refcoco+", "refcocog", "coco_vqa", "ok_vqa", "aok_vqa", "gqa")
+    assert sum(mixture[name] for name in general) / sum(mixture.values()) == pytest.approx(share, abs=5e-4)
+    assert len(mixture) == 20
+
+
+def test_a_question_of_the_clips_own_is_asked_of_the_picture_alone():
+    asked = (Question("vqa", "two", "How many?"), Question("vqa", "red", "Which colour?"))
+    drawn = stream(ClipList([Clip(id="p", dataset="gqa", questions=asked)]), ("emotion", "vqa"))
+    samples = [drawn.draw(k) for k in range(100)]
+    assert {(sample.question, sample.answer) for sample in samples} == {("How many?", "two"), ("Which colour?", "red")}
+    assert {sample.hidden for sample in samples} == {("audio", "video")}
+
+
 def test_tasks_are_drawn_evenly_among_those_a_clip_can_answer():
     answering = clips(4, responses={"reason": "because"})
     counts = Counter(stream(answering, ("emotion", "reason", "audio")).draw(k).task.name for k in range(1000))
@@ -58,9 +91,28 @@ def test_tasks_are_drawn_evenly_among_those_a_clip_can_answer():
 
 def test_a_response_that_is_too_long_falls_back_to_the_label():
     answering = clips(4, responses={"reason": "word " * 2000})
-    sample = stream(answering, ("reason",), answer_length=lambda text: len(text.split())).draw(0)
+    sample = stream(answering, ("reason",), limits=AnswerLimits(1024, None, lambda text: len(text.split()))).draw(0)
     assert sample.task.name == "emotion"
     assert sample.answer in ("happy", "sad")
+    limited = stream(clips(4, responses={"reason": "word " * 121}), ("reason",), limits=AnswerLimits(words=120))
+    assert limited.draw(0).task.name == "emotion"
+
+
+def test_a_task_is_drawn_among_those_of_the_dataset_and_an_empty_answer_falls_back():
+    """As published: half of the draws ask for a reason, and where a clip has none its label is asked for."""
+    mixed = ClipList([*clips(3), *clips(1, "toy-r", responses={})][:3])
+    with_reason = Clip(id="r", text="x", dataset="toy", labels={"emotion": "sad"}, responses={"reason": "because"})
+    drawn = stream(ClipList([*mixed, with_reason]), ("emotion", "reason"))
+    counts = Counter((drawn.draw(k).clip.id == "r", drawn.draw(k).task.name) for k in range(2000))
+    assert (False, "reason") not in counts
+    assert 190 < counts[True, "reason"] < 310
+    assert 190 < counts[True, "emotion"] < 310
+
+
+def test_a_fallback_without_the_tasks_own_label_takes_the_first_label_there_is():
+    clip = Clip(id="s", text="x", labels={"sentiment": "positive"}, responses={"reason": "word " * 130})
+    drawn = stream(ClipList([clip]), ("reason", "sentiment"), limits=AnswerLimits(words=120))
+    assert {drawn.draw(k).task.name for k in range(20)} == {"sentiment"}
 
 
 def test_an_empty_response_is_not_asked_for():
