@@ -39,6 +39,8 @@ class Task:
     """Key in the clip's `labels` (label, labels) or `responses` (response, think)."""
     label: str = "emotion"
     """The label task that "think" concludes with and that stands in where a response is empty or too long."""
+    empty: str | None = None
+    """What an empty list of labels is answered with; None: such a clip is not asked."""
     modalities: tuple[str, ...] = ("audio", "image", "video")
     """What the model is shown; a description of the sound alone is asked of the sound alone."""
     picture: bool = False
@@ -58,6 +60,13 @@ TASKS: dict[str, Task] = {
             "Which emotions does the person show? Name all that apply, with commas between.",
             "labels",
             "multi-label",
+        ),
+        Task(
+            "openset",
+            "Which words describe the emotions of the person best? Name any number, with commas between.",
+            "labels",
+            "openset",
+            empty="neutral",
         ),
         Task("reason", "Which emotion does the person show, and what in face, voice and words tells it?", "response",
              "reason"),

@@ -71,7 +71,8 @@ def answers_of(clip: Clip, task: Task) -> list[tuple[str | None, str]]:
         return [] if value is None else [(None, str(value))]
     if task.answer == "labels":
         value = clip.labels.get(task.key)
-        return [(None, ", ".join(map(str, value)))] if isinstance(value, list | tuple) and value else []
+        answer = ", ".join(map(str, value)) or task.empty if isinstance(value, list | tuple) else None
+        return [] if answer is None else [(None, answer)]
     found: list[tuple[str | None, str]] = [(None, clip.responses.get(task.key) or "")]
     found += [(question.question, question.answer) for question in clip.questions if question.task == task.name]
     answers = [(question, answer.strip()) for question, answer in found if answer.strip()]

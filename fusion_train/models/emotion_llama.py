@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +86,13 @@ class EmotionLlama(nn.Module):
         self.fusion_tokens = fusion_token_count(shapes) if fusion is not None else 0
         widths = shapes.projector_widths(fusion_width=fusion_width if fusion is not None else 0)
         self.projectors = Projectors(widths, llm_width)
+        self.ablated: dict[str, Literal["zero", "omit"]] = {}
+        """Streams taken from a trained model: their soft tokens are zeros, or have no places in the prompt."""
 
     @property
     def soft_counts(self) -> dict[str, int]:
-        return self.shapes.soft_counts(fusion_tokens=self.fusion_tokens)
+        counts = self.shapes.soft_counts(fusion_tokens=self.fusion_tokens)
+        return {stream: count for stream, count in counts.items() if self.ablated.get(stream) != "omit"}
 
     def soft_tokens(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         """Turn features into soft tokens.
@@ -116,7 +119,10 @@ class EmotionLlama(nn.Module):
                       for name in used]  # fmt: skip
             streams["fusion"] = self.fusion(tokens, present)
         order = [stream for stream in STREAMS if stream in streams]
-        soft = torch.cat([self.projectors[stream](streams[stream]) for stream in order], dim=1)  # [b, n, h]
+        column |= {s: torch.zeros_like(column[s]) for s in order if self.ablated.get(s) == "omit"}
+        projected = {stream: self.projectors[stream](streams[stream]) for stream in order}
+        projected |= {s: torch.zeros_like(projected[s]) for s in order if self.ablated.get(s) == "zero"}
+        soft = torch.cat([projected[stream] for stream in order], dim=1)  # [b, n, h]
         mask = torch.cat([column[s][:, None].expand(-1, streams[s].shape[1]) for s in order], dim=1)  # [b, n]
         return soft, mask
 

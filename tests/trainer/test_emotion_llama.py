@@ -65,6 +65,21 @@ def test_soft_tokens_stand_in_the_published_order(model):
     torch.testing.assert_close(soft[:, -1], model.projectors["audio"](features(2)["audio"][:, -1]))
 
 
+def test_a_stream_can_be_zeroed_or_left_out_of_a_trained_model(model):
+    counts = model.soft_counts
+    whole, _ = model.soft_tokens(features(2), all_present(2))
+    start = counts["fusion"]
+    model.ablated = {"image": "zero"}
+    zeroed, mask = model.soft_tokens(features(2), all_present(2))
+    assert not zeroed[:, start : start + counts["image"]].any()
+    assert torch.equal(zeroed[:, :start], whole[:, :start])  # the fusion still sees the picture
+    assert mask.all()
+    model.ablated = {"fusion": "omit", "audio": "omit"}
+    soft, mask = model.soft_tokens(features(2), all_present(2))
+    assert model.soft_counts == {name: count for name, count in counts.items() if name in ("image", "video")}
+    assert torch.equal(soft[mask], whole[:, start : -counts["audio"]].flatten(0, 1))
+
+
 def test_loss_equals_the_loss_of_transformers_over_all_positions(model):
     n = sum(model.soft_counts.values())
     ids = torch.tensor([[1, *[SOFT_TOKEN] * n, 5, 6, 7, 2], [1, *[SOFT_TOKEN] * n, 8, 9, 2, 0]])

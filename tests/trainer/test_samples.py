@@ -9,7 +9,8 @@ import pytest
 from featurecache.clips import Clip, ClipList, Question
 from fusion_train.config import load_config
 from fusion_train.errors import DataError
-from fusion_train.samples import AnswerLimits, SampleStream, label_sets
+from fusion_train.prompts import find_task
+from fusion_train.samples import AnswerLimits, SampleStream, answer_of, label_sets
 
 MODALITIES = ("audio", "image", "video")
 
@@ -136,3 +137,10 @@ def test_hiding_leaves_at_least_one_modality():
     hidden = Counter(drawn.draw(k).hidden for k in range(500))
     assert len(hidden) == 6
     assert all(1 <= len(names) <= 2 for names in hidden)
+
+
+def test_no_words_of_an_open_vocabulary_mean_neutral_but_no_labels_of_a_closed_set_are_not_asked():
+    clip = Clip("a", labels={"openset": [], "multi-label": []})
+    assert answer_of(clip, find_task("openset")) == "neutral"
+    assert answer_of(clip, find_task("multi-label")) is None
+    assert answer_of(Clip("b", labels={"openset": ["sad", "tired"]}), find_task("openset")) == "sad, tired"
