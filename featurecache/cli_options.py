@@ -37,13 +37,18 @@ def weights_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, str |
 
 
 def settings_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return encoder name -> its options; a value of digits is a number."""
+    """Return encoder name -> its options; a value of digits is a number.
+
+    An encoder named with its checkpoint, `hf-audio:ID`, may be called `hf-audio` here: all such get the option.
+    """
     settings: dict[str, dict[str, Any]] = {}
     for setting in given:
         key, equals, value = setting.partition("=")
-        encoder, dot, option = key.partition(".")
-        if not (equals and dot and encoder in encoders):
+        name, dot, option = key.rpartition(".")
+        meant = [encoder for encoder in encoders if name in (encoder, encoder.partition(":")[0])]
+        if not (equals and dot and meant):
             expected = "NAME.KEY=VALUE with NAME one of " + ", ".join(encoders)
             raise EncoderError(f"--option {setting}", expected=expected, got="another form")
-        settings.setdefault(encoder, {})[option] = int(value) if value.isdigit() else value
+        for encoder in meant:
+            settings.setdefault(encoder, {})[option] = int(value) if value.isdigit() else value
     return settings

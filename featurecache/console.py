@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from rich.console import Console
 
 from featurecache.errors import FeatureCacheError, suggest
 from featurecache.interrupt import Interrupted
@@ -34,3 +35,9 @@ class CommandGroup(click.Group):
             if near and near.strip() not in str(error.message):
                 error.message += near
             raise
+
+
+def tables() -> Console:
+    """A console for tables, which wraps none of them when it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)

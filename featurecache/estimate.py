@@ -1,4 +1,4 @@
-"""What an extraction will take, before it begins: shapes, bytes on disk, shards, and what is already there.
+"""What features will take on disk: shapes, bytes, and what is already there.
 
 Reads the checkpoint's config.json only (through the encoder's own `plan_shape`), no weights.
 """
@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from featurecache.encoders import encoder_factory, open_encoder
+from featurecache.encoders import encoder_factory
+from featurecache.engines import Opening
 from featurecache.perturbations import PERTURB_OPTION
 from featurecache.spec import STORED_BYTES
 
@@ -32,28 +32,23 @@ class Estimate:
 
 
 def estimate(
-    features: Mapping[str, str],
-    num_clips: int,
-    held: Mapping[str, int],
-    *,
-    weights: Mapping[str, str | None],
-    options: Mapping[str, Mapping[str, Any]],
-    stored_dtype: str,
+    features: Mapping[str, Opening], num_clips: int, held: Mapping[str, int], *, stored_dtype: str
 ) -> list[Estimate]:
-    """Estimate every feature (feature name -> encoder name); `held` says how many of the clips each has already.
+    """Estimate every feature, by name; `held` says how many of the clips each has already.
 
     Raises:
         EncoderError: no such encoder or option.
         WeightsError: no checkpoint to read the widths from.
     """
     results = []
-    for feature, encoder in features.items():
-        factory = encoder_factory(encoder)
+    for feature, opening in features.items():
+        registered_name, _, checkpoint = opening.encoder.partition(":")
+        factory = encoder_factory(registered_name)
         if hasattr(factory, "plan_shape"):
-            own = {key: value for key, value in options.get(encoder, {}).items() if key != PERTURB_OPTION}
-            shape = factory.plan_shape(weights.get(encoder), own)
+            own = {key: value for key, value in opening.options.items() if key != PERTURB_OPTION}
+            shape = factory.plan_shape(opening.weights or checkpoint or None, own)
         else:  # a user's own encoder may not offer it
-            shape = open_encoder(encoder, weights=weights.get(encoder), options=options.get(encoder)).shape
+            shape = opening.open("cpu").shape
         clip_bytes = round(shape[0] * shape[1] * STORED_BYTES[stored_dtype])
         results.append(Estimate(feature, shape, num_clips, held.get(feature, 0), clip_bytes))
     return results

@@ -11,23 +11,23 @@ kill and a resume in between. This module knows no media format and no store for
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from featurecache.clips import ClipList
+from featurecache.earlier import count_decided, refuse_changed
 from featurecache.encoders import Encoder
-from featurecache.errors import FingerprintError, MediaError
+from featurecache.errors import MediaError
 from featurecache.interrupt import Interrupted
 from featurecache.lanes import BATCHES_WAITING, Batch, Lanes, forward_key
-from featurecache.preparation import CLIP_LIMIT_S, Job, PreparedClip, current_source, prepare_all
+from featurecache.preparation import CLIP_LIMIT_S, Job, PreparedClip, prepare_all
 from featurecache.spec import STORED_BYTES
 from featurecache.store.layout import default_shard_rows
-from featurecache.store.protocols import FeatureWriter, Status, Store
-from featurecache.summary import Summary, Tally
+from featurecache.store.protocols import FeatureWriter, Store
+from featurecache.summary import Summary
 from featurecache.units import OpenUnit, Unit, num_clips, plan_units
 
 
@@ -38,6 +38,7 @@ def extract(
     *,
     stored_dtype: str = "float16",
     rank: tuple[int, int] = (0, 1),
+    take: Callable[[int], Iterable[int]] | None = None,
     workers: int = 4,
     max_failures: int | None = None,
     shard_clips: int | None = None,
@@ -48,11 +49,12 @@ def extract(
 ) -> Summary:
     """Bring every clip of the list into every feature (`encoders` by feature name) that does not hold it yet.
 
-    `rank` (i, n) does every n-th unit. Any number of runs may go on at once, with ranks or without: a unit that
-    another process works on is left to it. `replicas` are the same encoders on further devices, which share the
-    batches. A clip that takes longer than `clip_limit_s` to decode fails. `advance` is told clips done and to do;
-    `stop` is asked after every clip. Memory holds at most `Summary.max_clips_held` clips' inputs, and one clip's frames
-    a worker.
+    `rank` (i, n) does every n-th unit; or `take`, told how many units there are, gives the numbers of those to do, one
+    by one as this run gets to them. Any number of runs may go on at once, with ranks or without: a unit that another
+    process works on is left to it. `replicas` are the same encoders on further devices, which share the
+    batches. A clip that takes longer than `clip_limit_s` to decode fails. `advance` is told clips done and to do, first
+    of none done; `stop` is asked after every clip. Memory holds at most `Summary.max_clips_held` clips' inputs, and one
+    clip's frames a worker.
 
     Raises:
         FingerprintError: a feature was made by another spec, or clips in it from other media.
@@ -62,17 +64,22 @@ def extract(
     """
     began = time.perf_counter()
     sharing = {name: forward_key(encoder) for name, encoder in encoders.items()}
-    writers = _open_writers(store, encoders, sharing, stored_dtype, shard_clips)
-    summary = Summary({name: _earlier(name, writer, encoders[name], clips) for name, writer in writers.items()})
+    writers = open_writers(store, encoders, stored_dtype, shard_clips)
     for writer in writers.values():
         writer.plan(clips.ids)
-    mine = plan_units(writers, clips)[rank[0] :: rank[1]]
+    units = plan_units(writers, clips)
+    mine = units[rank[0] :: rank[1]] if take is None else units
+    summary = Summary({name: count_decided(name, writers[name], mine, clips) for name in writers})
+    if take is None:
+        refuse_changed(writers, encoders, mine, clips)
+    chosen = mine if take is None else (units[number] for number in take(len(units)))
     total = sum(num_clips(unit) for unit in mine)
     in_flight = workers + max(workers, *(encoder.batch_size for encoder in encoders.values()))
-    summary.workers, summary.lanes = workers, 1 + len(replicas)
+    summary.workers, summary.lanes, summary.writers = workers, 1 + len(replicas), 1
     summary.max_clips_held = in_flight + _clips_behind(encoders, sharing, summary.lanes)
-    work = _Work(mine, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing))
+    work = _Work(chosen, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing))
     lanes = Lanes([encoders, *replicas], summary)
+    advance(0, total)
     try:
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
             for prepared in prepare_all(work.jobs(), pool, in_flight, sharing, clip_limit_s):
@@ -80,7 +87,7 @@ def extract(
                     lanes.submit(batch)
                 _count(summary, prepared)
                 advance(summary.num_clips, total)
-                _stop_at(max_failures, summary)
+                stop_at(max_failures, summary)
                 if stop():
                     raise Interrupted("Stopped; finished shards are kept. Run the same command to go on.")
         for batch in work.rest():
@@ -90,7 +97,7 @@ def extract(
             lanes.finish()  # what was handed over is written, also when stopped
         finally:
             work.close()
-    _stop_at(max_failures, summary)
+    stop_at(max_failures, summary)
     summary.left = sum(num_clips(unit) for unit in plan_units(writers, clips))
     summary.wall_s = time.perf_counter() - began
     return summary
@@ -99,8 +106,8 @@ def extract(
 class _Work:
     """The units of this run, opened one after another as clips are asked for, closed once they are written."""
 
-    def __init__(self, mine: Sequence[Unit], open_unit: Callable[[Unit], OpenUnit]) -> None:
-        self._mine, self._open_unit = mine, open_unit
+    def __init__(self, chosen: Iterable[Unit], open_unit: Callable[[Unit], OpenUnit]) -> None:
+        self._chosen, self._open_unit = chosen, open_unit
         self._open: deque[OpenUnit] = deque()
         self._by_clip: dict[str, OpenUnit] = {}
         self._ended: deque[OpenUnit] = deque()
@@ -109,19 +116,25 @@ class _Work:
     def jobs(self) -> Iterator[Job]:
         """Yield every clip of every unit that is ours to do."""
         held: list[Unit] = []
-        for number, unit in enumerate(itertools.chain(self._mine, held)):
-            self._close_written()
-            opened = self._open_unit(unit)
-            self._open.append(opened)
-            if not opened.claim():
-                self._open.pop().close()
-                if number < len(self._mine):
-                    held.append(unit)  # tried once more at the end: its holder may have died
-                continue
-            for clip, encoders in opened.jobs():
-                self._by_clip[clip.id] = opened
-                yield clip, encoders
-            self._ended.append(opened)
+        for unit in self._chosen:
+            if not (yield from self._jobs_of(unit)):
+                held.append(unit)
+        for unit in held:  # once more: the holder may have died
+            yield from self._jobs_of(unit)
+
+    def _jobs_of(self, unit: Unit) -> Generator[Job, None, bool]:
+        """Yield the clips of one unit; return whether it was ours to do."""
+        self._close_written()
+        opened = self._open_unit(unit)
+        self._open.append(opened)
+        if not opened.claim():
+            self._open.pop().close()
+            return False
+        for clip, encoders in opened.jobs():
+            self._by_clip[clip.id] = opened
+            yield clip, encoders
+        self._ended.append(opened)
+        return True
 
     def take(self, prepared: PreparedClip) -> list[Batch]:
         """Decide a clip; return the batches that are full now."""
@@ -144,14 +157,14 @@ class _Work:
             self._open.popleft().close()
 
 
-def _open_writers(
+def open_writers(
     store: Store,
     encoders: Mapping[str, Encoder],
-    sharing: Mapping[str, str],
     stored_dtype: str,
     shard_clips: int | None,
 ) -> dict[str, FeatureWriter]:
     """Open every feature; new ones that share a forward get shards of the same clips, so their batches coincide."""
+    sharing = {name: forward_key(encoder) for name, encoder in encoders.items()}
     writers = {}
     for name, encoder in encoders.items():
         alike = [each for other, each in encoders.items() if sharing[other] == sharing[name]]
@@ -178,32 +191,8 @@ def _count(summary: Summary, prepared: PreparedClip) -> None:
     summary.input_bytes = max(summary.input_bytes, prepared.input_bytes)
 
 
-def _earlier(name: str, writer: FeatureWriter, encoder: Encoder, clips: ClipList) -> Tally:
-    """Count the clips decided before; refuse those whose media have changed since."""
-    tally = Tally()
-    changed = []
-    pending = {clip_id for shard in writer.pending() for clip_id in shard.ids}
-    for clip in clips:
-        record = writer.record(clip.id)
-        if record is None or clip.id in pending:  # a clip to be retried has a record, and is to be done again
-            continue
-        tally.earlier[record.status] += 1
-        if record.status is not Status.FAILED and record.source:
-            source = current_source(clip, encoder.view)
-            if source and source != record.source:
-                changed.append(clip.id)
-    if changed:
-        raise FingerprintError(
-            name,
-            expected="the media that its tokens were made from",
-            got=f"other bytes, start_s, end_s, crop or peak_frame for {len(changed)} of the clips",
-            next_step=f"`fcache retry --name {name}` extracts them anew; or give the new media new ids.",
-            problems=changed,
-        )
-    return tally
-
-
-def _stop_at(max_failures: int | None, summary: Summary) -> None:
+def stop_at(max_failures: int | None, summary: Summary) -> None:
+    """Raise MediaError with all reasons where more clips failed."""
     failed = sum(tally.failed for tally in summary.by_feature.values())
     if max_failures is not None and failed > max_failures:
         reasons = sum((tally.reasons for tally in summary.by_feature.values()), Counter())

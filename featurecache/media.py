@@ -13,14 +13,15 @@ damaged file no longer holds is never replaced by an earlier one. This module kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from av.error import FFmpegError
 from PIL import Image, ImageOps
 
-from featurecache.clips import Clip
+from featurecache.clips import MEDIA_KINDS, Clip
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
 from featurecache.frames import frame_indices
@@ -70,6 +71,21 @@ def decode_each(clip: Clip, views: Sequence[View], limit_s: float | None = None)
     return [results[view] for view in views]
 
 
+def header_problem(clip: Clip) -> MediaError | None:
+    """Open every file of a clip without decoding; return what is wrong with one, or None."""
+    for kind in MEDIA_KINDS:
+        path = getattr(clip, kind)
+        if path is None:
+            continue
+        if kind == "image":
+            found = _caught(clip, path, kind, lambda path=path: _still_header(clip, path))
+        else:
+            found = _caught(clip, path, kind, Recording(clip, path, kind).check_header)
+        if isinstance(found, MediaError):
+            return found
+    return None
+
+
 def media_files(clip: Clip, view: View) -> list[Path]:
     """The files that decide what `view` shows of this clip; empty where it has none."""
     source, _ = _source(clip, view)
@@ -103,11 +119,23 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
 
 def _still(clip: Clip, path: Path) -> np.ndarray:
     """Read one picture, (1, H, W, 3) uint8, turned the way its EXIF says."""
+    with _picture(clip, path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
+
+
+def _still_header(clip: Clip, path: Path) -> None:
+    with _picture(clip, path):
+        pass
+
+
+@contextlib.contextmanager
+def _picture(clip: Clip, path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever Pillow says of it in the block is a MediaError."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_STILL_PIXELS:
                 raise media_error(clip, f"its image file to have at most {MAX_STILL_PIXELS:,} pixels", "more")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
+            yield image
     except Image.UnidentifiedImageError as error:
         raise media_error(clip, "its image file to be a picture", "an unknown format") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

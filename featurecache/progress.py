@@ -29,7 +29,10 @@ class Progress(Protocol):
 
 @contextmanager
 def show_progress(title: str, unit: str = "clips", already: int = 0) -> Iterator[Progress]:
-    """Show progress under a title while the block runs; `already` units were done before and count for no rate."""
+    """Show progress under a title while the block runs; `already` units were done before and count for no rate.
+
+    The clock runs from the first report, which may be of nothing done yet.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         lines = _Lines(title, unit, already)
@@ -48,10 +51,11 @@ def show_progress(title: str, unit: str = "clips", already: int = 0) -> Iterator
     )
     with RichProgress(*columns, console=console) as bars:
         task = bars.add_task(title, total=None, rate="", note="")
-        began = time.monotonic()
+        began: list[float] = []
 
         def update(done: int, total: int, note: str = "") -> None:
-            rate = _rate(done - already, time.monotonic() - began, unit)
+            began[:] = began or [time.monotonic()]
+            rate = _rate(done - already, time.monotonic() - began[0], unit)
             bars.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield update
@@ -62,12 +66,14 @@ class _Lines:
 
     def __init__(self, title: str, unit: str, already: int) -> None:
         self._title, self._unit, self._already = title, unit, already
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._last_s = 0.0
         self._unsaid = ""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        elapsed_s = time.monotonic() - self._began
+        now = time.monotonic()
+        self._began = now if self._began is None else self._began
+        elapsed_s = now - self._began
         fresh = done - self._already
         left = duration(elapsed_s / fresh * (total - done)) if fresh > 0 else "?"
         line = f"{self._title}: {done}/{total} {self._unit}, {_rate(fresh, elapsed_s, self._unit)}, {left} left"

@@ -125,6 +125,17 @@ class Recording:
         results.update({view: self._waveform(each, tracks["audio"]) for view, each in collectors.items()})
         return results
 
+    def check_header(self) -> None:
+        """Open the file and its streams, reading no packet.
+
+        Raises:
+            MediaError, av.error.FFmpegError: it cannot be opened, or has nothing to decode.
+        """
+        container, streams = self._open(want_video=self.kind == "video", want_audio=True)
+        with container:
+            if not streams:
+                raise self._error("a stream of sound" + " or pictures" * (self.kind == "video"), "none")
+
     def _error(self, expected: str, got: str) -> MediaError:
         return media_error(self.clip, f"{expected} in its {self.kind} file", got)
 
@@ -142,9 +153,11 @@ class Recording:
         video = best if best in pictures else next(iter(pictures), None)
         audio = container.streams.best("audio", related=video) if video else container.streams.best("audio")
         streams = {"video": video if want_video else None, "audio": audio if want_audio else None}
-        # A stream of a codec that this libav does not have is none of ours.
-        streams = {kind: each for kind, each in streams.items() if each is not None and each.codec_context is not None}
-        for stream in streams.values():
+        streams = {kind: each for kind, each in streams.items() if each is not None}
+        for kind, stream in streams.items():
+            if stream.codec_context is None:
+                container.close()
+                raise self._error(f"its {kind} stream to be of a codec that libav decodes", "another")
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = CODEC_THREADS
         if self._seek:

@@ -7,6 +7,7 @@ devices × wall for the encoder, wall for the writer. The part nearest to 1 is t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,15 @@ class Tally:
     """Failed clips by reason."""
     earlier: Counter[Status] = field(default_factory=Counter)
     """Clips of the list that were decided before this run, by status."""
+    earlier_reasons: Counter[str] = field(default_factory=Counter)
+    """Those that failed, by reason."""
+
+    def since(self, before: Tally) -> Tally:
+        """What was decided between two countings of everything decided, as of a run of its own."""
+        new = self.earlier - before.earlier
+        reasons = self.earlier_reasons - before.earlier_reasons
+        counts = (new[Status.OK], new[Status.FAILED], new[Status.ABSENT])
+        return Tally(*counts, reasons, before.earlier, before.earlier_reasons)
 
 
 @dataclass
@@ -33,6 +43,8 @@ class Part:
     name: str
     busy_s: float
     capacity_s: float
+    capacity: str
+    """What could have been busy, for a person."""
 
     @property
     def share(self) -> float:
@@ -55,9 +67,10 @@ class Summary:
     """Summed over devices; includes waiting for the device to finish."""
     write_s: float = 0.0
     wall_s: float = 0.0
-    workers: int = 1
-    lanes: int = 1
+    workers: int = 0
+    lanes: int = 0
     """Devices at work."""
+    writers: int = 0
     num_forwards: int = 0
     """Batches that ran through a network; features that share one count once."""
     input_bytes: int = 0
@@ -78,13 +91,15 @@ class Summary:
 
     def parts(self) -> list[Part]:
         """Where the time went."""
-        threads_s = self.workers * self.wall_s
+        threads_s, threads = self.workers * self.wall_s, _counted(self.workers, "decode thread")
+        devices_s, devices = self.lanes * self.wall_s, _counted(self.lanes, "device")
+        writers_s, writers = self.writers * self.wall_s, _counted(self.writers, "writer")
         return [
-            Part("hash", self.hash_s, threads_s),
-            Part("decode", self.decode_s, threads_s),
-            Part("preprocess", self.preprocess_s, threads_s),
-            Part("encode", self.encode_s, self.lanes * self.wall_s),
-            Part("write", self.write_s, self.wall_s),
+            Part("hash", self.hash_s, threads_s, threads),
+            Part("decode", self.decode_s, threads_s, threads),
+            Part("preprocess", self.preprocess_s, threads_s, threads),
+            Part("encode", self.encode_s, devices_s, devices),
+            Part("write", self.write_s, writers_s, writers),
         ]
 
     @property
@@ -116,3 +131,22 @@ class Summary:
                                 "earlier": sum(tally.earlier.values()), "reasons": dict(tally.reasons)}
                          for name, tally in self.by_feature.items()},
         }  # fmt: skip
+
+
+def merged(summaries: Sequence[Summary]) -> Summary:
+    """What several processes did together; who ran when is lost, so the wall time is that of the longest."""
+    whole = Summary({})
+    for each in summaries:
+        for field_name in SUMS:
+            setattr(whole, field_name, getattr(whole, field_name) + getattr(each, field_name))
+        whole.input_bytes = max(whole.input_bytes, each.input_bytes)
+        whole.wall_s = max(whole.wall_s, each.wall_s)
+    return whole
+
+
+SUMS = ("num_clips", "hash_s", "decode_s", "preprocess_s", "encode_s", "write_s", "num_forwards", "max_clips_held")
+SUMS += ("workers", "lanes", "writers")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"

@@ -29,10 +29,12 @@ class Unit:
     """Planned shards, of any feature, that share clips."""
 
     shards: tuple[tuple[str, Shard], ...]
+    """Those still to do."""
+    committed: tuple[tuple[str, Shard], ...] = ()
 
 
 def plan_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> list[Unit]:
-    """Group planned shards that share clips, in list order; only shards still to do, and with a clip of the list.
+    """Group planned shards that share clips, in list order; only shards with a clip of the list.
 
     Grouped over all planned shards, done or not, so that every rank divides the work alike whenever it starts.
     """
@@ -62,7 +64,9 @@ def plan_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> list[Un
     units = []
     for leader in sorted(groups, key=place.__getitem__):
         members = [shards[index] for index in groups[leader]]
-        units.append(Unit(tuple((name, shard) for name, shard in members if (name, shard.number) in pending)))
+        to_do = tuple((name, shard) for name, shard in members if (name, shard.number) in pending)
+        done = tuple((name, shard) for name, shard in members if (name, shard.number) not in pending)
+        units.append(Unit(to_do, done))
     return units
 
 

@@ -398,7 +398,7 @@ def test_extractors_at_the_same_time_do_every_clip_exactly_once(collection: Path
     command = [sys.executable, "-c", STUB_WORKER, clip_list, str(tmp_path / "s")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
-    done = [len(worker.communicate()[0].split()) - 1 for worker in workers]  # "ready", then a line a clip
+    done = [len(worker.communicate()[0].split()) - 2 for worker in workers]  # "ready", 0, then a line a clip
     assert [worker.returncode for worker in workers] == [0] * 4
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
     assert sum(done) == len(load_clips(clip_list))

@@ -27,7 +27,7 @@ from transformers import Blip2VisionConfig, Blip2VisionModel
 from featurecache.encoders import FramesView
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.lavis import read_lavis
-from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
+from featurecache.encoders.network import COMPILE, FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
 from featurecache.encoders.sharing import Loaded, load_once
 from featurecache.encoders.tap import block_count
 from featurecache.hashing import file_sha256
@@ -40,7 +40,7 @@ GLOBAL_NORM_EPS = 1e-5
 GLOBAL_PIXELS, TEMPORAL_PIXELS = 448, 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GLOBAL_OPTIONS = {"frame": ("peak", "middle", "first"), "layer": None, "batch": None}
+GLOBAL_OPTIONS = {"frame": ("peak", "middle", "first"), "layer": None, "batch": None, "compile": COMPILE}
 TEMPORAL_OPTIONS = {
     "frames": 16,
     "rule": ("uniform", "window", "peak", "middle", "first"),
@@ -48,16 +48,18 @@ TEMPORAL_OPTIONS = {
     "layer": None,
     "norm": ("final", "none"),
     "batch": None,
+    "compile": COMPILE,
 }
 DEFAULT_BATCH = {"eva-global": 16, "eva-temporal": 4}  # on a GPU; 1 elsewhere
 
 
-def _tower(weights: str, device: str, compute_dtype: str, encoder: str) -> Loaded:
+def _tower(weights: str, device: str, compute_dtype: str, encoder: str, compile: str) -> Loaded:
     """Return the network of a checkpoint, loaded once as long as an encoder holds it."""
     place = resolve_device(device)
     dtype = resolve_compute_dtype(compute_dtype, place)
-    key = ("eva", weights, str(place), dtype)
-    return load_once(key, lambda: _load(Checkpoint(weights, encoder), place, dtype))
+    compiled_blocks = "encoder.layers" if compile == "yes" else ""
+    key = ("eva", weights, str(place), dtype, compiled_blocks)
+    return load_once(key, lambda: _load(Checkpoint(weights, encoder), place, dtype, compiled_blocks))
 
 
 def _vision_config(checkpoint: Checkpoint) -> tuple[Blip2VisionConfig, tuple[str, ...]]:
@@ -73,7 +75,7 @@ def _vision_config(checkpoint: Checkpoint) -> tuple[Blip2VisionConfig, tuple[str
     raise checkpoint.error(expected="a BLIP-2 or Blip2VisionModel checkpoint", got=f"model_type {kind!r}")
 
 
-def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> Loaded:
+def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str, compiled_blocks: str) -> Loaded:
     if checkpoint.single_file is not None:
         config, tensors, has_norm = read_lavis(checkpoint, checkpoint.single_file)
         with torch.device("meta"):
@@ -88,7 +90,8 @@ def _load(checkpoint: Checkpoint, device: torch.device, compute_dtype: str) -> L
         with torch.device("meta"):
             network = Blip2VisionModel(_with_attention(config))
         hashes = checkpoint.load(network, prefixes)
-    return Loaded(FrozenNetwork(network, device, compute_dtype), config, hashes, checkpoint.provenance)
+    frozen = FrozenNetwork(network, device, compute_dtype, compiled_blocks)
+    return Loaded(frozen, config, hashes, checkpoint.provenance)
 
 
 def _with_attention(config: Blip2VisionConfig) -> Blip2VisionConfig:
@@ -106,8 +109,8 @@ class _Eva:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __init__(self, tower: Loaded) -> None:
-        self._tower = tower
+    def __init__(self, tower: Loaded, compile: str = "no") -> None:
+        self._tower, self.compile = tower, compile
         self.network = tower.network
         device = "cpu" if tower.network is None else tower.network.device
         self._mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
@@ -181,6 +184,7 @@ class _Eva:
                 "position_embedding": f"bicubic to {self.grid_side} x {self.grid_side}",
                 "attention": "sdpa",
                 "residual_dtype": "float32",
+                **compiled_fields(self.compile),
             },
             tap={"module": "vision_model", **tap},
             preprocessing={
@@ -205,8 +209,10 @@ class EvaGlobalEncoder(_Eva):
     name = "eva-global"
     pixels, resample, mean, std = GLOBAL_PIXELS, Image.Resampling.BICUBIC, CLIP_MEAN, CLIP_STD
 
-    def __init__(self, tower: Loaded, frame: str, layer: int | None = None, batch: int | None = None) -> None:
-        super().__init__(tower)
+    def __init__(
+        self, tower: Loaded, frame: str, layer: int | None = None, batch: int | None = None, compile: str = "no"
+    ) -> None:
+        super().__init__(tower, compile)
         self.view = FramesView(1, frame, still=True)  # type: ignore[arg-type]
         self.shape = (1 + self.grid_side**2, tower.config.hidden_size)
         available = tower.config.num_hidden_layers
@@ -215,14 +221,15 @@ class EvaGlobalEncoder(_Eva):
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> EvaGlobalEncoder:
-        """Load strictly; options: `frame` (peak, middle or first), `layer` (39, the blocks that run), `batch`.
+        """Load strictly; options: `frame` (peak, middle, first), `layer` (39, the blocks that run), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
         chosen = read_options(cls.name, options, GLOBAL_OPTIONS)
-        return cls(_tower(weights or cls.default_weights, device, compute_dtype, cls.name), **chosen)
+        tower = _tower(weights or cls.default_weights, device, compute_dtype, cls.name, chosen["compile"])
+        return cls(tower, **chosen)
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -234,7 +241,7 @@ class EvaGlobalEncoder(_Eva):
     def options_of(spec: Spec) -> dict[str, Any]:
         """The options under which `open` gives an encoder of this spec."""
         options = {"frame": spec.preprocessing["frame_rule"], "layer": spec.tap["blocks"]}
-        return options | _batch_of(spec)
+        return options | _run_of(spec)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
@@ -268,8 +275,9 @@ class EvaTemporalEncoder(_Eva):
         layer: int | None = None,
         norm: str = "final",
         batch: int | None = None,
+        compile: str = "no",
     ) -> None:
-        super().__init__(tower)
+        super().__init__(tower, compile)
         self.view = FramesView(frames, rule, still=False)  # type: ignore[arg-type]
         self.num_frames, self.grid, self.norm = frames, grid, norm
         self.shape = (frames * grid * grid, tower.config.hidden_size)
@@ -287,14 +295,14 @@ class EvaTemporalEncoder(_Eva):
         """Load strictly; `frames` (16) and `grid` (2) set the tokens: frames × grid × grid.
 
         Further options: `rule` (uniform, or consecutive frames: window, peak, middle, first), `layer` (all blocks),
-        `norm` (final or none), `batch`.
+        `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
         chosen = read_options(cls.name, options, TEMPORAL_OPTIONS)
-        tower = _tower(weights or cls.default_weights, device, compute_dtype, cls.name)
+        tower = _tower(weights or cls.default_weights, device, compute_dtype, cls.name, chosen["compile"])
         if chosen["norm"] == "final" and getattr(tower.config, "without_final_norm", False):
             raise Checkpoint(weights or cls.default_weights, cls.name).error(
                 expected=f"weights with a final norm, or --option {cls.name}.norm=none", got="none in this file"
@@ -317,7 +325,7 @@ class EvaTemporalEncoder(_Eva):
             "layer": spec.tap["blocks"],
             "norm": "none" if spec.tap["norm"] == "none" else "final",
         }
-        return options | _batch_of(spec)
+        return options | _run_of(spec)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Everything that decides the stored bytes."""
@@ -340,6 +348,8 @@ class EvaTemporalEncoder(_Eva):
             return average_over_grid(frames[:, :, 1:].flatten(1, 2), self.num_frames, self.grid)
 
 
-def _batch_of(spec: Spec) -> dict[str, Any]:
+def _run_of(spec: Spec) -> dict[str, Any]:
+    """The options that say how the network is run."""
     batch = spec.architecture.get("batch")
-    return {} if batch is None else {"batch": batch}
+    compiled = {"compile": "yes"} if "compiled" in spec.architecture else {}
+    return compiled | ({} if batch is None else {"batch": batch})

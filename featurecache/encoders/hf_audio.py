@@ -17,6 +17,7 @@ import torch
 from featurecache.encoders import AudioView, Encoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import AUDIO, Tapped, find_family, open_tap
+from featurecache.encoders.network import COMPILE
 from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
 from featurecache.encoders.whisper import WhisperEncoder
 from featurecache.errors import EncoderError
@@ -30,6 +31,7 @@ KNOWN_OPTIONS = {
     "layer": None,
     "norm": ("final", "none"),
     "batch": None,
+    "compile": COMPILE,
 }
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
 VARIANCE_FLOOR = 1e-7
@@ -61,7 +63,7 @@ class HfAudioEncoder:
         """Load strictly.
 
         Options: `tokens` (64), `pooling` (valid or padded), `seconds` (30, the most that is heard of a clip), `layer`
-        (all blocks), `norm` (final or none), `batch`.
+        (all blocks), `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
@@ -71,7 +73,8 @@ class HfAudioEncoder:
         if checkpoint.json("config.json").get("model_type") == "whisper":
             return WhisperEncoder.open(weights, device, compute_dtype, options)
         chosen = read_options(cls.name, options, KNOWN_OPTIONS)
-        tapped = open_tap(checkpoint, AUDIO, device, compute_dtype, layer=chosen["layer"], norm=chosen["norm"])
+        how = {key: chosen[key] for key in ("layer", "norm", "compile")}
+        tapped = open_tap(checkpoint, AUDIO, device, compute_dtype, **how)
         return cls(tapped, checkpoint.json("preprocessor_config.json"), chosen)
 
     @classmethod
@@ -93,6 +96,7 @@ class HfAudioEncoder:
             "layer": spec.tap["blocks"],
             "norm": spec.tap["asked"],
             "batch": spec.architecture["batch"],
+            "compile": "yes" if "compiled" in spec.architecture else "no",
         }
 
     def spec(self, stored_dtype: str) -> Spec:

@@ -22,11 +22,12 @@ from PIL import Image
 from featurecache.encoders import FramesView
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import IMAGE, VIDEO, Tapped, find_family, open_tap
+from featurecache.encoders.network import COMPILE
 from featurecache.errors import EncoderError
 from featurecache.pooling import average_over_grid
 from featurecache.spec import Spec
 
-_TAP = {"layer": None, "norm": ("final", "none"), "batch": None}
+_TAP = {"layer": None, "norm": ("final", "none"), "batch": None, "compile": COMPILE}
 IMAGE_OPTIONS = {
     "frames": 1,
     "rule": ("peak", "middle", "first", "window", "uniform"),
@@ -142,6 +143,7 @@ class _HfVision:
             "layer": spec.tap["blocks"],
             "norm": spec.tap["asked"],
             "batch": spec.architecture["batch"],
+            "compile": "yes" if "compiled" in spec.architecture else "no",
         }
 
 
@@ -163,7 +165,7 @@ class HfImageEncoder(_HfVision):
         """Load strictly.
 
         Options: `frames` (1), `rule` (peak, middle, first, window, uniform), `pool` (grid, cls or all), `grid` (4),
-        `layer` (all blocks), `norm` (final or none), `batch`.
+        `layer` (all blocks), `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
@@ -172,7 +174,8 @@ class HfImageEncoder(_HfVision):
         chosen = read_options(cls.name, options, IMAGE_OPTIONS)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         fit = _square(Fit(checkpoint.json("preprocessor_config.json"), checkpoint), checkpoint)
-        tapped = open_tap(checkpoint, IMAGE, device, compute_dtype, layer=chosen["layer"], norm=chosen["norm"])
+        how = {key: chosen[key] for key in ("layer", "norm", "compile")}
+        tapped = open_tap(checkpoint, IMAGE, device, compute_dtype, **how)
         return cls(tapped, fit, chosen)
 
     @classmethod
@@ -238,7 +241,7 @@ class HfVideoEncoder(_HfVision):
         """Load strictly.
 
         Options: `rule` (uniform, or consecutive frames: window, peak, middle, first), `grid` (2), `layer` (all blocks),
-        `norm` (final or none), `batch`.
+        `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
@@ -247,7 +250,8 @@ class HfVideoEncoder(_HfVision):
         chosen = read_options(cls.name, options, VIDEO_OPTIONS)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         fit = _square(Fit(checkpoint.json("preprocessor_config.json"), checkpoint), checkpoint)
-        tapped = open_tap(checkpoint, VIDEO, device, compute_dtype, layer=chosen["layer"], norm=chosen["norm"])
+        how = {key: chosen[key] for key in ("layer", "norm", "compile")}
+        tapped = open_tap(checkpoint, VIDEO, device, compute_dtype, **how)
         return cls(tapped, fit, chosen)
 
     @classmethod

@@ -21,7 +21,7 @@ import transformers
 from transformers.utils import logging
 
 from featurecache.encoders.checkpoint import Checkpoint
-from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
+from featurecache.encoders.network import FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
 from featurecache.encoders.sharing import Loaded, load_once
 from featurecache.encoders.tap import block_count, tap
 from featurecache.hashing import file_sha256
@@ -101,6 +101,7 @@ def open_tap(
     *,
     layer: int | None,
     norm: str,
+    compile: str,
 ) -> Tapped:
     """Load (or find, where another encoder holds it) the network of a checkpoint, and tap it.
 
@@ -111,8 +112,9 @@ def open_tap(
     family, config = find_family(checkpoint, families)
     place = resolve_device(device)
     dtype = resolve_compute_dtype(compute_dtype, place)
-    key = (family.network, checkpoint.weights, str(place), dtype)
-    loaded = load_once(key, lambda: _load(checkpoint, family, config, place, dtype))
+    compiled_blocks = family.blocks if compile == "yes" else ""
+    key = (family.network, checkpoint.weights, str(place), dtype, compiled_blocks)
+    loaded = load_once(key, lambda: _load(checkpoint, family, config, place, dtype, compiled_blocks))
     module = loaded.network.module
     count = block_count(checkpoint.encoder, layer, config.num_hidden_layers)
     final = _final_norm(family, config, module)
@@ -129,6 +131,7 @@ def open_tap(
             "norm_eps": config.layer_norm_eps,
             "attention": module.config._attn_implementation,
             "residual_dtype": "float32",
+            **compiled_fields(compile),
         },
     )  # fmt: skip
 
@@ -139,7 +142,14 @@ def _final_norm(family: Family, config: Any, module: torch.nn.Module) -> str | N
     return family.norm if family.norm and getattr(module, family.norm, None) is not None else None
 
 
-def _load(checkpoint: Checkpoint, family: Family, config: Any, device: torch.device, compute_dtype: str) -> Loaded:
+def _load(
+    checkpoint: Checkpoint,
+    family: Family,
+    config: Any,
+    device: torch.device,
+    compute_dtype: str,
+    compiled_blocks: str,
+) -> Loaded:
     files = checkpoint.files_of()
     settings = {"config": config, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     cls = getattr(transformers, family.network)
@@ -161,7 +171,8 @@ def _load(checkpoint: Checkpoint, family: Family, config: Any, device: torch.dev
     if problems:
         raise checkpoint.error(expected="every tensor of its config.json", got="other ones", problems=problems)
     hashes = {name: file_sha256(path) for name, path in files.items()}
-    return Loaded(FrozenNetwork(network, device, compute_dtype), config, hashes, checkpoint.provenance)
+    frozen = FrozenNetwork(network, device, compute_dtype, compiled_blocks)
+    return Loaded(frozen, config, hashes, checkpoint.provenance)
 
 
 @contextlib.contextmanager

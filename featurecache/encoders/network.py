@@ -58,6 +58,15 @@ def resolve_compute_dtype(compute_dtype: str, device: torch.device) -> str:
     return compute_dtype
 
 
+COMPILE = ("no", "yes")
+"""Values of the option `compile`, which every encoder of ours has: whether blocks go through torch.compile."""
+
+
+def compiled_fields(compile_option: str) -> dict[str, str]:
+    """What the option adds to a spec's architecture: fused kernels round otherwise, so it decides the last bits."""
+    return {"compiled": "blocks"} if compile_option == "yes" else {}
+
+
 def align(module: torch.nn.Module) -> torch.nn.Module:
     """Copy weights in main memory that do not begin where torch itself would put them; returns the module.
 
@@ -74,7 +83,10 @@ def align(module: torch.nn.Module) -> torch.nn.Module:
 class FrozenNetwork:
     """A network in evaluation mode on its device."""
 
-    def __init__(self, network: torch.nn.Module, device: torch.device, compute_dtype: str) -> None:
+    def __init__(
+        self, network: torch.nn.Module, device: torch.device, compute_dtype: str, compiled_blocks: str = ""
+    ) -> None:
+        """Take over `network`; the blocks in the list at the dotted path `compiled_blocks` go through torch.compile."""
         self.device, self.compute_dtype = device, compute_dtype
         self._dtype = COMPUTE_DTYPES[compute_dtype]
         self.module = network.requires_grad_(False).eval()
@@ -84,6 +96,9 @@ class FrozenNetwork:
                 if isinstance(part, torch.nn.Linear):
                     part.to(self._dtype)
         align(self.module.to(device))
+        if compiled_blocks:
+            for block in self.module.get_submodule(compiled_blocks):
+                block.compile(dynamic=False)  # all blocks share one compiled graph a shape
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -94,10 +109,13 @@ class FrozenNetwork:
             yield
 
     def tensor(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Copy a batch to the device, in its own dtype."""
+        """Copy a batch to the device, in its own dtype; to a GPU without waiting for what runs there."""
         if isinstance(batch, torch.Tensor):
             return batch.to(self.device)
-        return torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
+        host = torch.from_numpy(np.ascontiguousarray(batch))
+        if self.device.type == "cuda":
+            return host.pin_memory().to(self.device, non_blocking=True)
+        return host.to(self.device)
 
 
 _SWITCHES = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))

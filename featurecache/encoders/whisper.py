@@ -18,7 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Whisp
 
 from featurecache.encoders import AudioView
 from featurecache.encoders.checkpoint import Checkpoint, read_options
-from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
+from featurecache.encoders.network import COMPILE, FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
 from featurecache.encoders.sharing import Loaded, load_once
 from featurecache.encoders.tap import block_count, tap
 from featurecache.errors import EncoderError
@@ -34,6 +34,7 @@ KNOWN_OPTIONS = {
     "layer": None,
     "norm": ("final", "none"),
     "batch": None,
+    "compile": COMPILE,
 }
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
 
@@ -57,6 +58,7 @@ class WhisperEncoder:
         layer: int | None = None,
         norm: str = "final",
         batch: int | None = None,
+        compile: str = "no",
     ) -> None:
         """Put together what `open` loads; without a network only `view`, `shape` and `preprocess` are of use."""
         self.network = network
@@ -66,7 +68,7 @@ class WhisperEncoder:
         rate = extractor.sampling_rate
         self.view = AudioView(sampling_rate=rate, max_duration_s=self._samples / rate)
         self.shape = (tokens, config.d_model)
-        self.pooling, self.norm = pooling, norm
+        self.pooling, self.norm, self.compile = pooling, norm, compile
         self.needs_valid = pooling == "valid"
         self.num_blocks = block_count(self.name, layer, config.encoder_layers)
         on_cuda = network is not None and network.device.type == "cuda"
@@ -82,7 +84,7 @@ class WhisperEncoder:
         """Load strictly.
 
         Options: `tokens` (64), `pooling` (padded, as published, or valid: over the clip's own duration), `layer` (all
-        blocks), `norm` (final or none), `batch`.
+        blocks), `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
@@ -108,9 +110,10 @@ class WhisperEncoder:
             with torch.device("meta"):
                 network = WhisperNetwork(config)
             hashes = checkpoint.load(network, prefixes=("model.encoder.", "encoder."))
-            return Loaded(FrozenNetwork(network, place, dtype), config, hashes, checkpoint.provenance)
+            frozen = FrozenNetwork(network, place, dtype, "layers" if chosen["compile"] == "yes" else "")
+            return Loaded(frozen, config, hashes, checkpoint.provenance)
 
-        loaded = load_once(("whisper", checkpoint.weights, str(place), dtype), load)
+        loaded = load_once(("whisper", checkpoint.weights, str(place), dtype, chosen["compile"]), load)
         encoder = cls(config, extractor, loaded.network, weights=loaded.weights, provenance=loaded.provenance, **chosen)
         encoder._loaded = loaded  # kept, so that the next encoder of these weights shares the network
         return encoder
@@ -132,6 +135,8 @@ class WhisperEncoder:
             "layer": spec.tap["blocks"],
             "norm": "none" if spec.tap["norm"] == "none" else "final",
         }
+        if "compiled" in spec.architecture:
+            options["compile"] = "yes"
         return options | ({"batch": spec.architecture["batch"]} if "batch" in spec.architecture else {})
 
     @property
@@ -169,6 +174,7 @@ class WhisperEncoder:
                 "attention": "sdpa",
                 "batch": self.batch_size,
                 "residual_dtype": "float32",
+                **compiled_fields(self.compile),
             },
             tap={
                 "module": "encoder",

@@ -1,0 +1,157 @@
+"""What an extraction will take, before it begins: bytes, what is there already, hours, and files that cannot be opened.
+
+Bytes follow from the checkpoints' configs. Hours come from a trial on a few clips, spread evenly over the list, into a
+store that is thrown away. Failures come from opening media files without decoding them, so damage further in shows only
+in the run itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featurecache.clips import ClipList
+from featurecache.engines import Work
+from featurecache.estimate import Estimate, estimate, free_bytes
+from featurecache.extract import extract
+from featurecache.media import header_problem
+from featurecache.preparation import reason_of
+from featurecache.store import open_store
+
+TRIAL_S = 20.0
+"""A trial takes about so long at most, but at least one clip."""
+HEADER_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an extraction will take."""
+
+    estimates: Sequence[Estimate]
+    num_clips: int
+    free_bytes: int | None
+    """None for a store behind a URL."""
+    headers_read: int = 0
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Why a clip's files cannot be opened, by clip id."""
+    trial_clips: int = 0
+    clips_per_s: float = 0.0
+    """0 without a trial."""
+    bottleneck: str | None = None
+
+    @property
+    def num_left(self) -> int:
+        """Clips that some feature lacks, at least."""
+        return max(item.num_clips - item.num_held for item in self.estimates)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the clips that are left would take; None without a trial."""
+        return self.num_left / self.clips_per_s if self.clips_per_s else None
+
+    @property
+    def expected_failures(self) -> int:
+        """Clips of the whole list whose files cannot be opened, by the share of those tried."""
+        return round(len(self.unreadable) / max(self.headers_read, 1) * self.num_clips)
+
+    def reasons(self) -> dict[str, list[str]]:
+        """Clip ids by reason, the most frequent first."""
+        found: dict[str, list[str]] = {}
+        for clip_id, reason in self.unreadable.items():
+            found.setdefault(reason, []).append(clip_id)
+        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "clips": self.num_clips,
+            "clips_left": self.num_left,
+            "features": {
+                item.feature: {
+                    "shape": list(item.shape),
+                    "clip_bytes": item.clip_bytes,
+                    "there_already": item.num_held,
+                    "bytes_to_write": item.bytes_to_write,
+                }
+                for item in self.estimates
+            },
+            "bytes_to_write": sum(item.bytes_to_write for item in self.estimates),
+            "free_bytes": self.free_bytes,
+            "headers_read": self.headers_read,
+            "unreadable": dict(self.unreadable),
+            "expected_failures": self.expected_failures,
+            "trial_clips": self.trial_clips,
+            "clips_per_s": round(self.clips_per_s, 4) or None,
+            "hours": None if self.seconds is None else round(self.seconds / 3600, 3),
+            "bottleneck": self.bottleneck,
+        }
+
+
+def forecast(
+    work: Work,
+    devices: Sequence[str],
+    *,
+    calibrate: int,
+    headers: int,
+    held: Mapping[str, int],
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Forecast:
+    """Tell what `work` will take; `held` says how many clips each feature has already.
+
+    `calibrate` clips are tried on `devices`, and the files of `headers` clips are opened; 0 leaves either out.
+
+    Raises:
+        EncoderError, WeightsError: no such encoder, option or checkpoint.
+    """
+    clips = work.load_clips()
+    estimates = estimate(work.features, len(clips), held, stored_dtype=work.stored_dtype)
+    unreadable = _read_headers(_spread(clips, headers), advance) if headers else {}
+    readable = ClipList(clip for clip in clips if clip.id not in unreadable)
+    trial_clips, clips_per_s, bottleneck = 0, 0.0, None
+    if calibrate and len(readable):
+        trial_clips, clips_per_s, bottleneck = _trial(work, devices, readable, calibrate)
+    return Forecast(
+        estimates, len(clips), free_bytes(work.store), min(headers, len(clips)), unreadable,
+        trial_clips, clips_per_s, bottleneck,
+    )  # fmt: skip
+
+
+def _spread(clips: ClipList, count: int) -> ClipList:
+    """Return `count` clips, evenly spread over the list; all where it has no more."""
+    count = min(count, len(clips))
+    return ClipList(clips[number * len(clips) // count] for number in range(count))
+
+
+def _read_headers(clips: ClipList, advance: Callable[[int, int], None]) -> dict[str, str]:
+    unreadable = {}
+    with ThreadPoolExecutor(HEADER_THREADS, thread_name_prefix="header") as pool:
+        for number, (clip, problem) in enumerate(zip(clips, pool.map(header_problem, clips), strict=True), start=1):
+            if problem is not None:
+                unreadable[clip.id] = reason_of(problem)
+            advance(number, len(clips))
+    return unreadable
+
+
+def _trial(work: Work, devices: Sequence[str], clips: ClipList, count: int) -> tuple[int, float, str | None]:
+    """Return how many clips were tried, clips a second, and the bottleneck."""
+    encoders, *replicas = work.open_encoders(devices)
+    batch = max(encoder.batch_size for encoder in encoders.values()) * len(devices)
+    count = -(-count // batch) * batch
+    with tempfile.TemporaryDirectory(prefix="fcache-plan-") as folder:
+
+        def run(name: str, some: ClipList) -> Any:
+            store = open_store(Path(folder) / name, "a")
+            return extract(store, some, encoders, replicas=replicas, **work.extract_options)
+
+        began = time.perf_counter()
+        summary = run("first.zarr", _spread(clips, batch))
+        first_s = time.perf_counter() - began
+        count = min(count, int(TRIAL_S / first_s) * batch)
+        if count > 0:  # the first batch pays for what every process pays once
+            summary = run("trial.zarr", _spread(clips, count))
+    return summary.num_clips, summary.clips_per_s, summary.bottleneck
