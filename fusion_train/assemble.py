@@ -83,7 +83,7 @@ def reassemble(run: Run, *, store: str | None = None, clips: str | None = None, 
         fingerprints=record.fingerprints,
         sets=record.label_sets,
     )
-    checkpoint.load_model(folder, bench.model)
+    checkpoint.load_model(folder, bench.model, name=checkpoint.best_weights(folder))
     bench.model.to(PartialState().device)
     return bench
 

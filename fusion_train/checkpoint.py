@@ -2,6 +2,7 @@
 
     checkpoints/step-00001000/
         model.safetensors       trained parameters by name
+        averaged.safetensors    their moving average, where one is kept
         optimizer.safetensors   AdamW's exp_avg, exp_avg_sq and step by parameter name
         state.json              step, configuration hash, fingerprints, gradient scaler, score, sha256 of both files
 
@@ -28,9 +29,10 @@ from torch import nn
 from featurecache.errors import WriteError
 from featurecache.store.publish import make_folder, publish_folder, writing
 from fusion_train.errors import CheckpointError
-from fusion_train.models.emotion_llama import trained_parameters
+from fusion_train.models.parts import trained_parameters
 
 PARTIAL_PREFIX = ".partial-"
+MODEL, AVERAGED = "model.safetensors", "averaged.safetensors"
 OPTIMIZER_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -57,7 +59,15 @@ def published(checkpoints: Path) -> list[Path]:
     return sorted(folder for folder in checkpoints.glob("step-*") if (folder / "state.json").is_file())
 
 
-def save(checkpoints: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:
+def save(
+    checkpoints: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    *,
+    keep: int,
+    averaged: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
     """Publish a checkpoint, then drop older ones except the newest `keep` and the best."""
     target = step_folder(checkpoints, state.step)
     make_folder(checkpoints)
@@ -68,6 +78,8 @@ def save(checkpoints: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     with _complete_or_removed(folder):
         save_file({name: tensor.detach().contiguous() for name, tensor in parameters.items()},
                   folder / "model.safetensors")  # fmt: skip
+        if averaged is not None:
+            save_file({name: tensor.contiguous() for name, tensor in averaged.items()}, folder / AVERAGED)
         save_file(_optimizer_tensors(parameters, optimizer), folder / "optimizer.safetensors")
         digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
         (folder / "state.json").write_text(json.dumps({**asdict(state), "sha256": digests}, indent=2) + "\n")
@@ -112,13 +124,30 @@ def read_state(folder: Path) -> State:
     return state
 
 
-def load_model(folder: Path, model: nn.Module) -> None:
+def load_model(folder: Path, model: nn.Module, *, name: str = MODEL) -> None:
     """Load the trained parts strictly.
+
+    Args:
+        name: MODEL, to go on training; `best_weights(folder)` for what is to be used.
 
     Raises:
         CheckpointError: a name or shape that differs; all are listed.
     """
-    copy_strictly(_load(folder / "model.safetensors"), trained_parameters(model), str(folder))
+    copy_strictly(_load(folder / name), trained_parameters(model), str(folder))
+
+
+def best_weights(folder: Path) -> str:
+    """Name of the file to score, export or start from: the moving average where one is kept."""
+    return AVERAGED if (folder / AVERAGED).is_file() else MODEL
+
+
+def load_averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """The moving average of a checkpoint, to go on with it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    return _load(folder / AVERAGED)
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

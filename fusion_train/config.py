@@ -57,6 +57,8 @@ class ModelConfig(Section):
     """Dtype of the frozen base; the trained parts are always float32."""
     fusion: FusionConfig = FusionConfig()
     lora: LoraSettings = LoraSettings()
+    frozen: tuple[Literal["fusion", "projectors", "lora"], ...] = ()
+    """Parts that keep their weights in this stage."""
 
 
 class FeaturesConfig(Section):
@@ -119,6 +121,16 @@ class PromptConfig(Section):
         return PromptFormat(**self.model_dump())
 
 
+class PartFactors(Section):
+    """What a part's learning rate is multiplied with."""
+
+    fusion: float = Field(1.0, gt=0)
+    projectors: float = Field(1.0, gt=0)
+    lora: float = Field(1.0, gt=0)
+    head: float = Field(1.0, gt=0)
+    """Of the probe."""
+
+
 class OptimConfig(Section):
     steps: int = Field(50_000, ge=1)
     batch_size: int = Field(4, ge=1)
@@ -129,6 +141,10 @@ class OptimConfig(Section):
     warmup_lr: float = Field(1e-6, ge=0)
     min_lr: float = Field(1e-6, ge=0)
     warmup_steps: int = Field(1_000, ge=0)
+    lr_factors: PartFactors = PartFactors()
+    """Learning rates by part, as factors of the schedule's."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keep a moving average of the learning parts, such as 0.999; it is what is scored, exported and started from."""
     weight_decay: float = Field(0.05, ge=0)
     """Not applied to biases and norms."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -230,6 +230,7 @@ def memory(
     trained: int,
     tokens: int,
     supervised: int,
+    learning: int | None = None,
     feature_values: int = 0,
     base: str = "bfloat16",
     compute: str = "bfloat16",
@@ -240,20 +241,21 @@ def memory(
     """Count the memory of one device.
 
     Args:
-        trained: parameters that are trained.
+        trained: parameters of the trained parts; `learning` those that are not frozen, default all.
         tokens, supervised: of one micro-batch, padding included.
         feature_values: numbers of the cached tokens of one micro-batch.
         base: dtype of the frozen matrices, a key of `BASE_BYTES`; what is quantised are the layers alone.
         compute: dtype of the activations.
     """
     plain = BASE_BYTES[base] if base in DTYPE_BYTES else DTYPE_BYTES["bfloat16"]
+    learning = trained if learning is None else learning
     quantised = base not in DTYPE_BYTES
     return Memory(
         base=round(llm.layer_parameters * BASE_BYTES[base] + (llm.head_parameters + llm.other_parameters) * plain),
         trained=TRAINED_BYTES * trained,
-        gradients=TRAINED_BYTES * trained,
-        optimizer=2 * TRAINED_BYTES * trained,
-        ema=TRAINED_BYTES * trained if ema else 0,
+        gradients=TRAINED_BYTES * learning,
+        optimizer=2 * TRAINED_BYTES * learning,
+        ema=TRAINED_BYTES * learning if ema else 0,
         activations=activation_bytes(llm, lora, tokens, compute=compute, checkpointing=checkpointing),
         logits=supervised * llm.vocabulary * (DTYPE_BYTES[compute] + 8),
         features=feature_values * (2 + 4 + DTYPE_BYTES[compute]),

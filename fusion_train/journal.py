@@ -43,9 +43,16 @@ class Journal:
                 sink.close()
 
     def step(
-        self, step: int, *, loss: float, lr: float, grad_norm: float, num_samples: int, num_supervised: int,
+        self,
+        step: int,
+        *,
+        loss: float,
+        rates: dict[str, float],
+        norms: dict[str, float],
+        num_samples: int,
+        num_supervised: int,
         waited_s: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Count one optimizer step in."""
         self._losses.append(loss)
         self._samples += num_samples
@@ -58,8 +65,9 @@ class Journal:
             step,
             {
                 "loss": sum(self._losses) / len(self._losses),
-                "lr": lr,
-                "grad_norm": grad_norm,
+                "lr": max(rates.values()),
+                **{f"lr/{part}": rate for part, rate in rates.items() if len(set(rates.values())) > 1},
+                **{f"grad_norm/{part}" if part != "all" else "grad_norm": norm for part, norm in norms.items()},
                 "samples_per_s": self._samples / seconds,
                 "supervised_tokens_per_s": self._supervised / seconds,
                 "data_wait_share": self._waited_s / seconds,

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from featurecache.encoders.network import align
 from fusion_train.config import Config
 from fusion_train.errors import ModelError
-from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, freeze, llm_width
+from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, llm_width
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.lora import add_lora
+from fusion_train.models.parts import freeze, freeze_parts
 from fusion_train.seeding import derive
 
 _LLAMA_2_7B = {
@@ -97,7 +98,9 @@ def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> Emotio
         fusion = build_fusion(
             settings.fusion.name, shapes.fusion_dims(), **settings.fusion.model_dump(exclude={"name"})
         )
-        return EmotionLlama(llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width)
+        model = EmotionLlama(llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width)
+    freeze_parts(model, settings.frozen)
+    return model
 
 
 def _unavailable(name: str, error: Exception) -> ModelError:

@@ -17,7 +17,8 @@ from fusion_train.batches import Collator, FeatureReader
 from fusion_train.config import Config
 from fusion_train.errors import ModelError
 from fusion_train.language_model import load_tokenizer
-from fusion_train.models.emotion_llama import FeatureShapes, count_by_part
+from fusion_train.models.emotion_llama import FeatureShapes
+from fusion_train.models.parts import count_by_part, learning_parameters
 from fusion_train.prompts import encode_answer
 from fusion_train.samples import AnswerLimits, SampleStream, label_sets
 from fusion_train.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
@@ -86,10 +87,17 @@ def make_plan(
     parameters = count_by_part(model)
     values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
     needed = costs.memory(
-        llm, lora, trained=sum(parameters.values()), tokens=micro * lengths.longest,
-        supervised=micro * round(lengths.answer), feature_values=micro * values, base=config.model.llm_dtype,
+        llm,
+        lora,
+        trained=sum(parameters.values()),
+        learning=sum(parameter.numel() for parameter in learning_parameters(model).values()),
+        tokens=micro * lengths.longest,
+        supervised=micro * round(lengths.answer),
+        feature_values=micro * values,
+        base=config.model.llm_dtype,
         compute=COMPUTE[config.optim.precision],
-    )  # fmt: skip
+        ema=config.optim.ema_decay is not None,
+    )
     samples = config.optim.steps * config.optim.batch_size
     fits = needed.total <= card.memory_gib * 2**30
     return Plan(

@@ -8,7 +8,8 @@ from torch import nn
 from fusion_train.config import Config
 from fusion_train.costs import LlmShape, LoraShape
 from fusion_train.language_model import build_model, llm_config, skeleton
-from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, count_by_part
+from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes
+from fusion_train.models.parts import count_by_part
 
 
 def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:

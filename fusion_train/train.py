@@ -2,8 +2,7 @@
 
     sample stream -> batches (a thread ahead) -> forward, backward -> AdamW -> metrics, scoring, checkpoint
 
-Published recipe: AdamW, betas 0.9/0.999, weight decay 0.05 (0 for biases and norms); linear warm-up 1e-6→1e-4 over
-1,000 steps, cosine to 1e-6; fresh optimizer and schedule in stage 2; fp16 autocast with scaler; no clipping.
+Published recipe: AdamW, fresh optimizer and schedule in stage 2; fp16 autocast with scaler; no clipping.
 The loss of a step is the mean over all supervised tokens of its global batch, whatever the number of devices and
 micro-batches. Samples and dropout are pure functions of (seed, step): a resumed run equals an uninterrupted one.
 """
@@ -26,12 +25,14 @@ from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.progress import show_progress
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, absolute, assemble, relative
+from fusion_train.averaging import Averaged
 from fusion_train.batches import Batch, prefetch
 from fusion_train.config import Config, OptimConfig
 from fusion_train.errors import CheckpointError, ConfigError, DivergedError
 from fusion_train.evaluate import closed_tasks, evaluate
 from fusion_train.journal import Journal
-from fusion_train.models.emotion_llama import trained_parameters
+from fusion_train.models.parts import learning_parameters
+from fusion_train.optimizer import gradient_norms, make_optimizer, set_learning_rates
 from fusion_train.prompts import encode_answer
 from fusion_train.run import Run, RunRecord
 from fusion_train.samples import AnswerLimits, SampleStream
@@ -83,9 +84,10 @@ def train(
     if known is None and accelerator.is_main_process:
         run.create(config, make_record(bench, store, clips, run, loaded))
     model, optimizer = accelerator.prepare(bench.model, make_optimizer(bench.model, config.optim))
-    start = resume(run, bench.model, optimizer, accelerator, known)
+    averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
+    start = resume(run, bench.model, optimizer, averaged, accelerator, known)
     say(f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
-        f"{len(stream)} clips an epoch, {sum(p.numel() for p in trained_parameters(bench.model).values()):,} "
+        f"{len(stream)} clips an epoch, {sum(p.numel() for p in learning_parameters(bench.model).values()):,} "
         f"trained parameters, on {accelerator.device}")  # fmt: skip
 
     steps = prefetch(lambda step: micro_batches(step, bench, stream, accelerator), start, config.optim.steps)
@@ -95,19 +97,22 @@ def train(
     with StopRequest() as stop, journal, show_progress(config.stage, "steps", already=start) as progress:
         for step, batches in enumerate(steps, start=start):
             waited_s = time.perf_counter() - waiting_since
-            lr = learning_rate(step, config.optim)
-            loss, grad_norm = train_step(model, optimizer, batches, accelerator, config, step, lr)
+            rates = set_learning_rates(optimizer, step, config.optim)
+            loss, norms = train_step(model, optimizer, batches, accelerator, config, step)
+            if averaged is not None:
+                averaged.update(step)
             done = step + 1
-            journal.step(done, loss=loss, lr=lr, grad_norm=grad_norm, num_samples=config.optim.batch_size,
+            journal.step(done, loss=loss, rates=rates, norms=norms, num_samples=config.optim.batch_size,
                          num_supervised=sum(b.num_supervised for b in batches), waited_s=waited_s)  # fmt: skip
-            progress(done, config.optim.steps, f"loss {loss:.4f}, lr {lr:.1e}")
+            progress(done, config.optim.steps, f"loss {loss:.4f}, lr {max(rates.values()):.1e}")
             last = done == config.optim.steps
             if eval_clips and (last or done % config.log.eval_every == 0):
-                scores = score(bench, eval_clips)
+                with averaged.in_place() if averaged is not None else nullcontext():
+                    scores = score(bench, eval_clips)
                 journal.scores(done, scores)
                 say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
             if (last or done % config.checkpoint.every == 0 or stop.requested) and accelerator.is_main_process:
-                save_checkpoint(run, bench, optimizer, accelerator, done, journal.score_at(done))
+                save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))
             if stop.requested and not last:
                 raise Interrupted(
                     f"{run.folder}: stopped after step {done}. Go on with: fusion-train resume {run.folder}"
@@ -127,12 +132,9 @@ def train_step(
     accelerator: Accelerator,
     config: Config,
     step: int,
-    lr: float,
-) -> tuple[float, float]:
-    """One optimizer step over its micro-batches; returns the mean loss a supervised token and the gradient norm."""
+) -> tuple[float, dict[str, float]]:
+    """One optimizer step over its micro-batches; returns the loss a supervised token, gradient norms by part."""
     torch.manual_seed(derive(config.seed, "dropout", step, accelerator.process_index))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     supervised = torch.tensor(sum(batch.num_supervised for batch in batches), device=accelerator.device)
     total = int(accelerator.reduce(supervised, reduction="sum"))
     loss = torch.zeros((), device=accelerator.device)
@@ -150,10 +152,11 @@ def train_step(
             next_step="Lower optim.lr or set optim.precision=bf16. The clips of this batch:",
             problems=[clip for batch in batches for clip in batch.clip_ids],
         )  # fmt: skip
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm or math.inf)
+    accelerator.unscale_gradients(optimizer)
+    norms = gradient_norms(accelerator.unwrap_model(model), config.optim.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return mean_loss, float(norm)
+    return mean_loss, norms
 
 
 def micro_batches(step: int, bench: Workbench, stream: SampleStream, accelerator: Accelerator) -> list[Batch]:
@@ -165,24 +168,6 @@ def micro_batches(step: int, bench: Workbench, stream: SampleStream, accelerator
         bench.collator([stream.draw(first + start + place) for place in range(size)])
         for start in range(rank * size, optim.batch_size, world * size)
     ]
-
-
-def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Linear warm-up, then a cosine to `min_lr` at the last step."""
-    if step < optim.warmup_steps:
-        return optim.warmup_lr + (optim.lr - optim.warmup_lr) * step / optim.warmup_steps
-    progress = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
-    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; biases and norms (one dimension) do not decay."""
-    parameters = trained_parameters(model).values()
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
 
 
 def make_accelerator(optim: OptimConfig) -> Accelerator:
@@ -250,18 +235,18 @@ def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None
     if known is not None and checkpoint.published(run.checkpoints):
         return dict(known.initial or {})  # the run has trained weights of its own
     folder = checkpoint.choose(initial.checkpoints, "best")
-    state = checkpoint.read_state(folder)
+    state, weights = checkpoint.read_state(folder), checkpoint.best_weights(folder)
     loaded = {
         "run": relative(str(initial.folder), run.folder),
         "step": state.step,
-        "sha256": state.sha256["model.safetensors"],
+        "sha256": state.sha256[weights],
     }
     if known is not None and known.initial != loaded:
         raise CheckpointError(
             str(run.folder), expected=f"to start from {known.initial}", got=str(loaded),
             next_step=f"{initial.folder} was trained anew; delete {run.folder} and start it again.",
         )  # fmt: skip
-    checkpoint.load_model(folder, model)
+    checkpoint.load_model(folder, model, name=weights)
     return loaded
 
 
@@ -287,7 +272,14 @@ def refuse_other_configuration(run: Run, config: Config) -> None:
         )  # fmt: skip
 
 
-def resume(run: Run, model: nn.Module, optimizer: Any, accelerator: Accelerator, known: RunRecord | None) -> int:
+def resume(
+    run: Run,
+    model: nn.Module,
+    optimizer: Any,
+    averaged: Averaged | None,
+    accelerator: Accelerator,
+    known: RunRecord | None,
+) -> int:
     """Restore the newest checkpoint; returns the number of steps done."""
     folders = checkpoint.published(run.checkpoints) if known else []
     if not folders:
@@ -295,14 +287,25 @@ def resume(run: Run, model: nn.Module, optimizer: Any, accelerator: Accelerator,
     state = checkpoint.read_state(folders[-1])
     checkpoint.load_model(folders[-1], model)
     checkpoint.load_optimizer(folders[-1], model, optimizer.optimizer)
+    if averaged is not None:
+        averaged.load(checkpoint.load_averaged(folders[-1]))
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(dict(state.scaler))
     return state.step
 
 
 def save_checkpoint(
-    run: Run, bench: Workbench, optimizer: Any, accelerator: Accelerator, step: int, score: float | None
+    run: Run,
+    bench: Workbench,
+    optimizer: Any,
+    averaged: Averaged | None,
+    accelerator: Accelerator,
+    step: int,
+    score: float | None,
 ) -> None:
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
     state = checkpoint.State(step, bench.config.hash, bench.reader.fingerprints, scaler, score)
-    checkpoint.save(run.checkpoints, bench.model, optimizer.optimizer, state, keep=bench.config.checkpoint.keep)
+    checkpoint.save(
+        run.checkpoints, bench.model, optimizer.optimizer, state, keep=bench.config.checkpoint.keep,
+        averaged=averaged.tensors() if averaged is not None else None,
+    )  # fmt: skip

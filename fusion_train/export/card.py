@@ -8,7 +8,7 @@ from typing import Any
 
 from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
-from fusion_train.models.emotion_llama import count_by_part
+from fusion_train.models.parts import count_by_part
 from fusion_train.run import Run
 
 USE = """\

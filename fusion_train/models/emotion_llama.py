@@ -167,26 +167,6 @@ def fusion_token_count(shapes: FeatureShapes) -> int:
     return counts.pop() if counts else 64
 
 
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of everything that requires a gradient, in module order."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def count_by_part(model: EmotionLlama) -> dict[str, int]:
-    """Trained parameters of each projector, the fusion, and LoRA."""
-    counts: dict[str, int] = {}
-    for name, parameter in trained_parameters(model).items():
-        part = "lora" if name.startswith("llm.") else ".".join(name.split(".")[: 2 if "projectors" in name else 1])
-        counts[part] = counts.get(part, 0) + parameter.numel()
-    return counts
-
-
-def freeze(module: nn.Module) -> None:
-    """Exclude a module's weights from training."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-
-
 def llm_width(config: Any) -> int:
     """Width of a transformers causal LM's input embeddings, from its config."""
     return int(config.get_text_config().hidden_size)

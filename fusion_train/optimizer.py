@@ -1,0 +1,76 @@
+"""AdamW over the trained parts: groups, schedule, gradient norms.
+
+Published: AdamW, betas 0.9/0.999, weight decay 0.05 (0 for biases and norms); linear warm-up 1e-6→1e-4 over 1,000
+steps, cosine to 1e-6. Every part (fusion, projectors, lora) has groups of its own, whose rate is the schedule's times
+the part's factor. A frozen part has no group and no gradient. A rate is a pure function of the step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fusion_train.config import OptimConfig
+from fusion_train.errors import ConfigError
+from fusion_train.models.parts import PARTS, learning_parameters, part_of
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with two groups a part: matrices, which decay, and biases and norms (one dimension), which do not.
+
+    Raises:
+        ConfigError: every part is frozen.
+    """
+    learning = learning_parameters(model)
+    if not learning:
+        raise ConfigError("model.frozen", expected="a part that learns", got="every part frozen")
+    groups = []
+    for part in PARTS:
+        parameters = [parameter for name, parameter in learning.items() if part_of(name) == part]
+        matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        for chosen, decay in ((matrices, optim.weight_decay), (vectors, 0.0)):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "part": part})
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """Linear warm-up, then a cosine to `min_lr` at the last step."""
+    if step < optim.warmup_steps:
+        return optim.warmup_lr + (optim.lr - optim.warmup_lr) * step / optim.warmup_steps
+    progress = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, optim: OptimConfig) -> dict[str, float]:
+    """Give every group its rate of this step; returns part -> rate."""
+    rate = learning_rate(step, optim)
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["part"]] = rate * getattr(optim.lr_factors, group["part"])
+    return rates
+
+
+def gradient_norms(model: nn.Module, max_norm: float | None = None) -> dict[str, float]:
+    """Norm of the gradients by part, and of all as "all"; then clip all of them together to `max_norm`.
+
+    Gradients must be unscaled. Parts without a gradient are left out.
+    """
+    by_part: dict[str, list[Tensor]] = {}
+    for name, parameter in learning_parameters(model).items():
+        if parameter.grad is not None:
+            by_part.setdefault(part_of(name) or "", []).append(parameter.grad)
+    norms = {part: _whole(get_total_norm(gradients)) for part, gradients in by_part.items()}
+    total = torch.stack(list(norms.values())).norm() if norms else torch.zeros(())
+    if max_norm is not None:
+        clip_grads_with_norm_([p for p in model.parameters() if p.requires_grad], max_norm, total)
+    values = torch.stack([*norms.values(), total]).tolist()  # one copy from the device
+    return dict(zip([*norms, "all"], values, strict=True))
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """The norm over all shards of a sharded gradient."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
