@@ -246,6 +246,14 @@ def test_file_systems_without_hard_links_publish_too(tmp_path: Path, monkeypatch
     assert contents(tmp_path) == {"a": b"first"}
 
 
+@pytest.mark.parametrize("call", ["write", "pwrite"])
+def test_writes_that_the_kernel_cuts_short_go_on(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = uninterrupted(tmp_path / "whole.zarr", 8)
+    real = getattr(os, call)
+    monkeypatch.setattr(os, call, lambda fd, data, *at: real(fd, data[:7], *at))
+    assert uninterrupted(tmp_path / "short.zarr", 8) == expected
+
+
 FAULTS = ("write", "pwrite", "fsync", "link", "rename", "mkdir", "open")
 
 
@@ -286,6 +294,7 @@ def test_a_full_disk_at_any_write_is_a_clear_error_and_resumable(
         assert uninterrupted(location, 8) == expected
     assert calls <= instant
     assert instant > 0
+    print(f"{call}: each of {instant} calls failed once")
 
 
 def test_the_file_size_limit_is_a_clear_error_and_resumable(tmp_path: Path) -> None:

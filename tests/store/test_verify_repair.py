@@ -56,7 +56,7 @@ def test_a_sound_store_has_no_problems(plain: Path) -> None:
 
 
 @pytest.mark.parametrize("stored_dtype", ["float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("flips", [pytest.param(6, id="some"), pytest.param(350, marks=pytest.mark.slow, id="350")])
+@pytest.mark.parametrize("flips", [pytest.param(6, id="some"), pytest.param(1000, marks=pytest.mark.slow, id="1000")])
 def test_every_flipped_bit_is_found_and_mended(place: Path, kind: str, copied, stored_dtype: str, flips: int) -> None:
     store = featurecache.open_store(place, mode="a")
     writer = store.writer("whisper", make_spec(stored_dtype), shard_rows=4, codec=KINDS[kind][1])

@@ -1,0 +1,227 @@
+"""Whole extractions killed, stopped, crowded and starved of disk: nothing torn, lost or doubled, and the same bytes.
+
+The long versions are those of docs/benchmarks.md; with `-s` they print their counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from extracting import NUM_CLIPS, NUM_SHARDS, committed, extract_all, extraction, make_clips
+from small_stores import contents
+
+import featurecache
+from featurecache.errors import WriteError
+from featurecache.store import writer
+from featurecache.verify import verify_store
+
+FORMATS = {"zarr": "features.zarr", "webdataset": "features.wds"}
+
+
+@pytest.fixture(scope="module")
+def clip_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(params=list(FORMATS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Name of a store in each format."""
+    return FORMATS[request.param]
+
+
+@pytest.fixture
+def whole(clip_list: Path, tmp_path: Path, name: str) -> dict[str, bytes]:
+    """Every file of a store extracted at one go."""
+    extract_all(clip_list, tmp_path / "whole" / name)
+    return contents(tmp_path / "whole" / name)
+
+
+def lasting_s(clip_list: Path, location: Path) -> float:
+    """How long a child takes for everything, once the fork server is up."""
+    taken = []
+    for number in range(3):
+        began = time.monotonic()
+        with extraction(clip_list, location.with_name(f"timed-{number}-{location.name}")):
+            pass
+        taken.append(time.monotonic() - began)
+    return min(taken)
+
+
+def undamaged(location: Path) -> bool:
+    return not location.exists() or not verify_store(featurecache.open_store(location)).damage
+
+
+def some_or(count: int, few: int) -> pytest.MarkDecorator:
+    """Parametrise by how often: a few times by default, `count` times in the long version."""
+    return pytest.mark.parametrize(
+        "times", [pytest.param(few, id="few"), pytest.param(count, marks=pytest.mark.slow, id=str(count))]
+    )
+
+
+@some_or(100, few=3)
+def test_killed_at_a_random_instant_and_resumed_equals_uninterrupted(
+    clip_list: Path, tmp_path: Path, name: str, whole: dict[str, bytes], times: int
+) -> None:
+    randomness = np.random.default_rng(0)
+    whole_s = lasting_s(clip_list, tmp_path / name)
+    killed = midway = ended = 0
+    while killed < times:
+        location = tmp_path / str(killed + ended) / name
+        with extraction(clip_list, location) as (process, _):
+            time.sleep(whole_s * randomness.uniform(0.0, 1.0))
+            process.kill()
+            process.join()
+            was_killed = process.exitcode == -signal.SIGKILL
+        killed, ended = killed + was_killed, ended + (not was_killed)
+        midway += 0 < committed(location) < NUM_SHARDS
+        assert undamaged(location)
+        assert extract_all(clip_list, location) <= NUM_CLIPS
+        assert contents(location) == whole
+        assert extract_all(clip_list, location) == 0
+        shutil.rmtree(location.parent)
+        assert ended < 4 * times + 20, "the instants miss the work"
+    print(f"{name}: {killed} kills, {midway} with some shards committed; {ended} instants came too late")
+
+
+@some_or(40, few=1)
+def test_a_stopped_extraction_that_wakes_after_another_took_over_does_no_harm(
+    clip_list: Path,
+    tmp_path: Path,
+    name: str,
+    whole: dict[str, bytes],
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claim = writer.StoredFeatureWriter.claim
+    monkeypatch.setattr(writer.StoredFeatureWriter, "claim", functools.partialmethod(claim, lease_s=0.0))
+    monkeypatch.setattr(writer, "COMMIT_PATIENCE_S", 0.1)
+    randomness = np.random.default_rng(0)
+    whole_s = lasting_s(clip_list, tmp_path / name)
+    stopped, in_commit = 0, 0
+    for instant in range(times):
+        location = tmp_path / str(instant) / name
+        with extraction(clip_list, location) as (process, _):
+            time.sleep(whole_s * randomness.uniform(0.2, 0.9))
+            send(process, signal.SIGSTOP)
+            stopped += committed(location) < NUM_SHARDS
+            try:
+                extract_all(clip_list, location)
+            except WriteError as error:  # stopped with the commit lock in hand
+                assert "another process holds it" in str(error)
+                in_commit += 1
+            else:
+                assert kept(location) == whole
+            send(process, signal.SIGCONT)
+            process.join()
+            assert process.exitcode == 0
+        extract_all(clip_list, location)
+        assert contents(location) == whole
+    print(f"{name}: {times} takeovers, {stopped} in the midst of work, {in_commit} stopped while it committed")
+
+
+def send(process: BaseProcess, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        os.kill(process.pid, number)  # type: ignore[arg-type]
+
+
+def kept(location: Path) -> dict[str, bytes]:
+    """Every file but those of the living: leases and temporary files."""
+    files = contents(location)
+    return {path: data for path, data in files.items() if "/leases/" not in path and ".tmp-" not in path}
+
+
+@pytest.mark.parametrize("extractors", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_extractions_at_the_same_time_do_every_clip_exactly_once(
+    clip_list: Path, tmp_path: Path, name: str, whole: dict[str, bytes], extractors: int
+) -> None:
+    for number in range(1 if extractors < 8 else 10):
+        location = tmp_path / str(number) / name
+        running = [extraction(clip_list, location) for _ in range(extractors)]
+        children = [each.__enter__() for each in running]
+        prepared = [told.recv() for _, told in children]  # type: ignore[attr-defined]
+        for each in running:
+            each.__exit__(None, None, None)
+        assert sum(prepared) == NUM_CLIPS
+        assert contents(location) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that `resize` makes small; needs the right to mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting needs the right to")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def resize(disk: Path, pages: int) -> None:
+    size = pages * os.sysconf("SC_PAGE_SIZE")
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_after_any_page_is_a_clear_error_and_resumable(
+    clip_list: Path, small_disk: Path, name: str, whole: dict[str, bytes]
+) -> None:
+    refused = 0
+    for pages in range(1, 400):
+        location = small_disk / name
+        resize(small_disk, pages)
+        try:
+            extract_all(clip_list, location)
+        except WriteError as error:
+            refused += 1
+            assert "the disk is full" in str(error)
+            assert "run the same command again" in str(error)
+        else:
+            break
+        resize(small_disk, 4096)
+        assert undamaged(location)
+        extract_all(clip_list, location)
+        assert contents(location) == whole
+        shutil.rmtree(location)
+    print(f"{name}: the disk was full at {refused} sizes")
+    assert refused > NUM_SHARDS
+
+
+@pytest.mark.slow
+def test_a_limit_of_file_size_at_any_byte_is_a_clear_error_and_resumable(
+    clip_list: Path, tmp_path: Path, name: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = max(map(len, whole.values()))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    refused = 0
+    limits = [*range(1, largest, max(1, largest // 100)), largest - 1]
+    for limit in limits:
+        location = tmp_path / str(limit) / name
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(WriteError, match="ulimit -f"):
+                extract_all(clip_list, location)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        refused += 1
+        assert undamaged(location)
+        extract_all(clip_list, location)
+        assert contents(location) == whole
+        shutil.rmtree(location.parent)
+    print(f"{name}: {refused} limits")
