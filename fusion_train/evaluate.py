@@ -7,7 +7,6 @@ generated greedily. Every prediction is kept, one JSON line a clip.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.errors import DataError
 from fusion_train.metrics import ClassificationScores, classification_scores
+from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.prompts import Task, encode_answer, find_task
 from fusion_train.samples import Sample, answer_of, answers_of, closed_set
 
 MAX_NEW_TOKENS = 200
 EVAL_BATCH_SIZE = 8
-_CONCLUSION = re.compile(r"<answer>\s*(.*?)\s*(?:</answer>|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,6 @@ def _row(sample: Sample, prediction: str) -> dict[str, Any]:
         "reference": sample.answer,
         "prediction": prediction,
     }
-
-
-def conclusion(text: str) -> str:
-    """What stands in `<answer>…</answer>`; the whole text where there is no such tag."""
-    found = _CONCLUSION.search(text)
-    return found.group(1) if found else text
 
 
 def _score(task: Task, predictions: Sequence[dict[str, Any]]) -> ClassificationScores | None:

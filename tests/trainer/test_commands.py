@@ -11,8 +11,7 @@ from test_train import run_training
 from toy import make_config, write_features
 
 from fusion_train.cli import main
-from fusion_train.evaluate import conclusion
-from fusion_train.metrics import classification_scores
+from fusion_train.metrics.labels import conclusion
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +117,6 @@ def test_a_conclusion_is_what_stands_in_the_answer():
     assert conclusion("<think>low voice</think><answer> sad </answer>") == "sad"
     assert conclusion("sad") == "sad"
     assert conclusion("<think>x</think><answer>sad") == "sad"
-
-
-def test_scores_of_a_worked_example():
-    references = {"1": "a", "2": "a", "3": "b", "4": "b"}
-    scores = classification_scores(references, {"1": "a", "2": "b", "3": "b", "4": "unheard"})
-    assert scores.accuracy == 0.5
-    assert scores.uar == 0.5
-    # a: precision 1, recall 1/2, F1 2/3; b: precision 1/2, recall 1/2, F1 1/2; weights 2:2
-    assert scores.weighted_f1 == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert scores.confusion.tolist() == [[1, 1, 0], [0, 1, 1]]
 
 
 def test_a_description_of_the_sound_is_asked_with_the_pictures_hidden(llama, tmp_path):
