@@ -39,6 +39,8 @@ class FusionConfig(Section):
     """none, attention, conv, q-former, conv-attention, or a variant of an installed package."""
     hidden: tuple[int, ...] = (512, 128)
     out_dim: int = 256
+    num_tokens: int | None = Field(None, ge=1)
+    """Tokens that it reads of every modality and gives; null: those that audio and video were cached with, else 64."""
     dropout: float = Field(0.1, ge=0, lt=1)
 
 

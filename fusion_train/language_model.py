@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from featurecache.encoders.network import align
 from fusion_train.config import Config
 from fusion_train.errors import ModelError
-from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, llm_width
+from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.lora import add_lora
 from fusion_train.models.parts import freeze, freeze_parts
@@ -95,10 +95,12 @@ def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> Emotio
             llm = add_lora(llm, **settings.lora.model_dump())
         else:
             freeze(llm)
-        fusion = build_fusion(
-            settings.fusion.name, shapes.fusion_dims(), **settings.fusion.model_dump(exclude={"name"})
+        count = settings.fusion.num_tokens or fusion_token_count(shapes)
+        options = settings.fusion.model_dump(exclude={"name"}) | {"num_tokens": count}
+        fusion = build_fusion(settings.fusion.name, shapes.fusion_dims(), **options)
+        model = EmotionLlama(
+            llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width, fusion_tokens=count
         )
-        model = EmotionLlama(llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width)
     freeze_parts(model, settings.frozen)
     return model
 

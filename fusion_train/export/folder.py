@@ -23,6 +23,7 @@ from fusion_train.assemble import Workbench
 from fusion_train.evaluate import MAX_NEW_TOKENS
 from fusion_train.export.encoders import Attached
 from fusion_train.export.vendor import vendored_code
+from fusion_train.models.fusions import fusion_variant, taken_options
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
@@ -38,6 +39,8 @@ AUTO_MAP = {
 def make_config(bench: Workbench, attached: Attached) -> EmotionLlamaConfig:
     """The exported configuration of a run whose adapters are merged."""
     settings = bench.config.model.fusion
+    options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": bench.model.fusion_tokens}
+    options = taken_options(fusion_variant(settings.name), options)
     llm = bench.model.llm.config
     text_config = llm.to_dict() | {"dtype": None, "_name_or_path": ""}
     return EmotionLlamaConfig(
@@ -45,7 +48,7 @@ def make_config(bench: Workbench, attached: Attached) -> EmotionLlamaConfig:
         encoders=attached.entries,
         networks=attached.settings,
         shapes={name: getattr(bench.reader.shapes, name) for name in ("audio", "image", "video")},
-        fusion={"name": settings.name, "options": settings.model_dump(mode="json", exclude={"name"})},
+        fusion={"name": settings.name, "options": options, "tokens": bench.model.fusion_tokens},
         prompt=bench.config.prompt.model_dump(),
         label_sets={dataset: {task: list(labels) for task, labels in tasks.items()}
                     for dataset, tasks in bench.label_sets.items()},

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusion_train.models.fusion_inputs import fusion_inputs
 from fusion_train.models.projectors import PATCHES_PER_TOKEN, Projectors, join_patches
 
 SOFT_TOKEN = -1
 IGNORED_LABEL = -100
+DEFAULT_FUSION_TOKENS = 64
 MODALITIES = ("audio", "image", "video")
 """The order in which the fusion takes them."""
 STREAMS = ("fusion", "image", "video", "audio")
@@ -60,8 +62,10 @@ class FeatureShapes:
     def projector_widths(self, *, fusion_width: int) -> dict[str, int]:
         widths = {"fusion": fusion_width}
         for name in self.used:
-            width = getattr(self, name)[1]
-            widths[name] = width * PATCHES_PER_TOKEN if name == "image" else width
+            tokens, width = getattr(self, name)
+            if name == "image":
+                width = width * PATCHES_PER_TOKEN if tokens > PATCHES_PER_TOKEN else 0  # CLS alone serves the fusion
+            widths[name] = width
         return {stream: widths[stream] for stream in STREAMS if widths.get(stream)}
 
 
@@ -77,13 +81,20 @@ class EmotionLlama(nn.Module):
     """Fusion, projectors and language model; everything but the LLM's base weights is trained."""
 
     def __init__(
-        self, llm: nn.Module, fusion: nn.Module | None, shapes: FeatureShapes, *, fusion_width: int, llm_width: int
+        self,
+        llm: nn.Module,
+        fusion: nn.Module | None,
+        shapes: FeatureShapes,
+        *,
+        fusion_width: int,
+        llm_width: int,
+        fusion_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.llm = llm
         self.fusion = fusion
         self.shapes = shapes
-        self.fusion_tokens = fusion_token_count(shapes) if fusion is not None else 0
+        self.fusion_tokens = (fusion_tokens or fusion_token_count(shapes)) if fusion is not None else 0
         widths = shapes.projector_widths(fusion_width=fusion_width if fusion is not None else 0)
         self.projectors = Projectors(widths, llm_width)
         self.ablated: dict[str, Literal["zero", "omit"]] = {}
@@ -115,10 +126,8 @@ class EmotionLlama(nn.Module):
             streams[name] = join_patches(inputs[name][:, 1:]) if name == "image" else inputs[name]
         column["fusion"] = present.any(dim=1)
         if self.fusion is not None:
-            tokens = [inputs[name][:, :1].expand(-1, self.fusion_tokens, -1) if name == "image" else inputs[name]
-                      for name in used]  # fmt: skip
-            streams["fusion"] = self.fusion(tokens, present)
-        order = [stream for stream in STREAMS if stream in streams]
+            streams["fusion"] = self.fusion(fusion_inputs(inputs, self.fusion_tokens), present)
+        order = [stream for stream in STREAMS if stream in streams and stream in self.projectors]
         column |= {s: torch.zeros_like(column[s]) for s in order if self.ablated.get(s) == "omit"}
         projected = {stream: self.projectors[stream](streams[stream]) for stream in order}
         projected |= {s: torch.zeros_like(projected[s]) for s in order if self.ablated.get(s) == "zero"}
@@ -160,11 +169,9 @@ class EmotionLlama(nn.Module):
 
 
 def fusion_token_count(shapes: FeatureShapes) -> int:
-    """Tokens the fusion gives: as many as the audio or video feature has."""
+    """Tokens the fusion reads and gives: as many as audio and video have; 64 where they differ or are not used."""
     counts = {getattr(shapes, name)[0] for name in shapes.used if name != "image"}
-    if len(counts) > 1:
-        raise ValueError(f"fusion needs audio and video features of one token count, got {sorted(counts)}")
-    return counts.pop() if counts else 64
+    return counts.pop() if len(counts) == 1 else DEFAULT_FUSION_TOKENS
 
 
 def llm_width(config: Any) -> int:

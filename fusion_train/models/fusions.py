@@ -3,13 +3,15 @@
 A fusion is an `nn.Module` built as `cls(dims, hidden=…, out_dim=…, dropout=…)` whose `forward(features, present)` takes
 a sequence of (B, K, D_m) in the order audio, image CLS, video and a mask (B, M), and gives (B, K, out_dim). It is
 registered under the entry point group `fusion_train.fusions`; the value `fusion_train.models.fusions:none` stands for
-no fusion tokens at all.
+no fusion tokens at all. A fusion that needs to know how many tokens come takes `num_tokens=` besides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
 from torch import nn
 
@@ -29,6 +31,19 @@ def build_fusion(name: str, dims: Sequence[int], **options: object) -> nn.Module
     Raises:
         ConfigError: no variant of this name, or an option that it does not take.
     """
+    build = fusion_variant(name)
+    try:
+        return build(tuple(dims), **taken_options(build, options))
+    except TypeError as error:
+        raise ConfigError(f'model.fusion "{name}"', got=str(error), next_step="See its constructor.") from error
+
+
+def fusion_variant(name: str) -> Any:
+    """What is registered under a name.
+
+    Raises:
+        ConfigError: nothing; the near name is suggested.
+    """
     found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
     if not found:
         known = sorted(point.name for point in entry_points(group=ENTRY_POINTS))
@@ -38,7 +53,10 @@ def build_fusion(name: str, dims: Sequence[int], **options: object) -> nn.Module
             got=f'"{name}"',
             next_step=suggest(name, known).strip() or None,
         )
-    try:
-        return found[0].load()(tuple(dims), **options)
-    except TypeError as error:
-        raise ConfigError(f'model.fusion "{name}"', got=str(error), next_step="See its constructor.") from error
+    return found[0].load()
+
+
+def taken_options(build: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without `num_tokens` where the variant does not ask for it."""
+    named = inspect.signature(build).parameters
+    return {key: value for key, value in options.items() if key != "num_tokens" or key in named}

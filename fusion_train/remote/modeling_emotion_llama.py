@@ -59,6 +59,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             shapes,
             fusion_width=config.fusion["options"].get("out_dim", 0),
             llm_width=llm_width(config.text_config),
+            fusion_tokens=config.fusion.get("tokens"),
         )
         makers = {entry["network"]: EXPORTABLE[entry["spec"]["encoder"]] for entry in config.encoders.values()}
         self.networks = nn.ModuleDict(

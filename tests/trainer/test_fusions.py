@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.metadata import entry_points
 
 import pytest
 import torch
+from toy import make_config
+from transformers import LlamaForCausalLM
 
 from fusion_train.errors import ConfigError
+from fusion_train.language_model import build_model
 from fusion_train.models.conv_attention import ConvAttention
+from fusion_train.models.emotion_llama import FeatureShapes
+from fusion_train.models.fusion_inputs import resample
 from fusion_train.models.fusions import ENTRY_POINTS, build_fusion
 
 DIMS = (20, 12, 12)
@@ -77,3 +83,26 @@ def test_a_clip_does_not_depend_on_its_neighbours(name):
 def test_an_unknown_variant_is_refused_with_the_near_name():
     with pytest.raises(ConfigError, match='Did you mean "conv-attention"'):
         build_fusion("conv-atention", DIMS)
+
+
+def test_token_counts_may_differ_between_modalities(llama):
+    """The ablations of audio tokens, frames and spatial pooling are a matter of what was cached."""
+    llm = LlamaForCausalLM.from_pretrained(llama)
+    for shapes, tokens in (
+        (FeatureShapes(audio=(1, 12), image=(17, 10), video=(16, 10)), 64),
+        (FeatureShapes(audio=(8, 12), image=(17, 10), video=(8, 10)), 8),
+        (FeatureShapes(audio=(8, 12), image=(1, 10), video=None), 8),
+    ):
+        for variant in ("conv-attention", "q-former", "attention"):
+            model = build_model(make_config(llama, f"model.fusion.name={variant}"), copy.deepcopy(llm), shapes)
+            features = {name: torch.randn(2, *getattr(shapes, name)) for name in shapes.used}
+            soft, mask = model.soft_tokens(features, torch.ones(2, len(shapes.used), dtype=torch.bool))
+            assert model.soft_counts["fusion"] == tokens
+            assert soft.shape[1] == mask.shape[1] == sum(model.soft_counts.values())
+
+
+def test_resampling_is_the_adaptive_average_over_time():
+    tokens = torch.arange(6.0).view(1, 6, 1)
+    assert resample(tokens, 3).flatten().tolist() == [0.5, 2.5, 4.5]
+    assert resample(tokens[:, :2], 4).flatten().tolist() == [0, 0, 1, 1]
+    assert resample(tokens, 6) is tokens
