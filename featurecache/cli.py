@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 
 import featurecache
-from featurecache import cli_extract, cli_store
+from featurecache import cli_extract, cli_import, cli_store
 from featurecache.cli_options import STORE
 from featurecache.console import CommandGroup, tables
 from featurecache.errors import ClipListError
@@ -119,5 +119,5 @@ def verify(names: tuple[str, ...], store: str, quick: bool) -> None:
     raise click.exceptions.Exit(report.exit_code)
 
 
-for _command in (*cli_extract.COMMANDS, *cli_store.COMMANDS):
+for _command in (*cli_extract.COMMANDS, *cli_import.COMMANDS, *cli_store.COMMANDS):
     main.add_command(_command)

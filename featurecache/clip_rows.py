@@ -51,7 +51,7 @@ def csv_rows(path: Path) -> Rows:
             if None in row or None in row.values():
                 yield reader.line_num, f"expected {len(reader.fieldnames or ())} cells"
                 continue
-            yield reader.line_num, _nest({key: cell for key, cell in row.items() if cell != ""}, from_text=True)
+            yield reader.line_num, nest({key: cell for key, cell in row.items() if cell != ""}, from_text=True)
 
 
 def parquet_rows(path: Path) -> Rows:
@@ -75,10 +75,11 @@ def parquet_rows(path: Path) -> Rows:
         for key in NESTED_KEYS:
             if isinstance(kept.get(key), dict):
                 kept[key] = {name: value for name, value in kept[key].items() if value is not None}
-        yield number, _nest(kept, from_text=False)
+        yield number, nest(kept, from_text=False)
 
 
-def _nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any]:
+def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any]:
+    """Gather `labels.emotion`, `responses.reason`, `crop.right` under their keys; read numbers where `from_text`."""
     nested: dict[str, Any] = {}
     for key, value in row.items():
         outer, dot, inner = key.partition(".")

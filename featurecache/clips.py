@@ -151,7 +151,7 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
     clips: list[Clip] = []
     first_line: dict[str, int] = {}
     for line, row in reader(path):
-        found, clip = (row, None) if isinstance(row, str) else _parse(row, root)
+        found, clip = (row, None) if isinstance(row, str) else parse_row(row, root)
         if found:
             problems.append(f"line {line}: {found}")
         if clip is not None:
@@ -176,7 +176,7 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
 _KEYS = [f.name for f in fields(Clip)]
 
 
-def _parse(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
+def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
     """Return (what is wrong, clip); the clip comes back wherever its id is sound, so that repeats are seen too."""
     problems = [f'unknown key "{key}".{suggest(key, _KEYS)}' for key in row if key not in _KEYS]
     clip_id = row.get("id")

@@ -2,6 +2,7 @@
 
     FeatureCacheError                 the root; `exit_code` 2 unless said otherwise
     ├── ClipListError                 the clip list: missing, malformed, duplicate or escaping
+    ├── DatasetError                  a dataset's folder is not as its importer expects, or an importer is asked wrongly
     ├── MediaError                    one clip's media cannot be decoded (recorded, never fatal in extraction)
     ├── EncoderError                  unknown encoder, or an option it does not have
     ├── WeightsError                  weights missing, incomplete or of another architecture
@@ -67,6 +68,10 @@ class FeatureCacheError(Exception):
 
 class ClipListError(FeatureCacheError):
     """The clip list is missing, malformed, or names something twice or outside its folder."""
+
+
+class DatasetError(FeatureCacheError):
+    """A dataset's folder is not in the layout that its importer reads, or holds labels that it does not know."""
 
 
 class MediaError(FeatureCacheError):

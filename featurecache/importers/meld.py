@@ -1,0 +1,64 @@
+"""MELD: utterances of the series Friends, with emotion and sentiment.
+
+Source: github.com/declare-lab/MELD. Utterances are numbered anew in every split, so ids carry it: `test_dia0_utt0`.
+The archives also hold `final_videos_test*` and `._*` files, which are no clips; some clips of the tables do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from featurecache.clips import Clip
+from featurecache.importers import Importer, Request
+from featurecache.importers.findings import Findings, Vocabulary
+from featurecache.importers.folders import MediaFolder, any_of, first_of
+from featurecache.importers.tables import read_table
+
+EMOTIONS = Vocabulary("emotion", ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear"))
+SENTIMENTS = Vocabulary("sentiment", ("neutral", "positive", "negative"))
+FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+COLUMNS = {
+    name: (name,) for name in ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
+}  # fmt: skip
+
+
+def read(request: Request, found: Findings) -> Iterator[Clip]:
+    """Yield every utterance of the tables."""
+    for split, name in FOLDERS.items():
+        if not request.wants(split):
+            continue
+        candidates = (f"{split}_sent_emo.csv", f"*/{split}_sent_emo.csv", f"*/*/{split}_sent_emo.csv")
+        table = first_of(request.source, candidates, f"the table of split {split}")
+        folder = any_of(request.source, (name, f"*/{name}", f"*/*/{name}", split)) or request.source / name
+        videos = MediaFolder(folder)
+        for row in read_table(table, COLUMNS, encoding=request.encoding):
+            emotion = found.label(EMOTIONS, row["Emotion"], row.place)
+            sentiment = found.label(SENTIMENTS, row["Sentiment"], row.place)
+            if emotion is None or sentiment is None:
+                continue
+            dialogue, utterance = row["Dialogue_ID"], row["Utterance_ID"]
+            yield Clip(
+                id=f"{split}_dia{dialogue}_utt{utterance}",
+                video=videos.path_of(f"dia{dialogue}_utt{utterance}"),
+                text=row["Utterance"] or None,
+                split=split,
+                dataset="meld",
+                labels={"emotion": emotion, "sentiment": sentiment},
+                speaker=row["Speaker"] or None,
+                dialogue=f"{split}_dia{dialogue}",
+            )
+
+
+IMPORTER = Importer(
+    name="meld",
+    title="MELD",
+    read=read,
+    layout=(
+        "{train,dev,test}_sent_emo.csv",
+        "{train_splits,dev_splits_complete,output_repeated_splits_test}/dia{D}_utt{U}.mp4",
+    ),
+    licence="The annotations are GPL-3 (declare-lab); the clips are of the series Friends, whose owners hold the rest:"
+    " github.com/declare-lab/MELD.",
+    splits=("train", "dev", "test"),
+    published={"train": 9989, "dev": 1109, "test": 2610},
+)

@@ -1,0 +1,191 @@
+"""MMEVerse: twelve training sets and eighteen scores in one packaging, with texts that language models wrote.
+
+Source: Emotion-LLaMAv2 (arXiv 2601.16449) and its released readers. Below one root, for each set: `<SET>_merged.csv`
+(labels, subtitles, descriptions of sound and picture), `AU_gpt/<SET>_AU_gpt.csv` (reasons), `<SET>_label.csv`
+(evaluation), `<SET>_peak.json` (the frame of strongest expression) and `video/<id>.mp4`. A clip that several tables
+name is one clip. Ids are `<set>/<id>`, since the sets number their clips alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from featurecache.clips import Clip
+from featurecache.errors import DatasetError, suggest
+from featurecache.importers import Importer, Option, Request
+from featurecache.importers.findings import EMPTY_CELLS, Findings, list_of, score, texts
+from featurecache.importers.folders import MediaFolder, any_of, contents
+from featurecache.importers.mmeverse_sets import SETS, MmeverseSet, plain_name
+from featurecache.importers.tables import header_of, read_json, read_table
+
+SPLIT_NAMES = {f"session{number}": "train" for number in range(1, 5)} | {"session5": "test", "test_semi": "semi"}
+AUDIO = ("response_AudioReasoner", "response_Qwen2Audio")
+IMAGE = ("response_Qwen25vl_72B",)
+REASONS = {"emotion": ("gpt-4o-mini_Emotion", "gpt-4o-mini_Single"), "sentiment": ("gpt-4o-mini_Sentiment",),
+           "intent": ("gpt-4o-mini_intent",), "multi-label": ("gpt-4o-mini_Multi",)}  # fmt: skip
+
+
+def read(request: Request, found: Findings) -> Iterator[Clip]:
+    """Yield the clips of every set that is there, or of those asked for."""
+    folders = _folders(request)
+    for mmeverse_set, folder in folders.items():
+        rows = _rows(mmeverse_set, folder, request)
+        peaks = _peaks(folder, request)
+        videos = MediaFolder(folder / "video")
+        for clip_id, (place, cells) in rows.items():
+            labels = _labels(mmeverse_set, cells, place, found)
+            if labels is None:
+                continue
+            split = cells.get(mmeverse_set.mode, "test").lower()
+            split = SPLIT_NAMES.get(split, split)
+            spoken = mmeverse_set.text if split == "train" else mmeverse_set.text_of_tests or mmeverse_set.text
+            prefix = f"{mmeverse_set.dataset}/" if request.options["ids"] == "set/id" else ""
+            yield Clip(
+                id=prefix + clip_id,
+                video=videos.path_of(clip_id),
+                text=_first(cells, (spoken,)),
+                split=split,
+                dataset=mmeverse_set.dataset,
+                labels=labels,
+                responses=_responses(cells, labels),
+                peak_frame=peaks.get(clip_id),
+                dialogue=mmeverse_set.dialogue_of(clip_id),
+            )
+        _note_features(mmeverse_set, folder, request, found)
+
+
+def _folders(request: Request) -> dict[MmeverseSet, Path]:
+    """The sets asked for, and where they lie.
+
+    Raises:
+        DatasetError: no such set, or none is there.
+    """
+    there = {plain_name(path.name): path for path in sorted(request.source.iterdir()) if path.is_dir()}
+    names = {plain_name(name): each for each in SETS for name in (each.dataset, *each.folders)}
+    asked = [word.strip() for word in request.options["sets"].split(",") if word.strip()]
+    unknown = [word for word in asked if plain_name(word) not in names]
+    if unknown:
+        known = [each.dataset for each in SETS]
+        near = suggest(unknown[0], known).strip() or None
+        raise DatasetError(f"--option sets={unknown[0]}", expected=", ".join(known), got="another", next_step=near)
+    wanted = {names[plain_name(word)] for word in asked} if asked else set(SETS)
+    found = {names[name]: path for name, path in there.items() if name in names and names[name] in wanted}
+    absent = [each.dataset for each in SETS if asked and each in wanted and each not in found]
+    if absent or not found:
+        expected = "the folders of " + ", ".join(absent or ("MER2023", "CAER", "…"))
+        raise DatasetError(str(request.source), expected=expected, got=contents(request.source))
+    return found
+
+
+def _rows(mmeverse_set: MmeverseSet, folder: Path, request: Request) -> dict[str, tuple[str, dict[str, str]]]:
+    """Cells of every clip by the names of their columns, joined over the tables; the first that has a value counts."""
+    candidates = [any_of(folder, (f"{folder.name}_{kind}.csv", f"*_{kind}.csv")) for kind in ("merged", "label")]
+    for place in (folder.parent / "AU_gpt", folder):
+        candidates.append(any_of(place, (f"{folder.name}_AU_gpt.csv",)))
+    tables = [path for path in candidates if path is not None]
+    if not tables:
+        expected = f"{folder.name}_merged.csv or {folder.name}_label.csv"
+        raise DatasetError(str(folder), expected=expected, got=contents(folder))
+    joined: dict[str, tuple[str, dict[str, str]]] = {}
+    for table in tables:
+        seen: set[str] = set()
+        wanted = {name: (name,) for name in header_of(table, request.encoding) if name.strip()}
+        for row in read_table(table, {"video_id": ("video_id",)}, wanted, request.encoding):
+            clip_id = row["video_id"]
+            if mmeverse_set.clip_column and row[mmeverse_set.clip_column]:
+                clip_id += f"_{row[mmeverse_set.clip_column]}"
+            if clip_id in seen:
+                raise DatasetError(str(table), expected="every clip once", got=f"{clip_id} again, {row.place}")
+            seen.add(clip_id)
+            cells = {name: cell for name, cell in row.cells.items() if cell.lower() not in EMPTY_CELLS}
+            place, before = joined.get(clip_id, (row.place, {}))
+            joined[clip_id] = place, cells | before
+    return joined
+
+
+def _labels(mmeverse_set: MmeverseSet, cells: Mapping[str, str], place: str, found: Findings) -> dict | None:  # type: ignore[type-arg]
+    """Labels of every task; None where a label is unknown, or there is none at all."""
+    labels: dict[str, object] = {}
+    for vocabulary, columns in mmeverse_set.labels:
+        cell = _first(cells, columns)
+        if cell is None:
+            continue
+        number = score(cell)
+        if vocabulary.task == "sentiment" and number is not None:
+            labels["sentiment_score"] = number
+            cell = "positive" if number > 0 else "negative" if number < 0 else "neutral"
+        if vocabulary.task in ("multi-label", "openset"):
+            words = list_of(cell.replace("_", ","))
+            several = words if vocabulary.task == "openset" else found.labels(vocabulary, words, place)
+            if several is None:
+                return None
+            labels[vocabulary.task] = several
+            continue
+        label = found.label(vocabulary, cell, place)
+        if label is None:
+            return None
+        labels[vocabulary.task] = label
+    if "sentiment" in labels and "sentiment_score" not in labels:
+        number = score(_first(cells, mmeverse_set.scores) or "")
+        labels |= {} if number is None else {"sentiment_score": number}
+    if not labels:
+        found.leave_out("no label", place)
+        return None
+    return labels
+
+
+def _responses(cells: Mapping[str, str], labels: Mapping[str, object]) -> dict[str, str]:
+    """Descriptions by task. The reason for a clip's first label is `reason` and `think`, others are `reason-TASK`."""
+    responses = texts(audio=_first(cells, AUDIO), image=_first(cells, IMAGE))
+    for task, columns in REASONS.items():
+        reason = _first(cells, columns)
+        if reason is not None and task in labels:
+            first = "reason" not in responses
+            responses |= {"reason": reason, "think": reason} if first else {f"reason-{task}": reason}
+    return responses
+
+
+def _peaks(folder: Path, request: Request) -> dict[str, int]:
+    path = any_of(folder, (f"{folder.name}_peak.json", "*_peak.json"))
+    if path is None:
+        return {}
+    peaks = {}
+    for clip_id, about in read_json(path, dict, request.encoding).items():
+        number = about.get("peak_index") if isinstance(about, dict) else None
+        if not isinstance(number, int) or number < 0:
+            got = f"{clip_id}: {about!r:.60}"
+            raise DatasetError(str(path), expected='{"<id>": {"peak_index": a whole number from 0}}', got=got)
+        peaks[clip_id] = number
+    return peaks
+
+
+def _note_features(mmeverse_set: MmeverseSet, folder: Path, request: Request, found: Findings) -> None:
+    features = folder / "features"
+    if features.is_dir():
+        names = ", ".join(sorted(path.name for path in features.iterdir() if path.is_dir()))
+        prefix = f" --prefix {mmeverse_set.dataset}/" if request.options["ids"] == "set/id" else ""
+        found.note(f"{features} has features ({names}): `fcache import-npy {features}/NAME --name NAME{prefix}`")
+
+
+def _first(cells: Mapping[str, str], columns: tuple[str, ...]) -> str | None:
+    return next((cells[column] for column in columns if cells.get(column)), None)
+
+
+IMPORTER = Importer(
+    name="mmeverse",
+    title="MMEVerse",
+    read=read,
+    layout=(
+        "<SET>/<SET>_merged.csv: video_id, labels, subtitle, mode, response_*",
+        "<SET>/<SET>_label.csv: the same for evaluation",
+        "AU_gpt/<SET>_AU_gpt.csv: gpt-4o-mini_Emotion, _Sentiment, _intent, _Single, _Multi",
+        "<SET>/<SET>_peak.json, <SET>/video/<id>.mp4",
+    ),
+    licence="The texts are of the authors of Emotion-LLaMAv2 (github.com/ooochen-30/Emotion-LLaMA-v2); every set keeps"
+    " the licence of its own holder: `fcache import SET` names it.",
+    options={
+        "sets": Option("names of sets, with commas between; every set that is there by default"),
+        "ids": Option("whether ids carry the set's name", "set/id", ("set/id", "id")),
+    },
+)

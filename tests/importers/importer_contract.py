@@ -1,0 +1,154 @@
+"""What every importer promises; a test class inherits it and names a fixture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from dataset_fixtures import DatasetFixture
+
+from featurecache.clips import load_clips
+from featurecache.errors import DatasetError
+from featurecache.importers import Request, find_importer
+from featurecache.importers.importing import ImportSummary, Target, import_dataset
+
+
+def run(
+    fixture: DatasetFixture, source: Path, out: Path, splits: tuple[str, ...] = (), **target: object
+) -> ImportSummary:
+    """Import as the command line would."""
+    request = Request(source, splits, fixture.fold, dict(fixture.options))
+    return import_dataset(find_importer(fixture.importer), request, Target(out, **target))  # type: ignore[arg-type]
+
+
+def rows_of(path: Path) -> dict[str, dict]:  # type: ignore[type-arg]
+    return {row["id"]: row for row in map(json.loads, path.read_text("utf-8").splitlines())}
+
+
+class ImporterContract:
+    """Subclasses set `fixture`."""
+
+    fixture: ClassVar[DatasetFixture]
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        return self.fixture.build(tmp_path / "data")
+
+    def test_the_list_can_be_read_and_holds_what_the_tables_say(self, source: Path, tmp_path: Path) -> None:
+        summary = run(self.fixture, source, tmp_path / "clips.jsonl")
+        clips = load_clips(tmp_path / "clips.jsonl")
+        assert len(clips) == self.fixture.num_clips == sum(summary.by_split.values())
+        assert not summary.missing
+        assert {reason: len(rows) for reason, rows in summary.left_out.items()} == self.fixture.left_out
+        for clip in clips:
+            assert any(path and path.is_file() for path in (clip.video, clip.audio, clip.image)), clip.id
+        rows = rows_of(tmp_path / "clips.jsonl")
+        for clip_id, expected in self.fixture.expected.items():
+            row = rows[clip_id]
+            for kind in {"video", "image"} & expected.keys():
+                expected = {**expected, kind: f"data/{expected[kind]}"}
+            assert {key: row.get(key) for key in expected} == expected
+
+    def test_importing_again_gives_the_same_bytes_and_leaves_the_dataset_as_it_was(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+        run(self.fixture, source, tmp_path / "one.jsonl")
+        run(self.fixture, source, tmp_path / "two.jsonl")
+        assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+        assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
+
+    def test_a_list_elsewhere_names_the_folder_that_its_paths_are_relative_to(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        summary = run(self.fixture, source, tmp_path / "lists" / "clips.jsonl")
+        assert summary.media_root == tmp_path / "data"
+        text = (tmp_path / "lists" / "clips.jsonl").read_text("utf-8")
+        assert str(tmp_path) not in text
+        clips = load_clips(tmp_path / "lists" / "clips.jsonl", summary.media_root)
+        assert all(path.is_file() for clip in clips for path in (clip.video, clip.image) if path)
+
+    def test_another_folder_is_an_error_that_says_what_was_expected_and_found(self, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "holiday.txt").write_text("sun")
+        source = tmp_path / "other" / ("holiday.txt" if self.fixture.importer == "csv" else "")
+        with pytest.raises(DatasetError, match=r"expected .+, got ") as caught:
+            run(self.fixture, source, tmp_path / "clips.jsonl")
+        assert str(tmp_path) in str(caught.value) or "holiday" in str(caught.value) or "sun" in str(caught.value)
+        with pytest.raises(DatasetError, match="nothing; there is"):
+            run(self.fixture, tmp_path / "nowhere", tmp_path / "clips.jsonl")
+        assert not (tmp_path / "clips.jsonl").exists()
+
+    def test_media_that_are_not_there_are_named_and_their_clips_left_out_or_kept(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "data" / self.fixture.media[0]).unlink()
+        total = self.fixture.num_clips
+        if total > self.fixture.lost_with_first:
+            summary = run(self.fixture, source, tmp_path / "clips.jsonl")
+            assert len(summary.missing) == self.fixture.lost_with_first
+            assert self.fixture.media[0].rsplit("/", 1)[-1].rsplit(".", 1)[0].lstrip("0") in summary.missing[0]
+            assert len(load_clips(tmp_path / "clips.jsonl")) == total - self.fixture.lost_with_first
+        for name in self.fixture.media[1:]:
+            (tmp_path / "data" / name).unlink()
+        with pytest.raises(DatasetError, match=rf"media of {total} clips, got none of them.*--keep-missing"):
+            run(self.fixture, source, tmp_path / "none.jsonl")
+        kept = run(self.fixture, source, tmp_path / "kept.jsonl", keep_missing=True)
+        assert len(kept.missing) == len(load_clips(tmp_path / "kept.jsonl")) == total
+
+    def test_a_table_that_is_not_there_is_an_error(self, source: Path, tmp_path: Path) -> None:
+        needed = tmp_path / "data" / self.fixture.needed
+        shutil.rmtree(needed) if needed.is_dir() else needed.unlink()
+        if self.fixture.without_needed is not None:
+            summary = run(self.fixture, source, tmp_path / "clips.jsonl")
+            assert sum(summary.by_split.values()) == self.fixture.without_needed
+            return
+        with pytest.raises(DatasetError, match=r"expected .+, got"):
+            run(self.fixture, source, tmp_path / "clips.jsonl")
+
+    def test_a_label_outside_the_vocabulary_is_named_and_left_out_only_when_asked(self, tmp_path: Path) -> None:
+        if self.fixture.bad_label is None:
+            pytest.skip("labels are free text")
+        source = self.fixture.build(tmp_path / "data", self.fixture.edited(*self.fixture.bad_label))
+        with pytest.raises(DatasetError, match="vocabulary") as caught:
+            run(self.fixture, source, tmp_path / "clips.jsonl")
+        assert any(char.isdigit() for char in caught.value.problems[0])
+        assert "--lenient" in str(caught.value)
+        assert not (tmp_path / "clips.jsonl").exists()
+        summary = run(self.fixture, source, tmp_path / "clips.jsonl", lenient=True)
+        assert sum(summary.by_split.values()) < self.fixture.num_clips
+        assert any("outside" in reason for reason in summary.left_out)
+
+    def test_a_clip_named_twice_is_an_error(self, tmp_path: Path) -> None:
+        if not self.fixture.twice:
+            pytest.skip("its tables are objects with unique keys, or are joined by name")
+        source = self.fixture.build(tmp_path / "data", self.fixture.doubled())
+        with pytest.raises(DatasetError, match="every clip once"):
+            run(self.fixture, source, tmp_path / "clips.jsonl")
+
+    def test_one_split_holds_only_its_clips_and_an_unknown_one_is_refused(self, source: Path, tmp_path: Path) -> None:
+        everything = run(self.fixture, source, tmp_path / "all.jsonl")
+        split = sorted(everything.by_split)[0]
+        summary = run(self.fixture, source, tmp_path / "one.jsonl", (split,))
+        assert summary.by_split == {split: everything.by_split[split]}
+        with pytest.raises(DatasetError):
+            run(self.fixture, source, tmp_path / "no.jsonl", ("nosuchsplit",))
+
+    def test_it_says_what_it_reads_who_holds_the_rights_and_refuses_unknown_options(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        importer = find_importer(self.fixture.importer)
+        assert importer.name == self.fixture.importer
+        assert importer.layout
+        assert importer.licence.endswith(".")
+        request = Request(source, (), self.fixture.fold, {**self.fixture.options, "labelz": "x"})
+        with pytest.raises(DatasetError, match="--option labelz"):
+            import_dataset(importer, request, Target(tmp_path / "clips.jsonl"))
+        if not importer.folds:
+            with pytest.raises(DatasetError, match="no folds"):
+                import_dataset(
+                    importer, Request(source, (), 1, dict(self.fixture.options)), Target(tmp_path / "c.jsonl")
+                )
