@@ -22,16 +22,16 @@ import torch
 
 from featurecache.encoders import Encoder, View
 from featurecache.encoders.network import resolve_device
-from featurecache.hashing import file_sha256
 from featurecache.spec import Spec
 from featurecache.store.publish import make_folder, publish_folder
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, absolute, reassemble, relative
 from fusion_train.errors import ExportError, ParityError
 from fusion_train.export.card import trained_parts, write_card
-from fusion_train.export.certificate import JSON_NAME, PAGE_NAME, Figure, judge, write_certificate
+from fusion_train.export.certificate import PAGE_NAME, Figure, judge, write_certificate
 from fusion_train.export.encoders import attach_encoders
 from fusion_train.export.folder import write_folder
+from fusion_train.export.integrity import file_hashes, read_certificate, refuse_changed_files
 from fusion_train.export.merge import merge_lora
 from fusion_train.export.parity import (
     Reference,
@@ -209,39 +209,6 @@ def locate(run: Run, sources: Sources, out: Path) -> dict[str, str]:
     return {"run": relative(str(run.folder), out), "store": relative(store, out), "clips": relative(clips, out)}
 
 
-def file_hashes(folder: Path) -> dict[str, str]:
-    """sha256 by name of every file but the certificate."""
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())
-            if path.is_file() and path.name not in (JSON_NAME, PAGE_NAME)}  # fmt: skip
-
-
-def read_certificate(out: Path) -> dict[str, Any]:
-    """Read an exported folder's certificate.
-
-    Raises:
-        ExportError: there is none.
-    """
-    try:
-        return json.loads((out / JSON_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            str(out), expected=f"an exported folder with {JSON_NAME}", got=_said(error),
-            next_step="Write one with --run RUN --out DIR.",
-        ) from error  # fmt: skip
-
-
-def refuse_changed_files(out: Path, certificate: Mapping[str, Any]) -> None:
-    """Raise ExportError where files are not those that the certificate is about."""
-    now, then = file_hashes(out), certificate["files"]
-    problems = [f"missing: {name}" for name in then if name not in now]
-    problems += [f"changed: {name}" for name in then if name in now and now[name] != then[name]]
-    problems += [f"new: {name}" for name in now if name not in then]
-    if problems:
-        raise ExportError(str(out), expected="the files that its certificate is about",
-                          got=f"{len(problems)} that differ", next_step="Export the run again.",
-                          problems=problems)  # fmt: skip
-
-
 def rebuild(out: Path, modality: str) -> Encoder:
     """An exported encoder without its network: what it reads of a clip."""
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -267,7 +234,3 @@ def raise_where_failed(out: Path, figures: Sequence[Figure]) -> None:
             str(out), expected="every bound to hold", got=f"{len(failed)} that do not",
             next_step=f"Do not use it. {PAGE_NAME} gives the figures of every clip.", problems=failed,
         )  # fmt: skip
-
-
-def _said(error: Exception) -> str:
-    return "none" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error)

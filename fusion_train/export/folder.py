@@ -53,6 +53,7 @@ def make_config(bench: Workbench, attached: Attached) -> EmotionLlamaConfig:
         label_sets={dataset: {task: list(labels) for task, labels in tasks.items()}
                     for dataset, tasks in bench.label_sets.items()},
         stage=bench.config.stage,
+        tasks=bench.config.data.tasks,
         tie_word_embeddings=bool(llm.tie_word_embeddings),
         architectures=["EmotionLlamaForCausalLM"],
     )  # fmt: skip
@@ -87,7 +88,7 @@ def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     processor = EmotionLlamaProcessor(
         bench.tokenizer, encoders=config.encoders, networks=config.networks, soft_counts=bench.model.soft_counts,
-        prompt=config.prompt, label_sets=config.label_sets,
+        prompt=config.prompt, label_sets=config.label_sets, tasks=config.tasks,
     )  # fmt: skip
     processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
     processor.save_pretrained(folder)

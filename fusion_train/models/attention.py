@@ -30,5 +30,13 @@ class Attention(nn.Module):
     def forward(self, features: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
         """Sequence of (B, K, D_m), `present` (B, M) bool -> (B, K, out_dim)."""
         stacked = torch.stack(self.prepare(features, present), dim=-1)  # [b, k, h, m]
-        weights = self.weigh(stacked.mean(dim=1).transpose(1, 2).flatten(1))  # [b, m]
+        weights = self._weigh(stacked)  # [b, m]
         return self.output(torch.einsum("bkhm,bm->bkh", stacked, weights))  # [b, k, out]
+
+    def modality_weights(self, features: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+        """As `forward`, up to the weights (B, 1, M): one for the whole clip."""
+        return self._weigh(torch.stack(self.prepare(features, present), dim=-1))[:, None]
+
+    def _weigh(self, stacked: Tensor) -> Tensor:
+        """(B, K, H, M) -> (B, M)."""
+        return self.weigh(stacked.mean(dim=1).transpose(1, 2).flatten(1))

@@ -43,6 +43,17 @@ class ConvAttention(nn.Module):
         prepared = self.prepare(features, present)
         joined = torch.cat(prepared, dim=-1)  # [b, k, m * h]
         stacked = torch.stack(prepared, dim=-1)  # [b, k, h, m]
-        weights = self.attention_weights(self.attention_mlp(joined))  # [b, k, m]
+        weights = self._weigh(joined)  # [b, k, m]
         attended = (stacked @ weights.unsqueeze(-1)).squeeze(-1)  # [b, k, h]
         return self.output(attended + self.conv_branch(joined))  # [b, k, out]
+
+    def modality_weights(self, features: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+        """As `forward`, up to the weights (B, K, M) by which the attention branch adds the modalities, token by token.
+
+        They are neither positive nor sum to one: there is no softmax.
+        """
+        return self._weigh(torch.cat(self.prepare(features, present), dim=-1))
+
+    def _weigh(self, joined: Tensor) -> Tensor:
+        """(B, K, M · H) -> (B, K, M)."""
+        return self.attention_weights(self.attention_mlp(joined))

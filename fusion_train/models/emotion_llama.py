@@ -117,10 +117,7 @@ class EmotionLlama(nn.Module):
         """
         used = self.shapes.used
         column = {name: present[:, m] for m, name in enumerate(used)}
-        dtype = next(self.projectors.parameters()).dtype
-        inputs = {
-            name: torch.where(column[name][:, None, None], features[name], 0).to(dtype) for name in used
-        }  # a missing row may hold anything, NaN included; where() keeps it out of the gradient too
+        inputs = self._blanked(features, present)
         streams: dict[str, Tensor] = {}
         for name in used:
             streams[name] = join_patches(inputs[name][:, 1:]) if name == "image" else inputs[name]
@@ -134,6 +131,22 @@ class EmotionLlama(nn.Module):
         soft = torch.cat([projected[stream] for stream in order], dim=1)  # [b, n, h]
         mask = torch.cat([column[s][:, None].expand(-1, streams[s].shape[1]) for s in order], dim=1)  # [b, n]
         return soft, mask
+
+    def modality_weights(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor | None:
+        """Weights (B, K or 1, M) by which the fusion's attention adds modalities; None for one without attention."""
+        weigh = getattr(self.fusion, "modality_weights", None)
+        if weigh is None:
+            return None
+        return weigh(fusion_inputs(self._blanked(features, present), self.fusion_tokens), present)
+
+    def _blanked(self, features: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+        """Features in the dtype of the trained parts, zero where absent.
+
+        A missing row may hold anything, NaN included; where() keeps it out of the gradient too.
+        """
+        dtype = next(self.projectors.parameters()).dtype
+        return {name: torch.where(present[:, m, None, None], features[name], 0).to(dtype)
+                for m, name in enumerate(self.shapes.used)}  # fmt: skip
 
     def splice(self, token_ids: Tensor, soft: Tensor, soft_mask: Tensor) -> Tensor:
         """Put soft tokens into their places: ids (B, L) with SOFT_TOKEN, (B, N, H), (B, N) -> (B, L, H)."""

@@ -6,7 +6,7 @@ It holds no path. The spec of every encoder stands in it whole, so a loaded mode
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -31,6 +31,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         prompt: Mapping[str, Any] | None = None,
         label_sets: Mapping[str, Any] | None = None,
         stage: str | None = None,
+        tasks: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         """Keep what an export wrote.
@@ -44,6 +45,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
             prompt: the fields of PromptFormat.
             label_sets: dataset -> label task -> labels.
             stage: of training.
+            tasks: that it was trained on.
         """
         if isinstance(text_config, Mapping):
             values = dict(text_config)
@@ -56,6 +58,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         self.prompt = dict(prompt or {})
         self.label_sets = dict(label_sets or {})
         self.stage = stage
+        self.tasks = list(tasks)
         super().__init__(**kwargs)
 
     @property

@@ -8,7 +8,7 @@ Shapes: B clips, K tokens of width D, G groups of tokens that share a scale, cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,20 @@ def rebuild_encoder(spec: Spec, settings: Mapping[str, Any], network: FrozenNetw
     return EXPORTABLE[spec.encoder].from_spec(spec, settings, network)
 
 
-def encode(encoder: Encoder, spec: Spec, inputs: torch.Tensor) -> torch.Tensor:
-    """(B, …) preprocessed inputs -> (B, K, D) tokens as a store of this spec gives them."""
-    return as_stored(encoder.pool(encoder.forward(inputs)), spec.stored_dtype)
+def encode(encoder: Encoder, spec: Spec, inputs: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+    """(B, …) preprocessed inputs -> (B, K, D) tokens as a store of this spec gives them.
+
+    Args:
+        valid: encoder tokens that each clip fills, for an encoder that pools over a clip's own duration.
+    """
+    tokens = encoder.forward(inputs)
+    pooled = encoder.pool(tokens, valid) if needs_valid(encoder) else encoder.pool(tokens)
+    return as_stored(pooled, spec.stored_dtype)
+
+
+def needs_valid(encoder: Encoder) -> bool:
+    """Whether the encoder's pooling asks how many of its tokens a clip fills."""
+    return getattr(encoder, "needs_valid", False)
 
 
 def as_stored(tokens: torch.Tensor, stored_dtype: str) -> torch.Tensor:

@@ -26,8 +26,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from featurecache.encoders import Encoder
 from featurecache.encoders.network import FrozenNetwork, align
 from featurecache.errors import WeightsError
-from fusion_train.models.answering import label_log_probabilities, positions
-from fusion_train.models.emotion_llama import IGNORED_LABEL, EmotionLlama, llm_width
+from fusion_train.models.answering import label_log_probabilities, pad_left, positions
+from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN, EmotionLlama, llm_width
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, rebuild_encoder
@@ -134,8 +134,12 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             self._opened = (device, opened)
         return self._opened[1]
 
-    def encode(self, present: Tensor, **inputs: Tensor | None) -> dict[str, Tensor]:
-        """Preprocessed inputs -> modality -> (B, K, D); rows where `present` (B, M) is False are zero and unused."""
+    def encode(self, present: Tensor, valid: Tensor | None = None, **inputs: Tensor | None) -> dict[str, Tensor]:
+        """Preprocessed inputs -> modality -> (B, K, D); rows where `present` (B, M) is False are zero and unused.
+
+        Args:
+            valid: (B, M) encoder tokens that each clip fills; the processor gives it where a pooling asks.
+        """
         features = {}
         for m, (modality, encoder) in enumerate(self.encoders().items()):
             spec = self._specs[modality]
@@ -146,7 +150,9 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
                 given = inputs.get(INPUTS[modality])
                 if given is None:
                     raise ValueError(f"present: {modality} is marked present, but {INPUTS[modality]} is not given")
-                features[modality][rows] = encode(encoder, spec, given[rows.to(given.device)]).to(present.device)
+                filled = None if valid is None else valid[rows.to(valid.device), m].tolist()
+                tokens = encode(encoder, spec, given[rows.to(given.device)], filled)
+                features[modality][rows] = tokens.to(present.device)
         return features
 
     def embed(self, input_ids: Tensor, present: Tensor, features: Mapping[str, Tensor] | None = None,
@@ -162,6 +168,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         input_features: Tensor | None = None,
         image_frames: Tensor | None = None,
         video_frames: Tensor | None = None,
+        valid: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -171,7 +178,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         present = self._nothing(input_ids) if present is None else present
         embedded = self.embed(
-            input_ids, present, features,
+            input_ids, present, features, valid=valid,
             input_features=input_features, image_frames=image_frames, video_frames=video_frames,
         )  # fmt: skip
         out = self.emotion_llama.llm(
@@ -187,12 +194,13 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, present: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None, input_features: Tensor | None = None,
-        image_frames: Tensor | None = None, video_frames: Tensor | None = None, **options: Any,
+        image_frames: Tensor | None = None, video_frames: Tensor | None = None, valid: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:  # fmt: skip
         """New token ids (B, T) after the prompts; greedily, unless `options` of `generate` say otherwise."""
         present = self._nothing(input_ids) if present is None else present
         embedded = self.embed(
-            input_ids, present, features,
+            input_ids, present, features, valid=valid,
             input_features=input_features, image_frames=image_frames, video_frames=video_frames,
         )  # fmt: skip
         settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
@@ -216,6 +224,34 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         scores = label_log_probabilities(self.emotion_llama, prompts, features, present, label_ids)
         return scores.softmax(dim=1)
+
+    @torch.inference_mode()
+    def modality_weights(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor | None:
+        """Weights (B, K or 1, M) of the fusion's attention branch, in the order of `present`; None if it has none."""
+        return self.emotion_llama.modality_weights(features, present)
+
+    def leave_out(self, modality: str, input_ids: Tensor, attention_mask: Tensor, present: Tensor) -> dict[str, Tensor]:
+        """The same questions as if the clips did not have `modality`: its places leave the prompt; features stay.
+
+        What a clip then answers, against what it answered, says how much it relied on the modality.
+        """
+        column = list(self._specs).index(modality)
+        fewer = present.clone()
+        fewer[:, column] = False
+        prompts = []
+        for row, mask, before, after in zip(input_ids, attention_mask, present, fewer, strict=True):
+            ids = row[mask.bool()].tolist()
+            soft = self._num_soft(before)
+            place = ids.index(SOFT_TOKEN) if soft else 0
+            prompts.append([*ids[:place], *[SOFT_TOKEN] * self._num_soft(after), *ids[place + soft :]])
+        ids, mask = pad_left(prompts, input_ids.device)
+        return {"input_ids": ids, "attention_mask": mask, "present": fewer}
+
+    def _num_soft(self, present: Tensor) -> int:
+        """Soft tokens in the prompt of a clip with these modalities (M,)."""
+        shown = {name for name, here in zip(self._specs, present.tolist(), strict=True) if here}
+        counts = self.emotion_llama.soft_counts
+        return sum(count for stream, count in counts.items() if stream in shown or (stream == "fusion" and shown))
 
     def _nothing(self, input_ids: Tensor) -> Tensor:
         return torch.zeros(len(input_ids), len(self._specs), dtype=torch.bool, device=input_ids.device)

@@ -10,6 +10,7 @@ Shapes: B clips, L tokens of the longest prompt (padded on the left), M modaliti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,29 @@ from transformers import BatchFeature, ProcessorMixin
 
 from featurecache.clips import Clip
 from featurecache.crop import parse_crop
-from featurecache.media import Absent, decode
+from featurecache.errors import MediaError
+from featurecache.media import Absent, decode_each
 from fusion_train.errors import DataError
 from fusion_train.models.answering import pad_left
 from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.remote.configuration_emotion_llama import read_spec
-from fusion_train.remote.encoding import INPUTS, rebuild_encoder
+from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
 
 PER_CLIP = ("video", "audio", "image", "text", "peak_frame", "start_s", "end_s", "crop")
+
+
+@dataclass(frozen=True)
+class PreparedClip:
+    """One clip, ready to be stacked into a batch; a modality that it lacks, or that the task hides, is not in it."""
+
+    id: str
+    prompt_ids: list[int]
+    views: Mapping[str, np.ndarray]
+    """Modality -> what was decoded: frames (F, H, W, 3) uint8 or a waveform (S,) float32."""
+    inputs: Mapping[str, np.ndarray]
+    """Modality -> the network's input."""
+    valid: Mapping[str, int]
+    """Modality -> encoder tokens that the clip fills, where the pooling asks."""
 
 
 class EmotionLlamaProcessor(ProcessorMixin):
@@ -40,13 +56,14 @@ class EmotionLlamaProcessor(ProcessorMixin):
         soft_counts: Mapping[str, int] | None = None,
         prompt: Mapping[str, Any] | None = None,
         label_sets: Mapping[str, Any] | None = None,
+        tasks: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         """Arguments as in EmotionLlamaConfig; `soft_counts`: stream -> soft tokens that it has in a prompt."""
         super().__init__(tokenizer)
         self.encoders, self.networks = dict(encoders or {}), dict(networks or {})
         self.soft_counts, self.prompt = dict(soft_counts or {}), dict(prompt or {})
-        self.label_sets = dict(label_sets or {})
+        self.label_sets, self.tasks = dict(label_sets or {}), list(tasks)
         self._preprocess = {
             modality: rebuild_encoder(read_spec(entry["spec"]), self.networks[entry["network"]])
             for modality, entry in self.encoders.items()
@@ -84,21 +101,45 @@ class EmotionLlamaProcessor(ProcessorMixin):
         """
         values = {"video": video, "audio": audio, "image": image, "text": text, "peak_frame": peak_frame,
                   "start_s": start_s, "end_s": end_s, "crop": crop}  # fmt: skip
-        clips = _clips(values)
-        asked = find_task(task)
         if labels is None:
             labels = self.labels(task, dataset)
-        decoded = [self._decode(clip, asked) for clip in clips]
-        present = [[result[modality] is not None for modality in self.encoders] for result in decoded]
-        prompts = [
-            self._prompt_ids(clip, asked, here, labels, question) for clip, here in zip(clips, present, strict=True)
-        ]
-        ids, mask = pad_left(prompts, "cpu")
+        return self.collate([self.prepare(clip, task, question, labels) for clip in _clips(values)])
+
+    def prepare(
+        self, clip: Clip, task: str, question: str | None = None, labels: Sequence[str] = (),
+        limit_s: float | None = None,
+    ) -> PreparedClip:  # fmt: skip
+        """Decode, preprocess and tokenise one clip; for threads.
+
+        Raises:
+            MediaError: a file that cannot be decoded, or takes longer than `limit_s`.
+            DataError: a prompt longer than its limit.
+        """
+        asked = find_task(task)
+        encoders = {name: encoder for name, encoder in self._preprocess.items() if name in asked.modalities}
+        found = decode_each(clip, [encoder.view for encoder in encoders.values()], limit_s)
+        views: dict[str, np.ndarray] = {}
+        for name, result in zip(encoders, found, strict=True):
+            if isinstance(result, MediaError):
+                raise result
+            if not isinstance(result, Absent):
+                views[name] = result
+        inputs = {name: encoders[name].preprocess(view) for name, view in views.items()}
+        valid = {name: encoders[name].num_valid(view) for name, view in views.items() if needs_valid(encoders[name])}  # type: ignore[attr-defined]
+        prompt_ids = self._prompt_ids(clip, asked, list(views), labels, question)
+        return PreparedClip(clip.id, prompt_ids, views, inputs, valid)
+
+    def collate(self, clips: Sequence[PreparedClip]) -> BatchFeature:
+        """Stack prepared clips into the tensors that the model takes."""
+        ids, mask = pad_left([clip.prompt_ids for clip in clips], "cpu")
+        present = [[modality in clip.inputs for modality in self.encoders] for clip in clips]
         data = {"input_ids": ids, "attention_mask": mask, "present": torch.tensor(present, dtype=torch.bool)}
         for modality in self.encoders:
-            inputs = _stack([result[modality] for result in decoded])
+            inputs = _stack([clip.inputs.get(modality) for clip in clips])
             if inputs is not None:
                 data[INPUTS[modality]] = inputs
+        if any(map(needs_valid, self._preprocess.values())):
+            data["valid"] = torch.tensor([[clip.valid.get(name, 0) for name in self.encoders] for clip in clips])
         return BatchFeature(data)
 
     def labels(self, task: str, dataset: str | None = None) -> tuple[str, ...]:
@@ -118,21 +159,12 @@ class EmotionLlamaProcessor(ProcessorMixin):
         """Generated token ids (B, T) -> texts."""
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
-    def _decode(self, clip: Clip, task: Task) -> dict[str, np.ndarray | None]:
-        """Modality -> the network's input, None where the clip does not have it or the task is not about it."""
-        shown = {name: encoder for name, encoder in self._preprocess.items() if name in task.modalities}
-        found = decode(clip, [encoder.view for encoder in shown.values()])
-        inputs: dict[str, np.ndarray | None] = dict.fromkeys(self.encoders)
-        for (name, encoder), result in zip(shown.items(), found, strict=True):
-            inputs[name] = None if isinstance(result, Absent) else encoder.preprocess(result)
-        return inputs
-
     def _prompt_ids(
-        self, clip: Clip, task: Task, present: Sequence[bool], labels: Sequence[str], question: str | None
+        self, clip: Clip, task: Task, shown: Sequence[str], labels: Sequence[str], question: str | None
     ) -> list[int]:
         before, after = PromptFormat(**self.prompt).render(clip.text, task, labels, question)
-        here = dict(zip(self.encoders, present, strict=True)) | {"fusion": any(present)}
-        num_soft = sum(count for stream, count in self.soft_counts.items() if here[stream])
+        streams = {*shown, *(["fusion"] if shown else [])}
+        num_soft = sum(count for stream, count in self.soft_counts.items() if stream in streams)
         return encode_prompt(self.tokenizer, before, num_soft, after, clip.id)
 
 

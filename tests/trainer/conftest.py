@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from exporting import Trained, train_run
 from toy import LABELS, make_config, save_llama, write_features
 
 from fusion_train.config import Config
+from fusion_train.export.exporting import Sources, export_run
+from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,27 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(llama: Path) -> Config:
     """A recipe that runs in a second or two."""
     return make_config(llama)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, whisper_folder, eva_folder, llama) -> Trained:
+    """A run on features of tiny encoders, to be exported."""
+    return train_run(tmp_path_factory.mktemp("export") / "material", whisper_folder, eva_folder, llama)
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Trained) -> Path:
+    """Its exported folder, certified."""
+    out = trained.folder / "exported"
+    export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def model(exported: Path) -> EmotionLlamaForCausalLM:
+    return EmotionLlamaForCausalLM.from_pretrained(exported).eval()
+
+
+@pytest.fixture(scope="session")
+def processor(exported: Path) -> EmotionLlamaProcessor:
+    return EmotionLlamaProcessor.from_pretrained(exported, trust_remote_code=True)

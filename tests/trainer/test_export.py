@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import save_whisper
-from exporting import SILENT, Trained, train_run
+from exporting import SILENT
 from safetensors.torch import load_file, save_file
 
 from featurecache.errors import FingerprintError, MediaError, WeightsError
@@ -20,30 +19,7 @@ from fusion_train.export.merge import merge_lora
 from fusion_train.models.answering import label_log_probabilities
 from fusion_train.prompts import encode_answer
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
-from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 from fusion_train.run import Run
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, whisper_folder, eva_folder, llama) -> Trained:
-    return train_run(tmp_path_factory.mktemp("export") / "material", whisper_folder, eva_folder, llama)
-
-
-@pytest.fixture(scope="module")
-def exported(trained) -> Path:
-    out = trained.folder / "exported"
-    export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
-    return out
-
-
-@pytest.fixture(scope="module")
-def model(exported) -> EmotionLlamaForCausalLM:
-    return EmotionLlamaForCausalLM.from_pretrained(exported).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(exported) -> EmotionLlamaProcessor:
-    return EmotionLlamaProcessor.from_pretrained(exported, trust_remote_code=True)
 
 
 def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
@@ -206,7 +182,7 @@ def test_a_folder_apart_from_its_run_says_how_to_name_it(exported, tmp_path):
 
 
 def test_verify_catches_a_model_that_computes_something_else(exported, tmp_path, trained):
-    from fusion_train.export.exporting import file_hashes
+    from fusion_train.export.integrity import file_hashes
 
     copy = shutil.copytree(exported, trained.folder / "tampered")
     tensors = load_file(copy / "model.safetensors")

@@ -1,0 +1,157 @@
+"""`fusion-train predict` and `fusion-train demo`: put in clips of your own and get answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fusion_train.predict.opening import OpenedModel
+    from fusion_train.predict.pipeline import Answer, Limits
+    from fusion_train.predict.question import Question
+    from fusion_train.predict.timing import Timings
+
+MODEL = click.option("--model", "folder", type=click.Path(path_type=Path), required=True,
+                     help="Folder written by tools/export_e2e.py.")  # fmt: skip
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+MAX_SECONDS = click.option("--max-seconds", default=600.0, show_default=True, type=click.FloatRange(min=0.1),
+                           help="Longest clip.")  # fmt: skip
+SHOWN_LABELS = 3
+
+
+@click.command()
+@MODEL
+@click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CLIP…")
+@click.option("--task", help="emotion, sentiment, reason, think, …  [default: the model's first]")
+@click.option("--question", help="Asked in place of the task's own words.")
+@click.option("--choices", help="Answers to choose among, such as yes,no.")
+@click.option("--text", help="What is said in the clips, where no clip list says it.")
+@click.option("--split", help="Of a clip list, only this split.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON lines; a second run goes on where it was.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output in place of a table.")
+@click.option("--look", type=click.Path(path_type=Path), help="Folder for one PNG a clip: what the model looked at.")
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--workers", default=0, type=click.IntRange(0), help="Decoding threads.  [default: one a core]")
+@click.option("--max-new-tokens", default=200, show_default=True, type=click.IntRange(1), help="Of a free answer.")
+@MAX_SECONDS
+@DEVICE
+def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) -> None:
+    """Ask an exported model about clips: files, folders or clip lists.
+
+    \b
+    fusion-train predict --model my-model clip.mp4
+    fusion-train predict --model my-model clips/ --task reason --out answers.jsonl
+    fusion-train predict --model my-model clips.jsonl --split test --look pictures/
+    """
+    from fusion_train.predict.clips import collect_clips
+    from fusion_train.predict.opening import open_model
+    from fusion_train.predict.pipeline import Limits
+    from fusion_train.predict.question import make_question
+    from fusion_train.predict.timing import Timings
+
+    chosen = collect_clips(clips, split=given["split"], text=given["text"])
+    opened = open_model(folder, device)
+    choices = [choice.strip() for choice in (given["choices"] or "").split(",") if choice.strip()]
+    question = make_question(opened.processor, given["task"], given["question"], choices, given["max_new_tokens"])
+    _note_untrained(opened, question)
+    limits = Limits(given["batch_size"], given["workers"], given["max_seconds"])
+    timings = Timings()
+    answers = _ask(opened, chosen, question, limits, timings, given["out"], given["look"])
+    if given["as_json"]:
+        from fusion_train.predict.answer_file import asked, row
+
+        for answer in answers:
+            click.echo(json.dumps(row(answer, asked(opened, question)), ensure_ascii=False))
+    elif given["out"] is None:
+        Console().print(_table(answers, question))
+    failures = [answer for answer in answers if answer.error is not None]
+    for answer in failures:
+        click.echo(f"error: {answer.error}", err=True)
+    click.echo(timings.line(), err=True)
+    for place, kind in ((given["out"], "answers"), (given["look"], "pictures")):
+        if place is not None:
+            click.echo(f"{kind}: {place}", err=True)
+    raise SystemExit(1 if failures else 0)
+
+
+def _ask(
+    opened: OpenedModel, clips: Any, question: Question, limits: Limits, timings: Timings, out: Path | None,
+    look: Path | None,
+) -> list[Answer]:  # fmt: skip
+    """Answer, write, draw; returns the answers of this run in the order of the clips."""
+    from contextlib import ExitStack
+    from dataclasses import replace
+
+    from featurecache.clips import ClipList
+    from featurecache.interrupt import Interrupted, StopRequest
+    from featurecache.progress import show_progress
+    from fusion_train.predict.answer_file import AnswerFile, asked
+    from fusion_train.predict.pipeline import predict as answer_clips
+
+    answers: list[Answer] = []
+    total = len(clips)
+    with ExitStack() as stack:
+        file = stack.enter_context(AnswerFile(out, asked(opened, question))) if out else None
+        done = file.done if file else set()
+        clips = ClipList(clip for clip in clips if clip.id not in done)
+        already = total - len(clips)
+        if already:
+            click.echo(f"{already} of {total} clips were answered before", err=True)
+        stop = stack.enter_context(StopRequest())
+        report = stack.enter_context(show_progress("predict", already=already))
+        for answer in answer_clips(opened, clips, question, limits=limits, timings=timings, look=look is not None):
+            if file:
+                file.write(answer)
+            if look and answer.evidence is not None:
+                from fusion_train.predict.picture import draw_answer
+
+                draw_answer(answer, look / f"{quote(answer.clip.id, safe=' ')}.png")
+                answer = replace(answer, evidence=replace(answer.evidence, views={}))  # frames of a million clips
+            answers.append(answer)
+            report(already + len(answers), total)
+            if stop.requested:
+                next_step = "run the same command again to go on" if out else "use --out FILE to be able to go on"
+                raise Interrupted(f"stopped after {already + len(answers)} of {total} clips; {next_step}.")
+    place = {clip_id: number for number, clip_id in enumerate(clips.ids)}
+    return sorted(answers, key=lambda answer: place[answer.clip.id])
+
+
+def _note_untrained(opened: OpenedModel, question: Question) -> None:
+    trained = opened.processor.tasks
+    if trained and question.task.name not in trained:
+        click.echo(f"note: this model was not trained on the task {question.task.name}; it was on "
+                   + ", ".join(trained), err=True)  # fmt: skip
+
+
+def _table(answers: list[Answer], question: Question) -> Table:
+    asked = question.words or question.task.name
+    table = Table(title=escape(asked), title_justify="left")
+    table.add_column("clip", overflow="fold")
+    table.add_column("answer", overflow="fold")
+    closed = any(answer.probabilities for answer in answers)
+    looked = any(answer.evidence is not None and answer.evidence.without for answer in answers)
+    if closed:
+        table.add_column("probabilities", overflow="fold")
+    if looked:
+        table.add_column("drop without", overflow="fold")
+    table.add_column("shown")
+    for answer in answers:
+        if answer.error is not None:
+            table.add_row(escape(answer.clip.id), "[red]not answered", *[""] * (closed + looked + 1))
+            continue
+        ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+        cells = [escape(answer.clip.id), escape(answer.text or "")]
+        if closed:
+            cells.append(escape(", ".join(f"{label} {value:.3f}" for label, value in ranked)))
+        if looked:
+            drops = answer.evidence.drops(answer.probabilities, answer.text or "") if answer.evidence else {}
+            cells.append(", ".join(f"{modality} {value:+.3f}" for modality, value in drops.items()))
+        table.add_row(*cells, ", ".join(answer.shown))
+    return table

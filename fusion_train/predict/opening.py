@@ -1,0 +1,76 @@
+"""Open an exported folder for use: whole, unchanged since it was certified, on a device.
+
+The code that runs is this release's own, not the copy in the folder, so opening a folder from elsewhere executes
+nothing of it. `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` runs the copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from featurecache.encoders.network import resolve_device
+from fusion_train.errors import ExportError
+from fusion_train.export.integrity import read_certificate, refuse_changed_files
+from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
+from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """An exported model, ready to answer."""
+
+    model: EmotionLlamaForCausalLM
+    processor: EmotionLlamaProcessor
+    name: str
+    identity: str
+    """Changes with any byte of the folder; answers carry it."""
+    load_s: float
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def open_model(folder: Path, device: str = "auto") -> OpenedModel:
+    """Open `folder`.
+
+    Raises:
+        ExportError: no exported folder, or one whose files are not those that its certificate is about.
+        WeightsError: weights that do not fit the configuration.
+        EncoderError: no such device.
+    """
+    began = time.perf_counter()
+    certificate = read_certificate(folder)
+    refuse_changed_files(folder, certificate)
+    place = resolve_device(device)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        model = EmotionLlamaForCausalLM.from_pretrained(folder).to(place).eval()
+        processor = _open_processor(folder, model.config)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ExportError(
+            str(folder), expected="an exported model that this release reads",
+            got=" ".join(str(error).split())[:300], next_step="Export the run again.",
+        ) from error  # fmt: skip
+    files = json.dumps(certificate["files"], sort_keys=True).encode()
+    identity = hashlib.sha256(files).hexdigest()[:16]
+    return OpenedModel(model, processor, certificate["run"]["name"], identity, time.perf_counter() - began)
+
+
+def _open_processor(folder: Path, config: EmotionLlamaConfig) -> EmotionLlamaProcessor:
+    """As `EmotionLlamaProcessor.from_pretrained`, which would ask whether the folder's own code may run."""
+    settings, _ = EmotionLlamaProcessor.get_processor_dict(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    return EmotionLlamaProcessor(tokenizer, **settings)

@@ -1,0 +1,222 @@
+"""Clips -> answers, read top to bottom: decode on threads, encode on one, answer on the caller's.
+
+The three overlap: while the language model answers one batch, the next is encoded and those after it are decoded, so
+the rate is that of the slowest. A bad clip becomes an answer with an error in its place; nothing else stops for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featurecache.clips import Clip, ClipList
+from featurecache.durations import stated_duration_s
+from featurecache.errors import FeatureCacheError, MediaError
+from featurecache.progress import duration
+from fusion_train.predict.evidence import Evidence, gather_evidence
+from fusion_train.predict.opening import OpenedModel
+from fusion_train.predict.question import Question
+from fusion_train.predict.timing import Timings, timing_answers
+from fusion_train.remote.processing_emotion_llama import PreparedClip
+
+BATCHES_AHEAD = 2
+DECODE_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused of a clip, and how much is done at once."""
+
+    batch_size: int = 8
+    workers: int = 0
+    """Decoding threads; 0 takes one a core, at most 8."""
+    clip_s: float = 600.0
+    """Longest clip, in seconds of its own."""
+    decode_s: float = DECODE_LIMIT_S
+    """Longest time that decoding a clip may take."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one clip, or why it says nothing."""
+
+    clip: Clip
+    text: str | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    """Label -> probability, for a closed set."""
+    shown: tuple[str, ...] = ()
+    """Modalities that the model was shown."""
+    evidence: Evidence | None = None
+    error: FeatureCacheError | None = None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    clips: list[tuple[Clip, PreparedClip]]
+    labels: tuple[str, ...]
+
+
+def predict(
+    opened: OpenedModel, clips: ClipList, question: Question, *, limits: Limits | None = None,
+    timings: Timings | None = None, look: bool = False,
+) -> Iterator[Answer]:  # fmt: skip
+    """Answer `question` about every clip; clips that share a set of labels come together.
+
+    Args:
+        timings: filled in as it goes.
+        look: also gather what the model looked at; costs one more pass of the language model a modality.
+    """
+    limits, timings = limits or Limits(), timings or Timings()
+    timings.load_s = opened.load_s
+    began = time.perf_counter()
+    workers = limits.workers or min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers, "decode") as decoding, ThreadPoolExecutor(1, "encode") as encoding:
+        prepared = _decoded(opened, clips, question, limits, timings, decoding, workers)
+        waiting: deque[Future[tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]]] = deque()
+        try:
+            for item in _batched(prepared, limits.batch_size):
+                if isinstance(item, Answer):
+                    yield item
+                    continue
+                waiting.append(encoding.submit(_encode, opened, item, timings))
+                while len(waiting) > BATCHES_AHEAD:
+                    yield from _counted(_answer(opened, question, *waiting.popleft().result(), timings, look),
+                                        timings, began)  # fmt: skip
+            while waiting:
+                yield from _counted(_answer(opened, question, *waiting.popleft().result(), timings, look),
+                                    timings, began)  # fmt: skip
+        finally:
+            for future in waiting:
+                future.cancel()
+            timings.wall_s = time.perf_counter() - began
+
+
+def _counted(answers: Sequence[Answer], timings: Timings, began: float) -> Sequence[Answer]:
+    if timings.first_answer_s is None:
+        timings.first_answer_s = time.perf_counter() - began
+    timings.num_clips += len(answers)
+    return answers
+
+
+def _decoded(
+    opened: OpenedModel, clips: ClipList, question: Question, limits: Limits, timings: Timings,
+    pool: ThreadPoolExecutor, workers: int,
+) -> Iterator[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]]:  # fmt: skip
+    """Prepare clips on threads, in order, those with one set of labels after another; few are held at once."""
+    by_labels: dict[tuple[str, ...], list[Clip]] = {}
+    for clip in clips:
+        by_labels.setdefault(question.labels(opened.processor, clip), []).append(clip)
+    jobs = ((labels, clip) for labels, group in by_labels.items() for clip in group)
+    ahead: deque[tuple[tuple[str, ...], Clip, Future[PreparedClip | FeatureCacheError]]] = deque()
+    try:
+        for labels, clip in jobs:
+            ahead.append((labels, clip, pool.submit(_prepare, opened, clip, labels, question, limits, timings)))
+            if len(ahead) >= limits.batch_size + workers:
+                yield _waited(ahead.popleft())
+        while ahead:
+            yield _waited(ahead.popleft())
+    finally:
+        for _, _, future in ahead:
+            future.cancel()
+
+
+def _waited(job: tuple[tuple[str, ...], Clip, Future[Any]]) -> tuple[tuple[str, ...], Clip, Any]:
+    labels, clip, future = job
+    return labels, clip, future.result()
+
+
+def _prepare(
+    opened: OpenedModel, clip: Clip, labels: tuple[str, ...], question: Question, limits: Limits, timings: Timings
+) -> PreparedClip | FeatureCacheError:
+    with timings.spent("decode"):
+        try:
+            refuse_long(clip, limits.clip_s)
+            prepared = opened.processor.prepare(clip, question.task.name, question.words, labels, limits.decode_s)
+            refuse_nothing_shown(clip, prepared, question)
+            return prepared
+        except FeatureCacheError as error:
+            return error
+
+
+def refuse_long(clip: Clip, limit_s: float) -> None:
+    """Raise MediaError for a clip whose files state more than `limit_s`."""
+    stated_s = stated_duration_s(clip)
+    if stated_s is not None and stated_s > limit_s:
+        raise MediaError(
+            f'clip "{clip.id}"', expected=f"at most {duration(limit_s)} of sound and pictures", got=duration(stated_s),
+            next_step="Cut it, name a part with start_s and end_s in a clip list, or raise --max-seconds.",
+        )  # fmt: skip
+
+
+def refuse_nothing_shown(clip: Clip, prepared: PreparedClip, question: Question) -> None:
+    """Raise MediaError for a clip with media of which the task shows none; a clip of words alone is answered."""
+    if not prepared.inputs and any((clip.video, clip.audio, clip.image)):
+        wanted = " or ".join(question.task.modalities)
+        raise MediaError(f'clip "{clip.id}"', expected=f"{wanted}, which the task {question.task.name} is about",
+                         got="none of it in its files")  # fmt: skip
+
+
+def _batched(
+    prepared: Iterable[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]], batch_size: int
+) -> Iterator[_Batch | Answer]:
+    """Batches of clips with one set of labels; failed clips as answers, where they stand."""
+    batch: list[tuple[Clip, PreparedClip]] = []
+    current: tuple[str, ...] = ()
+    for labels, clip, result in prepared:
+        if batch and (labels != current or len(batch) == batch_size):
+            yield _Batch(batch, current)
+            batch = []
+        current = labels
+        if isinstance(result, FeatureCacheError):
+            yield Answer(clip, error=result)
+        else:
+            batch.append((clip, result))
+    if batch:
+        yield _Batch(batch, current)
+
+
+@torch.inference_mode()
+def _encode(
+    opened: OpenedModel, batch: _Batch, timings: Timings
+) -> tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs of a batch -> its prompt and its features, on the device."""
+    with timings.spent("encode"):
+        inputs = opened.processor.collate([prepared for _, prepared in batch.clips]).to(opened.device)
+        prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}
+        features = opened.model.encode(prompt["present"], **inputs)
+        if opened.device.type == "cuda":
+            torch.cuda.synchronize(opened.device)
+    return batch, prompt, features
+
+
+def _answer(
+    opened: OpenedModel, question: Question, batch: _Batch, prompt: dict[str, Tensor], features: dict[str, Tensor],
+    timings: Timings, look: bool,
+) -> list[Answer]:  # fmt: skip
+    model, processor, labels = opened.model, opened.processor, batch.labels
+    closed = question.closed(labels)
+    probabilities: list[list[float]] = [[] for _ in batch.clips]
+    with timing_answers(model.emotion_llama.llm, timings):
+        if closed:
+            ids = processor.label_ids(labels)
+            probabilities = model.label_probabilities(ids, **prompt, features=features).tolist()
+            texts = [labels[max(range(len(labels)), key=row.__getitem__)] for row in probabilities]
+        else:
+            tokens = model.generate(**prompt, features=features, max_new_tokens=question.max_new_tokens)
+            texts = processor.answers(tokens)
+    found: Sequence[Evidence | None] = [None] * len(batch.clips)
+    if look:
+        found = gather_evidence(opened, [prepared for _, prepared in batch.clips], prompt, features,
+                                labels if closed else ())  # fmt: skip
+    return [
+        Answer(clip, text, dict(zip(labels, row, strict=True)) if closed else {}, tuple(prepared.inputs), evidence)
+        for (clip, prepared), text, row, evidence in zip(batch.clips, texts, probabilities, found, strict=True)
+    ]
