@@ -97,31 +97,33 @@ def _describe(importer: Importer) -> None:
 
 
 def _print(summary: ImportSummary) -> None:
-    splits = sorted(summary.read)
+    splits = summary.splits
     table = Table("split", "clips", "media missing", "in the tables")
     for split in splits:
         written, read = summary.by_split[split], summary.read[split]
         absent = "" if summary.kept_missing else str(read - written)
         table.add_row(split or "(none)", str(written), absent, str(read))
     tables().print(table)
+    if len(summary.by_dataset) > 1:
+        _print_counts("dataset", summary.by_dataset, splits)
     for task, labels in sorted(summary.by_label.items()):
-        _print_labels(task, labels, splits)
+        _print_counts(task, labels, splits)
     for what, read, published in summary.against_published():
         same = "as published" if read == published else f"{published} published"
         click.echo(f"{what}: {read} in the tables, {same}")
     for reason, rows in summary.left_out.items():
         shown = ", ".join(rows[:SHOWN_EXAMPLES]) + (", …" if len(rows) > SHOWN_EXAMPLES else "")
-        click.echo(f"left out: {len(rows)} rows: {reason} ({shown})")
+        click.echo(f"left out: {_number(len(rows), 'row')}: {reason} ({shown})")
     if summary.missing:
         fate = "kept" if summary.kept_missing else "left out"
-        click.echo(f"media missing: {len(summary.missing)} clips, {fate}")
+        click.echo(f"media missing: {_number(len(summary.missing), 'clip')}, {fate}")
         for line in summary.missing[:SHOWN_EXAMPLES]:
             click.echo(f"  {line}")
         if len(summary.missing) > SHOWN_EXAMPLES:
             click.echo(f"  … and {len(summary.missing) - SHOWN_EXAMPLES} more")
     for note in summary.notes:
         click.echo(f"note: {note}")
-    click.echo(f"{sum(summary.by_split.values())} clips in {summary.path}")
+    click.echo(f"{_number(sum(summary.by_split.values()), 'clip')} in {summary.path}")
     if summary.media_root is not None:
         click.echo(
             f"Media paths are relative to {summary.media_root}: name it with --media-root when you use this list."
@@ -129,14 +131,19 @@ def _print(summary: ImportSummary) -> None:
     click.echo(f"Rights: {summary.importer.licence}")
 
 
-def _print_labels(task: str, labels: dict[str, Any], splits: Sequence[str]) -> None:
-    table = Table(task, *(split or "(none)" for split in splits))
-    ordered = sorted(labels, key=lambda label: (-sum(labels[label].values()), label))
-    for label in ordered[:MAX_SHOWN_LABELS]:
-        table.add_row(label, *(str(labels[label][split]) for split in splits))
+def _print_counts(of: str, counts: dict[str, Any], splits: Sequence[str]) -> None:
+    """A row a label (or dataset), the most frequent first; a column a split."""
+    table = Table(of, *(split or "(none)" for split in splits))
+    ordered = sorted(counts, key=lambda name: (-sum(counts[name].values()), name))
+    for name in ordered[:MAX_SHOWN_LABELS]:
+        table.add_row(name, *(str(counts[name][split]) for split in splits))
     tables().print(table)
     if len(ordered) > MAX_SHOWN_LABELS:
-        click.echo(f"… and {len(ordered) - MAX_SHOWN_LABELS} more labels of {task}")
+        click.echo(f"… and {len(ordered) - MAX_SHOWN_LABELS} more of {of}")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 COMMANDS = [import_clips]

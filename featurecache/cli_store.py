@@ -163,7 +163,8 @@ def convert(source: str, target: str, names: tuple[str, ...], form: str | None, 
 @STORE
 @click.option("--name", default=None, help="Feature name; by default the folder's.")
 @click.option("--dtype", type=click.Choice(STORED_DTYPES), default="float16", show_default=True)
-def import_npy(folder: str, store: str, name: str | None, dtype: str) -> None:
+@click.option("--prefix", default="", help="Put before every id, as `fcache import --prefix` does.")
+def import_npy(folder: str, store: str, name: str | None, dtype: str, prefix: str) -> None:
     """Bring a folder of one .npy a clip, (1, K, D), into a store; its spec says that the origin is unverified.
 
     \b
@@ -172,7 +173,8 @@ def import_npy(folder: str, store: str, name: str | None, dtype: str) -> None:
     from featurecache.importers.npy import import_npy as run
 
     with show_progress("import") as progress:
-        done = run(Path(folder), featurecache.open_store(store, mode="a"), name, stored_dtype=dtype, progress=progress)
+        opened = featurecache.open_store(store, mode="a")
+        done = run(Path(folder), opened, name, prefix=prefix, stored_dtype=dtype, progress=progress)
     for each in done:
         click.echo(f"{each.name}: {each.num_ok} clips imported, {len(each.failures)} failed")
         for clip_id, reason in each.failures.items():

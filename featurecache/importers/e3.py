@@ -13,7 +13,7 @@ from pathlib import Path
 from featurecache.clips import Clip
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings, Vocabulary
-from featurecache.importers.folders import MediaFolder, any_of
+from featurecache.importers.folders import MediaFolders, any_of
 from featurecache.importers.tables import find_tables, read_table
 
 EMOTIONS = Vocabulary(
@@ -38,18 +38,16 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 def read(request: Request, found: Findings) -> Iterator[Clip]:
     """Yield the segments of every table."""
     tables = find_tables(request.source, (COLUMNS,), request.encoding)
-    root = any_of(request.source, ("E3", "videos", "video")) or request.source / "E3"
-    folders: dict[str, MediaFolder] = {}
+    folders = MediaFolders(any_of(request.source, ("E3", "videos", "video")) or request.source / "E3")
     for table, columns in tables:
         for row in read_table(table, columns, OPTIONAL, request.encoding):
             emotion = found.label(EMOTIONS, row["emotion"], row.place)
             if emotion is None:
                 continue
             video, segment = row["video"].removesuffix(".mp4"), row["segment"].removesuffix(".mp4")
-            folder = folders.setdefault(video, MediaFolder(root / video))
             yield Clip(
                 id=f"{video}_{segment}",
-                video=folder.path_of(segment, any_padding=True),
+                video=folders[video].path_of(segment, any_padding=True),
                 text=row["text"] or None,
                 split=_split(row["split"], table),
                 dataset="e3",

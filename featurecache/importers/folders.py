@@ -41,6 +41,19 @@ class MediaFolder:
         return found or self._folder / f"{stem}{self._suffix}"
 
 
+class MediaFolders:
+    """The folders of media below one root, each listed when it is first asked for."""
+
+    def __init__(self, root: Path, suffixes: Sequence[str] = VIDEO_SUFFIXES) -> None:
+        self._root, self._suffixes = root, suffixes
+        self._folders: dict[str, MediaFolder] = {}
+
+    def __getitem__(self, name: str) -> MediaFolder:
+        if name not in self._folders:
+            self._folders[name] = MediaFolder(self._root / name, self._suffixes)
+        return self._folders[name]
+
+
 def first_of(root: Path, candidates: Iterable[str], what: str) -> Path:
     """Return the first of these files or folders that is there; `*` stands for any part of a name.
 

@@ -31,7 +31,7 @@ class Target:
     """Put before every id, so that lists of several datasets can be joined."""
     keep_missing: bool = False
     lenient: bool = False
-    """Leave rows out whose label is unknown, where otherwise nothing would be written."""
+    """Leave rows out whose label is unknown or whose clip came before, where otherwise nothing would be written."""
     overwrite: bool = False
 
 
@@ -45,6 +45,8 @@ class ImportSummary:
     """None where paths are relative to the list itself."""
     by_split: Counter[str] = field(default_factory=Counter)
     """Clips written."""
+    by_dataset: dict[str, Counter[str]] = field(default_factory=dict)
+    """Dataset -> clips written by split."""
     read: Counter[str] = field(default_factory=Counter)
     """Clips that the tables name, missing media included."""
     by_label: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
@@ -56,6 +58,12 @@ class ImportSummary:
     notes: list[str] = field(default_factory=list)
     published: Mapping[str, int] = field(default_factory=dict)
     published_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits of the tables, in the importer's order."""
+        order = {split: place for place, split in enumerate(self.importer.splits)}
+        return sorted(self.read, key=lambda split: (order.get(split, len(order)), split))
 
     def against_published(self) -> list[tuple[str, int, int]]:
         """(split or label, clips read, clips published), for every published count whose splits were read."""
@@ -94,7 +102,7 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
         reasons = [f"{len(rows)} rows: {reason}" for reason, rows in findings.left_out.items()]
         asked = f" of split {', '.join(request.splits)}" if request.splits else ""
         raise DatasetError(str(request.source), expected=f"clips{asked}", got="none", problems=reasons)
-    _refuse_repeats(clips, request.source)
+    clips = _each_once(clips, request.source, findings, lenient=target.lenient)
     present, missing = _look_for_media(clips)
     if not present and not target.keep_missing:
         raise DatasetError(
@@ -148,11 +156,26 @@ def _checked(importer: Importer, request: Request) -> Request:
     return replace(request, source=Path(os.path.abspath(request.source)), options=options, fold=fold)
 
 
-def _refuse_repeats(clips: Sequence[Clip], source: Path) -> None:
+def _each_once(clips: Sequence[Clip], source: Path, findings: Findings, *, lenient: bool) -> list[Clip]:
+    """Return the first clip of every id.
+
+    Raises:
+        DatasetError: an id comes again, and rows may not be left out.
+    """
     times = Counter(clip.id for clip in clips)
     twice = [f'"{clip_id}" {count} times' for clip_id, count in times.items() if count > 1]
-    if twice:
-        raise DatasetError(str(source), expected="every clip once", got=f"{len(twice)} ids repeated", problems=twice)
+    if twice and not lenient:
+        raise DatasetError(
+            str(source), expected="every clip once", got=f"{len(twice)} ids repeated",
+            next_step="If the first of each is the right one: --lenient.", problems=twice,
+        )  # fmt: skip
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        if clip.id in first:
+            findings.leave_out("the clip came before", clip.id)
+        else:
+            first[clip.id] = clip
+    return list(first.values())
 
 
 def _look_for_media(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
@@ -189,6 +212,7 @@ def _count(summary: ImportSummary, clips: Sequence[Clip]) -> None:
     for clip in clips:
         split = clip.split or ""
         summary.by_split[split] += 1
+        summary.by_dataset.setdefault(clip.dataset or "", Counter())[split] += 1
         for task, value in clip.labels.items():
             if isinstance(value, int | float):
                 continue

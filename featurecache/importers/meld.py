@@ -57,7 +57,7 @@ IMPORTER = Importer(
         "{train,dev,test}_sent_emo.csv",
         "{train_splits,dev_splits_complete,output_repeated_splits_test}/dia{D}_utt{U}.mp4",
     ),
-    licence="The annotations are GPL-3 (declare-lab); the clips are of the series Friends, whose owners hold the rest:"
+    licence="The annotations are GPL-3 (declare-lab); the clips are of the series Friends and belong to its owners:"
     " github.com/declare-lab/MELD.",
     splits=("train", "dev", "test"),
     published={"train": 9989, "dev": 1109, "test": 2610},

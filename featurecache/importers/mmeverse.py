@@ -8,6 +8,7 @@ name is one clip. Ids are `<set>/<id>`, since the sets number their clips alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
         rows = _rows(mmeverse_set, folder, request)
         peaks = _peaks(folder, request)
         videos = MediaFolder(folder / "video")
-        for clip_id, (place, cells) in rows.items():
+        for clip_id, place, cells in rows:
             labels = _labels(mmeverse_set, cells, place, found)
             if labels is None:
                 continue
@@ -41,16 +42,19 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
             split = SPLIT_NAMES.get(split, split)
             spoken = mmeverse_set.text if split == "train" else mmeverse_set.text_of_tests or mmeverse_set.text
             prefix = f"{mmeverse_set.dataset}/" if request.options["ids"] == "set/id" else ""
+            video = clip_id.partition("#")[0]
+            dialogue = mmeverse_set.dialogue_of(video)
             yield Clip(
                 id=prefix + clip_id,
-                video=videos.path_of(clip_id),
+                video=videos.path_of(video),
                 text=_first(cells, (spoken,)),
                 split=split,
                 dataset=mmeverse_set.dataset,
                 labels=labels,
                 responses=_responses(cells, labels),
-                peak_frame=peaks.get(clip_id),
-                dialogue=mmeverse_set.dialogue_of(clip_id),
+                peak_frame=peaks.get(video),
+                speaker=f"{dialogue}: {cells['person']}" if "person" in cells else None,
+                dialogue=dialogue,
             )
         _note_features(mmeverse_set, folder, request, found)
 
@@ -78,8 +82,11 @@ def _folders(request: Request) -> dict[MmeverseSet, Path]:
     return found
 
 
-def _rows(mmeverse_set: MmeverseSet, folder: Path, request: Request) -> dict[str, tuple[str, dict[str, str]]]:
-    """Cells of every clip by the names of their columns, joined over the tables; the first that has a value counts."""
+def _rows(mmeverse_set: MmeverseSet, folder: Path, request: Request) -> list[tuple[str, str, dict[str, str]]]:
+    """(id, place, cells by the names of their columns) of every clip, joined over the tables; the first value counts.
+
+    Rows of one video about several persons are several clips, `<id>#2` and so on.
+    """
     candidates = [any_of(folder, (f"{folder.name}_{kind}.csv", f"*_{kind}.csv")) for kind in ("merged", "label")]
     for place in (folder.parent / "AU_gpt", folder):
         candidates.append(any_of(place, (f"{folder.name}_AU_gpt.csv",)))
@@ -87,21 +94,29 @@ def _rows(mmeverse_set: MmeverseSet, folder: Path, request: Request) -> dict[str
     if not tables:
         expected = f"{folder.name}_merged.csv or {folder.name}_label.csv"
         raise DatasetError(str(folder), expected=expected, got=contents(folder))
-    joined: dict[str, tuple[str, dict[str, str]]] = {}
+    joined: dict[tuple[str, str, int], tuple[str, dict[str, str]]] = {}
     for table in tables:
-        seen: set[str] = set()
+        seen: Counter[tuple[str, str]] = Counter()
         wanted = {name: (name,) for name in header_of(table, request.encoding) if name.strip()}
         for row in read_table(table, {"video_id": ("video_id",)}, wanted, request.encoding):
             clip_id = row["video_id"]
             if mmeverse_set.clip_column and row[mmeverse_set.clip_column]:
                 clip_id += f"_{row[mmeverse_set.clip_column]}"
-            if clip_id in seen:
-                raise DatasetError(str(table), expected="every clip once", got=f"{clip_id} again, {row.place}")
-            seen.add(clip_id)
             cells = {name: cell for name, cell in row.cells.items() if cell.lower() not in EMPTY_CELLS}
-            place, before = joined.get(clip_id, (row.place, {}))
-            joined[clip_id] = place, cells | before
-    return joined
+            person = cells.get("person", "")
+            key = clip_id, person, seen[clip_id, person]
+            seen[clip_id, person] += 1
+            place, before = joined.get(key, (row.place, {}))
+            joined[key] = place, cells | before
+    persons: dict[str, list[str]] = {}
+    rows = []
+    for (clip_id, person, _), (place, cells) in joined.items():
+        mine = persons.setdefault(clip_id, [])
+        if person not in mine:
+            mine.append(person)
+        number = mine.index(person) + 1
+        rows.append((clip_id if number == 1 else f"{clip_id}#{number}", place, cells))
+    return rows
 
 
 def _labels(mmeverse_set: MmeverseSet, cells: Mapping[str, str], place: str, found: Findings) -> dict | None:  # type: ignore[type-arg]

@@ -13,7 +13,7 @@ from functools import partial
 from featurecache.clips import Clip
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import EMPTY_CELLS, Findings, Vocabulary, score, scores
-from featurecache.importers.folders import MediaFolder, any_of, first_of
+from featurecache.importers.folders import MediaFolders, any_of, first_of
 from featurecache.importers.tables import read_table
 
 SENTIMENTS = Vocabulary("sentiment", ("negative", "neutral", "positive"))
@@ -34,8 +34,7 @@ TABLES = ("label.csv", "meta.csv", "*/label.csv", "*/meta.csv")
 def read(dataset: str, largest: float, request: Request, found: Findings) -> Iterator[Clip]:
     """Yield every clip with a score."""
     table = first_of(request.source, TABLES, "the table of scores")
-    raw = any_of(table.parent, ("Raw", "raw", "Video", "video")) or table.parent / "Raw"
-    folders: dict[str, MediaFolder] = {}
+    folders = MediaFolders(any_of(table.parent, ("Raw", "raw", "Video", "video")) or table.parent / "Raw")
     for row in read_table(table, COLUMNS, OPTIONAL, request.encoding):
         number = score(row["score"])
         split = SPLIT_NAMES.get(row["mode"].lower())
@@ -55,11 +54,10 @@ def read(dataset: str, largest: float, request: Request, found: Findings) -> Ite
         if sentiment != sign:
             found.note("some annotations are not the sign of their score; both are kept")
         video = row["video"]
-        folder = folders.setdefault(video, MediaFolder(raw / video))
         parts = {name: row[f"{name}_score"] for name in ("text", "audio", "video")}
         yield Clip(
             id=f"{video}_{row['clip']}",
-            video=folder.path_of(row["clip"], any_padding=True),
+            video=folders[video].path_of(row["clip"], any_padding=True),
             text=row["text"] or None,
             split=split,
             dataset=dataset,

@@ -38,10 +38,13 @@ def import_npy(
     store: LocalStore,
     name: str | None = None,
     *,
+    prefix: str = "",
     stored_dtype: str = "float16",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Imported]:
     """Import `folder` as a feature called `name`; where it holds folders only, each of them under its own name.
+
+    A clip's id is `prefix` and its file's name without the ending.
 
     Run again, it adds what is new and touches nothing else.
 
@@ -50,7 +53,7 @@ def import_npy(
         StoreError: a file name that is no clip id, or several folders under one `name`.
         FingerprintError: the store has a feature of that name under another spec.
     """
-    groups = _groups(folder)
+    groups = _groups(folder, prefix)
     if name is not None and len(groups) > 1:
         raise StoreError(str(folder), expected="one folder of .npy files for --name", got=", ".join(sorted(groups)))
     return [
@@ -75,15 +78,15 @@ def unverified_spec(name: str, shape: tuple[int, int], stored_dtype: str) -> Spe
     )
 
 
-def _groups(folder: Path) -> dict[str, dict[str, Path]]:
+def _groups(folder: Path, prefix: str) -> dict[str, dict[str, Path]]:
     """Files by clip id, by feature name."""
     if not folder.is_dir():
         raise StoreNotFoundError(str(folder), expected="a folder of .npy files", got="no such folder")
-    direct = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    direct = {prefix + path.stem: path for path in sorted(folder.glob("*.npy"))}
     groups = {folder.name: direct} if direct else {}
     if not direct:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            files = {path.relative_to(inner).as_posix()[:-4]: path for path in sorted(inner.rglob("*.npy"))}
+            files = {prefix + path.relative_to(inner).as_posix()[:-4]: path for path in sorted(inner.rglob("*.npy"))}
             groups |= {inner.name: files} if files else {}
     if not groups:
         raise StoreNotFoundError(str(folder), expected=".npy files, or folders of them", got="none")

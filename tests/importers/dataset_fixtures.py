@@ -495,12 +495,16 @@ MMEVERSE = DatasetFixture(
             ["video_id", "official_label", "text", "session"],
             ["Ses05F_impro01_F000", "frustration", "Why?", "Session5"],
         ],
+        "E3/E3_merged.csv": [
+            ["video_id", "emotion", "person", "conversation", "mode"],
+            ["0a1b_3", "happy", "a woman", "Look.", "val"], ["0a1b_3", "shy", "a boy", "Look.", "val"],
+        ],
         "MER2023/features/whisper-large-v3/readme.txt": "features",
     },
     media=("MER2023/video/sample_00000001.mp4", "MER2023/video/sample_00000002.mp4",
            "MELD/video/train_dia0_utt0.mp4", "CMU-MOSEI/video/-3g5yACwYnA_10.mp4", "MAFW/video/00007.mp4",
-           "IEMOCAP/video/Ses05F_impro01_F000.mp4"),
-    num_clips=6,
+           "IEMOCAP/video/Ses05F_impro01_F000.mp4", "E3/video/0a1b_3.mp4"),
+    num_clips=8,
     expected={
         "mer2023/sample_00000001": {
             "video": "MER2023/video/sample_00000001.mp4", "text": "I see.", "split": "train", "dataset": "mer2023",
@@ -516,6 +520,8 @@ MMEVERSE = DatasetFixture(
         "cmu_mosei/-3g5yACwYnA_10": {"labels": {"sentiment": "positive", "sentiment_score": 1.0}, "split": "test",
                                      "dialogue": "-3g5yACwYnA"},
         "mafw/00007": {"labels": {"emotion": "anger", "multi-label": ["anger", "disgust"]}},
+        "e3/0a1b_3": {"labels": {"emotion": "happy"}, "speaker": "0a1b: a woman"},
+        "e3/0a1b_3#2": {"labels": {"emotion": "shy"}, "video": "E3/video/0a1b_3.mp4", "dialogue": "0a1b"},
         "iemocap/Ses05F_impro01_F000": {"split": "test", "dialogue": "Ses05F_impro01"},
     },
     needed="MAFW/MAFW_merged.csv",

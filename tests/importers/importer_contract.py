@@ -128,6 +128,9 @@ class ImporterContract:
         source = self.fixture.build(tmp_path / "data", self.fixture.doubled())
         with pytest.raises(DatasetError, match="every clip once"):
             run(self.fixture, source, tmp_path / "clips.jsonl")
+        summary = run(self.fixture, source, tmp_path / "clips.jsonl", lenient=True)
+        assert sum(summary.by_split.values()) == self.fixture.num_clips
+        assert len(summary.left_out["the clip came before"]) == 1
 
     def test_one_split_holds_only_its_clips_and_an_unknown_one_is_refused(self, source: Path, tmp_path: Path) -> None:
         everything = run(self.fixture, source, tmp_path / "all.jsonl")
