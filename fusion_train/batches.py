@@ -25,7 +25,7 @@ from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.errors import DataError
 from fusion_train.models.emotion_llama import IGNORED_LABEL, FeatureShapes
 from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt, supervise
-from fusion_train.samples import Sample
+from fusion_train.samples import Asked, Sample
 
 PREFETCHED_BATCHES = 2
 
@@ -47,6 +47,8 @@ class Batch:
     clip_ids: list[str]
     num_supervised: int
     """Tokens that the loss counts."""
+    asked: list[Asked]
+    """One a sample, in the order of `ModelOutput.sample_losses`."""
 
     def tensors(self) -> dict[str, Any]:
         return {
@@ -223,6 +225,14 @@ class Collator:
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
         return encode_prompt(self._tokenizer, before, num_soft, after, sample.clip.id)
 
+    def asked(self, sample: Sample, ids: Sequence[int], labels: Sequence[int]) -> Asked:
+        """What to say of a sample of these token ids and labels."""
+        here = self._reader.presence(sample.clip.id)
+        supervised = sum(label != IGNORED_LABEL for label in labels)
+        missing = tuple(name for name, there in here.items() if not there)
+        hidden = tuple(name for name, there in here.items() if there and name in sample.hidden)
+        return Asked(sample.clip.dataset or "", sample.task.name, len(ids), supervised, missing, hidden)
+
     def answer_ids(self, sample: Sample) -> list[int]:
         """Token ids of the answer, its end included."""
         return encode_answer(self._tokenizer, self._prompt.answer(sample.answer, sample.task))
@@ -244,8 +254,9 @@ class Collator:
             mask[row, : len(ids)] = 1
         features, present = self._reader.read_seen([sample.clip.id for sample in samples], shown)
         clip_ids = [sample.clip.id for sample in samples]
-        num_supervised = int((labels != IGNORED_LABEL).sum())
-        return Batch(token_ids, mask, labels, features, present, clip_ids, num_supervised)
+        asked = [self.asked(sample, *row) for sample, row in zip(samples, rows, strict=True)]
+        num_supervised = sum(one.num_supervised for one in asked)
+        return Batch(token_ids, mask, labels, features, present, clip_ids, num_supervised, asked)
 
 
 def prefetch(make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:

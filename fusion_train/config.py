@@ -93,6 +93,8 @@ class DataConfig(Section):
     """Dataset -> weight of a draw; null: every clip once an epoch, in an order drawn anew each epoch."""
     mixture_absent: OnAbsent = "refuse"
     """What to do about datasets of the mixture that the clip list does not have: refuse, or leave_out with a notice."""
+    eval_clips: int | None = Field(None, ge=1)
+    """Score during training on this many clips of that split, always the same ones; null: all of them."""
     failed_clips: Literal["refuse", "skip"] = "refuse"
     """What to do about clips whose extraction failed."""
     hide_modality_p: float = Field(0.0, ge=0, le=1)
@@ -166,7 +168,16 @@ class CheckpointConfig(Section):
 class LogConfig(Section):
     every: int = Field(10, ge=1)
     eval_every: int = Field(5_000, ge=1)
+    """Steps between scorings on the held-out split."""
+    patience: int | None = Field(None, ge=1)
+    """Stop early after this many scorings in a row without a better score; null: never."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Matrix peak of one device, of which utilisation is the share; null: measured at the start."""
     tensorboard: bool = True
+    tracker: Literal["wandb", "trackio"] | None = None
+    """Sends the metrics to W&B or trackio besides."""
+    project: str = "fusion-train"
+    """Name of the tracker's project."""
 
 
 class Config(Section):

@@ -1,5 +1,13 @@
-"""What a run says of itself while it trains: `metrics.jsonl` and TensorBoard.
+"""What a run says of itself while it trains: `metrics.jsonl`, TensorBoard, and a tracker if one is asked for.
 
+A line every `log.every` steps, averages over them:
+    loss · loss/dataset/NAME · loss/task/NAME    mean loss of a supervised token
+    lr · lr/PART · grad_norm · grad_norm/PART    of the last step; rates by part where they differ
+    samples_per_s · tokens_per_s · supervised_tokens_per_s
+    utilisation                                  arithmetic that had to be done over the peak of the devices
+    data_wait_share                              share of the time in which the model waited for data
+    missing/MODALITY · hidden/MODALITY           samples whose clip lacks it, or was not shown with it
+and a line a scoring: accuracy/TASK · eval_loss.
 A resumed run drops the lines written after its checkpoint, so that every step stands once.
 """
 
@@ -7,96 +15,130 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fusion_train.config import LogConfig
+from fusion_train.held_out import overall
+from fusion_train.tally import Counts
+from fusion_train.trackers import open_sinks
+
+DIGITS = 8
 
 
 class Journal:
-    """Averages over `log.every` steps; scores as they come."""
+    """Writes lines; knows the scores of the whole run, those before a resume included."""
 
-    def __init__(self, folder: Path, start_step: int, log: LogConfig, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int,
+        log: LogConfig,
+        *,
+        enabled: bool,
+        peak_flops: float,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Args:
+        enabled: False on processes that write nothing.
+        peak_flops: of all devices together.
+        about: the configuration, for trackers.
+        """
         self._folder, self._log, self._enabled, self._start = folder, log, enabled, start_step
-        self._board: Any = None
+        self._peak_flops, self._about = peak_flops, about
+        self._sinks: list[Any] = []
         self._file: Any = None
-        self._scores: dict[int, float] = {}
-        self._reset()
+        self._rows: dict[int, dict[str, float]] = {}
+        self._since, self._waited_s = time.perf_counter(), 0.0
 
     def __enter__(self) -> Journal:
+        path = self._folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if _step(line) <= self._start]
+        for row in map(json.loads, kept):
+            self._remember(row["step"], row)
         if self._enabled:
-            path = self._folder / "metrics.jsonl"
-            if path.is_file():
-                kept = [line for line in path.read_text().splitlines() if _step(line) <= self._start]
+            if len(kept) != len(lines):
                 path.write_text("".join(f"{line}\n" for line in kept))
+            self._sinks = open_sinks(self._folder, self._start, self._log, self._about)
             self._file = path.open("a", encoding="utf-8")
-            if self._log.tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._start + 1)
-        self._reset()
+        self._since = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
+        if self._file is not None:
+            self._file.close()
+        for sink in self._sinks:
+            sink.close()
 
-    def step(
-        self,
-        step: int,
-        *,
-        loss: float,
-        rates: dict[str, float],
-        norms: dict[str, float],
-        num_samples: int,
-        num_supervised: int,
-        waited_s: float,
-    ) -> None:
-        """Count one optimizer step in."""
-        self._losses.append(loss)
-        self._samples += num_samples
-        self._supervised += num_supervised
-        self._waited_s += waited_s
-        if step % self._log.every:
-            return
+    def due(self, step: int) -> bool:
+        """Whether a line is written after this many steps."""
+        return step % self._log.every == 0
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which the model waited for data."""
+        self._waited_s += seconds
+
+    def step(self, step: int, counts: Counts, rates: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        """Write the line of the steps since the last one; `counts` are those of all processes."""
         seconds = time.perf_counter() - self._since
-        self._write(
-            step,
-            {
-                "loss": sum(self._losses) / len(self._losses),
-                "lr": max(rates.values()),
-                **{f"lr/{part}": rate for part, rate in rates.items() if len(set(rates.values())) > 1},
-                **{f"grad_norm/{part}" if part != "all" else "grad_norm": norm for part, norm in norms.items()},
-                "samples_per_s": self._samples / seconds,
-                "supervised_tokens_per_s": self._supervised / seconds,
-                "data_wait_share": self._waited_s / seconds,
-            },
-        )
-        self._reset()
+        values: dict[str, float] = {
+            "loss": sum(value for key, value in counts.losses.items() if key.startswith("task/")) / counts.supervised,
+            "lr": max(rates.values()),
+            "samples_per_s": counts.samples / seconds,
+            "tokens_per_s": counts.tokens / seconds,
+            "supervised_tokens_per_s": counts.supervised / seconds,
+            "utilisation": counts.flops / seconds / self._peak_flops,
+            "data_wait_share": self._waited_s / seconds,
+        }
+        if len(set(rates.values())) > 1:
+            values |= {f"lr/{part}": rate for part, rate in rates.items()}
+        values |= {"grad_norm" if part == "all" else f"grad_norm/{part}": norm for part, norm in norms.items()}
+        values |= {f"loss/{key}": loss / counts.loss_tokens[key] for key, loss in sorted(counts.losses.items())}
+        values |= {key: float(count) for key, count in sorted(counts.absent.items())}
+        self._write(step, values)
+        self._since, self._waited_s = time.perf_counter(), 0.0
 
-    def scores(self, step: int, scores: dict[str, float]) -> None:
-        """Record the accuracy of every closed task; the mean picks the best checkpoint."""
+    def paused(self, seconds: float) -> None:
+        """Leave out time spent on scoring and saving."""
+        self._since += seconds
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Record scores on the held-out split."""
         if scores:
-            self._scores[step] = sum(scores.values()) / len(scores)
-            self._write(step, {f"accuracy/{task}": value for task, value in scores.items()})
+            self._write(step, scores)
+            self._remember(step, {name: round(value, DIGITS) for name, value in scores.items()})
+
+    def scores_at(self, step: int) -> dict[str, float]:
+        """The scores taken after this many steps, by an earlier process too; empty where none were."""
+        return self._rows.get(step, {})
 
     def score_at(self, step: int) -> float | None:
-        return self._scores.get(step)
+        """The score that picks the best checkpoint, where one was taken after this many steps."""
+        return overall(self.scores_at(step))
 
-    def _reset(self) -> None:
-        self._losses: list[float] = []
-        self._samples = self._supervised = 0
-        self._waited_s = 0.0
-        self._since = time.perf_counter()
+    def stalled(self) -> bool:
+        """Whether `log.patience` scorings in a row brought no better score than the best before them."""
+        patience = self._log.patience
+        scores = [score for step in sorted(self._rows) if (score := self.score_at(step)) is not None]
+        if patience is None or len(scores) <= patience:
+            return False
+        return max(scores[-patience:]) <= max(scores[:-patience])
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps({"step": step, **{k: round(v, 8) for k, v in values.items()}}) + "\n")
-            self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+    def _remember(self, step: int, row: Mapping[str, Any]) -> None:
+        scores = {name: float(value) for name, value in row.items() if name.startswith(("accuracy/", "eval_loss"))}
+        if scores:
+            self._rows[step] = scores
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._enabled:
+            return
+        rounded = {name: round(value, DIGITS) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink.write(step, rounded)
 
 
 def _step(line: str) -> int:

@@ -3,7 +3,7 @@
     runs/perception/
         config.yaml            the resolved configuration
         run.json               fingerprints and shapes of the features read, label sets, initial run, versions
-        metrics.jsonl          one line a logged step, one a scoring
+        metrics.jsonl          one line every `log.every` steps, one a scoring; see journal.py for the names
         tensorboard/
         checkpoints/step-00001000/{model,optimizer}.safetensors + state.json
         finished.json          written last; a run without it can be resumed

@@ -41,6 +41,21 @@ class Sample:
     """Asked in place of the task's instruction."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a batch holds of one sample, for the account that training gives of itself."""
+
+    dataset: str
+    task: str
+    num_tokens: int
+    """Tokens that the language model computes for it."""
+    num_supervised: int
+    missing: tuple[str, ...]
+    """Modalities in use that the clip does not have."""
+    hidden: tuple[str, ...]
+    """Those that it has and is not shown with."""
+
+
 def label_sets(clips: ClipList) -> dict[str, dict[str, list[str]]]:
     """Every label that occurs, by dataset and label task; scores are numbers, not labels."""
     found: dict[str, dict[str, set[str]]] = {}

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from featurecache.interrupt import Interrupted, StopRequest
@@ -29,14 +30,17 @@ from fusion_train.averaging import Averaged
 from fusion_train.batches import Batch, prefetch
 from fusion_train.config import Config, OptimConfig
 from fusion_train.errors import CheckpointError, ConfigError, DivergedError
-from fusion_train.evaluate import closed_tasks, evaluate
+from fusion_train.held_out import HeldOut
 from fusion_train.journal import Journal
 from fusion_train.models.parts import learning_parameters
 from fusion_train.optimizer import gradient_norms, make_optimizer, set_learning_rates
+from fusion_train.peak import measured_peak_flops
 from fusion_train.prompts import encode_answer
 from fusion_train.run import Run, RunRecord
 from fusion_train.samples import AnswerLimits, SampleStream
 from fusion_train.seeding import derive
+from fusion_train.sizes import adapter_work, llm_shape, lora_shape
+from fusion_train.tally import Counts, Tally, WorkPerSample
 
 
 def train(
@@ -76,7 +80,7 @@ def train(
         fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,
     )  # fmt: skip
     stream = make_stream(bench, say)
-    eval_clips = _eval_clips(bench)
+    held_out = HeldOut(bench) if config.data.eval_split is not None else None
 
     if known is not None and known.initial is not None:
         initial = Run(absolute(known.initial["run"], run.folder))
@@ -91,35 +95,44 @@ def train(
         f"trained parameters, on {accelerator.device}")  # fmt: skip
 
     steps = prefetch(lambda step: micro_batches(step, bench, stream, accelerator), start, config.optim.steps)
-    journal = Journal(run.folder, start, config.log, enabled=accelerator.is_main_process)
-    scores: dict[str, float] = {}
-    began, waiting_since = time.perf_counter(), time.perf_counter()
+    tally = Tally(WorkPerSample(llm_shape(bench.model.llm), lora_shape(bench.model.llm), adapter_work(bench.model)))
+    journal = Journal(
+        run.folder, start, config.log, enabled=accelerator.is_main_process,
+        peak_flops=peak_flops(accelerator, config), about=config.model_dump(mode="json"),
+    )  # fmt: skip
+    done, began, waiting_since = start, time.perf_counter(), time.perf_counter()
     with StopRequest() as stop, journal, show_progress(config.stage, "steps", already=start) as progress:
-        for step, batches in enumerate(steps, start=start):
-            waited_s = time.perf_counter() - waiting_since
+        for step, batches in enumerate(steps if not journal.stalled() else (), start=start):
+            journal.waited(time.perf_counter() - waiting_since)
             rates = set_learning_rates(optimizer, step, config.optim)
-            loss, norms = train_step(model, optimizer, batches, accelerator, config, step)
+            loss, norms = train_step(model, optimizer, batches, tally, accelerator, config, step)
             if averaged is not None:
                 averaged.update(step)
             done = step + 1
-            journal.step(done, loss=loss, rates=rates, norms=norms, num_samples=config.optim.batch_size,
-                         num_supervised=sum(b.num_supervised for b in batches), waited_s=waited_s)  # fmt: skip
+            if journal.due(done):
+                journal.step(done, over_processes(tally.take()), rates, norms)
             progress(done, config.optim.steps, f"loss {loss:.4f}, lr {max(rates.values()):.1e}")
-            last = done == config.optim.steps
-            if eval_clips and (last or done % config.log.eval_every == 0):
+            last, paused_since = done == config.optim.steps, time.perf_counter()
+            if held_out and (last or done % config.log.eval_every == 0):
                 with averaged.in_place() if averaged is not None else nullcontext():
-                    scores = score(bench, eval_clips)
+                    scores = held_out.score()
                 journal.scores(done, scores)
                 say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+                if journal.stalled() and not last:
+                    last = True
+                    say(f"step {done}: no better score in {config.log.patience} scorings, so this is the last step")
             if (last or done % config.checkpoint.every == 0 or stop.requested) and accelerator.is_main_process:
                 save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))
             if stop.requested and not last:
                 raise Interrupted(
                     f"{run.folder}: stopped after step {done}. Go on with: fusion-train resume {run.folder}"
                 )
+            if last:
+                break
             waiting_since = time.perf_counter()
+            journal.paused(waiting_since - paused_since)
 
-    result = {"step": config.optim.steps, "scores": scores, "seconds": round(time.perf_counter() - began, 3)}
+    result = {"step": done, "scores": journal.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
     if accelerator.is_main_process:
         run.finish(result)
     return result
@@ -129,6 +142,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
+    tally: Tally,
     accelerator: Accelerator,
     config: Config,
     step: int,
@@ -141,10 +155,11 @@ def train_step(
     for number, batch in enumerate(batches):
         last = number + 1 == len(batches)
         with nullcontext() if last else accelerator.no_sync(model):
-            loss_sum = model(**batch.to(accelerator.device).tensors()).loss_sum
+            output = model(**batch.to(accelerator.device).tensors())
             # DDP averages gradients over processes; the loss is a mean over the tokens of all of them.
-            accelerator.backward(loss_sum * (accelerator.num_processes / total))
-            loss += loss_sum.detach() / total
+            accelerator.backward(output.loss_sum * (accelerator.num_processes / total))
+        tally.count(batch.asked, output.sample_losses)
+        loss += output.loss_sum.detach() / total
     mean_loss = float(accelerator.reduce(loss, reduction="sum"))
     if not math.isfinite(mean_loss):
         raise DivergedError(
@@ -214,16 +229,20 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print) -> SampleS
     )
 
 
-def _eval_clips(bench: Workbench) -> Any:
-    data = bench.config.data
-    if data.eval_split is None:
-        return None
-    return bench.reader.usable(bench.clips.in_split(data.eval_split), data.failed_clips)
+def peak_flops(accelerator: Accelerator, config: Config) -> float:
+    """Matrix peak of all devices: the one stated, else as measured now."""
+    if config.log.peak_tflops is not None:
+        return config.log.peak_tflops * 1e12 * accelerator.num_processes
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return measured_peak_flops(accelerator.device, dtypes[config.optim.precision]) * accelerator.num_processes
 
 
-def score(bench: Workbench, clips: Any) -> dict[str, float]:
-    """Accuracy of every closed task on held-out clips."""
-    return {task: evaluate(bench, clips, task).summary()["accuracy"] for task in closed_tasks(bench, clips)}
+def over_processes(counts: Counts) -> Counts:
+    """Add up what all processes counted."""
+    whole = Counts()
+    for mine in gather_object([counts]):
+        whole.add(mine)
+    return whole
 
 
 def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class ModelOutput:
 
     loss_sum: Tensor
     """Sum of the losses of the supervised tokens; the caller knows over how many to average."""
+    sample_losses: Tensor
+    """The same sum sample by sample, without a gradient."""
 
 
 class EmotionLlama(nn.Module):
@@ -175,10 +177,10 @@ class EmotionLlama(nn.Module):
             inputs_embeds=hidden_input, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False
         ).logits  # [b, kept, v]
         targets = targets[:, keep]
-        loss_sum = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-        )
-        return ModelOutput(loss_sum)
+        losses = F.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        ).view_as(targets)  # [b, kept]
+        return ModelOutput(losses.sum(), losses.detach().sum(dim=1))
 
 
 def fusion_token_count(shapes: FeatureShapes) -> int:

@@ -45,7 +45,7 @@ def equal(first: Run, second: Run) -> bool:
 def test_training_learns_the_labels(llama, material, tmp_path):
     config = make_config(llama, "optim.steps=80", "log.eval_every=40", "optim.lr=1e-2", "checkpoint.every=40")
     run = run_training(config, material, tmp_path / "run")
-    assert run.result["scores"]["emotion"] >= 0.9
+    assert run.result["scores"]["accuracy/emotion"] >= 0.9
     losses = [row["loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
     assert losses[-1] < losses[0] / 2
 
