@@ -39,19 +39,36 @@ class FramePicker:
 
     def __init__(self, targets: list[int], by_time: bool) -> None:
         self.targets, self.by_time = targets, by_time
-        self.needed: set[int | None] = set(targets)
-        self.pictures: dict[int | None, np.ndarray] = {}
+        self.places: dict[int | None, list[int]] = {}
+        """Where in the result each frame goes; a clip of few frames repeats its last one."""
+        for place, target in enumerate(targets):
+            self.places.setdefault(target, []).append(place)
+        self.frames: np.ndarray | None = None
+        """(F, H, W, 3), filled as frames come."""
         self.emitted: list[int] = []
         self.seen = self.errors = self.damaged = 0
+        self._found: set[int | None] = set()
+
+    def again(self) -> FramePicker:
+        """A fresh one for the same frames."""
+        return FramePicker(self.targets, self.by_time)
+
+    @property
+    def num_found(self) -> int:
+        return len(self._found)
 
     @property
     def done(self) -> bool:
-        return len(self.pictures) == len(self.needed)
+        return len(self._found) == len(self.places)
 
     @property
     def misled(self) -> bool:
         """Whether a sound stream came to its end without some frame that its packets promised."""
         return self.by_time and not self.done and not self.errors and bool(self.emitted)
+
+    def needs(self, time: int | None) -> bool:
+        """Whether the frame of a packet may be asked for."""
+        return not self.by_time or time is None or (time in self.places and time not in self._found)
 
     def refused(self, error: FFmpegError) -> None:
         """Note a packet that the decoder refuses."""
@@ -63,14 +80,18 @@ class FramePicker:
         self.seen += 1
         if frame.pts is not None:
             self.emitted.append(frame.pts)
-        if key not in self.needed or key in self.pictures:
+        if key not in self.places or key in self._found:
             return
         self.damaged += frame.is_corrupt
         quarter_turns = round(frame.rotation / 90) % 4
         size = {}
-        if self.pictures:  # a stream may change its size midway; the first chosen frame decides
-            height, width = next(iter(self.pictures.values())).shape[:2]
+        if self.frames is not None:  # a stream may change its size midway; the first chosen frame decides
+            height, width = self.frames.shape[1:3]
             size = {"width": height, "height": width} if quarter_turns % 2 else {"width": width, "height": height}
         # libav gives the angle by which the picture is to be turned counterclockwise, as rot90 turns.
         picture = np.rot90(frame.to_ndarray(format="rgb24", **size), quarter_turns)
-        self.pictures[key] = np.ascontiguousarray(picture)
+        if self.frames is None:
+            self.frames = np.empty((len(self.targets), *picture.shape), np.uint8)
+        for place in self.places[key]:
+            self.frames[place] = picture
+        self._found.add(key)

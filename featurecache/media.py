@@ -14,6 +14,7 @@ damaged file no longer holds is never replaced by an earlier one. This module kn
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from PIL import Image, ImageOps
 from featurecache.clips import MEDIA_KINDS, Clip
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
+from featurecache.frame_memory import Reservation
 from featurecache.frames import frame_indices
 from featurecache.recording import Absent, Decoded, Recording, media_error
 
@@ -45,10 +47,12 @@ def decode(clip: Clip, views: Sequence[View]) -> list[Decoded]:
     return results  # type: ignore[return-value]
 
 
-def decode_each(clip: Clip, views: Sequence[View], limit_s: float | None = None) -> list[Decoded | MediaError]:
+def decode_each(
+    clip: Clip, views: Sequence[View], limit_s: float | None = None, memory: Reservation | None = None
+) -> list[Decoded | MediaError]:
     """As `decode`, with the error of a view in its place, so that a bad sound track leaves the frames usable.
 
-    A file that takes longer than `limit_s` is an error.
+    A file that takes longer than `limit_s` is an error. Frames take their memory from `memory`.
     """
     results: dict[View, Decoded | MediaError] = {}
     from_file: dict[tuple[Path, str], list[View]] = {}
@@ -61,7 +65,7 @@ def decode_each(clip: Clip, views: Sequence[View], limit_s: float | None = None)
         else:
             from_file.setdefault((source, kind), []).append(view)
     for (path, kind), wanted in from_file.items():
-        recording = Recording(clip, path, kind, limit_s)
+        recording = Recording(clip, path, kind, limit_s, memory)
         decoded = _caught(clip, path, kind, lambda recording=recording, wanted=wanted: recording.decode(wanted))
         results.update(dict.fromkeys(wanted, decoded) if isinstance(decoded, MediaError) else decoded)
     if clip.crop is not None:
@@ -114,7 +118,25 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
     except MediaError as error:
         return error
     except (FFmpegError, OSError) as error:
-        return media_error(clip, f"its {kind} file to be readable", error.strerror or type(error).__name__)
+        return media_error(clip, f"its {kind} file to be readable", _in_words(error))
+
+
+MEANINGS = {
+    errno.EPERM: "a list of other files",  # libav may open no file but the one named
+    errno.ENOMEM: "headers that ask for more memory than there is",
+    errno.EAGAIN: "nothing that can be decoded",
+    errno.EIO: "an error of reading, or an end within its headers",
+    errno.EINVAL: "contradicting headers",
+}
+
+
+def _in_words(error: OSError) -> str:
+    if isinstance(error, EOFError):
+        return "an end before any content"
+    if isinstance(error, FFmpegError) and error.errno in MEANINGS:
+        return MEANINGS[error.errno]
+    text = (error.strerror or type(error).__name__).partition(",")[0]
+    return "damage within it" if text.startswith("Error number") else text[:1].lower() + text[1:]
 
 
 def _still(clip: Clip, path: Path) -> np.ndarray:

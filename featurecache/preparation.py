@@ -17,6 +17,7 @@ import numpy as np
 from featurecache.clips import Clip
 from featurecache.encoders import Encoder, View
 from featurecache.errors import FeatureCacheError, MediaError
+from featurecache.frame_memory import FRAME_MEMORY, Reservation
 from featurecache.media import Absent, decode_each
 from featurecache.sources import clip_source
 
@@ -66,9 +67,20 @@ def prepare(
 
     Features with an equal value in `sharing` get one and the same input. Decoding stops after `limit_s`.
     """
+    with FRAME_MEMORY.reserve() as memory:
+        return _prepare(clip, encoders, sharing or {}, limit_s, memory)
+
+
+def _prepare(
+    clip: Clip,
+    encoders: Mapping[str, Encoder],
+    sharing: Mapping[str, str],
+    limit_s: float | None,
+    memory: Reservation,
+) -> PreparedClip:
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
-    decoded = _attempt(lambda: decode_each(clip, views, limit_s))
+    decoded = _attempt(lambda: decode_each(clip, views, limit_s, memory))
     decoded_at = time.perf_counter()
     sources = {view: _attempt(lambda view=view: clip_source(clip, view)) for view in dict.fromkeys(views)}
     hashed_at = time.perf_counter()
@@ -79,7 +91,7 @@ def prepare(
         result = view = decoded if isinstance(decoded, Exception) else decoded[index]
         valid = 0
         if not isinstance(result, Exception | Absent):
-            key = (sharing or {}).get(name, name)
+            key = sharing.get(name, name)
             if key not in inputs:
                 inputs[key] = _attempt(lambda view=view, encoder=encoder: encoder.preprocess(view))
             result = inputs[key]

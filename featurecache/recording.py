@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -22,15 +22,19 @@ from av.error import FFmpegError
 from featurecache.clips import Clip
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
+from featurecache.frame_memory import MAX_CLIP_BYTES, Reservation
 from featurecache.frames import FramePicker, frame_indices
+from featurecache.track import Track, count_missing
 from featurecache.waveform import WaveformCollector
 
 MAX_PACKETS = 5_000_000  # 46 hours of 30 frames/s; a hostile index may promise any number
+AUDIO_SLACK_S = 1.0  # packets may be out of order, and decoders swallow the first ones
 SEEK_FROM_S = 8.0  # a clip that starts later in its file is sought
 PREROLL_S = 2.0  # sound decoders need some packets before the first one wanted
-DURATION_SLACK_S = 1.0  # a header's duration may exceed the last packet by rounding
-CODEC_THREADS = 2
-STREAMED_RIFF_BYTES = (8, 0xFFFFFFFF + 8)  # what a WAV header states when the length was not known
+CODEC_THREADS = 1  # decode workers fill the cores; a second thread costs a tenth more processor time a clip
+MAX_FRAME_PIXELS = 1 << 26  # twice 8K; a header may state any size
+SKIPPING_CODECS = frozenset({"h264", "mpeg2video"})
+"""Codecs whose decoders leave out exactly the frames that no other frame is predicted from, when told to."""
 
 
 @dataclass(frozen=True)
@@ -48,43 +52,21 @@ def media_error(clip: Clip, expected: str, got: str) -> MediaError:
     return MediaError(f'clip "{clip.id}"', expected=expected, got=got)
 
 
-@dataclass
-class Track:
-    """What the packets of one stream say; times in units of its time base."""
-
-    start: float
-    """The clip's part of the stream: start <= time < end."""
-    end: float
-    pts: list[int | None] = field(default_factory=list)
-    dts: list[int] = field(default_factory=list)
-    damaged: set[int | None] = field(default_factory=set)
-    """Times of packets that the file holds in part only."""
-    missing: int = 0
-    """Packets that the file promises after its last one."""
-
-    @property
-    def by_time(self) -> bool:
-        """Whether every frame has a time of its own."""
-        return None not in self.pts and len(set(self.pts)) == len(self.pts)
-
-    def shown(self) -> list[int]:
-        """Return the times of all frames in display order; empty where the file has none."""
-        if self.by_time:
-            return sorted(self.pts)  # type: ignore[type-var, arg-type]
-        # Decoding order is as good for cutting where display times are missing: only the delay of B-frames differs.
-        return sorted(self.dts) if len(self.dts) == len(self.pts) else []
-
-
 class Recording:
     """One file with moving pictures, sound, or both, as one clip uses it."""
 
-    def __init__(self, clip: Clip, path: Path, kind: str, limit_s: float | None = None) -> None:
+    def __init__(
+        self, clip: Clip, path: Path, kind: str, limit_s: float | None = None, memory: Reservation | None = None
+    ) -> None:
+        """Describe it; decoding takes at most `limit_s` and takes the memory of its frames from `memory`."""
         self.clip, self.path, self.kind = clip, path, kind
-        self._limit_s = limit_s
+        self._limit_s, self._memory = limit_s, memory
         self._deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         self._start_s = clip.start_s or 0.0
         self._end_s = float("inf") if clip.end_s is None else clip.end_s
         self._seek = self._start_s >= SEEK_FROM_S
+        self._longest_s = 0.0
+        self._skipped = False
 
     def decode(self, views: Sequence[View]) -> dict[View, Decoded | MediaError]:
         """Decode all views of this file together.
@@ -95,6 +77,7 @@ class Recording:
         frame_views = [view for view in views if isinstance(view, FramesView)]
         audio_views = [view for view in views if isinstance(view, AudioView)]
         results: dict[View, Decoded | MediaError] = {}
+        self._longest_s = max((view.max_duration_s for view in audio_views), default=0.0)
         tracks = self._scan(bool(frame_views), bool(audio_views))
         if "video" not in tracks:
             results.update(dict.fromkeys(frame_views, Absent("no video stream")))
@@ -115,10 +98,17 @@ class Recording:
                     collectors[view] = WaveformCollector(view.sampling_rate, *limits)
             except MediaError as error:
                 results[view] = error
-        self._run(pickers, collectors)
+        too_large = self._reserve(pickers, tracks)
+        if too_large is not None:
+            results.update(dict.fromkeys(pickers, too_large))
+            pickers = {}
+        self._run(pickers, collectors, skip=True)
         if any(picker.misled for picker in pickers.values()):
             # Packets that show no picture (VP8 has such) were counted as frames: count those that did appear.
-            emitted = sorted(next(picker for picker in pickers.values() if picker.misled).emitted)
+            if self._skipped:
+                pickers = {view: picker.again() for view, picker in pickers.items()}
+                self._run(pickers, {})
+            emitted = sorted(next(iter(pickers.values())).emitted)
             pickers = {view: self._picker(view, tracks["video"], emitted, 0) for view in pickers}  # type: ignore[arg-type]
             self._run(pickers, {})
         results.update({view: self._frames(picker, tracks["video"]) for view, picker in pickers.items()})
@@ -139,6 +129,20 @@ class Recording:
     def _error(self, expected: str, got: str) -> MediaError:
         return media_error(self.clip, f"{expected} in its {self.kind} file", got)
 
+    def _reserve(self, pickers: dict[View, FramePicker], tracks: dict[str, Track]) -> MediaError | None:
+        """Wait for the memory of all frames asked for, which does not count as decoding; an error if it is too much."""
+        num_frames = sum(len(picker.targets) for picker in pickers.values())
+        if not num_frames:
+            return None
+        num_bytes = num_frames * tracks["video"].num_pixels * 3
+        if num_bytes > MAX_CLIP_BYTES:
+            return self._error(f"at most {MAX_CLIP_BYTES / 1e9:.1f} GB of frames", f"{num_bytes / 1e9:.1f} GB")
+        if self._memory is not None:
+            began = time.monotonic()
+            self._memory.take(num_bytes)
+            self._deadline += time.monotonic() - began
+        return None
+
     def _in_time(self) -> None:
         if time.monotonic() > self._deadline:
             raise self._error(f"decoding to take at most {self._limit_s:g} s", "longer")
@@ -157,7 +161,7 @@ class Recording:
         for kind, stream in streams.items():
             if stream.codec_context is None:
                 container.close()
-                raise self._error(f"its {kind} stream to be of a codec that libav decodes", "another")
+                raise self._error(f"a codec for {kind} that libav has", "another")
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = CODEC_THREADS
         if self._seek:
@@ -173,13 +177,15 @@ class Recording:
             origin_s = _origin_us(container) / av.time_base
             tracks = {kind: self._track(stream.time_base, origin_s) for kind, stream in streams.items()}
             promised = {kind: [entry.timestamp for entry in each.index_entries] for kind, each in streams.items()}
+            if "video" in streams:
+                tracks["video"].num_pixels = streams["video"].width * streams["video"].height
             exact = self._read_packets(container, streams, tracks)
             if self._seek and not (exact and ("video" not in tracks or tracks["video"].by_time)):
                 self._seek = False  # this container cannot seek exactly: read it from its beginning
                 return self._scan(want_video, want_audio)
             for kind, track in tracks.items():
                 if not track.dts or track.dts[-1] < track.end:
-                    _count_missing(streams[kind], track, promised[kind], self.path)
+                    count_missing(streams[kind], track, promised[kind], self.path)
             return tracks
 
     def _track(self, time_base, origin_s: float) -> Track:  # type: ignore[no-untyped-def]
@@ -194,8 +200,7 @@ class Recording:
         begun: set[str] = set()
         past: set[str] = set()
         exact = True
-        for number, packet in enumerate(container.demux(*streams.values())):
-            self._in_time()
+        for number, packet in enumerate(self._packets(container, streams)):
             if number > MAX_PACKETS:
                 raise self._error(f"at most {MAX_PACKETS:,} packets", "more")
             if packet.size == 0 and packet.dts is None:
@@ -205,6 +210,9 @@ class Recording:
             if kind not in begun:
                 begun.add(kind)
                 time = packet.pts if packet.pts is not None else packet.dts
+                if kind == "audio" and time is not None:  # nobody listens longer
+                    longest = (self._longest_s + AUDIO_SLACK_S) / packet.time_base
+                    track.end = min(track.end, max(time, track.start) + longest)
                 exact &= time is not None and time <= track.start and (kind == "audio" or packet.is_keyframe)
             if packet.is_corrupt:
                 track.damaged.add(packet.pts)
@@ -218,6 +226,19 @@ class Recording:
                     if len(past) == len(streams):
                         break
         return exact
+
+    def _packets(self, container, streams) -> Iterator[av.Packet]:  # type: ignore[no-untyped-def]
+        """Yield the packets of these streams, in the time that there is.
+
+        Raises:
+            MediaError: the time is over, or a stream appears that the header does not have.
+        """
+        try:
+            for packet in container.demux(*streams.values()):
+                self._in_time()
+                yield packet
+        except IndexError as error:  # what PyAV makes of a stream that libav found on the way
+            raise self._error("the streams that its header states", "one more on the way") from error
 
     def _picker(self, view: FramesView, track: Track, times: list[int], missing: int) -> FramePicker:
         """Choose the frames of a view among those shown at `times`."""
@@ -238,8 +259,13 @@ class Recording:
             raise self._error(f"{total} frames", f"{len(inside)}; the file is cut short")
         return FramePicker([inside[index][1 if track.by_time else 0] for index in indices], track.by_time)
 
-    def _run(self, pickers: dict[View, FramePicker], collectors: dict[View, WaveformCollector]) -> None:
-        """Decode once, handing frames to every picker and sound to every collector until all have enough."""
+    def _run(
+        self, pickers: dict[View, FramePicker], collectors: dict[View, WaveformCollector], skip: bool = False
+    ) -> None:
+        """Decode once, handing frames to every picker and sound to every collector until all have enough.
+
+        With `skip`, frames that nobody asks for and no other frame is predicted from are not decoded.
+        """
         if not pickers and not collectors:
             return
         container, streams = self._open(bool(pickers), bool(collectors))
@@ -249,10 +275,14 @@ class Recording:
                 sinks[stream.index] = list(pickers.values() if kind == "video" else collectors.values())
             for collector in collectors.values():
                 collector.origin_s = _origin_us(container) / av.time_base
-            for packet in container.demux(*streams.values()):
-                self._in_time()
+            context = streams["video"].codec_context if "video" in streams else None
+            self._skipped = skip and context is not None and context.name in SKIPPING_CODECS
+            for packet in self._packets(container, streams):
                 active = [sink for sink in sinks[packet.stream.index] if not sink.done]
                 if active:
+                    if self._skipped and packet.stream.type == "video":
+                        needed = any(picker.needs(packet.pts) for picker in active)
+                        context.skip_frame = "DEFAULT" if needed else "NONREF"  # type: ignore[union-attr]
                     _decode_packet(packet, active)
                 elif all(sink.done for group in sinks.values() for sink in group):
                     break
@@ -260,13 +290,13 @@ class Recording:
                 collector.finish()
 
     def _frames(self, picker: FramePicker, track: Track) -> np.ndarray | MediaError:
-        damaged = picker.damaged + len(picker.needed & track.damaged if picker.by_time else ())
+        damaged = picker.damaged + len(picker.places.keys() & track.damaged if picker.by_time else ())
         if damaged:
             return self._error("whole frames", f"{damaged} damaged among those chosen")
         if not picker.done:
-            got = f"{len(picker.pictures)}" + (f"; {picker.errors} packets are damaged" if picker.errors else "")
-            return self._error(f"{len(picker.needed)} frames chosen out of {len(track.pts)}", got)
-        return np.stack([picker.pictures[target] for target in picker.targets])
+            got = f"{picker.num_found}" + (f"; {picker.errors} packets are damaged" if picker.errors else "")
+            return self._error(f"{len(picker.places)} frames chosen out of {len(track.pts)}", got)
+        return picker.frames  # type: ignore[return-value]
 
     def _waveform(self, collector: WaveformCollector, track: Track) -> np.ndarray | MediaError:
         samples = collector.samples()
@@ -301,39 +331,3 @@ def _decode_packet(packet, sinks: list) -> None:  # type: ignore[no-untyped-def,
 def _origin_us(container) -> int:  # type: ignore[no-untyped-def]
     """Return the file's first moment in microseconds; transport streams do not begin at 0."""
     return container.start_time or 0
-
-
-def _count_missing(stream, track: Track, promised: list[int], path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Fill in how many packets the file's index, or else the stream's own duration, promises beyond the last one."""
-    if not track.dts:
-        track.missing = len(promised)
-        return
-    last = max(track.dts)
-    track.missing = sum(1 for dts in promised if last < dts < track.end)
-    duration_s = _stated_duration_s(stream, path)
-    if track.missing or duration_s is None or len(track.dts) < 2:
-        return
-    first = stream.start_time if stream.start_time is not None else track.dts[0]
-    packet_s = float((last - track.dts[0]) * stream.time_base) / (len(track.dts) - 1)
-    stated_end_s = min(duration_s, float((track.end - first) * stream.time_base))
-    lacking_s = stated_end_s - (float((last - first) * stream.time_base) + packet_s)
-    if lacking_s > DURATION_SLACK_S and packet_s > 0:
-        track.missing = round(lacking_s / packet_s)
-
-
-def _stated_duration_s(stream, path: Path) -> float | None:  # type: ignore[no-untyped-def]
-    """Return the duration that the stream's header states; None where the container only estimates one."""
-    form = stream.container.format.name
-    if form == "flac" and stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if form == "wav" and stream.duration is not None:  # libav shortens it to what the file holds
-        with path.open("rb") as file:
-            riff_bytes = int.from_bytes(file.read(8)[4:], "little") + 8
-        held_bytes = path.stat().st_size
-        whole = riff_bytes in STREAMED_RIFF_BYTES or riff_bytes <= held_bytes
-        return float(stream.duration * stream.time_base) * (1 if whole else riff_bytes / held_bytes)
-    if "matroska" in form:
-        stated = stream.metadata.get("DURATION", "").split(":")
-        if len(stated) == 3 and all(part.replace(".", "", 1).isdigit() for part in stated):
-            return int(stated[0]) * 3600 + int(stated[1]) * 60 + float(stated[2])
-    return None

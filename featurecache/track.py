@@ -1,0 +1,80 @@
+"""What the packets of one stream say: every frame's time, and whether the file holds all that it promises.
+
+Counts in headers are often absent or wrong, so frames are counted by their packets. Whether a file was cut short is
+told from its index, or else from the duration that its header states. This module decodes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DURATION_SLACK_S = 1.0  # a header's duration may exceed the last packet by rounding
+STREAMED_RIFF_BYTES = (8, 0xFFFFFFFF + 8)  # what a WAV header states when the length was not known
+
+
+@dataclass
+class Track:
+    """What the packets of one stream say; times in units of its time base."""
+
+    start: float
+    """The clip's part of the stream: start <= time < end."""
+    end: float
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int] = field(default_factory=list)
+    damaged: set[int | None] = field(default_factory=set)
+    """Times of packets that the file holds in part only."""
+    missing: int = 0
+    """Packets that the file promises after its last one."""
+    num_pixels: int = 0
+    """Of a frame, as the header states it."""
+
+    @property
+    def by_time(self) -> bool:
+        """Whether every frame has a time of its own."""
+        return None not in self.pts and len(set(self.pts)) == len(self.pts)
+
+    def shown(self) -> list[int]:
+        """Return the times of all frames in display order; empty where the file has none."""
+        if self.by_time:
+            return sorted(self.pts)  # type: ignore[type-var, arg-type]
+        # Decoding order is as good for cutting where display times are missing: only the delay of B-frames differs.
+        return sorted(self.dts) if len(self.dts) == len(self.pts) else []
+
+
+def count_missing(stream, track: Track, promised: list[int], path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Fill in how many packets the file's index, or else the stream's own duration, promises beyond the last one."""
+    if not track.dts:
+        track.missing = len(promised)
+        return
+    last = max(track.dts)
+    track.missing = sum(1 for dts in promised if last < dts < track.end)
+    duration_s = _stated_duration_s(stream, path)
+    if track.missing or duration_s is None or len(track.dts) < 2:
+        return
+    first = stream.start_time if stream.start_time is not None else track.dts[0]
+    packet_s = float((last - track.dts[0]) * stream.time_base) / (len(track.dts) - 1)
+    stated_end_s = min(duration_s, float((track.end - first) * stream.time_base))
+    last_shown = max((time for time in track.pts if time is not None), default=last)
+    lacking_s = stated_end_s - (float((last_shown - first) * stream.time_base) + packet_s)
+    if lacking_s > DURATION_SLACK_S and packet_s > 0:
+        track.missing = round(lacking_s / packet_s)
+
+
+def _stated_duration_s(stream, path: Path) -> float | None:  # type: ignore[no-untyped-def]
+    """Return the duration that the stream's header states; None where the container only estimates one."""
+    form = stream.container.format.name
+    if form == "flac" and stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    if form == "wav" and stream.duration is not None:  # libav shortens it to what the file holds
+        with path.open("rb") as file:
+            riff_bytes = int.from_bytes(file.read(8)[4:], "little") + 8
+        held_bytes = path.stat().st_size
+        whole = riff_bytes in STREAMED_RIFF_BYTES or riff_bytes <= held_bytes
+        return float(stream.duration * stream.time_base) * (1 if whole else riff_bytes / held_bytes)
+    if "matroska" in form:
+        stated = stream.metadata.get("DURATION", "").split(":")
+        if len(stated) == 3 and all(part.replace(".", "", 1).isdigit() for part in stated):
+            end_s = int(stated[0]) * 3600 + int(stated[1]) * 60 + float(stated[2])  # a time, from the file's zero
+            return end_s - max(0.0, float((stream.start_time or 0) * stream.time_base))
+    return None
