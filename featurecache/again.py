@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips import ClipList
-from featurecache.encoders import Encoder, open_encoder
+from featurecache.encoders import Encoder, open_encoder, registered
 from featurecache.errors import FingerprintError
 from featurecache.extract import Summary, extract
 from featurecache.preparation import current_source
@@ -96,11 +96,19 @@ def retry(
 
 
 def recomputer(store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extraction: Any) -> Recompute:
-    """A `Recompute` that extracts lost clips into a temporary store; encoders open when first needed."""
+    """A `Recompute` that extracts lost clips into a temporary store; encoders open when first needed.
+
+    Raises (when called):
+        FingerprintError: the encoder that opens is not the one the feature was made with.
+    """
     encoders: dict[str, Encoder] = {}
 
     def recompute(name: str, ids: Sequence[str]) -> Iterator[Outcome]:
         spec = store.spec(name)  # repair mends it first
+        if spec.encoder not in registered():
+            reason = f"its encoder {spec.encoder} is not installed"
+            yield from (Outcome(clip_id, Status.FAILED, "", reason=reason) for clip_id in ids)
+            return
         if name not in encoders:
             encoders[name] = open_for(spec)
         wanted = set(ids)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
-from featurecache.console import tables
+from featurecache.console import size_text, tables
 from featurecache.errors import EncoderError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
 from featurecache.progress import duration, show_progress
@@ -217,7 +217,7 @@ def _print_summary(summary: Summary) -> None:
 
 
 def _print_forecast(found: Forecast) -> None:
-    from featurecache.estimate import size_text, total_bytes
+    from featurecache.estimate import total_bytes
 
     table = Table("feature", "tokens", "bytes a clip", "clips", "there already", "to write")
     for item in found.estimates:

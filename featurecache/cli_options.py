@@ -11,6 +11,7 @@ from featurecache.errors import EncoderError
 
 STORE = click.option("--store", default="features.zarr", show_default=True, help="Where the features are kept.")
 CLIPS = click.option("--clips", default="clips.jsonl", show_default=True, help="The clip list.")
+NAMES = click.option("--name", "names", multiple=True, help="A feature; may be repeated. Every feature by default.")
 MEDIA_ROOT = click.option("--media-root", default=None, help="Folder of the media, where it is not the list's own.")
 WEIGHTS = click.option(
     "--weights", multiple=True, metavar="[NAME=]PATH_OR_ID", help="Checkpoint for every encoder, or for one of them."

@@ -1,24 +1,26 @@
-"""Commands that keep a store: retry, repair, diff, gc, convert, import-npy. Each calls the library and prints."""
+"""Commands that keep a store: retry, repair, gc, convert, import-npy. Each calls the library and prints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import featurecache
-from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
+from featurecache.cli_options import CLIPS, MEDIA_ROOT, NAMES, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
+from featurecache.console import counted, size_text
 from featurecache.errors import StoreError
 from featurecache.progress import show_progress
-from featurecache.spec import STORED_DTYPES, Spec
+from featurecache.spec import STORED_DTYPES
 
 if TYPE_CHECKING:
     from featurecache.again import OpenEncoder
+    from featurecache.repair import Recompute
+    from featurecache.store.local import LocalStore
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
-NAMES = click.option("--name", "names", multiple=True, help="A feature; may be repeated. Every feature by default.")
 FORMAT = click.option("--format", "form", type=click.Choice(["zarr", "webdataset"]), default=None)
 
 
@@ -40,8 +42,8 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
     from featurecache import again
 
     opened = featurecache.open_store(store, mode="a")
-    chosen = list(names) or opened.names
-    open_for = _opener([opened.spec(name) for name in chosen], given)
+    chosen = _with_encoder(opened, names)
+    open_for = _opener(given)
     listed = featurecache.load_clips(clips, given["media_root"])
     with show_progress("retry") as progress:
         summary = again.retry(opened, listed, chosen, open_for, ids or None, advance=progress)
@@ -61,20 +63,25 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
 @MEDIA_ROOT
 @DEVICE
 @click.option("--recompute/--no-recompute", default=True, show_default=True, help="Compute lost rows anew.")
-def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, **given: Any) -> None:
-    """Mend what `fcache verify` finds; only rows that are lost are computed anew.
+@click.option(
+    "--from", "place", default=None, help="Take lost rows from a copy of the store, or from the .npy files it is of."
+)
+def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, place: str | None, **given: Any) -> None:
+    """Mend what `fcache verify` finds; only rows that are lost are computed anew, or taken from a copy.
 
     \b
-    Example: fcache repair --no-recompute
+    Example: fcache repair --from backup.wds
     """
     from featurecache.again import recomputer
     from featurecache.repair import repair_store
 
     opened = featurecache.open_store(store, mode="a")
     how = None
-    if recompute and Path(clips).is_file():
+    if place is not None:
+        how = _taken_from(place, opened)
+    elif recompute and Path(clips).is_file():
         listed = featurecache.load_clips(clips, given["media_root"])  # type: ignore[arg-type]
-        how = recomputer(opened, listed, lambda spec: _opener([spec], given)(spec))
+        how = recomputer(opened, listed, _opener(given))
     report = repair_store(opened, how, names or None)
     for line in report.mended:
         click.echo(f"mended: {line}")
@@ -82,26 +89,9 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, **gi
         click.echo(f"left: {line}")
     for name, shard in report.pending:
         click.echo(f"left: {name}, shard {shard}: `fcache extract` computes it anew")
-    click.echo(f"{len(report.mended)} mended, {len(report.recomputed)} rows computed anew, {len(report.left)} left")
+    made = counted(len(report.recomputed), "row") + (" computed anew" if place is None else f" taken from {place}")
+    click.echo(f"{len(report.mended)} mended, {made}, {len(report.left) + len(report.pending)} left")
     raise click.exceptions.Exit(1 if report.left or report.pending else 0)
-
-
-@click.command()
-@click.argument("left")
-@click.argument("right")
-@NAMES
-def diff(left: str, right: str, names: tuple[str, ...]) -> None:
-    """Say how two stores differ; exit code 1 where they do.
-
-    \b
-    Example: fcache diff features.zarr other.zarr
-    """
-    from featurecache.compare import compare_stores
-
-    found = compare_stores(featurecache.open_store(left), featurecache.open_store(right), list(names) or None)
-    for each in found:
-        click.echo(str(each))
-    raise click.exceptions.Exit(0 if all(each.same for each in found) else 1)
 
 
 @click.command()
@@ -122,9 +112,12 @@ def gc(store: str, delete: bool) -> None:
     for path in garbage.foreign:
         click.echo(f"left alone, not of this store: {path.relative_to(opened.root)}")
     if garbage.superseded_bytes:
-        freed = f"{garbage.superseded_bytes / 1e6:.1f} MB"
-        click.echo(f"{freed} of rows were superseded by retries; `fcache convert --compact` copies without them")
-    click.echo(f"{garbage.num_bytes / 1e6:.1f} MB {'freed' if delete else 'to free; --delete frees them'}")
+        size = size_text(garbage.superseded_bytes)
+        click.echo(f"{size} of rows were superseded by retries; `fcache convert --compact` copies without them")
+    if not (garbage.temporary or garbage.orphans):
+        click.echo("nothing to remove")
+    else:
+        click.echo(f"{size_text(garbage.num_bytes)} {'freed' if delete else 'to free; --delete frees them'}")
 
 
 @click.command()
@@ -154,8 +147,8 @@ def convert(source: str, target: str, names: tuple[str, ...], form: str | None, 
             progress=progress,
         )
     for each in done:
-        size = f"{each.num_bytes / 1e6:.1f} MB"
-        click.echo(f"{each.name}: {each.num_clips} clips copied; {each.num_shards} shards, {size} in {target}")
+        there = f"{counted(each.num_shards, 'shard')}, {size_text(each.num_bytes)} in {target}"
+        click.echo(f"{each.name}: {counted(each.num_clips, 'clip')} copied; {there}")
 
 
 @click.command("import-npy")
@@ -164,7 +157,8 @@ def convert(source: str, target: str, names: tuple[str, ...], form: str | None, 
 @click.option("--name", default=None, help="Feature name; by default the folder's.")
 @click.option("--dtype", type=click.Choice(STORED_DTYPES), default="float16", show_default=True)
 @click.option("--prefix", default="", help="Put before every id, as `fcache import --prefix` does.")
-def import_npy(folder: str, store: str, name: str | None, dtype: str, prefix: str) -> None:
+@click.option("--retry", is_flag=True, help="Read again what failed before, and files that have changed.")
+def import_npy(folder: str, store: str, name: str | None, dtype: str, prefix: str, retry: bool) -> None:
     """Bring a folder of one .npy a clip, (1, K, D), into a store; its spec says that the origin is unverified.
 
     \b
@@ -172,32 +166,60 @@ def import_npy(folder: str, store: str, name: str | None, dtype: str, prefix: st
     """
     from featurecache.importers.npy import import_npy as run
 
+    opened = featurecache.open_store(store, mode="a")
     with show_progress("import") as progress:
-        opened = featurecache.open_store(store, mode="a")
-        done = run(Path(folder), opened, name, prefix=prefix, stored_dtype=dtype, progress=progress)
+        done = run(Path(folder), opened, name, prefix=prefix, stored_dtype=dtype, retry=retry, progress=progress)
     for each in done:
-        click.echo(f"{each.name}: {each.num_ok} clips imported, {len(each.failures)} failed")
+        earlier = f", {each.num_earlier} read earlier" if each.num_earlier else ""
+        click.echo(f"{each.name}: {counted(each.num_ok, 'clip')} imported, {len(each.failures)} failed{earlier}")
         for clip_id, reason in each.failures.items():
             click.echo(f"  {clip_id}: {reason}")
     raise click.exceptions.Exit(1 if any(each.failures for each in done) else 0)
 
 
-COMMANDS = [retry, repair, diff, gc, convert, import_npy]
+COMMANDS = [retry, repair, gc, convert, import_npy]
 
 
-def _opener(specs: list[Spec], given: Mapping[str, Any]) -> OpenEncoder:
-    """How to open the encoders that features of these specs were made with."""
-    from featurecache.again import opener
+def _with_encoder(store: LocalStore, names: Sequence[str]) -> list[str]:
+    """The named features, or all whose encoders are installed.
+
+    Raises:
+        StoreError: there is no such feature among them.
+    """
     from featurecache.encoders import registered
 
-    encoders = sorted({spec.encoder for spec in specs})
-    unknown = [encoder for encoder in encoders if encoder not in registered()]
-    if unknown:
+    known = registered()
+    without = {name: store.spec(name).encoder for name in names or store.names}
+    without = {name: encoder for name, encoder in without.items() if encoder not in known}
+    chosen = [name for name in names or store.names if name not in without]
+    told = ", ".join(f"{name} ({encoder})" for name, encoder in without.items())
+    if without and (names or not chosen):
         raise StoreError(
             "--name",
             expected="features of encoders that are installed",
-            got=", ".join(unknown),
+            got=told,
             next_step="Name others with --name, or install the encoder.",
         )
+    if without:
+        click.echo(f"left out, as their encoders are not installed: {told}", err=True)
+    return chosen
+
+
+def _opener(given: Mapping[str, Any]) -> OpenEncoder:
+    """How to open the encoder that a feature was made with."""
+    from featurecache.again import opener
+    from featurecache.encoders import registered
+
+    encoders = sorted(registered())
     weights, options = weights_of(encoders, given["weights"]), settings_of(encoders, given["settings"])
     return opener(weights, options, given["device"])
+
+
+def _taken_from(place: str, store: LocalStore) -> Recompute:
+    """How to take lost rows from a copy of a store, or from the files it was imported from."""
+    from featurecache.importers.npy import taken_from_files
+    from featurecache.repair import taken_from
+
+    if Path(place).is_dir() and not featurecache.open_store(place).names:
+        return taken_from_files(Path(place), store)
+    return taken_from(featurecache.open_store(place), store)

@@ -1,4 +1,4 @@
-"""How both command lines end: one message on stderr for what went wrong, and the exit code it stands for.
+"""How both command lines end and what they print alike: a message on stderr for what went wrong, exit codes, sizes.
 
 0 done; 1 done with failures that are listed, or stopped and resumable; 2 wrong use.
 """
@@ -41,3 +41,17 @@ def tables() -> Console:
     """A console for tables, which wraps none of them when it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
+
+
+def size_text(num_bytes: float) -> str:
+    """Return `3.2 GB`, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return `1 shard` or `2 shards`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -24,9 +24,11 @@ class Converted:
 
     name: str
     num_shards: int
+    """Shards that the target has now."""
     num_clips: int
+    """Clips copied now."""
     num_bytes: int
-    """Bytes of the shard files written."""
+    """Bytes of the feature's shard files in the target."""
 
 
 def convert_store(
@@ -48,22 +50,26 @@ def convert_store(
     """
     if source.root.resolve() == target.root.resolve():
         raise StoreError(str(target.location), expected="another place than the source", got="the same")
-    features = [source[name] for name in (source.names if names is None else names)]
-    total = sum(len(feature.committed) for feature in features)
-    done = 0
-    results = []
-    for feature in features:
+    jobs = []
+    for feature in [source[name] for name in (source.names if names is None else names)]:
         shard_rows = next((record.shard_rows for record in feature.committed), None)
         writer = target.writer(feature.name, feature.spec, shard_rows=shard_rows, codec=codec)
         (_plan_compact if compact else _plan_alike)(feature, writer)
+        there = {record.shard for record in feature.committed}
+        jobs.append((feature, writer, [shard for shard in writer.pending() if compact or shard.number in there]))
+    done, total = 0, sum(len(shards) for _, _, shards in jobs)
+    results = []
+    for feature, writer, shards in jobs:
         clips = 0
-        for shard in writer.pending():
+        for shard in shards:
+            if progress:
+                progress(done, total)
             clips += _copy_shard(feature, writer, shard, compact)
             done += 1
-            if progress:
-                progress(min(done, total), total)
         written = sum(sum(record.file_bytes) for record in writer.committed)
         results.append(Converted(feature.name, len(writer.committed), clips, written))
+    if progress:
+        progress(done, total)
     return results
 
 
@@ -77,10 +83,8 @@ def _plan_compact(feature: StoredFeature, writer: StoredFeatureWriter) -> None:
 
 
 def _copy_shard(feature: StoredFeature, writer: StoredFeatureWriter, shard: Shard, compact: bool) -> int:
-    """Copy one shard, unless the source has not committed it; returns its clips with tokens."""
+    """Copy one shard; returns its clips with tokens."""
     places = {record.shard: place for place, record in enumerate(feature.committed)}
-    if not compact and shard.number not in places:
-        return 0  # pending there, pending here
     copied = 0
     with writer.begin(shard) as target:
         for slot, clip_id in enumerate(shard.ids):

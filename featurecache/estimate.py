@@ -64,15 +64,6 @@ def free_bytes(location: str) -> int | None:
     return shutil.disk_usage(folder).free
 
 
-def size_text(num_bytes: float) -> str:
-    """Return `3.2 GB`, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError("unreachable")
-
-
 def total_bytes(estimates: Sequence[Estimate]) -> int:
     """Sum of what is to be written."""
     return sum(item.bytes_to_write for item in estimates)

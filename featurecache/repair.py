@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import CorruptStoreError
+from featurecache.errors import CorruptStoreError, FingerprintError
 from featurecache.store.feature import StoredFeature
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard, spec_kept_in_array
 from featurecache.store.local import LocalStore
@@ -66,6 +66,29 @@ def outcome_of(feature: StoredFeature, clip_id: str) -> Outcome:
 
 Recompute = Callable[[str, Sequence[str]], Iterable[Outcome]]
 """Called with a feature's name and clip ids; gives one outcome a clip, in any order."""
+
+
+def taken_from(other: LocalStore, store: LocalStore) -> Recompute:
+    """A `Recompute` that takes the rows of `store` from a copy of it, in whatever format.
+
+    Raises (when called):
+        StoreNotFoundError: the copy does not have the feature.
+        FingerprintError: it has it under another spec.
+    """
+
+    def take(name: str, ids: Sequence[str]) -> Iterable[Outcome]:
+        copy, spec = other[name], store.spec(name)  # mended by now
+        if copy.fingerprint != spec.fingerprint:
+            raise FingerprintError(
+                copy.subject,
+                expected=f"the spec of {store.location}/{name}",
+                got="another; stored != found",
+                next_step="Name a copy of this store.",
+                problems=spec.differences(copy.spec),
+            )
+        return [outcome_of(copy, clip_id) for clip_id in ids]
+
+    return take
 
 
 @dataclass
@@ -191,15 +214,13 @@ def _mend_shard(
     ok = np.flatnonzero(record.columns["status"] == Status.OK).tolist()
     lost = {record.encoded_id(slot).decode(): slot for slot in ok if slot not in rows}
     if lost and recompute is None:
-        report.left.append(
-            f"{found.name}, shard {shard}: {len(lost)} rows must be recomputed: {', '.join(sorted(lost))}"
-        )
+        report.left.append(f"{found.name}, shard {shard}: {_rows(lost)} must be recomputed: {', '.join(sorted(lost))}")
         return
     outcomes = {outcome.clip_id: outcome for outcome in recompute(found.name, list(lost))} if recompute and lost else {}
-    changed = [clip_id for clip_id, slot in lost.items() if not _restores(outcomes.get(clip_id), record, slot)]
-    if changed:
-        why = "no tokens or other media than before; run `fcache retry` for them"
-        report.left.append(f"{found.name}, shard {shard}: {why}: {', '.join(sorted(changed))}")
+    why = {clip_id: _hindrance(outcomes.get(clip_id), record.clip(slot).source) for clip_id, slot in lost.items()}
+    if any(why.values()):
+        told = ", ".join(f"{clip_id} ({reason})" for clip_id, reason in sorted(why.items()) if reason)
+        report.left.append(f"{found.name}, shard {shard}: {_rows(lost)} lost; cannot be made again: {told}")
         return
     with writer.begin(
         Shard(shard, tuple(record.encoded_id(slot).decode() for slot in range(len(record))))
@@ -229,8 +250,17 @@ def _sound_rows(found: Inspection, record: Record, problems: list[Problem]) -> d
     return rows
 
 
-def _restores(outcome: Outcome | None, record: Record, slot: int) -> bool:
-    return outcome is not None and outcome.status is Status.OK and outcome.source == record.clip(slot).source
+def _rows(lost: Mapping[str, int]) -> str:
+    return f"{len(lost)} row{'s' if len(lost) != 1 else ''}"
+
+
+def _hindrance(outcome: Outcome | None, source: str) -> str:
+    """Why an outcome does not restore tokens made from `source`; empty where it does."""
+    if outcome is None:
+        return "nothing came of it"
+    if outcome.status is not Status.OK:
+        return f"{outcome.status.name.lower()}: {outcome.reason}"
+    return "" if outcome.source == source else "its media changed; `fcache retry` extracts it anew"
 
 
 def _refill(

@@ -20,6 +20,8 @@ from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
 from featurecache.store.publish import TEMPORARY_PREFIX
 
+LISTED_TWINS = 5
+
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
 
@@ -31,7 +33,7 @@ class VerifyReport:
     location: str
     quick: bool
     num_shards: int = 0
-    num_clips: int = 0
+    num_rows: int = 0
     num_bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
 
@@ -49,11 +51,24 @@ class VerifyReport:
     def exit_code(self) -> int:
         return 1 if self.damage else 0
 
+    @property
+    def verdict(self) -> str:
+        """`sound`, or what there is of damage and notices, by kind."""
+        said = [
+            f"{len(problems)} {title} ({_by_kind(problems)})"
+            for title, problems in (("damaged", self.damage), ("to notice", self.notices))
+            if problems
+        ]
+        return "; ".join([*([] if self.damage else ["sound"]), *said])
+
     def __str__(self) -> str:
-        checked = f"{self.num_shards} shards, {self.num_clips} clips, {self.num_bytes / 1e9:.3f} GB"
-        kinds = Counter(problem.kind for problem in self.problems)
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "sound"
-        return f"{self.location}: {'quick check of ' if self.quick else ''}{checked}: {found}"
+        checked = f"{self.num_shards} shards, {self.num_rows} rows"
+        return f"{self.location}: {'quick check of ' if self.quick else ''}{checked}: {self.verdict}"
+
+
+def _by_kind(problems: Sequence[Problem]) -> str:
+    kinds = Counter(problem.kind for problem in problems)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def verify_store(
@@ -68,12 +83,14 @@ def verify_store(
     report.problems += root_problems(store)
     found = inspect_store(store, names)
     total = sum(len(each.records) for each in found)
+    if progress:
+        progress(0, total)
     for each in found:
         report.problems += each.problems
         for shard, record in sorted(each.records.items()):
             report.problems += inspect_shard(each, shard, quick=quick)
             report.num_shards += 1
-            report.num_clips += int((record.columns["status"] == Status.OK).sum())
+            report.num_rows += int((record.columns["status"] == Status.OK).sum())
             report.num_bytes += sum(record.file_bytes)
             if progress:
                 progress(report.num_shards, total)
@@ -133,10 +150,17 @@ def _twins(found: Inspection) -> list[Problem]:
     keys = (crc << np.uint64(32)) | absmax
     order = np.argsort(keys, kind="stable")
     order = order[ok[order]]
+    if not order.size:
+        return []
     problems = []
-    for place in np.flatnonzero(keys[order[1:]] == keys[order[:-1]]).tolist():
-        first, second = (records[shards[entry]].clip(int(slots[entry])) for entry in order[place : place + 2])
-        if first.source != second.source and first.id != second.id:
-            message = f"has the same tokens as clip {first.id}, from other media"
-            problems.append(Problem("twin", found.name, message, second.shard, second.id, damage=False))
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0]))
+    ends = np.append(starts[1:], order.size)
+    for begin, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
+        group = order[begin:end]
+        clips = [records[shards[entry]].clip(int(slots[entry])) for entry in group.tolist()]
+        ids = sorted({clip.id for clip in clips})
+        if len({clip.source for clip in clips}) > 1 and len(ids) > 1:
+            listed = ", ".join(ids[:LISTED_TWINS]) + (", …" if len(ids) > LISTED_TWINS else "")
+            message = f"{len(ids)} clips have the same tokens though their media differ: {listed}"
+            problems.append(Problem("twins", found.name, message, damage=False))
     return problems

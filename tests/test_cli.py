@@ -85,7 +85,7 @@ def test_verify_finds_a_flipped_byte_and_leaves_a_sound_store_alone(folder: Path
     assert fcache(*EXTRACT).exit_code == 0
     sound = fcache("verify")
     assert sound.exit_code == 0, sound.output
-    assert "2 clips" in sound.output
+    assert "1 shard, 2 rows" in sound.output
     assert "sound" in sound.output
     shard = next(path for path in Path("features.zarr/whisper/c").rglob("*") if path.is_file())
     data = bytearray(shard.read_bytes())

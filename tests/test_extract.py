@@ -19,6 +19,7 @@ from PIL import Image
 from stub_encoders import stub_encoders
 
 from featurecache import load_clips, open_store
+from featurecache.again import recomputer
 from featurecache.clips import ClipList
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import FingerprintError, MediaError
@@ -26,7 +27,6 @@ from featurecache.extract import extract, parse_rank
 from featurecache.interrupt import Interrupted
 from featurecache.media import decode
 from featurecache.preparation import reason_of
-from featurecache.recompute import recompute_from
 from featurecache.repair import repair_store
 from featurecache.store.protocols import Status
 from featurecache.units import plan_units
@@ -443,7 +443,8 @@ def test_rows_lost_to_a_flipped_bit_are_recomputed_to_the_same_bytes(
     data = bytearray(shard.read_bytes())
     data[200] ^= 16
     shard.write_bytes(data)
-    report = repair_store(open_store(tmp_path / "s", "a"), recompute_from(clips, encoders))
+    store = open_store(tmp_path / "s", "a")
+    report = repair_store(store, recomputer(store, clips, lambda spec: encoders[spec.encoder]))
     assert len(report.recomputed) == 1
     assert contents(tmp_path / "s") == contents(reference)
 

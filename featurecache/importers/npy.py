@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import StoreError, StoreNotFoundError
+from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
+from featurecache.hashing import file_sha256
+from featurecache.repair import Outcome, Recompute
 from featurecache.spec import Spec
 from featurecache.store.layout import id_problem
 from featurecache.store.local import LocalStore
-from featurecache.store.protocols import Shard
-from featurecache.store.writer import StoredFeatureWriter
+from featurecache.store.protocols import Shard, Status
+from featurecache.store.writer import StoredFeatureWriter, encode_tokens
+
+SHAPES_ASKED = 32
+"""So many files decide what shape a feature has."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Imported:
     num_ok: int
     failures: dict[str, str]
     """Clip id: reason."""
+    num_earlier: int
+    """Files that an earlier import had read."""
 
 
 def import_npy(
@@ -40,25 +48,52 @@ def import_npy(
     *,
     prefix: str = "",
     stored_dtype: str = "float16",
+    retry: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Imported]:
     """Import `folder` as a feature called `name`; where it holds folders only, each of them under its own name.
 
     A clip's id is `prefix` and its file's name without the ending.
 
-    Run again, it adds what is new and touches nothing else.
+    Run again, it adds what is new and touches nothing else. `retry` also reads again what failed or has changed.
 
     Raises:
         StoreNotFoundError: no .npy files there.
         StoreError: a file name that is no clip id, or several folders under one `name`.
-        FingerprintError: the store has a feature of that name under another spec.
+        FingerprintError: the store has a feature of that name under another spec, or clips in it from other bytes.
     """
     groups = _groups(folder, prefix)
     if name is not None and len(groups) > 1:
         raise StoreError(str(folder), expected="one folder of .npy files for --name", got=", ".join(sorted(groups)))
     return [
-        _import_folder(files, store, name or group, stored_dtype, progress) for group, files in sorted(groups.items())
+        _import_folder(files, store, name or group, stored_dtype, retry, progress)
+        for group, files in sorted(groups.items())
     ]
+
+
+def taken_from_files(folder: Path, store: LocalStore, prefix: str = "") -> Recompute:
+    """A `Recompute`, for repair, that reads clips of `store` from the files they were imported from.
+
+    Raises:
+        StoreNotFoundError: no .npy files there.
+    """
+    groups = _groups(folder, prefix)
+
+    def take(feature: str, ids: Sequence[str]) -> Iterator[Outcome]:
+        files = next(iter(groups.values())) if len(groups) == 1 else groups.get(feature, {})
+        spec = store.spec(feature)
+        for clip_id in ids:
+            source = ""
+            try:
+                data = files[clip_id].read_bytes()
+                source = hashlib.sha256(data).hexdigest()
+                rows, stated = encode_tokens(_tokens(data, spec.shape), spec)
+            except (OSError, ValueError, KeyError, EOFError) as error:
+                yield Outcome(clip_id, Status.FAILED, source, reason=_reason(error))
+            else:
+                yield Outcome(clip_id, Status.OK, source, rows=rows, stated=stated)
+
+    return take
 
 
 def unverified_spec(name: str, shape: tuple[int, int], stored_dtype: str) -> Spec:
@@ -101,20 +136,46 @@ def _import_folder(
     store: LocalStore,
     name: str,
     stored_dtype: str,
+    retry: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Imported:
-    shape = _first_shape(files)
+    shape = _usual_shape(files)
     writer = store.writer(name, unverified_spec(name, shape, stored_dtype))
     writer.plan(list(files))
+    failed, changed = _stale(writer, files)
+    if retry:
+        writer.retry([*failed, *changed])
+    elif changed:
+        raise FingerprintError(
+            writer.subject,
+            expected="the files that its tokens were read from",
+            got=f"other bytes in {len(changed)}",
+            next_step="`fcache import-npy --retry` reads them anew; or give the new files new names.",
+            problems=changed,
+        )
     pending = writer.pending()
     total = sum(len(shard.ids) for shard in pending)
     failures: dict[str, str] = {}
     done = 0
     for shard in pending:
-        done += _import_shard(writer, shard, files, failures)
         if progress:
             progress(done, total)
-    return Imported(name, total - len(failures), failures)
+        done += _import_shard(writer, shard, files, failures)
+    if progress:
+        progress(done, total)
+    return Imported(name, total - len(failures), failures, len(files) - total)
+
+
+def _stale(writer: StoredFeatureWriter, files: dict[str, Path]) -> tuple[list[str], list[str]]:
+    """Clips that failed, and clips whose files are not those that their tokens were read from."""
+    failed, changed = [], []
+    for clip_id, path in files.items():
+        record = writer.record(clip_id)
+        if record is not None and record.status is Status.FAILED:
+            failed.append(clip_id)
+        elif record is not None and file_sha256(path) != record.source:
+            changed.append(clip_id)
+    return failed, changed
 
 
 def _import_shard(writer: StoredFeatureWriter, shard: Shard, files: dict[str, Path], failures: dict[str, str]) -> int:
@@ -126,12 +187,17 @@ def _import_shard(writer: StoredFeatureWriter, shard: Shard, files: dict[str, Pa
                 source = hashlib.sha256(data).hexdigest()
                 shard_writer.put(slot, _tokens(data, writer.shape), source)
             except (OSError, ValueError, KeyError, EOFError) as error:
-                failures[clip_id] = (
-                    f"not in the folder any more: {clip_id}" if isinstance(error, KeyError) else str(error)
-                )
+                failures[clip_id] = _reason(error)
                 shard_writer.fail(slot, failures[clip_id], source)
         shard_writer.commit()
     return len(shard.ids)
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be used, without its path: reasons are kept in the store."""
+    if isinstance(error, KeyError):
+        return "not in the folder any more"
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
 def _tokens(data: bytes, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -151,13 +217,18 @@ def _tokens(data: bytes, shape: tuple[int, int] | None = None) -> np.ndarray:
         return np.ascontiguousarray(array, np.float32)
 
 
-def _first_shape(files: dict[str, Path]) -> tuple[int, int]:
+def _usual_shape(files: dict[str, Path]) -> tuple[int, int]:
+    """The commonest shape (K, D) among the first readable files."""
+    shapes: Counter[tuple[int, int]] = Counter()
     for path in files.values():
         try:
             tokens = _tokens(path.read_bytes())
         except (OSError, ValueError, EOFError):
             continue
-        return tokens.shape[0], tokens.shape[1]
-    raise StoreError(
-        str(next(iter(files.values())).parent), expected="at least one readable (1, K, D) array", got="none"
-    )
+        shapes[tokens.shape[0], tokens.shape[1]] += 1
+        if shapes.total() == SHAPES_ASKED:
+            break
+    if not shapes:
+        folder = next(iter(files.values())).parent
+        raise StoreError(str(folder), expected="at least one readable (1, K, D) array", got="none")
+    return shapes.most_common(1)[0][0]

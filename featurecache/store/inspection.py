@@ -35,7 +35,7 @@ class Problem:
 
     kind: str
     """Damage: root, spec, derived, plan, record, shard, index, row. Notice: pending, orphan, foreign, temporary, empty,
-    stale, zero, twin."""
+    stale, zero, twins."""
     feature: str
     message: str
     shard: int | None = None
@@ -126,7 +126,7 @@ def _row_problems(found: Inspection, record: Record, data: np.ndarray, part: Par
         try:
             row = found.form.row(data, record, slot, part)
         except CorruptStoreError as error:
-            yield Problem("row", found.name, str(error), record.shard, clip_id, path)
+            yield Problem("row", found.name, _contradiction(error), record.shard, clip_id, path)
             continue
         if google_crc32c.value(row) != expected[slot]:
             yield Problem("row", found.name, "bytes contradict their checksum", record.shard, clip_id, path)
@@ -134,6 +134,11 @@ def _row_problems(found: Inspection, record: Record, data: np.ndarray, part: Par
             yield Problem("row", found.name, "NaN or infinity among the tokens", record.shard, clip_id, path)
         elif not part.name and not row.any():
             yield Problem("zero", found.name, "every token is zero", record.shard, clip_id, path, damage=False)
+
+
+def _contradiction(error: Exception) -> str:
+    """What a file says that it should not, without its place and the next step."""
+    return f"expected {error.expected}, got {error.got}" if isinstance(error, CorruptStoreError) else str(error)
 
 
 def _finite(row: np.ndarray, part: Part, found: Inspection) -> bool:
@@ -194,7 +199,7 @@ def _inspect_plan(found: Inspection) -> None:
         try:
             segment = load_segment(path, number)
         except (CorruptStoreError, OSError) as error:
-            found.note("plan", str(error), path=path)
+            found.note("plan", f"plan segment {number}: {_contradiction(error)}", path=path)
             continue
         if segment.first_shard < end:
             found.note("plan", f"segment {number} overlaps the one before", path=path)
@@ -218,7 +223,7 @@ def _inspect_records(found: Inspection) -> None:
         try:
             record = load_record(path, shard, found.spec.fingerprint)
         except (CorruptStoreError, OSError) as error:
-            found.note("record", str(error), shard=shard, path=path)
+            found.note("record", f"commit record: {_contradiction(error)}", shard=shard, path=path)
             continue
         message = _record_problem(found, record, planned.get(shard), whole_plan)
         if message:

@@ -16,7 +16,7 @@ from featurecache.cli import main
 from featurecache.collect import mark, sweep
 from featurecache.compare import compare_stores
 from featurecache.describe import describe_clip, draw_clip, statistics, store_info
-from featurecache.errors import MissingFeatureError, StoreError, StoreNotFoundError
+from featurecache.errors import FingerprintError, MissingFeatureError, StoreError, StoreNotFoundError
 from featurecache.importers.npy import import_npy
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
@@ -65,6 +65,31 @@ def test_npy_files_that_cannot_be_used_become_failed_clips(tmp_path: Path, npy_f
     assert len(store["whisper"]) == 5
 
 
+def test_npy_files_that_change_under_an_old_id_are_refused_until_a_retry(tmp_path: Path, npy_folder: Path) -> None:
+    folder = npy_folder / "whisper-large-v3"
+    (folder / "empty.npy").write_bytes(b"")
+    store = featurecache.open_store(tmp_path / "s.zarr", "a")
+    import_npy(folder, store)
+    np.save(folder / "0002.npy", tokens_of("changed")[None])
+    np.save(folder / "empty.npy", tokens_of("now there")[None])
+    with pytest.raises(FingerprintError, match="--retry") as caught:
+        import_npy(folder, store)
+    assert caught.value.problems == ["0002"]
+    (done,) = import_npy(folder, store, retry=True)
+    assert (done.num_ok, done.num_earlier) == (2, 4)
+    feature = featurecache.open_store(store.location)["whisper-large-v3"]
+    assert np.array_equal(feature["0002"], tokens_of("changed").astype(np.float16))
+    (done,) = import_npy(folder, store)
+    assert (done.num_ok, done.num_earlier) == (0, 6)
+
+
+def test_one_file_of_another_shape_does_not_decide_the_shape_of_all(tmp_path: Path, npy_folder: Path) -> None:
+    folder = npy_folder / "EVA-ViT-G"
+    np.save(folder / "0.npy", np.zeros((1, 3, 3), np.float32))
+    (done,) = import_npy(folder, featurecache.open_store(tmp_path / "s.zarr", "a"))
+    assert (done.num_ok, list(done.failures)) == (5, ["0"])
+
+
 def test_importing_what_is_not_there_is_told(tmp_path: Path, npy_folder: Path) -> None:
     store = featurecache.open_store(tmp_path / "s.zarr", "a")
     with pytest.raises(StoreNotFoundError):
@@ -77,15 +102,30 @@ def test_importing_what_is_not_there_is_told(tmp_path: Path, npy_folder: Path) -
 
 
 def test_info_counts_clips_bytes_and_failures(small_store: LocalStore) -> None:
-    (info,) = store_info(small_store)
+    (info,) = store_info(small_store).features
     assert (info.num_ok, info.num_failed, info.num_absent, info.num_shards) == (10, 1, 1, 5)
     assert info.failures == {"the decoder gave up": 1}
+    assert info.num_pending == 0
     assert info.num_bytes == sum(path.stat().st_size for path in small_store.root.glob("whisper/c/*/0/0"))
+
+
+def test_info_tells_of_pending_clips_and_of_features_that_cannot_be_read(small_store: LocalStore) -> None:
+    other = small_store.writer("eva", make_spec())
+    other.plan(clip_ids(7))
+    record = small_store.folder("whisper").record(0)
+    record.write_bytes(record.read_bytes()[:-1])
+    found = store_info(featurecache.open_store(small_store.location))
+    assert [(each.name, each.num_pending) for each in found.features] == [("eva", 7)]
+    assert "fcache repair" in found.damaged["whisper"]
+    result = run("info", "--store", small_store.root)
+    assert result.exit_code == 1
+    assert "whisper: damaged" in result.output
+    assert "`fcache extract` does what is pending" in result.output
 
 
 def test_a_clip_is_described_and_drawn(small_store: LocalStore, tmp_path: Path) -> None:
     (clip,) = describe_clip(small_store, "set/clip_001")
-    assert clip.provenance == {"hub": "some/model"}
+    assert clip.feature.spec.provenance == {"hub": "some/model"}
     tokens = tokens_of("set/clip_001")
     assert clip.statistics["mean"] == pytest.approx(tokens.mean(), abs=1e-3)
     assert clip.statistics["max"] == pytest.approx(tokens.max(), rel=1e-3)
@@ -167,6 +207,51 @@ def test_the_commands_convert_compare_verify_and_mend(tmp_path: Path) -> None:
     assert "must be recomputed: set/clip_000" in result.output
 
 
+@pytest.mark.parametrize("copy", ["files", "store"])
+def test_lost_rows_are_taken_from_a_copy_or_from_the_files_they_were_imported_from(
+    tmp_path: Path, npy_folder: Path, copy: str
+) -> None:
+    place = tmp_path / "s.zarr"
+    assert run("import-npy", npy_folder, "--store", place, "--dtype", "int8").exit_code == 0
+    assert run("convert", place, tmp_path / "copy.wds").exit_code == 0
+    sound = contents(place)
+    for path in ("EVA-ViT-G/c/0/0/0", "whisper-large-v3.scales/c/0/0/0"):
+        data = bytearray((place / path).read_bytes())
+        data[0] ^= 1
+        (place / path).write_bytes(data)
+    (place / "whisper-large-v3/.fcache/records/00000000").write_bytes(b"")
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text('{"id": "0001", "text": "x"}\n')
+    missing = run("repair", "--store", place, "--clips", clips, "--name", "EVA-ViT-G")
+    assert missing.exit_code == 1
+    assert "its encoder EVA-ViT-G is not installed" in missing.output
+    result = run("repair", "--store", place, "--from", npy_folder if copy == "files" else tmp_path / "copy.wds")
+    assert result.exit_code == 0, result.output
+    assert "6 rows taken from" in result.output
+    assert contents(place) == sound
+
+
+def test_rows_are_not_taken_from_files_that_have_changed(tmp_path: Path, npy_folder: Path) -> None:
+    place = tmp_path / "s.zarr"
+    assert run("import-npy", npy_folder / "EVA-ViT-G", "--store", place).exit_code == 0
+    shard = place / "EVA-ViT-G/c/0/0/0"
+    shard.write_bytes(b"")
+    np.save(npy_folder / "EVA-ViT-G/0002.npy", tokens_of("changed")[None])
+    result = run("repair", "--store", place, "--from", npy_folder / "EVA-ViT-G")
+    assert result.exit_code == 1
+    assert "0002 (its media changed" in result.output
+
+
+def test_problems_of_one_kind_are_not_listed_without_end(small_store: LocalStore) -> None:
+    for number in range(30):
+        (small_store.root / "whisper" / f"mine-{number}").write_text("x")
+    short, long = (run("verify", "--store", small_store.root, *more) for more in ((), ("--all",)))
+    assert short.exit_code == long.exit_code == 0
+    assert "… and 10 more (foreign); --all lists them" in short.output
+    assert short.output.count("is not of this store") == 20
+    assert long.output.count("is not of this store") == 30
+
+
 def test_the_commands_import_show_and_collect(tmp_path: Path, npy_folder: Path) -> None:
     place = tmp_path / "s.zarr"
     result = run("import-npy", npy_folder / "EVA-ViT-G", "--name", "eva", "--store", place, "--dtype", "int8")
@@ -174,7 +259,7 @@ def test_the_commands_import_show_and_collect(tmp_path: Path, npy_folder: Path) 
     assert "5 clips imported" in result.output
     result = run("show", "0001", "--store", place, "--plot", tmp_path / "plots")
     assert result.exit_code == 0, result.output
-    assert "lost to int8" in result.output
+    assert "by int8" in result.output
     assert list((tmp_path / "plots").glob("*.png"))
     assert "eva" in run("info", "--store", place).output
     (place / "eva/.fcache/tmp/.tmp-dead").write_bytes(b"x")

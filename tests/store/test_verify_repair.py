@@ -51,7 +51,7 @@ def verified(location: Path) -> VerifyReport:
 def test_a_sound_store_has_no_problems(plain: Path) -> None:
     report = verified(plain)
     assert not report.problems
-    assert (report.num_shards, report.num_clips, report.exit_code) == (4, 12, 0)
+    assert (report.num_shards, report.num_rows, report.exit_code) == (4, 12, 0)
     assert "sound" in str(report)
 
 
@@ -220,7 +220,14 @@ def test_oddities_are_told_and_are_no_damage(tmp_path: Path) -> None:
     (tmp_path / "s.zarr/whisper/.fcache/tmp/.tmp-1").write_text("left")
     report = verify_store(store)
     assert not report.damage
-    assert {problem.kind for problem in report.notices} == {"zero", "twin", "pending", "foreign", "orphan", "temporary"}
+    assert {problem.kind for problem in report.notices} == {
+        "zero",
+        "twins",
+        "pending",
+        "foreign",
+        "orphan",
+        "temporary",
+    }
 
 
 def test_lost_plans_of_shards_that_were_not_extracted_are_planned_again(tmp_path: Path) -> None:
