@@ -71,13 +71,13 @@ def import_npy(
     ]
 
 
-def taken_from_files(folder: Path, store: LocalStore, prefix: str = "") -> Recompute:
+def taken_from_files(folder: Path, store: LocalStore) -> Recompute:
     """A `Recompute`, for repair, that reads clips of `store` from the files they were imported from.
 
     Raises:
         StoreNotFoundError: no .npy files there.
     """
-    groups = _groups(folder, prefix)
+    groups = _groups(folder, "")
 
     def take(feature: str, ids: Sequence[str]) -> Iterator[Outcome]:
         files = next(iter(groups.values())) if len(groups) == 1 else groups.get(feature, {})
