@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import torch
 from accelerate import PartialState
 
 from featurecache.clips import ClipList, load_clips
@@ -18,7 +19,8 @@ from fusion_train.batches import Collator, FeatureReader
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError
 from fusion_train.language_model import build_model, load_llm, load_tokenizer
-from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.parts import trained_parameters
+from fusion_train.probing import build_probe
 from fusion_train.run import Run
 from fusion_train.samples import LabelSets, label_sets
 
@@ -32,8 +34,15 @@ class Workbench:
     reader: FeatureReader
     label_sets: LabelSets
     tokenizer: Any
-    model: EmotionLlama
-    collator: Collator
+    """None without a language model."""
+    model: Any
+    """An `EmotionLlama`, or a `Probe` without a language model."""
+    collator: Any
+    """Makes the batches that `model` takes: a `Collator` or a `ProbeCollator`."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(trained_parameters(self.model).values())).device
 
 
 def assemble(
@@ -60,6 +69,9 @@ def assemble(
     reader = reader.showing(stand_ins(config.features, reader))
     if sets is None:
         sets = label_sets(clip_list.in_split(config.data.train_split))
+    if config.model.llm is None:
+        probe, probe_collator = build_probe(config, reader, sets, clip_list)
+        return Workbench(config, clip_list, reader, sets, None, probe, probe_collator)
     tokenizer = load_tokenizer(config.model.llm)
     model = build_model(config, load_llm(config.model.llm, config.model.llm_dtype), reader.shapes)
     collator = Collator(reader, tokenizer, config.prompt.format(), model.soft_counts)

@@ -111,6 +111,11 @@ class FeatureReader:
         return FeatureReader(self._features, stand_ins)
 
     @property
+    def features(self) -> dict[str, Feature]:
+        """Modality -> feature, in the order audio, image, video."""
+        return self._features
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(self._features)
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch import nn
 from featurecache.errors import WriteError
 from featurecache.store.publish import make_folder, publish_folder, writing
 from fusion_train.errors import CheckpointError
-from fusion_train.models.parts import trained_parameters
+from fusion_train.models.parts import part_of, trained_parameters
 
 PARTIAL_PREFIX = ".partial-"
 MODEL, AVERAGED = "model.safetensors", "averaged.safetensors"
@@ -124,16 +124,21 @@ def read_state(folder: Path) -> State:
     return state
 
 
-def load_model(folder: Path, model: nn.Module, *, name: str = MODEL) -> None:
+def load_model(folder: Path, model: nn.Module, *, name: str = MODEL, parts: Sequence[str] | None = None) -> None:
     """Load the trained parts strictly.
 
     Args:
         name: MODEL, to go on training; `best_weights(folder)` for what is to be used.
+        parts: load these alone, such as the fusion of a probe; None: every part.
 
     Raises:
         CheckpointError: a name or shape that differs; all are listed.
     """
-    copy_strictly(_load(folder / name), trained_parameters(model), str(folder))
+    tensors, parameters = _load(folder / name), trained_parameters(model)
+    if parts is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if part_of(name) in parts}
+        parameters = {name: parameter for name, parameter in parameters.items() if part_of(name) in parts}
+    copy_strictly(tensors, parameters, str(folder))
 
 
 def best_weights(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """`fusion-train`: train from a feature store, sweep variants, score runs.
 
     fusion-train plan --gpu h200               parameters, memory and hours, before anything is loaded
+    fusion-train --stage probe                 fusion and a linear head, no language model: a first look in minutes
     fusion-train --stage perception            train (or resume) runs/perception
     fusion-train --stage cognition             from the latest perception run
     fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
@@ -30,7 +31,7 @@ RUNS = Path("runs")
 
 
 @click.group(cls=CommandGroup, invoke_without_command=True, context_settings={"max_content_width": 100})
-@click.option("--stage", help="perception | cognition | joint: a file under configs/stages.")
+@click.option("--stage", help="perception | cognition | joint | probe: a file under configs/stages.")
 @CONFIG
 @STORE
 @CLIPS

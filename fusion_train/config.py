@@ -53,8 +53,8 @@ class LoraSettings(Section):
 
 
 class ModelConfig(Section):
-    llm: str = "meta-llama/Llama-2-7b-chat-hf"
-    """Hub id or local folder of any causal language model of transformers."""
+    llm: str | None = "meta-llama/Llama-2-7b-chat-hf"
+    """Hub id or local folder of any causal language model of transformers; null: none, a probe with a linear head."""
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """Dtype of the frozen base; the trained parts are always float32."""
     fusion: FusionConfig = FusionConfig()

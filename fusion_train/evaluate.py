@@ -19,6 +19,7 @@ from fusion_train.errors import DataError
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
+from fusion_train.probing import ProbeCollator
 from fusion_train.prompts import Task, encode_answer, find_task
 from fusion_train.samples import Sample, answer_of, answers_of, closed_set
 
@@ -78,6 +79,10 @@ def evaluate(
             f'task "{task_name}"', expected="clips with an answer to it", got=f"none of {len(clips)} clips",
             next_step="Choose another with --task, or add it to the clip list.",
         )  # fmt: skip
+    if bench.tokenizer is None and task.answer != "label":
+        raise DataError(
+            f'task "{task_name}"', expected="a task with one label, since a probe has no language model", got="another"
+        )
     was_training = bench.model.training
     bench.model.eval()
     predictions: list[dict[str, Any]] = []
@@ -113,7 +118,11 @@ def _groups(
 
 def _answer(bench: Workbench, samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
     task, labels = samples[0].task, samples[0].labels
-    device = next(bench.model.projectors.parameters()).device
+    device = bench.device
+    if isinstance(bench.collator, ProbeCollator):
+        for sample, row in zip(samples, bench.collator.probabilities(bench.model, samples), strict=True):
+            yield _closed(sample, row)
+        return
     shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
     prompts = [bench.collator.prompt_ids(sample, here) for sample, here in zip(samples, shown, strict=True)]
     read, present = bench.reader.read_seen([sample.clip.id for sample in samples], shown)
@@ -122,8 +131,7 @@ def _answer(bench: Workbench, samples: Sequence[Sample]) -> Iterator[dict[str, A
         label_ids = [encode_answer(bench.tokenizer, label) for label in labels]
         scores = label_log_probabilities(bench.model, prompts, features, present.to(device), label_ids)
         for sample, row in zip(samples, scores.softmax(dim=1).tolist(), strict=True):
-            chosen = labels[max(range(len(labels)), key=row.__getitem__)]
-            yield _row(sample, chosen) | {"probabilities": dict(zip(labels, (round(p, 6) for p in row), strict=True))}
+            yield _closed(sample, row)
         return
     texts = greedy_text(
         bench.model, prompts, features, present.to(device),
@@ -131,6 +139,12 @@ def _answer(bench: Workbench, samples: Sequence[Sample]) -> Iterator[dict[str, A
     )  # fmt: skip
     for sample, ids in zip(samples, texts, strict=True):
         yield _row(sample, bench.tokenizer.decode(ids, skip_special_tokens=True).strip())
+
+
+def _closed(sample: Sample, probabilities: Sequence[float]) -> dict[str, Any]:
+    chosen = sample.labels[max(range(len(sample.labels)), key=probabilities.__getitem__)]
+    rounded = (round(p, 6) for p in probabilities)
+    return _row(sample, chosen) | {"probabilities": dict(zip(sample.labels, rounded, strict=True))}
 
 
 def _row(sample: Sample, prediction: str) -> dict[str, Any]:

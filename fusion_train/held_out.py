@@ -55,7 +55,7 @@ class HeldOut:
 
     @torch.no_grad()
     def _loss(self) -> float:
-        model, device = self._bench.model, next(self._bench.model.projectors.parameters()).device
+        model, device = self._bench.model, self._bench.device
         was_training = model.training
         model.eval()
         total, tokens = 0.0, 0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from fusion_train.config import Config
-from fusion_train.costs import LlmShape, LoraShape
+from fusion_train.costs import LlmShape, LoraShape, sample_flops
+from fusion_train.errors import ConfigError
 from fusion_train.language_model import build_model, llm_config, skeleton
 from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes
 from fusion_train.models.parts import count_by_part
+from fusion_train.models.probe import Probe
+from fusion_train.samples import Asked
 
 
 def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:
@@ -19,6 +24,11 @@ def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:
         ModelError: neither the files nor the sizes of the language model are at hand.
         ConfigError: settings that do not go together.
     """
+    if config.model.llm is None:
+        raise ConfigError(
+            "model.llm", expected="a language model, whose costs can be told before", got="null: a probe",
+            next_step="A probe takes minutes on a CPU; run it: fusion-train --stage probe.",
+        )  # fmt: skip
     with torch.device("meta"):
         return build_model(config, skeleton(llm_config(config.model.llm)), shapes)
 
@@ -60,6 +70,17 @@ def lora_shape(llm: nn.Module) -> LoraShape:
         input_width=sum(module.in_features for module in downs),
         modules=len(downs),
         r=downs[0].out_features if downs else 0,
+    )
+
+
+def work_of(model: nn.Module) -> Callable[[Asked], float]:
+    """What a sample costs to train on, in floating-point operations."""
+    if isinstance(model, Probe):
+        each = 6.0 * sum(p.numel() for p in model.fusion.parameters()) * model.fusion_tokens
+        return lambda asked: each
+    llm, lora, adapter = llm_shape(model.llm), lora_shape(model.llm), adapter_work(model)
+    return lambda asked: (
+        sample_flops(llm, lora, tokens=asked.num_tokens, supervised=asked.num_supervised, adapter=adapter).model
     )
 
 

@@ -6,13 +6,12 @@ Losses stay on the device until the line is written, so that counting never wait
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fusion_train.costs import LlmShape, LoraShape, sample_flops
 from fusion_train.samples import Asked
 
 
@@ -41,25 +40,11 @@ class Counts:
         self.absent.update(other.absent)
 
 
-@dataclass(frozen=True)
-class WorkPerSample:
-    """Sizes that say how much arithmetic a sample is."""
-
-    llm: LlmShape
-    lora: LoraShape
-    adapter: float
-
-    def flops(self, asked: Asked) -> float:
-        counted = sample_flops(
-            self.llm, self.lora, tokens=asked.num_tokens, supervised=asked.num_supervised, adapter=self.adapter
-        )
-        return counted.model
-
-
 class Tally:
     """Counts micro-batches in; gives and forgets what it counted."""
 
-    def __init__(self, work: WorkPerSample) -> None:
+    def __init__(self, work: Callable[[Asked], float]) -> None:
+        """`work`: floating-point operations that training on a sample takes."""
         self._work = work
         self._asked: list[Asked] = []
         self._losses: list[Tensor] = []
@@ -77,7 +62,7 @@ class Tally:
             counts.samples += 1
             counts.tokens += asked.num_tokens
             counts.supervised += asked.num_supervised
-            counts.flops += self._work.flops(asked)
+            counts.flops += self._work(asked)
             for key in (f"dataset/{asked.dataset or 'none'}", f"task/{asked.task}"):
                 counts.losses[key] += loss  # type: ignore[assignment]  # a Counter of floats
                 counts.loss_tokens[key] += asked.num_supervised

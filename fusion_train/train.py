@@ -33,14 +33,15 @@ from fusion_train.errors import CheckpointError, ConfigError, DivergedError
 from fusion_train.held_out import HeldOut
 from fusion_train.journal import Journal
 from fusion_train.models.parts import learning_parameters
+from fusion_train.models.probe import Probe
 from fusion_train.optimizer import gradient_norms, make_optimizer, set_learning_rates
 from fusion_train.peak import measured_peak_flops
 from fusion_train.prompts import encode_answer
 from fusion_train.run import Run, RunRecord
 from fusion_train.samples import AnswerLimits, SampleStream
 from fusion_train.seeding import derive
-from fusion_train.sizes import adapter_work, llm_shape, lora_shape
-from fusion_train.tally import Counts, Tally, WorkPerSample
+from fusion_train.sizes import work_of
+from fusion_train.tally import Counts, Tally
 
 
 def train(
@@ -95,7 +96,7 @@ def train(
         f"trained parameters, on {accelerator.device}")  # fmt: skip
 
     steps = prefetch(lambda step: micro_batches(step, bench, stream, accelerator), start, config.optim.steps)
-    tally = Tally(WorkPerSample(llm_shape(bench.model.llm), lora_shape(bench.model.llm), adapter_work(bench.model)))
+    tally = Tally(work_of(bench.model))
     journal = Journal(
         run.folder, start, config.log, enabled=accelerator.is_main_process,
         peak_flops=peak_flops(accelerator, config), about=config.model_dump(mode="json"),
@@ -265,7 +266,8 @@ def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None
             str(run.folder), expected=f"to start from {known.initial}", got=str(loaded),
             next_step=f"{initial.folder} was trained anew; delete {run.folder} and start it again.",
         )  # fmt: skip
-    checkpoint.load_model(folder, model, name=weights)
+    same_kind = (initial.config().model.llm is None) == isinstance(model, Probe)
+    checkpoint.load_model(folder, model, name=weights, parts=None if same_kind else ("fusion",))
     return loaded
 
 

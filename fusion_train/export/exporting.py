@@ -82,11 +82,6 @@ def export_run(
     """
     refuse_occupied(out)
     bench, step = open_bench(run, sources)
-    if bench.config.features.absent == "visible":
-        raise ExportError(
-            str(run.folder), expected="a run in which absent modalities are hidden", got="features.absent: visible",
-            next_step="Such runs train and evaluate; what stands in for an absent modality is not exported yet.",
-        )  # fmt: skip
     attached = attach_encoders(bench.reader.specs, weights)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
     split, references = ask_trained(bench, attached.views, sources)
@@ -153,7 +148,22 @@ def verify_export(
 
 
 def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
-    """The run with the weights of its checkpoint, on its device; and the checkpoint's step."""
+    """The run with the weights of its checkpoint, on its device; and the checkpoint's step.
+
+    Raises:
+        ExportError: a run that trains and evaluates, but cannot be exported.
+    """
+    config = run.config()
+    if config.model.llm is None:
+        raise ExportError(
+            str(run.folder), expected="a run with a language model", got="a probe",
+            next_step=f"Start one from it: fusion-train --stage perception --init {run.folder}.",
+        )  # fmt: skip
+    if config.features.absent == "visible":
+        raise ExportError(
+            str(run.folder), expected="a run in which absent modalities are hidden", got="features.absent: visible",
+            next_step="Such runs train and evaluate; what stands in for an absent modality is not exported yet.",
+        )  # fmt: skip
     bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which)
     bench.model.eval().to(resolve_device(sources.device))
     return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step

@@ -1,0 +1,52 @@
+"""Fusion with a linear head and no language model: a cheap first look at what cached features tell.
+
+    features, averaged to few tokens -> fusion -> (B, K, out) -> mean over tokens -> Linear(out → C)
+
+One head serves all closed label sets: C counts the labels of every dataset and task, and a sample's softmax runs over
+the labels of its own set alone. Shapes: B clips, K tokens, M modalities, C classes. Knows no label and no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusion_train.models.emotion_llama import ModelOutput
+from fusion_train.models.fusion_inputs import fusion_inputs
+
+
+class Probe(nn.Module):
+    """A fusion variant and a linear head."""
+
+    def __init__(self, fusion: nn.Module, *, fusion_width: int, fusion_tokens: int, num_classes: int) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.fusion_tokens = fusion_tokens
+        self.head = nn.Linear(fusion_width, num_classes)
+
+    def logits(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor) -> Tensor:
+        """Score the classes.
+
+        Args:
+            features: modality -> (B, K_m, D_m) of any float dtype, in the order that the fusion takes them.
+            present: (B, M) bool; what an absent row holds does not matter.
+            allowed: (B, C) bool, the classes of each clip's own set.
+
+        Returns:
+            (B, C), minus infinity where not allowed.
+        """
+        dtype = self.head.weight.dtype
+        inputs = {
+            name: torch.where(present[:, m, None, None], tokens, 0).to(dtype)
+            for m, (name, tokens) in enumerate(features.items())
+        }
+        fused = self.fusion(fusion_inputs(inputs, self.fusion_tokens), present)  # [b, k, out]
+        return self.head(fused.mean(dim=1)).float().masked_fill(~allowed, float("-inf"))
+
+    def forward(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor, targets: Tensor) -> ModelOutput:
+        """`logits`, and the loss of the class `targets` (B,) of each clip."""
+        losses = F.cross_entropy(self.logits(features, present, allowed), targets, reduction="none")
+        return ModelOutput(losses.sum(), losses.detach())
