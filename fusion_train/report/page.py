@@ -1,0 +1,82 @@
+"""A self-contained HTML page: headings, texts, tables, drawings; no script, nothing fetched, also in print and dark.
+
+Drawings are SVG of matplotlib, without dates or random ids, so that equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from html import escape
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from featurecache.store.publish import replace_bytes
+from fusion_train.report.tables import Table
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+h3 { font-size: 1rem; margin-bottom: .3rem; }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: GrayText; padding-bottom: .2rem; }
+th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+thead th { border-bottom-width: 2px; } .number { text-align: right; white-space: nowrap; }
+.strong td { font-weight: 600; } .note { color: GrayText; margin: .3rem 0; } .scroll { overflow-x: auto; }
+.warning { border-left: 4px solid #c80; padding: .3rem .8rem; background: var(--soft); }
+.side { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
+figure { margin: .6rem 0; } figure svg { background: #fff; max-width: 100%; height: auto; }
+figcaption { color: GrayText; }
+"""
+
+
+class Page:
+    """Collects parts in order; `write` publishes them as one file."""
+
+    def __init__(self, title: str, lead: str = "") -> None:
+        self.title = title
+        self._parts = [f"<h1>{escape(title)}</h1>"]
+        if lead:
+            self.text(lead)
+
+    def heading(self, text: str, level: int = 2) -> None:
+        self._parts.append(f"<h{level}>{escape(text)}</h{level}>")
+
+    def text(self, text: str, kind: str = "") -> None:
+        """A paragraph; `kind` may be note or warning."""
+        named = f' class="{kind}"' if kind else ""
+        self._parts.append(f"<p{named}>{escape(text)}</p>")
+
+    def table(self, table: Table) -> None:
+        self._parts.append(table.html())
+
+    def drawing(self, figure: Figure, caption: str = "") -> None:
+        self._parts.append(_drawing(figure, caption))
+
+    def side_by_side(self, *parts: Table | Figure) -> None:
+        """Tables and drawings in one row, where the window is wide enough."""
+        shown = [part.html() if isinstance(part, Table) else _drawing(part, "") for part in parts]
+        self._parts.append(f'<div class="side">{"".join(shown)}</div>')
+
+    def html(self) -> str:
+        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(self.title)}'
+        return (
+            f'<!doctype html>\n<html lang="en"><head>{head}</title><style>{STYLE}</style></head>\n<body>\n'
+            + "\n".join(self._parts)
+            + "\n</body></html>\n"
+        )
+
+    def write(self, path: Path) -> Path:
+        replace_bytes(path, self.html().encode())
+        return path
+
+
+def _drawing(figure: Figure, caption: str) -> str:
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "featurecache", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
+    return f"<figure>{svg}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"

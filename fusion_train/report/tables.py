@@ -1,0 +1,80 @@
+"""One table, three forms: HTML for reading, CSV for computing, LaTeX (booktabs) for the paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+Cell = str | float | int | None
+"""A float is shown with two places, None as a dash."""
+_LATEX = str.maketrans({
+    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "…": r"\ldots{}", "−": "$-$",
+})  # fmt: skip
+
+
+@dataclass
+class Table:
+    """Rows under a header; columns of numbers stand on the right."""
+
+    header: Sequence[str]
+    rows: list[Sequence[Cell]] = field(default_factory=list)
+    caption: str = ""
+    emphasised: frozenset[int] = frozenset()
+    """Rows in bold."""
+
+    def html(self) -> str:
+        right = self.numeric()
+        lines = ["<table>"] + ([f"<caption>{escape(self.caption)}</caption>"] if self.caption else [])
+        cells = (f"<th{_side(right[n])}>{escape(name)}</th>" for n, name in enumerate(self.header))
+        lines.append(f"<thead><tr>{''.join(cells)}</tr></thead><tbody>")
+        for number, row in enumerate(self.rows):
+            cells = (f"<td{_side(right[n])}>{escape(shown(cell))}</td>" for n, cell in enumerate(row))
+            bold = ' class="strong"' if number in self.emphasised else ""
+            lines.append(f"<tr{bold}>{''.join(cells)}</tr>")
+        return '<div class="scroll">' + "\n".join([*lines, "</tbody></table>"]) + "</div>"
+
+    def csv(self) -> str:
+        """Numbers in full, empty where there is none."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.header)
+        writer.writerows(["" if cell is None else cell for cell in row] for row in self.rows)
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A tabular for booktabs."""
+        columns = "".join("r" if right else "l" for right in self.numeric())
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+        lines.append(" & ".join(_latex(name) for name in self.header) + r" \\")
+        lines.append(r"\midrule")
+        for number, row in enumerate(self.rows):
+            texts = [_latex(shown(cell)) for cell in row]
+            texts = [rf"\textbf{{{text}}}" for text in texts] if number in self.emphasised else texts
+            lines.append(" & ".join(texts) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+    def numeric(self) -> list[bool]:
+        columns = [[row[n] for row in self.rows if n < len(row)] for n in range(len(self.header))]
+        return [
+            any(isinstance(c, int | float) for c in cells) and not any(isinstance(c, str) for c in cells)
+            for cells in columns
+        ]
+
+
+def shown(cell: Cell) -> str:
+    """A cell as it is read."""
+    if cell is None:
+        return "–"
+    return f"{cell:.2f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _side(right: bool) -> str:
+    return ' class="number"' if right else ""
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
