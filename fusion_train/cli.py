@@ -7,6 +7,7 @@
     fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
     fusion-train sweep pre_fusion              compare variants
     fusion-train predict --model DIR clip.mp4  ask an exported model
+    fusion-train demo --model DIR              the same on a web page
     fusion-train resume runs/cognition         go on where a run was stopped
 
 Commands parse, call the library, print. torch is imported by the library, not here, so that --help is quick.
@@ -24,7 +25,7 @@ from rich.table import Table
 from featurecache.console import CommandGroup
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli_plan import plan
-from fusion_train.cli_predict import predict
+from fusion_train.cli_predict import demo, predict
 from fusion_train.cli_zero_image import zero_image
 
 RUNS = Path("runs")
@@ -233,7 +234,7 @@ def import_released_command(
     click.echo(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
 
 
-for command in (plan, predict, zero_image):
+for command in (demo, plan, predict, zero_image):
     main.add_command(command)
 
 

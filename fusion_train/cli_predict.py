@@ -81,6 +81,43 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
     raise SystemExit(1 if failures else 0)
 
 
+@click.command()
+@MODEL
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; 0.0.0.0 is every network.")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free one from 7860]")
+@click.option("--examples", type=click.Path(path_type=Path), help="Clip list or folder of clips to offer.")
+@click.option("--max-seconds", default=60.0, show_default=True, type=click.FloatRange(min=0.1), help="Longest clip.")
+@click.option("--max-megabytes", default=100, show_default=True, type=click.IntRange(1), help="Largest upload.")
+@DEVICE
+def demo(
+    folder: Path, host: str, port: int | None, examples: Path | None, max_seconds: float, max_megabytes: int,
+    device: str,
+) -> None:  # fmt: skip
+    """Serve a page on which an exported model is asked about uploaded clips.
+
+    \b
+    fusion-train demo --model my-model
+    fusion-train demo --model my-model --examples clips.jsonl --port 8000
+    """
+    import signal
+    import threading
+
+    from fusion_train.predict.clips import collect_clips
+    from fusion_train.predict.opening import open_model
+    from fusion_train.predict.page import PageLimits, serving
+
+    offered = list(collect_clips([examples])) if examples else []
+    opened = open_model(folder, device)
+    limits = PageLimits(clip_s=max_seconds, megabytes=max_megabytes)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted
+    try:
+        with serving(opened, host=host, port=port, limits=limits, examples=offered) as address:
+            click.echo(f"{address} shows {opened.name}; Ctrl-C ends it")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        click.echo("ended; uploads are deleted")
+
+
 def _ask(
     opened: OpenedModel, clips: Any, question: Question, limits: Limits, timings: Timings, out: Path | None,
     look: Path | None,
