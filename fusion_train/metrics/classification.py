@@ -40,7 +40,10 @@ class ClassificationScores:
     labels: tuple[str, ...]
     confusion: np.ndarray
     """(C, C + 1) counts: reference by prediction in the order of `labels`, answers outside them last."""
-    classes: tuple[ClassScores, ...] = ()
+    classes: tuple[ClassScores, ...]
+    clip_ids: tuple[str, ...]
+    outcomes: np.ndarray
+    """(clips, 2) place of the reference, and of the answer, in `labels`; C for an answer outside them."""
 
     @property
     def war(self) -> float:
@@ -76,6 +79,7 @@ def classification_scores(
     while outside in labels:
         outside += " "
     answers = [answer if answer in labels else outside for answer in answers]
+    place = {label: number for number, label in enumerate([*labels, outside])}
     precision, recall, f1, support = precision_recall_fscore_support(truth, answers, labels=labels, zero_division=0)
     return ClassificationScores(
         accuracy=float(accuracy_score(truth, answers)),
@@ -88,6 +92,8 @@ def classification_scores(
             ClassScores(label, float(precision[c]), float(recall[c]), float(f1[c]), int(support[c]))
             for c, label in enumerate(labels)
         ),
+        clip_ids=tuple(ids),
+        outcomes=np.array([(place[label], place[answer]) for label, answer in zip(truth, answers, strict=True)]),
     )
 
 

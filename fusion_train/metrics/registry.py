@@ -1,0 +1,72 @@
+"""Metrics by name, as benches ask for them. A new metric is a function in `entries` and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featurecache.errors import suggest
+from fusion_train.errors import ConfigError
+from fusion_train.metrics import entries
+from fusion_train.metrics.scored import Scored, Settings
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How it is computed, and its figures; the first stands for a set unless the bench says otherwise."""
+
+    compute: Callable[[Mapping[str, Any], Mapping[str, str], Settings, str], Scored]
+    figures: tuple[str, ...]
+
+
+METRICS: dict[str, Metric] = {
+    "hit": Metric(entries.hit, ("HIT",)),
+    "open-vocabulary": Metric(entries.open_vocabulary, ("F", "precision", "recall")),
+    "waf": Metric(entries.waf, ("weighted F1", "accuracy")),
+    "sentiment-three-way": Metric(entries.three_way, ("weighted F1", "accuracy")),
+    "classification": Metric(entries.classification, ("accuracy", "weighted F1", "UAR", "WAR")),
+    "multi-label": Metric(entries.multi_label, ("mAP", "F1 micro", "F1 samples", "Jaccard")),
+    "overlap": Metric(entries.overlap, ("clue", "label")),
+}
+
+
+def find_metric(name: str) -> Metric:
+    """Return a metric by name.
+
+    Raises:
+        ConfigError: no such metric; the near one is suggested.
+    """
+    if name not in METRICS:
+        raise ConfigError(
+            f'metric "{name}"', expected="one of " + ", ".join(METRICS), got="no such metric",
+            next_step=suggest(name, METRICS).strip() or None,
+        )  # fmt: skip
+    return METRICS[name]
+
+
+def score(
+    name: str,
+    references: Mapping[str, Any],
+    predictions: Mapping[str, str],
+    settings: Settings | None = None,
+    main: str | None = None,
+) -> Scored:
+    """Score by a metric of the registry.
+
+    Args:
+        references, predictions: clip id -> value; answers are texts as they were given.
+        main: the figure that stands for the set; None for the metric's own.
+
+    Raises:
+        ConfigError: no such metric, or no such figure of it.
+        DataError: see the metric.
+    """
+    metric = find_metric(name)
+    chosen = main or metric.figures[0]
+    if chosen not in metric.figures:
+        raise ConfigError(
+            f'main figure of metric "{name}"', expected="one of " + ", ".join(metric.figures), got=repr(chosen),
+            next_step=suggest(chosen, metric.figures).strip() or None,
+        )  # fmt: skip
+    return metric.compute(references, predictions, settings or Settings(), chosen)
