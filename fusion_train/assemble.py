@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
 from accelerate import PartialState
 
 from featurecache.clips import ClipList, load_clips
+from featurecache.encoders.perturbed import undisturbed
+from featurecache.errors import FingerprintError, suggest
+from featurecache.spec import Spec
 from fusion_train import checkpoint
 from fusion_train.absent import stand_ins
 from fusion_train.batches import Collator, FeatureReader
 from fusion_train.config import Config
-from fusion_train.errors import ConfigError
+from fusion_train.errors import ConfigError, DataError
 from fusion_train.language_model import build_model, load_llm, load_tokenizer
 from fusion_train.models.parts import trained_parameters
 from fusion_train.probing import build_probe
@@ -39,6 +42,9 @@ class Workbench:
     """An `EmotionLlama`, or a `Probe` without a language model."""
     collator: Any
     """Makes the batches that `model` takes: a `Collator` or a `ProbeCollator`."""
+
+    weights: str | None = None
+    """sha256 of the trained weights, where they come from a checkpoint."""
 
     @property
     def device(self) -> torch.device:
@@ -78,26 +84,73 @@ def assemble(
     return Workbench(config, clip_list, reader, sets, tokenizer, model, collator)
 
 
-def reassemble(run: Run, *, store: str | None = None, clips: str | None = None, which: str = "best") -> Workbench:
+def reassemble(
+    run: Run,
+    *,
+    store: str | None = None,
+    clips: str | None = None,
+    which: str = "best",
+    disturbed: Mapping[str, str] | None = None,
+) -> Workbench:
     """Build a finished or interrupted run again with the weights of one of its checkpoints, on the GPU if there is one.
 
     Args:
         store, clips: where they lie now, if not where the run found them.
         which: `best`, `last` or a step.
+        disturbed: modality -> feature that is read in place of the one trained on: the same, but for a perturbation.
     """
     record, config = run.record(), run.config()
     folder = checkpoint.choose(run.checkpoints, which)
-    checkpoint.read_state(folder)
+    state = checkpoint.read_state(folder)
+    replaced = dict(disturbed or {})
+    unknown = [modality for modality in replaced if modality not in config.features.used]
+    if unknown:
+        known = ", ".join(config.features.used)
+        raise DataError("--feature", expected="a modality that the run reads: " + known, got=", ".join(unknown))
+    config = config.model_copy(update={"features": config.features.model_copy(update=replaced)})
     bench = assemble(
         config,
         store or absolute(record.store, run.folder),
         clips or absolute(record.clips, run.folder),
-        fingerprints=record.fingerprints,
+        fingerprints={name: value for name, value in record.fingerprints.items() if name not in replaced},
         sets=record.label_sets,
     )
-    checkpoint.load_model(folder, bench.model, name=checkpoint.best_weights(folder))
+    for modality, feature in replaced.items():
+        _refuse_other_encoder(feature, bench.reader.specs[modality], record.fingerprints[modality])
+    weights = checkpoint.best_weights(folder)
+    checkpoint.load_model(folder, bench.model, name=weights)
     bench.model.to(PartialState().device)
-    return bench
+    return replace(bench, weights=state.sha256[weights])
+
+
+def take_out(bench: Workbench, streams: Mapping[str, Literal["zero", "omit"]]) -> None:
+    """Take streams (fusion, image, video, audio) out of a trained model: the module ablation.
+
+    Raises:
+        DataError: a stream that the model does not have.
+    """
+    if not streams:
+        return
+    known_streams = getattr(bench.model, "soft_counts", {})  # a probe has no soft tokens
+    unknown = [stream for stream in streams if stream not in known_streams]
+    if unknown:
+        known = ", ".join(known_streams) or "none, for it has no language model"
+        raise DataError(
+            "--without", expected="a stream of the model: " + known, got=", ".join(unknown),
+            next_step=suggest(unknown[0], known_streams).strip() or None,
+        )  # fmt: skip
+    bench.model.ablated = dict(streams)
+    bench.collator = Collator(bench.reader, bench.tokenizer, bench.config.prompt.format(), bench.model.soft_counts)
+
+
+def _refuse_other_encoder(feature: str, spec: Spec, trained_on: str) -> None:
+    """Raise FingerprintError where a feature differs from the one trained on in more than a perturbation."""
+    if undisturbed(spec).fingerprint != trained_on:
+        raise FingerprintError(
+            feature, expected=f"the feature {trained_on[:12]}… that this run was trained on, perturbed",
+            got=f"{undisturbed(spec).fingerprint[:12]}…, another one",
+            next_step="Extract it by the same encoder with --option NAME.perturb=….",
+        )  # fmt: skip
 
 
 def relative(location: str, folder: Path) -> str:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featurecache.console import CommandGroup
+from fusion_train.cli_evaluate import evaluate_command, score_command
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli_plan import plan
 from fusion_train.cli_predict import demo, predict
@@ -110,52 +111,6 @@ def resume(run: Path, store: str | None, clips: str | None) -> None:
     )
 
 
-@main.command("eval")
-@click.option("--run", "folder", type=click.Path(path_type=Path), required=True, help="Run to score.")
-@click.option("--split", default="test", show_default=True, help="Split of the clip list.")
-@click.option("--task", default="emotion", show_default=True, help="What is asked.")
-@click.option("--modalities", help="Show only these, such as audio,video (the token ablation).")
-@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
-@STORE
-@CLIPS
-@click.option("--out", type=click.Path(path_type=Path), help="Predictions file.  [default: in the run's folder]")
-def evaluate_command(
-    folder: Path,
-    split: str,
-    task: str,
-    modalities: str | None,
-    checkpoint: str,
-    store: str | None,
-    clips: str | None,
-    out: Path | None,
-) -> None:
-    """Score a run on held-out clips; every prediction is written as a JSON line.
-
-    \b
-    fusion-train eval --run runs/cognition --split test
-    fusion-train eval --run runs/cognition --modalities audio
-    """
-    from fusion_train.assemble import reassemble
-    from fusion_train.evaluate import evaluate
-    from fusion_train.run import Run
-
-    bench = reassemble(Run(folder), store=store, clips=clips, which=checkpoint)
-    chosen = bench.reader.usable(bench.clips.in_split(split), bench.config.data.failed_clips)
-    shown = [name.strip() for name in modalities.split(",")] if modalities else None
-    evaluation = evaluate(bench, chosen, task, modalities=shown)
-    suffix = "-" + "+".join(shown) if shown else ""
-    path = out or folder / f"predictions-{split}-{task}{suffix}.jsonl"
-    evaluation.write(path)
-    table = Table(title=f"{folder}: {task} on {split}" + (f", {modalities} only" if modalities else ""))
-    for name in evaluation.summary():
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in evaluation.summary().values()))
-    Console().print(table)
-    if evaluation.scores is not None:
-        Console().print(_confusion(evaluation.scores))
-    click.echo(f"predictions: {path}")
-
-
 @main.command()
 @click.argument("file")
 @CONFIG
@@ -234,23 +189,13 @@ def import_released_command(
     click.echo(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
 
 
-for command in (demo, plan, predict, zero_image):
+for command in (demo, evaluate_command, plan, predict, score_command, zero_image):
     main.add_command(command)
 
 
 def _print_result(folder: Path, result: dict[str, Any]) -> None:
     scores = "".join(f", {name} {value:.4f}" for name, value in result["scores"].items())
     click.echo(f"{folder}: finished at step {result['step']}{scores}")
-
-
-def _confusion(scores: Any) -> Table:
-    table = Table(title="reference by prediction")
-    table.add_column("")
-    for label in [*scores.labels, "(other)"]:
-        table.add_column(label, justify="right")
-    for label, counts in zip(scores.labels, scores.confusion.tolist(), strict=True):
-        table.add_row(label, *map(str, counts))
-    return table
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def draw_runs(runs: Sequence[Run], scores: ClassificationScores, title: str, pat
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     curves, matrix = figure.subplots(1, 2, width_ratios=(1.5, 1.0))
     _curves(curves, runs)
-    _confusion(matrix, scores)
+    draw_confusion(matrix, scores.confusion, scores.labels)
+    matrix.set_title(f"{scores.num_clips} held-out clips, {scores.accuracy:.1%} right")
     figure.suptitle(title)
     figure.savefig(path, dpi=DPI)
 
@@ -58,15 +59,16 @@ def _curves(axes: Axes, runs: Sequence[Run]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _confusion(axes: Axes, scores: ClassificationScores) -> None:
-    counts = scores.confusion if scores.confusion[:, -1].any() else scores.confusion[:, :-1]
+def draw_confusion(axes: Axes, confusion: np.ndarray, labels: Sequence[str]) -> None:
+    """(C, C + 1) counts of reference by answer, shaded by share of the reference; "other" only where it occurs."""
+    counts = confusion if confusion[:, -1].any() else confusion[:, :-1]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=9)
-    answers = [*scores.labels, "(other)"][: counts.shape[1]]
+    answers = [*labels, "(other)"][: counts.shape[1]]
     axes.set_xticks(range(len(answers)), answers, rotation=40, ha="right")
-    axes.set_yticks(range(len(scores.labels)), scores.labels)
-    axes.set(xlabel="answer", ylabel="label", title=f"{scores.num_clips} held-out clips, {scores.accuracy:.1%} right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="answer", ylabel="label")

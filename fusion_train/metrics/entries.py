@@ -52,7 +52,9 @@ def waf(references: References, predictions: Predictions, settings: Settings, ma
 
 
 def three_way(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
-    return _sentiment(three_way_sentiment_scores(references, predictions), main)
+    signs = {-1: "negative", 0: "neutral", 1: "positive"}
+    words = {clip: signs[int(np.sign(number))] for clip, number in _sentiment_numbers(references).items()}
+    return _sentiment(three_way_sentiment_scores(words, predictions), main)
 
 
 def classification(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:

@@ -1,0 +1,219 @@
+"""`fusion-train eval | score`: ask a run, score answers, write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fusion_train.cli_options import CLIPS, STORE
+
+_SCORING = (
+    click.option("--wheels", type=click.Path(path_type=Path), help="Folder of the emotion wheels (wheel1..5.xlsx, …)."),
+    click.option("--judge", metavar="MODEL", help="Rates descriptions: http://host:port/v1#MODEL, or a local folder."),
+    click.option("--labels-by", metavar="MODEL", help="Reads labels out of free text, in place of the list parser."),
+    click.option("--key-file", type=click.Path(path_type=Path, exists=True), help="File with the key of a server."),
+)
+
+
+def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what both commands take."""
+    for option in reversed(_SCORING):
+        command = option(command)
+    return command
+
+
+@click.command("eval")
+@click.option("--run", "folder", type=click.Path(path_type=Path), required=True, help="Run to score.")
+@click.option("--bench", "bench_name", help="mer-unibench, mmeverse, dfew, emer or a file; else --split and --task.")
+@click.option("--split", default="test", show_default=True, help="Split of the clip list.")
+@click.option("--task", default="emotion", show_default=True, help="What is asked.")
+@click.option("--modalities", help="Show only these, such as audio,video; or none (the token ablation).")
+@click.option(
+    "--without", "taken_out", multiple=True, metavar="STREAM[:zero]",
+    help="Take fusion, image, video or audio out of the model: left out of the prompt, or zeroed. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--feature", "features", multiple=True, metavar="MODALITY=NAME",
+    help="Read a perturbed feature in place of the one trained on, such as audio=whisper-noise. Repeatable.",
+)  # fmt: skip
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@STORE
+@CLIPS
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips asked at once.")
+@click.option("--again", is_flag=True, help="Forget the answers there are.")
+@scoring_options
+@click.option("--out", type=click.Path(path_type=Path), help="Predictions file, or folder of a bench.")
+def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str, **given: Any) -> None:
+    """Score a run on held-out clips; every prediction is written as a JSON line, and a stopped run goes on.
+
+    \b
+    fusion-train eval --run runs/cognition --split test
+    fusion-train eval --run runs/cognition --bench mer-unibench --wheels emotion_wheel
+    fusion-train eval --run runs/cognition --modalities audio
+    accelerate launch -m fusion_train.cli eval --run runs/cognition --bench mmeverse
+    """
+    from accelerate import PartialState
+
+    from fusion_train.assemble import reassemble, take_out
+    from fusion_train.bench_runs import ask_bench, score_rows
+    from fusion_train.benches import Bench, BenchSet, load_bench
+    from fusion_train.run import Run
+    from fusion_train.score_report import write_report
+
+    streams = {name: mode or "omit" for name, _, mode in (text.partition(":") for text in given["taken_out"])}
+    _refuse_modes(streams)
+    disturbed = dict(_pair(text) for text in given["features"])
+    shown = [name.strip() for name in given["modalities"].split(",")] if given["modalities"] else None
+    if bench_name:
+        bench = load_bench(bench_name)
+    else:
+        bench = Bench(title=f"{folder}: {task} on {split}", sets={task: BenchSet(split=split, task=task)})
+    workbench = reassemble(
+        Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
+    )
+    take_out(workbench, streams)
+    if not bench_name:
+        workbench.clips.in_split(split)
+    name = _name(f"predictions-{split}-{task}" if not bench_name else Path(bench_name).stem, shown, streams, disturbed)
+    if bench_name:
+        out = given["out"] or folder / "eval" / name
+    else:
+        out = (given["out"] or folder / f"{name}.jsonl").parent
+    main = PartialState().is_main_process
+    rows = ask_bench(
+        bench, workbench, lambda s: out / f"{s}.jsonl" if bench_name else given["out"] or out / f"{name}.jsonl",
+        modalities=shown, batch_size=given["batch_size"], again=given["again"], say=click.echo if main else _nothing,
+    )  # fmt: skip
+    if not main:
+        return
+    if bench_name is None and bench.sets[task].chosen_metric is None:
+        click.echo(f"predictions: {out / f'{name}.jsonl'}")
+        return
+    scores = score_rows(bench, rows, _helpers(given), out)
+    print_scores(scores)
+    if bench_name:
+        click.echo(f"report: {write_report(scores, out)}")
+    else:
+        click.echo(f"predictions: {given['out'] or out / f'{name}.jsonl'}")
+
+
+@click.command("score")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--bench", "bench_name", help="A shipped bench or a file; PATH is a folder of SET.jsonl, or a file with --set."
+)
+@click.option("--set", "set_name", help="Set of the bench that a file holds answers to.")
+@click.option(
+    "--metric", help="hit, open-vocabulary, waf, sentiment-three-way, classification, multi-label or overlap."
+)
+@click.option("--main", "main_figure", help="Figure of the metric that stands first.")
+@click.option("--task", help="What was asked; the rows say it, if not.")
+@click.option("--split", default="test", show_default=True, help="Split of the clip list, with --clips.")
+@click.option("--clips", help="Clip list with the references; the rows' own, if not.")
+@scoring_options
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: beside PATH]")
+def score_command(path: Path, bench_name: str | None, set_name: str | None, task: str | None, **given: Any) -> None:
+    """Score predictions from their file alone, those of other systems too: {"id": "a1", "prediction": "happy"} a line.
+
+    \b
+    fusion-train score runs/cognition/predictions-test-emotion.jsonl
+    fusion-train score theirs.jsonl --metric hit --clips clips.jsonl --wheels emotion_wheel
+    fusion-train score answers/ --bench mer-unibench --clips clips.jsonl --wheels emotion_wheel
+    """
+    from featurecache.clips import load_clips
+    from fusion_train.bench_runs import join_references, read_bench, score_rows
+    from fusion_train.benches import Bench, BenchSet, load_bench
+    from fusion_train.prediction_rows import read_predictions
+    from fusion_train.score_report import write_report
+
+    clips = load_clips(given["clips"]) if given["clips"] else None
+    bench = load_bench(bench_name) if bench_name else None
+    if path.is_dir():
+        if bench is None:
+            raise click.UsageError("a folder of answers needs --bench")
+        rows = read_bench(bench, path, clips)
+    else:
+        answers = read_predictions(path)
+        if bench is None:
+            asked = BenchSet(split=given["split"], task=task or answers[0].get("task") or "emotion",
+                             metric=given["metric"], main=given["main_figure"])  # fmt: skip
+            set_name, bench = asked.task, Bench(title=path.name, sets={asked.task: asked})
+        elif set_name not in bench.sets:
+            raise click.UsageError(f"--set: one of {', '.join(bench.sets)}")
+        rows = {set_name: join_references(answers, bench.sets[set_name], clips)}
+    out = given["out"] or (path if path.is_dir() else path.parent / f"{path.stem}-scores")
+    scores = score_rows(bench, rows, _helpers(given), out)
+    print_scores(scores)
+    click.echo(f"report: {write_report(scores, out)}")
+
+
+def print_scores(scores: Any) -> None:
+    """Show what a bench gave: figures of every set, means, what must be known beside them; confusions of a few sets."""
+    table = Table(title=scores.bench.title)
+    for column, justify in (("set", "left"), ("figure", "left"), ("score", "right"), ("interval 95 %", "right"),
+                            ("others", "left"), ("clips", "right")):  # fmt: skip
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for each in scores.sets.values():
+        scored = each.scored
+        scale = 100 if scored.highest == 1 else 1
+        rest = ", ".join(f"{name} {value * scale:.2f}" for name, value in scored.figures.items() if name != scored.main)
+        low, high = each.interval.low * scale, each.interval.high * scale
+        table.add_row(each.title, scored.main, f"{scored.value * scale:.2f}", f"{low:.2f} … {high:.2f}", rest,
+                      str(scored.counts.get("clips", len(scored.clip_ids))))  # fmt: skip
+    console = Console()
+    console.print(table)
+    for name, mean in scores.means.items():
+        missing = f"not formed: without {', '.join(mean.missing)}"
+        click.echo(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}'}")
+    for each in scores.sets.values():
+        for note in each.scored.notes:
+            click.echo(f"{each.name}: {note}")
+        if each.scored.confusion is not None and len(scores.sets) == 1:
+            console.print(_confusion(each.scored))
+
+
+def _confusion(scored: Any) -> Table:
+    table = Table(title="reference by prediction")
+    table.add_column("")
+    for label in [*scored.labels, "(other)"]:
+        table.add_column(label, justify="right")
+    for label, counts in zip(scored.labels, scored.confusion.tolist(), strict=True):
+        table.add_row(label, *map(str, counts))
+    return table
+
+
+def _helpers(given: dict[str, Any]) -> Any:
+    from fusion_train.bench_runs import Helpers
+
+    return Helpers(given["wheels"], given["judge"], given["labels_by"], given["key_file"])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise click.UsageError(f"--feature {text}: expected MODALITY=NAME")
+    return key, value
+
+
+def _refuse_modes(streams: dict[str, str]) -> None:
+    for stream, mode in streams.items():
+        if mode not in ("omit", "zero"):
+            raise click.UsageError(f"--without {stream}:{mode}: expected STREAM or STREAM:zero")
+
+
+def _name(start: str, shown: list[str] | None, streams: dict[str, str], disturbed: dict[str, str]) -> str:
+    """Say in the name what was hidden, taken out or disturbed."""
+    parts = [start]
+    parts += ["+".join(shown)] if shown else []
+    parts += [f"without-{name}" + ("-zeroed" if mode == "zero" else "") for name, mode in streams.items()]
+    parts += list(disturbed.values())
+    return "-".join(parts)
+
+
+def _nothing(text: str) -> None:
+    """Only the main process speaks."""
