@@ -1,0 +1,133 @@
+"""Commands that look at labels: audit, map. Each calls the library and prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+import featurecache
+from featurecache.cli_options import CLIPS, MEDIA_ROOT, STORE
+from featurecache.cli_similarity import FEATURES, NUM_SHOWN, ready
+from featurecache.console import plain_console
+from featurecache.errors import ClipListError
+
+if TYPE_CHECKING:
+    from featurecache.similarity.audit import Audit
+
+
+@click.command()
+@STORE
+@CLIPS
+@FEATURES
+@MEDIA_ROOT
+@click.option("--label", default="emotion", show_default=True, help="Label task to audit.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for review.html and doubts.jsonl.")
+@click.option(
+    "--decisions", type=click.Path(path_type=Path), default=None, help="What a review sheet saved: write corrections."
+)
+@click.option("--corrections", type=click.Path(path_type=Path), default=Path("corrections.jsonl"), show_default=True)
+def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given: Any) -> None:
+    """Rank doubtful labels by judges that never saw the clip, and write a sheet to review them on.
+
+    With --decisions, turn what the sheet saved into corrections; the clip list itself is never edited.
+
+    \b
+    Example: fcache audit --label emotion --out audit
+             fcache audit --decisions decisions.json --corrections corrections.jsonl
+    """
+    listed = featurecache.load_clips(clips, given["media_root"])
+    if given["decisions"] is not None:
+        _corrections(given["decisions"], listed, given["corrections"])
+        return
+    from featurecache.similarity.audit import audit as run
+
+    found = run(ready(featurecache.open_store(store), features), listed, label)
+    _print_audit(found)
+    if given["out"] is None:
+        click.echo("--out audit writes a sheet to review them on.")
+        return
+    from featurecache.similarity.review import review_sheet
+
+    folder: Path = given["out"]
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = folder / "review.html"
+    sheet.write_text(review_sheet(found, listed, sheet), encoding="utf-8")
+    doubts = "".join(json.dumps(asdict(doubt), ensure_ascii=False) + "\n" for doubt in found.doubts)
+    (folder / "doubts.jsonl").write_text(doubts, encoding="utf-8")
+    click.echo(f"{sheet}: open it in a browser, decide, save decisions.json, then")
+    click.echo("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
+
+
+@click.command("map")
+@STORE
+@CLIPS
+@FEATURES
+@MEDIA_ROOT
+@click.option("--by", default="dataset", show_default=True, help="dataset, split, speaker or a label task.")
+@click.option("--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("map"), show_default=True, help="NAME.png, .html")
+def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method: str, out: Path, **given: Any) -> None:
+    """Draw every clip as a point in two dimensions, as a picture and as a page to point at.
+
+    \b
+    Example: fcache map --by emotion --out map
+    """
+    from featurecache.similarity import store_map
+
+    listed = featurecache.load_clips(clips, given["media_root"])
+    neighbourhood = ready(featurecache.open_store(store), features)
+    here = [clip.id for clip in listed if clip.id in neighbourhood]
+    if not here:
+        raise ClipListError(clips, expected="clips of this store", got="none", next_step="Name their list with --clips.")
+    known = {"dataset", "split", "speaker", *(task for clip in listed for task in clip.labels)}
+    if by not in known:
+        raise ClipListError("--by", expected="one of " + ", ".join(sorted(known)), got=by)
+    points = store_map.positions(neighbourhood.vectors[[neighbourhood.place(clip_id) for clip_id in here]], method)
+    title = f"{len(here)} clips by {', '.join(neighbourhood.names)} ({method})"
+    picture, page = out.with_suffix(".png"), out.with_suffix(".html")
+    store_map.draw_map(points, store_map.groups_of(listed, here, by), by, title, picture)
+    page.write_text(store_map.map_page(points, listed, here, title), encoding="utf-8")
+    click.echo(f"{picture}, {page}")
+
+
+COMMANDS = [audit, draw_map]
+
+
+def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> None:
+    from featurecache.corrections import decided, dump_corrections
+    from featurecache.store.publish import replace_bytes
+
+    try:
+        document = json.loads(decisions.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipListError(str(decisions), expected="what a review sheet saved", got=str(error)) from error
+    found = decided(document if isinstance(document, dict) else {}, clips)
+    replace_bytes(out, dump_corrections(found).encode())
+    count = len(document.get("decisions", {}))
+    click.echo(f"{count} decided, {len(found)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")
+
+
+def _print_audit(found: Audit) -> None:
+    table = Table("clip", "listed as", "judged", "believed", "nearest")
+    for doubt in found.doubts[:NUM_SHOWN]:
+        near = ", ".join(f"{label} {similarity:.2f}" for _, label, similarity in doubt.evidence)
+        table.add_row(doubt.id, doubt.given, f"{doubt.suggested} ({doubt.probability:.0%})", f"{doubt.quality:.0%}", near)
+    plain_console().print(table)
+    noise = Table("dataset", "class", "clips", "estimated wrong")
+    for each in found.noise:
+        noise.add_row(each.dataset, each.label, str(each.num_clips), f"{each.noise:.1%}")
+    plain_console().print(noise)
+    for each in found.agreement:
+        total = each.same + each.other
+        share = f"{each.same / total:.1%} of {total}" if total else "none"
+        click.echo(f"{each.dataset or 'all'}: responses to {each.response!r} conclude the {found.task} label in {share}"
+                   + (f"; {each.silent} name none, or several" if each.silent else ""))  # fmt: skip
+    click.echo(
+        f"{len(found.doubts)} of {found.num_clips} {found.task} labels are doubtful; the judges agree with "
+        f"{found.accuracy:.1%} of the labels, and see no more than these features show"
+    )

@@ -1,0 +1,232 @@
+"""Which labels are doubtful: every clip is judged by models that never saw it.
+
+Out-of-fold probabilities of two judges are averaged: the nearest clips' labels, weighted by similarity, and a linear
+probe on the vectors. Folds keep clips of one dialogue (or speaker) together. Confident learning (Northcutt et al. 2021,
+by cleanlab) turns them into ranked doubts and an estimate of how much of each class is mislabelled.
+
+Each dataset is judged on its own, since datasets have label spaces of their own.
+Shapes: N clips, R axes, C classes.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featurecache.clips import Clip, ClipList
+from featurecache.errors import ClipListError
+from featurecache.similarity.search import Neighbour, Neighbourhood
+
+NUM_FOLDS = 5
+NUM_NEIGHBOURS = 15
+NUM_EVIDENCE = 5
+PROBE_C = 10.0
+MIN_A_CLASS = NUM_FOLDS
+"""Fewer clips of a class cannot be in every fold."""
+_CONCLUSION = re.compile(r"<answer>\s*(.*?)\s*(?:</answer>|$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One clip whose label the judges do not believe, and why."""
+
+    id: str
+    dataset: str
+    given: str
+    suggested: str
+    quality: float
+    """Probability of the given label; the ranking, lowest first."""
+    probability: float
+    """Of the suggested one."""
+    evidence: tuple[tuple[str, str, float], ...]
+    """Nearest clips: id, label, similarity."""
+
+
+@dataclass(frozen=True)
+class ClassNoise:
+    """How many labels of a class are estimated to be wrong."""
+
+    dataset: str
+    label: str
+    num_clips: int
+    noise: float
+    """Share of the clips with this label that are estimated to be of another class."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often what a clip's response concludes is its label."""
+
+    dataset: str
+    response: str
+    same: int
+    other: int
+    silent: int
+    """Responses that name no label, or several."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found."""
+
+    task: str
+    num_clips: int
+    doubts: tuple[Doubt, ...]
+    """Flagged clips, the most doubtful first."""
+    noise: tuple[ClassNoise, ...]
+    accuracy: float
+    """Share of clips whose given label the judges agree with; a ceiling on how much this audit can see."""
+    agreement: tuple[Agreement, ...]
+
+
+def audit(neighbourhood: Neighbourhood, clips: ClipList, task: str, *, seed: int = 0) -> Audit:
+    """Judge `labels.<task>` of every clip that has one and tokens.
+
+    Raises:
+        ClipListError: no such label, one class alone, or too few clips of every class; what there is, is named.
+    """
+    by_dataset: dict[str, list[Clip]] = {}
+    for clip in clips:
+        if isinstance(clip.labels.get(task), str) and clip.id in neighbourhood:
+            by_dataset.setdefault(clip.dataset or "", []).append(clip)
+    if not by_dataset:
+        known = sorted({name for clip in clips for name, value in clip.labels.items() if isinstance(value, str)})
+        raise ClipListError(
+            f"--label {task}", expected="a label of clips that have tokens: " + (", ".join(known) or "there is none"),
+            got="none",
+        )  # fmt: skip
+    doubts: list[Doubt] = []
+    noise: list[ClassNoise] = []
+    agreed = judged = 0
+    for dataset, chosen in sorted(by_dataset.items()):
+        some = _judgeable(chosen, task)
+        probabilities, classes = _judge(neighbourhood, some, task, seed)
+        given = np.array([classes.index(clip.labels[task]) for clip in some])
+        agreed += int((probabilities.argmax(1) == given).sum())
+        judged += len(some)
+        issues, wrong = _confident_learning(given, probabilities)
+        doubts += [_doubt(neighbourhood, some, task, n, probabilities[n], classes, dataset) for n in issues]
+        noise += [
+            ClassNoise(dataset, label, int((given == n).sum()), float(wrong[n])) for n, label in enumerate(classes)
+        ]
+    doubts.sort(key=lambda doubt: doubt.quality)
+    return Audit(task, judged, tuple(doubts), tuple(noise), agreed / judged, tuple(agreements(clips, task)))
+
+
+def _judgeable(clips: Sequence[Clip], task: str) -> list[Clip]:
+    counts = Counter(clip.labels[task] for clip in clips)
+    enough = {label for label, count in counts.items() if count >= MIN_A_CLASS}
+    if len(enough) < 2:
+        raise ClipListError(
+            f"--label {task}" + (f", dataset {clips[0].dataset}" if clips[0].dataset else ""),
+            expected=f"two classes of at least {MIN_A_CLASS} clips with tokens",
+            got=", ".join(f"{label} {count}" for label, count in counts.most_common()),
+            next_step="Extract more clips, or choose another label.",
+        )
+    return [clip for clip in clips if clip.labels[task] in enough]
+
+
+def _judge(
+    neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """(N, C) out-of-fold probabilities, and the classes."""
+    import faiss
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    classes = sorted({clip.labels[task] for clip in clips})
+    labels = np.array([classes.index(clip.labels[task]) for clip in clips])
+    vectors = neighbourhood.vectors[[neighbourhood.place(clip.id) for clip in clips]]
+    groups = [clip.dialogue or clip.speaker or clip.id for clip in clips]
+    probabilities = np.zeros((len(clips), len(classes)))
+    folds = StratifiedGroupKFold(min(NUM_FOLDS, len(set(groups))), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # of a group-wise fold
+        split = list(folds.split(vectors, labels, groups))
+    for train, test in split:
+        similarity, nearest = faiss.knn(
+            vectors[test], vectors[train], min(NUM_NEIGHBOURS, len(train)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        votes = np.full((len(test), len(classes)), 1e-3)
+        for c in range(len(classes)):
+            votes[:, c] += (np.maximum(similarity, 0) * (labels[train][nearest] == c)).sum(1)
+        near = votes / votes.sum(1, keepdims=True)
+        probe = LogisticRegression(C=PROBE_C, max_iter=1000).fit(vectors[train], labels[train])
+        linear = np.zeros_like(near)
+        linear[:, probe.classes_] = probe.predict_proba(vectors[test])
+        probabilities[test] = (near + linear) / 2
+    return probabilities, classes
+
+
+def _confident_learning(given: np.ndarray, probabilities: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Flagged clips, most doubtful first, and (C,) the share of each class estimated to be wrong."""
+    from cleanlab.count import compute_confident_joint
+    from cleanlab.filter import find_label_issues
+
+    issues = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    joint = compute_confident_joint(given, probabilities, calibrate=True)
+    return [int(n) for n in issues], 1 - joint.diagonal() / np.maximum(joint.sum(1), 1)
+
+
+def _doubt(
+    neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, n: int, row: np.ndarray, classes: list[str],
+    dataset: str,
+) -> Doubt:  # fmt: skip
+    clip = clips[n]
+    known = {other.id: other.labels[task] for other in clips}
+    near = nearest_of(neighbourhood, clip.id, NUM_EVIDENCE, known)
+    suggested = int(row.argmax())
+    return Doubt(
+        clip.id, dataset, clip.labels[task], classes[suggested], float(row[classes.index(clip.labels[task])]),
+        float(row[suggested]), tuple((other.id, known[other.id], other.similarity) for other in near),
+    )  # fmt: skip
+
+
+def nearest_of(neighbourhood: Neighbourhood, clip_id: str, k: int, among: dict[str, str]) -> list[Neighbour]:
+    """The `k` nearest clips of `among`, the clip itself left out."""
+    similarities = neighbourhood.vectors @ neighbourhood.vectors[neighbourhood.place(clip_id)]
+    found: list[Neighbour] = []
+    for place in np.argsort(-similarities, kind="stable").tolist():
+        other = neighbourhood.ids[place]
+        if other != clip_id and other in among:
+            found.append(Neighbour(other, float(similarities[place])))
+            if len(found) == k:
+                break
+    return found
+
+
+def agreements(clips: ClipList, task: str) -> list[Agreement]:
+    """Compare `labels.<task>` with what each kind of response concludes, by dataset."""
+    labels: dict[str, set[str]] = {}
+    for clip in clips:
+        if isinstance(clip.labels.get(task), str):
+            labels.setdefault(clip.dataset or "", set()).add(clip.labels[task])
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for clip in clips:
+        given, dataset = clip.labels.get(task), clip.dataset or ""
+        if not isinstance(given, str):
+            continue
+        for kind, text in clip.responses.items():
+            said = concluded(text, labels[dataset])
+            verdict = "silent" if said is None else "same" if said == given else "other"
+            counts.setdefault((dataset, kind), Counter())[verdict] += 1
+    return [
+        Agreement(dataset, kind, count["same"], count["other"], count["silent"])
+        for (dataset, kind), count in sorted(counts.items())
+    ]
+
+
+def concluded(text: str, labels: set[str]) -> str | None:
+    """The label that a response ends in: in its <answer>, else the only one in its last sentence that has one."""
+    found = _CONCLUSION.search(text)
+    parts = [found.group(1)] if found else re.split(r"(?<=[.!?])\s+", text.strip())
+    for part in reversed(parts):
+        named = {label for label in labels if re.search(rf"\b{re.escape(label)}\b", part, re.IGNORECASE)}
+        if named:
+            return named.pop() if len(named) == 1 else None
+    return None

@@ -1,0 +1,59 @@
+"""Vectors of media that no store holds: a query file, altered copies.
+
+They go through `extract` into a temporary store, so there is one way to make tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.again import OpenEncoder
+from featurecache.clips import Clip, ClipList
+from featurecache.errors import MediaError
+from featurecache.extract import Summary, extract
+from featurecache.similarity.index import open_index
+from featurecache.similarity.search import Neighbourhood
+from featurecache.store import open_store
+from featurecache.store.local import LocalStore
+
+
+def media_vectors(
+    store: LocalStore, neighbourhood: Neighbourhood, clips: Sequence[Clip], open_for: OpenEncoder
+) -> tuple[list[str], np.ndarray, Summary]:
+    """Encode clips as the features of `store` were; ids of those with tokens, (B, R) vectors, and what failed.
+
+    Raises:
+        FingerprintError: an encoder that opens is not the one the feature was made with.
+        MediaError: no clip could be encoded.
+    """
+    names = neighbourhood.names
+    encoders = {name: open_for(store.spec(name)) for name in names}
+    with tempfile.TemporaryDirectory(prefix="fcache-similar-") as folder:
+        made = open_store(Path(folder) / "media.zarr", "a")
+        summary = None
+        for dtype in dict.fromkeys(store.spec(name).stored_dtype for name in names):
+            some = {name: encoder for name, encoder in encoders.items() if store.spec(name).stored_dtype == dtype}
+            ran = extract(made, ClipList(clips), some, stored_dtype=dtype)
+            if summary is None:
+                summary = ran
+            else:
+                summary.by_feature |= ran.by_feature
+        ids, vectors = [], []
+        for clip in clips:
+            here = {name: open_index(store[name]).project(made[name].read([clip.id]))
+                    for name in names if clip.id in made[name]}  # fmt: skip
+            if here:
+                ids.append(clip.id)
+                vectors.append(neighbourhood.join(here)[0])
+    assert summary is not None
+    if not ids:
+        reasons = [reason for tally in summary.by_feature.values() for reason in tally.reasons]
+        raise MediaError(
+            ", ".join(clip.id for clip in clips[:3]), expected="media that the features' encoders can read",
+            got=reasons[0] if reasons else "none of the modalities",
+        )  # fmt: skip
+    return ids, np.stack(vectors), summary

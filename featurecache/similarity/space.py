@@ -1,0 +1,72 @@
+"""The space in which clips of one feature are compared: summaries, centred, whitened, of length 1.
+
+Encoder tokens share a large common part and a few loud channels; a plain cosine sees little else. Principal axes of the
+store's own summaries, each divided by its deviation, make every independent way in which clips differ count alike.
+
+Shapes: B clips, W width of a summary (2D), R axes kept (at most 128). Similarity of two clips is the product of their
+vectors, −1 to 1; clips that have nothing to do with one another lie around 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_AXES = 128
+CLIPS_AN_AXIS = 4
+"""Axes that rest on fewer clips than this are noise."""
+SMALLEST_DEVIATION = 1e-3
+"""Of the largest axis; below it lies the rounding of half precision."""
+NUM_FITTED = 8192
+"""Clips that a space is fitted on, at most."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A fitted projection."""
+
+    mean: np.ndarray
+    """(W,) float32."""
+    axes: np.ndarray
+    """(W, R) float32; projecting on them whitens."""
+    num_fitted: int
+
+    @classmethod
+    def fit(cls, summaries: np.ndarray) -> Space:
+        """Fit to (B, W) summaries of at least two clips.
+
+        Raises:
+            ValueError: fewer than two clips, or clips that are all equal.
+        """
+        count = len(summaries)
+        if count < 2:
+            raise ValueError("expected at least two clips")
+        mean = summaries.mean(0, dtype=np.float64)
+        scale = summaries.std(0, dtype=np.float64)
+        scale = np.where(scale > 0, scale, 1)
+        centred = ((summaries - mean) / scale).astype(np.float64)
+        # The smaller Gram matrix has the same spectrum.
+        if count <= centred.shape[1]:
+            values, vectors = np.linalg.eigh(centred @ centred.T / count)
+            directions = centred.T @ vectors
+            directions /= np.maximum(np.linalg.norm(directions, axis=0), 1e-12)
+        else:
+            values, directions = np.linalg.eigh(centred.T @ centred / count)
+        deviations = np.sqrt(np.maximum(values[::-1], 0))
+        if deviations[0] < 1e-6:
+            raise ValueError("expected clips that differ")
+        kept = min(
+            MAX_AXES, max(1, count // CLIPS_AN_AXIS), int((deviations > SMALLEST_DEVIATION * deviations[0]).sum())
+        )
+        axes = directions[:, ::-1][:, :kept] / deviations[:kept] / scale[:, None]
+        return cls(mean.astype(np.float32), np.ascontiguousarray(axes, np.float32), count)
+
+    @property
+    def num_axes(self) -> int:
+        return self.axes.shape[1]
+
+    def project(self, summaries: np.ndarray) -> np.ndarray:
+        """(B, W) -> (B, R) float32 vectors of length 1."""
+        vectors = (summaries - self.mean) @ self.axes
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
