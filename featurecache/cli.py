@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 import featurecache
-from featurecache import cli_extract, cli_import, cli_look, cli_store
+from featurecache import cli_audit, cli_extract, cli_import, cli_look, cli_similarity, cli_store
 from featurecache.console import CommandGroup
 
 
@@ -18,5 +18,6 @@ def main() -> None:
     """Run frozen encoders once; keep their tokens in a store that is never stale and never torn."""
 
 
-for _command in (*cli_extract.COMMANDS, *cli_import.COMMANDS, *cli_look.COMMANDS, *cli_store.COMMANDS):
+GROUPS = (cli_extract, cli_import, cli_look, cli_store, cli_similarity, cli_audit)
+for _command in (command for group in GROUPS for command in group.COMMANDS):
     main.add_command(_command)

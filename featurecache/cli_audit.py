@@ -13,7 +13,7 @@ from rich.table import Table
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, STORE
 from featurecache.cli_similarity import FEATURES, NUM_SHOWN, ready
-from featurecache.console import plain_console
+from featurecache.console import tables
 from featurecache.errors import ClipListError
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method:
     neighbourhood = ready(featurecache.open_store(store), features)
     here = [clip.id for clip in listed if clip.id in neighbourhood]
     if not here:
-        raise ClipListError(clips, expected="clips of this store", got="none", next_step="Name their list with --clips.")
+        raise ClipListError(
+            clips, expected="clips of this store", got="none", next_step="Name their list with --clips."
+        )
     known = {"dataset", "split", "speaker", *(task for clip in listed for task in clip.labels)}
     if by not in known:
         raise ClipListError("--by", expected="one of " + ", ".join(sorted(known)), got=by)
@@ -116,12 +118,14 @@ def _print_audit(found: Audit) -> None:
     table = Table("clip", "listed as", "judged", "believed", "nearest")
     for doubt in found.doubts[:NUM_SHOWN]:
         near = ", ".join(f"{label} {similarity:.2f}" for _, label, similarity in doubt.evidence)
-        table.add_row(doubt.id, doubt.given, f"{doubt.suggested} ({doubt.probability:.0%})", f"{doubt.quality:.0%}", near)
-    plain_console().print(table)
+        table.add_row(
+            doubt.id, doubt.given, f"{doubt.suggested} ({doubt.probability:.0%})", f"{doubt.quality:.0%}", near
+        )
+    tables().print(table)
     noise = Table("dataset", "class", "clips", "estimated wrong")
     for each in found.noise:
         noise.add_row(each.dataset, each.label, str(each.num_clips), f"{each.noise:.1%}")
-    plain_console().print(noise)
+    tables().print(noise)
     for each in found.agreement:
         total = each.same + each.other
         share = f"{each.same / total:.1%} of {total}" if total else "none"

@@ -13,7 +13,8 @@ from rich.table import Table
 
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
-from featurecache.console import plain_console
+from featurecache.cli_store import encoder_opener
+from featurecache.console import tables
 from featurecache.errors import ClipListError, StoreError
 from featurecache.progress import show_progress
 
@@ -85,7 +86,7 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
         from featurecache.similarity.media_vectors import media_vectors
 
         asked = _file_clip(Path(query), Clip)
-        _, vector, _ = media_vectors(opened, neighbourhood, [asked], _opener(opened, neighbourhood.names, given))
+        _, vector, _ = media_vectors(opened, neighbourhood, [asked], encoder_opener(given))
     wanted = given["count"] + 1
     kept = approximate_index(opened, neighbourhood)
     similarities, places = neighbourhood.search(vector, wanted, kept)
@@ -98,8 +99,8 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
         clip = listed.by_id(clip_id) if clip_id in set(listed.ids) else Clip(id=clip_id)
         own = neighbourhood.parts([place])
         by_feature = {name: round(float((parts[name] * own[name]).sum()), 4) for name in neighbourhood.names}
-        rows.append({"id": clip_id, "similarity": round(similarity, 4), "features": by_feature,
-                     "dataset": clip.dataset, "split": clip.split, "labels": dict(clip.labels), "text": clip.text})  # fmt: skip
+        known = {"dataset": clip.dataset, "split": clip.split, "labels": dict(clip.labels), "text": clip.text}
+        rows.append({"id": clip_id, "similarity": round(similarity, 4), "features": by_feature, **known})
         said = ", ".join(f"{task}: {value}" for task, value in clip.labels.items())
         shown.append((clip, [f"{similarity:.3f}  {clip_id}", said, clip.text or ""]))
     if given["as_json"]:
@@ -221,19 +222,13 @@ def _update(store: LocalStore, names: Sequence[str]) -> int:
         return update_indices(store, names, progress)
 
 
-def _opener(store: LocalStore, names: Sequence[str], given: Mapping[str, Any]) -> Any:
-    from featurecache.cli_store import encoder_opener
-
-    return encoder_opener([store.spec(name) for name in names], given)
-
-
 def _rule(store: LocalStore, neighbourhood: Neighbourhood, clips: ClipList, given: Mapping[str, Any]) -> Any:
     from featurecache.similarity.doubles import calibrate, known_calibration
 
     if given["calibrate"]:
         with show_progress("alter", "copies") as progress:
             rule = calibrate(
-                store, neighbourhood, clips, _opener(store, neighbourhood.names, given),
+                store, neighbourhood, clips, encoder_opener(given),
                 num_clips=given["calibration_clips"], max_false_positive_rate=given["max_false_positives"],
                 advance=progress,
             )  # fmt: skip
@@ -265,7 +260,7 @@ def _print_neighbours(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -
         shares = [f"{row['features'][name]:.3f}" for name in names]
         texts = (row["dataset"] or "", row["split"] or "", labels, row["text"] or "")
         table.add_row(row["id"], f"{row['similarity']:.3f}", *shares, *texts)
-    plain_console().print(table)
+    tables().print(table)
 
 
 def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], default: str) -> None:
@@ -276,7 +271,7 @@ def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], de
         numbers = (f"{pair.similarity:.3f}", f"{pair.agreement:.3f}", f"{pair.confidence:.2f}")
         table.add_row(pair.a, pair.kind, pair.b, *numbers)
     if found.pairs:
-        plain_console().print(table)
+        tables().print(table)
     more = len(found.pairs) - NUM_SHOWN
     if more > 0:
         click.echo(f"… and {more} more pairs")

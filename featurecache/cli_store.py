@@ -43,7 +43,7 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
 
     opened = featurecache.open_store(store, mode="a")
     chosen = _with_encoder(opened, names)
-    open_for = _opener(given)
+    open_for = encoder_opener(given)
     listed = featurecache.load_clips(clips, given["media_root"])
     with show_progress("retry") as progress:
         summary = again.retry(opened, listed, chosen, open_for, ids or None, advance=progress)
@@ -81,7 +81,7 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, plac
         how = _taken_from(place, opened)
     elif recompute and Path(clips).is_file():
         listed = featurecache.load_clips(clips, given["media_root"])  # type: ignore[arg-type]
-        how = recomputer(opened, listed, _opener(given))
+        how = recomputer(opened, listed, encoder_opener(given))
     report = repair_store(opened, how, names or None)
     for line in report.mended:
         click.echo(f"mended: {line}")
@@ -205,7 +205,7 @@ def _with_encoder(store: LocalStore, names: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _opener(given: Mapping[str, Any]) -> OpenEncoder:
+def encoder_opener(given: Mapping[str, Any]) -> OpenEncoder:
     """How to open the encoder that a feature was made with."""
     from featurecache.again import opener
     from featurecache.encoders import registered

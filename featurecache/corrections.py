@@ -51,7 +51,8 @@ def load_corrections(path: str | Path) -> list[Correction]:
     if problems:
         raise ClipListError(
             str(path), expected='lines like {"id": …, "task": …, "was": …, "label": …}',
-            got=f"{len(problems)} others", next_step="`fcache audit --decisions` writes such a file.", problems=problems,
+            got=f"{len(problems)} others", next_step="`fcache audit --decisions` writes such a file.",
+            problems=problems,
         )  # fmt: skip
     return corrections
 

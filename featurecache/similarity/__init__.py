@@ -1,4 +1,4 @@
-"""Knowing the data: which clips are alike, doubled, leaked or doubtfully labelled, from the tokens that are there anyway.
+"""Knowing the data: which clips are alike, doubled, leaked or doubtfully labelled, from tokens that are there anyway.
 
     tokens (K, D) ─ summaries ─▶ (2D,) mean and spread ─ space ─▶ (R,) whitened ─ index ─▶ neighbours
                                                                                ├▶ duplicates, leaks

@@ -131,9 +131,7 @@ def _judgeable(clips: Sequence[Clip], task: str) -> list[Clip]:
     return [clip for clip in clips if clip.labels[task] in enough]
 
 
-def _judge(
-    neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, seed: int
-) -> tuple[np.ndarray, list[str]]:
+def _judge(neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, seed: int) -> tuple[np.ndarray, list[str]]:
     """(N, C) out-of-fold probabilities, and the classes."""
     import faiss
     from sklearn.linear_model import LogisticRegression

@@ -119,10 +119,13 @@ class _Part:
         self._container.close()
 
     def _filtered(self) -> Iterator[Any]:
-        for frame in self._container.decode(self._stream):
-            self._source.push(frame)
-            yield from self._pulled()
-        self._source.push(None)
+        try:
+            for frame in self._container.decode(self._stream):
+                self._source.push(frame)
+                yield from self._pulled()
+            self._source.push(None)
+        except NothingMore:  # the part in use ends before the recording does
+            pass
         yield from self._pulled()
 
     def _pulled(self) -> Iterator[Any]:

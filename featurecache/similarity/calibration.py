@@ -19,6 +19,8 @@ import numpy as np
 from featurecache.errors import StoreError
 
 MAX_FALSE_POSITIVE_RATE = 1e-3
+MARGIN = 0.5
+"""Of the rate asked for; the threshold is set there, so that the other half of the clips keeps the rate too."""
 FLOOR_QUANTILE = 0.01
 """Of true pairs, whose less alike modality may lie below the floor."""
 UNCALIBRATED_DEVIATIONS, UNCALIBRATED_FLOOR = 6.0, 3.0
@@ -110,7 +112,7 @@ def fit_calibration(
     clips = np.unique(original)
     setting = np.isin(original, clips[::2])
     false_pairs = ~true & (similarity > -1)
-    threshold = _quantile_above(similarity[setting][false_pairs[setting]], max_false_positive_rate)
+    threshold = _quantile_above(similarity[setting][false_pairs[setting]], MARGIN * max_false_positive_rate)
     floor = float(np.quantile(agreement[setting][true[setting]], FLOOR_QUANTILE))
     positive, negative = similarity[setting][true[setting]], similarity[setting][false_pairs[setting]]
     fitted = LogisticRegression(class_weight="balanced", C=100.0).fit(

@@ -13,7 +13,6 @@ import numpy as np
 
 from featurecache.clips import ClipList
 from featurecache.errors import StoreError
-from featurecache.similarity.search import Neighbourhood
 
 TEMPLATE = Path(__file__).with_name("store_map.html")
 PLACEHOLDER = "/*MAP*/null"

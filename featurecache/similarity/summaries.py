@@ -18,7 +18,7 @@ def summarise(tokens: np.ndarray) -> np.ndarray:
     else:
         half = torch.from_numpy(tokens)
     with torch.inference_mode():
-        values = half.float()
+        values = half.to(torch.float32, copy=True)  # never the memory of the store
         ones = torch.full((1, values.shape[1]), 1 / values.shape[1])
         mean = torch.matmul(ones, values)  # [b, 1, d]; a matrix product is quicker than a reduction over strides
         square = torch.matmul(ones, values.sub_(mean).square_())
