@@ -120,7 +120,9 @@ CALIBRATION = [
         "--max-false-positives", type=click.FloatRange(0, 0.5), default=1e-3, show_default=True,
         help="Share of pairs of different clips that a calibration lets pass.",
     ),
-    click.option("--out", type=click.Path(path_type=Path), default=None, help="Clip list of what to leave out."),
+    click.option(
+        "--out", type=click.Path(path_type=Path), default=None, help="Clip list of what to leave out, beside --clips."
+    ),
 ]  # fmt: skip
 
 
@@ -149,6 +151,7 @@ def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) 
     """
     from featurecache.similarity.doubles import find_duplicates
 
+    _check_out(given, clips)
     opened = featurecache.open_store(store)
     neighbourhood = ready(opened, features)
     listed = featurecache.load_clips(clips, given["media_root"])
@@ -178,6 +181,7 @@ def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: s
     """
     from featurecache.similarity.doubles import find_leaks
 
+    _check_out(given, clips)
     opened = featurecache.open_store(store)
     neighbourhood = ready(opened, features)
     listed = featurecache.load_clips(clips, given["media_root"])
@@ -261,6 +265,18 @@ def _print_neighbours(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -
         texts = (row["dataset"] or "", row["split"] or "", labels, row["text"] or "")
         table.add_row(row["id"], f"{row['similarity']:.3f}", *shares, *texts)
     tables().print(table)
+
+
+def _check_out(given: Mapping[str, Any], clips: str) -> None:
+    """An exclusion is a clip list, and the trainer looks for it beside the list that it is laid over."""
+    out, folder = given["out"], Path(clips).parent
+    if out is not None and out.resolve().parent != folder.resolve():
+        raise ClipListError(
+            f"--out {out}",
+            expected=f"a file beside {clips}",
+            got="another folder",
+            next_step=f"Use {folder / out.name}.",
+        )
 
 
 def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], default: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from featurecache.clips import ClipList, load_clips
+from featurecache.corrections import adjust
 from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import FingerprintError, suggest
 from featurecache.spec import Spec
@@ -68,7 +69,8 @@ def assemble(
     Raises:
         ClipListError, StoreError, ConfigError, ModelError: see the functions called.
     """
-    clip_list = load_clips(clips)
+    data = config.data
+    clip_list = adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
     reader = FeatureReader.open(store, config.features.used, fingerprints)
     if not reader.modalities:
         raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")

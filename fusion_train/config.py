@@ -97,6 +97,10 @@ class DataConfig(Section):
     """Score during training on this many clips of that split, always the same ones; null: all of them."""
     failed_clips: Literal["refuse", "skip"] = "refuse"
     """What to do about clips whose extraction failed."""
+    exclude: tuple[str, ...] = ()
+    """Clip lists of clips to leave out, such as `fcache duplicates` and `leaks` write; beside the clip list."""
+    corrections: tuple[str, ...] = ()
+    """Files of corrected labels, such as `fcache audit` writes; beside the clip list."""
     hide_modality_p: float = Field(0.0, ge=0, le=1)
     """Probability that a sample is shown only some of its modalities, so that the model copes with their absence."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.clips import load_clips
+from featurecache.corrections import adjust
 from featurecache.errors import StoreError
 from fusion_train import costs
 from fusion_train.batches import Collator, FeatureReader
@@ -148,7 +149,9 @@ def _lengths(
     except ModelError as error:
         say(f"lengths assumed, since there is no tokenizer to count with: {error}")
         return assumed
-    train_clips = load_clips(clips).in_split(config.data.train_split)
+    data = config.data
+    listed = adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
+    train_clips = listed.in_split(data.train_split)
     data = config.data
     stream = SampleStream(
         reader.usable(train_clips, data.failed_clips), data.tasks, label_sets(train_clips), seed=config.seed,

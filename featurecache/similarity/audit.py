@@ -20,6 +20,7 @@ import numpy as np
 
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import ClipListError
+from featurecache.extras import require
 from featurecache.similarity.search import Neighbour, Neighbourhood
 
 NUM_FOLDS = 5
@@ -89,7 +90,9 @@ def audit(neighbourhood: Neighbourhood, clips: ClipList, task: str, *, seed: int
 
     Raises:
         ClipListError: no such label, one class alone, or too few clips of every class; what there is, is named.
+        MissingExtraError: scikit-learn or cleanlab is not installed.
     """
+    require("explore", "sklearn", "cleanlab", subject="fcache audit")
     by_dataset: dict[str, list[Clip]] = {}
     for clip in clips:
         if isinstance(clip.labels.get(task), str) and clip.id in neighbourhood:

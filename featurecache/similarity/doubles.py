@@ -16,6 +16,7 @@ from av.error import FFmpegError
 from featurecache.again import OpenEncoder
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import ClipListError
+from featurecache.extras import require
 from featurecache.similarity.augment import AUGMENTATIONS, augment
 from featurecache.similarity.calibration import (
     MAX_FALSE_POSITIVE_RATE,
@@ -82,6 +83,7 @@ def calibrate(
         ClipListError: fewer than four clips with moving pictures or sound.
         FingerprintError: an encoder that opens is not the one a feature was made with.
     """
+    require("explore", "sklearn", subject="--calibrate")
     usable = [clip for clip in clips if clip.id in neighbourhood and (clip.video or clip.audio)]
     if len(usable) < 4:
         raise ClipListError("--calibrate", expected="at least 4 clips with video or audio", got=str(len(usable)))
@@ -176,6 +178,7 @@ def _alter(clips: Sequence[Clip], folder: Path, advance: Advance) -> tuple[list[
     """Write every clip altered in every way that its media allow."""
     copies, ways, originals = [], [], []
     total = len(clips) * len(AUGMENTATIONS)
+    advance(0, total)
     for number, (clip, how) in enumerate((clip, how) for clip in clips for how in AUGMENTATIONS):
         path = folder / f"{number}.mp4"
         applies = (

@@ -110,6 +110,7 @@ def near_pairs(
     rows = np.array([neighbourhood.place(clip_id) for clip_id in queries], np.int64)
     others = rows if among is None else np.array([neighbourhood.place(clip_id) for clip_id in among], np.int64)
     found: set[tuple[int, int]] = set()
+    advance(0, len(rows))
     for begin in range(0, len(rows), QUERIES_AT_ONCE):
         some = rows[begin : begin + QUERIES_AT_ONCE]
         similarities, nearest = _nearest(neighbourhood, some, others, num_candidates)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,8 +32,10 @@ from featurecache.store.records import Record
 
 INDEX_FORMAT = 1
 ENDING = ".similar"
+MAX_KEPT = 16_384
+"""Up to so many clips the first pass keeps all summaries, fits the space to them and reads nothing twice."""
 READ_BYTES = 8 << 20
-"""Tokens read at a time, so that they are summarised while they are in the processor's cache."""
+"""Tokens read at a time; one part is summarised while the next is read."""
 REFIT_AT = 4
 """A space fitted on fewer clips than it could be is fitted anew once there are so many times more."""
 
@@ -78,15 +80,20 @@ class FeatureIndex:
             CorruptStoreError: the store's bytes contradict their checksum.
             WriteError: the disk is full; run again.
         """
+        summaries: dict[int, np.ndarray] = {}
         if self.space is None or self._outgrown(self.space):
             shutil.rmtree(self._vectors, ignore_errors=True)
-            self.space = self._fit()
+            if len(self.feature) <= MAX_KEPT:
+                summaries = {record.shard: self._summaries(_ok_ids(record)) for record in self.feature.committed}
+            self.space = self._fit(summaries)
         make_folder(self._vectors)
         todo = self.missing
         total = sum(_num_ok(record) for record in todo)
         done = 0
+        if total:
+            progress(0, total)
         for record in todo:
-            vectors = self._project(_ok_ids(record), lambda count, done=done: progress(done + count, total))
+            vectors = self._project(record, summaries, lambda count, done=done: progress(done + count, total))
             file = io.BytesIO()
             np.save(file, vectors, allow_pickle=False)
             replace_bytes(self._file(record), file.getvalue())
@@ -100,15 +107,21 @@ class FeatureIndex:
     def _outgrown(self, space: Space) -> bool:
         return space.num_fitted < NUM_FITTED and len(self.feature) >= REFIT_AT * space.num_fitted
 
-    def _fit(self) -> Space:
-        ids = self.feature.ids
-        chosen = np.unique(np.linspace(0, max(0, len(ids) - 1), min(NUM_FITTED, len(ids))).astype(int)).tolist()
-        summaries = [summarise(tokens) for tokens in self._read([ids[place] for place in chosen])]
+    def _fit(self, summaries: Mapping[int, np.ndarray]) -> Space:
+        """Fit a space to clips spread over the feature and write it."""
+        count = len(self.feature)
+        chosen = np.unique(np.linspace(0, max(0, count - 1), min(NUM_FITTED, count)).astype(int))
+        if summaries:
+            everything = np.concatenate([summaries[shard] for shard in sorted(summaries)])
+            fitted = everything[np.linspace(0, len(everything) - 1, len(chosen)).astype(int)]
+        else:
+            ids = self.feature.ids
+            fitted = self._summaries([ids[place] for place in chosen.tolist()])
         try:
-            space = Space.fit(np.concatenate(summaries) if summaries else np.zeros((0, 1), np.float32))
+            space = Space.fit(fitted)
         except ValueError as error:
             raise StoreError(
-                self.feature.subject, got=f"{error}, got {len(ids)}",
+                self.feature.subject, got=f"{error}, got {count}",
                 next_step="Extract more clips, or choose other features with --feature.",
             ) from error  # fmt: skip
         make_folder(self.folder)
@@ -117,8 +130,13 @@ class FeatureIndex:
         replace_bytes(self._space_file, save({"mean": space.mean, "axes": space.axes}, metadata=stated))
         return space
 
-    def _project(self, ids: Sequence[str], progress: Callable[[int], None]) -> np.ndarray:
+    def _project(
+        self, record: Record, summaries: Mapping[int, np.ndarray], progress: Callable[[int], None]
+    ) -> np.ndarray:
         space = self._require()
+        if record.shard in summaries:
+            return space.project(summaries[record.shard])
+        ids = _ok_ids(record)
         vectors = np.empty((len(ids), space.num_axes), np.float32)
         done = 0
         for tokens in self._read(ids):
@@ -127,7 +145,12 @@ class FeatureIndex:
             progress(done)
         return vectors
 
-    def _read(self, ids: Sequence[str]):  # type: ignore[no-untyped-def]
+    def _summaries(self, ids: Sequence[str]) -> np.ndarray:
+        width = 2 * self.feature.shape[1]
+        parts = [summarise(tokens) for tokens in self._read(ids)]
+        return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+
+    def _read(self, ids: Sequence[str]) -> Iterator[np.ndarray]:
         """Yield (B, K, D) of these clips, read ahead by one thread into two buffers."""
         feature = self.feature
         row_bytes = feature.shape[0] * feature.shape[1] * feature.dtype.itemsize
@@ -136,8 +159,7 @@ class FeatureIndex:
         buffers = [np.empty((size, *feature.shape), feature.dtype) for _ in range(2)]
 
         def read(number: int) -> np.ndarray:
-            out = buffers[number % 2][: len(groups[number])]
-            return feature.read(groups[number], out=out)
+            return feature.read(groups[number], out=buffers[number % 2][: len(groups[number])])
 
         with ThreadPoolExecutor(1, "similarity-read") as pool:
             ahead = pool.submit(read, 0) if groups else None

@@ -18,8 +18,10 @@ CLIPS_AN_AXIS = 4
 """Axes that rest on fewer clips than this are noise."""
 SMALLEST_DEVIATION = 1e-3
 """Of the largest axis; below it lies the rounding of half precision."""
-NUM_FITTED = 8192
-"""Clips that a space is fitted on, at most."""
+NUM_FITTED = 4096
+"""Clips that a space is fitted on, at most: 32 an axis."""
+MAX_EXACT = 512
+OVERSAMPLED, NUM_ITERATIONS = 32, 6
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,12 @@ class Space:
         mean = summaries.mean(0, dtype=np.float64)
         scale = summaries.std(0, dtype=np.float64)
         scale = np.where(scale > 0, scale, 1)
-        centred = ((summaries - mean) / scale).astype(np.float64)
-        # The smaller Gram matrix has the same spectrum.
-        if count <= centred.shape[1]:
-            values, vectors = np.linalg.eigh(centred @ centred.T / count)
-            directions = centred.T @ vectors
-            directions /= np.maximum(np.linalg.norm(directions, axis=0), 1e-12)
-        else:
-            values, directions = np.linalg.eigh(centred.T @ centred / count)
-        deviations = np.sqrt(np.maximum(values[::-1], 0))
+        centred = ((summaries - mean) / scale).astype(np.float32)
+        deviations, directions = _principal(centred, MAX_AXES)
         if deviations[0] < 1e-6:
             raise ValueError("expected clips that differ")
-        kept = min(
-            MAX_AXES, max(1, count // CLIPS_AN_AXIS), int((deviations > SMALLEST_DEVIATION * deviations[0]).sum())
-        )
-        axes = directions[:, ::-1][:, :kept] / deviations[:kept] / scale[:, None]
+        kept = min(max(1, count // CLIPS_AN_AXIS), int((deviations > SMALLEST_DEVIATION * deviations[0]).sum()))
+        axes = directions[:, :kept] / deviations[:kept] / scale[:, None]
         return cls(mean.astype(np.float32), np.ascontiguousarray(axes, np.float32), count)
 
     @property
@@ -70,3 +63,17 @@ class Space:
         """(B, W) -> (B, R) float32 vectors of length 1."""
         vectors = (summaries - self.mean) @ self.axes
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, W) -> deviations (n,) along the first n <= `most` principal axes, largest first, and the axes (W, n)."""
+    count, width = centred.shape
+    if min(count, width) <= MAX_EXACT:
+        _, values, right = np.linalg.svd(centred, full_matrices=False)
+        return values[:most] / np.sqrt(count), right[:most].T
+    # Subspace iteration: the leading axes of a large matrix, without the rest of its spectrum.
+    basis = np.random.default_rng(0).standard_normal((width, most + OVERSAMPLED)).astype(np.float32)
+    for _ in range(NUM_ITERATIONS):
+        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+    _, values, right = np.linalg.svd(centred @ basis, full_matrices=False)
+    return values[:most] / np.sqrt(count), basis @ right[:most].T

@@ -13,6 +13,7 @@ import numpy as np
 
 from featurecache.clips import ClipList
 from featurecache.errors import StoreError
+from featurecache.extras import require
 
 TEMPLATE = Path(__file__).with_name("store_map.html")
 PLACEHOLDER = "/*MAP*/null"
@@ -26,6 +27,7 @@ def positions(vectors: np.ndarray, method: str, *, seed: int = 0) -> np.ndarray:
     Raises:
         StoreError: fewer than three clips, or UMAP is not installed.
     """
+    require("explore", "sklearn", "matplotlib", subject="fcache map")
     if len(vectors) < 3:
         raise StoreError("map", expected="at least 3 clips", got=str(len(vectors)), next_step="Extract more clips.")
     if method == "umap":

@@ -1,0 +1,21 @@
+"""Packages that only some commands need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from featurecache.errors import FeatureCacheError
+
+
+class MissingExtraError(FeatureCacheError):
+    """A command needs packages that are not installed; `pip install` with the extra brings them."""
+
+
+def require(extra: str, *modules: str, subject: str) -> None:
+    """Raise MissingExtraError where one of `modules` is not installed."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(
+            subject, expected=", ".join(modules), got=f"no {', '.join(missing)}",
+            next_step=f"pip install 'featurecache[{extra}]'.",
+        )  # fmt: skip
