@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import CorruptStoreError, FingerprintError
+from featurecache.store.direct import open_shard
 from featurecache.store.feature import StoredFeature
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard, spec_kept_in_array
 from featurecache.store.local import LocalStore
@@ -238,7 +239,7 @@ def _sound_rows(found: Inspection, record: Record, problems: list[Problem]) -> d
     if any(problem.kind == "shard" for problem in problems):
         return {}
     bad = {problem.clip_id for problem in problems if problem.kind == "row"}
-    files = [map_file(path, size, NEXT_STEP) for path, size in zip(paths, record.file_bytes, strict=True)]
+    files = [map_file(open_shard(path, size, NEXT_STEP)) for path, size in zip(paths, record.file_bytes, strict=True)]
     rows = {}
     for slot in np.flatnonzero(record.columns["status"] == Status.OK).tolist():
         if record.encoded_id(slot).decode() not in bad:

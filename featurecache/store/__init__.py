@@ -9,7 +9,8 @@ from typing import Any, Literal
 from featurecache.errors import StoreError
 from featurecache.store.formats import ShardFormat
 from featurecache.store.local import LocalStore
-from featurecache.store.remote import DEFAULT_CACHE_BYTES, RemoteStore
+from featurecache.store.remote import RemoteStore
+from featurecache.store.shard_cache import DEFAULT_CACHE_BYTES
 from featurecache.store.webdataset_store import WebDatasetFormat
 from featurecache.store.zarr_store import ZarrFormat
 

@@ -36,6 +36,7 @@ class OpenFile:
         self.end = 0
         """Where the last read ended."""
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self.fd).st_size
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -54,9 +55,8 @@ def open_shard(path: Path, expected_bytes: int, next_step: str) -> OpenFile:
         raise CorruptStoreError(
             str(path), expected="the shard its record describes", got="no file", next_step=next_step
         ) from None
-    size = os.fstat(file.fd).st_size
-    if size != expected_bytes:
-        raise CorruptStoreError(str(path), expected=f"{expected_bytes} bytes", got=str(size), next_step=next_step)
+    if file.size != expected_bytes:
+        raise CorruptStoreError(str(path), expected=f"{expected_bytes} bytes", got=str(file.size), next_step=next_step)
     return file
 
 

@@ -59,7 +59,7 @@ class StoredFeature:
         self._maps: dict[tuple[int, int], np.ndarray] = {}
         self._num_bytes: int | None = None
         self._catalogue = Catalogue()
-        self.refresh()
+        self._load_records()
 
     def __reduce__(self) -> tuple[object, ...]:
         return StoredFeature, (self.location, self.folder, self.name, self.format, self.spec, self.verify)
@@ -70,6 +70,9 @@ class StoredFeature:
         Raises:
             CorruptStoreError: a record is damaged.
         """
+        self._load_records()
+
+    def _load_records(self) -> None:
         for shard in numbered(self.folder.records, RECORD_DIGITS):
             if shard not in self._catalogue:
                 self._add(load_record(self.folder.record(shard), shard, self.fingerprint))
@@ -224,9 +227,7 @@ class StoredFeature:
                 self._files.clear()
             number = self.format.file_of(0)
             path = self.format.paths(self.folder, record.shard, self.parts)[number]
-            file = self._files[record.shard] = open_shard(
-                self._local(path, record.file_bytes[number]), record.file_bytes[number], NEXT_STEP
-            )
+            file = self._files[record.shard] = self._open_shard(path, record.file_bytes[number])
         return file
 
     def _touched_rows(self, record: Record) -> bytearray:
@@ -268,8 +269,7 @@ class StoredFeature:
         data = self._maps.get((record.shard, file))
         if data is None:
             path = self.format.paths(self.folder, record.shard, self.parts)[file]
-            data = map_file(self._local(path, record.file_bytes[file]), record.file_bytes[file], NEXT_STEP)
-            self._maps[record.shard, file] = data
+            data = self._maps[record.shard, file] = map_file(self._open_shard(path, record.file_bytes[file]))
         return self.format.row(data, record, slot, self.parts[part])
 
     def _fits_memory(self) -> bool:
@@ -278,9 +278,9 @@ class StoredFeature:
             self._num_bytes = sum(sum(record.file_bytes) for record in self._catalogue.records)
         return self._num_bytes <= MEMORY_BYTES // 2
 
-    def _local(self, path: Path, num_bytes: int) -> Path:
-        """Where a shard file can be mapped from; stores that are elsewhere fetch it first."""
-        return path
+    def _open_shard(self, path: Path, num_bytes: int) -> OpenFile:
+        """Open a shard file of that size; stores that are elsewhere fetch it first."""
+        return open_shard(path, num_bytes, NEXT_STEP)
 
     def _check(self, place: int, slot: int, disk: Sequence[np.ndarray]) -> None:
         """Compare checksums, once a row; what had to be unpacked is checked each time."""

@@ -17,6 +17,7 @@ import numpy as np
 from featurecache.errors import CorruptStoreError, SpecError
 from featurecache.spec import Spec
 from featurecache.store import columns
+from featurecache.store.direct import open_shard
 from featurecache.store.formats import Geometry, Part, ShardFormat, parts_of
 from featurecache.store.layout import RECORD_DIGITS, SEGMENT_DIGITS, FeatureFolder, default_shard_rows, numbered
 from featurecache.store.mapped import map_file
@@ -106,7 +107,7 @@ def inspect_shard(found: Inspection, shard: int, *, quick: bool = False) -> Iter
     paths = found.form.paths(found.folder, shard, found.parts)
     for number, path in enumerate(paths):
         try:
-            data = map_file(path, record.file_bytes[number], NEXT_STEP)
+            data = map_file(open_shard(path, record.file_bytes[number], NEXT_STEP))
         except (CorruptStoreError, OSError) as error:
             got = error.got if isinstance(error, CorruptStoreError) else str(error)
             message = f"expected {record.file_bytes[number]} bytes, got {got}"

@@ -125,11 +125,12 @@ SEGMENT_DIGITS = 5
 class FeatureFolder:
     """Paths of one feature."""
 
+    SPEC_PATH = f"{SIDE_FOLDER}/spec.json"
+
     def __init__(self, root: Path, name: str) -> None:
         self.root = root / name
         self.side = self.root / SIDE_FOLDER
-        self.spec_path = f"{SIDE_FOLDER}/spec.json"
-        self.spec = self.root / self.spec_path
+        self.spec = self.root / self.SPEC_PATH
         self.plan = self.side / "plan"
         self.records = self.side / "records"
         self.temporary = self.side / "tmp"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache.store.direct import open_shard
+from featurecache.store.direct import OpenFile
 
 PROT_NONE = 0
 MAP_FIXED = 0x10
@@ -31,13 +31,9 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-def map_file(path: Path, expected_bytes: int, next_step: str) -> np.ndarray:
-    """Map a whole file as read-only bytes (n,), uint8.
-
-    Raises:
-        CorruptStoreError: the file is missing, or not of the size its record says.
-    """
-    file, size = open_shard(path, expected_bytes, next_step), expected_bytes
+def map_file(file: OpenFile) -> np.ndarray:
+    """Map a whole file as read-only bytes (n,), uint8; n as checked when it was opened."""
+    path, size = file.path, file.size
     reserved = _mmap(None, size + HUGE_PAGE_BYTES, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, path)
     aligned = -(-reserved // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     address = _mmap(aligned, size, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, file.fd, path)

@@ -1,122 +1,41 @@
 """Stores behind a URL (s3, gs, http, memory, …): metadata is mirrored, shards are fetched whole when first read.
 
-The mirror lies in the user's cache folder and is bounded: the shards used longest ago make room. Every process of a
-machine shares it; a shard is fetched by one of them while the others wait. A fetch that was killed leaves a temporary
-file that is swept, never half a shard. What a mirror holds of a store that changed since (another spec, a repaired
-shard) is dropped when the store is opened. Transfers are fsspec's; reading is that of a local store.
+The mirror lies in the user's cache folder (`shard_cache`). What it holds of a store that changed since (another spec, a
+repaired shard) is dropped when the store is opened. Transfers are fsspec's (`remote_files`); reading is that of a local
+store.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurecache.errors import CorruptStoreError, StoreError, StoreNotFoundError
+from featurecache.errors import CorruptStoreError, StoreNotFoundError
+from featurecache.spec import Spec
+from featurecache.store.direct import OpenFile
 from featurecache.store.feature import StoredFeature, Verify, feature_not_found
 from featurecache.store.formats import ShardFormat
 from featurecache.store.layout import (
     FEATURE_NAME,
     RECORD_DIGITS,
     SCALES_ENDING,
-    SEGMENT_DIGITS,
     FeatureFolder,
     numbered,
 )
 from featurecache.store.local import LocalStore
-from featurecache.store.plan import Plan
-from featurecache.store.publish import TemporaryFile, make_folder, replace_bytes, sweep, writing
+from featurecache.store.plan import MAX_SEGMENT_BYTES, Plan
+from featurecache.store.publish import make_folder, replace_bytes
+from featurecache.store.records import MAX_RECORD_BYTES
+from featurecache.store.remote_files import RemoteFiles
+from featurecache.store.shard_cache import ShardCache, default_cache_folder, is_shard
 
-DEFAULT_CACHE_BYTES = 64 << 30
-BLOCK_BYTES = 16 << 20
-
-
-def default_cache_folder() -> Path:
-    """Where shards of remote stores are kept, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featurecache" / "stores"
-
-
-class RemoteFiles:
-    """The files under a URL; safe to use after a fork."""
-
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        self.url = url.rstrip("/")
-        self._options = options
-        self._pid = 0
-
-    def _open(self) -> tuple[Any, str]:
-        if self._pid != os.getpid():  # a connection of the parent process must not be shared
-            try:
-                from fsspec.core import url_to_fs
-
-                self._fs, base = url_to_fs(self.url, skip_instance_cache=self._pid != 0, **self._options)
-            except ImportError as error:
-                raise StoreError(
-                    self.url, expected="the library for this kind of URL", got=str(error), next_step="Install it."
-                ) from error
-            self._base, self._pid = base.rstrip("/"), os.getpid()
-        return self._fs, self._base
-
-    def read(self, path: str) -> bytes | None:
-        """A whole file, or None where there is none."""
-        fs, base = self._open()
-        try:
-            return fs.cat_file(f"{base}/{path}")
-        except FileNotFoundError:
-            return None
-
-    def read_all(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """Those of many files that are there."""
-        fs, base = self._open()
-        if not paths:
-            return {}
-        found = fs.cat([f"{base}/{path}" for path in paths], on_error="omit")
-        if isinstance(found, bytes):  # of a single file
-            return {paths[0]: found}
-        by_place = {place.split("://")[-1].lstrip("/"): data for place, data in found.items()}
-        wanted = {f"{base}/{path}".split("://")[-1].lstrip("/"): path for path in paths}
-        return {wanted[place]: data for place, data in by_place.items() if place in wanted}
-
-    def names(self, path: str) -> list[str] | None:
-        """Names in a folder; None where the server lists none."""
-        fs, base = self._open()
-        try:
-            listed = fs.ls(f"{base}/{path}".rstrip("/"), detail=False, refresh=True)
-        except (FileNotFoundError, NotImplementedError, NotADirectoryError):
-            return None
-        return sorted({str(each).rstrip("/").rsplit("/", 1)[-1] for each in listed})
-
-    def fetch(self, path: str, num_bytes: int, file: TemporaryFile) -> None:
-        """Copy one file, which must have that many bytes.
-
-        Raises:
-            CorruptStoreError: it is missing, or has another size.
-        """
-        fs, base = self._open()
-        copied = 0
-        try:
-            with fs.open(f"{base}/{path}", "rb", block_size=BLOCK_BYTES, cache_type="none") as source:
-                while block := source.read(BLOCK_BYTES):
-                    copied += len(block)
-                    if copied > num_bytes:
-                        break
-                    file.write(block)
-        except FileNotFoundError:
-            copied = -1
-        if copied != num_bytes:
-            raise CorruptStoreError(
-                f"{self.url}/{path}",
-                expected=f"{num_bytes} bytes, as its record says",
-                got="no file" if copied < 0 else f"{copied}",
-                next_step="Run `fcache verify` where the store is written, and copy it anew.",
-            )
+MAX_TEXT_BYTES = 16 << 20
+"""Most that a spec or a root file may be."""
 
 
 class RemoteStore(LocalStore):
@@ -125,17 +44,16 @@ class RemoteStore(LocalStore):
     def __init__(
         self,
         location: str,
-        forms: dict[str, type[ShardFormat]],
+        forms: Mapping[str, type[ShardFormat]],
         verify: Verify,
         cache: Path | None,
         cache_bytes: int,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> None:
         self._arguments = (location, forms, verify, cache, cache_bytes, options)
         self.files = RemoteFiles(location, options)
-        self.cache = cache or default_cache_folder()
-        self.cache_bytes = cache_bytes
-        mirror = self.cache / hashlib.sha256(self.files.url.encode()).hexdigest()[:24]
+        self.cache = ShardCache(cache or default_cache_folder(), cache_bytes)
+        mirror = self.cache.folder / hashlib.sha256(self.files.url.encode()).hexdigest()[:24]
         form = self._detect(forms)
         make_folder(mirror)
         super().__init__(str(mirror), form, "r", verify)
@@ -144,9 +62,9 @@ class RemoteStore(LocalStore):
     def __reduce__(self) -> tuple[object, ...]:
         return RemoteStore, self._arguments
 
-    def _detect(self, forms: dict[str, type[ShardFormat]]) -> ShardFormat:
+    def _detect(self, forms: Mapping[str, type[ShardFormat]]) -> ShardFormat:
         for form in forms.values():
-            if any(self.files.read(file) is not None for file in form().root_files()):
+            if any(self.files.read(file, MAX_TEXT_BYTES) is not None for file in form().root_files()):
                 return form()
         raise StoreNotFoundError(
             self.files.url, expected="a store", got="none at this URL", next_step="Check the URL and the access to it."
@@ -155,12 +73,11 @@ class RemoteStore(LocalStore):
     @property
     def names(self) -> list[str]:
         """Feature names, sorted; those read before, where the server lists nothing."""
-        listed = self.files.names("")
+        listed = self.files.listing("")
         if listed is None:
             return super().names
-        some = [name for name in listed if FEATURE_NAME.fullmatch(name)]
-        found = self.files.read_all([f"{name}/{FeatureFolder(self.root, name).spec_path}" for name in some])
-        return sorted(path.split("/")[0] for path in found)
+        specs = {f"{name}/{FeatureFolder.SPEC_PATH}": None for name in listed if FEATURE_NAME.fullmatch(name)}
+        return sorted(path.split("/")[0] for path in self.files.read_all(specs, MAX_TEXT_BYTES))
 
     def __getitem__(self, name: str) -> RemoteFeature:
         """One feature, for reading.
@@ -168,83 +85,68 @@ class RemoteStore(LocalStore):
         Raises:
             StoreNotFoundError: no such feature; the near name is suggested.
             CorruptStoreError: a commit record is damaged.
+            StoreError: the server does not answer, or refuses.
         """
         if name not in self._features:
-            if not FEATURE_NAME.fullmatch(name) or not self._mirror(name):
+            if not FEATURE_NAME.fullmatch(name) or not self.mirror(name):
                 raise feature_not_found(self.location, name, self.names)
-            folder = self.folder(name)
-            self._features[name] = RemoteFeature(self, folder, name, self.spec(name))
+            self._features[name] = RemoteFeature(self, self.folder(name), name, self.spec(name))
         return self._features[name]  # type: ignore[return-value]
 
-    def _mirror(self, name: str) -> bool:
+    def mirror(self, name: str) -> bool:
         """Bring the metadata of a feature here; False where there is no such feature."""
         folder = self.folder(name)
-        spec = self.files.read(f"{name}/{folder.spec_path}")
+        spec = self.files.read(f"{name}/{FeatureFolder.SPEC_PATH}", MAX_TEXT_BYTES)
         if spec is None:
             return False
         if folder.spec.is_file() and folder.spec.read_bytes() != spec:
             for each in (folder.root, folder.root.with_name(name + SCALES_ENDING)):
                 shutil.rmtree(each, ignore_errors=True)  # another feature has taken the name
         self._keep(folder.spec, spec)
-        number = 0
-        while (segment := self.files.read(f"{name}/.fcache/plan/{number:0{SEGMENT_DIGITS}d}")) is not None:
-            self._keep(folder.segment(number), segment)
-            number += 1
-        listed = self.files.names(f"{name}/.fcache/records")
-        if listed is None:
-            listed = [f"{shard:0{RECORD_DIGITS}d}" for _, shard, _, _ in Plan(folder).shards()]
-        wanted = [f"{name}/.fcache/records/{each}" for each in listed if len(each) == RECORD_DIGITS and each.isdigit()]
-        found = self.files.read_all(wanted)
+        self._mirror_plan(folder)
+        found = self.files.read_all(self._record_sizes(folder), MAX_RECORD_BYTES)
         for path, data in found.items():
             self._keep(self.root / path, data)
         for shard in numbered(folder.records, RECORD_DIGITS):
-            if folder.record(shard).relative_to(self.root).as_posix() not in found:
+            if self._below(folder.record(shard)) not in found:
                 folder.record(shard).unlink(missing_ok=True)  # dropped by a repair
         return True
+
+    def _mirror_plan(self, folder: FeatureFolder) -> None:
+        number = 0
+        while (data := self.files.read(self._below(folder.segment(number)), MAX_SEGMENT_BYTES)) is not None:
+            self._keep(folder.segment(number), data)
+            number += 1
+
+    def _record_sizes(self, folder: FeatureFolder) -> dict[str, int | None]:
+        """Paths of the records there may be: as listed, or else as planned."""
+        listed = self.files.listing(self._below(folder.records))
+        if listed is None:
+            listed = {f"{shard:0{RECORD_DIGITS}d}": None for _, shard, _, _ in Plan(folder).shards()}
+        sound = {name: size for name, size in listed.items() if len(name) == RECORD_DIGITS and name.isdecimal()}
+        return {self._below(folder.record(int(name))): size for name, size in sound.items()}
+
+    def _below(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
     def _keep(self, path: Path, data: bytes) -> None:
         if path.is_file() and path.read_bytes() == data:
             return
         if path.is_file():  # changed at its origin: what was fetched before may be of the old state
-            for shard in self._shards(path.relative_to(self.root).parts[0]):
-                shard.unlink(missing_ok=True)
-        replace_bytes(path, data, self.root / "tmp")
+            for shard in self.root.glob(f"{path.relative_to(self.root).parts[0]}*/**/*"):
+                if is_shard(shard):
+                    shard.unlink(missing_ok=True)
+        replace_bytes(path, data, self.cache.folder / "tmp")
 
-    def _shards(self, name: str) -> list[Path]:
-        root = self.root / name
-        return [path for path in root.parent.glob(f"{name}*/**/*") if _is_shard(path)]
-
-    def local(self, path: Path, num_bytes: int) -> Path:
-        """Where a shard can be mapped from: fetched now, unless it was before."""
-        if _has(path, num_bytes):
-            os.utime(path)  # used now
-            return path
-        with writing(path):
-            make_folder(path.parent)
-            with _locked(path.with_name(path.name + ".lock")):
-                if not _has(path, num_bytes):
-                    sweep(self.root / "tmp")
-                    with TemporaryFile(self.root / "tmp") as file:
-                        self.files.fetch(path.relative_to(self.root).as_posix(), num_bytes, file)
-                        file.replace(path)
-                    self._make_room(path)
-        return path
-
-    def _make_room(self, kept: Path) -> None:
-        """Remove the shards used longest ago, of all stores, until the cache is within its bounds."""
-        shards = [(path.stat(), path) for path in self.cache.glob("*/**/*") if _is_shard(path) and path != kept]
-        total = sum(stat.st_size for stat, _ in shards) + kept.stat().st_size
-        for stat, path in sorted(shards, key=lambda each: each[0].st_mtime):
-            if total <= self.cache_bytes:
-                return
-            path.unlink(missing_ok=True)  # whoever has it mapped keeps it
-            total -= stat.st_size
+    def open_shard(self, path: Path, num_bytes: int) -> OpenFile:
+        """Open the mirror of a shard, fetched now unless it was before."""
+        return self.cache.open(path, num_bytes, lambda file: self.files.fetch(self._below(path), num_bytes, file))
 
 
 class RemoteFeature(StoredFeature):
     """A feature of a remote store; implements `Feature`."""
 
-    def __init__(self, store: RemoteStore, folder: FeatureFolder, name: str, spec) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, store: RemoteStore, folder: FeatureFolder, name: str, spec: Spec) -> None:
         self._store = store
         super().__init__(store.location, folder, name, store.format, spec, store.verify)
 
@@ -252,12 +154,17 @@ class RemoteFeature(StoredFeature):
         return _reopen, (self._store, self.name)
 
     def refresh(self) -> None:
-        """See the shards committed since the feature was opened."""
-        self._store._mirror(self.name)
+        """See the shards committed since the feature was opened.
+
+        Raises:
+            CorruptStoreError: a record is damaged.
+            StoreError: the server does not answer, or refuses.
+        """
+        self._store.mirror(self.name)
         super().refresh()
 
-    def _local(self, path: Path, num_bytes: int) -> Path:
-        return self._store.local(path, num_bytes)
+    def _open_shard(self, path: Path, num_bytes: int) -> OpenFile:
+        return self._store.open_shard(path, num_bytes)
 
     def _check(self, place: int, slot: int, disk: Sequence[np.ndarray]) -> None:
         try:
@@ -270,21 +177,3 @@ class RemoteFeature(StoredFeature):
 
 def _reopen(store: RemoteStore, name: str) -> RemoteFeature:
     return store[name]
-
-
-def _is_shard(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".tar" or (path.name == "0" and path.parent.name == "0"))
-
-
-def _has(path: Path, num_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == num_bytes
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

@@ -75,35 +75,6 @@ def test_nothing_of_a_shard_is_visible_before_its_commit(tmp_path: Path, kind: s
     assert {path for path in planned if path not in before} == {"whisper/.fcache/plan/00003"}
 
 
-@pytest.mark.parametrize("instants", [pytest.param(6, id="some"), pytest.param(200, marks=pytest.mark.slow, id="200")])
-def test_killed_at_any_instant_and_resumed_equals_uninterrupted(tmp_path: Path, instants: int) -> None:
-    expected = uninterrupted(tmp_path / "whole.zarr", 24)
-    randomness = np.random.default_rng(0)
-    began = time.monotonic()
-    with extractor(tmp_path / "timed.zarr", 24) as timed:
-        assert timed.stdout is not None
-        timed.stdout.readline()
-        planned_s = time.monotonic() - began
-    whole_s = time.monotonic() - began
-    killed = 0
-    for instant in range(instants):
-        location = tmp_path / f"killed-{instant}.zarr"
-        process = extractor(location, 24)
-        time.sleep(randomness.uniform(0.9 * planned_s, whole_s))
-        process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate()
-        killed += "committed" not in output
-        if location.exists():
-            report = verify_store(featurecache.open_store(location))
-            assert not report.damage, report.damage
-            committed = featurecache.open_store(location)
-            if "whisper" in committed:
-                feature = committed["whisper"]
-                assert all(np.array_equal(feature[each], tokens_of(each).astype("f2")) for each in feature.ids)
-        assert uninterrupted(location, 24) == expected
-    assert killed > instants // 4, "the instants missed the work"
-
-
 def test_a_shard_left_without_a_record_is_replaced(tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path / "whole.zarr", 8)
     location = tmp_path / "torn.zarr"

@@ -10,7 +10,9 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import IO, Any
 
 import fsspec
 import numpy as np
@@ -20,6 +22,7 @@ from small_stores import build, clip_ids, contents, fill, make_spec, tokens_of
 import featurecache
 from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreError, StoreNotFoundError
 from featurecache.loading import common_ids, iterate
+from featurecache.store import remote, remote_files
 from featurecache.store.local import LocalStore
 
 
@@ -109,39 +112,151 @@ def test_a_fetch_that_was_damaged_is_refused_and_tried_again(small_store: LocalS
     assert np.array_equal(feature["set/clip_000"], tokens_of("set/clip_000").astype(np.float16))
 
 
-def test_a_fetch_that_was_killed_leaves_no_half_shard(small_store: LocalStore, cache: Path) -> None:
-    url = uploaded(small_store)
-    store = featurecache.open_store(url, cache=cache)
-    feature = store["whisper"]
-    (store.root / "tmp").mkdir(exist_ok=True)
-    (store.root / "tmp/.tmp-killed").write_bytes(b"half")
-    feature.read(clip_ids(1))
-    assert not (store.root / "tmp/.tmp-killed").exists()
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; counts how often the first shard is asked for, stalls in the middle of it, or fails, as told."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.server.failures > 0:
+            self.server.failures -= 1
+            self.send_error(503)
+            return
+        super().do_GET()
+
+    def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:
+        data = source.read()
+        if not self.path.endswith("/c/0/0/0"):
+            outputfile.write(data)
+            return
+        self.server.asked += 1
+        outputfile.write(data[: len(data) // 2])
+        outputfile.flush()
+        self.server.halfway.set()
+        with contextlib.suppress(OSError):  # who was killed does not listen
+            if self.server.go_on.wait(30):
+                outputfile.write(data[len(data) // 2 :])
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A web server on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        self.asked = self.failures = 0
+        self.halfway, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@pytest.fixture
+def server(small_store: LocalStore) -> Iterator[Server]:
+    """Serves the small store."""
+    pytest.importorskip("aiohttp")
+    with Server(small_store.root.parent) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        serving.url += f"/{small_store.root.name}"
+        yield serving
+        serving.go_on.set()
+        serving.shutdown()
+        thread.join()
+
+
+def test_a_store_is_read_over_http(small_store: LocalStore, server: Server, cache: Path) -> None:
+    feature = featurecache.open_store(server.url, cache=cache)["whisper"]
+    assert list(feature.ids) == list(small_store["whisper"].ids)
+    assert feature.read(clip_ids(2)).tobytes() == small_store["whisper"].read(clip_ids(2)).tobytes()
+
+
+def test_a_server_that_fails_for_a_while_is_asked_again(
+    small_store: LocalStore, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_files, "PAUSE_S", 0.001)
+    store = featurecache.open_store(server.url, cache=cache)
+    server.failures = 2
+    assert np.array_equal(store["whisper"]["set/clip_000"], small_store["whisper"]["set/clip_000"])
+    server.failures = 1000
+    with pytest.raises(StoreError, match="expected an answer, got ClientResponseError: 503"):
+        featurecache.open_store(server.url, cache=cache)
+    with pytest.raises(StoreError, match="503"):
+        store["whisper"][store["whisper"].ids[-1]]
+
+
+def _read_all(url: str, cache: Path, ids: list[str], cache_bytes: int, told: Any) -> None:
+    for _ in range(5):
+        feature = featurecache.open_store(url, cache=cache, cache_bytes=cache_bytes)["whisper"]
+        told.send(b"".join(feature.read([clip_id]).tobytes() for clip_id in ids))
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def reading(url: str, cache: Path, ids: list[str], cache_bytes: int = 1 << 30) -> Iterator[tuple[BaseProcess, Any]]:
+    """A child that reads a store behind a URL again and again."""
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_read_all, args=(url, cache, ids, cache_bytes, theirs))
+    process.start()
+    theirs.close()
+    yield process, ours
+    process.join()
+    process.close()
+    ours.close()
 
 
-def test_a_store_is_read_over_http(small_store: LocalStore, cache: Path) -> None:
-    pytest.importorskip("aiohttp")
-    with served(small_store.root.parent) as url:
-        feature = featurecache.open_store(f"{url}/{small_store.root.name}", cache=cache)["whisper"]
-        assert list(feature.ids) == list(small_store["whisper"].ids)
-        assert feature.read(clip_ids(2)).tobytes() == small_store["whisper"].read(clip_ids(2)).tobytes()
+def test_a_fetch_that_is_killed_leaves_no_half_shard_and_others_fetch_it_once(
+    small_store: LocalStore, server: Server, cache: Path
+) -> None:
+    ids = clip_ids(2)
+    server.go_on.clear()
+    with reading(server.url, cache, ids) as (process, _):
+        assert server.halfway.wait(60)
+        process.kill()
+    server.go_on.set()
+    assert not shards_in(cache)
+    assert list((cache / "tmp").iterdir())
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(reading(server.url, cache, ids)) for _ in range(3)]
+        expected = small_store["whisper"].read(ids).tobytes()
+        assert all(told.recv() == expected for _, told in children for _ in range(5))
+    assert server.asked == 2  # the killed one, and one of the three
+    assert not list((cache / "tmp").iterdir())
+
+
+def test_processes_that_take_each_others_room_still_read_what_is_right(
+    small_store: LocalStore, server: Server, cache: Path
+) -> None:
+    ids = list(small_store["whisper"].ids)
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(reading(server.url, cache, ids, cache_bytes=1)) for _ in range(3)]
+        expected = small_store["whisper"].read(ids).tobytes()
+        assert all(told.recv() == expected for _, told in children for _ in range(5))
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(
+    small_store: LocalStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = uploaded(small_store)
+    monkeypatch.setattr(remote, "MAX_RECORD_BYTES", 100)
+    with pytest.raises(CorruptStoreError, match="at most 100 bytes"):
+        featurecache.open_store(url, cache=cache)["whisper"]
+
+
+def test_a_shard_that_is_longer_than_its_record_says_is_not_fetched_whole(small_store: LocalStore, cache: Path) -> None:
+    url = uploaded(small_store)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(url.removeprefix("memory:/") + "/whisper/c/0/0/0", bytes(50 << 20))
+    feature = featurecache.open_store(url, cache=cache)["whisper"]
+    with pytest.raises(CorruptStoreError, match="got more"):
+        feature.read(clip_ids(1))
+    assert not shards_in(cache)
+
+
+def test_a_missing_library_names_the_extra(cache: Path) -> None:
+    with pytest.raises(StoreError, match=r"featurecache\[remote\]"):
+        featurecache.open_store("oci://somewhere/s.zarr", cache=cache)
+    with pytest.raises(StoreError, match="fsspec can open"):
+        featurecache.open_store("nonsense://somewhere/s.zarr", cache=cache)
 
 
 def _child(feature, ids, queue) -> None:  # type: ignore[no-untyped-def]
