@@ -21,7 +21,7 @@ from featurecache.importers.findings import Findings, list_of
 from featurecache.importers.tables import header_of, read_table
 
 OWN_OPTIONS = ("delimiter",)
-KEYS = ("id", *MEDIA_KINDS, "text", "split", "dataset", "speaker", "dialogue", *NUMBER_KEYS)
+KEYS = ("id", *MEDIA_KINDS, "text", "split", "dataset", "speaker", "dialogue", "tags", *NUMBER_KEYS)
 FIELD = re.compile(r"\{([^{}]+)\}")
 Cell = Callable[[Mapping[str, str]], str]
 
@@ -35,7 +35,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
     delimiter = request.options.get("delimiter", "").replace("\\t", "\t")
     header = header_of(request.source, request.encoding, delimiter)
     mapping = {key: value for key, value in request.options.items() if key not in OWN_OPTIONS}
-    if not any(key in mapping for key in ("id", "id[]")):
+    if "id" not in mapping:
         raise DatasetError("--option id", expected="the column of the ids", got="none", next_step=_columns(header))
     columns = {key: _cell(key, value, header) for key, value in mapping.items()}
     problems = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,8 @@ def import_npy(
 def taken_from_files(folder: Path, store: LocalStore) -> Recompute:
     """A `Recompute`, for repair, that reads clips of `store` from the files they were imported from.
 
+    A clip `set/a1`, imported with the prefix `set/`, is found in `a1.npy`; what its bytes are is checked by repair.
+
     Raises:
         StoreNotFoundError: no .npy files there.
     """
@@ -85,7 +87,7 @@ def taken_from_files(folder: Path, store: LocalStore) -> Recompute:
         for clip_id in ids:
             source = ""
             try:
-                data = files[clip_id].read_bytes()
+                data = _file_of(clip_id, files).read_bytes()
                 source = hashlib.sha256(data).hexdigest()
                 rows, stated = encode_tokens(_tokens(data, spec.shape), spec)
             except (OSError, ValueError, KeyError, EOFError) as error:
@@ -94,6 +96,18 @@ def taken_from_files(folder: Path, store: LocalStore) -> Recompute:
                 yield Outcome(clip_id, Status.OK, source, rows=rows, stated=stated)
 
     return take
+
+
+def _file_of(clip_id: str, files: Mapping[str, Path]) -> Path:
+    """The file of a clip, whose id may begin with a prefix that ends in a slash.
+
+    Raises:
+        KeyError: there is none.
+    """
+    name = clip_id
+    while name not in files and "/" in name:
+        name = name.partition("/")[2]
+    return files[name]
 
 
 def unverified_spec(name: str, shape: tuple[int, int], stored_dtype: str) -> Spec:

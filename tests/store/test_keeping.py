@@ -207,12 +207,13 @@ def test_the_commands_convert_compare_verify_and_mend(tmp_path: Path) -> None:
     assert "must be recomputed: set/clip_000" in result.output
 
 
-@pytest.mark.parametrize("copy", ["files", "store"])
+@pytest.mark.parametrize("copy", ["files", "files of prefixed ids", "store"])
 def test_lost_rows_are_taken_from_a_copy_or_from_the_files_they_were_imported_from(
     tmp_path: Path, npy_folder: Path, copy: str
 ) -> None:
     place = tmp_path / "s.zarr"
-    assert run("import-npy", npy_folder, "--store", place, "--dtype", "int8").exit_code == 0
+    prefix = "set/" if copy == "files of prefixed ids" else ""
+    assert run("import-npy", npy_folder, "--store", place, "--dtype", "int8", "--prefix", prefix).exit_code == 0
     assert run("convert", place, tmp_path / "copy.wds").exit_code == 0
     sound = contents(place)
     for path in ("EVA-ViT-G/c/0/0/0", "whisper-large-v3.scales/c/0/0/0"):
@@ -225,7 +226,7 @@ def test_lost_rows_are_taken_from_a_copy_or_from_the_files_they_were_imported_fr
     missing = run("repair", "--store", place, "--clips", clips, "--name", "EVA-ViT-G")
     assert missing.exit_code == 1
     assert "its encoder EVA-ViT-G is not installed" in missing.output
-    result = run("repair", "--store", place, "--from", npy_folder if copy == "files" else tmp_path / "copy.wds")
+    result = run("repair", "--store", place, "--from", tmp_path / "copy.wds" if copy == "store" else npy_folder)
     assert result.exit_code == 0, result.output
     assert "6 rows taken from" in result.output
     assert contents(place) == sound
