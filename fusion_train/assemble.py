@@ -82,7 +82,9 @@ def assemble(
         return Workbench(config, clip_list, reader, sets, None, probe, probe_collator)
     tokenizer = load_tokenizer(config.model.llm)
     model = build_model(config, load_llm(config.model.llm, config.model.llm_dtype), reader.shapes)
-    collator = Collator(reader, tokenizer, config.prompt.format(), model.soft_counts)
+    collator = Collator(
+        reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=config.data.share_prefix
+    )
     return Workbench(config, clip_list, reader, sets, tokenizer, model, collator)
 
 

@@ -3,7 +3,7 @@
 A batch is a pure function of its sample indices. Features are read straight into one pinned array a modality; a
 background thread prepares the next batches while the model works on this one.
 
-Shapes: B clips, L tokens of the longest prompt with its answer, M modalities in use, K tokens, D width.
+Shapes: B samples on G clips in one row of L tokens, S of them supervised; M modalities in use, K tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from featurecache.clips import Clip, ClipList
 from featurecache.errors import FingerprintError, MissingFeatureError
 from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.errors import DataError
-from fusion_train.models.emotion_llama import IGNORED_LABEL, FeatureShapes
-from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt, supervise
+from fusion_train.models.emotion_llama import FeatureShapes
+from fusion_train.packing import Encoded, Packed, pack
+from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt
 from fusion_train.samples import Asked, Sample
 
 PREFETCHED_BATCHES = 2
@@ -34,17 +35,16 @@ PREFETCHED_BATCHES = 2
 class Batch:
     """Everything a forward pass needs; `EmotionLlama.forward(**batch.tensors())`."""
 
-    token_ids: Tensor
-    """(B, L) int64, SOFT_TOKEN at soft places, padded with 0."""
-    attention_mask: Tensor
-    """(B, L) int64."""
-    labels: Tensor
-    """(B, L) int64, -100 where not supervised."""
+    packed: Packed
+    """The samples in one row."""
+    position_ids: Tensor
+    """(1, L) int64."""
     features: dict[str, Tensor]
-    """Modality -> (B, K, D) in the store's dtype."""
+    """Modality -> (G, K, D) in the store's dtype."""
     present: Tensor
-    """(B, M) bool."""
+    """(G, M) bool."""
     clip_ids: list[str]
+    """Of every sample."""
     num_supervised: int
     """Tokens that the loss counts."""
     asked: list[Asked]
@@ -52,9 +52,13 @@ class Batch:
 
     def tensors(self) -> dict[str, Any]:
         return {
-            "token_ids": self.token_ids,
-            "attention_mask": self.attention_mask,
-            "labels": self.labels,
+            "token_ids": self.packed.token_ids,
+            "position_ids": self.position_ids,
+            "kept": self.packed.kept,
+            "targets": self.packed.targets,
+            "owners": self.packed.owners,
+            "layout": self.packed.layout,
+            "num_samples": len(self.asked),
             "features": self.features,
             "present": self.present,
         }
@@ -65,11 +69,17 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
+        packed = replace(
+            self.packed,
+            token_ids=move(self.packed.token_ids),
+            kept=move(self.packed.kept),
+            targets=move(self.packed.targets),
+            owners=move(self.packed.owners),
+        )
         return replace(
             self,
-            token_ids=move(self.token_ids),
-            attention_mask=move(self.attention_mask),
-            labels=move(self.labels),
+            packed=packed,
+            position_ids=move(self.position_ids),
             features={name: move(tensor) for name, tensor in self.features.items()},
             present=move(self.present),
         )
@@ -214,9 +224,18 @@ def _torch_dtype(dtype: np.dtype) -> tuple[torch.dtype, torch.dtype]:
 class Collator:
     """Samples -> Batch."""
 
-    def __init__(self, reader: FeatureReader, tokenizer: Any, prompt: PromptFormat, soft_counts: Mapping[str, int]):
+    def __init__(
+        self,
+        reader: FeatureReader,
+        tokenizer: Any,
+        prompt: PromptFormat,
+        soft_counts: Mapping[str, int],
+        *,
+        share_prefix: bool = True,
+    ) -> None:
+        """`share_prefix`: whether questions on one clip share what their prompts begin with."""
         self._reader, self._tokenizer, self._prompt = reader, tokenizer, prompt
-        self._soft_counts = dict(soft_counts)
+        self._soft_counts, self._share_prefix = dict(soft_counts), share_prefix
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
         """Which modalities of a clip the model is shown, in the reader's order."""
@@ -230,38 +249,33 @@ class Collator:
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
         return encode_prompt(self._tokenizer, before, num_soft, after, sample.clip.id)
 
-    def asked(self, sample: Sample, ids: Sequence[int], labels: Sequence[int]) -> Asked:
-        """What to say of a sample of these token ids and labels."""
+    def asked(self, sample: Sample, num_tokens: int, num_supervised: int) -> Asked:
+        """What to say of a sample of so many tokens."""
         here = self._reader.presence(sample.clip.id)
-        supervised = sum(label != IGNORED_LABEL for label in labels)
         missing = tuple(name for name, there in here.items() if not there)
         hidden = tuple(name for name, there in here.items() if there and name in sample.hidden)
-        return Asked(sample.clip.dataset or "", sample.task.name, len(ids), supervised, missing, hidden)
+        return Asked(sample.clip.dataset or "", sample.task.name, num_tokens, num_supervised, missing, hidden)
 
     def answer_ids(self, sample: Sample) -> list[int]:
         """Token ids of the answer, its end included."""
         return encode_answer(self._tokenizer, self._prompt.answer(sample.answer, sample.task))
 
+    def encode(self, sample: Sample) -> Encoded:
+        """Tokenise a sample."""
+        shown = self.present(sample.clip, sample.hidden)
+        return Encoded(self.prompt_ids(sample, shown), self.answer_ids(sample), (sample.clip.id, *shown))
+
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Tokenise, pad on the right, read the features."""
-        shown = [self.present(sample.clip, sample.hidden) for sample in samples]
-        rows = [
-            supervise(self.prompt_ids(sample, here), self.answer_ids(sample))
-            for sample, here in zip(samples, shown, strict=True)
-        ]
-        length = max(len(ids) for ids, _ in rows)
-        token_ids = torch.zeros(len(rows), length, dtype=torch.long)
-        labels = torch.full((len(rows), length), IGNORED_LABEL, dtype=torch.long)
-        mask = torch.zeros(len(rows), length, dtype=torch.long)
-        for row, (ids, answer_labels) in enumerate(rows):
-            token_ids[row, : len(ids)] = torch.tensor(ids)
-            labels[row, : len(ids)] = torch.tensor(answer_labels)
-            mask[row, : len(ids)] = 1
-        features, present = self._reader.read_seen([sample.clip.id for sample in samples], shown)
+        """Tokenise, pack into one row, read the features of every clip once."""
+        encoded = [self.encode(sample) for sample in samples]
+        packed = pack(encoded, share=self._share_prefix)
+        groups = [samples[number] for number in packed.first_of_group]
+        shown = [self.present(sample.clip, sample.hidden) for sample in groups]
+        features, present = self._reader.read_seen([sample.clip.id for sample in groups], shown)
+        asked = [self.asked(sample, tokens, len(one.answer))
+                 for sample, tokens, one in zip(samples, packed.own_tokens, encoded, strict=True)]  # fmt: skip
         clip_ids = [sample.clip.id for sample in samples]
-        asked = [self.asked(sample, *row) for sample, row in zip(samples, rows, strict=True)]
-        num_supervised = sum(one.num_supervised for one in asked)
-        return Batch(token_ids, mask, labels, features, present, clip_ids, num_supervised, asked)
+        return Batch(packed, packed.layout.position_ids(), features, present, clip_ids, len(packed.targets), asked)
 
 
 def prefetch(make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:

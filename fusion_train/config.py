@@ -101,6 +101,10 @@ class DataConfig(Section):
     """Clip lists of clips to leave out, such as `fcache duplicates` and `leaks` write; beside the clip list."""
     corrections: tuple[str, ...] = ()
     """Files of corrected labels, such as `fcache audit` writes; beside the clip list."""
+    questions_per_clip: int = Field(1, ge=1)
+    """Questions drawn in a row for each clip drawn, different tasks first; in one pack they share their prefix."""
+    share_prefix: bool = True
+    """Compute what the prompts of a pack's questions on one clip begin with once; same loss, same gradients."""
     hide_modality_p: float = Field(0.0, ge=0, le=1)
     """Probability that a sample is shown only some of its modalities, so that the model copes with their absence."""
 
@@ -142,7 +146,7 @@ class PartFactors(Section):
 class OptimConfig(Section):
     steps: int = Field(50_000, ge=1)
     batch_size: int = Field(4, ge=1)
-    """Samples a step, over all devices and accumulated micro-batches."""
+    """Samples (questions) a step, over all devices and accumulated micro-batches."""
     micro_batch_size: int = Field(1, ge=1)
     """Samples a forward pass on one device."""
     lr: float = Field(1e-4, gt=0)

@@ -17,6 +17,7 @@ from fusion_train.errors import ModelError
 from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.lora import add_lora
+from fusion_train.models.packed_attention import use_packed_attention
 from fusion_train.models.parts import freeze, freeze_parts
 from fusion_train.seeding import derive
 
@@ -91,6 +92,7 @@ def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> Emotio
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial weights"))
         width = llm_width(llm.config)
+        use_packed_attention(llm)
         if settings.lora.r:
             llm = add_lora(llm, **settings.lora.model_dump())
         else:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from featurecache.errors import suggest
 from fusion_train.errors import ConfigError, DataError
-from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN
+from fusion_train.models.emotion_llama import SOFT_TOKEN
 
 MAX_TEXT_WORDS = 200
 MAX_PROMPT_TOKENS = 3800
@@ -158,11 +158,6 @@ def encode_prompt(tokenizer: Any, before: str, num_soft: int, after: str, subjec
 def encode_answer(tokenizer: Any, answer: str) -> list[int]:
     """Token ids of an answer and the end-of-sequence token."""
     return [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-
-
-def supervise(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Join prompt and answer; labels are -100 on the prompt."""
-    return [*prompt_ids, *answer_ids], [IGNORED_LABEL] * len(prompt_ids) + list(answer_ids)
 
 
 def think_answer(reasoning: str, conclusion: str) -> str:

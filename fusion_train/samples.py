@@ -127,6 +127,7 @@ class SampleStream:
         mixture: Mapping[str, float] | None = None,
         on_absent_dataset: OnAbsent = "refuse",
         hide_modality_p: float = 0.0,
+        questions_per_clip: int = 1,
         limits: AnswerLimits | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -137,7 +138,7 @@ class SampleStream:
         """
         self._seed, self._sets, self._modalities, self._hide_p = seed, sets, tuple(modalities), hide_modality_p
         self._tasks = [find_task(name) for name in tasks]
-        self._limits = limits or AnswerLimits()
+        self._limits, self._questions = limits or AnswerLimits(), questions_per_clip
         self._clips = [clip for clip in clips if any(self._can_ask(clip, task) for task in self._tasks)]
         if not self._clips:
             keys = sorted({key for clip in clips for key in (*clip.labels, *clip.responses)})
@@ -161,22 +162,28 @@ class SampleStream:
         return len(self._clips)
 
     def draw(self, index: int) -> Sample:
-        """Return sample number `index`, from 0."""
-        random = generator(self._seed, "sample", index)
+        """Return sample number `index`, from 0; `questions_per_clip` samples in a row are on one clip."""
+        turn, number = divmod(index, self._questions)
+        random = generator(self._seed, "sample", turn)
         if self._drawn:
             pool = self._by_dataset[self._drawn[random.choice(len(self._drawn), p=self._shares)]]
             clip = pool[random.integers(len(pool))]
         else:
-            epoch, place = divmod(index, len(self._clips))
+            epoch, place = divmod(turn, len(self._clips))
             clip = self._clips[_epoch_order(self._seed, epoch, len(self._clips))[place]]
         tasks = self._tasks_of[clip.dataset or ""]
-        task = tasks[random.integers(len(tasks))]
+        task = tasks[random.permutation(len(tasks))[number % len(tasks)]]
+        hidden = random.random() < self._hide_p
+        kept = random.permutation(len(self._modalities))
+        num_kept = random.random()
+        if number:
+            random = generator(self._seed, "question", turn, number)
         answers = self._short_enough(clip, task)
         if not answers:
             task, answers = self._fall_back(clip, task)
         question, answer = answers[random.integers(len(answers))]
         labels = closed_set(self._sets, clip, task)
-        return Sample(clip, task, labels, answer, self._hidden(task, random), question)
+        return Sample(clip, task, labels, answer, self._hidden(task, kept, num_kept if hidden else None), question)
 
     def _can_ask(self, clip: Clip, task: Task) -> bool:
         return bool(answers_of(clip, task)) and any(name in self._modalities for name in task.modalities)
@@ -201,11 +208,11 @@ class SampleStream:
             got="longer responses and no label", next_step="Shorten a response or add the label.",
         )  # fmt: skip
 
-    def _hidden(self, task: Task, random: np.random.Generator) -> tuple[str, ...]:
-        shown = [name for name in self._modalities if name in task.modalities]
-        if len(shown) > 1 and random.random() < self._hide_p:
-            kept = random.permutation(len(shown))[: random.integers(1, len(shown))]
-            shown = [shown[k] for k in kept]
+    def _hidden(self, task: Task, order: np.ndarray, share: float | None) -> tuple[str, ...]:
+        """What is kept from the model: what the task is not about and, with a `share`, all but some of the rest."""
+        shown = [name for name in (self._modalities[k] for k in order) if name in task.modalities]
+        if share is not None and len(shown) > 1:
+            shown = shown[: 1 + int(share * (len(shown) - 1))]
         return tuple(name for name in self._modalities if name not in shown)
 
 

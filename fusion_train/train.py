@@ -74,7 +74,7 @@ def train(
         say(f"{run.folder}: already finished at step {run.result['step']}")
         return run.result
     accelerator = make_accelerator(config.optim)
-    check_batching(config.optim, accelerator.num_processes)
+    check_batching(config, accelerator.num_processes)
     known = run.record() if run.exists else None
     bench = assemble(
         config, store, clips,
@@ -201,14 +201,21 @@ def make_accelerator(optim: OptimConfig) -> Accelerator:
         ) from error  # fmt: skip
 
 
-def check_batching(optim: OptimConfig, num_processes: int) -> None:
-    """Raise ConfigError where the global batch does not divide into micro-batches over the processes."""
+def check_batching(config: Config, num_processes: int) -> None:
+    """Raise ConfigError where a batch does not divide into micro-batches over the processes, or a pack parts a clip's
+    questions."""
+    optim, questions = config.optim, config.data.questions_per_clip
     if optim.batch_size % (optim.micro_batch_size * num_processes):
         raise ConfigError(
             "optim.batch_size",
             expected=f"a multiple of micro_batch_size {optim.micro_batch_size} × {num_processes} processes",
             got=str(optim.batch_size),
         )
+    if optim.micro_batch_size % questions:
+        raise ConfigError(
+            "optim.micro_batch_size", expected=f"a multiple of data.questions_per_clip {questions}",
+            got=str(optim.micro_batch_size), next_step=f"Use --set optim.micro_batch_size={questions}.",
+        )  # fmt: skip
 
 
 def make_stream(bench: Workbench, say: Callable[[str], None] = print) -> SampleStream:
@@ -223,6 +230,7 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print) -> SampleS
         mixture=data.mixture,
         on_absent_dataset=data.mixture_absent,
         hide_modality_p=data.hide_modality_p,
+        questions_per_clip=data.questions_per_clip,
         limits=AnswerLimits(
             data.max_answer_tokens, data.max_answer_words, lambda text: len(encode_answer(bench.tokenizer, text))
         ),

@@ -7,9 +7,10 @@
 
 The prompt arrives as token ids in which `SOFT_TOKEN` (-1) marks each place of a soft token. A modality that a clip does
 not have has no places, so the LLM cannot see it; what its row of the feature tensor holds does not matter.
-Only supervised positions pass the language-model head.
+Training takes samples in one row without padding, and only supervised positions pass the language-model head.
 
-Shapes: B clips, L tokens of the longest prompt, H width of the LLM, V vocabulary.
+Shapes: B clips, L tokens of the longest prompt, H width of the LLM, V vocabulary; G clips and S supervised tokens of a
+training row.
 Source: arXiv 2601.16449 section 4; 71,536,387 trained parameters on LLaMA2-7B. Knows no tokenizer, store or file.
 """
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_train.models.fusion_inputs import fusion_inputs
+from fusion_train.models.packed_attention import Layout, attention_arguments
 from fusion_train.models.projectors import PATCHES_PER_TOKEN, Projectors, join_patches
 
 SOFT_TOKEN = -1
@@ -164,23 +166,34 @@ class EmotionLlama(nn.Module):
     def forward(
         self,
         token_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
+        position_ids: Tensor,
+        kept: Tensor,
+        targets: Tensor,
+        owners: Tensor,
+        layout: Layout,
+        num_samples: int,
         features: Mapping[str, Tensor],
         present: Tensor,
     ) -> ModelOutput:
-        """(B, L) ids, mask and labels (-100 where not supervised) -> summed loss over supervised tokens."""
-        hidden_input = self.embed(token_ids, features, present)
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # [b, l]: what each position must predict
-        keep = (targets != IGNORED_LABEL).any(dim=0)  # [l]
+        """Summed loss over the supervised tokens of a row of samples.
+
+        Args:
+            token_ids, position_ids: (1, L); soft places in the order of the rows of `features`.
+            kept, targets, owners: (S,) places whose prediction is supervised, what each must predict, whose it is.
+            layout: which tokens see which.
+            features: modality -> (G, K, D); present: (G, M).
+        """
+        embedded = self.embed(token_ids, features, present)
         logits = self.llm(
-            inputs_embeds=hidden_input, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False
-        ).logits  # [b, kept, v]
-        targets = targets[:, keep]
-        losses = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
-        ).view_as(targets)  # [b, kept]
-        return ModelOutput(losses.sum(), losses.detach().sum(dim=1))
+            inputs_embeds=embedded,
+            position_ids=position_ids,
+            logits_to_keep=kept,
+            use_cache=False,
+            **attention_arguments(self.llm, layout, embedded),
+        ).logits  # [1, s, v]
+        losses = F.cross_entropy(logits[0].float(), targets, reduction="none")  # [s]
+        by_sample = torch.zeros(num_samples, device=losses.device).index_add_(0, owners, losses.detach())
+        return ModelOutput(losses.sum(), by_sample)
 
 
 def fusion_token_count(shapes: FeatureShapes) -> int:

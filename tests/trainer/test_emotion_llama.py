@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import make_config
+from toy import forward_packed, make_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusion_train.config import load_config
@@ -12,6 +12,7 @@ from fusion_train.language_model import build_model
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN, FeatureShapes
 from fusion_train.models.parts import count_by_part, trained_parameters
+from fusion_train.packing import Encoded, pack
 
 SHAPES = FeatureShapes(audio=(4, 12), image=(17, 10), video=(4, 10))
 
@@ -77,26 +78,29 @@ def test_a_stream_can_be_zeroed_or_left_out_of_a_trained_model(model):
 
 def test_loss_equals_the_loss_of_transformers_over_all_positions(model):
     n = sum(model.soft_counts.values())
-    ids = torch.tensor([[1, *[SOFT_TOKEN] * n, 5, 6, 7, 2], [1, *[SOFT_TOKEN] * n, 8, 9, 2, 0]])
-    labels = torch.tensor([[IGNORED_LABEL] * (n + 2) + [6, 7, 2], [IGNORED_LABEL] * (n + 2) + [9, 2, IGNORED_LABEL]])
-    mask = torch.ones_like(ids)
-    mask[1, -1] = 0
-    ours = model(token_ids=ids, attention_mask=mask, labels=labels, features=features(2), present=all_present(2))
-    full = model.llm(inputs_embeds=model.embed(ids, features(2), all_present(2)), attention_mask=mask, labels=labels)
-    torch.testing.assert_close(ours.loss_sum / 5, full.loss)
+    samples = [([1, *[SOFT_TOKEN] * n, 5], [6, 7, 2]), ([1, *[SOFT_TOKEN] * n, 8], [9, 2])]
+    packed = pack([Encoded(prompt, answer, row) for row, (prompt, answer) in enumerate(samples)])
+    ours = forward_packed(model, packed, features(2), all_present(2))
+    losses = []
+    for row, (prompt, answer) in enumerate(samples):
+        one = {name: tensor[row : row + 1] for name, tensor in features(2).items()}
+        labels = torch.tensor([[IGNORED_LABEL] * len(prompt) + answer])
+        embedded = model.embed(torch.tensor([prompt + answer]), one, all_present(1))
+        losses.append(model.llm(inputs_embeds=embedded, labels=labels).loss * len(answer))
+    torch.testing.assert_close(ours.loss_sum, sum(losses))
+    torch.testing.assert_close(ours.sample_losses, torch.stack(losses).detach())
 
 
 def test_an_absent_modality_leaves_no_trace(model):
     """Not in the loss, whatever its row of the feature tensor holds, NaN included; nor in any gradient."""
     counts = model.soft_counts
     n = sum(counts.values()) - counts["audio"]
-    ids = torch.tensor([[1, *[SOFT_TOKEN] * n, 5, 6, 2]])
-    labels = torch.tensor([[IGNORED_LABEL] * (n + 2) + [6, 2]])
+    packed = pack([Encoded([1, *[SOFT_TOKEN] * n, 5], [6, 2], 0)])
     present = torch.tensor([[False, True, True]])
     losses = []
     for value in (0.0, float("nan"), 5.0):
         given = features(1) | {"audio": torch.full((1, 4, 12), value)}
-        out = model(token_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, features=given, present=present)
+        out = forward_packed(model, packed, given, present)
         model.zero_grad()
         out.loss_sum.backward()
         losses.append(out.loss_sum.item())

@@ -144,3 +144,15 @@ def test_no_words_of_an_open_vocabulary_mean_neutral_but_no_labels_of_a_closed_s
     assert answer_of(clip, find_task("openset")) == "neutral"
     assert answer_of(clip, find_task("multi-label")) is None
     assert answer_of(Clip("b", labels={"openset": ["sad", "tired"]}), find_task("openset")) == "sad, tired"
+
+
+def test_questions_on_one_clip_come_in_a_row_with_different_tasks_first():
+    answering = clips(8, responses={"reason": "because", "think": "a voice"})
+    drawn = stream(answering, ("emotion", "reason", "think"), questions_per_clip=3, hide_modality_p=0.5)
+    for turn in range(20):
+        samples = [drawn.draw(3 * turn + number) for number in range(3)]
+        assert len({sample.clip.id for sample in samples}) == 1
+        assert {sample.task.name for sample in samples} == {"emotion", "reason", "think"}
+        assert len({sample.hidden for sample in samples}) == 1
+    epoch = [drawn.draw(k).clip.id for k in range(0, 3 * 8, 3)]
+    assert sorted(epoch) == sorted(answering.ids)

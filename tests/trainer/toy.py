@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import featurecache
 from featurecache.spec import Spec
 from fusion_train.config import Config, load_config
+from fusion_train.models.emotion_llama import EmotionLlama, ModelOutput
+from fusion_train.packing import Packed
 from fusion_train.prompts import TASKS
 
 LABELS = ("angry", "happy", "sad")
@@ -74,3 +76,14 @@ def make_config(llama: Path, *overrides: str, stage: str = "perception") -> Conf
         "log.eval_every=1000", "log.tensorboard=false",
     ]  # fmt: skip
     return load_config(None, stage, [*settings, *overrides])
+
+
+def forward_packed(
+    model: EmotionLlama, packed: Packed, features: dict[str, torch.Tensor], present: torch.Tensor
+) -> ModelOutput:
+    """What a training step computes of a row of samples."""
+    return model(
+        token_ids=packed.token_ids, position_ids=packed.layout.position_ids(), kept=packed.kept,
+        targets=packed.targets, owners=packed.owners, layout=packed.layout, num_samples=len(packed.own_tokens),
+        features=features, present=present,
+    )  # fmt: skip
