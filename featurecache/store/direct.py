@@ -22,6 +22,7 @@ MAX_COPY_THREADS = 8
 PARALLEL_BYTES = 16 << 20
 """From this size on, a batch is copied by several threads."""
 RUN_BYTES = 4 << 20
+RUN_ROWS = os.sysconf("SC_IOV_MAX")  # buffers that one call may fill
 """Longest stretch that one call reads."""
 NO_WAITING = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -109,7 +110,7 @@ def _runs(rows: Sequence[Row]) -> list[list[Row]]:
     for row in sorted(rows, key=lambda row: (id(row.file), row.begin)):
         last = runs[-1][-1] if runs else None
         follows = last is not None and last.file is row.file and last.begin + last.target.size == row.begin
-        if follows and _length(runs[-1]) + row.target.size <= RUN_BYTES:
+        if follows and _length(runs[-1]) + row.target.size <= RUN_BYTES and len(runs[-1]) < RUN_ROWS:
             runs[-1].append(row)
         else:
             runs.append([row])

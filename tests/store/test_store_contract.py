@@ -299,3 +299,15 @@ def test_rows_are_read_in_order_at_random_and_cold(tmp_path: Path) -> None:
                 some = order[begin : begin + 150]
                 expected = np.stack([tokens_of(clip_id, (64, 160)) for clip_id in some]).astype(np.float16)
                 assert np.array_equal(feature.read(some), expected)
+
+
+def test_more_rows_than_one_call_may_fill_are_read_at_once(tmp_path: Path) -> None:
+    """A feature of one small token a clip, such as CLS: thousands of rows lie within one run of the disk."""
+    store = featurecache.open_store(tmp_path / "features.zarr", mode="a")
+    writer = store.writer("cls", make_spec(shape=(1, 4)))
+    ids = clip_ids(2 * direct.RUN_ROWS + 5)
+    writer.plan(ids)
+    fill(writer)
+    read = featurecache.open_store(tmp_path / "features.zarr")["cls"].read(ids)
+    assert np.array_equal(read[-1], tokens_of(ids[-1], (1, 4)).astype(np.float16))
+    assert np.array_equal(read[direct.RUN_ROWS], tokens_of(ids[direct.RUN_ROWS], (1, 4)).astype(np.float16))
