@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from featurecache.clips import ClipList, load_clips
 from featurecache.corrections import adjust
@@ -59,12 +60,14 @@ def assemble(
     *,
     fingerprints: Mapping[str, str] | None = None,
     sets: LabelSets | None = None,
+    load: Callable[[str, str], nn.Module] = load_llm,
 ) -> Workbench:
     """Open clips and features, load the LLM, build the trained parts with their first weights.
 
     Args:
         fingerprints: modality -> fingerprint that the features must have; None takes those there are.
         sets: closed label sets of the run; None reads them from the training split.
+        load: gives the language model of a name and dtype.
 
     Raises:
         ClipListError, StoreError, ConfigError, ModelError: see the functions called.
@@ -81,7 +84,7 @@ def assemble(
         probe, probe_collator = build_probe(config, reader, sets, clip_list)
         return Workbench(config, clip_list, reader, sets, None, probe, probe_collator)
     tokenizer = load_tokenizer(config.model.llm)
-    model = build_model(config, load_llm(config.model.llm, config.model.llm_dtype), reader.shapes)
+    model = build_model(config, load(config.model.llm, config.model.llm_dtype), reader.shapes)
     collator = Collator(
         reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=config.data.share_prefix
     )

@@ -163,34 +163,39 @@ class EmotionLlama(nn.Module):
         """Prompt ids and features -> (B, L, H), ready for the LLM as `inputs_embeds`."""
         return self.splice(token_ids, *self.soft_tokens(features, present))
 
-    def forward(
+    def forward(self, **tensors: Any) -> ModelOutput:
+        """Summed loss over the supervised tokens of a row of samples; takes what the two methods below take."""
+        return self.losses(self.llm(**self.llm_inputs(**tensors)).logits, **tensors)
+
+    def llm_inputs(
         self,
         token_ids: Tensor,
         position_ids: Tensor,
         kept: Tensor,
-        targets: Tensor,
-        owners: Tensor,
         layout: Layout,
-        num_samples: int,
         features: Mapping[str, Tensor],
         present: Tensor,
-    ) -> ModelOutput:
-        """Summed loss over the supervised tokens of a row of samples.
+        **_rest: Any,
+    ) -> dict[str, Any]:
+        """What the language model is called with.
 
         Args:
             token_ids, position_ids: (1, L); soft places in the order of the rows of `features`.
-            kept, targets, owners: (S,) places whose prediction is supervised, what each must predict, whose it is.
+            kept: (S,) places whose prediction is supervised.
             layout: which tokens see which.
             features: modality -> (G, K, D); present: (G, M).
         """
         embedded = self.embed(token_ids, features, present)
-        logits = self.llm(
-            inputs_embeds=embedded,
-            position_ids=position_ids,
-            logits_to_keep=kept,
-            use_cache=False,
+        return {
+            "inputs_embeds": embedded,
+            "position_ids": position_ids,
+            "logits_to_keep": kept,
+            "use_cache": False,
             **attention_arguments(self.llm, layout, embedded),
-        ).logits  # [1, s, v]
+        }
+
+    def losses(self, logits: Tensor, targets: Tensor, owners: Tensor, num_samples: int, **_rest: Any) -> ModelOutput:
+        """Logits (1, S, V) at the supervised places; (S,) what each must predict and whose it is -> their losses."""
         losses = F.cross_entropy(logits[0].float(), targets, reduction="none")  # [s]
         by_sample = torch.zeros(num_samples, device=losses.device).index_add_(0, owners, losses.detach())
         return ModelOutput(losses.sum(), by_sample)

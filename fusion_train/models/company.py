@@ -1,0 +1,211 @@
+"""Several models on one frozen language model: its layers run once for all, everything trained is each one's own.
+
+    member 0: fusion, projectors -> embeddings (b, L, H) ─┐            ┌─ logits -> loss of member 0
+    member 1: fusion, projectors -> embeddings (b, L, H) ─┼─ base ─────┼─ …
+    member n-1: …                                        ─┘ + LoRA     └─ …
+
+The base sees n·b rows. On a GPU, LoRA layers of one rank are stacked, A (n, r, in) and B (n, out, r), and applied by
+`bmm`; on a CPU they are applied one by one. They stay the members' own parameters, so that optimizer, clipping and
+checkpoint of a member are those it has alone. Each member draws its dropout from a random stream of its own, in the
+order in which it would draw alone. Losses are summed, never averaged: no member's gradient depends on the others.
+
+Shapes: n members, b rows of each, L tokens, H width of the LLM. Knows no configuration and no optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_train.models.emotion_llama import EmotionLlama, ModelOutput
+
+ADAPTER = "default"
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """Copy the modules and share every parameter and buffer: a second model without a second set of weights."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+class RandomStream:
+    """The random numbers of one member, drawn from torch's own generator in turns with the others."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._state: Tensor | None = None
+
+    def seed(self, seed: int) -> None:
+        """Begin as `torch.manual_seed(seed)` does."""
+        torch.manual_seed(seed)
+        self._state = self._get()
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """What is drawn inside the block comes from this stream."""
+        if self._state is None:
+            yield
+            return
+        self._set(self._state)
+        yield
+        self._state = self._get()
+
+    def _get(self) -> Tensor:
+        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else torch.get_rng_state()
+
+    def _set(self, state: Tensor) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state, self._device)
+        else:
+            torch.set_rng_state(state)
+
+
+class Company:
+    """Members that take the same batches; `present` may shrink when one has stopped."""
+
+    def __init__(self, base: nn.Module, members: Sequence[EmotionLlama]) -> None:
+        """Args:
+        base: the language model without adapters, whose weights all members share.
+        members: models over `shared_copy(base)`, with LoRA or without.
+        """
+        device = next(base.parameters()).device
+        self._members = list(members)
+        self.streams = [RandomStream(device) for _ in members]
+        self._present = list(range(len(members)))
+        self.llm = shared_copy(base)
+        adapted = [_adapted_layers(member.llm) for member in members]
+        for name in sorted(set().union(*adapted)):
+            layers = [layers_of.get(name) for layers_of in adapted]
+            parent, _, last = name.rpartition(".")
+            linear = self.llm.get_submodule(name)
+            setattr(self.llm.get_submodule(parent), last, _StackedLora(linear, layers, self.streams, self._present))
+
+    def keep(self, present: Sequence[int]) -> None:
+        """Go on with these members alone, named by their place."""
+        self._present[:] = present
+
+    def train(self, mode: bool = True) -> None:
+        self.llm.train(mode)
+        for member in self._members:
+            member.train(mode)
+
+    def forward(self, tensors: Mapping[str, Any]) -> list[ModelOutput]:
+        """One batch for all -> the output of each present member, as `EmotionLlama.forward` gives it alone."""
+        present = [(self._members[n], self.streams[n]) for n in self._present]
+        asked = []
+        for member, stream in present:
+            with stream.drawing():
+                asked.append(member.llm_inputs(**tensors))
+        together = dict(asked[0])
+        together["inputs_embeds"] = torch.cat([each["inputs_embeds"] for each in asked])
+        logits = self.llm(**together).logits.chunk(len(asked))
+        return [member.losses(mine, **tensors) for (member, _), mine in zip(present, logits, strict=True)]
+
+
+class AnsweringTogether:
+    """Members as one model for `answering`: the rows of its batches are the members' one after another."""
+
+    def __init__(self, company: Company, members: Sequence[EmotionLlama]) -> None:
+        self.llm = company.llm
+        self._members = members
+
+    def embed(self, token_ids: Tensor, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """(n·b, L) ids and features -> (n·b, L, H), each part by its member."""
+        count = len(self._members)
+        parts = [tensor.chunk(count) for tensor in (token_ids, present)]
+        by_modality = {name: tensor.chunk(count) for name, tensor in features.items()}
+        return torch.cat([
+            member.embed(parts[0][n], {name: chunks[n] for name, chunks in by_modality.items()}, parts[1][n])
+            for n, member in enumerate(self._members)
+        ])  # fmt: skip
+
+
+class _StackedLora(nn.Module):
+    """A frozen linear layer with the adapters of every member: (n·b, L, in) -> (n·b, L, out)."""
+
+    def __init__(
+        self, base: nn.Module, layers: Sequence[nn.Module | None], streams: Sequence[RandomStream], present: list[int]
+    ) -> None:
+        super().__init__()
+        self.base = base
+        # Plain attributes: the adapters are the members' modules, not this one's.
+        self.__dict__.update(_layers=list(layers), _streams=streams, _company=present)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.base(x)
+        layers = [self._layers[n] for n in self._company]
+        count = len(layers)
+        rows = x.unflatten(0, (count, -1)).flatten(1, -2)  # [n, b * l, in]
+        first = next((layer for layer in layers if layer is not None), None)
+        if first is None:
+            return result
+        rows = rows.to(first.lora_A[ADAPTER].weight.dtype)
+        deltas = (_stacked if x.is_cuda else _one_by_one)(self._dropped(rows, layers), layers)
+        shape = (count, -1, result.shape[-1])
+        parts = [part if delta is None else part + delta
+                 for part, delta in zip(result.reshape(shape), deltas, strict=True)]  # fmt: skip
+        return torch.stack(parts).view_as(result).to(result.dtype)
+
+    def _dropped(self, rows: Tensor, layers: Sequence[nn.Module | None]) -> list[Tensor]:
+        inputs = []
+        for place, (row, layer) in enumerate(zip(rows, layers, strict=True)):
+            dropout = nn.Identity() if layer is None else layer.lora_dropout[ADAPTER]
+            if self.training and not isinstance(dropout, nn.Identity):
+                with self._streams[self._company[place]].drawing():
+                    row = dropout(row)
+            inputs.append(row)
+        return inputs
+
+
+def _one_by_one(inputs: Sequence[Tensor], layers: Sequence[nn.Module | None]) -> list[Tensor | None]:
+    """(b · L, in) of each member -> what its adapter adds (b · L, out), by the very operations that it has alone.
+
+    On a CPU a batched product rounds gradients differently; there a member equals itself alone to the bit.
+    """
+    return [None if layer is None else layer.lora_B[ADAPTER](layer.lora_A[ADAPTER](x)) * layer.scaling[ADAPTER]
+            for x, layer in zip(inputs, layers, strict=True)]  # fmt: skip
+
+
+def _stacked(inputs: Sequence[Tensor], layers: Sequence[nn.Module | None]) -> list[Tensor | None]:
+    """The same by two batched products a rank, however many members there are."""
+    deltas: list[Tensor | None] = [None] * len(layers)
+    for places in _by_rank(layers):
+        chosen = [layers[place] for place in places]
+        down = torch.stack([layer.lora_A[ADAPTER].weight for layer in chosen])  # [g, r, in]
+        up = torch.stack([layer.lora_B[ADAPTER].weight for layer in chosen])  # [g, out, r]
+        rows = torch.stack([inputs[place] for place in places])  # [g, b * l, in]
+        scales = [layer.scaling[ADAPTER] for layer in chosen]
+        adapted = rows.bmm(down.transpose(1, 2)).bmm(up.transpose(1, 2))
+        for place, delta, scale in zip(places, adapted, scales, strict=True):
+            deltas[place] = delta * scale
+    return deltas
+
+
+def _by_rank(layers: Sequence[nn.Module | None]) -> list[list[int]]:
+    """Places of the layers of each rank."""
+    ranks: dict[int, list[int]] = {}
+    for place, layer in enumerate(layers):
+        if layer is not None:
+            ranks.setdefault(layer.r[ADAPTER], []).append(place)
+    return list(ranks.values())
+
+
+def _adapted_layers(llm: nn.Module) -> dict[str, nn.Module]:
+    """Name in the plain language model -> the layer of peft that adapts it."""
+    if not hasattr(llm, "get_base_model"):
+        return {}
+    return {name: module for name, module in llm.get_base_model().named_modules() if hasattr(module, "lora_A")}
+
+
+@contextmanager
+def evaluating(company: Company) -> Iterator[None]:
+    """Without dropout inside the block."""
+    with ExitStack() as after:
+        after.callback(company.train, True)
+        company.train(False)
+        yield

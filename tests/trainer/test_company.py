@@ -1,0 +1,136 @@
+"""Models that train together on one frozen base equal themselves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import make_config
+
+from fusion_train.language_model import build_model, load_llm
+from fusion_train.models.company import Company, evaluating, shared_copy
+from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes
+from fusion_train.models.parts import learning_parameters
+
+SHAPES = FeatureShapes(audio=(8, 12), image=(17, 10), video=(8, 10))
+VARIANTS = [
+    ("fusion.name=conv-attention", "lora.r=4", "lora.alpha=16", "lora.dropout=0.05"),
+    ("fusion.name=conv", "lora.r=4", "lora.alpha=8", "lora.dropout=0.2"),
+    ("fusion.name=attention", "lora.r=8", "lora.dropout=0", "lora.targets=[q_proj,k_proj]"),
+    ("fusion.name=q-former", "lora.r=0", "fusion.dropout=0.3"),
+]
+
+
+@pytest.fixture
+def base(llama):
+    return load_llm(str(llama), "float32")
+
+
+def build(llama, base) -> list[EmotionLlama]:
+    settings = [[f"model.{text}" for text in variant] for variant in VARIANTS]
+    return [build_model(make_config(llama, *overrides), shared_copy(base), SHAPES) for overrides in settings]
+
+
+@pytest.fixture
+def batches(llama, material, base):
+    """Two real batches, as the collator of the first variant makes them."""
+    from fusion_train.assemble import assemble
+    from fusion_train.train import make_stream
+
+    config = make_config(llama)
+    bench = assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
+    stream = make_stream(bench)
+    models = [
+        build_model(make_config(llama, *[f"model.{text}" for text in variant]), shared_copy(base), bench.reader.shapes)
+        for variant in VARIANTS for _ in range(2)
+    ]  # fmt: skip
+    together, alone = models[::2], models[1::2]
+    made = [bench.collator([stream.draw(step * 3 + n) for n in range(3)]).tensors() for step in range(3)]
+    return made, together, alone
+
+
+def optimizers(models):
+    return [torch.optim.AdamW(learning_parameters(model).values(), lr=3e-3) for model in models]
+
+
+def step_together(company, optimizers, tensors, seed, scale=0.1):
+    for stream in company.streams:
+        stream.seed(seed)
+    outputs = company.forward(tensors)
+    torch.stack([output.loss_sum * scale for output in outputs]).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return [output.loss_sum.item() for output in outputs]
+
+
+def step_alone(model, optimizer, tensors, seed, scale=0.1):
+    torch.manual_seed(seed)
+    loss = model(**tensors).loss_sum
+    (loss * scale).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def test_a_variant_in_company_equals_itself_alone_to_the_bit(batches, base):
+    made, together, alone = batches
+    company, own, others = Company(base, together), optimizers(together), optimizers(alone)
+    for number, tensors in enumerate(made):
+        losses = step_together(company, own, tensors, seed=number)
+        assert losses == [step_alone(*pair, tensors, seed=number) for pair in zip(alone, others, strict=True)]
+    for mine, same in zip(together, alone, strict=True):
+        parameters = learning_parameters(same)
+        assert all(torch.equal(value, parameters[name]) for name, value in learning_parameters(mine).items())
+
+
+def test_stacked_adapters_agree_with_single_ones(batches, base, monkeypatch):
+    """The path of the GPU, on a CPU: equal up to rounding."""
+    from fusion_train.models import company as module
+
+    made, together, alone = batches
+    monkeypatch.setattr(module, "_one_by_one", module._stacked)
+    own, others = optimizers(together), optimizers(alone)
+    company = Company(base, together)
+    for number, tensors in enumerate(made):
+        step_together(company, own, tensors, seed=number)
+        for pair in zip(alone, others, strict=True):
+            step_alone(*pair, tensors, seed=number)
+    for mine, same in zip(together, alone, strict=True):
+        parameters = learning_parameters(same)
+        for name, value in learning_parameters(mine).items():
+            torch.testing.assert_close(value, parameters[name], rtol=1e-3, atol=1e-4)
+
+
+def test_who_leaves_does_not_change_the_others(batches, base):
+    made, together, alone = batches
+    company, own = Company(base, together), optimizers(together)
+    company.keep([0, 2])
+    losses = step_together(company, own, made[0], seed=1)
+    assert losses == [step_alone(alone[n], optimizers(alone)[n], made[0], seed=1) for n in (0, 2)]
+
+
+def test_a_member_that_diverges_leaves_the_others_finite(batches, base):
+    made, together, _ = batches
+    with torch.no_grad():
+        next(iter(learning_parameters(together[1]).values())).fill_(float("nan"))
+    company = Company(base, together)
+    outputs = company.forward(made[0])
+    torch.stack([o.loss_sum for n, o in enumerate(outputs) if n != 1]).sum().backward()
+    assert not outputs[1].loss_sum.isfinite()
+    for n in (0, 2, 3):
+        assert all(p.grad is None or p.grad.isfinite().all() for p in learning_parameters(together[n]).values())
+
+
+def test_the_base_is_in_memory_once(llama, base):
+    models = build(llama, base)
+    pointers = [{p.data_ptr() for name, p in model.named_parameters() if not p.requires_grad} for model in models]
+    assert all(each == pointers[0] for each in pointers[1:])
+
+
+def test_without_dropout_inside_evaluating_and_with_it_after(batches, base):
+    made, together, _ = batches
+    company = Company(base, together)
+    with evaluating(company), torch.no_grad():
+        first, again = (company.forward(made[0])[0].loss_sum for _ in range(2))
+    assert first == again
+    assert together[0].training
