@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_train.models.emotion_llama import EmotionLlama, ModelOutput
+from fusion_train.models.packed_attention import use_packed_attention
 
 ADAPTER = "default"
 
@@ -78,6 +79,7 @@ class Company:
         self.streams = [RandomStream(device) for _ in members]
         self._present = list(range(len(members)))
         self.llm = shared_copy(base)
+        use_packed_attention(self.llm)
         adapted = [_adapted_layers(member.llm) for member in members]
         for name in sorted(set().union(*adapted)):
             layers = [layers_of.get(name) for layers_of in adapted]
