@@ -1,0 +1,219 @@
+"""One page about one run: what was asked, what happened, curves; and every logged number as CSV.
+
+The page opens from disk, fetches nothing and runs no script. It is a pure function of the run's files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from featurecache.store.publish import replace_bytes
+from fusion_train import checkpoint
+from fusion_train.config import Config
+from fusion_train.errors import DataError
+from fusion_train.report.page import Page
+from fusion_train.report.tables import Table
+from fusion_train.run import Run
+
+SIZE_INCHES = (8.6, 3.0)
+SPEEDS = (("samples_per_s", "samples/s"), ("tokens_per_s", "tokens/s"),
+          ("supervised_tokens_per_s", "supervised tokens/s"))  # fmt: skip
+
+Row = Mapping[str, float]
+
+
+def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
+    """Write `report.html` and `metrics.csv`; returns both paths.
+
+    Args:
+        out: the page; default `report.html` in the run's folder. The CSV lies beside it.
+
+    Raises:
+        CheckpointError: no such run.
+        DataError: the run has logged nothing yet.
+    """
+    config, record = run.config(), run.record()
+    rows = read_rows(run)
+    if not rows:
+        raise DataError(
+            str(run.metrics), expected="logged steps", got="none",
+            next_step=f"Go on: fusion-train resume {run.folder}; a line is written every {config.log.every} steps.",
+        )  # fmt: skip
+    page = Page(f"Run {run.name}", _lead(run, config, rows))
+    page.side_by_side(_settings(config), _read(record))
+    steps, scored = [row for row in rows if "loss" in row], [row for row in rows if "eval_loss" in row]
+    page.heading("Loss")
+    page.drawing(_losses(steps, scored), "of a supervised token, mean over the steps since the last line")
+    for kind in ("dataset", "task"):
+        if len(names := _names(steps, f"loss/{kind}/")) > 1:
+            curves = {name.rpartition("/")[2]: _series(steps, name) for name in names}
+            page.drawing(_curves(curves, "loss", log=True), f"by {kind}")
+    if scored:
+        page.heading("Held-out scores")
+        page.drawing(_accuracies(scored))
+        page.table(_scores(run, scored))
+    page.heading("Optimizer")
+    page.drawing(_curves({n.partition("/")[2] or "all": _series(steps, n) for n in _names(steps, "lr")}, "rate"),
+                 "learning rates")  # fmt: skip
+    norms = {n.partition("/")[2] or "all": _series(steps, n) for n in _names(steps, "grad_norm")}
+    page.drawing(_curves(norms, "norm", log=True), "gradient norms by part, before clipping")
+    page.heading("Speed")
+    page.table(_speed(steps))
+    shares = {"utilisation": _series(steps, "utilisation"), "waiting for data": _series(steps, "data_wait_share")}
+    page.drawing(_curves(shares, "share"), "of the matrix peak, and of the time")
+    if absent := _absent(steps):
+        page.heading("Modalities")
+        page.table(absent)
+    if predictions := _predictions(run):
+        page.heading("Scored files")
+        page.table(predictions)
+    page.heading("Configuration")
+    page.table(Table(["key", "value"], [[key, value] for key, value in _flat(config)]))
+    target = page.write(out or run.folder / "report.html")
+    numbers = target.with_name("metrics.csv")
+    replace_bytes(numbers, _csv(rows).encode())
+    return target, numbers
+
+
+def read_rows(run: Run) -> list[Row]:
+    """Lines of `metrics.jsonl`; one torn by a kill is left out."""
+    rows = []
+    for line in run.metrics.read_text().splitlines() if run.metrics.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _lead(run: Run, config: Config, rows: Sequence[Row]) -> str:
+    state = f"finished at step {run.result['step']}" if run.finished else "not finished"
+    return f"Stage {config.stage}, {state}, {int(rows[-1]['step']):,} of {config.optim.steps:,} steps logged."
+
+
+def _settings(config: Config) -> Table:
+    model, optim = config.model, config.optim
+    rows = [
+        ["language model", Path(model.llm).name if model.llm else "none (probe)"],
+        ["fusion", model.fusion.name],
+        ["LoRA r / alpha", f"{model.lora.r} / {model.lora.alpha:g}" if model.llm else "–"],
+        ["frozen parts", ", ".join(model.frozen) or "none"],
+        ["tasks", ", ".join(config.data.tasks)],
+        ["batch", f"{optim.batch_size} samples a step"],
+        ["learning rate", f"{optim.lr:g}, {optim.warmup_steps:,} steps of warm-up"],
+        ["moving average", f"{optim.ema_decay:g}" if optim.ema_decay else "none"],
+        ["seed", str(config.seed)],
+    ]
+    return Table(["setting", "value"], rows)
+
+
+def _read(record: Any) -> Table:
+    rows = [[f"feature of {name}", fingerprint[:16] + "…"] for name, fingerprint in record.fingerprints.items()]
+    if record.initial:
+        rows += [["started from", record.initial["run"]], ["its step", str(record.initial["step"])],
+                 ["its weights", record.initial["sha256"][:16] + "…"]]  # fmt: skip
+    rows += [[name, text] for name, text in record.versions.items()]
+    return Table(["read", "what"], rows)
+
+
+def _losses(steps: Sequence[Row], scored: Sequence[Row]) -> Figure:
+    curves = {"training": _series(steps, "loss")}
+    if scored:
+        curves["held out"] = _series(scored, "eval_loss")
+    return _curves(curves, "loss", log=True)
+
+
+def _accuracies(scored: Sequence[Row]) -> Figure:
+    names = _names(scored, "accuracy/")
+    figure = _curves({name.partition("/")[2]: _series(scored, name) for name in names}, "accuracy", marker="o")
+    figure.axes[0].set_ylim(0, 1.03)
+    return figure
+
+
+def _scores(run: Run, scored: Sequence[Row]) -> Table:
+    names = [*_names(scored, "accuracy/"), "eval_loss"]
+    best = checkpoint.best(run.checkpoints)
+    rows = [[int(row["step"]), *(row.get(name) for name in names)] for row in scored]
+    kept = [place for place, row in enumerate(rows) if best is not None and best.name.endswith(f"{row[0]:08d}")]
+    return Table(["step", *names], rows, "the best checkpoint in bold", frozenset(kept))
+
+
+def _speed(steps: Sequence[Row]) -> Table:
+    rows = [[label, *_summary([row[name] for row in steps if name in row])] for name, label in SPEEDS]
+    rows += [
+        [label + ", %", *_summary([100 * row[name] for row in steps if name in row])]
+        for name, label in (("utilisation", "utilisation"), ("data_wait_share", "waiting for data"))
+    ]
+    return Table(["", "median", "least", "most"], rows)
+
+
+def _absent(steps: Sequence[Row]) -> Table | None:
+    names = [name for kind in ("missing/", "hidden/") for name in _names(steps, kind)]
+    rows = [[*name.split("/"), int(sum(row.get(name, 0) for row in steps))] for name in names]
+    return Table(["how", "modality", "samples"], rows, "samples whose clip lacks it, or that were not shown it") \
+        if rows else None  # fmt: skip
+
+
+def _predictions(run: Run) -> Table | None:
+    files = sorted(run.folder.glob("predictions-*.jsonl"))
+    rows = []
+    for path in files:
+        answers = [json.loads(line) for line in path.read_text().splitlines()]
+        hits = sum(answer["prediction"] == answer["reference"] for answer in answers)
+        rows.append([path.name, len(answers), hits / max(1, len(answers))])
+    return Table(["file", "clips", "equal to the reference"], rows) if rows else None
+
+
+def _summary(values: Sequence[float]) -> list[float | None]:
+    if not values:
+        return [None, None, None]
+    ordered = sorted(values)
+    return [ordered[len(ordered) // 2], ordered[0], ordered[-1]]
+
+
+def _names(rows: Sequence[Row], prefix: str) -> list[str]:
+    return sorted({name for row in rows for name in row if name == prefix or name.startswith(prefix)})
+
+
+def _series(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _curves(
+    curves: Mapping[str, tuple[list[float], list[float]]], label: str, *, log: bool = False, marker: str = ""
+) -> Figure:
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    for name, (steps, values) in curves.items():
+        axes.plot(steps, values, marker=marker or ("o" if len(steps) < 3 else ""), label=name, linewidth=1.4)
+    positive = all(value > 0 for _, values in curves.values() for value in values)
+    axes.set(xlabel="step", ylabel=label, yscale="log" if log and positive else "linear")
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(fontsize=8, ncols=min(4, len(curves)))
+    return figure
+
+
+def _flat(config: Config) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+
+    def walk(values: Mapping[str, Any], prefix: str, add: Callable[[tuple[str, str]], None]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping) and value:
+                walk(value, f"{prefix}{key}.", add)
+            else:
+                add((prefix + key, json.dumps(value, ensure_ascii=False)))
+
+    walk(config.model_dump(mode="json"), "", found.append)
+    return found
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    names = ["step", *sorted({name for row in rows for name in row} - {"step"})]
+    return Table(names, [[row.get(name) for name in names] for row in rows]).csv()
