@@ -20,26 +20,27 @@ from fusion_train.errors import ModelError
 from fusion_train.language_model import load_tokenizer
 from fusion_train.models.emotion_llama import FeatureShapes
 from fusion_train.models.parts import count_by_part, learning_parameters
+from fusion_train.packing import pack
 from fusion_train.prompts import encode_answer
 from fusion_train.samples import AnswerLimits, SampleStream, label_sets
 from fusion_train.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
 
 ASSUMED_TEXT_TOKENS = 120
 ASSUMED_ANSWER_TOKENS = 32
-COUNTED_SAMPLES = 256
+COUNTED_CLIPS = 256
 COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of a sample."""
+    """Mean tokens of a sample; of questions that share a prefix, each has its part of it."""
 
     soft: float
     text: float
     """Prompt without soft tokens."""
     answer: float
     longest: int
-    """Of one sample, soft tokens and answer included."""
+    """The most of one sample, soft tokens and answer included."""
     source: str
 
     @property
@@ -156,17 +157,27 @@ def _lengths(
     stream = SampleStream(
         reader.usable(train_clips, data.failed_clips), data.tasks, label_sets(train_clips), seed=config.seed,
         modalities=reader.modalities, mixture=data.mixture, on_absent_dataset=data.mixture_absent,
-        hide_modality_p=data.hide_modality_p,
+        hide_modality_p=data.hide_modality_p, questions_per_clip=data.questions_per_clip,
         limits=AnswerLimits(data.max_answer_tokens, data.max_answer_words, lambda text: len(
             encode_answer(tokenizer, text))), say=say,
     )  # fmt: skip
     collator = Collator(reader, tokenizer, config.prompt.format(), soft_counts)
-    rows: list[tuple[int, int, int]] = []
-    for index in range(COUNTED_SAMPLES):
-        sample = stream.draw(index)
-        shown = collator.present(sample.clip, sample.hidden)
-        prompt = collator.prompt_ids(sample, shown)
-        places = sum(token < 0 for token in prompt)
-        rows.append((places, len(prompt) - places, len(collator.answer_ids(sample))))
-    means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    return Lengths(*means, longest=max(map(sum, rows)), source=f"counted on {len(rows)} draws of {Path(clips).name}")
+    places = text = answers = longest = 0
+    together = data.questions_per_clip
+    for turn in range(COUNTED_CLIPS):
+        encoded = [collator.encode(stream.draw(turn * together + number)) for number in range(together)]
+        tokens = pack(encoded, share=data.share_prefix).token_ids
+        answered = sum(len(one.answer) for one in encoded)
+        places += int((tokens < 0).sum())
+        answers += answered
+        text += int((tokens >= 0).sum()) - answered
+        longest = max(longest, -(-tokens.numel() // together))
+    count = COUNTED_CLIPS * together
+    shared = ", prefixes shared" if together > 1 and data.share_prefix else ""
+    return Lengths(
+        places / count,
+        text / count,
+        answers / count,
+        longest,
+        f"counted on {count} draws of {Path(clips).name}{shared}",
+    )

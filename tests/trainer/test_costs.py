@@ -125,3 +125,18 @@ def test_with_data_at_hand_the_tokens_are_counted(llama, material):
     assert plan.lengths.soft == 16  # fusion 4, image (17 - 1) / 4, video 4, audio 4
     assert 0 < plan.lengths.answer < plan.lengths.text
     assert plan.advice is None
+
+
+def test_questions_that_share_a_prefix_cost_less_a_question(llama, material):
+    """k(P + T) / (P + kT) of the arithmetic, as far as token counts say."""
+    counted = []
+    for questions in (1, 2):
+        config = make_config(llama, f"data.questions_per_clip={questions}", f"optim.micro_batch_size={questions}",
+                             "data.tasks=[emotion, reason]")  # fmt: skip
+        counted.append(make_plan(config, str(material / "features.zarr"), str(material / "clips.jsonl"), gpu="t4",
+                                 utilisation=0.4, say=lambda text: None).lengths)  # fmt: skip
+    alone, shared = counted
+    assert shared.soft == pytest.approx(alone.soft / 2)
+    assert shared.answer == pytest.approx(alone.answer, rel=0.2)
+    assert shared.total < 0.8 * alone.total
+    assert "prefixes shared" in shared.source
