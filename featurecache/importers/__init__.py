@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from featurecache.importers.findings import Findings
 
 ENTRY_POINTS = "featurecache.importers"
+VALIDATION_NAMES = ("dev", "valid", "validation")
+"""What some datasets call the split that is `val` here, so that one training can hold out the same of all."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,15 @@ class Request:
     """Of tables and text files."""
 
     def wants(self, split: str) -> bool:
-        return not self.splits or split in self.splits
+        """Whether a split of that name is asked for; `val` also by the names that datasets have for it."""
+        asked = {split, *(VALIDATION_NAMES if split == "val" else ())}
+        return not self.splits or not asked.isdisjoint(self.splits)
+
+
+def plain_split(name: str) -> str:
+    """Return a split's name as clip lists have it."""
+    name = name.strip().lower()
+    return "val" if name in VALIDATION_NAMES else name
 
 
 Read = Callable[[Request, "Findings"], Iterator[Clip]]

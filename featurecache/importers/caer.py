@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from featurecache.clips import Clip
-from featurecache.importers import Importer, Request
+from featurecache.importers import Importer, Request, plain_split
 from featurecache.importers.findings import Findings, Vocabulary
 from featurecache.importers.folders import VIDEO_SUFFIXES, first_of
 
 EMOTIONS = Vocabulary("emotion", ("anger", "disgust", "fear", "happy", "neutral", "sad", "surprise"))
-SPLITS = ("train", "validation", "test")
+FOLDERS = ("train", "validation", "test")
 
 
 def read(request: Request, found: Findings) -> Iterator[Clip]:
     """Yield every video of the folders."""
-    for split in SPLITS:
-        if not request.wants(split):
+    for split in FOLDERS:
+        if not request.wants(plain_split(split)):
             continue
         folder = first_of(request.source, (split, f"CAER/{split}"), f"the folder of split {split}")
         for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -31,7 +31,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
                     yield Clip(
                         id=f"{split}_{inner.name}_{path.stem}",
                         video=path,
-                        split=split,
+                        split=plain_split(split),
                         dataset="caer",
                         labels={"emotion": emotion},
                     )
@@ -43,6 +43,6 @@ IMPORTER = Importer(
     read=read,
     layout=("{train,validation,test}/{Anger,Disgust,Fear,Happy,Neutral,Sad,Surprise}/<n>.avi",),
     licence="Yonsei University, for non-commercial research: caer-dataset.github.io.",
-    splits=SPLITS,
-    published={"train+validation+test": 13201},
+    splits=("train", "val", "test"),
+    published={"train+val+test": 13201},
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featurecache.clips import Clip
-from featurecache.importers import Importer, Request
+from featurecache.importers import Importer, Request, plain_split
 from featurecache.importers.findings import Findings, Vocabulary
 from featurecache.importers.folders import MediaFolders, any_of
 from featurecache.importers.tables import find_tables, read_table
@@ -32,7 +32,7 @@ OPTIONAL = {
     "text": ("conversation", "text", "subtitle"),
     "split": ("mode", "split", "set"),
 }
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SPLITS = ("train", "val", "test")
 
 
 def read(request: Request, found: Findings) -> Iterator[Clip]:
@@ -59,7 +59,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
 
 def _split(cell: str, table: Path) -> str | None:
     words = [cell.lower()] if cell else re.split(r"[^a-z]+", table.stem.lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), cell or None)
+    return next((split for word in words if (split := plain_split(word)) in SPLITS), cell or None)
 
 
 IMPORTER = Importer(

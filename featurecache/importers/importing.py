@@ -15,7 +15,7 @@ from pathlib import Path
 from featurecache.clip_writing import write_clips
 from featurecache.clips import MEDIA_KINDS, Clip
 from featurecache.errors import ClipListError, DatasetError, suggest
-from featurecache.importers import Importer, Option, Request
+from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import Findings
 from featurecache.importers.folders import contents
 
@@ -135,7 +135,7 @@ def _checked(importer: Importer, request: Request) -> Request:
             str(request.source), expected=f"the folder of {importer.title}", got=f"nothing; there is {near}"
         )
     for split in request.splits:
-        if importer.splits and split not in importer.splits:
+        if importer.splits and not {split, plain_split(split)} & set(importer.splits):
             near = suggest(split, importer.splits).strip() or None
             raise DatasetError(f"--split {split}", expected=", ".join(importer.splits), got="another", next_step=near)
     if request.fold and not 1 <= request.fold <= importer.folds:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from featurecache.clips import Clip
 from featurecache.errors import DatasetError
-from featurecache.importers import Importer, Option, Request
+from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import Findings, Vocabulary
 from featurecache.importers.folders import MediaFolder
 from featurecache.importers.tables import Row, find_tables, read_table
@@ -35,8 +35,8 @@ WHOLE_ID = {"id": ("video_id", "id", "name", "video_name", "utt_id")}
 ID_PARTS = {"dialogue": ("dialogue_id", "dia_id", "dialog_id", "dia"), "utterance": ("utterance_id", "utt")}
 OPTIONAL = {"text": ("subtitle", "text", "utterance"), "speaker": ("speaker",), "split": ("mode", "split", "set")}
 ID = re.compile(r"dia_?(\d+)_utt_?(\d+)(_ch)?$")
-SPLIT_NAMES = {"train": "train", "trn": "train", "val": "validation", "valid": "validation", "dev": "validation",
-               "validation": "validation", "test": "test", "tst": "test"}  # fmt: skip
+SPLITS = ("train", "val", "test")
+SHORT_NAMES = {"trn": "train", "tst": "test"}
 
 
 def read(request: Request, found: Findings) -> Iterator[Clip]:
@@ -79,8 +79,9 @@ def _split(cell: str, table: Path) -> str:
     """The split that a cell or, where there is none, the table's name says."""
     words = [cell.lower()] if cell else [*re.split(r"[^a-z]+", table.stem.lower()), table.parent.name.lower()]
     for word in words:
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
+        split = plain_split(SHORT_NAMES.get(word, word))
+        if split in SPLITS:
+            return split
     got = f'"{cell}"' if cell else f"none in its name, {table.name}"
     raise DatasetError(
         str(table), expected="a split: a column mode, or train, val or test in the table's name", got=got
@@ -96,7 +97,7 @@ IMPORTER = Importer(
         "dia_<d>_utt_<u>.mp4, dia_<d>_utt_<u>_ch.mp4 in any folder",
     ),
     licence="Inner Mongolia University (Liu et al.), for research only: huggingface.co/datasets/YulangZhuo/MC-EIU.",
-    splits=("train", "validation", "test"),
-    published={"train+validation+test": 56012},
+    splits=SPLITS,
+    published={"train+val+test": 56012},
     options={"language": Option("of the series", "both", ("both", "english", "chinese"))},
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from featurecache.clips import Clip
-from featurecache.importers import Importer, Request
+from featurecache.importers import Importer, Request, plain_split
 from featurecache.importers.findings import Findings, Vocabulary
 from featurecache.importers.folders import MediaFolder, any_of, first_of
 from featurecache.importers.tables import read_table
@@ -17,6 +17,7 @@ from featurecache.importers.tables import read_table
 EMOTIONS = Vocabulary("emotion", ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear"))
 SENTIMENTS = Vocabulary("sentiment", ("neutral", "positive", "negative"))
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+"""By the dataset's own name of the split."""
 COLUMNS = {
     name: (name,) for name in ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
 }  # fmt: skip
@@ -25,7 +26,7 @@ COLUMNS = {
 def read(request: Request, found: Findings) -> Iterator[Clip]:
     """Yield every utterance of the tables."""
     for split, name in FOLDERS.items():
-        if not request.wants(split):
+        if not request.wants(plain_split(split)):
             continue
         candidates = (f"{split}_sent_emo.csv", f"*/{split}_sent_emo.csv", f"*/*/{split}_sent_emo.csv")
         table = first_of(request.source, candidates, f"the table of split {split}")
@@ -41,7 +42,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
                 id=f"{split}_dia{dialogue}_utt{utterance}",
                 video=videos.path_of(f"dia{dialogue}_utt{utterance}"),
                 text=row["Utterance"] or None,
-                split=split,
+                split=plain_split(split),
                 dataset="meld",
                 labels={"emotion": emotion, "sentiment": sentiment},
                 speaker=row["Speaker"] or None,
@@ -59,6 +60,6 @@ IMPORTER = Importer(
     ),
     licence="The annotations are GPL-3 (declare-lab); the clips are of the series Friends and belong to its owners:"
     " github.com/declare-lab/MELD.",
-    splits=("train", "dev", "test"),
-    published={"train": 9989, "dev": 1109, "test": 2610},
+    splits=("train", "val", "test"),
+    published={"train": 9989, "val": 1109, "test": 2610},
 )

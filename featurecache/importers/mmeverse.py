@@ -14,7 +14,7 @@ from pathlib import Path
 
 from featurecache.clips import Clip
 from featurecache.errors import DatasetError, suggest
-from featurecache.importers import Importer, Option, Request
+from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import EMPTY_CELLS, Findings, list_of, score, texts
 from featurecache.importers.folders import MediaFolder, any_of, contents
 from featurecache.importers.mmeverse_sets import SETS, MmeverseSet, plain_name
@@ -38,7 +38,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
             labels = _labels(mmeverse_set, cells, place, found)
             if labels is None:
                 continue
-            split = cells.get(mmeverse_set.mode, "test").lower()
+            split = plain_split(cells.get(mmeverse_set.mode, "test"))
             split = SPLIT_NAMES.get(split, split)
             spoken = mmeverse_set.text if split == "train" else mmeverse_set.text_of_tests or mmeverse_set.text
             prefix = f"{mmeverse_set.dataset}/" if request.options["ids"] == "set/id" else ""

@@ -11,20 +11,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from featurecache.clips import Clip
-from featurecache.importers import Importer, Request
+from featurecache.importers import Importer, Request, plain_split
 from featurecache.importers.findings import EMPTY_CELLS, Findings, Vocabulary, score, scores
 from featurecache.importers.folders import MediaFolders, any_of, first_of
 from featurecache.importers.tables import read_table
 
 SENTIMENTS = Vocabulary("sentiment", ("negative", "neutral", "positive"))
-SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "test": "test",
-}
+SPLITS = ("train", "val", "test")
 COLUMNS = {"video": ("video_id",), "clip": ("clip_id",), "text": ("text",), "score": ("label",), "mode": ("mode",)}
 OPTIONAL = {"annotation": ("annotation",), "text_score": ("label_T",), "audio_score": ("label_A",),
             "video_score": ("label_V",)}  # fmt: skip
@@ -37,8 +30,8 @@ def read(dataset: str, largest: float, request: Request, found: Findings) -> Ite
     folders = MediaFolders(any_of(table.parent, ("Raw", "raw", "Video", "video")) or table.parent / "Raw")
     for row in read_table(table, COLUMNS, OPTIONAL, request.encoding):
         number = score(row["score"])
-        split = SPLIT_NAMES.get(row["mode"].lower())
-        if number is None or split is None:
+        split = plain_split(row["mode"])
+        if number is None or split not in SPLITS:
             found.leave_out("no score" if number is None else f'mode "{row["mode"]}"', row.place)
             continue
         if abs(number) > largest:
@@ -69,8 +62,7 @@ def read(dataset: str, largest: float, request: Request, found: Findings) -> Ite
 def importer(
     name: str, title: str, dataset: str, largest: float, sizes: tuple[int, int, int], licence: str
 ) -> Importer:
-    """Describe one of the sets; `sizes` are the published clips of train, valid and test."""
-    splits = ("train", "valid", "test")
+    """Describe one of the sets; `sizes` are the published clips of train, val and test."""
     return Importer(
         name=name,
         title=title,
@@ -80,6 +72,6 @@ def importer(
             "Raw/<video_id>/<clip_id>.mp4",
         ),
         licence=licence,
-        splits=splits,
-        published=dict(zip(splits, sizes, strict=True)),
+        splits=SPLITS,
+        published=dict(zip(SPLITS, sizes, strict=True)),
     )

@@ -403,7 +403,7 @@ MC_EIU = DatasetFixture(
     expected={
         "dia_0_utt_1": {"video": "English/videos/dia_0_utt_1.mp4", "text": "Yes.", "speaker": "dia_0_B",
                         "labels": {"emotion": "neutral", "intent": "agreeing"}, "split": "train", "dialogue": "dia_0"},
-        "dia_622_utt_8_ch": {"labels": {"emotion": "neutral", "intent": "sympathizing"}, "split": "validation",
+        "dia_622_utt_8_ch": {"labels": {"emotion": "neutral", "intent": "sympathizing"}, "split": "val",
                              "dialogue": "dia_622_ch"},
     },
     needed="English/train.csv",

@@ -77,7 +77,7 @@ def test_importers_are_listed_and_described(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["meld", "{}", "--split", "tset"], 'expected train, dev, test, got another. Did you mean "test"?'),
+        (["meld", "{}", "--split", "tset"], 'expected train, val, test, got another. Did you mean "test"?'),
         (["meld", "{}", "--fold", "1"], "no folds"),
         (["dfew", "{}", "--fold", "6"], "a fold from 1 to 5"),
         (["iemocap", "{}", "--option", "labels=five"], "expected all or four"),
@@ -144,6 +144,16 @@ def test_the_speaker_sits_left_where_the_letters_are_the_same() -> None:
     assert speaker_crop("Ses05F_script03_1_F033").right == 0.5
     assert speaker_crop("Ses05F_script03_1_M033").left == 0.5
     assert speaker_crop("Ses02M_impro02_M004").right == 0.5
+
+
+@pytest.mark.parametrize("name", ["val", "dev", "valid"])
+def test_what_datasets_call_dev_valid_or_validation_is_val_and_found_under_any_of_these_names(
+    tmp_path: Path, name: str
+) -> None:
+    for fixture in (data.MELD, data.CH_SIMS, data.CAER, data.MC_EIU, data.E3, data.COCO_VQA):
+        source = fixture.build(tmp_path / fixture.importer)
+        summary = run(fixture, source, tmp_path / f"{fixture.importer}.jsonl", (name,))
+        assert summary.by_split == {"val": 1}, fixture.importer
 
 
 def test_a_fold_of_iemocap_is_its_session(tmp_path: Path) -> None:
