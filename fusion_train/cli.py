@@ -27,6 +27,7 @@ from fusion_train.cli_evaluate import evaluate_command, score_command
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli_plan import plan
 from fusion_train.cli_predict import demo, predict
+from fusion_train.cli_rating import agreement, rate
 from fusion_train.cli_report import report
 from fusion_train.cli_zero_image import zero_image
 
@@ -190,7 +191,10 @@ def import_released_command(
     click.echo(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
 
 
-for command in (demo, evaluate_command, plan, predict, score_command, zero_image, report):
+COMMANDS = (
+    agreement, demo, evaluate_command, plan, predict, rate, report, score_command, zero_image,
+)  # fmt: skip
+for command in COMMANDS:
     main.add_command(command)
 
 

@@ -25,6 +25,7 @@ table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabula
 caption { text-align: left; color: GrayText; padding-bottom: .2rem; }
 th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { border-bottom-width: 2px; } .number { text-align: right; white-space: nowrap; }
+td:first-child { white-space: nowrap; }
 .strong td { font-weight: 600; } .note { color: GrayText; margin: .3rem 0; } .scroll { overflow-x: auto; }
 .warning { border-left: 4px solid #c80; padding: .3rem .8rem; background: var(--soft); }
 .side { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
