@@ -167,7 +167,8 @@ def test_a_killed_evaluation_goes_on_without_losing_or_repeating_a_clip(run, fol
 def test_two_processes_share_a_bench(run, folder, tmp_path):
     assert ask(run, folder, tmp_path / "one").exit_code == 0
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "fusion_train.cli", "eval", "--run", run,
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "-m", "fusion_train.cli", "eval", "--run", run,
                "--bench", folder / "bench.yaml", "--out", tmp_path / "two", "--batch-size", "4"]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
