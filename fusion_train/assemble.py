@@ -26,6 +26,7 @@ from fusion_train.errors import ConfigError, DataError
 from fusion_train.language_model import build_model, load_llm, load_tokenizer
 from fusion_train.models.parts import trained_parameters
 from fusion_train.probing import build_probe
+from fusion_train.retrieval import open_retrieval
 from fusion_train.run import Run
 from fusion_train.samples import LabelSets, label_sets
 
@@ -85,8 +86,12 @@ def assemble(
         return Workbench(config, clip_list, reader, sets, None, probe, probe_collator)
     tokenizer = load_tokenizer(config.model.llm)
     model = build_model(config, load(config.model.llm, config.model.llm_dtype), reader.shapes)
+    recall = {}
+    if config.retrieval.k:
+        names, pool = list(config.features.used.values()), clip_list.in_split(data.train_split)
+        recall["recall"] = open_retrieval(store, names, pool, **config.retrieval.model_dump()).shown
     collator = Collator(
-        reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=config.data.share_prefix
+        reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=data.share_prefix, **recall
     )
     return Workbench(config, clip_list, reader, sets, tokenizer, model, collator)
 

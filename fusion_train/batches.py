@@ -25,7 +25,7 @@ from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.errors import DataError
 from fusion_train.models.emotion_llama import FeatureShapes
 from fusion_train.packing import Encoded, Packed, pack
-from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt
+from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_prompt
 from fusion_train.samples import Asked, Sample
 
 PREFETCHED_BATCHES = 2
@@ -232,9 +232,14 @@ class Collator:
         soft_counts: Mapping[str, int],
         *,
         share_prefix: bool = True,
+        recall: Callable[[Clip, Task], Sequence[str]] = lambda clip, task: (),
     ) -> None:
-        """`share_prefix`: whether questions on one clip share what their prompts begin with."""
-        self._reader, self._tokenizer, self._prompt = reader, tokenizer, prompt
+        """Args as in `Config`.
+
+        share_prefix: whether questions on one clip share what their prompts begin with.
+        recall: what the nearest training clips say to a task, see `retrieval`.
+        """
+        self._reader, self._tokenizer, self._prompt, self._recall = reader, tokenizer, prompt, recall
         self._soft_counts, self._share_prefix = dict(soft_counts), share_prefix
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
@@ -243,7 +248,8 @@ class Collator:
 
     def prompt_ids(self, sample: Sample, shown: Sequence[bool]) -> list[int]:
         """Token ids of the question, with a place for every soft token that `shown` gives."""
-        before, after = self._prompt.render(sample.clip.text, sample.task, sample.labels, sample.question)
+        recalled = self._recall(sample.clip, sample.task)
+        before, after = self._prompt.render(sample.clip.text, sample.task, sample.labels, sample.question, recalled)
         seen = self._reader.seen(shown)
         here = dict(zip(self._reader.modalities, seen, strict=True)) | {"fusion": any(seen)}
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])

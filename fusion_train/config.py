@@ -127,6 +127,7 @@ class PromptConfig(Section):
     said: str = PromptFormat.said
     said_without_words: bool = PromptFormat.said_without_words
     clean_text: bool = PromptFormat.clean_text
+    recalled: str = PromptFormat.recalled
     clean_answers: bool = PromptFormat.clean_answers
 
     def format(self) -> PromptFormat:
@@ -188,6 +189,15 @@ class LogConfig(Section):
     """Name of the tracker's project."""
 
 
+class RetrievalConfig(Section):
+    """Labels of the nearest training clips in the prompt; see `retrieval`."""
+
+    k: int = Field(0, ge=0)
+    """How many; 0 for none. The features in use must be indexed: `fcache index`."""
+    reasons: bool = False
+    """Also the beginning of their `reason`."""
+
+
 class Config(Section):
     """Everything that decides a run."""
 
@@ -199,6 +209,7 @@ class Config(Section):
     features: FeaturesConfig = FeaturesConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

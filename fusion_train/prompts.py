@@ -108,18 +108,27 @@ class PromptFormat:
     """Whether the sentence stands in the prompt of a clip without words too, saying nothing."""
     clean_text: bool = True
     """Lower-case the subtitle and drop . ! " ( ) * # : ; ~"""
+    recalled: str = " Clips like this one: {recalled}."
+    """What stands after the words where nearest clips are retrieved; they are joined by semicolons."""
     clean_answers: bool = False
     """Lower-case answers, put spaces for . ! " ( ) * # : ; ~ and cut at 200 words, as the released code does."""
 
     def render(
-        self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None
+        self,
+        text: str | None,
+        task: Task,
+        labels: Sequence[str] = (),
+        instruction: str | None = None,
+        recalled: Sequence[str] = (),
     ) -> tuple[str, str]:
-        """Return what stands before and after the soft tokens."""
+        """Return what stands before and after the soft tokens; `recalled` is what the nearest clips say."""
         words = (text or "").split()[:MAX_TEXT_WORDS]
         spoken = " ".join(words)
         if self.clean_text:
             spoken = spoken.lower().translate(DROPPED_CHARACTERS).strip()
         said = self.said.replace("{text}", spoken) if spoken or self.said_without_words else ""
+        if recalled:
+            said += self.recalled.replace("{recalled}", "; ".join(recalled))
         asked = (instruction or task.instruction).replace("{labels}", ", ".join(labels))
         template = (self.picture_template or self.template) if task.picture else self.template
         before, soft, after = template.partition("{soft}")
