@@ -2,7 +2,7 @@
 
 An epoch over a store larger than memory would read it in random order, epoch after epoch. The probe reads every clip
 once, row after row, and keeps K averages of its tokens: 64 × 1280 + 64 × 1408 + 1 × 1408 values of a clip become 23
-thousand, 45 KB, at K = 8. One thread reads while others average. Of the image the CLS token is kept.
+thousand, 46 KB, at K = 8. One thread reads while others average. Of the image the CLS token is kept.
 
 Shapes: N clips, K_m tokens of width D_m as cached, K as kept.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from fusion_train.models.fusion_inputs import resample
 
 READ_BYTES = 32 << 20
 """Read at a time."""
-CACHED_ROWS = 8
+CACHED_ROWS = 4
 """Clips averaged at a time: their tokens in float32 must stay in the processor's cache."""
 
 
@@ -45,9 +46,11 @@ class PooledFeatures:
             if not ids:
                 continue
             kept = torch.empty((len(ids), *self._shape(modality, feature)), dtype=torch.float16)
-            with show_progress(f"reading {feature.name}", "clips") as progress:
+            with show_progress(f"reading {feature.name}", "clips") as progress, _serial_operations() as pool:
                 for start, tokens in _read_ahead(feature, ids):
-                    self._average(modality, tokens, kept[start : start + len(tokens)])
+                    parts = tokens[:, :1] if modality == "image" else tokens
+                    places = kept[start : start + len(tokens)]
+                    list(pool.map(_average, parts.split(CACHED_ROWS), places.split(CACHED_ROWS)))
                     progress(start + len(tokens), len(ids), "")
             first = sum(map(len, self._blocks[modality]))
             place |= {clip_id: first + row for row, clip_id in enumerate(ids)}
@@ -74,16 +77,26 @@ class PooledFeatures:
     def _shape(self, modality: str, feature: Feature) -> tuple[int, int]:
         return (1 if modality == "image" else self._num_tokens), feature.shape[1]
 
-    def _average(self, modality: str, tokens: Tensor, out: Tensor) -> None:
-        if modality == "image":
-            out.copy_(tokens[:, :1])
-            return
-        for some, place in zip(tokens.split(CACHED_ROWS), out.split(CACHED_ROWS), strict=True):
-            share, rest = divmod(some.shape[1], self._num_tokens)
-            if rest:
-                place.copy_(resample(some.float(), self._num_tokens))
-            else:
-                place.copy_(some.unflatten(1, (self._num_tokens, share)).float().mean(dim=2))
+
+def _average(tokens: Tensor, out: Tensor) -> None:
+    """(n, K_m, D_m) -> `out` (n, K, D_m)."""
+    share, rest = divmod(tokens.shape[1], out.shape[1])
+    if rest:
+        out.copy_(resample(tokens.float(), out.shape[1]))
+    else:
+        out.copy_(tokens.unflatten(1, (out.shape[1], share)).float().mean(dim=2))
+
+
+@contextmanager
+def _serial_operations() -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads each work alone: operations this small lose more by waiting for helpers than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="average") as pool:  # one reads
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _read_ahead(feature: Feature, ids: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
