@@ -51,7 +51,7 @@ class Helpers:
 def ask_bench(
     bench: Bench,
     workbench: Workbench,
-    place: Callable[[str], Path],
+    files: Mapping[str, Path],
     *,
     modalities: Sequence[str] | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
@@ -61,18 +61,20 @@ def ask_bench(
     """Ask every set that the clip list has clips of; what was answered before is not asked again.
 
     Args:
-        place: the file of a set's answers, by its name.
+        files: the file of each set's answers, by its name.
 
     Raises:
         DataError: the clip list has no set of the bench.
         Interrupted: the same call goes on from there.
     """
     rows: Rows = {}
+    absent = [name for name, asked in bench.sets.items() if not asked.chosen(workbench.clips)]
+    if absent and len(absent) < len(bench.sets):
+        say(f"not in the clip list: {', '.join(absent)}")
     with StopRequest() as stop:
         for name, asked in bench.sets.items():
             clips = asked.chosen(workbench.clips)
             if not clips:
-                say(f"{name}: no clips of {asked.dataset}, split {asked.split}, in the clip list")
                 continue
             references = asked.references(clips)
             chosen = ClipList(clip for clip in clips if clip.id in references)
@@ -80,7 +82,7 @@ def ask_bench(
             task = find_task(asked.task)
             hidden = hidden_of(workbench, task, modalities)
             samples = questions(workbench, list(usable), task, hidden=hidden, vocabulary=asked.vocabulary)
-            asking = Asking(workbench, samples, references, place(name), asked.answer, batch_size)
+            asking = Asking(workbench, samples, references, files[name], asked.answer, batch_size)
             with show_progress(name) as progress:
                 rows[name] = ask(asking, again=again, advance=progress, stop=lambda: stop.requested)
             unasked = len(clips) - len(usable)

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from fusion_train.cli_options import CLIPS, STORE
 
@@ -71,35 +70,33 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     shown = [name.strip() for name in given["modalities"].split(",")] if given["modalities"] else None
     if bench_name:
         bench = load_bench(bench_name)
+        out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, shown, streams, disturbed)
+        files = {name: out / f"{name}.jsonl" for name in bench.sets}
     else:
         bench = Bench(title=f"{folder}: {task} on {split}", sets={task: BenchSet(split=split, task=task)})
+        name = _name(f"predictions-{split}-{task}", shown, streams, disturbed)
+        files = {task: given["out"] or folder / f"{name}.jsonl"}
+        out = files[task].parent
     workbench = reassemble(
         Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
     )
     take_out(workbench, streams)
     if not bench_name:
-        workbench.clips.in_split(split)
-    name = _name(f"predictions-{split}-{task}" if not bench_name else Path(bench_name).stem, shown, streams, disturbed)
-    if bench_name:
-        out = given["out"] or folder / "eval" / name
-    else:
-        out = (given["out"] or folder / f"{name}.jsonl").parent
+        workbench.clips.in_split(split)  # names the splits there are, where this one is not
     main = PartialState().is_main_process
     rows = ask_bench(
-        bench, workbench, lambda s: out / f"{s}.jsonl" if bench_name else given["out"] or out / f"{name}.jsonl",
-        modalities=shown, batch_size=given["batch_size"], again=given["again"], say=click.echo if main else _nothing,
+        bench, workbench, files, modalities=shown, batch_size=given["batch_size"], again=given["again"],
+        say=click.echo if main else _nothing,
     )  # fmt: skip
     if not main:
         return
-    if bench_name is None and bench.sets[task].chosen_metric is None:
-        click.echo(f"predictions: {out / f'{name}.jsonl'}")
-        return
-    scores = score_rows(bench, rows, _helpers(given), out)
-    print_scores(scores)
+    if bench_name or bench.sets[task].chosen_metric is not None:
+        scores = score_rows(bench, rows, _helpers(given), out)
+        print_scores(scores)
     if bench_name:
         click.echo(f"report: {write_report(scores, out)}")
     else:
-        click.echo(f"predictions: {given['out'] or out / f'{name}.jsonl'}")
+        click.echo(f"predictions: {files[task]}")
 
 
 @click.command("score")
@@ -153,38 +150,20 @@ def score_command(path: Path, bench_name: str | None, set_name: str | None, task
 
 
 def print_scores(scores: Any) -> None:
-    """Show what a bench gave: figures of every set, means, what must be known beside them; confusions of a few sets."""
-    table = Table(title=scores.bench.title)
-    for column, justify in (("set", "left"), ("figure", "left"), ("score", "right"), ("interval 95 %", "right"),
-                            ("others", "left"), ("clips", "right")):  # fmt: skip
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for each in scores.sets.values():
-        scored = each.scored
-        scale = 100 if scored.highest == 1 else 1
-        rest = ", ".join(f"{name} {value * scale:.2f}" for name, value in scored.figures.items() if name != scored.main)
-        low, high = each.interval.low * scale, each.interval.high * scale
-        table.add_row(each.title, scored.main, f"{scored.value * scale:.2f}", f"{low:.2f} … {high:.2f}", rest,
-                      str(scored.counts.get("clips", len(scored.clip_ids))))  # fmt: skip
+    """Show what a bench gave: figures of every set, means, what must be known beside them."""
+    from fusion_train.report.terminal import for_terminal
+    from fusion_train.score_report import confusion_table, summary_table
+
     console = Console()
-    console.print(table)
+    console.print(for_terminal(summary_table(scores), scores.bench.title))
     for name, mean in scores.means.items():
-        missing = f"not formed: without {', '.join(mean.missing)}"
+        missing = f"not formed, without {', '.join(mean.missing)}"
         click.echo(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}'}")
     for each in scores.sets.values():
         for note in each.scored.notes:
             click.echo(f"{each.name}: {note}")
         if each.scored.confusion is not None and len(scores.sets) == 1:
-            console.print(_confusion(each.scored))
-
-
-def _confusion(scored: Any) -> Table:
-    table = Table(title="reference by prediction")
-    table.add_column("")
-    for label in [*scored.labels, "(other)"]:
-        table.add_column(label, justify="right")
-    for label, counts in zip(scored.labels, scored.confusion.tolist(), strict=True):
-        table.add_row(label, *map(str, counts))
-    return table
+            console.print(for_terminal(confusion_table(each.scored), "reference by prediction"))
 
 
 def _helpers(given: dict[str, Any]) -> Any:

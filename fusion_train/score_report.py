@@ -55,6 +55,25 @@ def overview_table(scores: BenchScores) -> Table:
     return table
 
 
+def summary_table(scores: BenchScores) -> Table:
+    """What a terminal has room for: one row a set."""
+    rows: list[list[Cell]] = []
+    for each in scores.sets.values():
+        scored, scale = each.scored, scale_of(each.scored)
+        others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
+        interval = f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
+        count = int(scored.counts.get("clips", len(scored.clip_ids)))
+        rows.append([each.title, scored.main, scored.value * scale, interval, others, count])
+    return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"], rows)  # type: ignore[arg-type]
+
+
+def confusion_table(scored: Scored) -> Table:
+    """Counts of reference by answer."""
+    assert scored.confusion is not None
+    rows = [[label, *counts] for label, counts in zip(scored.labels, scored.confusion.tolist(), strict=True)]
+    return Table(["", *scored.labels, "(other)"], rows)
+
+
 def page_of(scores: BenchScores, overview: Table) -> Page:
     page = Page(scores.bench.title, scores.bench.about)
     if not scores.comparable:

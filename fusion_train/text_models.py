@@ -67,9 +67,13 @@ class LocalModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
+        from accelerate import PartialState
+
         from fusion_train.language_model import load_llm, load_tokenizer
 
-        return load_tokenizer(self._place), load_llm(self._place, "float32").eval()
+        device = PartialState().device
+        model = load_llm(self._place, "float32" if device.type == "cpu" else "bfloat16")
+        return load_tokenizer(self._place), model.to(device).eval()
 
     def reply(self, prompt: str) -> str:
         import torch
@@ -82,6 +86,7 @@ class LocalModel:
             )
         else:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
+        ids = ids.to(model.device)
         with torch.inference_mode():
             out = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_REPLY_TOKENS, do_sample=False,

@@ -58,7 +58,13 @@ def three_way(references: References, predictions: Predictions, settings: Settin
 
 
 def classification(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
-    truth = {clip: one_label(str(value)) for clip, value in references.items()}
+    several = [f"{clip}: {value!r}" for clip, value in references.items() if not isinstance(value, str)]
+    if several:
+        raise DataError(
+            "references", expected="one label a clip", got=f"another value for {len(several)}",
+            next_step="Lists are scored by the metrics multi-label and open-vocabulary.", problems=several,
+        )  # fmt: skip
+    truth = {clip: one_label(value) for clip, value in references.items()}
     answers = {clip: one_label(text) for clip, text in predictions.items()}
     scores = classification_scores(truth, answers, settings.vocabulary)
     figures = {"accuracy": scores.accuracy, "weighted F1": scores.weighted_f1, "UAR": scores.uar, "WAR": scores.war}

@@ -8,6 +8,7 @@ Three-way (as the released v2): clips whose reference is neutral drop out; weigh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,9 +38,12 @@ def sentiment_scores(scores: Mapping[str, float], predictions: Mapping[str, str]
     """WAF of answers against sentiment scores (negative below 0, positive above).
 
     Raises:
-        DataError: clips that only one side has, or no clip with a score other than 0.
+        DataError: clips that only one side has, a score that is no number, or no clip with a score other than 0.
     """
     ids = paired_ids(scores, predictions)
+    strange = [f"{clip}: {scores[clip]!r}" for clip in ids if not math.isfinite(scores[clip])]
+    if strange:
+        raise DataError("references", expected="finite scores", got=f"{len(strange)} others", problems=strange)
     kept = [clip for clip in ids if scores[clip] != 0]
     answers = {clip: read_sentiment(predictions[clip]) for clip in kept}
     truth = {clip: "positive" if scores[clip] > 0 else "not positive" for clip in kept}

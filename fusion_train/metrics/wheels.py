@@ -101,9 +101,12 @@ class EmotionWheels:
     @property
     def note(self) -> str:
         """What is to be said beside the scores."""
-        if self.comparable:
-            return "published word maps"
-        return f"not comparable with published scores: other word maps ({self.sizes.surfaces} surfaces)"
+        sizes = self.sizes
+        said = (
+            f"{sizes.words} wheel words, {sizes.synonyms} with synonyms, {sizes.surfaces} surfaces, groups "
+            + " ".join(map(str, sizes.level1))
+        )
+        return f"published word maps: {said}" if self.comparable else f"not comparable with published scores: {said}"
 
     def group(self, label: str, wheel: int = 0, level: Level = 1) -> str | None:
         """G of one label on wheel number `wheel`, from 0; None where the wheel does not know it."""

@@ -61,3 +61,10 @@ def test_words_stand_for_sentiment_scores_of_their_sign():
     assert numbers.value == words.value
     with pytest.raises(DataError, match="a: 'happy'"):
         score("waf", {"a": "happy"}, {"a": "positive"})
+
+
+def test_references_of_another_kind_are_named():
+    with pytest.raises(DataError, match="one label a clip"):
+        score("classification", {"a": ["sad"]}, {"a": "sad"})
+    with pytest.raises(DataError, match="a: nan"):
+        score("waf", {"a": math.nan, "b": 1}, {"a": "positive", "b": "positive"})
