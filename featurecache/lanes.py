@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.encoders import Encoder
+from featurecache.errors import EncoderError
 from featurecache.preparation import Prepared
 from featurecache.spec import canonical_json
 from featurecache.summary import Summary
@@ -153,7 +154,17 @@ class Lanes:
         if not inputs:
             return [_Copy(None) for _ in batch.members]
         first = encoders[batch.members[0].feature]
-        tokens = first.forward(stack(first, inputs))
+        try:
+            tokens = first.forward(stack(first, inputs))
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; this module imports no torch
+                raise
+            raise EncoderError(
+                batch.members[0].feature,
+                expected=f"a batch of {first.batch_size} to fit the device's memory",
+                got=str(error).partition(".")[0],
+                next_step="Give a smaller --batch-size, or --compute-dtype float16.",
+            ) from error
         valid = {at: batch.inputs[at].valid for at in inputs}
         with self._timing:
             self._summary.num_forwards += 1

@@ -49,7 +49,7 @@ class Part:
     @property
     def share(self) -> float:
         """Busy over capacity, 0 to 1."""
-        return self.busy_s / max(self.capacity_s, 1e-9)
+        return min(1.0, self.busy_s / max(self.capacity_s, 1e-9))
 
 
 @dataclass
