@@ -7,6 +7,7 @@ retried), the highest shard is the truth. One million clips: about 100 MB, half 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -47,6 +48,7 @@ class Catalogue:
         self._ordered = [self._records[shard] for shard in sorted(self._records)]
         self._starts = np.zeros(len(self._ordered) + 1, np.int64)
         np.cumsum([len(record) for record in self._ordered], out=self._starts[1:])
+        self._begins: list[int] = self._starts.tolist()
         hashes = np.concatenate([record.columns["id_hash"] for record in self._ordered] or [np.zeros(0, "<u8")])
         self._order = np.argsort(hashes, kind="stable").astype(np.uint32)
         self._hashes = hashes[self._order]
@@ -81,8 +83,8 @@ class Catalogue:
 
     def locate(self, entry: int) -> tuple[int, int]:
         """(place of the record in `records`, slot) of an entry."""
-        place = int(self._starts.searchsorted(entry, "right")) - 1
-        return place, entry - int(self._starts[place])
+        place = bisect.bisect_right(self._begins, entry) - 1
+        return place, entry - self._begins[place]
 
     def encoded_id(self, entry: int) -> bytes:
         place, slot = self.locate(entry)

@@ -12,6 +12,7 @@ It knows the bytes of no shard.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +72,13 @@ class Record:
     def __len__(self) -> int:
         return self.columns["status"].size
 
+    @functools.cached_property
+    def _texts(self) -> tuple[memoryview, memoryview]:
+        return self.columns["ids"].data, self.columns["ids_starts"].data  # much quicker to index than arrays
+
     def encoded_id(self, slot: int) -> bytes:
-        starts = self.columns["ids_starts"]
-        return self.columns["ids"][starts[slot] : starts[slot + 1]].tobytes()
+        text, starts = self._texts
+        return text[starts[slot] : starts[slot + 1]].tobytes()
 
     def clip(self, slot: int) -> ClipRecord:
         """What is known of the clip in one slot."""
