@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from featurecache.errors import StoreError
 from featurecache.store.feature import feature_not_found
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard
 from featurecache.store.layout import FEATURE_NAME, SCALES_ENDING, FeatureFolder
@@ -78,7 +79,15 @@ def verify_store(
 
     Raises:
         StoreNotFoundError: no such feature.
+        StoreError: the store lies behind a URL.
     """
+    if store.is_mirror:
+        raise StoreError(
+            store.location,
+            expected="a store in a folder to verify",
+            got="a URL",
+            next_step="Run `fcache verify` where it lies; reading checks every row as it comes.",
+        )
     report = VerifyReport(store.location, quick)
     report.problems += root_problems(store)
     found = inspect_store(store, names)

@@ -16,6 +16,9 @@ from featurecache.store.writer import StoredFeatureWriter
 class LocalStore:
     """Features by name; implements `Store`. Nothing is created before the first `writer`."""
 
+    is_mirror = False
+    """Whether `root` holds only what was read so far of a store that lies elsewhere."""
+
     def __init__(self, location: str, form: ShardFormat, mode: str = "r", verify: Verify = "first-touch") -> None:
         self.location = location
         self.format = form

@@ -41,6 +41,8 @@ MAX_TEXT_BYTES = 16 << 20
 class RemoteStore(LocalStore):
     """A store behind a URL, for reading; implements `Store`."""
 
+    is_mirror = True
+
     def __init__(
         self,
         location: str,

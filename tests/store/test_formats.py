@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -43,23 +44,33 @@ def as_read(array: np.ndarray, stored_dtype: str) -> np.ndarray:
     return array.view(ml_dtypes.bfloat16) if stored_dtype == "bfloat16" else array
 
 
-@pytest.mark.parametrize("stored_dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("codec_kind", ["zarr", "archive"])
-def test_zarr_and_tensorstore_read_what_we_read(tmp_path: Path, stored_dtype: str, codec_kind: str) -> None:
+def by_zarr(array: Path) -> np.ndarray:
+    return zarr.open_array(array, mode="r")[:]
+
+
+def by_tensorstore(array: Path) -> np.ndarray:
     tensorstore = pytest.importorskip("tensorstore")
+    where = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(array)}}
+    return tensorstore.open(where).result().read().result()
+
+
+@pytest.mark.parametrize("read", [by_zarr, by_tensorstore])
+@pytest.mark.parametrize("stored_dtype", STORED_DTYPES)
+@pytest.mark.parametrize("codec_kind", ["zarr", "archive"])
+def test_zarr_and_tensorstore_read_what_we_read(
+    tmp_path: Path, stored_dtype: str, codec_kind: str, read: Callable[[Path], np.ndarray]
+) -> None:
     store = build(tmp_path / "s.zarr", codec_kind, stored_dtype)
     feature = store["whisper"]
-    by_zarr = zarr.open_group(store.location, mode="r")["whisper"][:]
-    where = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{store.location}/whisper"}}
-    by_tensorstore = tensorstore.open(where).result().read().result()
-    for array in (by_zarr, by_tensorstore):
-        assert array.shape == (17, *SHAPE)  # 10 clips on three shards, 2 on the fourth, the retried one on the fifth
-        for clip_id in feature.ids:
-            record = feature.record(clip_id)
-            row = as_read(array, stored_dtype)[4 * record.shard + record.slot]
-            assert row.tobytes() == feature[clip_id].tobytes()
-        for row in (3, 4, 5, 11, 14):  # failed, absent, and the gaps at the ends of segments
-            assert np.isnan(as_read(array, stored_dtype)[row].astype(np.float32)).all()
+    arrays = [read(folder) for folder in feature.format.folders(feature.folder, feature.parts)]
+    assert arrays[0].shape == (17, *SHAPE)  # 10 clips on three shards, 2 on the fourth, the retried one on the fifth
+    for clip_id in feature.ids:
+        record = feature.record(clip_id)
+        row = 4 * record.shard + record.slot
+        for array, part in zip(arrays, feature.disk_rows(clip_id)[0], strict=True):
+            assert array[row].tobytes() == part.tobytes()
+    for row in (3, 4, 5, 11, 14):  # failed, absent, and the gaps at the ends of segments
+        assert np.isnan(as_read(arrays[-1], stored_dtype)[row].astype(np.float32)).all()  # of scales where there are
 
 
 @pytest.mark.parametrize("stored_dtype", STORED_DTYPES)

@@ -20,10 +20,14 @@ import pytest
 from small_stores import build, clip_ids, contents, fill, make_spec, tokens_of
 
 import featurecache
+from featurecache.compare import compare_stores
+from featurecache.convert import convert_store
+from featurecache.describe import store_info
 from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreError, StoreNotFoundError
 from featurecache.loading import common_ids, iterate
 from featurecache.store import remote, remote_files
 from featurecache.store.local import LocalStore
+from featurecache.verify import verify_store
 
 
 @pytest.fixture
@@ -250,6 +254,19 @@ def test_a_shard_that_is_longer_than_its_record_says_is_not_fetched_whole(small_
     with pytest.raises(CorruptStoreError, match="got more"):
         feature.read(clip_ids(1))
     assert not shards_in(cache)
+
+
+def test_a_remote_store_is_looked_at_compared_and_copied_but_not_verified(
+    small_store: LocalStore, cache: Path, tmp_path: Path
+) -> None:
+    remote_store = featurecache.open_store(uploaded(small_store), cache=cache)
+    assert store_info(remote_store) == store_info(small_store)
+    copy = featurecache.open_store(tmp_path / "copy.zarr", "a")
+    convert_store(remote_store, copy)
+    assert contents(copy.root) == contents(small_store.root)
+    assert all(each.same for each in compare_stores(remote_store, small_store))
+    with pytest.raises(StoreError, match="where it lies"):
+        verify_store(remote_store)
 
 
 def test_a_missing_library_names_the_extra(cache: Path) -> None:
