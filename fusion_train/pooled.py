@@ -47,6 +47,7 @@ class PooledFeatures:
                 continue
             kept = torch.empty((len(ids), *self._shape(modality, feature)), dtype=torch.float16)
             with show_progress(f"reading {feature.name}", "clips") as progress, _serial_operations() as pool:
+                progress(0, len(ids), "")
                 for start, tokens in _read_ahead(feature, ids):
                     parts = tokens[:, :1] if modality == "image" else tokens
                     places = kept[start : start + len(tokens)]
