@@ -26,9 +26,24 @@ from fusion_train.errors import ConfigError, DataError
 from fusion_train.language_model import build_model, load_llm, load_tokenizer
 from fusion_train.models.parts import trained_parameters
 from fusion_train.probing import build_probe
+from fusion_train.quantised_base import quantise_base
 from fusion_train.retrieval import open_retrieval
 from fusion_train.run import Run
 from fusion_train.samples import LabelSets, label_sets
+
+
+class ListReadLater(ClipList):
+    """A clip list that is read when first asked for: a run that goes on does not need it until it scores."""
+
+    def __init__(self, read: Callable[[], ClipList]) -> None:
+        self._read = read
+
+    def __getattr__(self, name: str) -> Any:  # asked only for what is not there yet
+        if name not in ("_clips", "_by_id"):
+            raise AttributeError(name)
+        whole = self._read()
+        self._clips, self._by_id = whole._clips, whole._by_id
+        return getattr(self, name)
 
 
 @dataclass
@@ -37,6 +52,8 @@ class Workbench:
 
     config: Config
     clips: ClipList
+    """Read when first asked for."""
+    clips_file: str
     reader: FeatureReader
     label_sets: LabelSets
     tokenizer: Any
@@ -62,6 +79,7 @@ def assemble(
     fingerprints: Mapping[str, str] | None = None,
     sets: LabelSets | None = None,
     load: Callable[[str, str], nn.Module] = load_llm,
+    quantised: bool = True,
 ) -> Workbench:
     """Open clips and features, load the LLM, build the trained parts with their first weights.
 
@@ -69,12 +87,15 @@ def assemble(
         fingerprints: modality -> fingerprint that the features must have; None takes those there are.
         sets: closed label sets of the run; None reads them from the training split.
         load: gives the language model of a name and dtype.
+        quantised: False leaves the frozen base as it is loaded, whatever `model.quantised` says.
 
     Raises:
         ClipListError, StoreError, ConfigError, ModelError: see the functions called.
     """
     data = config.data
-    clip_list = adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
+    clip_list: ClipList = ListReadLater(
+        lambda: adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
+    )
     reader = FeatureReader.open(store, config.features.used, fingerprints)
     if not reader.modalities:
         raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")
@@ -83,17 +104,19 @@ def assemble(
         sets = label_sets(clip_list.in_split(config.data.train_split))
     if config.model.llm is None:
         probe, probe_collator = build_probe(config, reader, sets, clip_list)
-        return Workbench(config, clip_list, reader, sets, None, probe, probe_collator)
+        return Workbench(config, clip_list, clips, reader, sets, None, probe, probe_collator)
     tokenizer = load_tokenizer(config.model.llm)
     model = build_model(config, load(config.model.llm, config.model.llm_dtype), reader.shapes)
     recall = {}
     if config.retrieval.k:
         names, pool = list(config.features.used.values()), clip_list.in_split(data.train_split)
         recall["recall"] = open_retrieval(store, names, pool, **config.retrieval.model_dump()).shown
+    if config.model.quantised and quantised:
+        quantise_base(model.llm, config.model.quantised, PartialState().device, model.llm.dtype)
     collator = Collator(
         reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=data.share_prefix, **recall
     )
-    return Workbench(config, clip_list, reader, sets, tokenizer, model, collator)
+    return Workbench(config, clip_list, clips, reader, sets, tokenizer, model, collator)
 
 
 def reassemble(

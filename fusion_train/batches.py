@@ -1,16 +1,14 @@
 """From store and clip list to the tensors of a step.
 
-A batch is a pure function of its sample indices. Features are read straight into one pinned array a modality; a
-background thread prepares the next batches while the model works on this one.
+A batch is a pure function of its samples. Its tensors lie in one block of memory (pinned where there is a GPU) that
+the store writes into and that one copy brings to the device.
 
 Shapes: B samples on G clips in one row of L tokens, S of them supervised; M modalities in use, K tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,26 +21,24 @@ from featurecache.clips import Clip, ClipList
 from featurecache.errors import FingerprintError, MissingFeatureError
 from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.errors import DataError
-from fusion_train.models.emotion_llama import FeatureShapes
-from fusion_train.packing import Encoded, Packed, pack
+from fusion_train.models.emotion_llama import MODALITIES, FeatureShapes
+from fusion_train.models.packed_attention import Layout
+from fusion_train.packing import Encoded, pack
 from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_prompt
 from fusion_train.samples import Asked, Sample
+from fusion_train.staging import Arena, Spec
 
-PREFETCHED_BATCHES = 2
+ROW = ("token_ids", "position_ids", "kept", "targets", "owners")
 
 
 @dataclass
 class Batch:
     """Everything a forward pass needs; `EmotionLlama.forward(**batch.tensors())`."""
 
-    packed: Packed
-    """The samples in one row."""
-    position_ids: Tensor
-    """(1, L) int64."""
-    features: dict[str, Tensor]
-    """Modality -> (G, K, D) in the store's dtype."""
-    present: Tensor
-    """(G, M) bool."""
+    arena: Arena
+    """token_ids, position_ids (1, L); kept, targets, owners (S,) as in `Packed`; present (G, M); features (G, K, D)."""
+    layout: Layout
+    """Which tokens of the row see which."""
     clip_ids: list[str]
     """Of every sample."""
     num_supervised: int
@@ -50,39 +46,28 @@ class Batch:
     asked: list[Asked]
     """One a sample, in the order of `ModelOutput.sample_losses`."""
 
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return self.layout.length
+
+    @property
+    def features(self) -> dict[str, Tensor]:
+        """Modality -> (G, K, D) in the store's dtype."""
+        return {name: self.arena[name] for name in MODALITIES if name in self.arena}
+
+    @property
+    def present(self) -> Tensor:
+        """(G, M) bool."""
+        return self.arena["present"]
+
     def tensors(self) -> dict[str, Any]:
-        return {
-            "token_ids": self.packed.token_ids,
-            "position_ids": self.position_ids,
-            "kept": self.packed.kept,
-            "targets": self.packed.targets,
-            "owners": self.packed.owners,
-            "layout": self.packed.layout,
-            "num_samples": len(self.asked),
-            "features": self.features,
-            "present": self.present,
-        }
+        named = {name: self.arena[name] for name in (*ROW, "present")}
+        return named | {"features": self.features, "layout": self.layout, "num_samples": len(self.asked)}
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to a device, without waiting where the memory is pinned."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        packed = replace(
-            self.packed,
-            token_ids=move(self.packed.token_ids),
-            kept=move(self.packed.kept),
-            targets=move(self.packed.targets),
-            owners=move(self.packed.owners),
-        )
-        return replace(
-            self,
-            packed=packed,
-            position_ids=move(self.position_ids),
-            features={name: move(tensor) for name, tensor in self.features.items()},
-            present=move(self.present),
-        )
+        """Copy to a device at once, without waiting where the memory is pinned."""
+        return replace(self, arena=self.arena.to(device))
 
 
 class FeatureReader:
@@ -187,30 +172,35 @@ class FeatureReader:
         """Which modalities the model sees of a clip of which it is shown these."""
         return list(shown) if self._stand_ins is None else [True] * len(shown)
 
-    def read_seen(self, clip_ids: Sequence[str], shown: Sequence[Sequence[bool]]) -> tuple[dict[str, Tensor], Tensor]:
+    def read_seen(
+        self, clip_ids: Sequence[str], shown: Sequence[Sequence[bool]], out: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Features (B, K, D) a modality and what the model sees of them (B, M); stand-ins lie where one is absent."""
         present = torch.tensor(shown, dtype=torch.bool)
-        features = self.read(clip_ids, present)
+        features = self.read(clip_ids, present, out)
         if self._stand_ins is not None:
             for m, (modality, tensor) in enumerate(features.items()):
                 tensor[~present[:, m]] = self._stand_ins[modality].to(tensor.dtype)
         return features, torch.tensor([self.seen(row) for row in shown], dtype=torch.bool)
 
-    def read(self, clip_ids: Sequence[str], present: Tensor) -> dict[str, Tensor]:
-        """Read (B, K, D) a modality; rows where `present` (B, M) is False are left as they are and must not be used."""
-        pin = torch.cuda.is_available()
-        out: dict[str, Tensor] = {}
+    def layout(self, count: int) -> Spec:
+        """Modality -> shape and dtype of what `read` gives of so many clips."""
+        return {name: ((count, *feature.shape), _torch_dtype(feature.dtype)[1])
+                for name, feature in self._features.items()}  # fmt: skip
+
+    def read(
+        self, clip_ids: Sequence[str], present: Tensor, out: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Read (B, K, D) a modality, into `out` where given; rows where `present` (B, M) is False must not be used."""
+        tensors = Arena(self.layout(len(clip_ids))) if out is None else {name: out[name] for name in self._features}
         for m, (modality, feature) in enumerate(self._features.items()):
-            wire, view = _torch_dtype(feature.dtype)
-            tensor = torch.zeros((len(clip_ids), *feature.shape), dtype=wire, pin_memory=pin)
+            array = tensors[modality].view(_torch_dtype(feature.dtype)[0]).numpy().view(feature.dtype)
             rows = present[:, m].nonzero().flatten().tolist()
-            array = tensor.numpy().view(feature.dtype)
             if len(rows) == len(clip_ids):
                 feature.read(clip_ids, out=array)
             elif rows:
                 array[rows] = feature.read([clip_ids[row] for row in rows])
-            out[modality] = tensor.view(view)
-        return out
+        return dict(tensors)
 
 
 def _torch_dtype(dtype: np.dtype) -> tuple[torch.dtype, torch.dtype]:
@@ -271,29 +261,20 @@ class Collator:
         shown = self.present(sample.clip, sample.hidden)
         return Encoded(self.prompt_ids(sample, shown), self.answer_ids(sample), (sample.clip.id, *shown))
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Tokenise, pack into one row, read the features of every clip once."""
-        encoded = [self.encode(sample) for sample in samples]
+    def __call__(self, samples: Sequence[Sample], encoded: Sequence[Encoded] | None = None) -> Batch:
+        """Tokenise (where that is not done), pack into one row, read the features of every clip once."""
+        encoded = encoded or [self.encode(sample) for sample in samples]
         packed = pack(encoded, share=self._share_prefix)
         groups = [samples[number] for number in packed.first_of_group]
         shown = [self.present(sample.clip, sample.hidden) for sample in groups]
-        features, present = self._reader.read_seen([sample.clip.id for sample in groups], shown)
+        row = {
+            "token_ids": packed.token_ids, "position_ids": packed.layout.position_ids(), "kept": packed.kept,
+            "targets": packed.targets, "owners": packed.owners,
+            "present": torch.tensor([self._reader.seen(here) for here in shown], dtype=torch.bool),
+        }  # fmt: skip
+        arena = Arena.of(row, self._reader.layout(len(groups)))
+        self._reader.read_seen([sample.clip.id for sample in groups], shown, arena)
         asked = [self.asked(sample, tokens, len(one.answer))
                  for sample, tokens, one in zip(samples, packed.own_tokens, encoded, strict=True)]  # fmt: skip
         clip_ids = [sample.clip.id for sample in samples]
-        return Batch(packed, packed.layout.position_ids(), features, present, clip_ids, len(packed.targets), asked)
-
-
-def prefetch(make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-    """Yield make(start) … make(stop - 1), prepared ahead by one thread; an exception there is raised here."""
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-    ahead: deque[Future[Any]] = deque()
-    try:
-        for number in range(start, stop):
-            ahead.append(pool.submit(make, number))
-            if len(ahead) > PREFETCHED_BATCHES:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return Batch(arena, packed.layout, clip_ids, len(packed.targets), asked)

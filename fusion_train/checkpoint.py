@@ -66,9 +66,10 @@ def save(
     state: State,
     *,
     keep: int,
+    keep_every: int | None = None,
     averaged: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Publish a checkpoint, then drop older ones except the newest `keep` and the best."""
+    """Publish a checkpoint, then drop older ones but the newest `keep`, multiples of `keep_every`, and the best."""
     target = step_folder(checkpoints, state.step)
     make_folder(checkpoints)
     for leftover in checkpoints.glob(f"{PARTIAL_PREFIX}*"):  # a run has one writer
@@ -84,7 +85,7 @@ def save(
         digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
         (folder / "state.json").write_text(json.dumps({**asdict(state), "sha256": digests}, indent=2) + "\n")
     publish_folder(folder, target)
-    _retain(checkpoints, keep)
+    _retain(checkpoints, keep, keep_every)
     return target
 
 
@@ -218,8 +219,10 @@ def _states(checkpoints: Path) -> list[tuple[Path, State]]:
     return [(folder, State(**json.loads((folder / "state.json").read_text()))) for folder in published(checkpoints)]
 
 
-def _retain(checkpoints: Path, keep: int) -> None:
+def _retain(checkpoints: Path, keep: int, keep_every: int | None) -> None:
     spared = {*published(checkpoints)[-keep:], best(checkpoints)}
+    if keep_every is not None:
+        spared |= {folder for folder, state in _states(checkpoints) if state.step % keep_every == 0}
     for folder in published(checkpoints):
         if folder not in spared:
             (folder / "state.json").unlink()  # first, so that a half-deleted folder is no checkpoint

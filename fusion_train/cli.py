@@ -24,6 +24,7 @@ from rich.table import Table
 
 from featurecache.console import CommandGroup
 from fusion_train.cli_evaluate import evaluate_command, score_command
+from fusion_train.cli_exact import replay, verify_resume_command
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli_plan import plan
 from fusion_train.cli_predict import demo, predict
@@ -192,7 +193,8 @@ def import_released_command(
 
 
 COMMANDS = (
-    agreement, demo, evaluate_command, plan, predict, rate, report, score_command, zero_image,
+    agreement, demo, evaluate_command, plan, predict, rate, replay, report, score_command,
+    verify_resume_command, zero_image,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

@@ -57,7 +57,7 @@ def plan(
         click.echo(f"does not fit the {card.memory_gib} GiB of one {card.name}: {made.advice}")
 
 
-def _tables(plan: Plan, micro_batch: int) -> list[Table]:
+def _tables(plan: Plan, micro_batch: int | str) -> list[Table]:
     trained = sum(plan.parameters.values())
     parameters = _table("trained parameters", "part", "count")
     for part, count in plan.parameters.items():

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -57,6 +57,9 @@ class ModelConfig(Section):
     """Hub id or local folder of any causal language model of transformers; null: none, a probe with a linear head."""
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     """Dtype of the frozen base; the trained parts are always float32."""
+    quantised: Literal["fp8", "int8", "nf4"] | None = None
+    """The frozen matrices of the layers in 8 or 4 bits: fp8 multiplies in FP8 on Hopper and Ada; int8 and nf4 take
+    bitsandbytes. Embeddings, head and everything trained stay as they are."""
     fusion: FusionConfig = FusionConfig()
     lora: LoraSettings = LoraSettings()
     frozen: tuple[Literal["fusion", "projectors", "lora"], ...] = ()
@@ -148,8 +151,18 @@ class OptimConfig(Section):
     steps: int = Field(50_000, ge=1)
     batch_size: int = Field(4, ge=1)
     """Samples (questions) a step, over all devices and accumulated micro-batches."""
-    micro_batch_size: int = Field(1, ge=1)
-    """Samples a forward pass on one device."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Samples a forward pass on one device, packed into one row; auto: as many as fit a token budget."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """That budget; null: what the memory model says fits the card, 4096 on a CPU."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations a second time to keep fewer; auto: where the memory model asks for it."""
+    compile: bool = False
+    """torch.compile of the language model's layers."""
+    shard_base: bool = False
+    """Share the frozen layers out over the processes (FSDP2); the trained parts stay whole on each."""
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, so that a resumed run equals an uninterrupted one there too."""
     lr: float = Field(1e-4, gt=0)
     warmup_lr: float = Field(1e-6, ge=0)
     min_lr: float = Field(1e-6, ge=0)
@@ -172,6 +185,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept; the best one is kept besides."""
+    keep_every: int | None = Field(None, ge=1)
+    """Keep besides every checkpoint whose step is a multiple of this."""
 
 
 class LogConfig(Section):

@@ -19,8 +19,9 @@ from featurecache.errors import suggest
 from fusion_train.errors import ConfigError
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-BASE_BYTES = {**DTYPE_BYTES, "fp8": 1.0, "int8": 1.0, "nf4": 0.516}
-"""Bytes a parameter of the frozen matrices; nf4 is 4 bits and doubly quantised scales of 64 values each."""
+BASE_BYTES = {**DTYPE_BYTES, "fp8": 2.0, "int8": 1.0, "nf4": 0.516}
+"""Bytes a parameter of the frozen matrices; nf4 is 4 bits and doubly quantised scales of 64 values each;
+fp8 keeps a copy for the forward and one for the backward product."""
 TRAINED_BYTES = 4  # trained parts, their gradients and AdamW's two moments are float32
 MASK_BYTES = 1  # of a dropout mask on CUDA
 RESERVED_BYTES = 1 << 30  # CUDA context, library workspaces and what the allocator cannot use

@@ -7,6 +7,7 @@ FusionTrainError
 ├── ModelError          the language model cannot be loaded or does not fit
 ├── ExportError         the run, its encoders or the folder do not allow an export
 ├── DivergedError       loss or gradient is NaN or infinite                    exit code 1
+├── DeviceMemoryError   a step does not fit into the device's memory            exit code 1
 └── ParityError         the exported model does not compute what was trained   exit code 1
 """
 
@@ -41,6 +42,12 @@ class ExportError(FusionTrainError):
 
 class DivergedError(FusionTrainError):
     """The loss or a gradient is NaN or infinite; the clips of the batch are named."""
+
+    exit_code = 1
+
+
+class DeviceMemoryError(FusionTrainError):
+    """A step does not fit into the device's memory; the largest consumer and what shrinks it are named."""
 
     exit_code = 1
 

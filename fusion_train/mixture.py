@@ -8,10 +8,9 @@ of all that with a notice; `refuse` makes a dataset that is not at hand an error
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
-from featurecache.clips import Clip
 from featurecache.errors import suggest
 from fusion_train.errors import DataError
 
@@ -19,16 +18,16 @@ OnAbsent = Literal["refuse", "leave_out"]
 
 
 def weigh_datasets(
-    weights: Mapping[str, float] | None, clips: Sequence[Clip], on_absent: OnAbsent, say: Callable[[str], None]
+    weights: Mapping[str, float] | None, datasets: Collection[str], on_absent: OnAbsent, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Return dataset -> share of the draws; empty where no mixture is used.
+    """Return dataset -> share of the draws among the `datasets` at hand; empty where no mixture is used.
 
     Raises:
         DataError: negative weights, none above 0, or a dataset without clips that may not be left out.
     """
     if not weights:
         return {}
-    there = {clip.dataset or "" for clip in clips}
+    there = set(datasets)
     absent = [name for name in weights if name not in there]
     if absent and on_absent == "refuse":
         raise DataError(

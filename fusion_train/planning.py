@@ -18,6 +18,7 @@ from fusion_train.batches import Collator, FeatureReader
 from fusion_train.config import Config
 from fusion_train.errors import ModelError
 from fusion_train.language_model import load_tokenizer
+from fusion_train.memory_budget import COMPUTE, SAFETY, within
 from fusion_train.models.emotion_llama import FeatureShapes
 from fusion_train.models.parts import count_by_part, learning_parameters
 from fusion_train.packing import pack
@@ -28,7 +29,6 @@ from fusion_train.sizes import adapter_work, llm_shape, lora_shape, model_skelet
 ASSUMED_TEXT_TOKENS = 120
 ASSUMED_ANSWER_TOKENS = 32
 COUNTED_CLIPS = 256
-COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,14 @@ def make_plan(
     model = model_skeleton(config, shapes)
     llm, lora = llm_shape(model.llm), lora_shape(model.llm)
     lengths = _lengths(config, reader, clips, model.soft_counts, say)
+    budget = within(config, model, int(card.memory_gib * 2**30 * SAFETY))
     flops = costs.sample_flops(
         llm, lora, tokens=lengths.total, supervised=lengths.answer, adapter=adapter_work(model),
+        checkpointing=budget.checkpointing,
     )  # fmt: skip
-    micro = config.optim.micro_batch_size
+    wanted = config.optim.micro_batch_size
+    micro = max(1, round(budget.tokens / lengths.total)) if wanted == "auto" else wanted
+    base = config.model.quantised or config.model.llm_dtype
     parameters = count_by_part(model)
     values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
     needed = costs.memory(
@@ -93,11 +97,12 @@ def make_plan(
         lora,
         trained=sum(parameters.values()),
         learning=sum(parameter.numel() for parameter in learning_parameters(model).values()),
-        tokens=micro * lengths.longest,
+        tokens=budget.tokens if wanted == "auto" else micro * lengths.longest,
         supervised=micro * round(lengths.answer),
         feature_values=micro * values,
-        base=config.model.llm_dtype,
+        base=base,
         compute=COMPUTE[config.optim.precision],
+        checkpointing=budget.checkpointing,
         ema=config.optim.ema_decay is not None,
     )
     samples = config.optim.steps * config.optim.batch_size
@@ -107,16 +112,14 @@ def make_plan(
         frozen=llm.matrix_parameters + llm.other_parameters,
         lengths=lengths,
         flops=flops,
-        rule_flops=costs.rule_flops(llm, lengths.total),
+        rule_flops=costs.rule_flops(llm, lengths.total, checkpointing=budget.checkpointing),
         memory=needed,
         steps=config.optim.steps,
         samples=samples,
         gpu=card,
         utilisation=utilisation,
         hours=costs.hours(flops.total * samples, card, utilisation),
-        advice=None
-        if fits
-        else costs.advice(needed, checkpointing=False, base=config.model.llm_dtype, micro_batch=micro),
+        advice=None if fits else costs.advice(needed, checkpointing=budget.checkpointing, base=base, micro_batch=micro),
     )
 
 

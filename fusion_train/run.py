@@ -6,6 +6,8 @@
         metrics.jsonl          one line every `log.every` steps, one a scoring; see journal.py for the names
         tensorboard/
         checkpoints/step-00001000/{model,optimizer}.safetensors + state.json
+        pool/                  the clips that are drawn from; see pool.py
+        diverged/              a step whose loss was not finite: weights and clips for `fusion-train replay`
         finished.json          written last; a run without it can be resumed
         predictions-val.jsonl  every scored clip
 
@@ -75,6 +77,14 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def pool(self) -> Path:
+        return self.folder / "pool"
+
+    @property
+    def diverged(self) -> Path:
+        return self.folder / "diverged"
 
     @property
     def metrics(self) -> Path:

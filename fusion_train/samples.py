@@ -9,7 +9,7 @@ Source: arXiv 2601.16449 and the released sampler. Knows the clip list, not the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +19,7 @@ from featurecache.clip_rows import SCORE_SUFFIX
 from featurecache.clips import Clip, ClipList
 from fusion_train.errors import DataError
 from fusion_train.mixture import OnAbsent, weigh_datasets
+from fusion_train.pool import Pool
 from fusion_train.prompts import MAX_ANSWER_TOKENS, Task, find_task, think_answer
 from fusion_train.seeding import generator
 
@@ -118,7 +119,7 @@ class SampleStream:
 
     def __init__(
         self,
-        clips: ClipList,
+        clips: ClipList | Pool,
         tasks: Sequence[str],
         sets: LabelSets,
         *,
@@ -131,7 +132,8 @@ class SampleStream:
         limits: AnswerLimits | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Args as in `Config.data`; `modalities` are those in use, `say` takes notices about the mixture.
+        """Args as in `Config.data`; `clips` are those to draw from, or the pool that an earlier stream made of them;
+        `modalities` are those in use, `say` takes notices about the mixture.
 
         Raises:
             DataError: no clip can answer any of the tasks, or the mixture names a dataset that is not there.
@@ -139,23 +141,35 @@ class SampleStream:
         self._seed, self._sets, self._modalities, self._hide_p = seed, sets, tuple(modalities), hide_modality_p
         self._tasks = [find_task(name) for name in tasks]
         self._limits, self._questions = limits or AnswerLimits(), questions_per_clip
-        self._clips = [clip for clip in clips if any(self._can_ask(clip, task) for task in self._tasks)]
-        if not self._clips:
-            keys = sorted({key for clip in clips for key in (*clip.labels, *clip.responses)})
+        self.pool = clips if isinstance(clips, Pool) else self._gather(clips)
+        self._clips = self.pool.clips
+        self._tasks_of = {name: [find_task(task) for task in tasks] for name, tasks in self.pool.tasks.items()}
+        shares = weigh_datasets(mixture, self.pool.places, on_absent_dataset, say)
+        self._drawn, self._shares = list(shares), np.array(list(shares.values()))
+
+    def _gather(self, clips: Iterable[Clip]) -> Pool:
+        """Find the clips that can be asked something, and by dataset what."""
+        chosen: list[Clip] = []
+        places: dict[str, list[int]] = {}
+        found: dict[str, set[str]] = {}
+        keys: set[str] = set()
+        for clip in clips:
+            askable = [task.name for task in self._tasks if self._can_ask(clip, task)]
+            if askable:
+                places.setdefault(clip.dataset or "", []).append(len(chosen))
+                found.setdefault(clip.dataset or "", set()).update(askable)
+                chosen.append(clip)
+            else:
+                keys.update((*clip.labels, *clip.responses))
+        if not chosen:
             raise DataError(
-                "data.tasks", expected="clips with labels or responses for one of " + ", ".join(tasks),
-                got="only " + ", ".join(keys) if keys else "no labels, no responses and no questions",
+                "data.tasks", expected="clips with labels or responses for one of "
+                + ", ".join(task.name for task in self._tasks),
+                got="only " + ", ".join(sorted(keys)) if keys else "no labels, no responses and no questions",
                 next_step='Add "labels" to the clip list or set data.tasks.',
             )  # fmt: skip
-        self._by_dataset: dict[str, list[Clip]] = {}
-        for clip in self._clips:
-            self._by_dataset.setdefault(clip.dataset or "", []).append(clip)
-        self._tasks_of = {
-            name: [task for task in self._tasks if any(self._can_ask(clip, task) for clip in clips)]
-            for name, clips in self._by_dataset.items()
-        }
-        shares = weigh_datasets(mixture, self._clips, on_absent_dataset, say)
-        self._drawn, self._shares = list(shares), np.array(list(shares.values()))
+        tasks = {name: [task.name for task in self._tasks if task.name in found[name]] for name in places}
+        return Pool(chosen, {name: np.array(each) for name, each in places.items()}, tasks)
 
     def __len__(self) -> int:
         """Clips in an epoch."""
@@ -166,8 +180,8 @@ class SampleStream:
         turn, number = divmod(index, self._questions)
         random = generator(self._seed, "sample", turn)
         if self._drawn:
-            pool = self._by_dataset[self._drawn[random.choice(len(self._drawn), p=self._shares)]]
-            clip = pool[random.integers(len(pool))]
+            places = self.pool.places[self._drawn[random.choice(len(self._drawn), p=self._shares)]]
+            clip = self._clips[places[random.integers(len(places))]]
         else:
             epoch, place = divmod(turn, len(self._clips))
             clip = self._clips[_epoch_order(self._seed, epoch, len(self._clips))[place]]

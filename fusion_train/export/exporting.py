@@ -169,7 +169,7 @@ def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
             str(run.folder), expected="a run without retrieval", got=f"retrieval.k: {config.retrieval.k}",
             next_step="Such runs train and evaluate; the clips that they recall from are not exported yet.",
         )  # fmt: skip
-    bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which)
+    bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
     bench.model.eval().to(resolve_device(sources.device))
     return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
 

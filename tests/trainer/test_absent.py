@@ -48,7 +48,7 @@ def test_an_absent_modality_has_its_places_and_is_read_as_the_stand_in(llama, ma
         bench.clips.by_id("v03"), find_task("audio"), (), "low", hidden=("image", "video")
     )  # no sound either
     batch = bench.collator([sample])
-    assert (batch.packed.token_ids == SOFT_TOKEN).sum() == sum(bench.model.soft_counts.values())
+    assert (batch.arena["token_ids"] == SOFT_TOKEN).sum() == sum(bench.model.soft_counts.values())
     assert batch.present.all()
     assert not batch.features["audio"].any()
     assert not batch.features["video"].any()
@@ -61,7 +61,7 @@ def test_by_default_an_absent_modality_has_no_place(llama, material):
     batch = bench.collator([sample])
     assert batch.present.tolist() == [[False, True, True]]
     counts = bench.model.soft_counts
-    assert (batch.packed.token_ids == SOFT_TOKEN).sum() == sum(counts.values()) - counts["audio"]
+    assert (batch.arena["token_ids"] == SOFT_TOKEN).sum() == sum(counts.values()) - counts["audio"]
 
 
 def test_training_and_scoring_see_the_same(llama, material, zero_image, tmp_path):

@@ -1,0 +1,88 @@
+"""Several processes: gradients of the trained parts averaged once a step, the frozen base shared out if asked for.
+
+The trained parts (72 M of 6.8 B parameters) are whole on every process, and their gradients are added up in one
+all-reduce after the last micro-batch; there is nothing to overlap that is worth a wrapper, and a part that a step did
+not use has no gradient on any process, as in one. `shard_base` shares the frozen layers out by FSDP2, which gathers
+a layer when it is needed; checkpoints hold the trained parts whole either way.
+Start processes with `accelerate launch` or `torchrun`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import nn
+
+from fusion_train.errors import ConfigError
+from fusion_train.models.parts import trained_parameters
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their mean over all processes; one without a gradient anywhere stays so."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    chosen = list(parameters)
+    device = chosen[0].device
+    used = torch.tensor([p.grad is not None for p in chosen], dtype=torch.int32, device=device)
+    dist.all_reduce(used)
+    shared = [p for p, count in zip(chosen, used.tolist(), strict=True) if count]
+    for parameter in shared:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in shared if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def any_process(accelerator: Accelerator, value: bool) -> bool:
+    """Whether it is true on some process."""
+    if accelerator.num_processes == 1:
+        return value
+    return bool(accelerator.reduce(torch.tensor(int(value), device=accelerator.device), reduction="sum"))
+
+
+def equal_on_all(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every process the values of the first one."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for parameter in parameters:
+            dist.broadcast(parameter.detach(), src=0)
+
+
+def shard_base(model: nn.Module, accelerator: Accelerator) -> None:
+    """Share the frozen weights of the language model's layers out over the processes (FSDP2).
+
+    Embeddings and head stay whole: the splice looks embeddings up outside of the language model's forward pass.
+
+    Raises:
+        ConfigError: one process alone, or a base whose weights are quantised.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if accelerator.num_processes == 1:
+        raise ConfigError(
+            "optim.shard_base", expected="several processes", got="one",
+            next_step="Start with: accelerate launch --num_processes N -m fusion_train.cli …",
+        )  # fmt: skip
+    trained = set(trained_parameters(model).values())
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for layer in decoder_layers(model.llm):
+        frozen = [p for p in layer.parameters() if p not in trained]
+        if any(not p.is_floating_point() or p.dtype.itemsize < 2 for p in frozen):
+            raise ConfigError(
+                "optim.shard_base", expected="a base in float32, float16 or bfloat16", got="a quantised one"
+            )
+        fully_shard(layer, mesh=mesh, ignored_params=trained)
+
+
+def decoder_layers(llm: nn.Module) -> list[nn.Module]:
+    """The layers of a causal LM of transformers, in order."""
+    base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+    lists = [module for name, module in base.named_modules() if name.rsplit(".", 1)[-1] == "layers"]
+    return list(lists[0]) if lists else []

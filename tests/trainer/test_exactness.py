@@ -1,0 +1,142 @@
+"""Resuming, replaying, dividing: what must come out the same."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from test_train import equal, run_training, weights
+from toy import make_config
+
+from featurecache.clips import Clip, Question
+from fusion_train import checkpoint
+from fusion_train.cli import main
+from fusion_train.errors import DivergedError
+from fusion_train.micro_batches import fixed, under_budget
+from fusion_train.pool import Pool
+from fusion_train.run import Run
+from fusion_train.verify_resume import verify_resume
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("together", [1, 2])
+def test_rows_hold_every_sample_once_and_as_many_on_every_process(processes, together):
+    lengths = [100, 90, 30, 40, 200, 20, 10, 15, 60, 70, 35, 45]
+    rows = [under_budget(lengths, together, 150, processes, rank) for rank in range(processes)]
+    assert len({len(mine) for mine in rows}) == 1
+    assert sorted(number for mine in rows for row in mine for number in row) == list(range(len(lengths)))
+    for row in (row for mine in rows for row in mine):
+        assert row
+        assert sum(lengths[number] for number in row) <= 150 or len(row) == together
+        assert all(number % together or number + together - 1 in row for number in row)
+
+
+def test_a_fixed_micro_batch_deals_samples_out_in_runs():
+    assert fixed(8, 2, 2, 0) == [[0, 1], [4, 5]]
+    assert fixed(8, 2, 2, 1) == [[2, 3], [6, 7]]
+
+
+def test_an_automatic_micro_batch_learns_the_same(llama, material, tmp_path):
+    quiet = ["model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]", "optim.steps=4"]
+    one = run_training(make_config(llama, *quiet), material, tmp_path / "one")
+    for name, budget in (("all in one row", 4096), ("a row a sample", 1)):
+        settings = make_config(llama, *quiet, "optim.micro_batch_size=auto", f"optim.micro_batch_tokens={budget}")
+        auto = run_training(settings, material, tmp_path / name.replace(" ", "-"))
+        for key, tensor in weights(one).items():
+            torch.testing.assert_close(weights(auto)[key], tensor, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
+
+
+def test_questions_that_share_a_prefix_learn_what_separate_ones_do(llama, material, tmp_path):
+    settings = ["model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]",
+                "data.questions_per_clip=2", "optim.micro_batch_size=4", "optim.steps=4"]  # fmt: skip
+    shared = run_training(make_config(llama, *settings), material, tmp_path / "shared")
+    apart = run_training(make_config(llama, *settings, "data.share_prefix=false"), material, tmp_path / "apart")
+    for name, tensor in weights(apart).items():
+        torch.testing.assert_close(weights(shared)[name], tensor, rtol=1e-3, atol=1e-5)
+    tokens = [json.loads(run.metrics.read_text().splitlines()[0])["tokens_per_s"] for run in (shared, apart)]
+    assert all(value > 0 for value in tokens)
+
+
+def test_activation_checkpointing_learns_the_same_to_the_bit(llama, material, tmp_path):
+    runs = [
+        run_training(make_config(llama, f"optim.activation_checkpointing={value}"), material, tmp_path / value)
+        for value in ("true", "false")
+    ]
+    assert equal(*runs)
+
+
+def test_every_nth_checkpoint_is_kept_beside_the_newest(llama, material, tmp_path):
+    config = make_config(llama, "optim.steps=8", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_every=3",
+                         "data.eval_split=null")  # fmt: skip
+    run = run_training(config, material, tmp_path / "run")
+    assert [folder.name[-1] for folder in checkpoint.published(run.checkpoints)] == ["3", "6", "8"]
+
+
+def test_a_diverged_step_is_kept_and_replayed_clip_by_clip(llama, material, tmp_path):
+    run = Run(tmp_path / "run")
+    config = make_config(llama, "optim.lr=1e30", "optim.warmup_steps=0", "optim.steps=20")
+    with pytest.raises(DivergedError) as caught:
+        run_training(config, material, run.folder)
+    kept = json.loads((run.diverged / "batch.json").read_text())
+    assert kept["clips"] == list(caught.value.problems)
+    result = CliRunner().invoke(main, ["replay", str(run.folder)])
+    assert result.exit_code == 0, result.output
+    assert f"step {kept['step']}" in result.output
+    assert all(clip in result.output for clip in kept["clips"])
+    assert "nan" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "precision"), [(0, "fp32"), (1, "bf16")])
+def test_a_run_killed_at_random_ten_times_ends_with_the_same_weights(llama, material, tmp_path, seed, precision):
+    config = make_config(llama, f"optim.precision={precision}", "optim.micro_batch_size=1", "optim.ema_decay=0.9",
+                         "data.tasks=[emotion, reason, think]", "data.hide_modality_p=0.3")  # fmt: skip
+    found = verify_resume(
+        config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), folder=tmp_path, steps=400,
+        kills=10, seed=seed,
+    )  # fmt: skip
+    assert len(found.kills) == 10
+    assert found.tensors > 100
+    assert not found.differing
+
+
+def test_a_run_that_goes_on_reads_no_clip_list_and_draws_the_same(llama, material, tmp_path, monkeypatch):
+    (tmp_path / "clips.jsonl").write_text((material / "clips.jsonl").read_text())
+    (tmp_path / "features.zarr").symlink_to(material / "features.zarr")
+    config = make_config(llama, "data.eval_split=null", "data.tasks=[emotion, reason]", "checkpoint.every=3")
+    whole = run_training(config, tmp_path, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        real = checkpoint.save
+
+        def stop_at_3(*given, **rest):
+            real(*given, **rest)
+            raise KeyboardInterrupt
+
+        patch.setattr(checkpoint, "save", stop_at_3)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(config, tmp_path, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr("fusion_train.assemble.load_clips", lambda path: pytest.fail("the clip list was read"))
+        parts = run_training(config, tmp_path, tmp_path / "parts")
+    assert equal(whole, parts)
+
+
+def test_a_pool_gives_back_its_clips_and_is_of_no_use_under_another_key(tmp_path):
+    clips = [
+        Clip(id="a", text="zwei\nLinien", dataset="x", labels={"emotion": "sad"}, responses={"reason": "weil ü"}),
+        Clip(id="b", dataset="y", labels={"multi-label": ["a", "b"]}, questions=(Question("vqa", "two", "How many?"),)),
+        Clip(id="c", text="t", split="train", labels={"emotion": "sad"}),
+    ]
+    pool = Pool(clips, {"x": np.array([0]), "y": np.array([1]), "": np.array([2])},
+                {"x": ["emotion"], "y": ["vqa"], "": ["emotion"]})  # fmt: skip
+    pool.save(tmp_path, {"seed": 1, "files": ("f",)})
+    assert Pool.load(tmp_path, {"seed": 2, "files": ("f",)}) is None
+    again = Pool.load(tmp_path, {"seed": 1, "files": ("f",)})
+    assert list(again.clips) == clips
+    assert again.clips[1:] == clips[1:]
+    assert {name: places.tolist() for name, places in again.places.items()} == {"x": [0], "y": [1], "": [2]}
+    assert list(again.places) == list(pool.places)
+    assert again.tasks == pool.tasks

@@ -1,0 +1,87 @@
+"""Two gloo processes do what one does; a sharded base too; checkpoints hold the trained parts whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import run_training, weights
+from toy import make_config
+
+from fusion_train import checkpoint
+from fusion_train.config import Config
+from fusion_train.run import Run
+
+QUIET = ("model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]", "optim.steps=4",
+         "data.eval_split=null", "optim.micro_batch_size=1", "data.hide_modality_p=0.3")  # fmt: skip
+
+
+def launch(config: Config, material: Path, folder: Path, processes: int) -> subprocess.Popen[str]:
+    """Start training under torchrun; `accelerate launch` starts several processes on GPUs alone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_suffix(".yaml")
+    file.write_text(config.to_yaml())
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+        "-m", "fusion_train.verify_resume", str(file), str(material / "features.zarr"), str(material / "clips.jsonl"),
+        str(folder),
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def losses(run: Run) -> list[float]:
+    return [row["loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def alone(llama, material, tmp_path_factory) -> Run:
+    return run_training(make_config(llama, *QUIET), material, tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optim.shard_base=true",),
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param(("optim.micro_batch_size=auto", "optim.micro_batch_tokens=150"), marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_as_one_does(llama, material, tmp_path, alone, settings):
+    """Answers differ in length, so a mean over each process's own tokens would give other losses."""
+    process = launch(make_config(llama, *QUIET, *settings), material, tmp_path / "run", 2)
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, said
+    assert "on 2 × cpu" in said
+    run = Run(tmp_path / "run")
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+    kept, expected = weights(run), weights(alone)
+    assert {name: tensor.shape for name, tensor in kept.items()} == {name: t.shape for name, t in expected.items()}
+    for name, tensor in expected.items():
+        torch.testing.assert_close(kept[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    optimizer = load_file(checkpoint.choose(run.checkpoints, "last") / "optimizer.safetensors")
+    assert len(optimizer) == 3 * len(kept)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_on_two_processes_goes_on_with_one(llama, material, tmp_path, alone):
+    config = make_config(llama, *QUIET, "optim.steps=100000", "checkpoint.every=100000")
+    process = launch(config, material, tmp_path / "run", 2)
+    run = Run(tmp_path / "run")
+    deadline = time.monotonic() + 90
+    while not run.metrics.is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=90)
+    state = checkpoint.read_state(checkpoint.choose(run.checkpoints, "last"))
+    assert state.step >= 1
+    assert losses(run)[:4] == pytest.approx(losses(alone)[: len(losses(run)[:4])], rel=1e-4)

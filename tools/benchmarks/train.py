@@ -1,0 +1,277 @@
+"""What training costs beside what it must: feeding, packing, prefix sharing, resuming; on a GPU also the 7B shapes.
+
+Feeding: steps whose batches come from the store, against steps on one batch that stays in memory, taken in turns.
+Packing: the same samples padded to the longest of each batch, and packed. Sharing: questions on one clip apart, and
+behind a shared prefix. Beside every ratio of samples a second stands the one that token counts predict.
+Resuming: a process that goes on at step 10^6 of an epoch of 10^6 clips, from nothing to its first batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from train_material import LABELS, save_clips, save_llm, save_store
+
+from fusion_train.assemble import Workbench, assemble
+from fusion_train.config import Config, load_config
+from fusion_train.errors import ConfigError
+from fusion_train.feeding import Feed
+from fusion_train.memory_budget import CPU_TOKENS
+from fusion_train.optimizer import make_optimizer, set_learning_rates
+from fusion_train.samples import Sample
+from fusion_train.step import train_step
+from fusion_train.streams import keep_pool, make_stream
+from fusion_train.tally import Tally
+
+BATCH = 4
+OPTIONS = [
+    click.Option(["--steps"], type=int, default=24, show_default=True, help="Steps of each contestant."),
+    click.Option(["--width"], type=int, default=256, show_default=True, help="Width of the language model."),
+    click.Option(["--layers"], type=int, default=4, show_default=True),
+    click.Option(["--clips"], "num_clips", type=int, default=128, show_default=True, help="Clips in the store."),
+    click.Option(["--million/--no-million"], default=True, show_default=True, help="Also resume among 10^6 clips."),
+    click.Option(["--gpu/--no-gpu"], default=True, show_default=True, help="Also the 7B shapes, with CUDA."),
+]
+
+
+def measure(steps: int, width: int, layers: int, num_clips: int, million: bool, gpu: bool) -> dict[str, Any]:
+    """All figures."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as place:
+        root = Path(place)
+        llm = save_llm(root / "llm", width=width, layers=layers)
+        store = save_store(root / "features.zarr", [f"clip_{number:07d}" for number in range(num_clips)])
+        mixed, uniform = (
+            save_clips(root / "mixed.jsonl", num_clips),
+            save_clips(root / "same.jsonl", num_clips, uniform=True),
+        )
+        figures |= feeding(_open(llm, store, uniform, "data.tasks=[reason]"), steps)
+        figures |= packing(_open(llm, store, mixed, "data.tasks=[emotion, reason]"), steps)
+        for kind in ("plain", "fp8", "int8", "nf4"):
+            figures |= quantising(llm, store, uniform, kind, steps)
+        for questions in (2, 4):
+            figures |= sharing(llm, store, mixed, questions, max(2, steps // 4))
+        if million:
+            figures |= resuming(root, llm)
+    if gpu and torch.cuda.is_available():
+        import train_gpu
+
+        figures |= train_gpu.figures()
+    return figures
+
+
+def settings(llm: Path, *overrides: str) -> Config:
+    """The published structure on a small language model."""
+    return load_config(
+        None, "joint",
+        [f"model.llm={llm}", "model.llm_dtype=float32", "model.lora.r=8", "model.fusion.dropout=0",
+         "model.lora.dropout=0", "data.mixture=null", "data.eval_split=null", f"optim.batch_size={BATCH}",
+         f"optim.micro_batch_size={BATCH}", "optim.precision=fp32", "optim.steps=1000000", *overrides],
+    )  # fmt: skip
+
+
+def _open(llm: Path, store: Path, clips: Path, *overrides: str) -> Workbench:
+    return assemble(settings(llm, *overrides), str(store), str(clips))
+
+
+class Stepper:
+    """Optimizer steps on given batches."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench, self.accelerator = bench, Accelerator(mixed_precision="no")
+        bench.model.train().to(self.accelerator.device)
+        self.optimizer = self.accelerator.prepare(make_optimizer(bench.model, bench.config.optim))
+        self.tally = Tally(lambda asked: 0.0)
+
+    def __call__(self, batches: list[Any]) -> float:
+        given = self.tally, self.accelerator, self.bench.config, 0
+        loss, _ = train_step(self.bench.model, self.optimizer, batches, *given)
+        self.tally.take()
+        return loss
+
+
+def feeding(bench: Workbench, steps: int) -> dict[str, Any]:
+    """Steps from the store over steps on one resident batch, in turns; and the share of time spent waiting."""
+    step = Stepper(bench)
+    feed = Feed(bench.config, make_stream(bench), bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
+    resident = feed.micro_batches(0)
+    batches = feed.steps(0, 2 * steps + 2)
+    for _ in range(2):
+        step(next(batches))
+        step(resident)
+    ratios, waited_s, fed_s = [], 0.0, 0.0
+    for _ in range(steps):
+        began = time.perf_counter()
+        fed = next(batches)
+        waited = time.perf_counter() - began
+        step(fed)
+        from_store = time.perf_counter() - began
+        kept = _seconds(lambda: step(resident))
+        ratios.append(from_store / kept)
+        waited_s += waited
+        fed_s += from_store
+    batches.close()  # type: ignore[attr-defined]
+    return {
+        "step_from_store_over_resident": round(statistics.median(ratios), 4),
+        "step_s": round(fed_s / steps, 3),
+        "data_wait_share": round(waited_s / fed_s, 5),
+    }
+
+
+def packing(bench: Workbench, steps: int) -> dict[str, Any]:
+    """The same samples padded and packed, forward and backward."""
+    step = Stepper(bench)
+    stream = make_stream(bench)
+    groups = [[stream.draw(BATCH * k + n) for n in range(BATCH)] for k in range(steps)]
+    lengths = [[bench.collator.encode(sample).length for sample in group] for group in groups]
+    predicted = sum(max(group) * len(group) for group in lengths) / sum(map(sum, lengths))
+    padded_s, packed_s = [], []
+    for number, group in enumerate([groups[0], *groups]):
+        padded = padded_batch(bench, group)
+        packed = [bench.collator(group)]
+        pair = _seconds(lambda padded=padded: padded_step(step, padded)), _seconds(lambda packed=packed: step(packed))
+        if number:  # the first warms up
+            padded_s.append(pair[0])
+            packed_s.append(pair[1])
+    ratio = sum(padded_s) / sum(packed_s)
+    return {
+        "packed_over_padded": round(ratio, 3),
+        "packed_over_padded_predicted": round(predicted, 3),
+        "packed_of_predicted": round(ratio / predicted, 3),
+        "packed_samples_per_s": round(steps * BATCH / sum(packed_s), 2),
+    }
+
+
+def padded_batch(bench: Workbench, samples: list[Sample]) -> dict[str, Any]:
+    """Rows padded on the right, as transformers would have them."""
+    rows = [bench.collator.encode(sample) for sample in samples]
+    length = max(row.length for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : row.length] = torch.tensor(row.prompt + row.answer)
+        labels[number, len(row.prompt) : row.length] = torch.tensor(row.answer)
+        mask[number, : row.length] = 1
+    shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
+    features, present = bench.reader.read_seen([sample.clip.id for sample in samples], shown)
+    return {"ids": ids, "labels": labels, "mask": mask, "features": features, "present": present}
+
+
+def padded_step(step: Stepper, batch: dict[str, Any]) -> None:
+    """One optimizer step on a padded batch; only supervised positions pass the head here too."""
+    model = step.bench.model
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    keep = (targets != -100).any(dim=0)
+    embedded = model.embed(batch["ids"], batch["features"], batch["present"])
+    logits = model.llm(
+        inputs_embeds=embedded, attention_mask=batch["mask"], logits_to_keep=keep, use_cache=False
+    ).logits
+    F.cross_entropy(logits.float().flatten(0, 1), targets[:, keep].flatten()).backward()
+    step.optimizer.step()
+    step.optimizer.zero_grad(set_to_none=True)
+
+
+def quantising(llm: Path, store: Path, clips: Path, kind: str, steps: int) -> dict[str, Any]:
+    """Loss a token over the last third of the same steps, with the frozen layers in another form."""
+    form = "null" if kind == "plain" else kind
+    try:
+        bench = _open(llm, store, clips, "data.tasks=[emotion]", f"model.quantised={form}", "optim.lr=1e-3")
+    except ConfigError:  # without bitsandbytes
+        return {f"loss_{kind}": None}
+    step = Stepper(bench)
+    feed = Feed(bench.config, make_stream(bench), bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
+    set_learning_rates(step.optimizer, bench.config.optim.warmup_steps, bench.config.optim)
+    losses = [step(batches) for batches in (feed.micro_batches(number) for number in range(steps))]
+    return {f"loss_{kind}": round(statistics.mean(losses[-max(1, steps // 3) :]), 4)}
+
+
+def sharing(llm: Path, store: Path, clips: Path, questions: int, steps: int) -> dict[str, Any]:
+    """Questions on one clip apart and behind a shared prefix."""
+    tasks = "data.tasks=[emotion, reason, think]"
+    common = (tasks, f"data.questions_per_clip={questions}", f"optim.batch_size={2 * questions}",
+              f"optim.micro_batch_size={2 * questions}")  # fmt: skip
+    shared = _open(llm, store, clips, *common)
+    apart = _open(llm, store, clips, *common, "data.share_prefix=false")
+    steppers = Stepper(apart), Stepper(shared)
+    stream = make_stream(shared)
+    size = 2 * questions
+    tokens, seconds = [0, 0], [0.0, 0.0]
+    for number in range(steps + 1):
+        samples = [stream.draw(size * number + k) for k in range(size)]
+        for which, stepper in enumerate(steppers):
+            batch = stepper.bench.collator(samples)
+            taken = _seconds(lambda stepper=stepper, batch=batch: stepper([batch]))
+            if number:
+                tokens[which] += batch.num_tokens
+                seconds[which] += taken
+    ratio, predicted = seconds[0] / seconds[1], tokens[0] / tokens[1]
+    name = f"shared_by_{questions}"
+    return {
+        f"{name}_over_separate": round(ratio, 3),
+        f"{name}_predicted": round(predicted, 3),
+        f"{name}_of_predicted": round(ratio / predicted, 3),
+    }
+
+
+def resuming(root: Path, llm: Path) -> dict[str, Any]:
+    """A fresh process at step 10^6 of an epoch of 10^6 clips: seconds to the first batch, the model aside."""
+    count = 10**6
+    clips = save_clips(root / "million.jsonl", count, uniform=True)
+    shapes = {"whisper": (1, 8), "eva-global": (5, 8), "eva-temporal": (1, 8)}
+    store = save_store(root / "million.zarr", [f"clip_{number:07d}" for number in range(count)], shapes)
+    told = []
+    for _ in range(2):  # the first start looks every clip up, the second goes on
+        done = subprocess.run(
+            [sys.executable, __file__, str(llm), str(store), str(clips), str(root / "pool")],
+            capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+        told.append(json.loads(done.stdout.splitlines()[-1]))
+    return {"start_1e6_ready_s": told[0]["ready_s"], "resume_1e6_ready_s": told[1]["ready_s"],
+            "resume_1e6_store_s": told[1]["store_s"]}  # fmt: skip
+
+
+def _resume_and_tell(llm: str, store: str, clips: str, run: str) -> None:
+    """Run in a process of its own: everything but the model, and the first batch of step 10^6, timed."""
+    config = settings(Path(llm), "data.tasks=[emotion, reason]")
+    began = time.perf_counter()
+    bench = assemble(config, store, clips, sets={"bench": {"emotion": LABELS}})
+    assembled_s = time.perf_counter() - began
+    model_s = _seconds(lambda: _model_alone(config, bench))
+    began = time.perf_counter()
+    stream = make_stream(bench, kept=Path(run))
+    feed = Feed(config, stream, bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
+    next(feed.steps(10**6 // BATCH, 10**6))
+    ready_s = assembled_s - model_s + time.perf_counter() - began
+    keep_pool(stream, bench, Path(run))
+    print(json.dumps({"ready_s": round(ready_s, 2), "store_s": round(assembled_s - model_s, 2)}))
+
+
+def _model_alone(config: Config, bench: Workbench) -> None:
+    from fusion_train.language_model import build_model, load_llm, load_tokenizer
+
+    load_tokenizer(str(config.model.llm))
+    build_model(config, load_llm(str(config.model.llm), config.model.llm_dtype), bench.reader.shapes)
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    _resume_and_tell(*sys.argv[1:])

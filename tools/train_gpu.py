@@ -1,0 +1,225 @@
+"""The training benchmark on a GPU: LLaMA2-7B shapes with random weights, one process a case.
+
+Every case trains on the same clips from the same store. `released` restates the released set-up: one sample at a time
+in fp16 autocast, eager attention, every position through the head, and the image encoder (EVA-ViT-g at 448 px, 39
+blocks) run live in every step. Utilisation is the arithmetic that had to be done over the peak of a bf16 matrix
+product measured on the same card. `--tiny` runs every line of it on a CPU with small sizes; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+from train_material import save_clips, save_store, save_tokenizer
+from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
+
+from fusion_train.assemble import Workbench, assemble
+from fusion_train.config import load_config
+from fusion_train.devices import place
+from fusion_train.feeding import Feed
+from fusion_train.language_model import llm_config
+from fusion_train.memory_budget import choose_budget
+from fusion_train.optimizer import make_optimizer
+from fusion_train.peak import measured_peak_flops
+from fusion_train.sizes import work_of
+from fusion_train.step import train_step
+from fusion_train.streams import make_stream
+from fusion_train.tally import Tally
+
+NUM_CLIPS = 96
+DRAWS = 400_000
+BF16 = ["optim.precision=bf16", "model.llm_dtype=bfloat16"]
+AUTO = ["optim.micro_batch_size=auto", "optim.batch_size=48"]
+CASES: dict[str, list[str]] = {
+    "one_at_a_time": [*BF16, "optim.batch_size=8", "optim.micro_batch_size=1"],
+    "packed": [*BF16, *AUTO],
+    "shared_by_2": [*BF16, *AUTO, "data.questions_per_clip=2"],
+    "shared_by_4": [*BF16, *AUTO, "data.questions_per_clip=4"],
+    "packed_fp8": [*BF16, *AUTO, "model.quantised=fp8"],
+    "shared_by_4_fp8": [*BF16, *AUTO, "data.questions_per_clip=4", "model.quantised=fp8"],
+    "packed_compiled": [*BF16, *AUTO, "optim.compile=true"],
+    "nf4_micro_1": [*BF16, "optim.batch_size=4", "optim.micro_batch_size=1", "model.quantised=nf4"],
+    "released": ["optim.precision=fp16", "model.llm_dtype=float16", "optim.batch_size=4"],
+}
+TINY = LlamaConfig(
+    vocab_size=32_000, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=2, max_position_embeddings=4096,
+)  # fmt: skip
+
+
+def figures(*, tiny: bool = False, cases: list[str] | None = None) -> dict[str, Any]:
+    """Run every case in a process of its own and put the ratios beside them."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as place_:
+        root = Path(place_)
+        save_tokenizer(root / "llm")
+        save_store(root / "features.zarr", [f"clip_{number:07d}" for number in range(NUM_CLIPS)])
+        save_clips(root / "clips.jsonl", NUM_CLIPS)
+        for case in cases or CASES:
+            command = [sys.executable, __file__, "--root", str(root), "--case", case, *(["--tiny"] if tiny else [])]
+            done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+            if done.returncode:
+                found[f"gpu_{case}_failed"] = done.stderr.strip().splitlines()[-1]
+                continue
+            found |= {f"gpu_{case}_{key}": value for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
+    ours, theirs = found.get("gpu_one_at_a_time_samples_per_s"), found.get("gpu_released_samples_per_s")
+    for case, key in (("one_at_a_time", ours), ("shared_by_4", found.get("gpu_shared_by_4_samples_per_s"))):
+        if key and theirs:
+            found[f"gpu_{case}_over_released"] = round(key / theirs, 2)
+    plain, fp8 = found.get("gpu_packed_samples_per_s"), found.get("gpu_packed_fp8_samples_per_s")
+    if plain and fp8:
+        found["gpu_fp8_over_bf16"] = round(fp8 / plain, 2)
+    return found
+
+
+def run_case(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
+    """Figures of one case."""
+    settings = [
+        f"model.llm={root / 'llm'}", "data.mixture=null", "data.eval_split=null", "data.tasks=[emotion, reason, think]",
+        "optim.steps=1000000", "model.lora.dropout=0.05", *CASES[case],
+    ]  # fmt: skip
+    config = load_config(None, "joint", [*settings, *(["optim.precision=bf16"] if tiny else [])])
+    accelerator = Accelerator(mixed_precision=config.optim.precision, cpu=tiny)
+    shape = TINY if tiny else llm_config("meta-llama/Llama-2-7b-chat-hf")
+    attention = "eager" if case == "released" else "sdpa"
+
+    def load(name: str, dtype: str) -> nn.Module:
+        return random_llm(shape, getattr(torch, dtype), accelerator.device, attention)
+
+    bench = assemble(config, str(root / "features.zarr"), str(root / "clips.jsonl"), load=load)
+    budget = choose_budget(config, bench.model, accelerator.device)
+    place(bench.model.train(), config, accelerator, budget)
+    optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
+    feed = Feed(config, make_stream(bench, lambda text: None), bench.collator, num_processes=1, process=0,
+                budget=budget.tokens)  # fmt: skip
+    if case == "released":
+        step = ReleasedStep(bench, optimizer, accelerator, tiny=tiny)
+    else:
+        tally = Tally(lambda asked: 0.0)
+
+        def step(batches: list[Any]) -> None:
+            train_step(bench.model, optimizer, batches, tally, accelerator, config, 0)
+            tally.take()
+
+    return timed(step, feed, bench, accelerator.device, config.optim.batch_size, budget.tokens)
+
+
+def timed(step: Any, feed: Feed, bench: Workbench, device: torch.device, size: int, budget: int) -> dict[str, Any]:
+    """Run for about half a minute after two steps of warming up."""
+    work = work_of(bench.model)
+    batches = feed.steps(0, 10_000)
+    for _ in range(2):
+        step(next(batches))
+    _settle(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began, waited_s, done, flops, tokens = time.perf_counter(), 0.0, 0, 0.0, 0
+    limit_s = 2.0 if device.type == "cpu" else 30.0
+    while time.perf_counter() - began < limit_s:
+        since = time.perf_counter()
+        given = next(batches)
+        waited_s += time.perf_counter() - since
+        step(given)
+        done += size
+        flops += sum(work(one) for batch in given for one in batch.asked)
+        tokens += sum(batch.num_tokens for batch in given)
+    _settle(device)
+    seconds = time.perf_counter() - began
+    batches.close()  # type: ignore[attr-defined]
+    peak = measured_peak_flops(device, torch.bfloat16)
+    made = {
+        "samples_per_s": round(done / seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "utilisation": round(flops / seconds / peak, 3),
+        "peak_matrix_tflops": round(peak / 1e12, 1),
+        "row_tokens": budget,
+        "wait_share": round(waited_s / seconds, 5),
+        "hours_of_400k_draws": round(DRAWS / (done / seconds) / 3600, 2),
+    }
+    if device.type == "cuda":
+        made["peak_memory_GiB"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+        made["device"] = torch.cuda.get_device_name(device)
+    return made
+
+
+class ReleasedStep:
+    """One sample at a time, the picture encoded live, every position through the head."""
+
+    def __init__(self, bench: Workbench, optimizer: Any, accelerator: Accelerator, *, tiny: bool) -> None:
+        self.bench, self.optimizer, self.accelerator = bench, optimizer, accelerator
+        width = 1408
+        config = Blip2VisionConfig(
+            hidden_size=width, intermediate_size=64 if tiny else 6144, num_hidden_layers=1 if tiny else 39,
+            num_attention_heads=16, image_size=448, patch_size=14, attn_implementation="eager",
+        )  # fmt: skip
+        with torch.device(accelerator.device):
+            self.eva = Blip2VisionModel(config).half().eval() if not tiny else Blip2VisionModel(config).eval()
+        self.picture = torch.randn(1, 3, 448, 448, device=accelerator.device, dtype=next(self.eva.parameters()).dtype)
+
+    def __call__(self, batches: list[Any]) -> None:
+        model = self.bench.model
+        for batch in batches:
+            inputs = batch.to(self.accelerator.device).tensors()
+            with self.accelerator.autocast():
+                with torch.no_grad():
+                    image = self.eva(self.picture).last_hidden_state  # [1, 1025, d]
+                features = {**inputs["features"], "image": image.to(inputs["features"]["image"].dtype)}
+                embedded = model.embed(inputs["token_ids"], features, inputs["present"])
+                logits = model.llm(
+                    inputs_embeds=embedded, attention_mask=torch.ones_like(inputs["token_ids"]), use_cache=False
+                ).logits[0]
+                loss = F.cross_entropy(logits[inputs["kept"]].float(), inputs["targets"])
+            self.accelerator.backward(loss / len(batches))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def random_llm(config: LlamaConfig, dtype: torch.dtype, device: torch.device, attention: str) -> nn.Module:
+    """A causal LM of these sizes with random weights, made where it will lie."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        config._attn_implementation = attention
+        with torch.device("meta"):
+            llm = LlamaForCausalLM(config)
+        llm.to_empty(device=device)
+        for parameter in llm.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        with torch.device(device):  # its table of frequencies is computed, not stored
+            llm.model.rotary_emb = type(llm.model.rotary_emb)(config)
+    finally:
+        torch.set_default_dtype(before)
+    return llm
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser()
+    options.add_argument("--root", type=Path)
+    options.add_argument("--case", choices=CASES)
+    options.add_argument("--tiny", action="store_true")
+    asked = options.parse_args()
+    if asked.root is None:
+        print(json.dumps(figures(tiny=asked.tiny), indent=1))
+    else:
+        print(json.dumps(run_case(asked.root, asked.case, tiny=asked.tiny)))
