@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MODEL = click.option("--model", "folder", type=click.Path(path_type=Path), required=True,
                      help="Folder written by tools/export_e2e.py.")  # fmt: skip
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+BASE = click.option("--base", help="Base model of an adapter-only folder, if not by its name on the hub.")
+WEIGHTS = click.option("--weights", multiple=True, metavar="NAME=PATH_OR_ID",
+                       help="Encoder of an adapter-only folder: whisper=models/whisper; repeatable.")  # fmt: skip
 MAX_SECONDS = click.option("--max-seconds", default=600.0, show_default=True, type=click.FloatRange(min=0.1),
                            help="Longest clip.")  # fmt: skip
 SHOWN_LABELS = 3
@@ -41,6 +44,8 @@ SHOWN_LABELS = 3
 @click.option("--workers", default=0, type=click.IntRange(0), help="Decoding threads.  [default: one a core]")
 @click.option("--max-new-tokens", default=200, show_default=True, type=click.IntRange(1), help="Of a free answer.")
 @MAX_SECONDS
+@BASE
+@WEIGHTS
 @DEVICE
 def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) -> None:
     """Ask an exported model about clips: files, folders or clip lists.
@@ -57,7 +62,7 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
     from fusion_train.predict.timing import Timings
 
     chosen = collect_clips(clips, split=given["split"], text=given["text"])
-    opened = open_model(folder, device)
+    opened = open_model(folder, device, given["base"], encoder_places(given["weights"]))
     choices = [choice.strip() for choice in (given["choices"] or "").split(",") if choice.strip()]
     question = make_question(opened.processor, given["task"], given["question"], choices, given["max_new_tokens"])
     _note_untrained(opened, question)
@@ -88,10 +93,12 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
 @click.option("--examples", type=click.Path(path_type=Path), help="Clip list or folder of clips to offer.")
 @click.option("--max-seconds", default=60.0, show_default=True, type=click.FloatRange(min=0.1), help="Longest clip.")
 @click.option("--max-megabytes", default=100, show_default=True, type=click.IntRange(1), help="Largest upload.")
+@BASE
+@WEIGHTS
 @DEVICE
 def demo(
     folder: Path, host: str, port: int | None, examples: Path | None, max_seconds: float, max_megabytes: int,
-    device: str,
+    base: str | None, weights: tuple[str, ...], device: str,
 ) -> None:  # fmt: skip
     """Serve a page on which an exported model is asked about uploaded clips.
 
@@ -107,7 +114,7 @@ def demo(
     from fusion_train.predict.page import PageLimits, serving
 
     offered = list(collect_clips([examples])) if examples else []
-    opened = open_model(folder, device)
+    opened = open_model(folder, device, base, encoder_places(weights))
     limits = PageLimits(clip_s=max_seconds, megabytes=max_megabytes)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted
     try:
@@ -116,6 +123,14 @@ def demo(
             threading.Event().wait()
     except KeyboardInterrupt:
         click.echo("ended; uploads are deleted")
+
+
+def encoder_places(weights: tuple[str, ...]) -> dict[str, str]:
+    """`--weights NAME=PATH_OR_ID`, repeated -> name -> path or id."""
+    named = dict(text.split("=", 1) for text in weights if "=" in text)
+    if len(named) != len(weights):
+        raise click.UsageError("--weights: expected NAME=PATH_OR_ID, each name once, such as whisper=models/whisper")
+    return named
 
 
 def _ask(

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featurecache.errors import FeatureCacheError
+from fusion_train.cli_predict import encoder_places
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -28,7 +29,10 @@ from featurecache.errors import FeatureCacheError
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
               help="Dtype of the exported language model.  [default: the run's]")  # fmt: skip
-@click.option("--check", default=32, show_default=True, type=click.IntRange(1), help="Raw clips to compare on.")
+@click.option("--merge/--adapter", default=True, show_default=True,
+              help="One whole model, or the trained parts with base and encoders by reference.")  # fmt: skip
+@click.option("--check", default="32", show_default=True, metavar="N|LIST",
+              help="Raw clips to compare on: how many of the split, or a clip list of them.")  # fmt: skip
 @click.option("--split", help="Split that they are of.  [default: the run's data.eval_split]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--store", help="Feature store.  [default: that of the run]")
@@ -39,24 +43,27 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
     \b
     python tools/export_e2e.py --run runs/cognition --out exported
     python tools/export_e2e.py --run runs/cognition --out exported --weights whisper=models/whisper
+    python tools/export_e2e.py --run runs/cognition --out adapter --adapter
     python tools/export_e2e.py --verify exported
     """
     if (verify is None) == (out is None) or (out is not None and folder is None):
         raise click.UsageError("give --run RUN --out DIR, or --verify DIR")
-    named = dict(text.split("=", 1) for text in weights if "=" in text)
-    if len(named) != len(weights):
-        raise click.UsageError(
-            "--weights: expected NAME=PATH_OR_ID with each name once, such as whisper=models/whisper"
-        )
-    from fusion_train.export.exporting import Sources, export_run, verify_export
+    named = encoder_places(weights)
+    number = given["check"].isdigit()
+    if number and not int(given["check"]):
+        raise click.UsageError("--check: expected at least 1")
+    from fusion_train.export.exporting import NUM_CHECKED, Sources, export_run, verify_export
     from fusion_train.run import Run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is taken away
     run = Run(folder) if folder else None
-    sources = Sources(given["store"], given["clips"], given["checkpoint"], given["split"], given["check"],
-                      given["dtype"], given["device"])  # fmt: skip
+    sources = Sources(
+        given["store"], given["clips"], given["checkpoint"], given["split"],
+        int(given["check"]) if number else NUM_CHECKED, given["dtype"], given["device"], not given["merge"],
+        None if number else given["check"],
+    )  # fmt: skip
     try:
-        figures = verify_export(verify, sources, run, click.echo) if verify else export_run(
+        figures = verify_export(verify, sources, run, click.echo, named) if verify else export_run(
             run, out, named, sources, click.echo)  # type: ignore[arg-type]  # fmt: skip
     except FeatureCacheError as error:
         click.echo(f"error: {error}", err=True)

@@ -80,6 +80,18 @@ def align(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+def round_products(network: torch.nn.Module, compute_dtype: str) -> torch.nn.Module:
+    """Round the weights of linear layers to the compute dtype, in place; returns the network.
+
+    What autocast would round at every forward is rounded once; norms, convolutions and positions stay whole.
+    """
+    if compute_dtype != "float32":
+        for part in network.modules():
+            if isinstance(part, torch.nn.Linear):
+                part.to(COMPUTE_DTYPES[compute_dtype])
+    return network
+
+
 class FrozenNetwork:
     """A network in evaluation mode on its device."""
 
@@ -89,12 +101,7 @@ class FrozenNetwork:
         """Take over `network`; the blocks in the list at the dotted path `compiled_blocks` go through torch.compile."""
         self.device, self.compute_dtype = device, compute_dtype
         self._dtype = COMPUTE_DTYPES[compute_dtype]
-        self.module = network.requires_grad_(False).eval()
-        if self._dtype is not torch.float32:
-            # What autocast would round at every forward is rounded once; norms, convolutions and positions stay whole.
-            for part in self.module.modules():
-                if isinstance(part, torch.nn.Linear):
-                    part.to(self._dtype)
+        self.module = round_products(network.requires_grad_(False).eval(), compute_dtype)
         align(self.module.to(device))
         if compiled_blocks:
             for block in self.module.get_submodule(compiled_blocks):

@@ -16,14 +16,22 @@ USE = """\
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True{places})
 
 inputs = processor(video="clip.mp4", text="what the person says", task="{task}").to(model.device)
 print(processor.answers(model.generate(**inputs))[0])
 ```
 
 `text` may be left out; `audio=` and `image=` take files of their own; `question=` asks something else than the task.
-Lists make a batch. Needed: torch, transformers, av, numpy, pillow."""
+Lists make a batch. Needed: torch, transformers, av, numpy, pillow{needed}."""
+
+PLACES = ', base="BASE", encoder_weights={"whisper": "WHISPER"}'
+ADAPTER = """
+This folder holds the trained parts alone: LoRA (peft's `adapter_config.json`), fusion and projectors
+(`fusion.safetensors`). `base` and `encoder_weights` say where base model and encoders lie, where that is not their name
+on the hub; both are checked by sha256, and others are refused. `PeftModel.from_pretrained(base_model, FOLDER)` gives
+the language model with its adapters, without what sees and hears.
+"""
 
 LABELS = """
 For a closed set of labels, without generation:
@@ -47,18 +55,23 @@ def trained_parts(bench: Workbench) -> dict[str, int]:
 def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[str, Any]) -> str:
     """The text."""
     config, record = bench.config, run.record()
+    adapter = about["form"] == "adapter"
     closed = next((name for name in config.data.tasks if name in ("emotion", "sentiment", "intent")), None)
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: video-text-to-text",
-        "tags: [emotion-recognition, multimodal, custom_code]", "---", "",
+        "---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: video-text-to-text",
+        *([] if Path(config.model.llm).exists() else [f"base_model: {config.model.llm}"]),
+        "license: other", "tags: [emotion-recognition, multimodal, custom_code]", "---", "",
         f"# {run.name}", "",
         "A multimodal language model that names and explains the emotion of a person in a short clip, from face, voice "
-        "and words. Frozen encoders, a fusion module, linear projectors and a language model with merged adapters, "
+        "and words. Frozen encoders, a fusion module, linear projectors and a language model with LoRA, "
         "after Emotion-LLaMAv2 (arXiv 2601.16449).", "",
-        "## Use", "", USE.format(task=config.data.tasks[0]), LABELS.format(task=closed) if closed else "", "",
+        "## Use", "", USE.format(task=config.data.tasks[0], places=PLACES if adapter else "",
+                                 needed=", peft" if adapter else ""),
+        *([ADAPTER] if adapter else []), LABELS.format(task=closed) if closed else "", "",
         "## Parts", "",
         "| part | what | trained parameters |", "|---|---|---:|",
-        f"| language model | {Path(config.model.llm).name}, {about['dtype']}, LoRA merged | {parts.get('lora', 0):,} |",
+        f"| language model | {Path(config.model.llm).name}, {about['dtype']}, LoRA "
+        f"{'beside it' if adapter else 'merged'} | {parts.get('lora', 0):,} |",
         f"| fusion | {config.model.fusion.name} | {parts.get('fusion', 0):,} |",
         *(f"| {name.replace('.', ' ')} | linear | {count:,} |" for name, count in parts.items() if "." in name),
         *(f"| {modality} encoder | {spec.encoder}, {spec.shape[0]} × {spec.shape[1]} | 0 |"

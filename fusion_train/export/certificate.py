@@ -42,13 +42,16 @@ class Figure:
         return self.measured <= self.bound  # NaN passes nothing
 
 
-def judge(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_dtype: str, device: str) -> list[Figure]:
+def judge(
+    rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_dtype: str, device: str, merged: bool = True
+) -> list[Figure]:
     """Compare the rows of `parity.compare` with their bounds.
 
     Args:
         specs: modality -> spec of the features.
         llm_dtype: dtype of the exported language model.
         device: that everything ran on.
+        merged: whether the folder's adapters are; those beside their base have nothing to compare.
     """
     u = ROUNDOFF[llm_dtype]
     on_gpu = device.startswith("cuda")
@@ -58,7 +61,8 @@ def judge(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_d
     ]
     figures += [_features(modality, spec, rows) for modality, spec in specs.items()]
     merge_bound = max(LEAST_KL, 4 * (LOGIT_SCALE * u) ** 2)
-    figures.append(Figure(
+    if merged:
+        figures.append(Figure(
         "merged against unmerged adapters, KL", _worst(rows, "merge_kl"), merge_bound,
         f"Every merged weight is rounded once to {llm_dtype} (u = {u:.1e}); logits of about {LOGIT_SCALE:g} move by a "
         "few u times that, and KL grows with the square of it.",

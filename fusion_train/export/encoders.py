@@ -13,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from featurecache.encoders import View, open_encoder
-from featurecache.errors import FingerprintError, suggest
+from featurecache.errors import suggest
 from featurecache.spec import Spec
 from fusion_train.errors import ExportError
-from fusion_train.remote.encoding import EXPORTABLE
+from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], devic
             compute_dtype=spec.compute_dtype,
             options=EXPORTABLE[spec.encoder].options_of(spec),
         )
-        refuse_other(encoder.spec(spec.stored_dtype), spec, modality)
+        refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
         same = (type(encoder.network.module), tuple(sorted(spec.weights.items())), spec.compute_dtype)
         key = shared.setdefault(same, f"{spec.encoder.partition('-')[0]}{_number(attached.networks, spec)}")
         attached.networks.setdefault(key, encoder.network.module)
@@ -80,19 +80,6 @@ def _number(networks: Mapping[str, nn.Module], spec: Spec) -> str:
     """`_2` for a second network of a family, such as eva-temporal from another checkpoint than eva-global."""
     family = spec.encoder.partition("-")[0]
     return "" if family not in networks else f"_{1 + sum(key.startswith(family) for key in networks)}"
-
-
-def refuse_other(found: Spec, wanted: Spec, modality: str) -> None:
-    """Raise FingerprintError where the encoder found is not the one that made the features."""
-    if found.fingerprint != wanted.fingerprint:
-        raise FingerprintError(
-            f"{modality} encoder ({wanted.encoder})",
-            expected=f"fingerprint {wanted.fingerprint[:12]}…, which the run was trained on",
-            got=f"{found.fingerprint[:12]}…",
-            next_step=f"Name the weights that made the features with --weights {wanted.encoder}=FOLDER. "
-            "Found != trained on:",
-            problems=found.differences(wanted),
-        )
 
 
 def as_document(spec: Spec) -> dict[str, Any]:

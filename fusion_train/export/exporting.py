@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from featurecache.clips import load_clips
 from featurecache.encoders import Encoder, View
 from featurecache.encoders.network import resolve_device
 from featurecache.spec import Spec
@@ -64,6 +65,10 @@ class Sources:
     dtype: str | None = None
     """Of the exported language model; default: that of its base."""
     device: str = "auto"
+    adapter: bool = False
+    """Export trained parts alone, with base and encoders by reference; otherwise one model with merged adapters."""
+    check_list: str | None = None
+    """Clip list of the clips to check on, all of them; default: `num_clips` of `split`."""
 
 
 def export_run(
@@ -86,7 +91,9 @@ def export_run(
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
     split, references = ask_trained(bench, attached.views, sources)
     parts = trained_parts(bench)
-    merge_and_ask(bench, references, sources.dtype)
+    refuse_unfit_adapter(bench, sources)
+    if not sources.adapter:
+        merge_and_ask(bench, references, sources.dtype)
     about = describe(run, bench, sources, step, split)
     make_folder(out.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -94,10 +101,10 @@ def export_run(
         say(f"writing {out}")
         write_folder(temporary, bench, attached)
         write_card(temporary, run, bench, parts, about | {"num_clips": len(references)})
-        about |= {"files": file_hashes(temporary), "where": locate(run, sources, out)}
-        specs = bench.reader.specs
+        about |= {"files": file_hashes(temporary), "where": locate(run, bench, weights, sources, out)}
+        specs, places = bench.reader.specs, referred(bench, weights) if sources.adapter else {}
         del bench, attached
-        figures, rows = measure(temporary, references, specs, about, say)
+        figures, rows = measure(temporary, references, specs, about, places, say)
         write_certificate(temporary, about, figures, rows)
         temporary.chmod(0o755)  # mkdtemp keeps others out
         if not publish_folder(temporary, out):
@@ -109,12 +116,14 @@ def export_run(
 
 
 def verify_export(
-    out: Path, sources: Sources | None = None, run: Run | None = None, say: Callable[[str], None] = print
-) -> list[Figure]:
+    out: Path, sources: Sources | None = None, run: Run | None = None, say: Callable[[str], None] = print,
+    weights: Mapping[str, str] | None = None,
+) -> list[Figure]:  # fmt: skip
     """Measure an exported folder again, as its certificate says it was; nothing is written.
 
     Args:
         sources, run: where the material lies now, if not where the certificate says.
+        weights: encoder name -> checkpoint, which the adapter-only form needs, if not where the certificate says.
 
     Raises:
         ExportError: no exported folder, or files that are not those certified.
@@ -123,7 +132,10 @@ def verify_export(
     certificate = read_certificate(out)
     refuse_changed_files(out, certificate)
     given = sources or Sources()
-    there = {name: absolute(place, out) for name, place in certificate["where"].items()} if run is None else {}
+    where = certificate["where"]
+    kept = [name for name in ("run", "store", "clips", "check") if name in where]
+    there = {name: absolute(where[name], out) for name in kept} if run is None else {}
+    named = {name: absolute(place, out) for name, place in where.get("weights", {}).items()} | dict(weights or {})
     run = run or Run(there["run"])
     if not run.exists:
         raise ExportError(
@@ -133,16 +145,19 @@ def verify_export(
     sources = replace(
         given,
         store=given.store or there.get("store"), clips=given.clips or there.get("clips"),
+        check_list=given.check_list or there.get("check"),
         which=str(certificate["run"]["step"]), split=given.split or certificate["split"],
-        num_clips=certificate["asked"], dtype=certificate["dtype"],
+        num_clips=certificate["asked"], dtype=certificate["dtype"], adapter=certificate.get("form") == "adapter",
     )  # fmt: skip
     bench, step = open_bench(run, sources)
     views = {modality: rebuild(out, modality).view for modality in bench.reader.modalities}
     split, references = ask_trained(bench, views, sources)
-    merge_and_ask(bench, references, sources.dtype)
+    if not sources.adapter:
+        merge_and_ask(bench, references, sources.dtype)
     specs, about = bench.reader.specs, describe(run, bench, sources, step, split)
+    places = referred(bench, named) if sources.adapter else {}
     del bench
-    figures, _ = measure(out, references, specs, about, say)
+    figures, _ = measure(out, references, specs, about, places, say)
     raise_where_failed(out, figures)
     return figures
 
@@ -176,8 +191,13 @@ def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
 
 def ask_trained(bench: Workbench, views: Mapping[str, View], sources: Sources) -> tuple[str, list[Reference]]:
     """Choose the clips and ask the trained model; returns the split they are of."""
-    split = sources.split or bench.config.data.eval_split or bench.config.data.train_split
-    samples = choose_questions(bench, bench.clips.in_split(split), sources.num_clips)
+    if sources.check_list is not None:
+        clips = load_clips(sources.check_list)
+        split, count = "(a list of its own)", len(clips)
+    else:
+        split = sources.split or bench.config.data.eval_split or bench.config.data.train_split
+        clips, count = bench.clips.in_split(split), sources.num_clips
+    samples = choose_questions(bench, clips, count)
     refuse_other_media(bench, samples, views)
     return split, reference(bench, samples)
 
@@ -191,16 +211,17 @@ def merge_and_ask(bench: Workbench, references: Sequence[Reference], dtype: str 
 
 def measure(
     folder: Path, references: Sequence[Reference], specs: Mapping[str, Spec], about: Mapping[str, Any],
-    say: Callable[[str], None],
+    places: Mapping[str, Any], say: Callable[[str], None],
 ) -> tuple[list[Figure], list[dict[str, Any]]]:  # fmt: skip
     """Ask the folder and compare; the caller has let go of the trained model, which may be as large."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     say(f"asking the exported model about {len(references)} raw clips, in a fresh process on {about['device']}")
-    answers = ask_exported(folder, references, about["device"])
+    answers = ask_exported(folder, references, about["device"], places)
     rows = [compare(one, out) for one, out in zip(references, answers, strict=True)]
-    return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"]), rows
+    merged = about["form"] == "merged"
+    return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"], merged=merged), rows
 
 
 def describe(run: Run, bench: Workbench, sources: Sources, step: int, split: str) -> dict[str, Any]:
@@ -208,6 +229,7 @@ def describe(run: Run, bench: Workbench, sources: Sources, step: int, split: str
     return {
         "run": {"name": run.name, "step": step, "config_hash": bench.config.hash, "finished": run.finished},
         "fingerprints": bench.reader.fingerprints,
+        "form": "adapter" if sources.adapter else "merged",
         "dtype": sources.dtype or bench.config.model.llm_dtype,
         "device": next(bench.model.projectors.parameters()).device.type,
         "split": split,
@@ -216,12 +238,39 @@ def describe(run: Run, bench: Workbench, sources: Sources, step: int, split: str
     }
 
 
-def locate(run: Run, sources: Sources, out: Path) -> dict[str, str]:
+def refuse_unfit_adapter(bench: Workbench, sources: Sources) -> None:
+    """Raise ExportError where the adapter-only form cannot hold what was asked."""
+    if sources.adapter and not bench.config.model.lora.r:
+        raise ExportError("--adapter", expected="a run with LoRA", got="model.lora.r: 0",
+                          next_step="Export it merged.")  # fmt: skip
+    if sources.adapter and sources.dtype not in (None, bench.config.model.llm_dtype):
+        raise ExportError(
+            f"--dtype {sources.dtype}", expected=f"{bench.config.model.llm_dtype}, in which the base computed",
+            got="another, for adapters that stay beside it", next_step="Leave --dtype out, or export with --merge.",
+        )  # fmt: skip
+
+
+def referred(bench: Workbench, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Where base and encoders of an adapter-only folder lie now, as its loader takes them."""
+    return {"base": _here(bench.config.model.llm), "encoder_weights": {k: _here(v) for k, v in weights.items()}}
+
+
+def _here(place: str) -> str:
+    return str(Path(place).resolve()) if Path(place).exists() else place  # a hub id stays
+
+
+def locate(run: Run, bench: Workbench, weights: Mapping[str, str], sources: Sources, out: Path) -> dict[str, Any]:
     """Where the material lies as seen from the exported folder."""
     record = run.record()
     store = sources.store or absolute(record.store, run.folder)
     clips = sources.clips or absolute(record.clips, run.folder)
-    return {"run": relative(str(run.folder), out), "store": relative(store, out), "clips": relative(clips, out)}
+    there = {"run": relative(str(run.folder), out), "store": relative(store, out), "clips": relative(clips, out)}
+    if sources.check_list is not None:
+        there["check"] = relative(sources.check_list, out)
+    if sources.adapter:
+        local = {name: place for name, place in weights.items() if Path(place).exists()}
+        there["weights"] = {name: relative(place, out) for name, place in local.items()}
+    return there
 
 
 def rebuild(out: Path, modality: str) -> Encoder:

@@ -3,6 +3,7 @@
     DIR/
         config.json, generation_config.json, processor_config.json, tokenizer files
         model.safetensors, or model-0000N-of-0000M.safetensors of at most 5 GB with their index
+            or, adapter-only: adapter_config.json, adapter_model.safetensors (peft's), fusion.safetensors
         configuration_ | modeling_ | processing_emotion_llama.py and the modules that they import
         certificate.json, CERTIFICATE.md, README.md      written by `certificate` and `card`
 
@@ -16,14 +17,18 @@ import copy
 from pathlib import Path
 
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig
 
 from fusion_train.assemble import Workbench
 from fusion_train.evaluate import MAX_NEW_TOKENS
+from fusion_train.export.alignment import align_file
 from fusion_train.export.encoders import Attached
 from fusion_train.export.vendor import vendored_code
 from fusion_train.models.fusions import fusion_variant, taken_options
+from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
@@ -81,11 +86,15 @@ def generation_defaults(bench: Workbench) -> GenerationConfig:
 
 
 def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
-    """Write everything but certificate and model card; the run's adapters must be merged already."""
+    """Write everything but certificate and model card; adapters that are not merged are written beside their base."""
     config = make_config(bench, attached)
-    model = make_model(bench, attached, config)
-    model.config.auto_map = AUTO_MAP
-    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    config.auto_map = AUTO_MAP
+    if isinstance(bench.model.llm, PeftModel):
+        _write_adapter(folder, bench, config)
+    else:
+        make_model(bench, attached, config).save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    for shard in folder.glob("*.safetensors"):
+        align_file(shard)
     processor = EmotionLlamaProcessor(
         bench.tokenizer, encoders=config.encoders, networks=config.networks, soft_counts=bench.model.soft_counts,
         prompt=config.prompt, label_sets=config.label_sets, tasks=config.tasks,
@@ -94,3 +103,19 @@ def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
     processor.save_pretrained(folder)
     for name, text in vendored_code(bench.config.model.fusion.name).items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig) -> None:
+    """Trained parts alone; base and encoders by name and sha256."""
+    name = bench.config.model.llm
+    known_as = Path(name).resolve().name if Path(name).exists() else name  # no path is written
+    config.base_reference = {"name": known_as, "files": base_files(name), "dtype": bench.config.model.llm_dtype}
+    config.dtype = bench.config.model.llm_dtype
+    llm = bench.model.llm
+    for settings in llm.peft_config.values():
+        settings.base_model_name_or_path = known_as
+    llm.save_pretrained(folder, save_embedding_layers=False)
+    trained = {key: tensor.contiguous() for key, tensor in bench.model.state_dict().items() if key[:4] != "llm."}
+    save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    generation_defaults(bench).save_pretrained(folder)

@@ -19,11 +19,11 @@ HIDDEN = ("featurecache", "fusion_train", "peft", "zarr", "webdataset", "pydanti
 class Hiding:
     """A module finder that does not find what is hidden."""
 
-    def __init__(self, finder) -> None:  # type: ignore[no-untyped-def]
-        self._finder = finder
+    def __init__(self, finder, hidden) -> None:  # type: ignore[no-untyped-def]
+        self._finder, self._hidden = finder, hidden
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        return None if name.partition(".")[0] in HIDDEN else self._finder.find_spec(name, path, target)
+        return None if name.partition(".")[0] in self._hidden else self._finder.find_spec(name, path, target)
 
     def __getattr__(self, name):  # type: ignore[no-untyped-def]
         return getattr(self._finder, name)
@@ -31,19 +31,21 @@ class Hiding:
 
 def main(folder: Path) -> None:
     """Answer every question of a request."""
-    sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    hidden = [name for name in HIDDEN if name != "peft" or not request["places"]]
+    sys.meta_path[:] = [Hiding(finder, hidden) for finder in sys.meta_path]
     import torch
     from transformers import AutoModelForCausalLM, AutoProcessor
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     torch.set_num_threads(request["threads"])
     processor = AutoProcessor.from_pretrained(request["model"], trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(request["model"], trust_remote_code=True).to(request["device"]).eval()
+    model = AutoModelForCausalLM.from_pretrained(request["model"], trust_remote_code=True, **request["places"])
+    model = model.to(request["device"]).eval()
     for number, question in enumerate(request["questions"]):
         answer(processor, model, folder / str(number), question, request["max_new_tokens"])
-    loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(HIDDEN))
+    loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(hidden))
     (folder / "done.json").write_text(json.dumps({"hidden_but_loaded": loaded}))
 
 

@@ -148,8 +148,13 @@ def answer_logits(bench: Workbench, one: Reference) -> Tensor:
     return out.logits[0].float().cpu()
 
 
-def ask_exported(folder: Path, references: Sequence[Reference], device: str) -> list[dict[str, Tensor]]:
+def ask_exported(
+    folder: Path, references: Sequence[Reference], device: str, places: Mapping[str, Any]
+) -> list[dict[str, Tensor]]:
     """Ask C: the exported folder, in a fresh process that cannot see this package.
+
+    Args:
+        places: where an adapter-only folder finds base and encoders; such a one needs peft too.
 
     Raises:
         ParityError: it fails, or loads a package that should not be needed.
@@ -160,8 +165,9 @@ def ask_exported(folder: Path, references: Sequence[Reference], device: str) -> 
             given = {f"features.{modality}": tensor.contiguous() for modality, tensor in one.features.items()}
             save_file(given | {"answer_ids": torch.tensor(one.answer_ids)}, place / f"{number}.in.safetensors")
         request = {
-            "model": str(folder.resolve()), "device": device, "threads": torch.get_num_threads(),
-            "max_new_tokens": MAX_NEW_TOKENS, "questions": [_question(one.sample) for one in references],
+            "model": str(folder.resolve()), "places": dict(places), "device": device,
+            "threads": torch.get_num_threads(), "max_new_tokens": MAX_NEW_TOKENS,
+            "questions": [_question(one.sample) for one in references],
         }  # fmt: skip
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
         environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules"), "HF_HUB_OFFLINE": "1"}

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,13 @@ class OpenedModel:
         return self.model.device
 
 
-def open_model(folder: Path, device: str = "auto") -> OpenedModel:
+def open_model(
+    folder: Path, device: str = "auto", base: str | None = None, encoder_weights: Mapping[str, str] | None = None
+) -> OpenedModel:
     """Open `folder`.
+
+    Args:
+        base, encoder_weights: where an adapter-only folder finds what it refers to, if not by its name on the hub.
 
     Raises:
         ExportError: no exported folder, or one whose files are not those that its certificate is about.
@@ -57,8 +63,9 @@ def open_model(folder: Path, device: str = "auto") -> OpenedModel:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        model = EmotionLlamaForCausalLM.from_pretrained(folder).to(place).eval()
-        processor = _open_processor(folder, model.config)
+        model = EmotionLlamaForCausalLM.from_pretrained(folder, base=base, encoder_weights=encoder_weights)
+        model = model.to(place).eval()
+        processor = open_processor(folder, model.config)
     except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(
             str(folder), expected="an exported model that this release reads",
@@ -69,7 +76,7 @@ def open_model(folder: Path, device: str = "auto") -> OpenedModel:
     return OpenedModel(model, processor, certificate["run"]["name"], identity, time.perf_counter() - began)
 
 
-def _open_processor(folder: Path, config: EmotionLlamaConfig) -> EmotionLlamaProcessor:
+def open_processor(folder: Path, config: EmotionLlamaConfig) -> EmotionLlamaProcessor:
     """As `EmotionLlamaProcessor.from_pretrained`, which would ask whether the folder's own code may run."""
     settings, _ = EmotionLlamaProcessor.get_processor_dict(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)

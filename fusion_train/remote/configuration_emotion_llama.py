@@ -32,6 +32,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         label_sets: Mapping[str, Any] | None = None,
         stage: str | None = None,
         tasks: Sequence[str] = (),
+        base_reference: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Keep what an export wrote.
@@ -46,6 +47,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
             label_sets: dataset -> label task -> labels.
             stage: of training.
             tasks: that it was trained on.
+            base_reference: of the adapter-only form: {"name": …, "files": {name: sha256}, "dtype": …} of the base.
         """
         if isinstance(text_config, Mapping):
             values = dict(text_config)
@@ -59,6 +61,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         self.label_sets = dict(label_sets or {})
         self.stage = stage
         self.tasks = list(tasks)
+        self.base_reference = None if base_reference is None else dict(base_reference)
         super().__init__(**kwargs)
 
     @property

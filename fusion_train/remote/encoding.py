@@ -17,6 +17,7 @@ from featurecache.encoders import Encoder
 from featurecache.encoders.eva import EvaGlobalEncoder, EvaTemporalEncoder
 from featurecache.encoders.network import FrozenNetwork
 from featurecache.encoders.whisper import WhisperEncoder
+from featurecache.errors import FingerprintError
 from featurecache.spec import Spec
 
 EXPORTABLE = {encoder.name: encoder for encoder in (WhisperEncoder, EvaGlobalEncoder, EvaTemporalEncoder)}
@@ -49,6 +50,19 @@ def encode(encoder: Encoder, spec: Spec, inputs: torch.Tensor, valid: Sequence[i
 def needs_valid(encoder: Encoder) -> bool:
     """Whether the encoder's pooling asks how many of its tokens a clip fills."""
     return getattr(encoder, "needs_valid", False)
+
+
+def refuse_other_encoder(found: Spec, wanted: Spec, modality: str) -> None:
+    """Raise FingerprintError where the encoder found is not the one that made the features."""
+    if found.fingerprint != wanted.fingerprint:
+        raise FingerprintError(
+            f"{modality} encoder ({wanted.encoder})",
+            expected=f"fingerprint {wanted.fingerprint[:12]}…, which the run was trained on",
+            got=f"{found.fingerprint[:12]}…",
+            next_step=f"Name the weights that made the features with --weights {wanted.encoder}=FOLDER. "
+            "Found != trained on:",
+            problems=found.differences(wanted),
+        )
 
 
 def as_stored(tokens: torch.Tensor, stored_dtype: str) -> torch.Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from featurecache.encoders import Encoder
-from featurecache.encoders.network import FrozenNetwork, align
+from featurecache.encoders.network import FrozenNetwork, align, round_products
 from featurecache.errors import WeightsError
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
 from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN, EmotionLlama, llm_width
+from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, rebuild_encoder
@@ -45,7 +47,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = EmotionLlamaConfig
     main_input_name = "input_ids"
     input_modalities = ("audio", "image", "video", "text")
-    _keep_in_fp32_modules_strict = ["emotion_llama.fusion", "emotion_llama.projectors", "networks"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["emotion_llama.fusion", "emotion_llama.projectors"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -61,10 +63,12 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             llm_width=llm_width(config.text_config),
             fusion_tokens=config.fusion.get("tokens"),
         )
-        makers = {entry["network"]: EXPORTABLE[entry["spec"]["encoder"]] for entry in config.encoders.values()}
-        self.networks = nn.ModuleDict(
-            {key: makers[key].empty_network(settings) for key, settings in config.networks.items()}
-        )
+        specs = {entry["network"]: entry["spec"] for entry in config.encoders.values()}
+        self.networks = nn.ModuleDict()
+        for key, settings in config.networks.items():
+            # In the dtypes of the file, whatever the language model's is: then nothing is converted while loading.
+            empty = EXPORTABLE[specs[key]["encoder"]].empty_network(settings).float()
+            self.networks[key] = round_products(empty, specs[key]["compute_dtype"])
         self._specs = config.specs
         self._opened: tuple[torch.device, dict[str, Encoder]] | None = None
         self._announce_language_model()
@@ -82,10 +86,16 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load strictly: transformers would fill missing weights with random numbers.
 
+        Args:
+            base, encoder_weights: for a folder of the adapter-only form, see `adapter.assemble_adapter`.
+
         Raises:
             WeightsError: weights missing, unexpected or of another shape.
         """
         wanted = kwargs.pop("output_loading_info", False)
+        places = {name: kwargs.pop(name, None) for name in ("base", "encoder_weights")}
+        if args and is_adapter_folder(args[0]):
+            return assemble_adapter(cls, Path(args[0]), **places)
         model, info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
         problems = [f"{kind.replace('_', ' ')}: {item}" for kind in ("missing_keys", "unexpected_keys",
                     "mismatched_keys") for item in sorted(map(str, info[kind]))]  # fmt: skip

@@ -199,6 +199,7 @@ def test_verify_catches_a_model_that_computes_something_else(exported, tmp_path,
     assert not any("image features" in problem for problem in caught.value.problems)
 
 
+@pytest.mark.slow
 def test_verify_repeats_the_measurement_wherever_the_folder_lies(exported, trained, tmp_path):
     copy = shutil.copytree(exported, tmp_path / "copy")
     assert all(figure.passed for figure in verify_export(copy, run=trained.run, say=lambda _: None))

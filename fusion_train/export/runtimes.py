@@ -1,0 +1,144 @@
+"""Give an exported model's parts to other runtimes, each measured against the module it was taken from.
+
+    DIR/
+        <modality>.pt2, soft_tokens.pt2      torch.export: preprocessed input -> (B, K, D); features -> (B, N, H)
+        <modality>.onnx, soft_tokens.onnx    the same for ONNX runtimes
+        language_model/                      the language model alone, its tokenizer beside it: for servers that take
+                                             prompt embeddings
+        equality.json                        per graph: largest difference, relative to the largest value
+
+Graphs compute in float32 for a batch of the size they are traced with. A clip that lacks a modality keeps its places in
+soft_tokens; its rows are to be left out, as `EmotionLlama.soft_tokens` says with its mask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featurecache.encoders import AudioView, Encoder, View
+from featurecache.encoders.network import FrozenNetwork
+from fusion_train.errors import ExportError
+from fusion_train.predict.opening import OpenedModel
+from fusion_train.remote.encoding import needs_valid, rebuild_encoder
+from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+
+LARGEST_DIFFERENCE = 1e-5
+"""Relative to the largest value of the output; float32 kernels of another runtime sum in another order."""
+
+
+class _TracedNetwork(FrozenNetwork):
+    """A network that is traced: no inference mode and no autocast around it."""
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        yield
+
+
+class EncoderGraph(nn.Module):
+    """Preprocessed inputs (B, …) -> pooled tokens (B, K, D), before they are rounded as a store would."""
+
+    def __init__(self, encoder: Encoder, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._encoder = encoder
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._encoder.pool(self._encoder.forward(inputs))
+
+
+class SoftTokensGraph(nn.Module):
+    """Features (B, K, D) of every modality in use, in order, and `present` (B, M) -> soft tokens (B, N, H)."""
+
+    def __init__(self, model: EmotionLlamaForCausalLM) -> None:
+        super().__init__()
+        own = model.emotion_llama
+        self.fusion, self.projectors = own.fusion, own.projectors
+        self._soft_tokens, self._used = own.soft_tokens, own.shapes.used
+
+    def forward(self, present: Tensor, *features: Tensor) -> Tensor:
+        return self._soft_tokens(dict(zip(self._used, features, strict=True)), present)[0]
+
+
+def write_runtimes(opened: OpenedModel, out: Path, *, onnx: bool) -> dict[str, float]:
+    """Write every part; returns graph file -> largest relative difference.
+
+    Raises:
+        ExportError: an encoder that computes in another dtype than float32, or `onnx` without its packages.
+    """
+    graphs = make_graphs(opened)
+    out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, float] = {}
+    for name, (module, inputs) in graphs.items():
+        with torch.no_grad():
+            expected = module(*inputs)
+            program = torch.export.export(module, inputs, strict=False)
+        torch.export.save(program, out / f"{name}.pt2")
+        with torch.no_grad():
+            found[f"{name}.pt2"] = difference(torch.export.load(out / f"{name}.pt2").module()(*inputs), expected)
+        if onnx:
+            found[f"{name}.onnx"] = difference(_through_onnx(program, inputs, out / f"{name}.onnx"), expected)
+    opened.model.emotion_llama.llm.save_pretrained(out / "language_model", max_shard_size="5GB")
+    opened.processor.tokenizer.save_pretrained(out / "language_model")
+    (out / "equality.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def make_graphs(opened: OpenedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """Name -> module and inputs to trace it with: random media of the right shape, one clip."""
+    model = opened.model
+    random = np.random.default_rng(0)
+    graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
+    features = []
+    for modality, spec in model.config.specs.items():
+        entry = model.config.encoders[modality]
+        if spec.compute_dtype != "float32":
+            raise ExportError(
+                f"{modality} encoder", expected="compute dtype float32", got=spec.compute_dtype,
+                next_step="Graphs of encoders in half precision are not written; extract with --compute-dtype float32.",
+            )  # fmt: skip
+        network = _TracedNetwork(model.networks[entry["network"]], torch.device("cpu"), spec.compute_dtype)
+        encoder = rebuild_encoder(spec, model.config.networks[entry["network"]], network)
+        if needs_valid(encoder):
+            raise ExportError(f"{modality} encoder", expected="pooling over a fixed number of tokens",
+                              got="pooling over the clip's own duration")  # fmt: skip
+        example = encoder.preprocess(_random_view(encoder.view, random))
+        graphs[modality] = (EncoderGraph(encoder, network.module).eval(), (torch.from_numpy(example)[None],))
+        features.append(torch.from_numpy(random.standard_normal((1, *spec.shape), dtype=np.float32)))
+    present = torch.ones(1, len(features), dtype=torch.bool)
+    graphs["soft_tokens"] = (SoftTokensGraph(model).eval(), (present, *features))
+    return graphs
+
+
+def _random_view(view: View, random: np.random.Generator) -> np.ndarray:
+    if isinstance(view, AudioView):
+        return random.uniform(-0.5, 0.5, view.sampling_rate).astype(np.float32)
+    return random.integers(0, 256, (view.count, 90, 120, 3), dtype=np.uint8)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest value expected."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+def _through_onnx(program: Any, inputs: tuple[Tensor, ...], path: Path) -> Tensor:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx asks for it)
+    except ImportError as error:
+        raise ExportError("--onnx", expected="onnx, onnxscript and onnxruntime", got=str(error),
+                          next_step="pip install 'featurecache[onnx]'.") from error  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the converter, about itself
+        torch.onnx.export(program, inputs, path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    return torch.from_numpy(session.run(None, {n: t.numpy() for n, t in zip(names, inputs, strict=True)})[0])
