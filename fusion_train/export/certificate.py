@@ -161,7 +161,8 @@ def page(document: Mapping[str, Any]) -> str:
         f"**{'Yes' if document['passed'] else 'No'}**, on {len(rows)} raw clips"
         f" of the split {document['split']}, on {document['device']}; {document['asked']} were asked for.",
         "",
-        f"Greedy text equal on {texts} of {len(rows)} clips; features equal to the last bit on {equal} of {len(rows)}.",
+        f"Greedy text equal on {texts} of {len(rows)} clips; features equal to the last bit on {equal} of {len(rows)}; "
+        f"merging moved no logit by more than {max(row['merge_logits'] for row in rows):.1e}.",
         "",
         "| what | measured | bound | holds | why this bound |",
         "|---|---:|---:|---|---|",

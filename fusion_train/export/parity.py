@@ -224,6 +224,7 @@ def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
         "present_equal": out["present"][0].tolist() == one.present,
         "features": features,
         "merge_kl": float(divergence(one.unmerged, merged).max()),
+        "merge_logits": float((merged - one.unmerged).abs().max()),
         "reload_logits": float((out["logits.cached"] - merged).abs().max()),
         "raw_kl": float(divergence(out["logits.cached"], out["logits.raw"]).max()),
         "total_kl": float(divergence(one.unmerged, out["logits.raw"]).max()),
