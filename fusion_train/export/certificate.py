@@ -63,10 +63,10 @@ def judge(
     merge_bound = max(LEAST_KL, 4 * (LOGIT_SCALE * u) ** 2)
     if merged:
         figures.append(Figure(
-        "merged against unmerged adapters, KL", _worst(rows, "merge_kl"), merge_bound,
-        f"Every merged weight is rounded once to {llm_dtype} (u = {u:.1e}); logits of about {LOGIT_SCALE:g} move by a "
-        "few u times that, and KL grows with the square of it.",
-    ))  # fmt: skip
+            "merged against unmerged adapters, KL", _worst(rows, "merge_kl"), merge_bound,
+            f"Every merged weight is rounded once to {llm_dtype} (u = {u:.1e}); logits of about {LOGIT_SCALE:g} move "
+            "by a few u times that, and KL grows with the square of it.",
+        ))  # fmt: skip
     reload_bound = LOGIT_SCALE * u * 4 if on_gpu else 0.0
     figures.append(Figure(
         "loaded in a fresh process against in memory, logits", _worst(rows, "reload_logits"), reload_bound,
