@@ -136,7 +136,10 @@ def _with_adapters(llm: nn.Module, folder: Path) -> nn.Module:
         # peft 0.21 asks transformers 5.23 for checkpointing by a name that it has deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         adapted = PeftModel.from_pretrained(llm, folder)
-    held, wanted = set(load_file(folder / ADAPTER_WEIGHTS)), set(get_peft_model_state_dict(adapted))
+    held, wanted = (
+        set(load_file(folder / ADAPTER_WEIGHTS)),
+        set(get_peft_model_state_dict(adapted, save_embedding_layers=False)),
+    )
     _refuse_differing(folder / ADAPTER_WEIGHTS, held, wanted)
     return adapted.requires_grad_(False).eval()
 
