@@ -150,6 +150,8 @@ def ask(journey: Journey) -> None:
     with journey.part("ask about a raw clip", f"{journey.folder}/{clip['video']}"):
         journey.console.print(f"{clip['video']}, labelled {clip['labels']['emotion']}; transformers alone:")
         journey.run(sys.executable, "-c", ASK, "model", clip["video"], clip["text"])
+        journey.run(_script("fusion-train"), "predict", "--model", "model", clip["video"], "--text", clip["text"],
+                    "--look", "pictures")  # fmt: skip
 
 
 def draw(journey: Journey) -> None:
