@@ -24,7 +24,7 @@ from fusion_train.models.fusion_inputs import resample
 
 READ_BYTES = 32 << 20
 """Read at a time."""
-CACHED_ROWS = 4
+CACHED_ROWS = 8
 """Clips averaged at a time: their tokens in float32 must stay in the processor's cache."""
 
 

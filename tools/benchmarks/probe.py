@@ -48,24 +48,32 @@ def measure(clips: int, passes: int, cold: bool, steps: int, folder: str | None)
         store = Path(folder or temporary) / f"probe-{clips}.zarr"
         write_store(store, clips)
         ids = featurecache.open_store(store)["whisper"].ids
-        read_s, pooled_s = [], []
-        for _ in range(passes):
-            for seconds, run in ((read_s, read_plainly), (pooled_s, read_for_the_probe)):
-                if cold:
-                    drop_from_cache(store)
-                began = time.perf_counter()
-                kept = run(store, ids)
-                seconds.append(time.perf_counter() - began)
+        plain: dict[str, list[float]] = {name: [] for name in SHAPES}
+        pooled: dict[str, list[float]] = {name: [] for name in SHAPES}
+        kept = 0
+        for modality, name in list(MODALITIES.items()) * passes:
+            if cold:
+                drop_from_cache(store / name)
+            plain[name].append(read_plainly(store, name, ids))
+            if cold:
+                drop_from_cache(store / name)
+            seconds, num_bytes = read_for_the_probe(store, modality, ids)
+            pooled[name].append(seconds)
+            kept += num_bytes
+        read_s, pooled_s = (sum(map(min, taken.values())) for taken in (plain, pooled))
+        sizes = {name: clips * 2 * tokens * width / 1e9 for name, (tokens, width) in SHAPES.items()}
         return {
             "clips": clips,
             "clip_bytes": CLIP_BYTES,
             "cold": cold,
             "threads": torch.get_num_threads(),
-            "read_clips_per_s": clips / min(read_s),
-            "read_gb_per_s": clips * CLIP_BYTES / min(read_s) / 1e9,
-            "probe_read_clips_per_s": clips / min(pooled_s),
-            "probe_read_over_read": min(read_s) / min(pooled_s),
-            "resident_bytes_per_clip": kept / clips,
+            "read_clips_per_s": clips / read_s,
+            "read_gb_per_s": clips * CLIP_BYTES / read_s / 1e9,
+            "probe_read_clips_per_s": clips / pooled_s,
+            "probe_read_over_read": read_s / pooled_s,
+            **{f"{name}_read_gb_per_s": sizes[name] / min(taken) for name, taken in plain.items()},
+            **{f"{name}_probe_read_gb_per_s": sizes[name] / min(taken) for name, taken in pooled.items()},
+            "resident_bytes_per_clip": kept / clips / passes,
             "train_clips_per_s": train_rate(steps),
         }
 
@@ -95,23 +103,24 @@ def drop_from_cache(location: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read_plainly(location: Path, ids: Any) -> int:
-    """Read every row in order into one buffer; returns the bytes that stay."""
-    store = featurecache.open_store(location)
-    for name, shape in SHAPES.items():
-        step = READ_BYTES // (2 * shape[0] * shape[1])
-        buffer = np.empty((min(step, len(ids)), *shape), np.float16)
-        for start in range(0, len(ids), step):
-            chunk = ids[start : start + step]
-            store[name].read(chunk, out=buffer[: len(chunk)])
-    return 0
+def read_plainly(location: Path, name: str, ids: Any) -> float:
+    """Seconds that reading every row of a feature in order into one buffer takes."""
+    feature, shape = featurecache.open_store(location)[name], SHAPES[name]
+    step = READ_BYTES // (2 * shape[0] * shape[1])
+    buffer = np.empty((min(step, len(ids)), *shape), np.float16)
+    began = time.perf_counter()
+    for start in range(0, len(ids), step):
+        chunk = ids[start : start + step]
+        feature.read(chunk, out=buffer[: len(chunk)])
+    return time.perf_counter() - began
 
 
-def read_for_the_probe(location: Path, ids: Any) -> int:
-    """Read and average; returns the bytes that stay."""
-    pooled = PooledFeatures(FeatureReader.open(str(location), MODALITIES), NUM_TOKENS)
+def read_for_the_probe(location: Path, modality: str, ids: Any) -> tuple[float, int]:
+    """Seconds that reading and averaging a feature takes; and the bytes that stay."""
+    pooled = PooledFeatures(FeatureReader.open(str(location), {modality: MODALITIES[modality]}), NUM_TOKENS)
+    began = time.perf_counter()
     pooled.load(ids)
-    return pooled.num_bytes
+    return time.perf_counter() - began, pooled.num_bytes
 
 
 def train_rate(steps: int) -> float:
