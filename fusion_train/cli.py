@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featurecache.console import CommandGroup
-from fusion_train.cli_evaluate import evaluate_command, score_command
+from fusion_train.cli_evaluate import contrast_command, evaluate_command, score_command
 from fusion_train.cli_exact import replay, verify_resume_command
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli_plan import plan
@@ -193,7 +193,7 @@ def import_released_command(
 
 
 COMMANDS = (
-    agreement, demo, evaluate_command, plan, predict, rate, replay, report, score_command,
+    agreement, contrast_command, demo, evaluate_command, plan, predict, rate, replay, report, score_command,
     verify_resume_command, zero_image,
 )  # fmt: skip
 for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""`fusion-train eval | score`: ask a run, score answers, write the report."""
+"""`fusion-train eval | score | contrast`: ask a run, score answers, write the report, set answers side by side."""
 
 from __future__ import annotations
 
@@ -147,6 +147,40 @@ def score_command(path: Path, bench_name: str | None, set_name: str | None, task
     scores = score_rows(bench, rows, _helpers(given), out)
     print_scores(scores)
     click.echo(f"report: {write_report(scores, out)}")
+
+
+@click.command("contrast")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--bench", "bench_name", required=True, help="The bench that all of them answer.")
+@click.option("--clips", help="Clip list with the references; the rows' own, if not.")
+@scoring_options
+@click.option("--out", type=click.Path(path_type=Path), default=Path("contrast"), show_default=True, help="Folder.")
+def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | None, out: Path, **given: Any) -> None:
+    """Set answers to one bench side by side: differences to the first, with intervals on the same clips.
+
+    \b
+    fusion-train contrast runs/r/eval/dfew runs/r/eval/dfew-audio runs/r/eval/dfew-without-fusion --bench dfew
+    """
+    from featurecache.clips import load_clips
+    from featurecache.store.publish import replace_bytes
+    from fusion_train.bench_runs import read_bench, score_rows
+    from fusion_train.benches import load_bench
+    from fusion_train.contrast import contrast, contrast_page
+    from fusion_train.report.terminal import for_terminal
+
+    bench = load_bench(bench_name)
+    listed = load_clips(clips) if clips else None
+    helpers = _helpers(given)
+    names = {
+        folder: folder.name if len({f.name for f in folders}) == len(folders) else str(folder) for folder in folders
+    }
+    scores = {names[f]: score_rows(bench, read_bench(bench, f, listed), helpers, f) for f in folders}
+    table = contrast(scores)
+    replace_bytes(out / "contrast.csv", table.csv().encode())
+    replace_bytes(out / "contrast.tex", table.latex().encode())
+    page = contrast_page(table, f"{bench.title}: {len(folders)} sets of answers").write(out / "contrast.html")
+    Console().print(for_terminal(table, bench.title))
+    click.echo(f"report: {page}")
 
 
 def print_scores(scores: Any) -> None:

@@ -31,6 +31,8 @@ class SetScore:
     """Of the main figure, clustered where the clips say what belongs together."""
     clustered_by: str
     """`dialogue`, `speaker` or `clip`."""
+    clusters: tuple[str, ...]
+    """The cluster of each clip of `scored.clip_ids`."""
     also: Mapping[str, Scored] = field(default_factory=dict)
     """Further metrics of the same answers."""
     subsets: Mapping[str, Scored | str] = field(default_factory=dict)
@@ -81,6 +83,7 @@ def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], set
         scored=scored,
         interval=bootstrap_interval(scored.resample, clusters),
         clustered_by=clustered_by,
+        clusters=tuple(clusters),
         also={other: _score(other, rows, settings, None) for other in asked.also},
         subsets=_subsets(metric, rows, settings, asked.main),
     )

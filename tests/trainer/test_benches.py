@@ -221,6 +221,28 @@ def test_wrong_use_is_one_message(run, folder, tmp_path, rest, said):
     assert "Traceback" not in result.output
 
 
+def test_answers_side_by_side_show_differences_on_the_same_clips(run, folder, tmp_path):
+    assert ask(run, folder, tmp_path / "whole").exit_code == 0
+    assert ask(run, folder, tmp_path / "none", "--modalities", "none").exit_code == 0
+    rest = ["--bench", folder / "bench.yaml", "--out", tmp_path / "c"]
+    alone = invoke("contrast", tmp_path / "whole", *rest)
+    assert alone.exit_code == 2
+    assert "two or more" in alone.output
+    result = invoke("contrast", tmp_path / "whole", tmp_path / "none", *rest)
+    assert result.exit_code == 0, result.output
+    table = (tmp_path / "c" / "contrast.csv").read_text().splitlines()
+    assert table[0] == "set,figure,answers,score,difference,from,to"
+    scores = [json.loads((tmp_path / name / "scores.json").read_text())["sets"]["faces"] for name in ("whole", "none")]
+    less = 100 * (scores[1]["figures"]["UAR"] - scores[0]["figures"]["UAR"])
+    assert table[1].startswith("Faces,UAR,whole,")
+    assert float(table[2].split(",")[4]) == pytest.approx(less)
+    path = tmp_path / "none" / "faces.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[1:]))
+    result = invoke("contrast", tmp_path / "whole", tmp_path / "none", *rest)
+    assert result.exit_code == 2
+    assert "the same clips" in result.output
+
+
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
