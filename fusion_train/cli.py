@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from featurecache.console import CommandGroup
 from fusion_train.cli_evaluate import contrast_command, evaluate_command, score_command
@@ -30,6 +28,7 @@ from fusion_train.cli_plan import plan
 from fusion_train.cli_predict import demo, predict
 from fusion_train.cli_rating import agreement, rate
 from fusion_train.cli_report import report
+from fusion_train.cli_sweep import sweep
 from fusion_train.cli_zero_image import zero_image
 
 RUNS = Path("runs")
@@ -114,52 +113,6 @@ def resume(run: Path, store: str | None, clips: str | None) -> None:
     )
 
 
-@main.command()
-@click.argument("file")
-@CONFIG
-@STORE
-@CLIPS
-@INIT
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: sweeps/NAME]")
-@SET
-def sweep(
-    file: str,
-    config: str | None,
-    store: str | None,
-    clips: str | None,
-    init: Path | None,
-    out: Path | None,
-    overrides: tuple[str, ...],
-) -> None:
-    """Train and compare the variants of a sweep file (or a shipped one by name).
-
-    \b
-    fusion-train sweep configs/sweeps/pre_fusion.yaml --config demo --set optim.steps=100
-    """
-    from fusion_train.run import Run
-    from fusion_train.sweep import by_variant, load_sweep, run_sweep
-
-    asked = load_sweep(file, config, overrides)
-    folder = out or Path("sweeps") / asked.name
-    results = run_sweep(
-        asked, store=store or "features.zarr", clips=clips or "clips.jsonl", out=folder,
-        initial=Run(init) if init else None, say=click.echo,
-    )  # fmt: skip
-    table = Table(title=f"{asked.name}: {asked.task}")
-    for column in ("variant", "accuracy", "UAR", "clips", "seeds", "seconds"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    rows = by_variant(asked, results)
-    for row in rows:
-        scores = ["failed" if row[key] is None else f"{row[key]:.4f}" for key in ("accuracy", "uar")]
-        table.add_row(row["variant"], *scores, str(row["num_clips"]), str(row["seeds"]), f"{row['seconds']:.1f}")
-    Console().print(table)
-    click.echo(f"runs and results.json: {folder}")
-    failures = [error for row in rows for error in row["errors"]]
-    for error in failures:
-        click.echo(f"failed: {error}", err=True)
-    raise SystemExit(1 if failures else 0)
-
-
 @main.command("import-released")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
@@ -194,7 +147,7 @@ def import_released_command(
 
 COMMANDS = (
     agreement, contrast_command, demo, evaluate_command, plan, predict, rate, replay, report, score_command,
-    verify_resume_command, zero_image,
+    sweep, verify_resume_command, zero_image,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

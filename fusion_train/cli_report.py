@@ -1,4 +1,4 @@
-"""`fusion-train report`: one page with the curves of a run."""
+"""`fusion-train report`: one page with the curves of a run, or with what a sweep found."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ import click
 def report(run: Path, out: Path | None) -> None:
     """Write a run's curves and tables as one HTML page that opens from disk, and its numbers as CSV.
 
+    Of a sweep: tables, differences with intervals, curves and costs, and the same as CSV, LaTeX and JSON.
+
     \b
     fusion-train report runs/perception
+    fusion-train report sweeps/pre_fusion
     """
+    if (run / "sweep.json").is_file():
+        from fusion_train.cli_sweep import print_report
+        from fusion_train.sweeps.results import read_results
+
+        print_report(read_results(run), out)
+        return
     from fusion_train.run import Run
     from fusion_train.run_report import write_report
 

@@ -80,7 +80,7 @@ def evaluate(
             predictions.append(row_of(sample) | answered | {"reference": sample.answer})
     bench.model.train(was_training)
     predictions.sort(key=lambda row: row["id"])
-    return Evaluation(task_name, predictions, _score(task, predictions))
+    return Evaluation(task_name, predictions, classified(task, predictions))
 
 
 def closed_tasks(bench: Workbench, clips: ClipList) -> list[str]:
@@ -215,7 +215,8 @@ def row_of(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _score(task: Task, predictions: Sequence[dict[str, Any]]) -> ClassificationScores | None:
+def classified(task: Task, predictions: Sequence[dict[str, Any]]) -> ClassificationScores | None:
+    """Scores of a task with one label; None for others."""
     if task.answer not in ("label", "think"):
         return None
     references = {row["id"]: conclusion(row["reference"]) for row in predictions}

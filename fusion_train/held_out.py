@@ -6,6 +6,7 @@ the split is large, `data.eval_clips` of its clips are asked, always the same on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,10 +33,10 @@ class HeldOut:
         if data.eval_clips is not None and data.eval_clips < len(clips):
             chosen = generator(seed, "held-out clips").permutation(len(clips))[: data.eval_clips]
             clips = ClipList([clips[int(place)] for place in sorted(chosen)])
-        self._bench, self._clips = bench, bench.reader.usable(clips, data.failed_clips)
-        self._tasks = closed_tasks(bench, self._clips)
+        self.bench, self.clips = bench, bench.reader.usable(clips, data.failed_clips)
+        self.tasks = closed_tasks(bench, self.clips)
         self._stream = SampleStream(
-            self._clips,
+            self.clips,
             data.tasks,
             bench.label_sets,
             seed=seed,
@@ -47,21 +48,25 @@ class HeldOut:
 
     def score(self) -> dict[str, float]:
         """`accuracy/TASK` of every closed task, and `eval_loss`."""
-        scores = {f"accuracy/{task}": self._accuracy(task) for task in self._tasks}
+        scores = {f"accuracy/{task}": self._accuracy(task) for task in self.tasks}
         return scores | {"eval_loss": self._loss()}
 
+    def batches(self) -> Iterator[Any]:
+        """The questions whose loss is taken, one a clip."""
+        for start in range(0, len(self._stream), EVAL_BATCH_SIZE):
+            indices = range(start, min(start + EVAL_BATCH_SIZE, len(self._stream)))
+            yield self.bench.collator([self._stream.draw(index) for index in indices])
+
     def _accuracy(self, task: str) -> float:
-        return float(evaluate(self._bench, self._clips, task).summary()["accuracy"])
+        return float(evaluate(self.bench, self.clips, task).summary()["accuracy"])
 
     @torch.no_grad()
     def _loss(self) -> float:
-        model, device = self._bench.model, self._bench.device
+        model, device = self.bench.model, self.bench.device
         was_training = model.training
         model.eval()
         total, tokens = 0.0, 0
-        for start in range(0, len(self._stream), EVAL_BATCH_SIZE):
-            indices = range(start, min(start + EVAL_BATCH_SIZE, len(self._stream)))
-            batch: Any = self._bench.collator([self._stream.draw(index) for index in indices])
+        for batch in self.batches():
             total += float(model(**batch.to(device).tensors()).loss_sum)
             tokens += batch.num_supervised
         model.train(was_training)

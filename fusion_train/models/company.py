@@ -4,10 +4,12 @@
     member 1: fusion, projectors -> embeddings (b, L, H) ─┼─ base ─────┼─ …
     member n-1: …                                        ─┘ + LoRA     └─ …
 
-The base sees n·b rows. On a GPU, LoRA layers of one rank are stacked, A (n, r, in) and B (n, out, r), and applied by
-`bmm`; on a CPU they are applied one by one. They stay the members' own parameters, so that optimizer, clipping and
-checkpoint of a member are those it has alone. Each member draws its dropout from a random stream of its own, in the
-order in which it would draw alone. Losses are summed, never averaged: no member's gradient depends on the others.
+On a GPU the base sees n·b rows, and LoRA layers of one rank are stacked, A (n, r, in) and B (n, out, r), and applied by
+`bmm`: a member equals itself alone up to rounding. On a CPU, which is busy with one member's rows already and rounds
+products of other sizes differently, the members take turns on the one base: equal to the bit, and the activations of
+one in memory. Weights stay the members' own parameters, so that optimizer, clipping and checkpoint are those it has
+alone. Each draws its dropout from a random stream of its own, in the order in which it would draw alone. Losses are
+summed, never averaged: no member's gradient depends on the others.
 
 Shapes: n members, b rows of each, L tokens, H width of the LLM. Knows no configuration and no optimizer.
 """
@@ -15,7 +17,7 @@ Shapes: n members, b rows of each, L tokens, H width of the LLM. Knows no config
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -69,12 +71,14 @@ class RandomStream:
 class Company:
     """Members that take the same batches; `present` may shrink when one has stopped."""
 
-    def __init__(self, base: nn.Module, members: Sequence[EmotionLlama]) -> None:
+    def __init__(self, base: nn.Module, members: Sequence[EmotionLlama], *, stacked: bool | None = None) -> None:
         """Args:
         base: the language model without adapters, whose weights all members share.
         members: models over `shared_copy(base)`, with LoRA or without.
+        stacked: run the base on all rows at once; None: on a GPU.
         """
         device = next(base.parameters()).device
+        self.stacked = device.type == "cuda" if stacked is None else stacked
         self._members = list(members)
         self.streams = [RandomStream(device) for _ in members]
         self._present = list(range(len(members)))
@@ -98,15 +102,35 @@ class Company:
 
     def forward(self, tensors: Mapping[str, Any]) -> list[ModelOutput]:
         """One batch for all -> the output of each present member, as `EmotionLlama.forward` gives it alone."""
+        if not self.stacked:
+            return [self._alone(n, tensors) for n in self._present]
         present = [(self._members[n], self.streams[n]) for n in self._present]
         asked = []
         for member, stream in present:
             with stream.drawing():
                 asked.append(member.llm_inputs(**tensors))
-        together = dict(asked[0])
-        together["inputs_embeds"] = torch.cat([each["inputs_embeds"] for each in asked])
+        together = {**asked[0], "inputs_embeds": torch.cat([each["inputs_embeds"] for each in asked])}
         logits = self.llm(**together).logits.chunk(len(asked))
         return [member.losses(mine, **tensors) for (member, _), mine in zip(present, logits, strict=True)]
+
+    def learn(self, tensors: Mapping[str, Any], weigh: Callable[[int, Tensor], Tensor]) -> list[ModelOutput]:
+        """Forward, and backward of `weigh(place, loss)` of each present member; outputs come back without a graph."""
+        if self.stacked:
+            outputs = self.forward(tensors)
+            torch.stack(
+                [weigh(n, out.loss_sum) for n, out in zip(self._present, outputs, strict=True)]
+            ).sum().backward()
+            return [ModelOutput(out.loss_sum.detach(), out.sample_losses) for out in outputs]
+        outputs = []
+        for n in self._present:  # backward at once, so that the activations of one member are in memory
+            out = self._alone(n, tensors)
+            weigh(n, out.loss_sum).backward()
+            outputs.append(ModelOutput(out.loss_sum.detach(), out.sample_losses))
+        return outputs
+
+    def _alone(self, place: int, tensors: Mapping[str, Any]) -> ModelOutput:
+        with self.streams[place].drawing():
+            return self._members[place](**tensors)
 
 
 class AnsweringTogether:
@@ -115,6 +139,10 @@ class AnsweringTogether:
     def __init__(self, company: Company, members: Sequence[EmotionLlama]) -> None:
         self.llm = company.llm
         self._members = members
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of the first member, which tell where all are."""
+        return self._members[0].named_parameters()
 
     def embed(self, token_ids: Tensor, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """(n·b, L) ids and features -> (n·b, L, H), each part by its member."""
@@ -147,7 +175,7 @@ class _StackedLora(nn.Module):
         if first is None:
             return result
         rows = rows.to(first.lora_A[ADAPTER].weight.dtype)
-        deltas = (_stacked if x.is_cuda else _one_by_one)(self._dropped(rows, layers), layers)
+        deltas = _stacked(self._dropped(rows, layers), layers)
         shape = (count, -1, result.shape[-1])
         parts = [part if delta is None else part + delta
                  for part, delta in zip(result.reshape(shape), deltas, strict=True)]  # fmt: skip
@@ -164,17 +192,8 @@ class _StackedLora(nn.Module):
         return inputs
 
 
-def _one_by_one(inputs: Sequence[Tensor], layers: Sequence[nn.Module | None]) -> list[Tensor | None]:
-    """(b · L, in) of each member -> what its adapter adds (b · L, out), by the very operations that it has alone.
-
-    On a CPU a batched product rounds gradients differently; there a member equals itself alone to the bit.
-    """
-    return [None if layer is None else layer.lora_B[ADAPTER](layer.lora_A[ADAPTER](x)) * layer.scaling[ADAPTER]
-            for x, layer in zip(inputs, layers, strict=True)]  # fmt: skip
-
-
 def _stacked(inputs: Sequence[Tensor], layers: Sequence[nn.Module | None]) -> list[Tensor | None]:
-    """The same by two batched products a rank, however many members there are."""
+    """(b · L, in) of each member -> what its adapter adds (b · L, out), by two batched products a rank."""
     deltas: list[Tensor | None] = [None] * len(layers)
     for places in _by_rank(layers):
         chosen = [layers[place] for place in places]

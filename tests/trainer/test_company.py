@@ -55,8 +55,7 @@ def optimizers(models):
 def step_together(company, optimizers, tensors, seed, scale=0.1):
     for stream in company.streams:
         stream.seed(seed)
-    outputs = company.forward(tensors)
-    torch.stack([output.loss_sum * scale for output in outputs]).sum().backward()
+    outputs = company.learn(tensors, lambda place, loss: loss * scale)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -83,14 +82,11 @@ def test_a_variant_in_company_equals_itself_alone_to_the_bit(batches, base):
         assert all(torch.equal(value, parameters[name]) for name, value in learning_parameters(mine).items())
 
 
-def test_stacked_adapters_agree_with_single_ones(batches, base, monkeypatch):
-    """The path of the GPU, on a CPU: equal up to rounding."""
-    from fusion_train.models import company as module
-
+def test_a_stacked_company_agrees_up_to_rounding(batches, base):
+    """The path of the GPU, on a CPU: one pass of the base, adapters by `bmm`, the same dropout."""
     made, together, alone = batches
-    monkeypatch.setattr(module, "_one_by_one", module._stacked)
     own, others = optimizers(together), optimizers(alone)
-    company = Company(base, together)
+    company = Company(base, together, stacked=True)
     for number, tensors in enumerate(made):
         step_together(company, own, tensors, seed=number)
         for pair in zip(alone, others, strict=True):
@@ -113,7 +109,7 @@ def test_a_member_that_diverges_leaves_the_others_finite(batches, base):
     made, together, _ = batches
     with torch.no_grad():
         next(iter(learning_parameters(together[1]).values())).fill_(float("nan"))
-    company = Company(base, together)
+    company = Company(base, together, stacked=True)
     outputs = company.forward(made[0])
     torch.stack([o.loss_sum for n, o in enumerate(outputs) if n != 1]).sum().backward()
     assert not outputs[1].loss_sum.isfinite()

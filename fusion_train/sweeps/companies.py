@@ -1,0 +1,98 @@
+"""Who trains with whom: trials that take the same batches on the same base, as many as fit in memory.
+
+The same batches: equal data, prompt, features, seed and batch sizes, and a fusion that gives equally many soft tokens.
+What differs between members is what is trained: fusion, LoRA, learning rates, steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from featurecache.spec import canonical_json
+from fusion_train.config import Config
+from fusion_train.costs import DEFAULT_UTILISATION
+from fusion_train.planning import make_plan
+from fusion_train.sweeps.sweep_file import Trial
+
+USABLE = 0.9
+"""Share of the free memory that a company may plan with."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one trial's last stage."""
+
+    trained: int
+    soft_tokens: int
+    flops: float
+    """Of all its steps."""
+    shared_bytes: int
+    """The base: once for a company."""
+    own_bytes: int
+    """Weights, gradients, moments and activations: once a member."""
+
+
+def companies(
+    trials: Sequence[Trial], stage: int, cost: Callable[[Trial], Cost | None], free_bytes: int
+) -> list[list[Trial]]:
+    """Group trials for one stage of their chains; a company never holds more than fits beside one base."""
+    by_batches: dict[Hashable, list[Trial]] = {}
+    for trial in trials:
+        found = cost(trial)
+        soft = None if found is None else found.soft_tokens
+        by_batches.setdefault((batch_key(trial.stages[stage]), soft), []).append(trial)
+    groups = []
+    for alike in by_batches.values():
+        size = max(1, _room([cost(trial) for trial in alike], free_bytes))
+        groups += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return groups
+
+
+def batch_key(config: Config) -> str:
+    """Equal for configurations whose batches are the same, given equally many soft tokens."""
+    values = config.model_dump(mode="json")
+    kept = {name: values[name] for name in ("seed", "stage", "data", "prompt", "features")}
+    model, optim = values["model"], values["optim"]
+    kept["base"] = {name: value for name, value in model.items() if name not in ("fusion", "lora", "frozen")}
+    kept["optim"] = {name: optim[name] for name in ("batch_size", "micro_batch_size", "precision")}
+    return canonical_json(kept)
+
+
+def cost_of(config: Config, store: str, clips: str) -> Cost | None:
+    """What training costs, by building the model without weights; None for a probe, which shares no base.
+
+    Raises:
+        FeatureCacheError: it cannot be built.
+    """
+    if config.model.llm is None:
+        return None
+    plan = make_plan(config, store, clips, gpu="h200", utilisation=DEFAULT_UTILISATION, say=lambda text: None)
+    need = plan.memory
+    # What the CUDA context takes is gone from the free memory already.
+    return Cost(
+        trained=sum(plan.parameters.values()),
+        soft_tokens=round(plan.lengths.soft),
+        flops=plan.flops.total * plan.samples,
+        shared_bytes=need.base + need.workspace,
+        own_bytes=need.total - need.base - need.workspace - need.reserved,
+    )
+
+
+def free_bytes() -> int:
+    """Memory of this process's device that is free now."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0] * USABLE)
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * USABLE)
+
+
+def _room(costs: Sequence[Cost | None], free: int) -> int:
+    known = [cost for cost in costs if cost is not None]
+    if not known:
+        return 1  # probes share no base
+    largest = max(cost.own_bytes for cost in known)
+    room = (free - known[0].shared_bytes) // max(largest, 1)
+    return int(max(1, min(len(costs), room)))

@@ -1,0 +1,163 @@
+"""The report of a sweep: report.html, results.csv, results.tex and results.json beside its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from featurecache.store.publish import replace_bytes
+from fusion_train.comparison import detectable_before
+from fusion_train.figures import read_metrics
+from fusion_train.report.page import Page
+from fusion_train.report.tables import Cell, Table
+from fusion_train.run import Run
+from fusion_train.sweeps.results import Results
+from fusion_train.sweeps.trials import DONE, Outcome
+
+REFERENCE = "the reference"
+
+
+def write_report(results: Results, out: Path | None = None) -> Path:
+    """Write all files into the sweep's folder, the page to `out` if given; returns the page."""
+    variants = variant_table(results)
+    folder = results.folder
+    replace_bytes(folder / "results.csv", variants.csv().encode())
+    replace_bytes(folder / "results.tex", variants.latex().encode())
+    replace_bytes(folder / "results.json", (json.dumps(as_json(results), indent=2) + "\n").encode())
+    return page_of(results, variants).write(out or folder / "report.html")
+
+
+def variant_table(results: Results) -> Table:
+    """One row a variant, best first: scores in per cent, the comparison with the reference, time."""
+    verdicts = {each.variant: each for each in results.comparisons}
+    rows: list[list[Cell]] = []
+    for variant in results.about["variants"]:
+        mine = results.of(variant)
+        score, uar = results.mean_and_spread(variant), results.mean_and_spread(variant, "uar")
+        compared = verdicts.get(variant)
+        finished = sum(outcome.state == DONE for outcome in mine)
+        told = REFERENCE if variant == results.about["reference"] else compared.verdict if compared else _states(mine)
+        rows.append([
+            variant,
+            score[0] * 100 if score else None,
+            score[1] * 100 if score and score[1] is not None else None,
+            uar[0] * 100 if uar else None,
+            f"{finished} of {len(mine)}",
+            compared.p_holm if compared else None,
+            told,
+            sum(outcome.seconds or 0.0 for outcome in mine),
+        ])  # fmt: skip
+    rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
+    header = ["variant", "accuracy", "± over seeds", "UAR", "seeds", "p (Holm)", "against the reference", "seconds"]
+    return Table(header, rows, emphasised=frozenset(  # type: ignore[arg-type]
+        number for number, row in enumerate(rows) if row[0] == results.about["reference"]
+    ))  # fmt: skip
+
+
+def page_of(results: Results, variants: Table) -> Page:
+    about = results.about
+    clips = max((len(scores) for scores in results.scores.values()), default=0)
+    page = Page(f"Sweep {about['name']}", f"{about['task']} on {clips} clips of {about['split']}; "
+                f"every variant is compared with {about['reference']} on the same clips.")  # fmt: skip
+    failed = [outcome for outcome in results.outcomes if outcome.error]
+    if failed:
+        page.text(f"{len(failed)} of {len(results.outcomes)} trials failed; their errors stand below.", "warning")
+    page.table(variants)
+    least = detectable_before(clips, len(about["variants"]) - 1) if clips else 0.0
+    page.text(f"Per cent. Intervals: 95 % by bootstrap over clusters by {results.clustered_by}; p: paired permutation "
+              f"test, corrected by Holm for {len(results.comparisons)} comparisons. Told before the run: differences "
+              f"from about {least * 100:.1f} points can be found with this many clips.", "note")  # fmt: skip
+    if results.comparisons:
+        page.heading("Differences")
+        page.drawing(_intervals(results), f"Difference to {about['reference']} in points, with 95 % intervals.")
+    curves = _curves(results)
+    if curves is not None:
+        page.heading("Training")
+        page.drawing(curves, "Loss per supervised token and held-out accuracy, means over seeds.")
+    if results.correlations:
+        page.heading("Stopping early")
+        for step, value in results.correlations.items():
+            said = "too few finished to tell" if value is None else f"{value:.2f}"
+            page.text(f"Rank correlation of the scores after step {step} with those at the end: {said}.")
+        page.text("What was stopped was behind at that step, which is not the same as worse.", "note")
+    page.heading("Trials")
+    page.table(_trials(results))
+    for outcome in failed:
+        page.text(f"{outcome.name}: {outcome.error}", "warning")
+    return page
+
+
+def as_json(results: Results) -> dict[str, object]:
+    return {
+        "sweep": {key: results.about[key] for key in ("name", "task", "split", "reference")},
+        "trials": [asdict(outcome) for outcome in results.outcomes],
+        "comparisons": [{**asdict(each), "verdict": each.verdict} for each in results.comparisons],
+        "rank_correlations": results.correlations,
+    }
+
+
+def _trials(results: Results) -> Table:
+    header = ["trial", "state", "step", "accuracy", "UAR", "trained with", "seconds"]
+    rows: list[list[Cell]] = []
+    for each in results.outcomes:
+        scores = each.scores or {}
+        percent = [scores[name] * 100 if name in scores else None for name in ("accuracy", "uar")]
+        others = None if each.together is None else each.together - 1
+        rows.append([each.name, each.state, each.step, *percent, others, each.seconds])
+    return Table(header, rows)  # type: ignore[arg-type]
+
+
+def _intervals(results: Results) -> Figure:
+    ordered = sorted(results.comparisons, key=lambda each: each.difference)
+    figure = Figure(figsize=(7.5, 0.9 + 0.42 * len(ordered)), layout="constrained")
+    axes = figure.subplots()
+    for place, each in enumerate(ordered):
+        low, high = each.interval.low * 100, each.interval.high * 100
+        color = "C0" if each.distinguishable else "0.55"
+        axes.plot([low, high], [place, place], color=color, linewidth=2.5, solid_capstyle="butt")
+        axes.plot(each.difference * 100, place, "o", color=color)
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(ordered)), [each.variant for each in ordered])
+    axes.set(xlabel="points", ylim=(-0.6, len(ordered) - 0.4))
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _curves(results: Results) -> Figure | None:
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    drawn = False
+    for number, variant in enumerate(results.about["variants"]):
+        rows = [read_metrics(Run(results.folder / outcome.name)) for outcome in results.of(variant)]
+        for axes, name, mark in ((losses, "loss", "-"), (scores, "accuracy", "o-")):
+            points = _mean_curve(rows, name)
+            if points:
+                axes.plot(*zip(*points, strict=True), mark, color=f"C{number}", label=variant, markersize=3)
+                drawn = True
+    losses.set(xlabel="step", ylabel="loss", yscale="log")
+    scores.set(xlabel="step", ylabel="held-out accuracy")
+    for axes in (losses, scores):
+        axes.grid(alpha=0.3)
+    if drawn:
+        losses.legend(fontsize=8)
+    return figure if drawn else None
+
+
+def _mean_curve(runs: Sequence[Sequence[dict[str, float]]], name: str) -> list[tuple[float, float]]:
+    """(step, mean) over runs, of `name` or the mean of all `name/TASK`."""
+    at: dict[float, list[float]] = {}
+    for row in (row for rows in runs for row in rows):
+        values = [value for key, value in row.items() if key == name or (
+            name == "accuracy" and key.startswith("accuracy/"))]  # fmt: skip
+        if values:
+            at.setdefault(row["step"], []).append(sum(values) / len(values))
+    return [(step, sum(values) / len(values)) for step, values in sorted(at.items())]
+
+
+def _states(outcomes: Sequence[Outcome]) -> str:
+    return ", ".join(sorted({f"{o.state}" + (f" after step {o.step}" if o.state == "stopped" else "")
+                             for o in outcomes}))  # fmt: skip

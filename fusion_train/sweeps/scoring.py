@@ -1,0 +1,71 @@
+"""Ask all members of a company the same held-out questions; a stacked base answers for all in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from featurecache.clips import ClipList
+from fusion_train.assemble import Workbench
+from fusion_train.evaluate import (
+    EVAL_BATCH_SIZE,
+    Evaluation,
+    answer,
+    classified,
+    evaluate,
+    groups,
+    hidden_of,
+    questions,
+    row_of,
+    with_answers,
+)
+from fusion_train.held_out import HeldOut
+from fusion_train.models.company import AnsweringTogether, Company
+from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.prompts import find_task
+
+
+def evaluate_together(
+    bench: Workbench, company: Company, members: Sequence[EmotionLlama], clips: ClipList, task_name: str
+) -> list[Evaluation]:
+    """What `evaluate` gives for each of the members, all of them present in the company."""
+    if not company.stacked:
+        return [evaluate(replace(bench, model=member), clips, task_name) for member in members]
+    task, count = find_task(task_name), len(members)
+    samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, None))
+    asking = replace(bench, model=AnsweringTogether(company, members))
+    rows: list[list[dict[str, Any]]] = [[] for _ in members]
+    for group in groups(samples, EVAL_BATCH_SIZE):
+        answers = list(answer(asking, [*group] * count))
+        for number, mine in enumerate(rows):
+            own = answers[number * len(group) : (number + 1) * len(group)]
+            mine += [row_of(sample) | answered | {"reference": sample.answer}
+                     for sample, answered in zip(group, own, strict=True)]  # fmt: skip
+    for mine in rows:
+        mine.sort(key=lambda row: row["id"])
+    return [Evaluation(task_name, mine, classified(task, mine)) for mine in rows]
+
+
+def score_together(held_out: HeldOut, company: Company, members: Sequence[EmotionLlama]) -> list[dict[str, float]]:
+    """What `HeldOut.score` gives for each member."""
+    scores: list[dict[str, float]] = [{} for _ in members]
+    for task in held_out.tasks:
+        found = evaluate_together(held_out.bench, company, members, held_out.clips, task)
+        for mine, evaluation in zip(scores, found, strict=True):
+            mine[f"accuracy/{task}"] = float(evaluation.summary()["accuracy"])
+    for mine, loss in zip(scores, _losses(held_out, company, len(members)), strict=True):
+        mine["eval_loss"] = loss
+    return scores
+
+
+@torch.no_grad()
+def _losses(held_out: HeldOut, company: Company, count: int) -> list[float]:
+    totals, tokens = [0.0] * count, 0
+    for batch in held_out.batches():
+        outputs = company.forward(batch.to(held_out.bench.device).tensors())
+        totals = [total + float(output.loss_sum) for total, output in zip(totals, outputs, strict=True)]
+        tokens += batch.num_supervised
+    return [total / tokens for total in totals]

@@ -1,0 +1,166 @@
+"""What a sweep asks for: variants of one recipe, seeds, what is compared. Read and checked whole before anything runs.
+
+    task: emotion               asked of the held-out clips; right or wrong a clip is what is compared
+    split: val                  where; default: the recipe's data.eval_split
+    stage: perception           file under configs/stages; a variant may name another, or a chain of them
+    seeds: [0, 1, 2]            every variant is trained with each
+    reference: conv-attention   what the others are compared with; default: the last variant
+    settings: {...}             laid over the recipe
+    halving: {at: [0.25, 0.5], keep: 0.5}    see halving.py; default: none
+    needs: |                    how to make features that the store may not have yet
+      fcache extract ...
+    variants:
+      conv: {model: {fusion: {name: conv}}}
+      both: {stages: [perception, cognition]}
+
+Any key of the configuration may be varied. A trial is a variant with a seed; its run lies in OUT/VARIANT-seedN, those
+of the stages before the last in OUT/VARIANT-seedN.STAGE.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from featurecache.errors import suggest
+from fusion_train.config import Config, load_config, merge, read_yaml, validate
+from fusion_train.errors import ConfigError
+
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+class Halving(BaseModel):
+    """When variants are judged, and what share of them goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: tuple[float, ...] = (0.25, 0.5)
+    keep: float = Field(0.5, gt=0, lt=1)
+
+
+class SweepFile(BaseModel):
+    """The keys of a sweep file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variants: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    task: str = "emotion"
+    split: str | None = None
+    stage: str = "perception"
+    seeds: tuple[int, ...] = Field(DEFAULT_SEEDS, min_length=1)
+    reference: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    halving: Halving | None = None
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant with one seed: a configuration a stage, each starting from the one before."""
+
+    variant: str
+    seed: int
+    stages: tuple[Config, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.seed}"
+
+    @property
+    def config(self) -> Config:
+        """Of the last stage, which is scored."""
+        return self.stages[-1]
+
+    @property
+    def key(self) -> str:
+        """Hash of everything resolved."""
+        return hashlib.sha256(":".join(config.hash for config in self.stages).encode()).hexdigest()[:16]
+
+    def folder(self, out: Path, stage: int) -> Path:
+        last = stage == len(self.stages) - 1
+        return out / (self.name if last else f"{self.name}.{self.stages[stage].stage}")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, resolved."""
+
+    name: str
+    task: str
+    split: str
+    reference: str
+    halving: Halving | None
+    needs: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(trial.variant for trial in self.trials))
+
+
+def load_sweep(file: str, config: str | None, overrides: Iterable[str]) -> Sweep:
+    """Read a sweep file, or a shipped one by name, and build every trial's configurations.
+
+    Args:
+        config, overrides: the recipe that variants are laid over, as for training.
+
+    Raises:
+        ConfigError: unknown keys, no variants, or settings that are wrong; all variants are checked.
+    """
+    asked = _parse(file, read_yaml(file if Path(file).is_file() else f"sweeps/{file}"))
+    overrides = list(overrides)
+    trials, problems = [], []
+    for variant, settings in asked.variants.items():
+        laid = copy.deepcopy(settings or {})
+        stages = laid.pop("stages", None) or [laid.pop("stage", None) or asked.stage]
+        for seed in asked.seeds:
+            try:
+                chain = []
+                for stage in stages:
+                    values = load_config(config, str(stage), overrides).model_dump(mode="json")
+                    for layer in (asked.settings, laid, {"seed": seed}):
+                        merge(values, copy.deepcopy(layer))
+                    chain.append(validate(values, f'variant "{variant}"'))
+                trials.append(Trial(variant, seed, tuple(chain)))
+            except ConfigError as error:
+                problems.append(str(error))
+                break  # other seeds would say the same
+    if problems:
+        raise ConfigError(file, expected="valid settings for every variant", got="problems", problems=problems)
+    _refuse_equal(file, trials)
+    reference = asked.reference or list(asked.variants)[-1]
+    if reference not in asked.variants:
+        raise ConfigError(
+            f"{file}: reference", expected="one of " + ", ".join(asked.variants), got=reference,
+            next_step=suggest(reference, asked.variants).strip() or None,
+        )  # fmt: skip
+    split = asked.split or trials[0].config.data.eval_split or "val"
+    return Sweep(Path(file).stem, asked.task, split, reference, asked.halving, asked.needs.strip(), tuple(trials))
+
+
+def _parse(file: str, values: Mapping[str, Any]) -> SweepFile:
+    try:
+        return SweepFile.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"]))
+            near = suggest(str(item["loc"][-1]), SweepFile.model_fields) if item["type"] == "extra_forbidden" else ""
+            problems.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}.{near}")
+        raise ConfigError(
+            file, expected="a sweep: variants, and besides only " + ", ".join(SweepFile.model_fields),
+            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems,
+        ) from error  # fmt: skip
+
+
+def _refuse_equal(file: str, trials: list[Trial]) -> None:
+    first: dict[str, Trial] = {}
+    twice = [f"{t.name} is {first[t.key].name}" for t in trials if first.setdefault(t.key, t) is not t]
+    if twice:
+        raise ConfigError(file, expected="variants that differ, and seeds once", got="equal trials", problems=twice)

@@ -1,0 +1,298 @@
+"""Train several trials in step on one frozen base: each equals the run that it would be alone.
+
+    batch -> every member's fusion -> base on all rows, LoRA per member -> losses, summed -> each member's own AdamW
+
+A member has its run folder, optimizer, gradient scaler, clipping, schedule, moving average, dropout stream, journal,
+checkpoints and early exit; they are written by the functions that write those of a run trained alone, so that `eval`,
+`resume` and `export` know no difference. A member resumed at a later step joins when the others reach it. One that
+diverges leaves; the others go on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from featurecache.errors import FingerprintError
+from featurecache.interrupt import Interrupted, StopRequest
+from featurecache.progress import show_progress
+from fusion_train.assemble import Workbench, absolute, assemble
+from fusion_train.averaging import Averaged
+from fusion_train.batches import Batch, prefetch
+from fusion_train.config import Config
+from fusion_train.errors import DivergedError, FusionTrainError
+from fusion_train.held_out import HeldOut
+from fusion_train.journal import Journal
+from fusion_train.language_model import build_model, load_llm
+from fusion_train.models.company import Company, evaluating, shared_copy
+from fusion_train.optimizer import gradient_norms, make_optimizer, set_learning_rates
+from fusion_train.run import Run
+from fusion_train.seeding import derive
+from fusion_train.sizes import work_of
+from fusion_train.sweeps.scoring import score_together
+from fusion_train.tally import Tally
+from fusion_train.train import (
+    check_batching,
+    make_accelerator,
+    make_record,
+    make_stream,
+    micro_batches,
+    peak_flops,
+    refuse_other_configuration,
+    resume,
+    save_checkpoint,
+    start_from,
+)
+
+
+class SharedBase:
+    """Language models by name and dtype, loaded once; the last one is kept."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, str] | None = None
+        self._llm: nn.Module | None = None
+
+    def plain(self, name: str, dtype: str) -> nn.Module:
+        """The model itself, without adapters, on this process's device."""
+        if self._key != (name, dtype) or self._llm is None:
+            self._llm = None  # before the next one is loaded
+            self._llm, self._key = load_llm(name, dtype).to(PartialState().device), (name, dtype)
+        return self._llm
+
+    def copy(self, name: str, dtype: str) -> nn.Module:
+        """Modules of one's own over the same weights."""
+        return shared_copy(self.plain(name, dtype))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run to train in company."""
+
+    config: Config
+    run: Run
+    initial: Run | None = None
+
+
+@dataclass
+class Member:
+    """One trial in training."""
+
+    asked: Asked
+    bench: Workbench
+    accelerator: Any
+    optimizer: Any
+    averaged: Averaged | None
+    start: int
+    journal: Journal
+    tally: Tally
+    done: int = 0
+    seconds: float = 0.0
+    """Its share of the company's time."""
+    finished: bool = False
+    error: FusionTrainError | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    loss: Any = field(default=None, repr=False)
+
+    @property
+    def config(self) -> Config:
+        return self.asked.config
+
+
+def train_together(
+    asked: Sequence[Asked],
+    *,
+    store: str,
+    clips: str,
+    base: SharedBase,
+    until: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Member]:
+    """Train runs that take the same batches, to their end or to step `until`; each is checkpointed and scored there.
+
+    Returns:
+        The members in the order asked; one that diverged has its `error`.
+
+    Raises:
+        FeatureCacheError: settings, data or checkpoints that do not serve, before any of them is trained on.
+        Interrupted: SIGINT or SIGTERM; all members are saved and resume from there.
+    """
+    for each in asked:
+        refuse_other_configuration(each.run, each.config)
+    first = _bench(asked[0], store, clips, base)
+    check_batching(first.config, 1)
+    benches = [first, *(_beside(first, each, base) for each in asked[1:])]
+    llm = base.plain(first.config.model.llm, first.config.model.llm_dtype)
+    company = Company(llm, [bench.model for bench in benches])
+    stream = make_stream(first, say)
+    held_out = HeldOut(first) if first.config.data.eval_split is not None else None
+    with ExitStack() as open_journals:
+        members = [_join(each, bench, store, clips, open_journals) for each, bench in zip(asked, benches, strict=True)]
+        ends = [min(member.config.optim.steps, until or member.config.optim.steps) for member in members]
+        start, end = min(member.start for member in members), max(ends)
+        batches = prefetch(lambda step: micro_batches(step, first, stream, members[0].accelerator), start, end)
+        say(f"{len(members)} together from step {start} to {end}: {', '.join(each.run.name for each in asked)}")
+        with StopRequest() as stop, show_progress("sweep", "steps", already=start) as progress:
+            began = time.perf_counter()
+            for step, step_batches in enumerate(batches, start=start):
+                here = [n for n, member in enumerate(members) if _takes_part(member, step, ends[n])]
+                if here:
+                    company.keep(here)
+                    present = [members[n] for n in here]
+                    for member in present:
+                        member.journal.waited(time.perf_counter() - began)
+                    _step(company, here, members, step_batches, step)
+                    _share(present, time.perf_counter() - began)
+                    mean = sum(float(member.loss) for member in present) / len(present)
+                    progress(step + 1, end, f"{len(present)} together, mean loss {mean:.4f}")
+                    _after(company, held_out, members, here, ends, step + 1, stop.requested, say)
+                if stop.requested and any(not m.finished and m.error is None for m in members):
+                    raise Interrupted(f"stopped after step {step + 1}. Go on with the same command.")
+                began = time.perf_counter()
+    return members
+
+
+def _bench(asked: Asked, store: str, clips: str, base: SharedBase) -> Workbench:
+    known = asked.run.record() if asked.run.exists else None
+    return assemble(
+        asked.config, store, clips, fingerprints=known.fingerprints if known else None,
+        sets=known.label_sets if known else None, load=base.copy,
+    )  # fmt: skip
+
+
+def _beside(first: Workbench, asked: Asked, base: SharedBase) -> Workbench:
+    """The workbench of another member: a model of its own, everything else the first one's."""
+    if asked.run.exists and dict(asked.run.record().fingerprints) != first.reader.fingerprints:
+        raise FingerprintError(
+            str(asked.run.folder), expected="the features that the run was trained on", got="others",
+            next_step="Name the store it was trained from with --store, or delete the run.",
+        )  # fmt: skip
+    config = asked.config
+    llm = base.copy(config.model.llm or "", config.model.llm_dtype)
+    return replace(first, config=config, model=build_model(config, llm, first.reader.shapes))
+
+
+def _join(asked: Asked, bench: Workbench, store: str, clips: str, journals: ExitStack) -> Member:
+    run, config = asked.run, asked.config
+    accelerator = make_accelerator(config.optim)
+    known = run.record() if run.exists else None
+    initial = asked.initial
+    if known is not None and known.initial is not None:
+        initial = Run(absolute(known.initial["run"], run.folder))
+    loaded = start_from(initial, run, bench.model, known) if initial else None
+    if known is None:
+        run.create(config, make_record(bench, store, clips, run, loaded))
+    _, optimizer = accelerator.prepare(bench.model, make_optimizer(bench.model, config.optim))
+    averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
+    start = resume(run, bench.model, optimizer, averaged, accelerator, known)
+    journal = Journal(run.folder, start, config.log, enabled=True, peak_flops=peak_flops(accelerator, config),
+                      about=config.model_dump(mode="json"))  # fmt: skip
+    journals.enter_context(journal)
+    return Member(asked, bench, accelerator, optimizer, averaged, start, journal, Tally(work_of(bench.model)), start)
+
+
+def _takes_part(member: Member, step: int, end: int) -> bool:
+    return member.error is None and not member.finished and member.start <= step < end
+
+
+def _step(company: Company, here: Sequence[int], members: Sequence[Member], batches: list[Batch], step: int) -> None:
+    """One optimizer step of every member that is here."""
+    present = [members[n] for n in here]
+    device = present[0].bench.device
+    total = sum(batch.num_supervised for batch in batches)
+    for n, member in zip(here, present, strict=True):
+        member.rates = set_learning_rates(member.optimizer, step, member.config.optim)
+        company.streams[n].seed(derive(member.config.seed, "dropout", step, 0))
+        member.loss = torch.zeros((), device=device)
+
+    def weigh(n: int, loss: torch.Tensor) -> torch.Tensor:
+        scaler = members[n].accelerator.scaler
+        return loss * (1 / total) if scaler is None else scaler.scale(loss * (1 / total))
+
+    for batch in batches:
+        with present[0].accelerator.autocast():
+            outputs = company.learn(batch.to(device).tensors(), weigh)
+        for member, output in zip(present, outputs, strict=True):
+            member.tally.count(batch.asked, output.sample_losses)
+            member.loss += output.loss_sum / total
+    for member in present:
+        member.done = step + 1
+        mean = float(member.loss)
+        if math.isfinite(mean):
+            member.accelerator.unscale_gradients(member.optimizer)
+            member.norms = gradient_norms(member.bench.model, member.config.optim.max_grad_norm)
+            member.optimizer.step()
+            if member.averaged is not None:
+                member.averaged.update(step)
+        else:
+            member.error = DivergedError(
+                f"{member.asked.run.folder}, step {step}", expected="a finite loss", got=str(mean),
+                next_step="Lower optim.lr or set optim.precision=bf16.",
+            )  # fmt: skip
+        member.optimizer.zero_grad(set_to_none=True)
+
+
+def _after(
+    company: Company,
+    held_out: HeldOut | None,
+    members: Sequence[Member],
+    here: Sequence[int],
+    ends: Sequence[int],
+    done: int,
+    stopping: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Lines of the journals, scores, checkpoints; who is done leaves."""
+    sound = [n for n in here if members[n].error is None]
+    for member in (members[n] for n in sound):
+        if member.journal.due(done):
+            member.journal.step(done, member.tally.take(), member.rates, member.norms)
+    paused_since = time.perf_counter()
+    asking = [n for n in sound if done == ends[n] or done % members[n].config.log.eval_every == 0]
+    if held_out and asking:
+        company.keep(asking)
+        chosen = [members[n] for n in asking]
+        with _averages(chosen), evaluating(company):
+            scores = score_together(held_out, company, [member.bench.model for member in chosen])
+        for member, values in zip(chosen, scores, strict=True):
+            member.journal.scores(done, values)
+            said = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+            say(f"step {done}: {member.asked.run.name}: {said}")
+    for n in sound:
+        member = members[n]
+        complete = done == member.config.optim.steps or member.journal.stalled()
+        if complete or done == ends[n] or done % member.config.checkpoint.every == 0 or stopping:
+            save_checkpoint(member.asked.run, member.bench, member.optimizer, member.averaged, member.accelerator, done,
+                            member.journal.score_at(done))  # fmt: skip
+        if complete:
+            member.finished = True
+            member.asked.run.finish(
+                {"step": done, "scores": member.journal.scores_at(done), "seconds": round(member.seconds, 3)}
+            )
+    passed = time.perf_counter() - paused_since
+    for n in here:
+        members[n].journal.paused(passed)
+    _share([members[n] for n in here], passed)
+
+
+def _share(present: Sequence[Member], seconds: float) -> None:
+    for member in present:
+        member.seconds += seconds / len(present)
+
+
+@contextmanager
+def _averages(members: Sequence[Member]) -> Iterator[None]:
+    """Put every member's moving average in the place of its parameters."""
+    with ExitStack() as stack:
+        for member in members:
+            if member.averaged is not None:
+                stack.enter_context(member.averaged.in_place())
+        yield

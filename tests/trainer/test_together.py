@@ -1,0 +1,114 @@
+"""Trials trained in company are the runs that they would be alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import make_config
+
+from fusion_train import checkpoint
+from fusion_train.assemble import reassemble
+from fusion_train.evaluate import evaluate
+from fusion_train.run import Run
+from fusion_train.sweeps.together import Asked, SharedBase, train_together
+from fusion_train.train import train
+
+SETTINGS = {
+    "plain": [],
+    "conv": ["model.fusion.name=conv", "model.lora.r=8"],
+    "fast": ["optim.lr=1e-2", "optim.max_grad_norm=0.5", "optim.ema_decay=0.9"],
+    "short": ["optim.steps=4", "model.lora.r=0"],
+}
+
+
+def places(material: Path) -> dict[str, str]:
+    return {"store": str(material / "features.zarr"), "clips": str(material / "clips.jsonl")}
+
+
+def asked_in(folder: Path, llama: Path, names=tuple(SETTINGS), *more: str) -> list[Asked]:
+    return [
+        Asked(make_config(llama, "log.eval_every=3", "log.peak_tflops=1", *more, *SETTINGS[name]), Run(folder / name))
+        for name in names
+    ]
+
+
+def together(asked: list[Asked], material: Path, **rest):
+    return train_together(asked, **places(material), base=SharedBase(), say=lambda text: None, **rest)
+
+
+def tensors(run: Run, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.choose(run.checkpoints, "last") / name)
+
+
+def equal(one: Run, other: Run) -> bool:
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        mine, theirs = tensors(one, file), tensors(other, file)
+        if mine.keys() != theirs.keys() or not all(torch.equal(mine[name], theirs[name]) for name in mine):
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def alone(llama, material, tmp_path_factory) -> dict[str, Run]:
+    """Every variant trained by itself."""
+    folder = tmp_path_factory.mktemp("alone")
+    for asked in asked_in(folder, llama):
+        train(asked.config, **places(material), run=asked.run, say=lambda text: None)
+    return {name: Run(folder / name) for name in SETTINGS}
+
+
+@pytest.fixture(scope="module")
+def company(llama, material, tmp_path_factory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("company")
+    together(asked_in(folder, llama), material)
+    return {name: Run(folder / name) for name in SETTINGS}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_trial_in_company_equals_the_run_alone_to_the_bit(name, alone, company):
+    assert equal(alone[name], company[name])
+    assert company[name].result["step"] == alone[name].result["step"]
+    assert company[name].result["scores"] == pytest.approx(alone[name].result["scores"], abs=1e-6)
+
+
+def test_its_journal_tells_the_same_losses(alone, company):
+    def losses(run: Run) -> list[float]:
+        return [row["loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
+
+    assert losses(company["conv"]) == losses(alone["conv"])
+
+
+def test_it_is_an_ordinary_run(material, company):
+    bench = reassemble(company["fast"], **places(material))
+    assert evaluate(bench, bench.clips.in_split("val"), "emotion").scores.num_clips == 12
+
+
+def test_stopped_at_a_rung_it_goes_on_alone_or_in_company(llama, material, tmp_path, alone):
+    paused = together(asked_in(tmp_path, llama), material, until=3)
+    assert [member.finished for member in paused] == [False] * 4
+    assert all(member.journal.scores_at(3) for member in paused)
+    for asked in asked_in(tmp_path, llama, ("plain",)):
+        train(asked.config, **places(material), run=asked.run, say=lambda text: None)
+    together(asked_in(tmp_path, llama, ("conv", "fast", "short")), material)
+    assert all(equal(alone[name], Run(tmp_path / name)) for name in SETTINGS)
+
+
+def test_members_resumed_at_different_steps_meet(llama, material, tmp_path, alone):
+    together(asked_in(tmp_path, llama, ("plain",)), material, until=4)
+    together(asked_in(tmp_path, llama, ("conv",)), material, until=2)
+    together(asked_in(tmp_path, llama, ("plain", "conv")), material)
+    assert all(equal(alone[name], Run(tmp_path / name)) for name in ("plain", "conv"))
+
+
+def test_one_that_diverges_leaves_and_the_others_are_unchanged(llama, material, tmp_path, alone):
+    asked = asked_in(tmp_path, llama, ("plain", "conv"))
+    wild = make_config(llama, "log.eval_every=3", "log.peak_tflops=1", "optim.lr=1e30", "optim.warmup_steps=0")
+    members = together([asked[0], Asked(wild, Run(tmp_path / "wild")), asked[1]], material)
+    assert members[1].error is not None
+    assert "finite loss" in str(members[1].error)
+    assert not members[1].finished
+    assert all(equal(alone[name], Run(tmp_path / name)) for name in ("plain", "conv"))
