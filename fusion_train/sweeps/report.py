@@ -48,11 +48,11 @@ def variant_table(results: Results) -> Table:
             uar[0] * 100 if uar else None,
             f"{finished} of {len(mine)}",
             compared.p_holm if compared else None,
-            told,
             sum(outcome.seconds or 0.0 for outcome in mine),
+            told,
         ])  # fmt: skip
     rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
-    header = ["variant", "accuracy", "± over seeds", "UAR", "seeds", "p (Holm)", "against the reference", "seconds"]
+    header = ["variant", "accuracy", "± over seeds", "UAR", "seeds", "p (Holm)", "seconds", "against the reference"]
     return Table(header, rows, emphasised=frozenset(  # type: ignore[arg-type]
         number for number, row in enumerate(rows) if row[0] == results.about["reference"]
     ))  # fmt: skip

@@ -24,13 +24,6 @@ def invoke(*arguments: object):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def sweep_command(folder: Path, material: Path) -> list[object]:
-    return [
-        "sweep", folder / "mine.yaml", "--config", folder / "base.yaml", "--store", material / "features.zarr",
-        "--clips", material / "clips.jsonl", "--out", folder / "sweep",
-    ]  # fmt: skip
-
-
 def test_every_command_shows_an_example():
     for name, command in main.commands.items():
         assert f"fusion-train {name}" in command.help, f"{name} has no example"
@@ -84,33 +77,6 @@ def test_eval_of_a_folder_that_is_no_run_names_those_there_are(trained):
     result = invoke("eval", "--run", trained.parent / "nothing")
     assert result.exit_code == 2
     assert "There are: run." in result.output
-
-
-def test_a_sweep_compares_variants_and_continues(llama, material, tmp_path):
-    (tmp_path / "base.yaml").write_text(make_config(llama, "optim.steps=2").to_yaml())
-    (tmp_path / "mine.yaml").write_text(
-        "seeds: [0, 1]\nvariants:\n  conv: {model: {fusion: {name: conv}}}\n  none: {model: {fusion: {name: none}}}\n"
-    )
-    command = sweep_command(tmp_path, material)
-    first = invoke(*command)
-    assert first.exit_code == 0, first.output
-    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
-    assert [(row["variant"], row["seed"]) for row in results] == [("conv", 0), ("conv", 1), ("none", 0), ("none", 1)]
-    again = invoke(*command)
-    assert again.output.count("already finished") == 4
-    assert json.loads((tmp_path / "sweep" / "results.json").read_text()) == results
-
-
-def test_a_failing_variant_does_not_stop_the_others(llama, material, tmp_path):
-    (tmp_path / "base.yaml").write_text(make_config(llama, "optim.steps=2").to_yaml())
-    variants = "variants:\n  bad: {optim: {lr: 1e30, warmup_steps: 0, steps: 9}}\n  good: {}\n"
-    (tmp_path / "mine.yaml").write_text(variants)
-    result = invoke(*sweep_command(tmp_path, material))
-    assert result.exit_code == 1
-    assert "expected a finite loss" in result.output
-    rows = {row["variant"]: row for row in json.loads((tmp_path / "sweep" / "results.json").read_text())}
-    assert rows["bad"]["accuracy"] is None
-    assert rows["good"]["accuracy"] is not None
 
 
 def test_a_conclusion_is_what_stands_in_the_answer():

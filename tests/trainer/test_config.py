@@ -9,7 +9,7 @@ import yaml
 
 from fusion_train.config import load_config, stage_names
 from fusion_train.errors import ConfigError
-from fusion_train.sweep import load_sweep
+from fusion_train.sweeps.sweep_file import load_sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -19,7 +19,7 @@ SWEEPS = sorted(CONFIGS.glob("sweeps/*.yaml"))
 def test_there_are_presets_stages_and_sweeps():
     assert "emotion_llama_v2" in PRESETS
     assert {"perception", "cognition", "joint"} <= set(stage_names())
-    assert SWEEPS
+    assert {path.stem for path in SWEEPS} >= {"curriculum", "encoders", "lora", "modalities", "pre_fusion", "tokens"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -30,7 +30,9 @@ def test_every_shipped_configuration_is_valid_in_every_stage(preset, stage):
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=lambda path: path.stem)
 def test_every_shipped_sweep_builds_every_variant(sweep):
-    assert len({trial.config.hash for trial in load_sweep(str(sweep), None, ()).trials}) > 1
+    loaded = load_sweep(str(sweep), None, ())
+    assert len({trial.key for trial in loaded.trials}) == 3 * len(loaded.variants), "three seeds of each"
+    assert loaded.reference in loaded.variants
 
 
 def test_the_published_recipe_is_the_default():
