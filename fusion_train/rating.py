@@ -135,8 +135,15 @@ def _means(
 
 
 def _alpha(values: np.ndarray) -> float | None:
-    import krippendorff
-
+    try:
+        import krippendorff
+    except ImportError as error:
+        raise DataError(
+            "agreement",
+            expected="the package krippendorff",
+            got="none",
+            next_step="pip install 'featurecache[scores]'.",
+        ) from error
     twice = np.isfinite(values).sum(axis=0) > 1
     rated = values[:, twice]
     if not twice.any() or len(np.unique(rated[np.isfinite(rated)])) < 2:

@@ -46,7 +46,7 @@ def overview_table(scores: BenchScores) -> Table:
             continue
         scale = scale_of(each.scored)
         interval = (each.interval.low * scale, each.interval.high * scale)
-        rows.append([each.title, each.scored.main, each.scored.value * scale, *interval, *published])
+        rows.append([each.title, figure_name(each.scored), each.scored.value * scale, *interval, *published])
     for name, mean in scores.means.items():
         value = None if mean.value is None else mean.value * 100
         rows.append([f"mean: {name}", None, value, None, None, *(rival.means.get(name) for rival in rivals)])
@@ -63,7 +63,7 @@ def summary_table(scores: BenchScores) -> Table:
         others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
         interval = f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
         count = int(scored.counts.get("clips", len(scored.clip_ids)))
-        rows.append([each.title, scored.main, scored.value * scale, interval, others, count])
+        rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count])
     return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"], rows)  # type: ignore[arg-type]
 
 
@@ -173,6 +173,12 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "notes": list(scored.notes),
         "comparable": scored.comparable,
     }
+
+
+def figure_name(scored: Scored) -> str:
+    """The main figure; with it how many labels were predicted, where naming many is not punished."""
+    labels = scored.counts.get("labels predicted a clip")
+    return scored.main if labels is None else f"{scored.main}, {labels:.2f} labels a clip"
 
 
 def scale_of(scored: Scored) -> int:

@@ -66,7 +66,8 @@ def classification(references: References, predictions: Predictions, settings: S
         )  # fmt: skip
     truth = {clip: one_label(value) for clip, value in references.items()}
     answers = {clip: one_label(text) for clip, text in predictions.items()}
-    scores = classification_scores(truth, answers, settings.vocabulary)
+    vocabulary = None if settings.vocabulary is None else [one_label(label) for label in settings.vocabulary]
+    scores = classification_scores(truth, answers, vocabulary)
     figures = {"accuracy": scores.accuracy, "weighted F1": scores.weighted_f1, "UAR": scores.uar, "WAR": scores.war}
     counts = {"clips": scores.num_clips, "answers that are no label": scores.num_outside}
     return _classes(scores, figures, counts, main)

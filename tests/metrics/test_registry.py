@@ -9,6 +9,7 @@ import pytest
 
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.metrics.registry import METRICS, score
+from fusion_train.metrics.scored import Settings
 
 LABELS = ["anger", "happy", "worried", "sad"]
 REFERENCES = {
@@ -61,6 +62,11 @@ def test_words_stand_for_sentiment_scores_of_their_sign():
     assert numbers.value == words.value
     with pytest.raises(DataError, match="a: 'happy'"):
         score("waf", {"a": "happy"}, {"a": "positive"})
+
+
+def test_capitals_do_not_matter():
+    settings = Settings(vocabulary=("Shy", "Happy"))
+    assert score("classification", {"a": "Shy", "b": "happy"}, {"a": "shy.", "b": "Joy"}, settings).value == 1
 
 
 def test_references_of_another_kind_are_named():
