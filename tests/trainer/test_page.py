@@ -1,4 +1,7 @@
-"""`fusion-train demo`: the page, clicked through in a headless Chromium where there is one."""
+"""`fusion-train demo`: the page, clicked through in a headless Chromium where there is one.
+
+Needs gradio; clicking also selenium, chromium and chromedriver. What is absent is skipped.
+"""
 
 from __future__ import annotations
 
