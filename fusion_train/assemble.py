@@ -126,6 +126,7 @@ def reassemble(
     clips: str | None = None,
     which: str = "best",
     disturbed: Mapping[str, str] | None = None,
+    quantised: bool = True,
 ) -> Workbench:
     """Build a finished or interrupted run again with the weights of one of its checkpoints, on the GPU if there is one.
 
@@ -133,6 +134,7 @@ def reassemble(
         store, clips: where they lie now, if not where the run found them.
         which: `best`, `last` or a step.
         disturbed: modality -> feature that is read in place of the one trained on: the same, but for a perturbation.
+        quantised: as of `assemble`.
     """
     record, config = run.record(), run.config()
     folder = checkpoint.choose(run.checkpoints, which)
@@ -149,6 +151,7 @@ def reassemble(
         clips or absolute(record.clips, run.folder),
         fingerprints={name: value for name, value in record.fingerprints.items() if name not in replaced},
         sets=record.label_sets,
+        quantised=quantised,
     )
     for modality, feature in replaced.items():
         _refuse_other_encoder(feature, bench.reader.specs[modality], record.fingerprints[modality])
