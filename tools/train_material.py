@@ -46,13 +46,18 @@ def save_llm(folder: Path, *, width: int, layers: int) -> Path:
 def save_clips(file: Path, count: int, *, uniform: bool = False) -> Path:
     """A clip list; `uniform`: every text and reason has the median length."""
     random = np.random.default_rng(0)
+    same = _sentence(random, 20), _sentence(random, 60)
     with file.open("w") as lines:
         for number in range(count):
-            said, why = (20, 60) if uniform else np.clip(random.lognormal(np.log([20, 60]), [0.9, 0.5]), 1, 200)
+            said, why = same
+            if not uniform:
+                said, why = (
+                    _sentence(random, int(n)) for n in np.clip(random.lognormal(np.log([20, 60]), [0.9, 0.5]), 1, 200)
+                )
             lines.write(json.dumps({
-                "id": f"clip_{number:07d}", "text": _sentence(random, int(said)), "split": "train", "dataset": "bench",
+                "id": f"clip_{number:07d}", "text": said, "split": "train", "dataset": "bench",
                 "labels": {"emotion": LABELS[number % len(LABELS)]},
-                "responses": {"reason": _sentence(random, int(why)), "think": _sentence(random, int(why))},
+                "responses": {"reason": why, "think": why},
             }) + "\n")  # fmt: skip
     return file
 

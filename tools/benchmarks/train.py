@@ -37,36 +37,37 @@ from fusion_train.streams import keep_pool, make_stream
 from fusion_train.tally import Tally
 
 BATCH = 4
+PARTS = ("feeding", "packing", "sharing", "quantising", "resuming", "gpu")
 OPTIONS = [
     click.Option(["--steps"], type=int, default=24, show_default=True, help="Steps of each contestant."),
     click.Option(["--width"], type=int, default=256, show_default=True, help="Width of the language model."),
     click.Option(["--layers"], type=int, default=4, show_default=True),
     click.Option(["--clips"], "num_clips", type=int, default=128, show_default=True, help="Clips in the store."),
-    click.Option(["--million/--no-million"], default=True, show_default=True, help="Also resume among 10^6 clips."),
-    click.Option(["--gpu/--no-gpu"], default=True, show_default=True, help="Also the 7B shapes, with CUDA."),
+    click.Option(["--only"], type=click.Choice(PARTS), multiple=True, help="Parts to measure.  [default: all]"),
 ]
 
 
-def measure(steps: int, width: int, layers: int, num_clips: int, million: bool, gpu: bool) -> dict[str, Any]:
-    """All figures."""
+def measure(steps: int, width: int, layers: int, num_clips: int, only: tuple[str, ...]) -> dict[str, Any]:
+    """All figures, or those of some parts."""
     figures: dict[str, Any] = {}
+    parts = only or PARTS
     with tempfile.TemporaryDirectory(prefix="bench-train-") as place:
         root = Path(place)
         llm = save_llm(root / "llm", width=width, layers=layers)
         store = save_store(root / "features.zarr", [f"clip_{number:07d}" for number in range(num_clips)])
-        mixed, uniform = (
-            save_clips(root / "mixed.jsonl", num_clips),
-            save_clips(root / "same.jsonl", num_clips, uniform=True),
-        )
-        figures |= feeding(_open(llm, store, uniform, "data.tasks=[reason]"), steps)
-        figures |= packing(_open(llm, store, mixed, "data.tasks=[emotion, reason]"), steps)
-        for kind in ("plain", "fp8", "int8", "nf4"):
-            figures |= quantising(llm, store, uniform, kind, steps)
-        for questions in (2, 4):
+        mixed = save_clips(root / "mixed.jsonl", num_clips)
+        uniform = save_clips(root / "same.jsonl", num_clips, uniform=True)
+        if "feeding" in parts:
+            figures |= feeding(_open(llm, store, uniform, "data.tasks=[reason]"), steps)
+        if "packing" in parts:
+            figures |= packing(_open(llm, store, mixed, "data.tasks=[emotion, reason]"), steps)
+        for questions in (2, 4) if "sharing" in parts else ():
             figures |= sharing(llm, store, mixed, questions, max(2, steps // 4))
-        if million:
+        for kind in ("plain", "fp8", "int8", "nf4") if "quantising" in parts else ():
+            figures |= quantising(llm, store, uniform, kind, steps)
+        if "resuming" in parts:
             figures |= resuming(root, llm)
-    if gpu and torch.cuda.is_available():
+    if "gpu" in parts and torch.cuda.is_available():
         import train_gpu
 
         figures |= train_gpu.figures()
