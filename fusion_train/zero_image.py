@@ -15,8 +15,8 @@ from featurecache.encoders import open_encoder
 from featurecache.encoders.eva import EvaGlobalEncoder
 from fusion_train.absent import write_zero_image
 from fusion_train.errors import ConfigError
-from fusion_train.export.encoders import known_weights, refuse_other
-from fusion_train.remote.encoding import as_stored
+from fusion_train.export.encoders import known_weights
+from fusion_train.remote.encoding import as_stored, refuse_other_encoder
 
 
 def make_zero_image(
@@ -39,7 +39,7 @@ def make_zero_image(
         spec.encoder, weights=weights or known_weights(spec), device=device, compute_dtype=spec.compute_dtype,
         options=EvaGlobalEncoder.options_of(spec),
     )  # fmt: skip
-    refuse_other(encoder.spec(spec.stored_dtype), spec, "image")
+    refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, "image")
     side = encoder.pixels  # type: ignore[attr-defined]
     mean_colour = np.asarray(encoder.mean, np.float32) * 255  # type: ignore[attr-defined]
     batch = np.broadcast_to(mean_colour, (encoder.batch_size, 1, side, side, 3))
