@@ -27,7 +27,7 @@ from fusion_train.language_model import build_model, load_llm, load_tokenizer
 from fusion_train.models.parts import trained_parameters
 from fusion_train.probing import build_probe
 from fusion_train.quantised_base import quantise_base
-from fusion_train.retrieval import open_retrieval
+from fusion_train.retrieval import RecalledTokens, open_retrieval
 from fusion_train.run import Run
 from fusion_train.samples import LabelSets, label_sets
 
@@ -109,8 +109,9 @@ def assemble(
     model = build_model(config, load(config.model.llm, config.model.llm_dtype), reader.shapes)
     recall = {}
     if config.retrieval.k:
-        names, pool = list(config.features.used.values()), clip_list.in_split(data.train_split)
-        recall["recall"] = open_retrieval(store, names, pool, **config.retrieval.model_dump()).shown
+        pool = clip_list.in_split(data.train_split)
+        retrieval = open_retrieval(store, config.features.used, pool, **config.retrieval.model_dump())
+        recall["recall"] = RecalledTokens(retrieval, tokenizer, config.prompt.format())
     if config.model.quantised and quantised:
         quantise_base(model.llm, config.model.quantised, PartialState().device, model.llm.dtype)
     collator = Collator(

@@ -222,14 +222,14 @@ class Collator:
         soft_counts: Mapping[str, int],
         *,
         share_prefix: bool = True,
-        recall: Callable[[Clip, Task], Sequence[str]] = lambda clip, task: (),
+        recall: Callable[[Clip, Task, Sequence[bool]], Sequence[int]] = lambda clip, task, shown: (),
     ) -> None:
         """Args as in `Config`.
 
         share_prefix: whether questions on one clip share what their prompts begin with.
-        recall: what the nearest training clips say to a task, see `retrieval`.
+        recall: token ids of what the training clips nearest by the modalities shown say to a task, see `retrieval`.
         """
-        self._reader, self._tokenizer, self._prompt, self._recall = reader, tokenizer, prompt, recall
+        self._reader, self._tokenizer, self._prompt, self.recall = reader, tokenizer, prompt, recall
         self._soft_counts, self._share_prefix = dict(soft_counts), share_prefix
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
@@ -238,12 +238,14 @@ class Collator:
 
     def prompt_ids(self, sample: Sample, shown: Sequence[bool]) -> list[int]:
         """Token ids of the question, with a place for every soft token that `shown` gives."""
-        recalled = self._recall(sample.clip, sample.task)
-        before, after = self._prompt.render(sample.clip.text, sample.task, sample.labels, sample.question, recalled)
+        before, said, asked = self._prompt.pieces(sample.clip.text, sample.task, sample.labels, sample.question)
         seen = self._reader.seen(shown)
         here = dict(zip(self._reader.modalities, seen, strict=True)) | {"fusion": any(seen)}
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
-        return encode_prompt(self._tokenizer, before, num_soft, after, sample.clip.id)
+        recalled = self.recall(sample.clip, sample.task, shown)
+        if recalled:
+            return encode_prompt(self._tokenizer, before, num_soft, asked, sample.clip.id, (said, recalled))
+        return encode_prompt(self._tokenizer, before, num_soft, said + asked, sample.clip.id)
 
     def asked(self, sample: Sample, num_tokens: int, num_supervised: int) -> Asked:
         """What to say of a sample of so many tokens."""

@@ -109,34 +109,37 @@ class PromptFormat:
     clean_text: bool = True
     """Lower-case the subtitle and drop . ! " ( ) * # : ; ~"""
     recalled: str = " Clips like this one: {recalled}."
-    """What stands after the words where nearest clips are retrieved; they are joined by semicolons."""
+    """What stands after the clip's words where nearest clips are retrieved; they are joined by semicolons."""
     clean_answers: bool = False
     """Lower-case answers, put spaces for . ! " ( ) * # : ; ~ and cut at 200 words, as the released code does."""
 
     def render(
-        self,
-        text: str | None,
-        task: Task,
-        labels: Sequence[str] = (),
-        instruction: str | None = None,
-        recalled: Sequence[str] = (),
+        self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None
     ) -> tuple[str, str]:
-        """Return what stands before and after the soft tokens; `recalled` is what the nearest clips say."""
+        """Return what stands before and after the soft tokens."""
+        before, said, asked = self.pieces(text, task, labels, instruction)
+        return before, said + asked
+
+    def pieces(
+        self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None
+    ) -> tuple[str, str, str]:
+        """Return what stands before the soft tokens, after them up to the clip's words, and from there on.
+
+        Between the last two is the place of what is recalled.
+        """
         words = (text or "").split()[:MAX_TEXT_WORDS]
         spoken = " ".join(words)
         if self.clean_text:
             spoken = spoken.lower().translate(DROPPED_CHARACTERS).strip()
         said = self.said.replace("{text}", spoken) if spoken or self.said_without_words else ""
-        if recalled:
-            said += self.recalled.replace("{recalled}", "; ".join(recalled))
         asked = (instruction or task.instruction).replace("{labels}", ", ".join(labels))
         template = (self.picture_template or self.template) if task.picture else self.template
         before, soft, after = template.partition("{soft}")
         if not soft:
             raise ConfigError("prompt.template", expected="{soft}, the place of the soft tokens", got=template)
-        # The subtitle goes in last: braces inside it are text.
-        after = after.replace("{task}", task.name).replace("{instruction}", asked).replace("{said}", said)
-        return before, after
+        head, place, tail = after.partition("{said}")  # what was said is filled in last: braces inside it are text
+        head, tail = (part.replace("{task}", task.name).replace("{instruction}", asked) for part in (head, tail))
+        return (before, head + said, tail) if place else (before, "", head)
 
     def answer(self, text: str, task: Task) -> str:
         """An answer as it is trained on."""
@@ -146,8 +149,18 @@ class PromptFormat:
         return " ".join(spaced.split(" ")[:MAX_TEXT_WORDS])
 
 
-def encode_prompt(tokenizer: Any, before: str, num_soft: int, after: str, subject: str = "prompt") -> list[int]:
+def encode_prompt(
+    tokenizer: Any,
+    before: str,
+    num_soft: int,
+    after: str,
+    subject: str = "prompt",
+    recalled: tuple[str, Sequence[int]] | None = None,
+) -> list[int]:
     """Token ids of a prompt, SOFT_TOKEN at each soft token's place; one BOS where the tokenizer has one.
+
+    Args:
+        recalled: what stands between the soft tokens and what is recalled, and the token ids of that; `after` follows.
 
     Raises:
         DataError: longer than the prompt limit.
@@ -155,6 +168,8 @@ def encode_prompt(tokenizer: Any, before: str, num_soft: int, after: str, subjec
     ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids += tokenizer.encode(before, add_special_tokens=False)
     ids += [SOFT_TOKEN] * num_soft
+    if recalled is not None:
+        ids += [*tokenizer.encode(recalled[0], add_special_tokens=False), *recalled[1]]
     ids += tokenizer.encode(after, add_special_tokens=False)
     if len(ids) > MAX_PROMPT_TOKENS:
         raise DataError(

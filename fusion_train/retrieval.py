@@ -1,30 +1,39 @@
 """What the nearest training clips were labelled, put into the prompt: retrieval as an ablation.
 
 A clip is shown the labels (and the short reasons, where asked for) of the `k` nearest clips of the training split that
-have an answer to the task: never its own, never those of its duplicates, never those of its dialogue. A duplicate is
-what `fcache duplicates` takes for one, by the same rule. The same for training and evaluation: what a clip is shown is
-a pure function of the store, the clip list and the settings.
+have the label its task asks for: never its own, never those of its duplicates, never those of its dialogue. Nearness is
+judged by the modalities that the model is shown, so a hidden one cannot tell. A duplicate is what `fcache duplicates`
+takes for one, by the same rule. The same for training, evaluation and export (`memory_of`): what a clip is shown is a
+pure function of the store, the clip list and the settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import featurecache
 from featurecache.clips import Clip, ClipList
 from featurecache.similarity.calibration import Calibration
 from featurecache.similarity.doubles import known_calibration
-from featurecache.similarity.duplicates import PairScorer
+from featurecache.similarity.duplicates import PairScorer, modality
+from featurecache.similarity.index import open_index
 from featurecache.similarity.search import Neighbourhood, open_neighbourhood
+from featurecache.similarity.space import Space
 from featurecache.spec import Spec
 from fusion_train.errors import ConfigError
-from fusion_train.prompts import Task
+from fusion_train.models.recall import PADDING
+from fusion_train.prompts import PromptFormat, Task
 
 MAX_REASON_WORDS = 20
 MAX_REMEMBERED = 1 << 16
+PLACE = "{recalled}"
+SEPARATOR = ";"
 
 
 class Retrieval:
@@ -33,65 +42,137 @@ class Retrieval:
     def __init__(
         self,
         neighbourhood: Neighbourhood,
-        specs: dict[str, Spec],
+        specs: Mapping[str, Spec],
         rule: Calibration,
         pool: ClipList,
+        features: Mapping[str, str],
+        spaces: Mapping[str, Space],
         *,
         k: int,
         reasons: bool = False,
     ) -> None:
-        """`pool`: the clips that may be shown; those without tokens never are."""
-        self._neighbourhood, self._rule, self._k, self._reasons = neighbourhood, rule, k, reasons
+        """Args as in `Config.retrieval`; those besides:
+
+        pool: the clips that may be shown; those without tokens never are.
+        features: modality -> feature, in the reader's order. spaces: feature -> that of its index.
+        """
+        self.neighbourhood, self.specs, self.rule, self.features = neighbourhood, specs, rule, dict(features)
+        self.spaces = dict(spaces)
+        self.k, self._reasons = k, reasons
         self._scorer = PairScorer(neighbourhood, specs)
-        self._pool = [clip for clip in pool if clip.id in neighbourhood]
-        self._rows = np.array([neighbourhood.place(clip.id) for clip in self._pool], np.int64)
+        self.pool = [clip for clip in pool if clip.id in neighbourhood]
+        self._rows = np.array([neighbourhood.place(clip.id) for clip in self.pool], np.int64)
         self._vectors = neighbourhood.vectors[self._rows]
+        self._parts = neighbourhood.split(self._vectors)
         self._nearest = lru_cache(MAX_REMEMBERED)(self._find)
 
-    def shown(self, clip: Clip, task: Task) -> tuple[str, ...]:
-        """What the nearest clips say to a task, the nearest first; empty for a clip without tokens."""
-        key = task.key if task.answer == "label" else task.label
-        if task.picture or clip.id not in self._neighbourhood:
+    @property
+    def keys(self) -> list[str]:
+        """Label tasks that some clip of the pool has one label for, sorted."""
+        return sorted({key for clip in self.pool for key, value in clip.labels.items() if isinstance(value, str)})
+
+    def recalled(self, clip: Clip, task: Task, shown: Sequence[bool]) -> tuple[str, ...]:
+        """What the nearest clips say to a task, the nearest first; `shown` (M,) as the model is shown the clip."""
+        seen = tuple(dict.fromkeys(name for name, here in zip(self.features.values(), shown, strict=True) if here))
+        if task.picture or not seen or clip.id not in self.neighbourhood:
             return ()
-        return tuple(self._says(self._pool[n], key) for n in self._nearest(clip.id, clip.dialogue, key))
+        key = label_key(task)
+        return tuple(self.says(self.pool[n], key) for n in self._nearest(clip.id, clip.dialogue, key, seen))
 
-    def _find(self, clip_id: str, dialogue: str | None, key: str) -> tuple[int, ...]:
-        place = self._neighbourhood.place(clip_id)
-        similarity = self._vectors @ self._neighbourhood.vectors[place]
-        found: list[int] = []
-        for n in np.argsort(-similarity, kind="stable").tolist():
-            other = self._pool[n]
-            if not isinstance(other.labels.get(key), str) or other.id == clip_id:
-                continue
-            if (dialogue is not None and other.dialogue == dialogue) or self._same(place, int(self._rows[n])):
-                continue
-            found.append(n)
-            if len(found) == self._k:
-                break
-        return tuple(found)
-
-    def _same(self, a: int, b: int) -> bool:
-        scores = self._scorer(self._neighbourhood.parts([a]), self._neighbourhood.parts([b]))
-        return bool(self._rule.passes(*scores)[0])
-
-    def _says(self, clip: Clip, key: str) -> str:
-        label = str(clip.labels[key])
+    def says(self, clip: Clip, key: str) -> str:
+        """The label of a training clip, and the beginning of its reason where asked for."""
         reason = clip.responses.get("reason", "") if self._reasons else ""
         words = reason.split()[:MAX_REASON_WORDS]
-        return f"{label} ({' '.join(words)})" if words else label
+        return f"{clip.labels[key]} ({' '.join(words)})" if words else str(clip.labels[key])
+
+    def _find(self, clip_id: str, dialogue: str | None, key: str, seen: tuple[str, ...]) -> tuple[int, ...]:
+        place = self.neighbourhood.place(clip_id)
+        own = self.neighbourhood.parts([place])
+        query = {name: own[name] if name in seen else np.zeros_like(own[name]) for name in own}
+        joined = self.neighbourhood.join({name: query[name] for name in seen})[0]
+        same = self.rule.passes(
+            *self._scorer({name: np.broadcast_to(query[name], part.shape) for name, part in self._parts.items()},
+                          self._parts)
+        )  # fmt: skip
+        found: list[int] = []
+        for n in np.argsort(-(self._vectors @ joined), kind="stable").tolist():
+            other = self.pool[n]
+            apart = dialogue is None or other.dialogue != dialogue
+            if isinstance(other.labels.get(key), str) and other.id != clip_id and apart and not same[n]:
+                found.append(n)
+                if len(found) == self.k:
+                    break
+        return tuple(found)
 
 
-def open_retrieval(store: str, names: Sequence[str], pool: ClipList, *, k: int, reasons: bool) -> Retrieval:
-    """Open the indices of the features that a run reads.
+class RecalledTokens:
+    """What is recalled, as token ids; each text is tokenised by itself, as an exported model must."""
+
+    def __init__(self, retrieval: Retrieval, tokenizer: Any, prompt: PromptFormat) -> None:
+        self.retrieval = retrieval
+        before, place, after = prompt.recalled.partition(PLACE)
+        if not place:
+            raise ConfigError(
+                "prompt.recalled", expected=f"{PLACE}, the place of what is recalled", got=prompt.recalled
+            )
+        self.encode = lru_cache(MAX_REMEMBERED)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+        self.prefix, self.separator, self.end = (self.encode(text) for text in (before, SEPARATOR, after))
+
+    def __call__(self, clip: Clip, task: Task, shown: Sequence[bool]) -> list[int]:
+        """Token ids to put into a prompt; none where nothing is recalled."""
+        texts = self.retrieval.recalled(clip, task, shown)
+        ids: list[int] = list(self.prefix) if texts else []
+        for number, text in enumerate(texts):
+            ids += [*(self.separator if number else ()), *self.encode(text)]
+        return [*ids, *self.end] if texts else []
+
+
+def label_key(task: Task) -> str:
+    """The label task whose labels are recalled for a task."""
+    return task.key if task.answer == "label" else task.label
+
+
+def open_retrieval(store: str, features: Mapping[str, str], pool: ClipList, *, k: int, reasons: bool) -> Retrieval:
+    """Open the indices of the features that a run reads (modality -> name).
 
     Raises:
         StoreError: there is no index of them, or it is behind the store: `fcache index` makes it.
         ConfigError: no clip of the training split has tokens.
     """
     opened = featurecache.open_store(store)
-    neighbourhood = open_neighbourhood(opened, dict.fromkeys(dict.fromkeys(names), 1.0))
+    neighbourhood = open_neighbourhood(opened, dict.fromkeys(features.values(), 1.0))
     specs = {name: opened[name].spec for name in neighbourhood.names}
-    retrieval = Retrieval(neighbourhood, specs, known_calibration(opened, neighbourhood), pool, k=k, reasons=reasons)
-    if not len(retrieval._rows):
+    spaces = {name: open_index(opened[name]).require_space() for name in neighbourhood.names}
+    rule = known_calibration(opened, neighbourhood)
+    retrieval = Retrieval(neighbourhood, specs, rule, pool, features, spaces, k=k, reasons=reasons)
+    if not retrieval.pool:
         raise ConfigError("retrieval.k", expected="training clips with tokens to retrieve from", got="none")
     return retrieval
+
+
+def memory_of(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and tensors of the `Recall` that an exported model carries."""
+    retrieval = tokens.retrieval
+    parts = retrieval.neighbourhood.parts([retrieval.neighbourhood.place(clip.id) for clip in retrieval.pool])
+    tensors: dict[str, Tensor] = {}
+    modalities = {}
+    for name, feature in retrieval.features.items():
+        space = retrieval.spaces[feature]
+        tensors |= {f"{name}_mean": torch.from_numpy(space.mean), f"{name}_axes": torch.from_numpy(space.axes),
+                    f"{name}_vectors": torch.from_numpy(parts[feature])}  # fmt: skip
+        kind = modality(retrieval.specs[feature])
+        modalities[name] = {"width": len(space.mean), "axes": space.num_axes, "kind": kind}
+    keys = {}
+    for number, key in enumerate(retrieval.keys):
+        rows = [n for n, clip in enumerate(retrieval.pool) if isinstance(clip.labels.get(key), str)]
+        texts = [tokens.encode(retrieval.says(retrieval.pool[n], key)) for n in rows]
+        longest = max(map(len, texts))
+        padded = [[*text, *[PADDING] * (longest - len(text))] for text in texts]
+        tensors |= {f"rows_{number}": torch.tensor(rows), f"texts_{number}": torch.tensor(padded)}
+        keys[key] = [len(rows), longest]
+    settings = {
+        "k": retrieval.k, "threshold": retrieval.rule.threshold, "floor": retrieval.rule.floor,
+        "num_clips": len(retrieval.pool), "prefix": list(tokens.prefix), "separator": list(tokens.separator),
+        "end": list(tokens.end), "modalities": modalities, "keys": keys,
+    }  # fmt: skip
+    return settings, tensors

@@ -133,7 +133,7 @@ class FeatureIndex:
     def _project(
         self, record: Record, summaries: Mapping[int, np.ndarray], progress: Callable[[int], None]
     ) -> np.ndarray:
-        space = self._require()
+        space = self.require_space()
         if record.shard in summaries:
             return space.project(summaries[record.shard])
         ids = _ok_ids(record)
@@ -175,7 +175,7 @@ class FeatureIndex:
         Raises:
             StoreError: there is no index, or it does not cover the store.
         """
-        space = self._require()
+        space = self.require_space()
         missing = self.missing
         if missing:
             raise StoreError(
@@ -215,9 +215,14 @@ class FeatureIndex:
 
     def project(self, tokens: np.ndarray) -> np.ndarray:
         """(B, K, D) tokens of this feature's spec -> (B, R) vectors."""
-        return self._require().project(summarise(tokens))
+        return self.require_space().project(summarise(tokens))
 
-    def _require(self) -> Space:
+    def require_space(self) -> Space:
+        """The space that vectors are projected with.
+
+        Raises:
+            StoreError: there is no index of this fingerprint.
+        """
         if self.space is None:
             other = self._space_file.is_file()
             raise StoreError(

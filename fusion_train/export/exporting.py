@@ -179,11 +179,6 @@ def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
             str(run.folder), expected="a run in which absent modalities are hidden", got="features.absent: visible",
             next_step="Such runs train and evaluate; what stands in for an absent modality is not exported yet.",
         )  # fmt: skip
-    if config.retrieval.k:
-        raise ExportError(
-            str(run.folder), expected="a run without retrieval", got=f"retrieval.k: {config.retrieval.k}",
-            next_step="Such runs train and evaluate; the clips that they recall from are not exported yet.",
-        )  # fmt: skip
     bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
     bench.model.eval().to(resolve_device(sources.device))
     return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step

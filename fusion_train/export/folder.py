@@ -14,12 +14,14 @@ in the dtype its features were computed in. No absolute path is written.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from fusion_train.assemble import Workbench
@@ -28,10 +30,11 @@ from fusion_train.export.alignment import align_file
 from fusion_train.export.encoders import Attached
 from fusion_train.export.vendor import vendored_code
 from fusion_train.models.fusions import fusion_variant, taken_options
-from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
+from fusion_train.remote.adapter import RECALL_PREFIX, TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.retrieval import RecalledTokens, memory_of
 
 MAX_SHARD_SIZE = "5GB"
 AUTO_MAP = {
@@ -41,8 +44,8 @@ AUTO_MAP = {
 }
 
 
-def make_config(bench: Workbench, attached: Attached) -> EmotionLlamaConfig:
-    """The exported configuration of a run whose adapters are merged."""
+def make_config(bench: Workbench, attached: Attached, recall: Mapping[str, Any] | None = None) -> EmotionLlamaConfig:
+    """The exported configuration of a run whose adapters are merged; `recall` as `retrieval.memory_of` gives it."""
     settings = bench.config.model.fusion
     options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": bench.model.fusion_tokens}
     options = taken_options(fusion_variant(settings.name), options)
@@ -59,19 +62,30 @@ def make_config(bench: Workbench, attached: Attached) -> EmotionLlamaConfig:
                     for dataset, tasks in bench.label_sets.items()},
         stage=bench.config.stage,
         tasks=bench.config.data.tasks,
+        recall=recall,
         tie_word_embeddings=bool(llm.tie_word_embeddings),
         architectures=["EmotionLlamaForCausalLM"],
     )  # fmt: skip
 
 
-def make_model(bench: Workbench, attached: Attached, config: EmotionLlamaConfig) -> EmotionLlamaForCausalLM:
-    """The exported model around the run's own parts; nothing is copied."""
+def make_model(
+    bench: Workbench, attached: Attached, config: EmotionLlamaConfig, memory: Mapping[str, Tensor] | None = None
+) -> EmotionLlamaForCausalLM:
+    """The exported model around the run's own parts; nothing is copied. `memory`: tensors of what it recalls."""
     with torch.device("meta"):
         model = EmotionLlamaForCausalLM(config)
+    if model.recall is not None:
+        model.recall.load_state_dict(dict(memory or {}), assign=True)
     model.emotion_llama = bench.model
     model.networks = nn.ModuleDict(attached.networks)
     model.generation_config = generation_defaults(bench)
     return model.eval()
+
+
+def recall_memory(bench: Workbench) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Settings and tensors of what the model recalls, where the run was trained with retrieval."""
+    recall = getattr(bench.collator, "recall", None)
+    return memory_of(recall) if isinstance(recall, RecalledTokens) else (None, {})
 
 
 def generation_defaults(bench: Workbench) -> GenerationConfig:
@@ -87,17 +101,19 @@ def generation_defaults(bench: Workbench) -> GenerationConfig:
 
 def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
     """Write everything but certificate and model card; adapters that are not merged are written beside their base."""
-    config = make_config(bench, attached)
+    recall, memory = recall_memory(bench)
+    config = make_config(bench, attached, recall)
     config.auto_map = AUTO_MAP
     if isinstance(bench.model.llm, PeftModel):
-        _write_adapter(folder, bench, config)
+        _write_adapter(folder, bench, config, memory)
     else:
-        make_model(bench, attached, config).save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        make_model(bench, attached, config, memory).save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     for shard in folder.glob("*.safetensors"):
         align_file(shard)
     processor = EmotionLlamaProcessor(
         bench.tokenizer, encoders=config.encoders, networks=config.networks, soft_counts=bench.model.soft_counts,
         prompt=config.prompt, label_sets=config.label_sets, tasks=config.tasks,
+        recall_keys=list(recall["keys"]) if recall else [],
     )  # fmt: skip
     processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
     processor.save_pretrained(folder)
@@ -105,7 +121,7 @@ def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig) -> None:
+def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig, memory: Mapping[str, Tensor]) -> None:
     """Trained parts alone; base and encoders by name and sha256."""
     name = bench.config.model.llm
     known_as = Path(name).resolve().name if Path(name).exists() else name  # no path is written
@@ -116,6 +132,7 @@ def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig) -
         settings.base_model_name_or_path = known_as
     llm.save_pretrained(folder, save_embedding_layers=False)
     trained = {key: tensor.contiguous() for key, tensor in bench.model.state_dict().items() if key[:4] != "llm."}
+    trained |= {f"{RECALL_PREFIX}{key}": tensor.contiguous() for key, tensor in memory.items()}
     save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
     generation_defaults(bench).save_pretrained(folder)

@@ -63,6 +63,8 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
     prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}
     with torch.inference_mode():
         raw = model.encode(prompt["present"], **inputs)
+        filled = model.fill_recall(prompt["input_ids"], prompt["attention_mask"], raw, prompt["present"])
+        prompt |= dict(zip(("input_ids", "attention_mask"), filled, strict=True))
     out = {"input_ids": prompt["input_ids"], "present": prompt["present"]}
     out |= {f"features.{name}": tensor for name, tensor in raw.items()}
     answer_ids = given["answer_ids"].to(model.device)[None]

@@ -28,7 +28,8 @@ from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TRAINED_WEIGHTS = "fusion.safetensors"
-"""Fusion and projectors, under the names that they have in EmotionLlama."""
+"""Fusion and projectors, under the names that they have in EmotionLlama; and what is recalled, after `RECALL_PREFIX`."""
+RECALL_PREFIX = "recall."
 SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -56,7 +57,7 @@ def assemble_adapter(
     with torch.device("meta"):
         model = model_class(config)
     model.emotion_llama.llm = llm
-    _load_trained(model.emotion_llama, folder)
+    _load_trained(model, folder)
     model.networks = open_networks(config, dict(encoder_weights or {}))
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return align(model).eval()
@@ -144,10 +145,16 @@ def _with_adapters(llm: nn.Module, folder: Path) -> nn.Module:
     return adapted.requires_grad_(False).eval()
 
 
-def _load_trained(network: nn.Module, folder: Path) -> None:
+def _load_trained(model: Any, folder: Path) -> None:
     tensors = load_file(folder / TRAINED_WEIGHTS)
+    network, recall = model.emotion_llama, model.recall
     wanted = {name for name in network.state_dict() if not name.startswith("llm.")}
+    wanted |= {f"{RECALL_PREFIX}{name}" for name in (recall.state_dict() if recall is not None else ())}
     _refuse_differing(folder / TRAINED_WEIGHTS, set(tensors), wanted)
+    if recall is not None:
+        recall.load_state_dict(
+            {name: tensors.pop(f"{RECALL_PREFIX}{name}") for name in recall.state_dict()}, assign=True
+        )
     network.load_state_dict(tensors, strict=False, assign=True)
 
 

@@ -33,6 +33,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         stage: str | None = None,
         tasks: Sequence[str] = (),
         base_reference: Mapping[str, Any] | None = None,
+        recall: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Keep what an export wrote.
@@ -48,6 +49,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
             stage: of training.
             tasks: that it was trained on.
             base_reference: of the adapter-only form: {"name": …, "files": {name: sha256}, "dtype": …} of the base.
+            recall: settings of the `Recall` over its training clips; None where it was trained without.
         """
         if isinstance(text_config, Mapping):
             values = dict(text_config)
@@ -62,6 +64,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         self.stage = stage
         self.tasks = list(tasks)
         self.base_reference = None if base_reference is None else dict(base_reference)
+        self.recall = dict(recall) if recall else None
         super().__init__(**kwargs)
 
     @property

@@ -29,6 +29,7 @@ from featurecache.encoders.network import FrozenNetwork, align, round_products
 from featurecache.errors import WeightsError
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
 from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN, EmotionLlama, llm_width
+from fusion_train.models.recall import Recall
 from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
@@ -47,7 +48,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = EmotionLlamaConfig
     main_input_name = "input_ids"
     input_modalities = ("audio", "image", "video", "text")
-    _keep_in_fp32_modules_strict = ["emotion_llama.fusion", "emotion_llama.projectors"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["emotion_llama.fusion", "emotion_llama.projectors", "recall"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -69,6 +70,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             # In the dtypes of the file, whatever the language model's is: then nothing is converted while loading.
             empty = EXPORTABLE[specs[key]["encoder"]].empty_network(settings).float()
             self.networks[key] = round_products(empty, specs[key]["compute_dtype"])
+        self.recall = Recall(config.recall) if config.recall else None
         self._specs = config.specs
         self._opened: tuple[torch.device, dict[str, Encoder]] | None = None
         self._announce_language_model()
@@ -165,6 +167,14 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
                 features[modality][rows] = tokens.to(present.device)
         return features
 
+    def fill_recall(
+        self, input_ids: Tensor, attention_mask: Tensor, features: Mapping[str, Tensor], present: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Put what the nearest training clips say into prompts that have a place for it; others stay as they are."""
+        if self.recall is None:
+            return input_ids, attention_mask
+        return self.recall.fill(input_ids, attention_mask, features, present, list(self._specs))
+
     def embed(self, input_ids: Tensor, present: Tensor, features: Mapping[str, Tensor] | None = None,
               **inputs: Tensor | None) -> Tensor:  # fmt: skip
         """Prompt and raw inputs, or features from a store, -> (B, L, H) for the language model."""
@@ -187,10 +197,14 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         """(B, L) ids and raw inputs -> logits (B, L, V); with `labels` (B, L), -100 elsewhere, also the loss."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         present = self._nothing(input_ids) if present is None else present
-        embedded = self.embed(
-            input_ids, present, features, valid=valid,
-            input_features=input_features, image_frames=image_frames, video_frames=video_frames,
-        )  # fmt: skip
+        features = features or self.encode(
+            present, valid, input_features=input_features, image_frames=image_frames, video_frames=video_frames
+        )
+        filled, mask = self.fill_recall(input_ids, mask, features, present)
+        if labels is not None and filled is not input_ids:
+            raise ValueError("labels: expected those of a prompt that `fill_recall` has filled in")
+        input_ids = filled
+        embedded = self.embed(input_ids, present, features)
         out = self.emotion_llama.llm(
             inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), logits_to_keep=logits_to_keep,
             **kwargs,
@@ -209,10 +223,11 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Tensor:  # fmt: skip
         """New token ids (B, T) after the prompts; greedily, unless `options` of `generate` say otherwise."""
         present = self._nothing(input_ids) if present is None else present
-        embedded = self.embed(
-            input_ids, present, features, valid=valid,
-            input_features=input_features, image_frames=image_frames, video_frames=video_frames,
-        )  # fmt: skip
+        features = features or self.encode(
+            present, valid, input_features=input_features, image_frames=image_frames, video_frames=video_frames
+        )
+        input_ids, attention_mask = self.fill_recall(input_ids, attention_mask, features, present)
+        embedded = self.embed(input_ids, present, features)
         settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
         rest = settings.update(**options)
         return self.emotion_llama.llm.generate(
@@ -231,6 +246,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         """
         present = self._nothing(input_ids) if present is None else present
         features = features or self.encode(present, **inputs)
+        input_ids, attention_mask = self.fill_recall(input_ids, attention_mask, features, present)
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         scores = label_log_probabilities(self.emotion_llama, prompts, features, present, label_ids)
         return scores.softmax(dim=1)

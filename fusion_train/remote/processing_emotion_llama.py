@@ -24,6 +24,7 @@ from featurecache.errors import MediaError
 from featurecache.media import Absent, decode_each
 from fusion_train.errors import DataError
 from fusion_train.models.answering import pad_left
+from fusion_train.models.recall import RECALL_TOKEN
 from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
@@ -57,13 +58,18 @@ class EmotionLlamaProcessor(ProcessorMixin):
         prompt: Mapping[str, Any] | None = None,
         label_sets: Mapping[str, Any] | None = None,
         tasks: Sequence[str] = (),
+        recall_keys: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        """Arguments as in EmotionLlamaConfig; `soft_counts`: stream -> soft tokens that it has in a prompt."""
+        """Arguments as in EmotionLlamaConfig; those besides:
+
+        soft_counts: stream -> soft tokens that it has in a prompt.
+        recall_keys: label tasks that the model recalls training clips for.
+        """
         super().__init__(tokenizer)
         self.encoders, self.networks = dict(encoders or {}), dict(networks or {})
         self.soft_counts, self.prompt = dict(soft_counts or {}), dict(prompt or {})
-        self.label_sets, self.tasks = dict(label_sets or {}), list(tasks)
+        self.label_sets, self.tasks, self.recall_keys = dict(label_sets or {}), list(tasks), list(recall_keys)
         self._preprocess = {
             modality: rebuild_encoder(read_spec(entry["spec"]), self.networks[entry["network"]])
             for modality, entry in self.encoders.items()
@@ -162,10 +168,14 @@ class EmotionLlamaProcessor(ProcessorMixin):
     def _prompt_ids(
         self, clip: Clip, task: Task, shown: Sequence[str], labels: Sequence[str], question: str | None
     ) -> list[int]:
-        before, after = PromptFormat(**self.prompt).render(clip.text, task, labels, question)
+        before, said, asked = PromptFormat(**self.prompt).pieces(clip.text, task, labels, question)
         streams = {*shown, *(["fusion"] if shown else [])}
         num_soft = sum(count for stream, count in self.soft_counts.items() if stream in streams)
-        return encode_prompt(self.tokenizer, before, num_soft, after, clip.id)
+        key = task.key if task.answer == "label" else task.label
+        if shown and not task.picture and key in self.recall_keys:
+            place = [RECALL_TOKEN - self.recall_keys.index(key)]  # the model fills it in: it knows the features
+            return encode_prompt(self.tokenizer, before, num_soft, asked, clip.id, (said, place))
+        return encode_prompt(self.tokenizer, before, num_soft, said + asked, clip.id)
 
 
 def _clips(values: Mapping[str, Any]) -> list[Clip]:

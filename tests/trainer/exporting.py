@@ -12,6 +12,7 @@ from toy import LABELS, make_config
 import featurecache
 from featurecache.encoders import open_encoder
 from featurecache.extract import extract
+from featurecache.similarity.search import update_indices
 from fusion_train.run import Run
 from fusion_train.train import train
 
@@ -63,6 +64,8 @@ def train_run(
     encoders = {name: open_encoder(name, weights=path, compute_dtype=compute_dtype) for name, path in weights.items()}
     store = featurecache.open_store(folder / "features.zarr", mode="a")
     extract(store, featurecache.load_clips(folder / "clips.jsonl"), encoders, stored_dtype=stored_dtype, workers=2)
+    if any(override.startswith("retrieval.") for override in overrides):
+        update_indices(featurecache.open_store(folder / "features.zarr"))
     config = make_config(
         llama, "optim.steps=8", "optim.lr=0.02", "data.tasks=[emotion, reason]", "checkpoint.every=8", *overrides
     )

@@ -23,7 +23,8 @@ from fusion_train.samples import Sample
 from fusion_train.train import train
 
 LABELS = ("angry", "happy", "sad")
-NAMES = tuple(SHAPES)
+FEATURES = dict(zip(("audio", "image", "video"), SHAPES, strict=True))
+ALL = [True] * 3
 EMOTION = find_task("emotion")
 
 
@@ -58,14 +59,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def retrieval_of(folder: Path, **rest):  # type: ignore[no-untyped-def]
     pool = load_clips(folder / "clips.jsonl").in_split("train")
-    return open_retrieval(str(folder / "features.zarr"), NAMES, pool, **{"k": 5, "reasons": False, **rest})
+    return open_retrieval(str(folder / "features.zarr"), FEATURES, pool, **{"k": 5, "reasons": False, **rest})
 
 
 def shown_ids(folder: Path, clip: Clip, **rest) -> list[str]:  # type: ignore[no-untyped-def]
     """Which clips are shown, told by their reasons."""
     return [
         said.split("Because of ")[1].split(".")[0]
-        for said in retrieval_of(folder, reasons=True, **rest).shown(clip, EMOTION)
+        for said in retrieval_of(folder, reasons=True, **rest).recalled(clip, EMOTION, ALL)
     ]
 
 
@@ -93,22 +94,31 @@ def test_a_clip_of_the_same_dialogue_is_never_shown(folder: Path) -> None:
 
 def test_reasons_are_short_and_labels_alone_are_the_default(folder: Path) -> None:
     clip = load_clips(folder / "clips.jsonl").by_id("v00")
-    assert set(retrieval_of(folder).shown(clip, EMOTION)) <= set(LABELS)
-    assert max(len(said.split()) for said in retrieval_of(folder, reasons=True).shown(clip, EMOTION)) <= 21
+    assert set(retrieval_of(folder).recalled(clip, EMOTION, ALL)) <= set(LABELS)
+    assert max(len(said.split()) for said in retrieval_of(folder, reasons=True).recalled(clip, EMOTION, ALL)) <= 21
 
 
 def test_a_task_on_pictures_or_a_clip_without_tokens_recalls_nothing(folder: Path) -> None:
     retrieval = retrieval_of(folder)
-    assert retrieval.shown(load_clips(folder / "clips.jsonl").by_id("v00"), find_task("caption")) == ()
-    assert retrieval.shown(Clip("elsewhere", text="x"), EMOTION) == ()
+    assert retrieval.recalled(load_clips(folder / "clips.jsonl").by_id("v00"), find_task("caption"), ALL) == ()
+    assert retrieval.recalled(Clip("elsewhere", text="x"), EMOTION, ALL) == ()
+
+
+def test_what_a_modality_that_is_hidden_would_say_does_not_count(folder: Path) -> None:
+    clip = load_clips(folder / "clips.jsonl").by_id("v00")
+    retrieval = retrieval_of(folder, reasons=True)
+    heard = retrieval.recalled(clip, EMOTION, [True, False, False])
+    neighbourhood = open_neighbourhood(featurecache.open_store(folder / "features.zarr"), {"whisper": 1.0})
+    similarity = neighbourhood.vectors @ neighbourhood.vectors[neighbourhood.place("v00")]
+    order = [neighbourhood.ids[n] for n in np.argsort(-similarity, kind="stable") if neighbourhood.ids[n][0] == "t"]
+    assert [said.split("Because of ")[1].split(".")[0] for said in heard] == order[:5]
+    assert retrieval.recalled(clip, EMOTION, [False] * 3) == ()
 
 
 def test_what_is_recalled_stands_after_the_words_and_braces_in_words_are_words() -> None:
-    _, after = PromptFormat().render("I see {recalled}", EMOTION, LABELS, recalled=("sad", "happy"))
-    assert after.startswith(
-        "</Vid> The person in video says: i see {recalled}. Clips like this one: sad; happy.  [emotion]"
-    )
-    assert "Clips like" not in PromptFormat().render("so", EMOTION, LABELS)[1]
+    _, said, asked = PromptFormat().pieces("I see {said}", EMOTION, LABELS)
+    assert said == "</Vid> The person in video says: i see {said}."
+    assert asked.startswith("  [emotion]")
 
 
 def test_without_an_index_training_says_what_to_run(material: Path, config: Config) -> None:
@@ -131,6 +141,6 @@ def test_a_run_with_retrieval_trains_and_is_scored_on_the_same_prompts(
     bench = assemble(asked, *places.values())
     clip = bench.clips.by_id("v00")
     sample = Sample(clip, EMOTION, LABELS, "angry")
-    words = bench.tokenizer.decode([i for i in bench.collator.prompt_ids(sample, [True] * 3) if i >= 0])
-    assert "Clips like this one:" in words
+    words = bench.tokenizer.decode([i for i in bench.collator.prompt_ids(sample, ALL) if i >= 0])
+    assert "Clips like this one:" in " ".join(words.split())
     assert evaluate(bench, ClipList([clip]), "emotion").summary()["num_clips"] == 1
