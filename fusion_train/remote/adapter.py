@@ -28,7 +28,7 @@ from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TRAINED_WEIGHTS = "fusion.safetensors"
-"""Fusion and projectors, under the names that they have in EmotionLlama; and what is recalled, after `RECALL_PREFIX`."""
+"""Fusion and projectors, named as in EmotionLlama; and what is recalled, after `RECALL_PREFIX`."""
 RECALL_PREFIX = "recall."
 SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
