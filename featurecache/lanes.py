@@ -72,14 +72,6 @@ def pool(encoder: Encoder, tokens: Any, valid: Mapping[int, int]) -> Any:
     return encoder.pool(tokens)
 
 
-def encode_batch(encoder: Encoder, inputs: Mapping[int, np.ndarray], valid: Mapping[int, int] | None = None) -> Rows:
-    """Run preprocessed inputs (position in the batch -> array), padded to the encoder's batch; (K, D) by position."""
-    if not inputs:
-        return {}
-    pooled = pool(encoder, encoder.forward(stack(encoder, inputs)), valid or {}).cpu().numpy()
-    return {position: pooled[position] for position in inputs}
-
-
 class Lanes:
     """The threads behind decoding; `submit` batches, then `finish`."""
 

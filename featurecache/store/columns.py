@@ -27,7 +27,6 @@ import numpy as np
 from featurecache.errors import CorruptStoreError
 from featurecache.spec import canonical_json
 
-MAGIC_BYTES = 8
 PREFIX = struct.Struct("<8sI")
 TRAILER = struct.Struct("<I")
 DTYPES = ("|u1", "<u2", "<u4", "<u8", "<f4", "<f8")
