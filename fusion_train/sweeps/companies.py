@@ -18,6 +18,9 @@ from fusion_train.costs import DEFAULT_UTILISATION
 from fusion_train.planning import make_plan
 from fusion_train.sweeps.sweep_file import Trial
 
+BATCHING = ("batch_size", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "precision",
+            "deterministic", "compile", "shard_base")  # fmt: skip
+"""Settings of the optimizer that members have in common."""
 USABLE = 0.9
 """Share of the free memory that a company may plan with."""
 
@@ -44,7 +47,9 @@ def companies(
     for trial in trials:
         found = cost(trial)
         soft = None if found is None else found.soft_tokens
-        by_batches.setdefault((batch_key(trial.stages[stage]), soft), []).append(trial)
+        config = trial.stages[stage]
+        alone = None if shares_base(config) else trial.key
+        by_batches.setdefault((batch_key(config), soft, alone), []).append(trial)
     groups = []
     for alike in by_batches.values():
         size = max(1, _room([cost(trial) for trial in alike], free_bytes))
@@ -55,11 +60,17 @@ def companies(
 def batch_key(config: Config) -> str:
     """Equal for configurations whose batches are the same, given equally many soft tokens."""
     values = config.model_dump(mode="json")
-    kept = {name: values[name] for name in ("seed", "stage", "data", "prompt", "features")}
-    model, optim = values["model"], values["optim"]
-    kept["base"] = {name: value for name, value in model.items() if name not in ("fusion", "lora", "frozen")}
-    kept["optim"] = {name: optim[name] for name in ("batch_size", "micro_batch_size", "precision")}
-    return canonical_json(kept)
+    for own in ("checkpoint", "log", "init_stage"):
+        del values[own]
+    for own in ("fusion", "lora", "frozen"):
+        del values["model"][own]
+    values["optim"] = {name: values["optim"][name] for name in BATCHING}
+    return canonical_json(values)
+
+
+def shares_base(config: Config) -> bool:
+    """Whether a trial can train in company: there is a base, and it is neither quantised nor sharded."""
+    return config.model.llm is not None and not config.model.quantised and not config.optim.shard_base
 
 
 def cost_of(config: Config, store: str, clips: str) -> Cost | None:

@@ -26,7 +26,7 @@ from fusion_train.evaluate import Evaluation, evaluate, with_answers
 from fusion_train.held_out import overall
 from fusion_train.prompts import find_task
 from fusion_train.run import Run
-from fusion_train.sweeps.companies import Cost, companies, cost_of, free_bytes
+from fusion_train.sweeps.companies import Cost, companies, cost_of, free_bytes, shares_base
 from fusion_train.sweeps.halving import rung_steps, survivors
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
@@ -164,8 +164,8 @@ def _train(running: Running, company: Sequence[Trial], stage: int, until: int | 
     asked = [_asked(running, trial, stage) for trial in company]
     members: list[Member] = []
     open_ones = [(trial, each) for trial, each in zip(company, asked, strict=True) if not each.run.finished]
-    if open_ones and company[0].stages[stage].model.llm is None:
-        if until is None:  # a probe has no base to share and is done in minutes
+    if open_ones and not shares_base(company[0].stages[stage]):
+        if until is None:  # it is not judged before its end
             for _, each in open_ones:
                 train(each.config, store=running.store, clips=running.clips, run=each.run, initial=each.initial,
                       say=running.say)  # fmt: skip

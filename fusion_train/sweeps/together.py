@@ -26,31 +26,25 @@ from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.progress import show_progress
 from fusion_train.assemble import Workbench, absolute, assemble
 from fusion_train.averaging import Averaged
-from fusion_train.batches import Batch, prefetch
+from fusion_train.batches import Batch
 from fusion_train.config import Config
+from fusion_train.continuing import make_record, refuse_other_configuration, resume, save_checkpoint, start_from
+from fusion_train.devices import make_accelerator, peak_flops, place
+from fusion_train.diverged import keep_for_replay
 from fusion_train.errors import DivergedError, FusionTrainError
+from fusion_train.feeding import Feed
 from fusion_train.held_out import HeldOut
 from fusion_train.journal import Journal
 from fusion_train.language_model import build_model, load_llm
+from fusion_train.memory_budget import Budget, choose_budget
 from fusion_train.models.company import Company, evaluating, shared_copy
 from fusion_train.optimizer import gradient_norms, make_optimizer, set_learning_rates
 from fusion_train.run import Run
 from fusion_train.seeding import derive
 from fusion_train.sizes import work_of
+from fusion_train.streams import keep_pool, make_stream
 from fusion_train.sweeps.scoring import score_together
 from fusion_train.tally import Tally
-from fusion_train.train import (
-    check_batching,
-    make_accelerator,
-    make_record,
-    make_stream,
-    micro_batches,
-    peak_flops,
-    refuse_other_configuration,
-    resume,
-    save_checkpoint,
-    start_from,
-)
 
 
 class SharedBase:
@@ -128,21 +122,26 @@ def train_together(
     for each in asked:
         refuse_other_configuration(each.run, each.config)
     first = _bench(asked[0], store, clips, base)
-    check_batching(first.config, 1)
     benches = [first, *(_beside(first, each, base) for each in asked[1:])]
-    llm = base.plain(first.config.model.llm, first.config.model.llm_dtype)
-    company = Company(llm, [bench.model for bench in benches])
-    stream = make_stream(first, say)
+    llm = base.plain(first.config.model.llm or "", first.config.model.llm_dtype)
+    budget = choose_budget(first.config, first.model, next(llm.parameters()).device)
+    # Recomputed activations would draw their dropout again from whoever's turn it is.
+    company = Company(llm, [bench.model for bench in benches], stacked=False if budget.checkpointing else None)
+    stream = make_stream(first, say, kept=asked[0].run.pool if asked[0].run.exists else None)
+    rows = budget.tokens // len(benches) if company.stacked else budget.tokens
+    feed = Feed(first.config, stream, first.collator, num_processes=1, process=0, budget=max(rows, 1))
     held_out = HeldOut(first) if first.config.data.eval_split is not None else None
     with ExitStack() as open_journals:
-        members = [_join(each, bench, store, clips, open_journals) for each, bench in zip(asked, benches, strict=True)]
+        members = [_join(each, bench, store, clips, budget, open_journals)
+                   for each, bench in zip(asked, benches, strict=True)]  # fmt: skip
+        for member in members:
+            keep_pool(stream, first, member.asked.run.pool)
         ends = [min(member.config.optim.steps, until or member.config.optim.steps) for member in members]
         start, end = min(member.start for member in members), max(ends)
-        batches = prefetch(lambda step: micro_batches(step, first, stream, members[0].accelerator), start, end)
         say(f"{len(members)} together from step {start} to {end}: {', '.join(each.run.name for each in asked)}")
         with StopRequest() as stop, show_progress("sweep", "steps", already=start) as progress:
             began = time.perf_counter()
-            for step, step_batches in enumerate(batches, start=start):
+            for step, step_batches in enumerate(feed.steps(start, end), start=start):
                 here = [n for n, member in enumerate(members) if _takes_part(member, step, ends[n])]
                 if here:
                     company.keep(here)
@@ -180,7 +179,7 @@ def _beside(first: Workbench, asked: Asked, base: SharedBase) -> Workbench:
     return replace(first, config=config, model=build_model(config, llm, first.reader.shapes))
 
 
-def _join(asked: Asked, bench: Workbench, store: str, clips: str, journals: ExitStack) -> Member:
+def _join(asked: Asked, bench: Workbench, store: str, clips: str, budget: Budget, journals: ExitStack) -> Member:
     run, config = asked.run, asked.config
     accelerator = make_accelerator(config.optim)
     known = run.record() if run.exists else None
@@ -190,7 +189,8 @@ def _join(asked: Asked, bench: Workbench, store: str, clips: str, journals: Exit
     loaded = start_from(initial, run, bench.model, known) if initial else None
     if known is None:
         run.create(config, make_record(bench, store, clips, run, loaded))
-    _, optimizer = accelerator.prepare(bench.model, make_optimizer(bench.model, config.optim))
+    place(bench.model, config, accelerator, budget)
+    optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
     averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
     start = resume(run, bench.model, optimizer, averaged, accelerator, known)
     journal = Journal(run.folder, start, config.log, enabled=True, peak_flops=peak_flops(accelerator, config),
@@ -224,20 +224,31 @@ def _step(company: Company, here: Sequence[int], members: Sequence[Member], batc
             member.tally.count(batch.asked, output.sample_losses)
             member.loss += output.loss_sum / total
     for member in present:
+        error = _apply(member, step)
+        if error is not None:
+            clip_ids = [clip for batch in batches for clip in batch.clip_ids]
+            keep_for_replay(member.asked.run, member.bench, step, clip_ids)
+            member.error = error
         member.done = step + 1
-        mean = float(member.loss)
-        if math.isfinite(mean):
-            member.accelerator.unscale_gradients(member.optimizer)
-            member.norms = gradient_norms(member.bench.model, member.config.optim.max_grad_norm)
+        member.optimizer.zero_grad(set_to_none=True)
+
+
+def _apply(member: Member, step: int) -> DivergedError | None:
+    """Clip, step and average, unless loss or gradient is not finite."""
+    problem = ("loss", float(member.loss))
+    if math.isfinite(problem[1]):
+        member.accelerator.unscale_gradients(member.optimizer)
+        member.norms = gradient_norms(member.bench.model, member.config.optim.max_grad_norm)
+        problem = ("gradient", member.norms["all"])
+        if math.isfinite(problem[1]) or member.accelerator.scaler is not None:  # a scaler skips such steps
             member.optimizer.step()
             if member.averaged is not None:
                 member.averaged.update(step)
-        else:
-            member.error = DivergedError(
-                f"{member.asked.run.folder}, step {step}", expected="a finite loss", got=str(mean),
-                next_step="Lower optim.lr or set optim.precision=bf16.",
-            )  # fmt: skip
-        member.optimizer.zero_grad(set_to_none=True)
+            return None
+    return DivergedError(
+        f"{member.asked.run.folder}, step {step}", expected=f"a finite {problem[0]}", got=str(problem[1]),
+        next_step="Lower optim.lr or set optim.precision=bf16; fusion-train replay RUN asks clip by clip.",
+    )  # fmt: skip
 
 
 def _after(

@@ -76,6 +76,7 @@ def test_a_trial_that_fails_is_kept_and_taken_up_again_on_request(sweep, tmp_pat
     assert "1 together from step" in invoke([*command, "--retry"]).output
 
 
+@pytest.mark.slow
 def test_a_company_that_breaks_is_taken_apart(sweep, tmp_path, monkeypatch):
     real = running.train_together
 
@@ -114,6 +115,7 @@ def test_killed_it_goes_on_where_it_was(sweep, tmp_path, monkeypatch):
     assert all(row["state"] == "done" for row in rows(tmp_path).values())
 
 
+@pytest.mark.slow
 def test_a_chain_of_stages_starts_each_from_the_one_before(sweep, tmp_path):
     result = invoke(sweep("seeds: [0]\nvariants:\n  labels: {stages: [perception]}\n"
                           "  both: {stages: [perception, cognition]}\n"))  # fmt: skip

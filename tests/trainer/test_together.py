@@ -97,6 +97,7 @@ def test_stopped_at_a_rung_it_goes_on_alone_or_in_company(llama, material, tmp_p
     assert all(equal(alone[name], Run(tmp_path / name)) for name in SETTINGS)
 
 
+@pytest.mark.slow
 def test_members_resumed_at_different_steps_meet(llama, material, tmp_path, alone):
     together(asked_in(tmp_path, llama, ("plain",)), material, until=4)
     together(asked_in(tmp_path, llama, ("conv",)), material, until=2)
