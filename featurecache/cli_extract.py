@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,7 +38,8 @@ def _devices(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 
 
 _WHAT = [
-    click.option("--encoder", "encoders", multiple=True, required=True, help="Encoder name; may be repeated."),
+    click.option("--encoder", "encoders", multiple=True, required=True, metavar="[FEATURE=]ENCODER",
+                 help="Encoder, and the name of its feature where it is another; may be repeated."),
     CLIPS,
     STORE,
     WEIGHTS,
@@ -136,22 +137,24 @@ def _work(given: dict[str, Any]) -> Work:
     from featurecache.engines import Opening, Work
     from featurecache.extract import default_workers
 
-    encoders: Sequence[str] = given["encoders"]
     name = given["name"]
-    if name is not None and len(encoders) != 1:
-        raise EncoderError("--name", expected="a single --encoder", got=f"{len(encoders)}", next_step="Run each alone.")
-    weights, options = weights_of(encoders, given["weights"]), settings_of(encoders, given["settings"])
+    asked = [_labelled(value) for value in given["encoders"]]
+    if name is not None and len(asked) != 1:
+        raise EncoderError("--name", expected="a single --encoder", got=f"{len(asked)}", next_step="Run each alone.")
+    known = list(dict.fromkeys(each for pair in asked for each in reversed(pair)))
+    weights, options = weights_of(known, given["weights"]), settings_of(known, given["settings"])
     compiled = {"compile": "yes"} if given["compiled"] else {}
-    features = {
-        name or _feature_name(encoder): Opening(
-            encoder,
-            weights.get(encoder),
-            {**options.get(encoder, {}), **compiled},
-            given["compute_dtype"],
-            given["batch_size"],
-        )
-        for encoder in encoders
-    }
+    features: dict[str, Opening] = {}
+    for label, encoder in asked:
+        own = {**options.get(encoder, {}), **options.get(label, {}), **compiled}
+        place = weights[label] if label in known and weights[label] else weights[encoder]
+        feature = name or label
+        if feature in features:
+            raise EncoderError(
+                f"--encoder {encoder}", expected="a feature name of its own", got=f'"{feature}" twice',
+                next_step=f"Name it: --encoder {feature}-2={encoder}.",
+            )  # fmt: skip
+        features[feature] = Opening(encoder, place, own, given["compute_dtype"], given["batch_size"])
     return Work(
         store=given["store"],
         clips=given["clips"],
@@ -165,9 +168,12 @@ def _work(given: dict[str, Any]) -> Work:
     )
 
 
-def _feature_name(encoder: str) -> str:
-    """`hf-audio:facebook/hubert-base-ls960` gives `hubert-base-ls960`; every other encoder its own name."""
-    return encoder.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+def _labelled(value: str) -> tuple[str, str]:
+    """Read `[FEATURE=]ENCODER`: (feature name, encoder). `hf-audio:owner/hubert-base` alone is named `hubert-base`."""
+    label, equals, encoder = value.partition("=")
+    if equals:
+        return label, encoder
+    return value.rstrip("/").rpartition("/")[2].rpartition(":")[2], value
 
 
 def _only_local(given: dict[str, Any]) -> None:

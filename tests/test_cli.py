@@ -179,3 +179,63 @@ def test_version_and_help_import_no_torch() -> None:
     program = "import sys; from featurecache.cli import main; main(['--help'], standalone_mode=False)"
     command = [sys.executable, "-c", program + "; sys.exit('torch' in sys.modules)"]
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def test_extract_ends_with_a_table_of_times_and_the_same_as_json(folder: Path) -> None:
+    result = fcache(*EXTRACT, "--devices", "cpu,cpu", "--json")
+    assert result.exit_code == 0, result.output
+    assert "the bottleneck: " in result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["clips"], told["devices"], told["left"]) == (3, 2, 0)
+    assert set(told["parts"]) == {"hash", "decode", "preprocess", "encode", "write"}
+    assert told["features"]["whisper"] == {"ok": 2, "failed": 0, "absent": 1, "earlier": 0, "reasons": {}}
+    assert told["memory_bound_bytes"] > 0
+
+
+def test_plan_tells_hours_and_the_files_that_cannot_be_opened(folder: Path) -> None:
+    (folder / "c1.mp4").write_bytes(b"nonsense" * 10)
+    result = fcache("plan", "--encoder", "whisper", "--weights", "whisper", "--calibrate", "2", "--json")
+    assert result.exit_code == 0, result.output
+    assert "the files of 3 of 3 clips opened: 1 would fail" in result.output
+    assert "clips/s in a trial of 2 clips" in result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert list(told["unreadable"]) == ["c1"]
+    assert told["hours"] is not None
+    assert told["features"]["whisper"]["bytes_to_write"] == 3 * 64 * 16 * 2
+    assert not Path("features.zarr").exists()
+    quick = fcache(
+        "plan", "--encoder", "whisper", "--weights", "whisper", "--calibrate", "0", "--headers", "0", "--json"
+    )
+    assert json.loads(quick.stdout.splitlines()[-1])["hours"] is None
+
+
+def test_an_encoder_named_with_its_checkpoint_gives_a_feature_of_the_checkpoints_name(folder: Path) -> None:
+    named = ("extract", "--encoder", "hf-audio:./whisper")
+    assert fcache(*named, "--option", "hf-audio.tokens=8").exit_code == 0
+    assert open_store("features.zarr")["whisper"].shape == (8, 16)
+
+
+def test_engines_refuse_each_others_options(folder: Path) -> None:
+    result = fcache(*EXTRACT, "--engine", "ray", "--rank", "0/2")
+    assert result.exit_code == 2
+    assert "--rank: expected --engine local" in result.output
+
+
+def test_a_time_limit_a_clip_is_a_reason(folder: Path) -> None:
+    result = fcache(*EXTRACT, "--clip-limit", "0.000001")
+    assert result.exit_code == 1
+    assert "whisper: 2 failed: expected decoding to take at most 1e-06 s" in result.output
+
+
+def test_several_token_counts_of_one_encoder_are_extracted_by_one_forward(folder: Path) -> None:
+    both = ("extract", "--encoder", "short=whisper", "--encoder", "whisper", "--weights", "whisper")
+    result = fcache(*both, "--option", "whisper.norm=none", "--option", "short.tokens=4", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["forwards"] == 2  # of two clips with sound
+    store = open_store("features.zarr")
+    assert (store["short"].shape, store["whisper"].shape) == ((4, 16), (64, 16))
+    assert store["short"].spec.tap == store["whisper"].spec.tap
+    twice = fcache("extract", "--encoder", "whisper", "--encoder", "whisper", "--weights", "whisper")
+    assert twice.exit_code == 2
+    assert "--encoder whisper-2=whisper" in twice.output
