@@ -41,7 +41,9 @@ SHOWN_LABELS = 3
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output in place of a table.")
 @click.option("--look", type=click.Path(path_type=Path), help="Folder for one PNG a clip: what the model looked at.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1))
-@click.option("--workers", default=0, type=click.IntRange(0), help="Decoding threads.  [default: one a core]")
+@click.option(
+    "--workers", default=0, type=click.IntRange(0), help="Decoding threads.  [default: one a core; on a CPU half]"
+)
 @click.option("--max-new-tokens", default=200, show_default=True, type=click.IntRange(1), help="Of a free answer.")
 @MAX_SECONDS
 @BASE

@@ -37,7 +37,7 @@ class Limits:
 
     batch_size: int = 8
     workers: int = 0
-    """Decoding threads; 0 takes one a core, at most 8."""
+    """Decoding threads; 0 takes one a core, at most 8, and half as many where the networks run on the cores too."""
     clip_s: float = 600.0
     """Longest clip, in seconds of its own."""
     decode_s: float = DECODE_LIMIT_S
@@ -77,7 +77,8 @@ def predict(
     limits, timings = limits or Limits(), timings or Timings()
     timings.load_s = opened.load_s
     began = time.perf_counter()
-    workers = limits.workers or min(8, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    workers = limits.workers or min(8, cores if opened.device.type == "cuda" else max(1, cores // 2))
     with ThreadPoolExecutor(workers, "decode") as decoding, ThreadPoolExecutor(1, "encode") as encoding:
         prepared = _decoded(opened, clips, question, limits, timings, decoding, workers)
         waiting: deque[Future[tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]]] = deque()
