@@ -43,7 +43,7 @@ def test_a_family_trains_and_answers_in_its_own_format(llama, material, tmp_path
     config = make_config(folder, "optim.steps=3", "data.tasks=[emotion, reason]", "data.questions_per_clip=2")
     config = config.model_copy(update={"prompt": config.prompt.model_copy(update={"template": TEMPLATES[family]})})
     run = run_training(config, material, tmp_path / "run")
-    assert {name.split(".")[-3] for name in weights(run) if ".lora_" in name} == {"q_proj", "v_proj"}
+    assert {name.split(".")[-4] for name in weights(run) if ".lora_" in name} == {"q_proj", "v_proj"}
     result = CliRunner().invoke(main, ["eval", "--run", str(run.folder), "--split", "val"])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (run.folder / "predictions-val-emotion.jsonl").read_text().splitlines()]

@@ -42,7 +42,7 @@ OPTIONS = [
     click.Option(["--steps"], type=int, default=24, show_default=True, help="Steps of each contestant."),
     click.Option(["--width"], type=int, default=256, show_default=True, help="Width of the language model."),
     click.Option(["--layers"], type=int, default=4, show_default=True),
-    click.Option(["--clips"], "num_clips", type=int, default=128, show_default=True, help="Clips in the store."),
+    click.Option(["--clips", "num_clips"], type=int, default=128, show_default=True, help="Clips in the store."),
     click.Option(["--only"], type=click.Choice(PARTS), multiple=True, help="Parts to measure.  [default: all]"),
 ]
 
