@@ -156,6 +156,13 @@ def train_together(
                 if stop.requested and any(not m.finished and m.error is None for m in members):
                     raise Interrupted(f"stopped after step {step + 1}. Go on with the same command.")
                 began = time.perf_counter()
+        for member in members:  # killed between its last checkpoint and its end
+            if (
+                member.error is None
+                and not member.finished
+                and (member.done == member.config.optim.steps or member.journal.stalled())
+            ):
+                _finish(member)
     return members
 
 
@@ -284,14 +291,17 @@ def _after(
             save_checkpoint(member.asked.run, member.bench, member.optimizer, member.averaged, member.accelerator, done,
                             member.journal.score_at(done))  # fmt: skip
         if complete:
-            member.finished = True
-            member.asked.run.finish(
-                {"step": done, "scores": member.journal.scores_at(done), "seconds": round(member.seconds, 3)}
-            )
+            _finish(member)
     passed = time.perf_counter() - paused_since
     for n in here:
         members[n].journal.paused(passed)
     _share([members[n] for n in here], passed)
+
+
+def _finish(member: Member) -> None:
+    member.finished = True
+    scores = member.journal.scores_at(member.done)
+    member.asked.run.finish({"step": member.done, "scores": scores, "seconds": round(member.seconds, 3)})
 
 
 def _share(present: Sequence[Member], seconds: float) -> None:

@@ -113,3 +113,23 @@ def test_one_that_diverges_leaves_and_the_others_are_unchanged(llama, material, 
     assert "finite loss" in str(members[1].error)
     assert not members[1].finished
     assert all(equal(alone[name], Run(tmp_path / name)) for name in ("plain", "conv"))
+
+
+def test_killed_between_its_last_checkpoint_and_its_end_it_is_finished(llama, material, tmp_path):
+    asked = asked_in(tmp_path, llama, ("short",))
+    together(asked, material)
+    result = asked[0].run.result
+    (asked[0].run.folder / "finished.json").unlink()
+    together(asked, material)
+    assert asked[0].run.result["scores"] == result["scores"]
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_fifty_trials(llama, material, tmp_path):
+    base, resident = SharedBase(), []
+    for number in range(50):
+        config = make_config(llama, "optim.steps=1", "log.peak_tflops=1", f"seed={number}")
+        train_together([Asked(config, Run(tmp_path / str(number)))], **places(material), base=base,
+                       say=lambda text: None)  # fmt: skip
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+    assert resident[-1] - resident[10] < 30 << 20, [each >> 20 for each in resident[::10]]
