@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,6 +65,10 @@ class _Batch:
     labels: tuple[str, ...]
 
 
+_Encoded = tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]
+"""A batch, its prompt, its features."""
+
+
 def predict(
     opened: OpenedModel, clips: ClipList, question: Question, *, limits: Limits | None = None,
     timings: Timings | None = None, look: bool = False,
@@ -79,24 +84,27 @@ def predict(
     began = time.perf_counter()
     cores = os.cpu_count() or 1
     workers = limits.workers or min(8, cores if opened.device.type == "cuda" else max(1, cores // 2))
+    alone = len(clips) <= limits.batch_size  # one batch: nothing to overlap, and a new thread starts cold
     with ThreadPoolExecutor(workers, "decode") as decoding, ThreadPoolExecutor(1, "encode") as encoding:
         prepared = _decoded(opened, clips, question, limits, timings, decoding, workers)
-        waiting: deque[Future[tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]]] = deque()
+        waiting: deque[Callable[[], _Encoded]] = deque()
+
+        def answered() -> Sequence[Answer]:
+            return _counted(_answer(opened, question, *waiting.popleft()(), timings, look), timings, began)
+
         try:
             for item in _batched(prepared, limits.batch_size):
                 if isinstance(item, Answer):
                     yield item
                     continue
-                waiting.append(encoding.submit(_encode, opened, item, timings))
+                work = partial(_encode, opened, item, timings)
+                waiting.append(work if alone else encoding.submit(work).result)
                 while len(waiting) > BATCHES_AHEAD:
-                    yield from _counted(_answer(opened, question, *waiting.popleft().result(), timings, look),
-                                        timings, began)  # fmt: skip
+                    yield from answered()
             while waiting:
-                yield from _counted(_answer(opened, question, *waiting.popleft().result(), timings, look),
-                                    timings, began)  # fmt: skip
+                yield from answered()
         finally:
-            for future in waiting:
-                future.cancel()
+            encoding.shutdown(cancel_futures=True)
             timings.wall_s = time.perf_counter() - began
 
 
@@ -185,9 +193,7 @@ def _batched(
 
 
 @torch.inference_mode()
-def _encode(
-    opened: OpenedModel, batch: _Batch, timings: Timings
-) -> tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]:
+def _encode(opened: OpenedModel, batch: _Batch, timings: Timings) -> _Encoded:
     """Inputs of a batch -> its prompt and its features, on the device."""
     with timings.spent("encode"):
         inputs = opened.processor.collate([prepared for _, prepared in batch.clips]).to(opened.device)
