@@ -84,3 +84,18 @@ def test_the_global_tap_is_39_blocks_at_448_pixels_and_a_norm_without_weights(
     encoder = open_encoder("eva-global", weights=str(folder))
     got = encoder.pool(encoder.forward(encoder.preprocess(frames[:1])[None]))
     assert (got - expected).norm() / expected.norm() < 1e-5
+
+
+def test_a_mel_computed_by_the_device_is_that_of_the_decode_workers(whisper_folder: Path) -> None:
+    host = open_encoder("whisper", weights=str(whisper_folder))
+    device = open_encoder("whisper", weights=str(whisper_folder), options={"mel": "device"})
+    assert host.spec("float16").differences(device.spec("float16")) == ['preprocessing.mel: (absent) != "device"']
+    random = np.random.default_rng(0)
+    clips = [0.1 * random.standard_normal(size).astype(np.float32) for size in (4_000, 500_000)]  # short; over 30 s
+    for clip in clips:
+        expected = host.forward(host.preprocess(clip)[None])
+        found = device.forward(device.preprocess(clip)[None])
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    inputs = [device.preprocess(clip) for clip in clips]
+    first = [device.forward(np.stack([inputs[0], other]))[0] for other in inputs]
+    assert torch.equal(*first)  # no clip's level is another's floor

@@ -34,6 +34,7 @@ KNOWN_OPTIONS = {
     "layer": None,
     "norm": ("final", "none"),
     "batch": None,
+    "mel": ("host", "device"),
     "compile": COMPILE,
 }
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
@@ -58,6 +59,7 @@ class WhisperEncoder:
         layer: int | None = None,
         norm: str = "final",
         batch: int | None = None,
+        mel: str = "host",
         compile: str = "no",
     ) -> None:
         """Put together what `open` loads; without a network only `view`, `shape` and `preprocess` are of use."""
@@ -68,7 +70,7 @@ class WhisperEncoder:
         rate = extractor.sampling_rate
         self.view = AudioView(sampling_rate=rate, max_duration_s=self._samples / rate)
         self.shape = (tokens, config.d_model)
-        self.pooling, self.norm, self.compile = pooling, norm, compile
+        self.pooling, self.norm, self.mel, self.compile = pooling, norm, mel, compile
         self.needs_valid = pooling == "valid"
         self.num_blocks = block_count(self.name, layer, config.encoder_layers)
         on_cuda = network is not None and network.device.type == "cuda"
@@ -84,7 +86,8 @@ class WhisperEncoder:
         """Load strictly.
 
         Options: `tokens` (64), `pooling` (padded, as published, or valid: over the clip's own duration), `layer` (all
-        blocks), `norm` (final or none), `batch`, `compile`.
+        blocks), `norm` (final or none), `batch`, `mel` (host: decode workers compute the log-mel; device: the device
+        does, from the waveform, for GPUs that decode workers cannot keep busy), `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
@@ -134,6 +137,7 @@ class WhisperEncoder:
             "pooling": "valid" if spec.pooling["rule"] == VALID_RULE else "padded",
             "layer": spec.tap["blocks"],
             "norm": "none" if spec.tap["norm"] == "none" else "final",
+            "mel": spec.preprocessing.get("mel", "host"),
         }
         if "compiled" in spec.architecture:
             options["compile"] = "yes"
@@ -190,6 +194,7 @@ class WhisperEncoder:
                 "hop_length": extractor.hop_length,
                 "padding_value": extractor.padding_value,
                 "log_mel_floor": "per clip",
+                **({"mel": "device"} if self.mel == "device" else {}),
             },
             pooling={"rule": VALID_RULE if self.needs_valid else PADDED_RULE, "tokens": self.shape[0]},
             compute_dtype=self.network.compute_dtype,
@@ -199,7 +204,9 @@ class WhisperEncoder:
         )
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
-        """(S,) float32 waveform in, (mel bins, mel frames) float32 log-mel out."""
+        """(S,) float32 waveform in, (mel bins, mel frames) log-mel out, or with `mel` device the padded waveform."""
+        if self.mel == "device":
+            return np.pad(view[: self._samples], (0, max(0, self._samples - len(view)))).astype(np.float32, copy=False)
         mel = self._extractor(
             view,
             sampling_rate=self.view.sampling_rate,
@@ -211,7 +218,11 @@ class WhisperEncoder:
         return mel["input_features"][0].astype(np.float32, copy=False)
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
-        """(B, mel bins, mel frames) in, (B, T, D) out."""
+        """(B, mel bins, mel frames) in, or (B, S) where the device computes the log-mel; (B, T, D) out."""
+        if self.mel == "device":
+            with torch.inference_mode():
+                # One by one: in a product of several, the last bits of a clip depend on how many there are.
+                batch = torch.stack([log_mel(clip, self._extractor) for clip in self.network.tensor(batch).float()])
         with self.network.running():
             return self._tapped(self.network.tensor(batch)).last_hidden_state
 
@@ -232,3 +243,13 @@ class WhisperEncoder:
             if self.needs_valid:
                 return average_over_valid(tokens, valid, self.shape[0])
             return average_over_time(tokens, self.shape[0])
+
+
+def log_mel(waveform: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:
+    """(S,) float32 on any device -> (mel bins, mel frames) as the feature extractor computes it."""
+    window = torch.hann_window(extractor.n_fft, device=waveform.device)
+    spectrum = torch.stft(waveform, extractor.n_fft, extractor.hop_length, window=window, return_complex=True)
+    power = spectrum[:, :-1].abs().square().contiguous()  # the product of a strided view is slow on CPUs
+    filters = torch.from_numpy(extractor.mel_filters).to(waveform.device, torch.float32)
+    level = (filters.T @ power).clamp(min=1e-10).log10()
+    return (torch.maximum(level, level.max() - 8.0) + 4.0) / 4.0
