@@ -104,6 +104,11 @@ def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> No
     from featurecache.corrections import decided, dump_corrections
     from featurecache.store.publish import replace_bytes
 
+    if not decisions.is_file():
+        raise ClipListError(
+            str(decisions), expected="what a review sheet saved", got="no such file",
+            next_step="Open audit/review.html, decide and save it, or make the sheet with fcache audit --label NAME.",
+        )  # fmt: skip
     try:
         document = json.loads(decisions.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ import click
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, NAMES, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
 from featurecache.console import counted, size_text
-from featurecache.errors import StoreError
+from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.progress import show_progress
 from featurecache.spec import STORED_DTYPES
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from featurecache.store.local import LocalStore
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
-FORMAT = click.option("--format", "form", type=click.Choice(["zarr", "webdataset"]), default=None)
+FORMAT = click.option("--format", "form", type=click.Choice(["zarr", "webdataset"]), default=None,
+                      help="Of the store that is written; by default that of its name (.wds: webdataset).")  # fmt: skip
 
 
 @click.command()
@@ -41,7 +42,7 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
     """
     from featurecache import again
 
-    opened = featurecache.open_store(store, mode="a")
+    opened = _to_change(store)
     chosen = _with_encoder(opened, names)
     open_for = encoder_opener(given)
     listed = featurecache.load_clips(clips, given["media_root"])
@@ -75,7 +76,7 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, plac
     from featurecache.again import recomputer
     from featurecache.repair import repair_store
 
-    opened = featurecache.open_store(store, mode="a")
+    opened = _to_change(store)
     how = None
     if place is not None:
         how = _taken_from(place, opened)
@@ -105,7 +106,7 @@ def gc(store: str, delete: bool) -> None:
     """
     from featurecache.collect import mark, sweep
 
-    opened = featurecache.open_store(store, mode="a")
+    opened = _to_change(store)
     garbage = sweep(opened) if delete else mark(opened)
     for path in [*garbage.temporary, *(path for _, path in garbage.orphans)]:
         click.echo(f"{'removed' if delete else 'would remove'}: {path.relative_to(opened.root)}")
@@ -215,11 +216,21 @@ def encoder_opener(given: Mapping[str, Any]) -> OpenEncoder:
     return opener(weights, options, given["device"])
 
 
+def _to_change(store: str) -> LocalStore:
+    """Open a store that is there, for writing; a place without one is refused."""
+    featurecache.open_store(store)
+    return featurecache.open_store(store, mode="a")
+
+
 def _taken_from(place: str, store: LocalStore) -> Recompute:
     """How to take lost rows from a copy of a store, or from the files it was imported from."""
     from featurecache.importers.npy import taken_from_files
     from featurecache.repair import taken_from
 
-    if Path(place).is_dir() and not featurecache.open_store(place).names:
+    try:
+        copy = featurecache.open_store(place)
+    except StoreNotFoundError:
+        copy = None
+    if Path(place).is_dir() and (copy is None or not copy.names):
         return taken_from_files(Path(place), store)
-    return taken_from(featurecache.open_store(place), store)
+    return taken_from(copy or featurecache.open_store(place), store)

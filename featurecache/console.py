@@ -31,9 +31,9 @@ class CommandGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = suggest(args[0], self.list_commands(ctx)) if args else ""
-            if near and near.strip() not in str(error.message):
-                error.message += near
+            known_to_click = getattr(error, "possibilities", None)  # newer releases of click suggest by themselves
+            if args and not known_to_click:
+                error.message += suggest(args[0], self.list_commands(ctx))
             raise
 
 

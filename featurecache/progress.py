@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 LINE_EVERY_S = 15.0
+SHORTEST_S = 1e-3  # a rate over less time than this says nothing
 
 
 class Progress(Protocol):
@@ -71,13 +72,16 @@ class _Lines:
         self._unsaid = ""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        if total == 0:  # nothing to do is no progress
+            return
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         elapsed_s = now - self._began
         fresh = done - self._already
-        left = duration(elapsed_s / fresh * (total - done)) if fresh > 0 else "?"
-        line = f"{self._title}: {done}/{total} {self._unit}, {_rate(fresh, elapsed_s, self._unit)}, {left} left"
-        self._unsaid = line + (f", {note}" if note else "")
+        parts = [f"{self._title}: {done}/{total} {self._unit}", _rate(fresh, elapsed_s, self._unit)]
+        if fresh > 0:
+            parts.append(f"{duration(elapsed_s / fresh * (total - done))} left")
+        self._unsaid = ", ".join(part for part in (*parts, note) if part)
         if elapsed_s - self._last_s >= LINE_EVERY_S:
             self._last_s = elapsed_s
             self.close()
@@ -89,8 +93,11 @@ class _Lines:
 
 
 def _rate(done: int, elapsed_s: float, unit: str) -> str:
-    per_s = done / max(elapsed_s, 1e-9)
-    return f"{per_s:.1f} {unit}/s" if per_s >= 1 or not done else f"{1 / per_s:.1f} s a {unit.removesuffix('s')}"
+    """Return `3.1 clips/s` or `2.0 s a clip`; nothing where no time has passed or nothing was done."""
+    if done <= 0 or elapsed_s < SHORTEST_S:
+        return ""
+    per_s = done / elapsed_s
+    return f"{per_s:.1f} {unit}/s" if per_s >= 1 else f"{1 / per_s:.1f} s a {unit.removesuffix('s')}"
 
 
 def duration(seconds: float) -> str:

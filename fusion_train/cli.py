@@ -34,7 +34,11 @@ from fusion_train.cli_zero_image import zero_image
 RUNS = Path("runs")
 
 
-@click.group(cls=CommandGroup, invoke_without_command=True, context_settings={"max_content_width": 100})
+@click.group(
+    cls=CommandGroup,
+    invoke_without_command=True,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
 @click.option("--stage", help="perception | cognition | joint | probe: a file under configs/stages.")
 @CONFIG
 @STORE

@@ -160,6 +160,7 @@ def _ask(
             click.echo(f"{already} of {total} clips were answered before", err=True)
         stop = stack.enter_context(StopRequest())
         report = stack.enter_context(show_progress("predict", already=already))
+        report(already, total)
         for answer in answer_clips(opened, clips, question, limits=limits, timings=timings, look=look is not None):
             if file:
                 file.write(answer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -239,9 +239,7 @@ class Config(Section):
 
     def differences(self, other: Config) -> list[str]:
         """Dotted keys whose values differ, as `key: mine != theirs`."""
-        mine, theirs = _flatten(self.model_dump(mode="json")), _flatten(other.model_dump(mode="json"))
-        return [f"{key}: {mine.get(key)!r} != {theirs.get(key)!r}" for key in sorted({*mine, *theirs})
-                if mine.get(key) != theirs.get(key)]  # fmt: skip
+        return list(_differing(self.model_dump(mode="json"), other.model_dump(mode="json")))
 
 
 def preset_dir() -> Any:
@@ -304,10 +302,12 @@ def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
     name = str(config)
     source: Any = path if path.is_file() else preset_dir() / (name if name.endswith(".yaml") else f"{name}.yaml")
     if not source.is_file():
-        shipped = sorted(entry.name for entry in preset_dir().iterdir() if entry.name.endswith(".yaml"))
+        folder, _, last = name.removesuffix(".yaml").rpartition("/")  # "sweeps" of "sweeps/pre_fusion"
+        beside = preset_dir() / "sweeps" if folder == "sweeps" else preset_dir()
+        shipped = sorted(entry.name.removesuffix(".yaml") for entry in beside.iterdir() if entry.name.endswith(".yaml"))
         raise ConfigError(
             name, expected="a YAML file, or one of " + ", ".join(shipped), got="no such file",
-            next_step=suggest(name, shipped).strip() or None,
+            next_step=suggest(last, shipped).strip() or None,
         )  # fmt: skip
     try:
         values = yaml.load(source.read_text(encoding="utf-8"), Loader=_Loader) or {}
@@ -361,14 +361,18 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Differences key by key; a mapping that one side does not have is one difference, however many keys it has."""
+    for key in sorted({*mine, *theirs}):
+        left, right = mine.get(key), theirs.get(key)
+        if left and right and isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from _differing(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield f"{prefix}{key}: {_shown(left)} != {_shown(right)}"
+
+
+def _shown(value: Any) -> str:
+    return "{" + ", ".join(value) + "}" if isinstance(value, Mapping) else repr(value)
 
 
 def _problem(item: Mapping[str, Any]) -> str:

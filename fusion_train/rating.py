@@ -155,7 +155,8 @@ def _read(path: Path, keys: set[str]) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(str(path), expected="a JSON file of the rating sheet", got=str(error)) from error
+        got = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(str(path), expected="a JSON file of the rating sheet", got=got) from error
     if not isinstance(document, dict) or not keys <= document.keys() or document.get("format") != FORMAT:
         raise DataError(str(path), expected=f"format {FORMAT} with " + ", ".join(sorted(keys)), got="another document")
     return document

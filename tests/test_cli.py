@@ -104,7 +104,11 @@ def test_mistakes_are_one_message_and_exit_code_2(folder: Path) -> None:
         (*EXTRACT, "--weights", "eva-global=eva"): "one of the encoders asked for",
         (*EXTRACT, "--option", "tokens=3"): "NAME.KEY=VALUE",
         ("info", "--store", "none.zarr"): "no such folder",
-        ("extrat",): 'Did you mean "extract"?',
+        ("gc", "--store", "none.zarr"): "no such folder",
+        ("repair", "--store", "none.zarr"): "no such folder",
+        ("retry", "--store", "whisper"): "expected a store, got a folder without one",
+        ("info", "--store", "whisper"): "expected a store, got a folder without one",
+        ("extrat",): "Did you mean 'extract'?",
     }
     for arguments, message in cases.items():
         result = fcache(*arguments)
@@ -169,6 +173,20 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.Captu
     assert len(lines) == 1
     assert lines[0].startswith("extract: 100/100 clips, ")
     assert lines[0].endswith("2 failed")
+
+
+def test_progress_says_no_rate_where_no_time_has_passed_and_nothing_of_no_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with show_progress("predict") as progress:
+        progress(1, 1)
+    with show_progress("extract") as progress:
+        progress(0, 0)
+    assert capsys.readouterr().err == "predict: 1/1 clips, 0:00 left\n"
+
+
+def test_a_mistyped_command_is_answered_with_one_suggestion(folder: Path) -> None:
+    assert fcache("verfy").output.count("Did you mean") == 1
 
 
 def test_durations_are_written_as_clocks_show_them() -> None:

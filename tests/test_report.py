@@ -41,6 +41,13 @@ def test_the_terminal_shows_the_same_cells(table):
     assert "12,000" in shown.get()
 
 
+def test_the_terminal_cuts_no_name_of_a_row():
+    wide = Table(("variant", *(f"figure {number}" for number in range(8))), [("conv-attention", *[1.25] * 8)])
+    with (console := Console(width=80)).capture() as shown:
+        console.print(for_terminal(wide))
+    assert "conv-attention" in shown.get()
+
+
 def test_equal_pages_are_equal_bytes_and_fetch_nothing(table, tmp_path):
     def page() -> str:
         figure = Figure()

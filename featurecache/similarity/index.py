@@ -98,6 +98,7 @@ class FeatureIndex:
             np.save(file, vectors, allow_pickle=False)
             replace_bytes(self._file(record), file.getvalue())
             done += len(vectors)
+            progress(done, total)
         wanted = {self._file(record).name for record in self.feature.committed}
         for path in self._vectors.iterdir():
             if path.name not in wanted and not path.name.startswith("."):

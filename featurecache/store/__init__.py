@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from featurecache.errors import StoreError
+from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.store.formats import ShardFormat
 from featurecache.store.local import LocalStore
 from featurecache.store.remote import RemoteStore
@@ -70,4 +70,11 @@ def open_store(
             place, expected=f"a {format} store", got=found[0], next_step="Leave the format out, or name another place."
         )
     by_name = "webdataset" if place.rstrip("/").endswith(WEBDATASET_ENDINGS) else "zarr"
-    return LocalStore(place, FORMATS[found[0] if found else format or by_name](), mode, verify)
+    store = LocalStore(place, FORMATS[found[0] if found else format or by_name](), mode, verify)
+    if mode == "r" and not found and any(each.is_file() and each.name[0] != "." for each in Path(place).iterdir()):
+        # A folder of other things; one that a killed extraction has only just made is empty.
+        raise StoreNotFoundError(
+            place, expected="a store", got="a folder without one",
+            next_step="Run `fcache extract` to make it, or name another.",
+        )  # fmt: skip
+    return store

@@ -30,7 +30,7 @@ def read_certificate(out: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(
             str(out), expected=f"an exported folder with {JSON_NAME}", got=_said(error),
-            next_step="Write one with --run RUN --out DIR.",
+            next_step="Write one with python tools/export_e2e.py --run RUN --out DIR.",
         ) from error  # fmt: skip
 
 

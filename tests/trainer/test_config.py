@@ -105,5 +105,16 @@ def test_settings_for_one_stage_are_laid_over_the_stage(tmp_path):
     assert "think" not in load_config(tmp_path / "mine.yaml", "perception").data.tasks
 
 
+def test_a_mistyped_sweep_is_answered_with_the_shipped_sweeps():
+    with pytest.raises(ConfigError, match=r'one of .*lora, .*Did you mean "pre_fusion"'):
+        load_sweep("pre_fusoin", None, [])
+
+
+def test_a_mapping_that_only_one_configuration_has_is_one_difference():
+    without = load_config(overrides=["data.mixture=null", "optim.steps=7"])
+    differing = load_config(overrides=["data.mixture={a: 1, b: 2}"]).differences(without)
+    assert differing == ["data.mixture: {a, b} != None", "optim.steps: 50000 != 7"]
+
+
 def test_a_mixture_can_be_switched_off():
     assert load_config(None, "perception", ["data.mixture=null"]).data.mixture is None
