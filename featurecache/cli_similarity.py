@@ -76,9 +76,7 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
     from featurecache.similarity.contact_sheet import contact_sheet
     from featurecache.similarity.search import approximate_index
 
-    opened = featurecache.open_store(store)
-    neighbourhood = ready(opened, features)
-    listed = featurecache.load_clips(clips, given["media_root"])
+    opened, neighbourhood, listed = _opened(store, clips, features, given)
     if query in neighbourhood or not Path(query).is_file():
         vector = neighbourhood.vectors[neighbourhood.place(query)][None]
         asked = listed.by_id(query)
@@ -113,7 +111,14 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
         click.echo(f"contact sheet: {given['sheet']}", err=given["as_json"])
 
 
-CALIBRATION = [
+PAIR_OPTIONS = [
+    STORE,
+    CLIPS,
+    FEATURES,
+    WEIGHTS,
+    OPTIONS,
+    MEDIA_ROOT,
+    DEVICE,
     click.option("--calibrate", is_flag=True, help="Measure the threshold on altered copies of some clips first."),
     click.option("--calibration-clips", type=click.IntRange(4), default=40, show_default=True),
     click.option(
@@ -126,21 +131,14 @@ CALIBRATION = [
 ]  # fmt: skip
 
 
-def _calibrated(command: Any) -> Any:
-    for option in reversed(CALIBRATION):
+def _compares_pairs(command: Any) -> Any:
+    for option in reversed(PAIR_OPTIONS):
         command = option(command)
     return command
 
 
 @click.command()
-@STORE
-@CLIPS
-@FEATURES
-@WEIGHTS
-@OPTIONS
-@MEDIA_ROOT
-@DEVICE
-@_calibrated
+@_compares_pairs
 def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) -> None:
     """Find clips that are the same: exact copies, and near ones (encoded again, cropped, cut, mirrored, sped up).
 
@@ -152,9 +150,7 @@ def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) 
     from featurecache.similarity.doubles import find_duplicates
 
     _check_out(given, clips)
-    opened = featurecache.open_store(store)
-    neighbourhood = ready(opened, features)
-    listed = featurecache.load_clips(clips, given["media_root"])
+    opened, neighbourhood, listed = _opened(store, clips, features, given)
     rule = _rule(opened, neighbourhood, listed, given)
     with show_progress("compare") as progress:
         found = find_duplicates(opened, neighbourhood, listed, rule, advance=progress)
@@ -162,14 +158,7 @@ def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) 
 
 
 @click.command()
-@STORE
-@CLIPS
-@FEATURES
-@WEIGHTS
-@OPTIONS
-@MEDIA_ROOT
-@DEVICE
-@_calibrated
+@_compares_pairs
 @click.option("--train", required=True, metavar="[DATASET:]SPLIT", help="Training clips; their side is left out.")
 @click.option("--test", required=True, metavar="[DATASET:]SPLIT", help="Clips that are scored.")
 def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: str, **given: Any) -> None:
@@ -182,9 +171,7 @@ def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: s
     from featurecache.similarity.doubles import find_leaks
 
     _check_out(given, clips)
-    opened = featurecache.open_store(store)
-    neighbourhood = ready(opened, features)
-    listed = featurecache.load_clips(clips, given["media_root"])
+    opened, neighbourhood, listed = _opened(store, clips, features, given)
     sides = [_split(listed, side) for side in (train, test)]
     rule = _rule(opened, neighbourhood, listed, given)
     with show_progress("compare") as progress:
@@ -217,6 +204,13 @@ def ready(store: LocalStore, features: Sequence[str]) -> Neighbourhood:
     weights = feature_weights(features, store)
     _update(store, list(weights))
     return open_neighbourhood(store, weights)
+
+
+def _opened(
+    store: str, clips: str, features: Sequence[str], given: Mapping[str, Any]
+) -> tuple[LocalStore, Neighbourhood, ClipList]:
+    opened = featurecache.open_store(store)
+    return opened, ready(opened, features), featurecache.load_clips(clips, given["media_root"])
 
 
 def _update(store: LocalStore, names: Sequence[str]) -> int:

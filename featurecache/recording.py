@@ -32,7 +32,6 @@ AUDIO_SLACK_S = 1.0  # packets may be out of order, and decoders swallow the fir
 SEEK_FROM_S = 8.0  # a clip that starts later in its file is sought
 PREROLL_S = 2.0  # sound decoders need some packets before the first one wanted
 CODEC_THREADS = 1  # decode workers fill the cores; a second thread costs a tenth more processor time a clip
-MAX_FRAME_PIXELS = 1 << 26  # twice 8K; a header may state any size
 SKIPPING_CODECS = frozenset({"h264", "mpeg2video"})
 """Codecs whose decoders leave out exactly the frames that no other frame is predicted from, when told to."""
 
