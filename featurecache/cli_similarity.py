@@ -15,6 +15,7 @@ import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
 from featurecache.cli_store import encoder_opener
 from featurecache.console import tables
+from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import ClipListError, StoreError
 from featurecache.progress import show_progress
 
@@ -183,7 +184,7 @@ COMMANDS = [index, similar, duplicates, leaks]
 
 
 def feature_weights(given: Sequence[str], store: LocalStore) -> dict[str, float]:
-    """`NAME` or `NAME=WEIGHT` -> weight by feature; every feature alike where none is named."""
+    """`NAME` or `NAME=WEIGHT` -> weight by feature; every undisturbed feature alike where none is named."""
     weights = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -194,7 +195,8 @@ def feature_weights(given: Sequence[str], store: LocalStore) -> dict[str, float]
         store[name]  # an unknown name is an error that suggests the near one
     if not weights and not store.names:
         raise StoreError(store.location, expected="a feature", got="an empty store", next_step="Run `fcache extract`.")
-    return weights or dict.fromkeys(store.names, 1.0)
+    plain = [name for name in store.names if undisturbed(store.spec(name)) == store.spec(name)]
+    return weights or dict.fromkeys(plain or store.names, 1.0)
 
 
 def ready(store: LocalStore, features: Sequence[str]) -> Neighbourhood:

@@ -87,6 +87,8 @@ def calibrate(
     usable = [clip for clip in clips if clip.id in neighbourhood and (clip.video or clip.audio)]
     if len(usable) < 4:
         raise ClipListError("--calibrate", expected="at least 4 clips with video or audio", got=str(len(usable)))
+    for name in neighbourhood.names:
+        open_for(store.spec(name))  # weights that are missing or others are told before the work of altering
     chosen = np.random.default_rng(seed).choice(len(usable), min(num_clips, len(usable)), replace=False)
     with tempfile.TemporaryDirectory(prefix="fcache-altered-") as folder:
         copies, ways, originals = _alter([usable[n] for n in sorted(chosen)], Path(folder), advance)
