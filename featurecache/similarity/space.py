@@ -18,8 +18,8 @@ CLIPS_AN_AXIS = 4
 """Axes that rest on fewer clips than this are noise."""
 SMALLEST_DEVIATION = 1e-3
 """Of the largest axis; below it lies the rounding of half precision."""
-NUM_FITTED = 4096
-"""Clips that a space is fitted on, at most: 32 an axis."""
+NUM_FITTED = 2048
+"""Clips that a space is fitted on, at most: 16 an axis."""
 MAX_EXACT = 512
 OVERSAMPLED, NUM_ITERATIONS = 32, 4
 
@@ -61,8 +61,11 @@ class Space:
 
     def project(self, summaries: np.ndarray) -> np.ndarray:
         """(B, W) -> (B, R) float32 vectors of length 1."""
-        vectors = (summaries - self.mean) @ self.axes
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        import torch
+
+        with torch.inference_mode():
+            vectors = (torch.from_numpy(summaries) - torch.from_numpy(self.mean)) @ torch.from_numpy(self.axes)
+            return torch.nn.functional.normalize(vectors).numpy()
 
 
 def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
