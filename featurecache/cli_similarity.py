@@ -85,17 +85,19 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
         from featurecache.similarity.media_vectors import media_vectors
 
         asked = _file_clip(Path(query), Clip)
-        _, vector, _ = media_vectors(opened, neighbourhood, [asked], encoder_opener(given))
+        open_for = encoder_opener(given)
+        encoders = {name: open_for(opened.spec(name)) for name in neighbourhood.names}
+        _, vector, _ = media_vectors(opened, neighbourhood, [asked], encoders)
     wanted = given["count"] + 1
     kept = approximate_index(opened, neighbourhood)
     similarities, places = neighbourhood.search(vector, wanted, kept)
-    parts = neighbourhood.split(vector)
+    parts, by_id = neighbourhood.split(vector), {clip.id: clip for clip in listed}
     rows, shown = [], [(asked, ["query", asked.id])]
     for similarity, place in zip(similarities[0].tolist(), places[0].tolist(), strict=True):
         clip_id = neighbourhood.ids[place]
         if clip_id == asked.id or len(rows) == given["count"]:
             continue
-        clip = listed.by_id(clip_id) if clip_id in set(listed.ids) else Clip(id=clip_id)
+        clip = by_id.get(clip_id) or Clip(id=clip_id)
         own = neighbourhood.parts([place])
         by_feature = {name: round(float((parts[name] * own[name]).sum()), 4) for name in neighbourhood.names}
         known = {"dataset": clip.dataset, "split": clip.split, "labels": dict(clip.labels), "text": clip.text}

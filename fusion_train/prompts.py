@@ -48,6 +48,11 @@ class Task:
     verbatim: bool = False
     """The answer is notation, such as the corners of a box, and is never cleaned."""
 
+    @property
+    def label_key(self) -> str:
+        """The label task that an answer comes down to: its own, or the one that it concludes with."""
+        return self.key if self.answer == "label" else self.label
+
 
 TASKS: dict[str, Task] = {
     task.name: task

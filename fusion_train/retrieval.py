@@ -76,7 +76,7 @@ class Retrieval:
         seen = tuple(dict.fromkeys(name for name, here in zip(self.features.values(), shown, strict=True) if here))
         if task.picture or not seen or clip.id not in self.neighbourhood:
             return ()
-        key = label_key(task)
+        key = task.label_key
         return tuple(self.says(self.pool[n], key) for n in self._nearest(clip.id, clip.dialogue, key, seen))
 
     def says(self, clip: Clip, key: str) -> str:
@@ -125,11 +125,6 @@ class RecalledTokens:
         for number, text in enumerate(texts):
             ids += [*(self.separator if number else ()), *self.encode(text)]
         return [*ids, *self.end] if texts else []
-
-
-def label_key(task: Task) -> str:
-    """The label task whose labels are recalled for a task."""
-    return task.key if task.answer == "label" else task.label
 
 
 def open_retrieval(store: str, features: Mapping[str, str], pool: ClipList, *, k: int, reasons: bool) -> Retrieval:

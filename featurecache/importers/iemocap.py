@@ -30,7 +30,7 @@ FOUR_WAY = {"neutral": 1708, "happiness": 1636, "anger": 1103, "sadness": 1084}
 FOUR_WAY_SESSION5 = 1241
 UTTERANCE = re.compile(r"\[\s*([\d.]+)\s*-\s*([\d.]+)\s*\]\s+(Ses\S+)\s+(\w+)\s+\[([^\]]*)\]")
 SAID = re.compile(r"(Ses\S+)\s+\[[^\]]*\]:\s*(.*)")
-LEFT_PERSON, SPEAKER, SESSION = 5, -4, slice(0, 5)
+LEFT_PERSON, SPEAKER = 5, -4
 
 
 def read(request: Request, found: Findings) -> Iterator[Clip]:

@@ -21,7 +21,7 @@ import numpy as np
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import ClipListError
 from featurecache.extras import require
-from featurecache.similarity.search import Neighbour, Neighbourhood
+from featurecache.similarity.search import Neighbour, Neighbourhood, nearest_rows
 
 NUM_FOLDS = 5
 NUM_NEIGHBOURS = 15
@@ -136,7 +136,6 @@ def _judgeable(clips: Sequence[Clip], task: str) -> list[Clip]:
 
 def _judge(neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, seed: int) -> tuple[np.ndarray, list[str]]:
     """(N, C) out-of-fold probabilities, and the classes."""
-    import faiss
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -150,9 +149,7 @@ def _judge(neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, seed:
         warnings.filterwarnings("ignore", message="The least populated class")  # of a group-wise fold
         split = list(folds.split(vectors, labels, groups))
     for train, test in split:
-        similarity, nearest = faiss.knn(
-            vectors[test], vectors[train], min(NUM_NEIGHBOURS, len(train)), metric=faiss.METRIC_INNER_PRODUCT
-        )
+        similarity, nearest = nearest_rows(vectors[test], vectors[train], NUM_NEIGHBOURS)
         votes = np.full((len(test), len(classes)), 1e-3)
         for c in range(len(classes)):
             votes[:, c] += (np.maximum(similarity, 0) * (labels[train][nearest] == c)).sum(1)

@@ -87,12 +87,12 @@ def calibrate(
     usable = [clip for clip in clips if clip.id in neighbourhood and (clip.video or clip.audio)]
     if len(usable) < 4:
         raise ClipListError("--calibrate", expected="at least 4 clips with video or audio", got=str(len(usable)))
-    for name in neighbourhood.names:
-        open_for(store.spec(name))  # weights that are missing or others are told before the work of altering
+    # Opened first: weights that are missing, or others, are told before the work of altering.
+    encoders = {name: open_for(store.spec(name)) for name in neighbourhood.names}
     chosen = np.random.default_rng(seed).choice(len(usable), min(num_clips, len(usable)), replace=False)
     with tempfile.TemporaryDirectory(prefix="fcache-altered-") as folder:
         copies, ways, originals = _alter([usable[n] for n in sorted(chosen)], Path(folder), advance)
-        ids, vectors, _ = media_vectors(store, neighbourhood, copies, open_for)
+        ids, vectors, _ = media_vectors(store, neighbourhood, copies, encoders)
     kept = [n for n, clip in enumerate(copies) if clip.id in set(ids)]
     original = np.array([neighbourhood.place(originals[n]) for n in kept])
     similarity, agreement = _against_all(store, neighbourhood, vectors)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featurecache.similarity.calibration import Calibration
-from featurecache.similarity.search import Neighbourhood
+from featurecache.similarity.search import Neighbourhood, nearest_rows
 from featurecache.spec import Spec
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
@@ -109,11 +109,12 @@ def near_pairs(
     scorer = PairScorer(neighbourhood, specs)
     rows = np.array([neighbourhood.place(clip_id) for clip_id in queries], np.int64)
     others = rows if among is None else np.array([neighbourhood.place(clip_id) for clip_id in among], np.int64)
+    candidates = neighbourhood.vectors[others]
     found: set[tuple[int, int]] = set()
     advance(0, len(rows))
     for begin in range(0, len(rows), QUERIES_AT_ONCE):
         some = rows[begin : begin + QUERIES_AT_ONCE]
-        similarities, nearest = _nearest(neighbourhood, some, others, num_candidates)
+        similarities, nearest = nearest_rows(neighbourhood.vectors[some], candidates, num_candidates)
         near = np.argwhere(similarities >= min(0.0, calibration.threshold))
         left, right = some[near[:, 0]], others[nearest[near[:, 0], near[:, 1]]]
         similarity, agreement = scorer(neighbourhood.parts(left), neighbourhood.parts(right))
@@ -126,15 +127,6 @@ def near_pairs(
             yield Pair(neighbourhood.ids[int(left[n])], neighbourhood.ids[int(right[n])], "near",
                        float(similarity[n]), float(agreement[n]), confidence)  # fmt: skip
         advance(begin + len(some), len(rows))
-
-
-def _nearest(
-    neighbourhood: Neighbourhood, some: np.ndarray, others: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    import faiss
-
-    k = min(k, len(others))
-    return faiss.knn(neighbourhood.vectors[some], neighbourhood.vectors[others], k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def groups(pairs: Iterable[Pair]) -> list[list[str]]:

@@ -6,13 +6,13 @@ They go through `extract` into a temporary store, so there is one way to make to
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from featurecache.again import OpenEncoder
 from featurecache.clips import Clip, ClipList
+from featurecache.encoders import Encoder
 from featurecache.errors import MediaError
 from featurecache.extract import Summary, extract
 from featurecache.similarity.index import open_index
@@ -22,16 +22,14 @@ from featurecache.store.local import LocalStore
 
 
 def media_vectors(
-    store: LocalStore, neighbourhood: Neighbourhood, clips: Sequence[Clip], open_for: OpenEncoder
+    store: LocalStore, neighbourhood: Neighbourhood, clips: Sequence[Clip], encoders: Mapping[str, Encoder]
 ) -> tuple[list[str], np.ndarray, Summary]:
     """Encode clips as the features of `store` were; ids of those with tokens, (B, R) vectors, and what failed.
 
     Raises:
-        FingerprintError: an encoder that opens is not the one the feature was made with.
         MediaError: no clip could be encoded.
     """
     names = neighbourhood.names
-    encoders = {name: open_for(store.spec(name)) for name in names}
     with tempfile.TemporaryDirectory(prefix="fcache-similar-") as folder:
         made = open_store(Path(folder) / "media.zarr", "a")
         summary = None

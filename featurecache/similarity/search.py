@@ -117,17 +117,9 @@ class Neighbourhood:
 
     def search(self, queries: np.ndarray, k: int, approximate: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """(Q, R) -> similarities and rows (Q, min(k, N)), nearest first; exact unless a faiss index is given."""
-        import faiss
-
-        k = min(k, len(self))
-        queries = np.ascontiguousarray(queries, np.float32)
         if approximate is not None:
-            return approximate.search(queries, k)
-        if faiss.get_num_gpus():
-            return faiss.knn_gpu(
-                faiss.StandardGpuResources(), queries, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT
-            )
-        return faiss.knn(queries, self.vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+            return approximate.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
+        return nearest_rows(queries, self.vectors, k)
 
     @cached_property
     def digest(self) -> str:
@@ -136,6 +128,17 @@ class Neighbourhood:
         digest.update("\n".join(self.ids).encode())
         digest.update(self.vectors.data)
         return digest.hexdigest()[:16]
+
+
+def nearest_rows(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, R) among (N, R) -> products and rows (Q, min(k, N)), largest first; exact, on a GPU where faiss has one."""
+    import faiss
+
+    queries, vectors = (np.ascontiguousarray(each, np.float32) for each in (queries, vectors))
+    k = min(k, len(vectors))
+    if faiss.get_num_gpus():
+        return faiss.knn_gpu(faiss.StandardGpuResources(), queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def build_approximate(neighbourhood: Neighbourhood, *, seed: int = 0) -> tuple[Any, dict[str, float]]:

@@ -17,7 +17,6 @@ from featurecache.extras import require
 
 TEMPLATE = Path(__file__).with_name("store_map.html")
 PLACEHOLDER = "/*MAP*/null"
-METHODS = ("pca", "umap")
 MAX_COLOURS = 20
 
 

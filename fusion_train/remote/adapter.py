@@ -26,7 +26,7 @@ from featurecache.hashing import file_sha256
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_WEIGHTS = "fusion.safetensors"
 """Fusion and projectors, named as in EmotionLlama; and what is recalled, after `RECALL_PREFIX`."""
 RECALL_PREFIX = "recall."

@@ -29,8 +29,6 @@ from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_promp
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
 
-PER_CLIP = ("video", "audio", "image", "text", "peak_frame", "start_s", "end_s", "crop")
-
 
 @dataclass(frozen=True)
 class PreparedClip:
@@ -171,7 +169,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         before, said, asked = PromptFormat(**self.prompt).pieces(clip.text, task, labels, question)
         streams = {*shown, *(["fusion"] if shown else [])}
         num_soft = sum(count for stream, count in self.soft_counts.items() if stream in streams)
-        key = task.key if task.answer == "label" else task.label
+        key = task.label_key
         if shown and not task.picture and key in self.recall_keys:
             place = [RECALL_TOKEN - self.recall_keys.index(key)]  # the model fills it in: it knows the features
             return encode_prompt(self.tokenizer, before, num_soft, asked, clip.id, (said, place))
