@@ -13,7 +13,7 @@ from fusion_train.errors import ConfigError
 from fusion_train.memory_budget import Budget
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import trained_parameters
-from fusion_train.parallel import decoder_layers, equal_on_all, shard_base
+from fusion_train.parallel import decoder_layers, equal_on_all, leave_at_exit, shard_base
 from fusion_train.peak import measured_peak_flops
 
 
@@ -24,12 +24,15 @@ def make_accelerator(optim: OptimConfig) -> Accelerator:
         ConfigError: a precision that the device does not have.
     """
     try:
-        return Accelerator(mixed_precision="no" if optim.precision == "fp32" else optim.precision)
+        accelerator = Accelerator(mixed_precision="no" if optim.precision == "fp32" else optim.precision)
     except ValueError as error:
         raise ConfigError(
             "optim.precision", expected="one that this machine has", got=f"{optim.precision} ({error})",
             next_step="Use --set optim.precision=bf16 or fp32.",
         ) from error  # fmt: skip
+    if accelerator.num_processes > 1:
+        leave_at_exit()
+    return accelerator
 
 
 def device_name(accelerator: Accelerator) -> str:

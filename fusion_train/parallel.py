@@ -9,6 +9,9 @@ Start processes with `accelerate launch` or `torchrun`.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import gc
 from collections.abc import Iterable
 
 import torch
@@ -18,6 +21,23 @@ from torch import nn
 
 from fusion_train.errors import ConfigError
 from fusion_train.models.parts import trained_parameters
+
+
+@functools.cache
+def leave_at_exit() -> None:
+    """Have this process leave its group before the interpreter goes down.
+
+    A thread of gloo that lets go of a tensor while Python ends aborts the process (pytorch issue 190489), and torchrun
+    then ends all others. Leaving ends these threads; a sharded base keeps them, so training ends with a barrier too,
+    which holds no tensor.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        gc.collect()  # what still names the group would keep its threads
+        dist.destroy_process_group()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -151,4 +151,5 @@ def train(
     result = {"step": done, "scores": journal.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
     if accelerator.is_main_process:
         run.finish(result)
+    accelerator.wait_for_everyone()  # see parallel.leave_at_exit
     return result
