@@ -19,17 +19,17 @@ from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import FingerprintError, suggest
 from featurecache.spec import Spec
 from fusion_train import checkpoint
-from fusion_train.absent import stand_ins
-from fusion_train.batches import Collator, FeatureReader
 from fusion_train.config import Config
+from fusion_train.data.absent import stand_ins
+from fusion_train.data.batches import Collator, FeatureReader
+from fusion_train.data.retrieval import RecalledTokens, open_retrieval
+from fusion_train.data.samples import LabelSets, label_sets
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.language_model import build_model, load_llm, load_tokenizer
 from fusion_train.models.parts import trained_parameters
-from fusion_train.probing import build_probe
 from fusion_train.quantised_base import quantise_base
-from fusion_train.retrieval import RecalledTokens, open_retrieval
 from fusion_train.run import Run
-from fusion_train.samples import LabelSets, label_sets
+from fusion_train.training.probing import build_probe
 
 
 class ListReadLater(ClipList):

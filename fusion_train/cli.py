@@ -74,7 +74,7 @@ def main(
         ctx.exit(2)
     from fusion_train.config import load_config
     from fusion_train.run import Run, latest_finished
-    from fusion_train.train import train
+    from fusion_train.training.train import train
 
     settings = load_config(config, stage, overrides)
     run = Run(out or RUNS / stage)
@@ -101,7 +101,7 @@ def resume(run: Path, store: str | None, clips: str | None) -> None:
     """
     from fusion_train.assemble import absolute
     from fusion_train.run import Run
-    from fusion_train.train import train
+    from fusion_train.training.train import train
 
     stopped = Run(run)
     record = stopped.record()

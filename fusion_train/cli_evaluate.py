@@ -59,10 +59,10 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     from accelerate import PartialState
 
     from fusion_train.assemble import reassemble, take_out
-    from fusion_train.bench_runs import ask_bench, score_rows
-    from fusion_train.benches import Bench, BenchSet, load_bench
+    from fusion_train.evaluation.bench_runs import ask_bench, score_rows
+    from fusion_train.evaluation.benches import Bench, BenchSet, load_bench
+    from fusion_train.evaluation.score_report import write_report
     from fusion_train.run import Run
-    from fusion_train.score_report import write_report
 
     streams = {name: mode or "omit" for name, _, mode in (text.partition(":") for text in given["taken_out"])}
     _refuse_modes(streams)
@@ -123,10 +123,10 @@ def score_command(path: Path, bench_name: str | None, set_name: str | None, task
     fusion-train score answers/ --bench mer-unibench --clips clips.jsonl --wheels emotion_wheel
     """
     from featurecache.clips import load_clips
-    from fusion_train.bench_runs import join_references, read_bench, score_rows
-    from fusion_train.benches import Bench, BenchSet, load_bench
-    from fusion_train.prediction_rows import read_predictions
-    from fusion_train.score_report import write_report
+    from fusion_train.evaluation.bench_runs import join_references, read_bench, score_rows
+    from fusion_train.evaluation.benches import Bench, BenchSet, load_bench
+    from fusion_train.evaluation.prediction_rows import read_predictions
+    from fusion_train.evaluation.score_report import write_report
 
     clips = load_clips(given["clips"]) if given["clips"] else None
     bench = load_bench(bench_name) if bench_name else None
@@ -163,9 +163,9 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     """
     from featurecache.clips import load_clips
     from featurecache.store.publish import replace_bytes
-    from fusion_train.bench_runs import read_bench, score_rows
-    from fusion_train.benches import load_bench
-    from fusion_train.contrast import contrast, contrast_page
+    from fusion_train.evaluation.bench_runs import read_bench, score_rows
+    from fusion_train.evaluation.benches import load_bench
+    from fusion_train.evaluation.contrast import contrast, contrast_page
     from fusion_train.report.terminal import for_terminal
 
     bench = load_bench(bench_name)
@@ -185,8 +185,8 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
 
 def print_scores(scores: Any) -> None:
     """Show what a bench gave: figures of every set, means, what must be known beside them."""
+    from fusion_train.evaluation.score_report import confusion_table, summary_table
     from fusion_train.report.terminal import for_terminal
-    from fusion_train.score_report import confusion_table, summary_table
 
     console = Console()
     console.print(for_terminal(summary_table(scores), scores.bench.title))
@@ -201,7 +201,7 @@ def print_scores(scores: Any) -> None:
 
 
 def _helpers(given: dict[str, Any]) -> Any:
-    from fusion_train.bench_runs import Helpers
+    from fusion_train.evaluation.bench_runs import Helpers
 
     return Helpers(given["wheels"], given["judge"], given["labels_by"], given["key_file"])
 

@@ -29,7 +29,7 @@ def verify_resume_command(
     fusion-train verify-resume --stage perception --steps 14 --kills 2
     """
     from fusion_train.config import load_config
-    from fusion_train.verify_resume import verify_resume
+    from fusion_train.training.verify_resume import verify_resume
 
     settings = load_config(config, stage, overrides)
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
@@ -56,8 +56,8 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
     \b
     fusion-train replay runs/perception
     """
-    from fusion_train.diverged import replay as replay_step
     from fusion_train.run import Run
+    from fusion_train.training.diverged import replay as replay_step
 
     step, samples = replay_step(Run(run), store=store, clips=clips)
     click.echo(f"step {step}, each sample alone and without dropout:")

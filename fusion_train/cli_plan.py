@@ -11,7 +11,7 @@ from rich.table import Table
 from fusion_train.cli_options import CLIPS, CONFIG, SET, STORE
 
 if TYPE_CHECKING:
-    from fusion_train.planning import Plan
+    from fusion_train.planning.plan import Plan
 
 
 @click.command()
@@ -38,7 +38,7 @@ def plan(
     fusion-train plan --gpu rtx-4090 --set optim.micro_batch_size=2
     """
     from fusion_train.config import load_config
-    from fusion_train.planning import make_plan
+    from fusion_train.planning.plan import make_plan
 
     settings = load_config(config, stage, overrides)
     made = make_plan(

@@ -21,8 +21,8 @@ def rate(answers: tuple[str, ...], out: Path, clips: int, media: str, seed: int)
     \b
     fusion-train rate ours=runs/cognition/eval/emer/reasoning.jsonl theirs=theirs.jsonl --media ../clips/
     """
-    from fusion_train.prediction_rows import read_predictions
-    from fusion_train.rating import write_sheet
+    from fusion_train.evaluation.prediction_rows import read_predictions
+    from fusion_train.evaluation.rating import write_sheet
 
     named = [text.partition("=") for text in answers]
     wrong = [name + equals + file for name, equals, file in named if not (name and file)]
@@ -44,7 +44,7 @@ def agreement(folder: Path, ratings: tuple[Path, ...]) -> None:
     \b
     fusion-train agreement rating ratings-ann.json ratings-ben.json
     """
-    from fusion_train.rating import agreement as import_ratings
+    from fusion_train.evaluation.rating import agreement as import_ratings
 
     result = import_ratings(folder / "key.json", ratings)
     table = Table(title=f"{result.num_ratings} ratings by {result.num_raters} raters, 1 to 5")

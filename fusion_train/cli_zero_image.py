@@ -21,6 +21,6 @@ def zero_image(store: str | None, name: str, weights: str | None, device: str, o
     \b
     fusion-train zero-image --weights eva_vit_g.pth
     """
-    from fusion_train.zero_image import make_zero_image
+    from fusion_train.data.zero_image import make_zero_image
 
     make_zero_image(store or "features.zarr", name, out, weights=weights, device=device, say=click.echo)

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from featurecache.errors import suggest
 from featurecache.spec import canonical_json
+from fusion_train.data.mixture import OnAbsent
+from fusion_train.data.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 from fusion_train.errors import ConfigError
-from fusion_train.mixture import OnAbsent
 from fusion_train.models.emotion_llama import MODALITIES
-from fusion_train.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 
 MAX_EXTENDED = 8
 

@@ -25,11 +25,11 @@ from torch import Tensor
 from fusion_train import checkpoint
 from fusion_train.assemble import assemble
 from fusion_train.config import Config
-from fusion_train.continuing import make_record
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import trained_parameters
-from fusion_train.optimizer import make_optimizer
 from fusion_train.run import Run
+from fusion_train.training.continuing import make_record
+from fusion_train.training.optimizer import make_optimizer
 
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"llama_proj\.(weight|bias)", r"projectors.image.\1"),

@@ -26,9 +26,9 @@ import yaml
 
 from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train.config import Config, validate
+from fusion_train.data.samples import LabelSets
 from fusion_train.errors import CheckpointError
 from fusion_train.models.emotion_llama import FeatureShapes
-from fusion_train.samples import LabelSets
 
 
 @dataclass(frozen=True)

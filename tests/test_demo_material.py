@@ -25,7 +25,7 @@ from demo_face import FPS, HEIGHT, LOOKS, WIDTH, Person, portraits
 from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
 
 from featurecache.clips import load_clips
-from fusion_train.prompts import PromptFormat, encode_answer, encode_prompt, find_task
+from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
 
 
 @pytest.fixture(scope="module")

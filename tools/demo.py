@@ -155,7 +155,7 @@ def ask(journey: Journey) -> None:
 
 
 def draw(journey: Journey) -> None:
-    from fusion_train.figures import draw_runs
+    from fusion_train.evaluation.figures import draw_runs
     from fusion_train.metrics import classification_scores
     from fusion_train.run import Run
 

@@ -27,16 +27,16 @@ from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, Llama
 
 from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import load_config
-from fusion_train.devices import place
-from fusion_train.feeding import Feed
+from fusion_train.data.feeding import Feed
+from fusion_train.data.streams import make_stream
 from fusion_train.language_model import llm_config
-from fusion_train.memory_budget import choose_budget
-from fusion_train.optimizer import make_optimizer
-from fusion_train.peak import measured_peak_flops
-from fusion_train.sizes import work_of
-from fusion_train.step import train_step
-from fusion_train.streams import make_stream
-from fusion_train.tally import Tally
+from fusion_train.planning.peak import measured_peak_flops
+from fusion_train.planning.sizes import work_of
+from fusion_train.training.devices import place
+from fusion_train.training.memory_budget import choose_budget
+from fusion_train.training.optimizer import make_optimizer
+from fusion_train.training.step import train_step
+from fusion_train.training.tally import Tally
 
 NUM_CLIPS = 96
 DRAWS = 400_000

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from fusion_train.assemble import Workbench
-from fusion_train.evaluate import MAX_NEW_TOKENS
+from fusion_train.data.retrieval import RecalledTokens, memory_of
+from fusion_train.evaluation.evaluate import MAX_NEW_TOKENS
 from fusion_train.export.alignment import align_file
 from fusion_train.export.encoders import Attached
 from fusion_train.export.vendor import vendored_code
@@ -34,7 +35,6 @@ from fusion_train.remote.adapter import RECALL_PREFIX, TRAINED_WEIGHTS, base_fil
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
-from fusion_train.retrieval import RecalledTokens, memory_of
 
 MAX_SHARD_SIZE = "5GB"
 AUTO_MAP = {

@@ -22,10 +22,10 @@ from featurecache.clips import Clip
 from featurecache.crop import parse_crop
 from featurecache.errors import MediaError
 from featurecache.media import Absent, decode_each
+from fusion_train.data.prompts import PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.errors import DataError
 from fusion_train.models.answering import pad_left
 from fusion_train.models.recall import RECALL_TOKEN
-from fusion_train.prompts import PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
 

@@ -14,8 +14,8 @@ import torch
 
 from featurecache.spec import canonical_json
 from fusion_train.config import Config
-from fusion_train.costs import DEFAULT_UTILISATION
-from fusion_train.planning import make_plan
+from fusion_train.planning.costs import DEFAULT_UTILISATION
+from fusion_train.planning.plan import make_plan
 from fusion_train.sweeps.sweep_file import Trial
 
 BATCHING = ("batch_size", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "precision",

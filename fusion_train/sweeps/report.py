@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from featurecache.store.publish import replace_bytes
 from fusion_train.comparison import detectable_before
-from fusion_train.figures import read_metrics
+from fusion_train.evaluation.figures import read_metrics
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
 from fusion_train.run import Run

@@ -19,19 +19,19 @@ from featurecache.errors import FeatureCacheError
 from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble, relative
-from fusion_train.batches import FeatureReader
 from fusion_train.comparison import detectable_before
+from fusion_train.data.batches import FeatureReader
+from fusion_train.data.prompts import find_task
 from fusion_train.errors import DataError
-from fusion_train.evaluate import Evaluation, evaluate, with_answers
-from fusion_train.held_out import overall
-from fusion_train.prompts import find_task
+from fusion_train.evaluation.evaluate import Evaluation, evaluate, with_answers
 from fusion_train.run import Run
 from fusion_train.sweeps.companies import Cost, companies, cost_of, free_bytes, shares_base
 from fusion_train.sweeps.halving import rung_steps, survivors
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
 from fusion_train.sweeps.trials import DONE, FAILED, STOPPED, WAITING, Outcome, TrialTable
-from fusion_train.train import train
+from fusion_train.training.held_out import overall
+from fusion_train.training.train import train
 
 ISOLATED = (FeatureCacheError, RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 """What a trial may fail with without ending the sweep: our errors, and those of a variant's own code or of memory."""

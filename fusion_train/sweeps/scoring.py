@@ -10,7 +10,8 @@ import torch
 
 from featurecache.clips import ClipList
 from fusion_train.assemble import Workbench
-from fusion_train.evaluate import (
+from fusion_train.data.prompts import find_task
+from fusion_train.evaluation.evaluate import (
     EVAL_BATCH_SIZE,
     Evaluation,
     answer,
@@ -22,10 +23,9 @@ from fusion_train.evaluate import (
     row_of,
     with_answers,
 )
-from fusion_train.held_out import HeldOut
 from fusion_train.models.company import AnsweringTogether, Company
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.prompts import find_task
+from fusion_train.training.held_out import HeldOut
 
 
 def evaluate_together(

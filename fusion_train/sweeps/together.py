@@ -25,26 +25,32 @@ from featurecache.errors import FingerprintError
 from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.progress import show_progress
 from fusion_train.assemble import Workbench, absolute, assemble
-from fusion_train.averaging import Averaged
-from fusion_train.batches import Batch
 from fusion_train.config import Config
-from fusion_train.continuing import make_record, refuse_other_configuration, resume, save_checkpoint, start_from
-from fusion_train.devices import make_accelerator, peak_flops, place
-from fusion_train.diverged import keep_for_replay
+from fusion_train.data.batches import Batch
+from fusion_train.data.feeding import Feed
+from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import DivergedError, FusionTrainError
-from fusion_train.feeding import Feed
-from fusion_train.held_out import HeldOut
-from fusion_train.journal import Journal
 from fusion_train.language_model import build_model, load_llm
-from fusion_train.memory_budget import Budget, choose_budget
 from fusion_train.models.company import Company, evaluating, shared_copy
-from fusion_train.optimizer import gradient_norms, make_optimizer, set_learning_rates
+from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run
 from fusion_train.seeding import derive
-from fusion_train.sizes import work_of
-from fusion_train.streams import keep_pool, make_stream
 from fusion_train.sweeps.scoring import score_together
-from fusion_train.tally import Tally
+from fusion_train.training.averaging import Averaged
+from fusion_train.training.continuing import (
+    make_record,
+    refuse_other_configuration,
+    resume,
+    save_checkpoint,
+    start_from,
+)
+from fusion_train.training.devices import make_accelerator, peak_flops, place
+from fusion_train.training.diverged import keep_for_replay
+from fusion_train.training.held_out import HeldOut
+from fusion_train.training.journal import Journal
+from fusion_train.training.memory_budget import Budget, choose_budget
+from fusion_train.training.optimizer import gradient_norms, make_optimizer, set_learning_rates
+from fusion_train.training.tally import Tally
 
 
 class SharedBase:

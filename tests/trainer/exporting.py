@@ -14,7 +14,7 @@ from featurecache.encoders import open_encoder
 from featurecache.extract import extract
 from featurecache.similarity.search import update_indices
 from fusion_train.run import Run
-from fusion_train.train import train
+from fusion_train.training.train import train
 
 SILENT = "v2"
 """A clip without a sound track."""

@@ -18,12 +18,12 @@ from toy import LABELS, feature_spec, make_config, write_features
 
 import featurecache
 from featurecache.perturbations import parse_perturbation
-from fusion_train import asking
-from fusion_train.benches import bench_names, load_bench
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
-from fusion_train.judging import read_rating
-from fusion_train.text_models import LocalModel
+from fusion_train.evaluation import asking
+from fusion_train.evaluation.benches import bench_names, load_bench
+from fusion_train.evaluation.judging import read_rating
+from fusion_train.evaluation.text_models import LocalModel
 
 BENCH = """
 title: Toy bench

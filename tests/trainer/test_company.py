@@ -34,7 +34,7 @@ def build(llama, base) -> list[EmotionLlama]:
 def batches(llama, material, base):
     """Two real batches, as the collator of the first variant makes them."""
     from fusion_train.assemble import assemble
-    from fusion_train.streams import make_stream
+    from fusion_train.data.streams import make_stream
 
     config = make_config(llama)
     bench = assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))

@@ -14,11 +14,11 @@ from toy import make_config
 from featurecache.clips import Clip, Question
 from fusion_train import checkpoint
 from fusion_train.cli import main
+from fusion_train.data.micro_batches import fixed, under_budget
+from fusion_train.data.pool import Pool
 from fusion_train.errors import DivergedError
-from fusion_train.micro_batches import fixed, under_budget
-from fusion_train.pool import Pool
 from fusion_train.run import Run
-from fusion_train.verify_resume import verify_resume
+from fusion_train.training.verify_resume import verify_resume
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

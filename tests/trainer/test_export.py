@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from featurecache.errors import FingerprintError, MediaError, WeightsError
 from fusion_train.assemble import reassemble
+from fusion_train.data.prompts import encode_answer
 from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
 from fusion_train.export.exporting import Sources, export_run, verify_export
 from fusion_train.export.merge import merge_lora
 from fusion_train.models.answering import label_log_probabilities
-from fusion_train.prompts import encode_answer
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.run import Run
 

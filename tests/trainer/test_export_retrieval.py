@@ -8,9 +8,9 @@ import torch
 from exporting import train_run
 
 from fusion_train.assemble import reassemble
+from fusion_train.data.prompts import find_task
 from fusion_train.export.exporting import Sources, export_run
 from fusion_train.models.recall import RECALL_TOKEN
-from fusion_train.prompts import find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 

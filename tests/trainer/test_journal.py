@@ -12,10 +12,10 @@ import torch
 from test_train import run_training
 from toy import make_config
 
+from fusion_train.data.samples import Asked
 from fusion_train.errors import ConfigError
-from fusion_train.journal import Journal
-from fusion_train.samples import Asked
-from fusion_train.tally import Counts, Tally
+from fusion_train.training.journal import Journal
+from fusion_train.training.tally import Counts, Tally
 
 
 def rows(run) -> list[dict[str, float]]:

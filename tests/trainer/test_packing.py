@@ -18,11 +18,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from fusion_train.data.packing import Encoded, pack
 from fusion_train.language_model import build_model
 from fusion_train.models.emotion_llama import SOFT_TOKEN, EmotionLlama, FeatureShapes
 from fusion_train.models.packed_attention import Layout, Segment
 from fusion_train.models.parts import trained_parameters
-from fusion_train.packing import Encoded, pack
 
 SHAPES = FeatureShapes(audio=(4, 12), image=(17, 10), video=(4, 10))
 TINY = {

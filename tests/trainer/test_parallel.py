@@ -31,8 +31,8 @@ def launch(config: Config, material: Path, folder: Path, processes: int) -> subp
     file.write_text(config.to_yaml())
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        "-m", "fusion_train.verify_resume", str(file), str(material / "features.zarr"), str(material / "clips.jsonl"),
-        str(folder),
+        "-m", "fusion_train.training.verify_resume", str(file), str(material / "features.zarr"),
+        str(material / "clips.jsonl"), str(folder),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)

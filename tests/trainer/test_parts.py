@@ -15,7 +15,7 @@ from fusion_train.assemble import reassemble
 from fusion_train.config import load_config
 from fusion_train.errors import ConfigError
 from fusion_train.models.parts import part_of
-from fusion_train.optimizer import make_optimizer, set_learning_rates
+from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 
 
 def moved_parts(before, after) -> set[str]:

@@ -15,13 +15,13 @@ from toy import LABELS, make_config, write_features
 import featurecache
 from featurecache.clips import Clip
 from fusion_train import checkpoint
-from fusion_train.batches import FeatureReader
 from fusion_train.cli import main
+from fusion_train.data.batches import FeatureReader
+from fusion_train.data.pooled import PooledFeatures
+from fusion_train.data.prompts import find_task
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.parts import part_of
-from fusion_train.pooled import PooledFeatures
-from fusion_train.probing import Classes
-from fusion_train.prompts import find_task
+from fusion_train.training.probing import Classes
 
 QUICK = ("model.llm=null", "model.fusion.num_tokens=2", "optim.batch_size=12", "optim.micro_batch_size=12")
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fusion_train.cli import main
 from fusion_train.errors import DataError
-from fusion_train.rating import QUESTIONS, agreement, write_sheet
+from fusion_train.evaluation.rating import QUESTIONS, agreement, write_sheet
 
 SYSTEMS = {
     name: [{"id": f"c{n}", "prediction": f"{name[:1]} <b>answer</b> {n}", "reference": "ref"} for n in range(4)]

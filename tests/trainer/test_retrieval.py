@@ -15,12 +15,12 @@ from featurecache.errors import StoreError
 from featurecache.similarity.search import open_neighbourhood, update_indices
 from fusion_train.assemble import assemble
 from fusion_train.config import Config
-from fusion_train.evaluate import evaluate
-from fusion_train.prompts import PromptFormat, find_task
-from fusion_train.retrieval import open_retrieval
+from fusion_train.data.prompts import PromptFormat, find_task
+from fusion_train.data.retrieval import open_retrieval
+from fusion_train.data.samples import Sample
+from fusion_train.evaluation.evaluate import evaluate
 from fusion_train.run import Run
-from fusion_train.samples import Sample
-from fusion_train.train import train
+from fusion_train.training.train import train
 
 LABELS = ("angry", "happy", "sad")
 FEATURES = dict(zip(("audio", "image", "video"), SHAPES, strict=True))

@@ -12,7 +12,7 @@ from toy import make_config
 
 from fusion_train.cli import main
 from fusion_train.run import Run
-from fusion_train.run_report import read_rows, write_report
+from fusion_train.training.run_report import read_rows, write_report
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from toy import make_config
 
 from fusion_train import checkpoint
 from fusion_train.assemble import reassemble
-from fusion_train.evaluate import evaluate
+from fusion_train.evaluation.evaluate import evaluate
 from fusion_train.run import Run
 from fusion_train.sweeps.together import Asked, SharedBase, train_together
-from fusion_train.train import train
+from fusion_train.training.train import train
 
 SETTINGS = {
     "plain": [],

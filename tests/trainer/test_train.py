@@ -21,9 +21,9 @@ from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.config import Config
 from fusion_train.errors import CheckpointError, ConfigError, DivergedError
-from fusion_train.optimizer import learning_rate
 from fusion_train.run import Run, latest_finished
-from fusion_train.train import train
+from fusion_train.training.optimizer import learning_rate
+from fusion_train.training.train import train
 
 
 def run_training(config: Config, material: Path, folder: Path, **rest) -> Run:

@@ -20,10 +20,10 @@ import torch
 
 import featurecache
 from featurecache.importers.npy import unverified_spec
-from fusion_train.batches import FeatureReader
+from fusion_train.data.batches import FeatureReader
+from fusion_train.data.pooled import READ_BYTES, PooledFeatures
 from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.models.probe import Probe
-from fusion_train.pooled import READ_BYTES, PooledFeatures
 
 SHAPES = {"whisper": (64, 1280), "cls": (1, 1408), "eva-temporal": (64, 1408)}
 MODALITIES = {"audio": "whisper", "image": "cls", "video": "eva-temporal"}

@@ -27,14 +27,14 @@ from train_material import LABELS, save_clips, save_llm, save_store
 
 from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import Config, load_config
+from fusion_train.data.feeding import Feed
+from fusion_train.data.samples import Sample
+from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import ConfigError
-from fusion_train.feeding import Feed
-from fusion_train.memory_budget import CPU_TOKENS
-from fusion_train.optimizer import make_optimizer, set_learning_rates
-from fusion_train.samples import Sample
-from fusion_train.step import train_step
-from fusion_train.streams import keep_pool, make_stream
-from fusion_train.tally import Tally
+from fusion_train.training.memory_budget import CPU_TOKENS
+from fusion_train.training.optimizer import make_optimizer, set_learning_rates
+from fusion_train.training.step import train_step
+from fusion_train.training.tally import Tally
 
 BATCH = 4
 ROUNDS = 3

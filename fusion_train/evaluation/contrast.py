@@ -1,0 +1,78 @@
+"""Several sets of answers to one bench side by side: what noise, a hidden modality or a part taken out costs.
+
+Differences are to the first, on the same clips, with an interval of the difference: both scores are formed anew from
+every draw of clusters, so that what is hard for both does not widen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from featurecache.errors import suggest
+from fusion_train.errors import DataError
+from fusion_train.evaluation.score_report import scale_of
+from fusion_train.evaluation.scoring import BenchScores, SetScore
+from fusion_train.report.page import Page
+from fusion_train.report.tables import Table
+from fusion_train.statistics import Interval, bootstrap_interval
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one set's main figure, to the first answers."""
+
+    value: float
+    interval: Interval
+
+
+def contrast(scores: Mapping[str, BenchScores]) -> Table:
+    """One row for each set and answers: the score and, after the first, the difference to it with its interval.
+
+    Raises:
+        DataError: fewer than two, or no set that all of them have.
+    """
+    names = list(scores)
+    if len(names) < 2:
+        raise DataError("contrast", expected="two or more folders of answers", got=str(len(names)))
+    first = scores[names[0]]
+    common = [each for each in first.sets if all(each in other.sets for other in scores.values())]
+    if not common:
+        raise DataError("contrast", expected="a set that all of them have", got="none")
+    table = Table(["set", "figure", "answers", "score", "difference", "from", "to"])
+    for each in common:
+        base = first.sets[each]
+        scale = scale_of(base.scored)
+        table.rows.append([base.title, base.scored.main, names[0], base.scored.value * scale, None, None, None])
+        for name in names[1:]:
+            other = scores[name].sets[each]
+            found = difference(base, other, name)
+            numbers = (other.scored.value, found.value, found.interval.low, found.interval.high)
+            table.rows.append(["", "", name, *(number * scale for number in numbers)])
+    return table
+
+
+def difference(base: SetScore, other: SetScore, name: str) -> Difference:
+    """The other's main figure less the base's.
+
+    Raises:
+        DataError: they answer other clips.
+    """
+    mine, theirs = base.scored.clip_ids, other.scored.clip_ids
+    if mine != theirs:
+        odd = sorted(set(mine) ^ set(theirs))
+        raise DataError(
+            f"{name}: {base.title}", expected="the same clips", got=f"{len(odd)} others",
+            next_step=suggest(odd[0], mine).strip() or None, problems=odd,
+        )  # fmt: skip
+    interval = bootstrap_interval(
+        lambda counts: other.scored.resample(counts) - base.scored.resample(counts), base.clusters
+    )
+    return Difference(other.scored.value - base.scored.value, interval)
+
+
+def contrast_page(table: Table, title: str) -> Page:
+    page = Page(title)
+    page.table(table)
+    page.text("Per cent, except ratings. Differences to the first: 95 % bootstrap intervals on the same clips.", "note")
+    return page

@@ -1,0 +1,223 @@
+"""Ask held-out clips and score the answers.
+
+Closed label sets need no generation: every label is scored as a continuation of one shared prompt, and the best is
+chosen. Open answers are generated greedily, in batches, with the key-value cache. `evaluate` keeps everything in
+memory, for scoring during training and in sweeps; `asking` writes answers down as they come, for benches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurecache.clips import Clip, ClipList
+from featurecache.store.publish import replace_bytes
+from fusion_train.assemble import Workbench
+from fusion_train.data.prompts import Task, encode_answer, find_task
+from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets
+from fusion_train.errors import DataError
+from fusion_train.metrics import ClassificationScores, classification_scores
+from fusion_train.metrics.labels import conclusion
+from fusion_train.models.answering import greedy_text, label_log_probabilities
+from fusion_train.training.probing import ProbeCollator
+
+MAX_NEW_TOKENS = 200
+EVAL_BATCH_SIZE = 8
+NO_MODALITIES = "none"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions of one task, and their scores where the task has a closed set of labels."""
+
+    task: str
+    predictions: list[dict[str, Any]]
+    scores: ClassificationScores | None
+
+    def write(self, path: Path) -> None:
+        """Publish the predictions as JSON lines."""
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
+        replace_bytes(path, "".join(lines).encode())
+
+    def summary(self) -> dict[str, float | int]:
+        if self.scores is None:
+            return {"num_clips": len(self.predictions)}
+        return {
+            "accuracy": self.scores.accuracy,
+            "uar": self.scores.uar,
+            "weighted_f1": self.scores.weighted_f1,
+            "num_clips": self.scores.num_clips,
+        }
+
+
+def evaluate(
+    bench: Workbench,
+    clips: ClipList,
+    task_name: str,
+    *,
+    modalities: Sequence[str] | None = None,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> Evaluation:
+    """Ask `task_name` of every clip that has an answer to it.
+
+    Args:
+        modalities: shown to the model; the others are hidden (the token ablation). Default: those that the task shows.
+
+    Raises:
+        DataError: no clip of these has an answer to the task, or an unknown modality.
+    """
+    task = find_task(task_name)
+    samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, modalities))
+    was_training = bench.model.training
+    bench.model.eval()
+    predictions: list[dict[str, Any]] = []
+    for group in groups(samples, batch_size):
+        for sample, answered in zip(group, answer(bench, group), strict=True):
+            predictions.append(row_of(sample) | answered | {"reference": sample.answer})
+    bench.model.train(was_training)
+    predictions.sort(key=lambda row: row["id"])
+    return Evaluation(task_name, predictions, classified(task, predictions))
+
+
+def closed_tasks(bench: Workbench, clips: ClipList) -> list[str]:
+    """Tasks of the configuration with one label a clip, in its order, that some of `clips` has an answer to."""
+    chosen = [find_task(name) for name in bench.config.data.tasks]
+    return [task.name for task in chosen if task.answer == "label" and any(answer_of(c, task) for c in clips)]
+
+
+def with_answers(clips: ClipList, task: Task) -> list[Clip]:
+    """Clips that the list has an answer for.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [clip for clip in clips if answers_of(clip, task)]
+    if not found:
+        raise DataError(
+            f'task "{task.name}"', expected="clips with an answer to it", got=f"none of {len(clips)} clips",
+            next_step="Choose another with --task, or add it to the clip list.",
+        )  # fmt: skip
+    return found
+
+
+def hidden_of(bench: Workbench, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
+    """What is kept from the model: all but `modalities` (None: all that the task shows; ["none"]: nothing is shown).
+
+    Raises:
+        DataError: a modality that the run does not read.
+    """
+    shown = [] if modalities == [NO_MODALITIES] else modalities
+    unknown = [name for name in shown or () if name not in bench.reader.modalities]
+    if unknown:
+        known = ", ".join(bench.reader.modalities)
+        raise DataError("--modalities", expected=f"among {known}, or {NO_MODALITIES}", got=", ".join(unknown))
+    kept = [name for name in task.modalities if shown is None or name in shown]
+    return tuple(name for name in bench.reader.modalities if name not in kept)
+
+
+def questions(
+    bench: Workbench,
+    clips: Sequence[Clip],
+    task: Task,
+    *,
+    hidden: tuple[str, ...] = (),
+    vocabulary: Sequence[str] | None = None,
+) -> list[Sample]:
+    """One question a clip; a closed task offers the labels that the run was trained on.
+
+    For a dataset that the run never saw these are `vocabulary`, or else the labels of the clips asked.
+
+    Raises:
+        DataError: a probe is asked for more than one label.
+    """
+    if bench.tokenizer is None and task.answer != "label":
+        raise DataError(
+            f'task "{task.name}"', expected="a task with one label, since a probe has no language model", got="another"
+        )
+    own = label_sets(ClipList(clips))
+    samples = []
+    for clip in clips:
+        labels = closed_set(bench.label_sets, clip, task) or tuple(vocabulary or ()) or closed_set(own, clip, task)
+        question, known = next(iter(answers_of(clip, task)), (None, ""))
+        samples.append(Sample(clip, task, labels, known, hidden, question))
+    return samples
+
+
+def groups(samples: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
+    """Batches of clips that choose among the same labels."""
+    by_labels: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        by_labels.setdefault(sample.labels, []).append(sample)
+    for alike in by_labels.values():
+        for start in range(0, len(alike), batch_size):
+            yield alike[start : start + batch_size]
+
+
+def answer(bench: Workbench, samples: Sequence[Sample], *, generate: bool = False) -> Iterator[dict[str, Any]]:
+    """Answer samples of one task and one set of labels, in their order.
+
+    Args:
+        generate: write an answer also where one could be chosen among labels.
+
+    Yields:
+        `prediction`, `prompt_sha256`, and `probabilities` by label where one was chosen.
+    """
+    task, labels = samples[0].task, samples[0].labels
+    device = bench.device
+    hashes = [{"prompt_sha256": prompt_hash(bench, sample)} for sample in samples]
+    if isinstance(bench.collator, ProbeCollator):
+        for prompt, row in zip(hashes, bench.collator.probabilities(bench.model, samples), strict=True):
+            yield _chosen(labels, row) | prompt
+        return
+    shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
+    prompts = [bench.collator.prompt_ids(sample, here) for sample, here in zip(samples, shown, strict=True)]
+    read, present = bench.reader.read_seen([sample.clip.id for sample in samples], shown)
+    features = {name: tensor.to(device) for name, tensor in read.items()}
+    if task.answer == "label" and labels and not generate:
+        label_ids = [encode_answer(bench.tokenizer, label) for label in labels]
+        scores = label_log_probabilities(bench.model, prompts, features, present.to(device), label_ids)
+        for prompt, row in zip(hashes, scores.softmax(dim=1).tolist(), strict=True):
+            yield _chosen(labels, row) | prompt
+        return
+    texts = greedy_text(
+        bench.model, prompts, features, present.to(device),
+        max_new_tokens=MAX_NEW_TOKENS, eos_token_id=bench.tokenizer.eos_token_id,
+    )  # fmt: skip
+    for prompt, ids in zip(hashes, texts, strict=True):
+        yield {"prediction": bench.tokenizer.decode(ids, skip_special_tokens=True).strip()} | prompt
+
+
+def _chosen(labels: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
+    best = labels[max(range(len(labels)), key=probabilities.__getitem__)]
+    return {"prediction": best, "probabilities": dict(zip(labels, (round(p, 6) for p in probabilities), strict=True))}
+
+
+def prompt_hash(bench: Workbench, sample: Sample) -> str:
+    """sha256 of what is asked, 16 hex digits: the token ids with their soft places, or a probe's task and labels."""
+    if isinstance(bench.collator, ProbeCollator):
+        asked: list[Any] = [sample.task.name, list(sample.labels), list(sample.hidden)]
+    else:
+        asked = list(bench.collator.prompt_ids(sample, bench.collator.present(sample.clip, sample.hidden)))
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def row_of(sample: Sample) -> dict[str, Any]:
+    """What a prediction says of its clip and of what was asked."""
+    return {
+        "id": sample.clip.id,
+        "dataset": sample.clip.dataset,
+        "task": sample.task.name,
+        "hidden": list(sample.hidden),
+    }
+
+
+def classified(task: Task, predictions: Sequence[dict[str, Any]]) -> ClassificationScores | None:
+    """Scores of a task with one label; None for others."""
+    if task.answer not in ("label", "think"):
+        return None
+    references = {row["id"]: conclusion(row["reference"]) for row in predictions}
+    return classification_scores(references, {row["id"]: conclusion(row["prediction"]) for row in predictions})

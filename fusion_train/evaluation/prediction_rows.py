@@ -1,0 +1,83 @@
+"""Predictions as files: ours (`asking`), or those of any other system.
+
+JSONL with `id` and `prediction` a line, or CSV with these columns. `reference`, `task`, `tags`, `speaker` and
+`dialogue` stand in the line too, or come from a clip list. A clip that stands twice and a line without a prediction are
+errors; every one is named.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featurecache.clips import ClipList
+from featurecache.errors import suggest
+from fusion_train.errors import DataError
+from fusion_train.evaluation.lines import read_lines
+
+Row = Mapping[str, Any]
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a file, sorted by clip id.
+
+    Raises:
+        DataError: no such file, lines that are no predictions, a clip twice, none at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            str(path), expected="a file of predictions", got="a folder" if path.is_dir() else "no such file",
+            next_step='Write one line a clip: {"id": "a1", "prediction": "happy"}.',
+        )  # fmt: skip
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_lines(path)
+    problems, seen = [], set()
+    for number, row in enumerate(rows, start=1):
+        clip_id, prediction = row.get("id"), row.get("prediction")
+        if not isinstance(clip_id, str) or not clip_id:
+            near = suggest("id", row).strip()
+            problems.append(f"row {number}: expected an id, got {sorted(row)}. {near}".rstrip())
+        elif not isinstance(prediction, str):
+            problems.append(f"{clip_id}: expected a prediction as text, got {prediction!r}")
+        elif clip_id in seen:
+            problems.append(f"{clip_id}: predicted twice")
+        seen.add(clip_id)
+    if problems or not rows:
+        raise DataError(
+            str(path), expected="one prediction a clip", got=f"{len(problems)} problems" if rows else "an empty file",
+            problems=problems,
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def with_references(rows: list[dict[str, Any]], references: Mapping[str, Any], clips: ClipList) -> list[dict[str, Any]]:
+    """Rows with the references, tags, speakers and dialogues of a clip list, in place of their own.
+
+    Raises:
+        DataError: clips without a prediction, or predictions for clips that are not asked.
+    """
+    given = {row["id"] for row in rows}
+    missing, extra = sorted(references.keys() - given), sorted(given - references.keys())
+    if missing or extra:
+        raise DataError(
+            "predictions", expected=f"one for each of {len(references)} clips",
+            got=f"{len(missing)} missing, {len(extra)} for other clips",
+            next_step=suggest(extra[0], missing).strip() or None if extra else None,
+            problems=[f"missing: {clip}" for clip in missing] + [f"not asked: {clip}" for clip in extra],
+        )  # fmt: skip
+    joined = []
+    for row in rows:
+        clip = clips.by_id(row["id"])
+        known = {"tags": list(clip.tags), "speaker": clip.speaker, "dialogue": clip.dialogue, "dataset": clip.dataset}
+        joined.append({**row, **known, "reference": references[row["id"]]})
+    return joined
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            return [dict(row) for row in csv.DictReader(text)]
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), expected="UTF-8 text", got=str(error)) from error

@@ -1,0 +1,188 @@
+"""Blinded human ratings of reasoning answers: a page that opens from disk, ratings saved by the browser, agreement.
+
+The page shows each clip's reference and the answers of several systems in a random order, under numbers. Which system
+is behind a number stands in `key.json` alone, which the raters do not get. A rater's file holds numbers from 1 to 5 a
+question; `agreement` imports any number of them: mean by system, Krippendorff's alpha (ordinal) by question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache.spec import canonical_json
+from featurecache.store.publish import replace_bytes
+from fusion_train.errors import DataError
+from fusion_train.seeding import generator
+
+QUESTIONS = {
+    "clues": "The description names what can be seen and heard.",
+    "emotion": "The emotion it concludes is right.",
+    "reasoning": "The conclusion follows from what it names.",
+}
+LOWEST, HIGHEST = 1, 5
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What raters gave."""
+
+    means: Mapping[str, Mapping[str, float]]
+    """System -> question -> mean rating."""
+    alpha: Mapping[str, float | None]
+    """Question -> Krippendorff's alpha, ordinal; None where nothing was rated twice or all ratings are equal."""
+    num_raters: int
+    num_ratings: int
+
+
+def write_sheet(
+    systems: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, *, clips: int, seed: int = 0, media: str = ""
+) -> Path:
+    """Write `sheet.html` for the raters and `key.json` for whoever evaluates.
+
+    Args:
+        systems: name -> prediction rows of the same clips.
+        clips: at most so many, drawn by the seed.
+        media: what stands before a clip's id and `.mp4` to find its video, as seen from the page; empty for no video.
+
+    Raises:
+        DataError: no system, or no clip that all of them answered.
+    """
+    answers = {name: {row["id"]: row for row in rows} for name, rows in systems.items()}
+    common = sorted(set.intersection(*(set(rows) for rows in answers.values()))) if answers else []
+    if not common:
+        raise DataError("rating sheet", expected="clips that every system answered", got="none")
+    order = generator(seed, "rating clips").permutation(len(common))[:clips]
+    items, key = [], {}
+    for place, clip in enumerate(common[index] for index in order):
+        names = list(answers)
+        shuffled = [names[k] for k in generator(seed, "rating order", place).permutation(len(names))]
+        for number, name in enumerate(shuffled):
+            key[f"{place + 1}.{number + 1}"] = {"id": clip, "system": name}
+        items.append((place + 1, clip, [str(answers[name][clip]["prediction"]) for name in shuffled]))
+    sheet_id = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16]
+    references = {clip: str(answers[next(iter(answers))][clip].get("reference") or "") for _, clip, _ in items}
+    page = _page(items, references, sheet_id, media)
+    document = {"format": FORMAT, "sheet": sheet_id, "questions": list(QUESTIONS), "key": key}
+    replace_bytes(folder / "key.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    replace_bytes(folder / "sheet.html", page.encode())
+    return folder / "sheet.html"
+
+
+def agreement(key_file: Path, ratings: Sequence[Path]) -> Agreement:
+    """Import the raters' files.
+
+    Raises:
+        DataError: a file of another sheet, unknown numbers, ratings outside 1 to 5, one rater twice, nothing rated.
+    """
+    key = _read(key_file, {"sheet", "key", "questions"})
+    documents = [_read(path, {"sheet", "rater", "ratings"}) for path in ratings]
+    problems = []
+    for path, document in zip(ratings, documents, strict=True):
+        if document["sheet"] != key["sheet"]:
+            problems.append(f"{path}: of another sheet")
+            continue
+        for number, given in document["ratings"].items():
+            if number not in key["key"] or not isinstance(given, dict):
+                problems.append(f"{path}: no answer {number}")
+                continue
+            problems += [
+                f"{path}: {number} {question}: {value!r}" for question, value in given.items()
+                if question not in key["questions"] or value not in range(LOWEST, HIGHEST + 1)
+            ]  # fmt: skip
+    raters = [document["rater"] for document in documents]
+    problems += [f"{rater}: rated twice" for rater in sorted({r for r in raters if raters.count(r) > 1})]
+    if problems or not documents:
+        raise DataError(
+            str(key_file), expected=f"ratings of this sheet from {LOWEST} to {HIGHEST}, one file a rater",
+            got=f"{len(problems)} problems" if documents else "no file", problems=problems,
+        )  # fmt: skip
+    numbers = list(key["key"])
+    table = {q: _table(q, numbers, documents) for q in key["questions"]}
+    count = sum(int(np.isfinite(values).sum()) for values in table.values())
+    if not count:
+        raise DataError(str(key_file), expected="ratings", got="files without any")
+    return Agreement(
+        _means(key["key"], numbers, table), {q: _alpha(v) for q, v in table.items()}, len(documents), count
+    )
+
+
+def _table(question: str, numbers: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(raters, answers), NaN where not rated."""
+    return np.array(
+        [[d["ratings"].get(number, {}).get(question, np.nan) for number in numbers] for d in documents], float
+    )
+
+
+def _means(
+    key: Mapping[str, Mapping[str, str]], numbers: Sequence[str], table: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    means: dict[str, dict[str, float]] = {}
+    for system in sorted({entry["system"] for entry in key.values()}):
+        mine = [index for index, number in enumerate(numbers) if key[number]["system"] == system]
+        rated = {question: values[:, mine][np.isfinite(values[:, mine])] for question, values in table.items()}
+        means[system] = {question: float(values.mean()) for question, values in rated.items() if len(values)}
+    return means
+
+
+def _alpha(values: np.ndarray) -> float | None:
+    try:
+        import krippendorff
+    except ImportError as error:
+        raise DataError(
+            "agreement",
+            expected="the package krippendorff",
+            got="none",
+            next_step="pip install 'featurecache[scores]'.",
+        ) from error
+    twice = np.isfinite(values).sum(axis=0) > 1
+    rated = values[:, twice]
+    if not twice.any() or len(np.unique(rated[np.isfinite(rated)])) < 2:
+        return None  # alpha is not defined
+    return float(krippendorff.alpha(reliability_data=values, level_of_measurement="ordinal"))
+
+
+def _read(path: Path, keys: set[str]) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        got = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(str(path), expected="a JSON file of the rating sheet", got=got) from error
+    if not isinstance(document, dict) or not keys <= document.keys() or document.get("format") != FORMAT:
+        raise DataError(str(path), expected=f"format {FORMAT} with " + ", ".join(sorted(keys)), got="another document")
+    return document
+
+
+def _page(items: Sequence[tuple[int, str, list[str]]], references: Mapping[str, str], sheet_id: str, media: str) -> str:
+    cards = []
+    for place, clip, texts in items:
+        video = (
+            f'<video controls preload="none" src="{escape(media + clip + ".mp4", quote=True)}"></video>'
+            if media
+            else ""
+        )
+        reference = f"<p class=reference>{escape(references[clip])}</p>" if references[clip] else ""
+        shown = "".join(_answer(f"{place}.{number}", text) for number, text in enumerate(texts, start=1))
+        cards.append(f"<section><h2>Clip {place}</h2>{video}{reference}{shown}</section>")
+    template = (files("fusion_train.evaluation") / "rating_sheet.html").read_text(encoding="utf-8")
+    return template.replace("%SHEET%", sheet_id).replace("%FORMAT%", str(FORMAT)).replace("%CARDS%", "\n".join(cards))
+
+
+def _answer(number: str, text: str) -> str:
+    rows = []
+    for question, asked in QUESTIONS.items():
+        choices = "".join(
+            f'<label><input type=radio name="{number} {question}" value={value}>{value}</label>'
+            for value in range(LOWEST, HIGHEST + 1)
+        )
+        rows.append(f"<div class=question><span>{escape(asked)}</span><span>{choices}</span></div>")
+    return f"<article><h3>Answer {number}</h3><blockquote>{escape(text)}</blockquote>{''.join(rows)}</article>"

@@ -1,0 +1,190 @@
+"""The report of a bench: report.html, scores.csv, scores.tex and scores.json in one folder.
+
+The first table has ours beside published rivals, in per cent, with the means; then each set: interval, counts by which
+to judge the figure, classes, confusion matrix, further metrics, tagged clips against the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from featurecache.store.publish import replace_bytes
+from fusion_train.evaluation.figures import draw_confusion
+from fusion_train.evaluation.scoring import BenchScores, SetScore
+from fusion_train.metrics.scored import Scored
+from fusion_train.report.page import Page
+from fusion_train.report.tables import Cell, Table
+
+OURS = "ours"
+
+
+def write_report(scores: BenchScores, folder: Path) -> Path:
+    """Write all four files; returns the page."""
+    overview = overview_table(scores)
+    replace_bytes(folder / "scores.csv", overview.csv().encode())
+    replace_bytes(folder / "scores.tex", overview.latex().encode())
+    replace_bytes(folder / "scores.json", (json.dumps(as_json(scores), indent=2, ensure_ascii=False) + "\n").encode())
+    return page_of(scores, overview).write(folder / "report.html")
+
+
+def overview_table(scores: BenchScores) -> Table:
+    """One row a set, then the means; one column for us, its interval, and one for each rival."""
+    rivals = scores.bench.published
+    table = Table(["set", "figure", OURS, "from", "to", *(rival.name for rival in rivals)])
+    rows: list[list[Cell]] = []
+    for name, asked in scores.bench.sets.items():
+        published = [rival.scores.get(name) for rival in rivals]
+        each = scores.sets.get(name)
+        if each is None:
+            rows.append([asked.title or name, None, None, None, None, *published])
+            continue
+        scale = scale_of(each.scored)
+        interval = (each.interval.low * scale, each.interval.high * scale)
+        rows.append([each.title, figure_name(each.scored), each.scored.value * scale, *interval, *published])
+    for name, mean in scores.means.items():
+        value = None if mean.value is None else mean.value * 100
+        rows.append([f"mean: {name}", None, value, None, None, *(rival.means.get(name) for rival in rivals)])
+    table.rows = rows  # type: ignore[assignment]
+    table.emphasised = frozenset(range(len(scores.bench.sets), len(rows)))
+    return table
+
+
+def summary_table(scores: BenchScores) -> Table:
+    """What a terminal has room for: one row a set."""
+    rows: list[list[Cell]] = []
+    for each in scores.sets.values():
+        scored, scale = each.scored, scale_of(each.scored)
+        others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
+        interval = f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
+        count = int(scored.counts.get("clips", len(scored.clip_ids)))
+        rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count])
+    return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"], rows)  # type: ignore[arg-type]
+
+
+def confusion_table(scored: Scored) -> Table:
+    """Counts of reference by answer."""
+    assert scored.confusion is not None
+    rows = [[label, *counts] for label, counts in zip(scored.labels, scored.confusion.tolist(), strict=True)]
+    return Table(["", *scored.labels, "(other)"], rows)
+
+
+def page_of(scores: BenchScores, overview: Table) -> Page:
+    page = Page(scores.bench.title, scores.bench.about)
+    if not scores.comparable:
+        page.text("Not every score here may stand beside the published ones; the notes of the sets say why.", "warning")
+    page.table(overview)
+    for name, mean in scores.means.items():
+        if mean.missing:
+            page.text(f"{name} is not formed: no answers to {', '.join(mean.missing)}.", "note")
+    page.text("Per cent, except ratings from 1 to 10. Intervals: 95 % by bootstrap over clusters of clips.", "note")
+    for rival in scores.bench.published:
+        page.text(": ".join(filter(None, [rival.name, "; ".join(filter(None, [rival.source, rival.note]))])), "note")
+    for each in scores.sets.values():
+        _add_set(page, each)
+    return page
+
+
+def _add_set(page: Page, each: SetScore) -> None:
+    scored, scale = each.scored, scale_of(each.scored)
+    page.heading(each.title)
+    figures = ", ".join(f"{name} {value * scale:.2f}" for name, value in scored.figures.items())
+    interval = f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
+    page.text(
+        f"{figures}. {scored.main}: {interval}, over {each.interval.num_clusters} clusters by {each.clustered_by}."
+    )
+    page.text("; ".join(f"{name}: {_listed(value)}" for name, value in scored.counts.items()), "note")
+    for note in scored.notes:
+        page.text(note, "note" if scored.comparable else "warning")
+    parts: list[Table | Figure] = [_classes(scored)] if scored.per_class else []
+    if scored.confusion is not None:
+        parts.append(_confusion(scored))
+    if parts:
+        page.side_by_side(*parts)
+    if each.also:
+        rows = [[name, figure, value * scale_of(other)] for name, other in each.also.items()
+                for figure, value in other.figures.items()]  # fmt: skip
+        page.table(Table(["metric of the same answers", "figure", "value"], rows))
+    if each.subsets:
+        page.table(_subsets(each.subsets))
+
+
+def _classes(scored: Scored) -> Table:
+    names = list(next(iter(scored.per_class.values())))
+    rows: list[list[Cell]] = [
+        [label, *(int(row[n]) if n == "clips" else row[n] * 100 for n in names)]
+        for label, row in scored.per_class.items()
+    ]
+    return Table(["class", *names], rows)  # type: ignore[arg-type]
+
+
+def _subsets(subsets: Mapping[str, Scored | str]) -> Table:
+    rows: list[list[Cell]] = []
+    for name, part in subsets.items():
+        if isinstance(part, str):
+            rows.append([name, None, None, part])
+        else:
+            rows.append([name, part.value * scale_of(part), len(part.clip_ids), part.main])
+    return Table(["clips", "score", "scored", "figure"], rows)  # type: ignore[arg-type]
+
+
+def _confusion(scored: Scored) -> Figure:
+    assert scored.confusion is not None
+    side = 1.6 + 0.42 * len(scored.labels)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    draw_confusion(figure.subplots(), scored.confusion, scored.labels)
+    return figure
+
+
+def as_json(scores: BenchScores) -> dict[str, Any]:
+    """Everything but drawings, as shares."""
+    return {
+        "bench": scores.bench.title,
+        "comparable": scores.comparable,
+        "sets": {name: _set_json(each) for name, each in scores.sets.items()},
+        "means": {name: {"value": mean.value, "missing": list(mean.missing)} for name, mean in scores.means.items()},
+    }
+
+
+def _set_json(each: SetScore) -> dict[str, Any]:
+    subsets = {name: part if isinstance(part, str) else _scored_json(part) for name, part in each.subsets.items()}
+    return {
+        **_scored_json(each.scored),
+        "interval": {"low": each.interval.low, "high": each.interval.high, "level": each.interval.level,
+                     "clusters": each.interval.num_clusters, "clustered_by": each.clustered_by},
+        "also": {name: _scored_json(other) for name, other in each.also.items()},
+        "subsets": subsets,
+    }  # fmt: skip
+
+
+def _scored_json(scored: Scored) -> dict[str, Any]:
+    return {
+        "main": scored.main,
+        "figures": dict(scored.figures),
+        "counts": dict(scored.counts),
+        "per_class": {label: dict(row) for label, row in scored.per_class.items()},
+        "labels": list(scored.labels),
+        "confusion": None if scored.confusion is None else np.asarray(scored.confusion).tolist(),
+        "notes": list(scored.notes),
+        "comparable": scored.comparable,
+    }
+
+
+def figure_name(scored: Scored) -> str:
+    """The main figure; with it how many labels were predicted, where naming many is not punished."""
+    labels = scored.counts.get("labels predicted a clip")
+    return scored.main if labels is None else f"{scored.main}, {labels:.2f} labels a clip"
+
+
+def scale_of(scored: Scored) -> int:
+    """Shares are shown in per cent, ratings as they are."""
+    return 100 if scored.highest == 1 else 1
+
+
+def _listed(value: Any) -> str:
+    return ", ".join("–" if item is None else str(item) for item in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,132 @@
+"""From predictions to the scores of a bench: figures, intervals, subsets by tag, means as the paper forms them.
+
+Scores come from the prediction rows alone (`prediction_rows`), so that they can be formed again without a model. A mean
+is formed only where every set of it is scored; otherwise it says which are missing. Figures are shares here, per cent
+in reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fusion_train.errors import DataError
+from fusion_train.evaluation.benches import Bench, BenchSet
+from fusion_train.metrics.registry import score
+from fusion_train.metrics.scored import Scored, Settings
+from fusion_train.statistics import Interval, bootstrap_interval
+
+THE_REST = "the rest"
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """One set of a bench."""
+
+    name: str
+    title: str
+    scored: Scored
+    interval: Interval
+    """Of the main figure, clustered where the clips say what belongs together."""
+    clustered_by: str
+    """`dialogue`, `speaker` or `clip`."""
+    clusters: tuple[str, ...]
+    """The cluster of each clip of `scored.clip_ids`."""
+    also: Mapping[str, Scored] = field(default_factory=dict)
+    """Further metrics of the same answers."""
+    subsets: Mapping[str, Scored | str] = field(default_factory=dict)
+    """Tag -> the main metric over its clips, and over the rest; a text where they have no score."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """An unweighted mean of main figures, or the sets it lacks."""
+
+    value: float | None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchScores:
+    """Everything that a report shows."""
+
+    bench: Bench
+    sets: Mapping[str, SetScore]
+    means: Mapping[str, Mean]
+    comparable: bool
+    """Whether every set's score may stand beside published ones."""
+
+
+def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], settings: Settings) -> SetScore:
+    """Score one set from its rows.
+
+    Raises:
+        DataError: rows without a reference, a reference outside the vocabulary, or nothing to score.
+        ConfigError: a task without a metric.
+    """
+    without = [row["id"] for row in rows if row.get("reference") is None]
+    if without:
+        raise DataError(
+            asked.title or name, expected="a reference in every row", got=f"none for {len(without)} clips",
+            next_step="Name the clip list with --clips.", problems=without,
+        )  # fmt: skip
+    metric = asked.chosen_metric
+    if metric is None:
+        raise DataError(f'task "{asked.task}"', expected="a metric", got="none", next_step="Name one with --metric.")
+    settings = replace(settings, vocabulary=asked.vocabulary)
+    scored = _score(metric, rows, settings, asked.main)
+    clustered_by, clusters = _clusters(rows, scored.clip_ids)
+    return SetScore(
+        name=name,
+        title=asked.title or name,
+        scored=scored,
+        interval=bootstrap_interval(scored.resample, clusters),
+        clustered_by=clustered_by,
+        clusters=tuple(clusters),
+        also={other: _score(other, rows, settings, None) for other in asked.also},
+        subsets=_subsets(metric, rows, settings, asked.main),
+    )
+
+
+def score_bench(bench: Bench, rows: Mapping[str, Sequence[Mapping[str, Any]]], settings: Settings) -> BenchScores:
+    """Score the sets that have rows; the means need all of theirs."""
+    sets = {name: score_set(name, bench.sets[name], rows[name], settings) for name in bench.sets if name in rows}
+    means = {}
+    for name, members in bench.means.items():
+        missing = tuple(member for member in members if member not in sets)
+        value = None if missing else sum(sets[member].scored.value for member in members) / len(members)
+        means[name] = Mean(value, missing)
+    return BenchScores(bench, sets, means, all(each.scored.comparable for each in sets.values()))
+
+
+def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, main: str | None) -> Scored:
+    return score(
+        metric, {row["id"]: row["reference"] for row in rows}, {row["id"]: row["prediction"] for row in rows},
+        settings, main,
+    )  # fmt: skip
+
+
+def _clusters(rows: Sequence[Mapping[str, Any]], clip_ids: Sequence[str]) -> tuple[str, list[str]]:
+    """What clips of one cluster have in common, and the cluster of each clip: a dialogue, or else a speaker."""
+    by_id = {row["id"]: row for row in rows}
+    for key in ("dialogue", "speaker"):
+        if all(by_id[clip].get(key) for clip in clip_ids):
+            return key, [f"{by_id[clip].get('dataset')}/{by_id[clip][key]}" for clip in clip_ids]
+    return "clip", list(clip_ids)
+
+
+def _subsets(
+    metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, main: str | None
+) -> dict[str, Scored | str]:
+    tags = sorted({tag for row in rows for tag in row.get("tags") or ()})
+    subsets: dict[str, Scored | str] = {}
+    for tag in tags:
+        tagged = [row for row in rows if tag in (row.get("tags") or ())]
+        rest = [row for row in rows if tag not in (row.get("tags") or ())]
+        for name, part in ((tag, tagged), (f"{THE_REST}, without {tag}", rest)):
+            try:
+                subsets[name] = _score(metric, part, settings, main)
+            except DataError as error:
+                subsets[name] = f"not scored: {error}"
+    return subsets

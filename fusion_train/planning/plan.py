@@ -1,0 +1,186 @@
+"""Before anything is loaded: what a configuration trains, what a sample is, and what that costs.
+
+The model is built on the meta device, so parameters are counted by the code that trains. The length of a sample is
+counted on the clip list where list, store and tokenizer are at hand, and assumed where not; the plan says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache.clips import load_clips
+from featurecache.corrections import adjust
+from featurecache.errors import StoreError
+from fusion_train.config import Config
+from fusion_train.data.batches import Collator, FeatureReader
+from fusion_train.data.packing import pack
+from fusion_train.data.prompts import encode_answer
+from fusion_train.data.samples import AnswerLimits, SampleStream, label_sets
+from fusion_train.errors import ModelError
+from fusion_train.language_model import load_tokenizer
+from fusion_train.models.emotion_llama import FeatureShapes
+from fusion_train.models.parts import count_by_part, learning_parameters
+from fusion_train.planning import costs
+from fusion_train.planning.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
+from fusion_train.training.memory_budget import COMPUTE, SAFETY, within
+
+ASSUMED_TEXT_TOKENS = 120
+ASSUMED_ANSWER_TOKENS = 32
+COUNTED_CLIPS = 256
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a sample; of questions that share a prefix, each has its part of it."""
+
+    soft: float
+    text: float
+    """Prompt without soft tokens."""
+    answer: float
+    longest: int
+    """The most of one sample, soft tokens and answer included."""
+    source: str
+
+    @property
+    def total(self) -> float:
+        return self.soft + self.text + self.answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `fusion-train plan` shows."""
+
+    parameters: dict[str, int]
+    """Trained, by part."""
+    frozen: int
+    lengths: Lengths
+    flops: costs.SampleFlops
+    rule_flops: float
+    memory: costs.Memory
+    steps: int
+    samples: int
+    gpu: costs.Gpu
+    utilisation: float
+    hours: float
+    advice: str | None
+    """Where the card is too small."""
+
+
+def make_plan(
+    config: Config, store: str, clips: str, *, gpu: str, utilisation: float, say: Callable[[str], None]
+) -> Plan:
+    """Work out what training this configuration costs.
+
+    Raises:
+        ConfigError, ModelError: settings that do not go together, or an unknown language model or card.
+    """
+    card = costs.find_gpu(gpu)
+    reader = _reader(config, store, say)
+    shapes = reader.shapes if reader else _published_shapes(config)
+    model = model_skeleton(config, shapes)
+    llm, lora = llm_shape(model.llm), lora_shape(model.llm)
+    lengths = _lengths(config, reader, clips, model.soft_counts, say)
+    budget = within(config, model, int(card.memory_gib * 2**30 * SAFETY))
+    flops = costs.sample_flops(
+        llm, lora, tokens=lengths.total, supervised=lengths.answer, adapter=adapter_work(model),
+        checkpointing=budget.checkpointing,
+    )  # fmt: skip
+    wanted = config.optim.micro_batch_size
+    micro = max(1, round(budget.tokens / lengths.total)) if wanted == "auto" else wanted
+    base = config.model.quantised or config.model.llm_dtype
+    parameters = count_by_part(model)
+    values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
+    needed = costs.memory(
+        llm,
+        lora,
+        trained=sum(parameters.values()),
+        learning=sum(parameter.numel() for parameter in learning_parameters(model).values()),
+        tokens=budget.tokens if wanted == "auto" else micro * lengths.longest,
+        supervised=micro * round(lengths.answer),
+        feature_values=micro * values,
+        base=base,
+        compute=COMPUTE[config.optim.precision],
+        checkpointing=budget.checkpointing,
+        ema=config.optim.ema_decay is not None,
+    )
+    samples = config.optim.steps * config.optim.batch_size
+    fits = needed.total <= card.memory_gib * 2**30
+    return Plan(
+        parameters=parameters,
+        frozen=llm.matrix_parameters + llm.other_parameters,
+        lengths=lengths,
+        flops=flops,
+        rule_flops=costs.rule_flops(llm, lengths.total, checkpointing=budget.checkpointing),
+        memory=needed,
+        steps=config.optim.steps,
+        samples=samples,
+        gpu=card,
+        utilisation=utilisation,
+        hours=costs.hours(flops.total * samples, card, utilisation),
+        advice=None if fits else costs.advice(needed, checkpointing=budget.checkpointing, base=base, micro_batch=micro),
+    )
+
+
+def _reader(config: Config, store: str, say: Callable[[str], None]) -> FeatureReader | None:
+    try:
+        return FeatureReader.open(store, config.features.used)
+    except StoreError as error:
+        say(f"features as published, since there is no store to read their shapes from: {error}")
+        return None
+
+
+def _published_shapes(config: Config) -> FeatureShapes:
+    published = FeatureShapes()
+    return FeatureShapes(**{
+        modality: getattr(published, modality) if modality in config.features.used else None
+        for modality in published.used
+    })  # fmt: skip
+
+
+def _lengths(
+    config: Config, reader: FeatureReader | None, clips: str, soft_counts: dict[str, int], say: Callable[[str], None]
+) -> Lengths:
+    soft = sum(soft_counts.values())
+    assumed = Lengths(
+        soft, ASSUMED_TEXT_TOKENS, ASSUMED_ANSWER_TOKENS, soft + ASSUMED_TEXT_TOKENS + ASSUMED_ANSWER_TOKENS, "assumed"
+    )
+    if reader is None or not Path(clips).is_file():
+        return assumed
+    try:
+        tokenizer = load_tokenizer(config.model.llm)
+    except ModelError as error:
+        say(f"lengths assumed, since there is no tokenizer to count with: {error}")
+        return assumed
+    data = config.data
+    listed = adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
+    train_clips = listed.in_split(data.train_split)
+    data = config.data
+    stream = SampleStream(
+        reader.usable(train_clips, data.failed_clips), data.tasks, label_sets(train_clips), seed=config.seed,
+        modalities=reader.modalities, mixture=data.mixture, on_absent_dataset=data.mixture_absent,
+        hide_modality_p=data.hide_modality_p, questions_per_clip=data.questions_per_clip,
+        limits=AnswerLimits(data.max_answer_tokens, data.max_answer_words, lambda text: len(
+            encode_answer(tokenizer, text))), say=say,
+    )  # fmt: skip
+    collator = Collator(reader, tokenizer, config.prompt.format(), soft_counts)
+    places = text = answers = longest = 0
+    together = data.questions_per_clip
+    for turn in range(COUNTED_CLIPS):
+        encoded = [collator.encode(stream.draw(turn * together + number)) for number in range(together)]
+        tokens = pack(encoded, share=data.share_prefix).token_ids
+        answered = sum(len(one.answer) for one in encoded)
+        places += int((tokens < 0).sum())
+        answers += answered
+        text += int((tokens >= 0).sum()) - answered
+        longest = max(longest, -(-tokens.numel() // together))
+    count = COUNTED_CLIPS * together
+    shared = ", prefixes shared" if together > 1 and data.share_prefix else ""
+    return Lengths(
+        places / count,
+        text / count,
+        answers / count,
+        longest,
+        f"counted on {count} draws of {Path(clips).name}{shared}",
+    )

@@ -1,0 +1,92 @@
+"""Read the sizes that decide costs off a model; one on the meta device, without any weights, will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fusion_train.config import Config
+from fusion_train.data.samples import Asked
+from fusion_train.errors import ConfigError
+from fusion_train.language_model import build_model, llm_config, skeleton
+from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes
+from fusion_train.models.parts import count_by_part
+from fusion_train.models.probe import Probe
+from fusion_train.planning.costs import LlmShape, LoraShape, sample_flops
+
+
+def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:
+    """Build the whole model of a configuration on the meta device: every name and shape, no memory, no weights.
+
+    Raises:
+        ModelError: neither the files nor the sizes of the language model are at hand.
+        ConfigError: settings that do not go together.
+    """
+    if config.model.llm is None:
+        raise ConfigError(
+            "model.llm", expected="a language model, whose costs can be told before", got="null: a probe",
+            next_step="A probe takes minutes on a CPU; run it: fusion-train --stage probe.",
+        )  # fmt: skip
+    with torch.device("meta"):
+        return build_model(config, skeleton(llm_config(config.model.llm)), shapes)
+
+
+def llm_shape(llm: nn.Module) -> LlmShape:
+    """Sizes of a causal LM of transformers, with or without LoRA around it."""
+    config = llm.config.get_text_config()
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head = llm.get_output_embeddings()
+    matrices = {
+        name: module for name, module in llm.named_modules()
+        if hasattr(module, "weight") and hasattr(module, "in_features") and ".lora_" not in name and module is not head
+    }  # fmt: skip
+    layer_parameters = sum(module.in_features * module.out_features for module in matrices.values()
+                           if not hasattr(module, "base_layer"))  # fmt: skip
+    counted = {id(module.weight) for module in (*matrices.values(), head)}
+    others = sum(p.numel() for name, p in llm.named_parameters() if id(p) not in counted and ".lora_" not in name)
+    return LlmShape(
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        intermediate=config.intermediate_size,
+        query_width=heads * head_width,
+        key_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
+        heads=heads,
+        vocabulary=config.vocab_size,
+        layer_parameters=layer_parameters,
+        head_parameters=head.weight.numel(),
+        other_parameters=others,
+    )
+
+
+def lora_shape(llm: nn.Module) -> LoraShape:
+    """Sizes of the adapters that `add_lora` put into a language model; empty where there are none."""
+    downs = [module for name, module in llm.named_modules() if name.endswith(".lora_A.default")]
+    ups = [module for name, module in llm.named_modules() if name.endswith(".lora_B.default")]
+    return LoraShape(
+        parameters=sum(module.weight.numel() for module in (*downs, *ups)),
+        input_width=sum(module.in_features for module in downs),
+        modules=len(downs),
+        r=downs[0].out_features if downs else 0,
+    )
+
+
+def work_of(model: nn.Module) -> Callable[[Asked], float]:
+    """What a sample costs to train on, in floating-point operations."""
+    if isinstance(model, Probe):
+        each = 6.0 * sum(p.numel() for p in model.fusion.parameters()) * model.fusion_tokens
+        return lambda asked: each
+    llm, lora, adapter = llm_shape(model.llm), lora_shape(model.llm), adapter_work(model)
+    return lambda asked: (
+        sample_flops(llm, lora, tokens=asked.num_tokens, supervised=asked.num_supervised, adapter=adapter).model
+    )
+
+
+def adapter_work(model: EmotionLlama) -> int:
+    """Parameters of fusion and projectors, each times the soft tokens it gives for a clip with every modality."""
+    counts = model.soft_counts
+    parts = count_by_part(model)
+    work = parts.get("fusion", 0) * model.fusion_tokens
+    return work + sum(parts.get(f"projectors.{stream}", 0) * count for stream, count in counts.items())

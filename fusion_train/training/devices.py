@@ -1,0 +1,76 @@
+"""A model on its device, computing as the configuration says: autocast, sharding, checkpointing, compilation."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from fusion_train.config import Config, OptimConfig
+from fusion_train.errors import ConfigError
+from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.parts import trained_parameters
+from fusion_train.planning.peak import measured_peak_flops
+from fusion_train.training.memory_budget import Budget
+from fusion_train.training.parallel import decoder_layers, equal_on_all, leave_at_exit, shard_base
+
+
+def make_accelerator(optim: OptimConfig) -> Accelerator:
+    """Device and autocast by accelerate.
+
+    Raises:
+        ConfigError: a precision that the device does not have.
+    """
+    try:
+        accelerator = Accelerator(mixed_precision="no" if optim.precision == "fp32" else optim.precision)
+    except ValueError as error:
+        raise ConfigError(
+            "optim.precision", expected="one that this machine has", got=f"{optim.precision} ({error})",
+            next_step="Use --set optim.precision=bf16 or fp32.",
+        ) from error  # fmt: skip
+    if accelerator.num_processes > 1:
+        leave_at_exit()
+    return accelerator
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """Such as `cuda`, or `2 × cpu` for two processes."""
+    kind = accelerator.device.type
+    return kind if accelerator.num_processes == 1 else f"{accelerator.num_processes} × {kind}"
+
+
+def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: Budget) -> None:
+    """Bring a model to the device of this process, ready to be trained.
+
+    Raises:
+        ConfigError: settings that the device or the base does not allow.
+    """
+    optim = config.optim
+    if optim.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    model.to(accelerator.device)
+    equal_on_all(trained_parameters(model).values())
+    if not isinstance(model, EmotionLlama):
+        return
+    if optim.shard_base:
+        shard_base(model, accelerator)
+    if budget.checkpointing:
+        base = model.llm.get_base_model() if hasattr(model.llm, "get_base_model") else model.llm
+        if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.24
+            base.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+    if optim.compile:
+        for layer in decoder_layers(model.llm):
+            layer.compile(dynamic=True)
+
+
+def peak_flops(accelerator: Accelerator, config: Config) -> float:
+    """Matrix peak of all devices: the one stated, else as measured now."""
+    if config.log.peak_tflops is not None:
+        return config.log.peak_tflops * 1e12 * accelerator.num_processes
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return measured_peak_flops(accelerator.device, dtypes[config.optim.precision]) * accelerator.num_processes

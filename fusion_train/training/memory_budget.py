@@ -1,0 +1,104 @@
+"""How many tokens go through the model at once, and what to do when they do not fit.
+
+`optim.micro_batch_size: auto` packs rows under a token budget: on a GPU what the memory model (`costs`) says fits into
+its memory, elsewhere `CPU_TOKENS`. Activation checkpointing is used where the memory model leaves room for fewer than
+`COMFORTABLE_TOKENS` without it. Both depend on the configuration and the card alone, so a resumed run has the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fusion_train.config import Config
+from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.parts import learning_parameters, trained_parameters
+from fusion_train.planning import costs
+from fusion_train.planning.sizes import llm_shape, lora_shape
+
+CPU_TOKENS = 4096
+COMFORTABLE_TOKENS = 2048
+MOST_TOKENS = 65_536
+SUPERVISED_SHARE = 8
+"""A row of T tokens is taken to have T / 8 supervised ones."""
+SAFETY = 0.94
+"""Share of a card's memory that is planned with."""
+COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Tokens of a row, and whether activations are computed twice to make room for them."""
+
+    tokens: int
+    checkpointing: bool
+
+
+def choose_budget(config: Config, model: torch.nn.Module, device: torch.device) -> Budget:
+    """Decide by the memory model; `optim.micro_batch_tokens` and `optim.activation_checkpointing` overrule it."""
+    optim = config.optim
+    wanted = optim.activation_checkpointing
+    if device.type != "cuda" or not isinstance(model, EmotionLlama):
+        return Budget(optim.micro_batch_tokens or CPU_TOKENS, wanted is True)
+    limit = int(torch.cuda.get_device_properties(device).total_memory * SAFETY)
+    return within(config, model, limit)
+
+
+def within(config: Config, model: EmotionLlama, limit: int) -> Budget:
+    """The budget under a limit of bytes."""
+    optim = config.optim
+    wanted = optim.activation_checkpointing
+    plain = most_tokens(config, model, limit, checkpointing=False)
+    tokens = optim.micro_batch_tokens or (
+        plain if optim.micro_batch_size == "auto" else optim.micro_batch_size * COMFORTABLE_TOKENS // 2
+    )
+    if wanted == "auto":
+        wanted = plain < min(tokens, COMFORTABLE_TOKENS) or plain < COMFORTABLE_TOKENS // 2
+    if optim.micro_batch_tokens is None and optim.micro_batch_size == "auto" and wanted:
+        tokens = most_tokens(config, model, limit, checkpointing=True)
+    return Budget(max(tokens, 1), bool(wanted))
+
+
+def most_tokens(config: Config, model: EmotionLlama, limit: int, *, checkpointing: bool) -> int:
+    """Tokens of the longest row that fits into `limit` bytes, by bisection; 0 where none does."""
+    low, high = 0, MOST_TOKENS
+    while low < high:
+        middle = (low + high + 1) // 2
+        if needed(config, model, middle, checkpointing=checkpointing).total <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def needed(config: Config, model: EmotionLlama, tokens: int, *, checkpointing: bool) -> costs.Memory:
+    """Memory of a step with rows of so many tokens."""
+    soft = max(sum(model.soft_counts.values()), 1)
+    shapes = [shape for name in model.shapes.used if (shape := getattr(model.shapes, name))]
+    return costs.memory(
+        llm_shape(model.llm),
+        lora_shape(model.llm),
+        trained=sum(p.numel() for p in trained_parameters(model).values()),
+        learning=sum(p.numel() for p in learning_parameters(model).values()),
+        tokens=tokens,
+        supervised=tokens // SUPERVISED_SHARE,
+        feature_values=(tokens // soft + 1) * sum(k * d for k, d in shapes),
+        base=config.model.quantised or config.model.llm_dtype,
+        compute=COMPUTE[config.optim.precision],
+        checkpointing=checkpointing,
+        ema=config.optim.ema_decay is not None,
+    )
+
+
+def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing: bool) -> str:
+    """What takes the memory of a row that did not fit, and what to change next."""
+    if not isinstance(model, EmotionLlama):
+        return "the next knob is optim.micro_batch_size"
+    micro = config.optim.micro_batch_size
+    return costs.advice(
+        needed(config, model, tokens, checkpointing=checkpointing),
+        checkpointing=checkpointing,
+        base=config.model.quantised or config.model.llm_dtype,
+        micro_batch=2 if micro == "auto" else micro,
+    )

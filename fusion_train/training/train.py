@@ -1,0 +1,161 @@
+"""The training loop, read top to bottom.
+
+    sample stream -> feed (steps ahead, on a thread) -> forward, backward -> AdamW -> metrics, scoring, checkpoint
+
+Published recipe: AdamW, fresh optimizer and schedule in stage 2; fp16 autocast with scaler; no clipping.
+Samples and dropout are pure functions of (seed, step): a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from featurecache.interrupt import Interrupted, StopRequest
+from featurecache.progress import show_progress
+from fusion_train.assemble import absolute, assemble
+from fusion_train.config import Config
+from fusion_train.data.feeding import Feed
+from fusion_train.data.streams import keep_pool, make_stream
+from fusion_train.errors import DeviceMemoryError, DivergedError
+from fusion_train.models.parts import learning_parameters
+from fusion_train.planning.sizes import work_of
+from fusion_train.run import Run
+from fusion_train.training.averaging import Averaged
+from fusion_train.training.continuing import (
+    make_record,
+    refuse_other_configuration,
+    resume,
+    save_checkpoint,
+    start_from,
+)
+from fusion_train.training.devices import device_name, make_accelerator, peak_flops, place
+from fusion_train.training.diverged import keep_for_replay
+from fusion_train.training.held_out import HeldOut
+from fusion_train.training.journal import Journal
+from fusion_train.training.memory_budget import advise, choose_budget
+from fusion_train.training.optimizer import make_optimizer, set_learning_rates
+from fusion_train.training.parallel import any_process
+from fusion_train.training.step import over_processes, train_step
+from fusion_train.training.tally import Tally
+
+
+def train(
+    config: Config,
+    *,
+    store: str,
+    clips: str,
+    run: Run,
+    initial: Run | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train a run, or resume it where it was; a finished run is returned as it is.
+
+    Args:
+        store, clips: the feature store and the clip list.
+        run: folder to train in.
+        initial: start from this run's best trained weights.
+
+    Returns:
+        The final scores and timings, as written to `finished.json`.
+
+    Raises:
+        ConfigError, DataError, StoreError, ModelError: before anything is written.
+        CheckpointError: the folder holds a run of another configuration.
+        DivergedError: the loss is not finite; the step is kept for `fusion-train replay`.
+        DeviceMemoryError: a step does not fit into the device's memory.
+        Interrupted: SIGINT or SIGTERM; the run resumes from here.
+    """
+    refuse_other_configuration(run, config)
+    if run.exists and run.finished:
+        say(f"{run.folder}: already finished at step {run.result['step']}")
+        return run.result
+    accelerator = make_accelerator(config.optim)
+    known = run.record() if run.exists else None
+    bench = assemble(
+        config, store, clips,
+        fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,
+    )  # fmt: skip
+    stream = make_stream(bench, say, kept=run.pool if known else None)
+    budget = choose_budget(config, bench.model, accelerator.device)
+    feed = Feed(config, stream, bench.collator, num_processes=accelerator.num_processes,
+                process=accelerator.process_index, budget=budget.tokens)  # fmt: skip
+    scored = config.data.eval_split is not None
+    held_out = HeldOut(bench) if scored and known is None else None  # a run that goes on has its list checked
+
+    if known is not None and known.initial is not None:
+        initial = Run(absolute(known.initial["run"], run.folder))
+    loaded = start_from(initial, run, bench.model, known) if initial else None
+    if known is None and accelerator.is_main_process:
+        run.create(config, make_record(bench, store, clips, run, loaded))
+    if accelerator.is_main_process:
+        keep_pool(stream, bench, run.pool)
+    place(bench.model, config, accelerator, budget)
+    optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
+    averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
+    start = resume(run, bench.model, optimizer, averaged, accelerator, known)
+    say(f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
+        f"{len(stream)} clips an epoch, {sum(p.numel() for p in learning_parameters(bench.model).values()):,} "
+        f"trained parameters, on {device_name(accelerator)}")  # fmt: skip
+
+    steps = feed.steps(start, config.optim.steps)
+    tally = Tally(work_of(bench.model))
+    journal = Journal(
+        run.folder, start, config.log, enabled=accelerator.is_main_process,
+        peak_flops=peak_flops(accelerator, config), about=config.model_dump(mode="json"),
+    )  # fmt: skip
+    done, began, waiting_since = start, time.perf_counter(), time.perf_counter()
+    with StopRequest() as stop, journal, show_progress(config.stage, "steps", already=start) as progress:
+        for step, batches in enumerate(steps if not journal.stalled() else (), start=start):
+            journal.waited(time.perf_counter() - waiting_since)
+            rates = set_learning_rates(optimizer, step, config.optim)
+            try:
+                loss, norms = train_step(bench.model, optimizer, batches, tally, accelerator, config, step)
+            except DivergedError as error:
+                if accelerator.is_main_process:
+                    keep_for_replay(run, bench, step, list(error.problems))
+                raise
+            except torch.OutOfMemoryError as error:
+                longest = max(batch.num_tokens for batch in batches)
+                raise DeviceMemoryError(
+                    f"step {step}, a row of {longest} tokens", expected="to fit into the device's memory",
+                    got=str(error).partition(".")[0],
+                    next_step=advise(config, bench.model, longest, checkpointing=budget.checkpointing) + ".",
+                ) from error  # fmt: skip
+            if averaged is not None:
+                averaged.update(step)
+            done = step + 1
+            if journal.due(done):
+                journal.step(done, over_processes(tally.take()), rates, norms)
+            progress(done, config.optim.steps, f"loss {loss:.4f}, lr {max(rates.values()):.1e}")
+            last, paused_since = done == config.optim.steps, time.perf_counter()
+            if scored and (last or done % config.log.eval_every == 0):
+                held_out = held_out or HeldOut(bench)
+                with averaged.in_place() if averaged is not None else nullcontext():
+                    scores = held_out.score()
+                journal.scores(done, scores)
+                say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+                if journal.stalled() and not last:
+                    last = True
+                    say(f"step {done}: no better score in {config.log.patience} scorings, so this is the last step")
+            stopping = any_process(accelerator, stop.requested)
+            if (last or done % config.checkpoint.every == 0 or stopping) and accelerator.is_main_process:
+                save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))
+            if stopping and not last:
+                raise Interrupted(
+                    f"{run.folder}: stopped after step {done}. Go on with: fusion-train resume {run.folder}"
+                )
+            if last:
+                break
+            waiting_since = time.perf_counter()
+            journal.paused(waiting_since - paused_since)
+
+    result = {"step": done, "scores": journal.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
+    if accelerator.is_main_process:
+        run.finish(result)
+    accelerator.wait_for_everyone()  # see parallel.leave_at_exit
+    return result
