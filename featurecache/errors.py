@@ -6,6 +6,8 @@
     ├── MediaError                    one clip's media cannot be decoded (recorded, never fatal in extraction)
     ├── EncoderError                  unknown encoder, or an option it does not have
     ├── WeightsError                  weights missing, incomplete or of another architecture
+    ├── MissingExtraError             packages that only some commands need, `pip install` with the extra brings them
+    ├── SpreadsheetError              a file is no xlsx workbook
     ├── SpecError                     a malformed spec
     ├── StoreError                    a store on disk
     │   ├── StoreNotFoundError        no store, or no such feature in it
@@ -86,6 +88,14 @@ class EncoderError(FeatureCacheError):
 
 class WeightsError(FeatureCacheError):
     """Weights that are missing, incomplete, or of another architecture."""
+
+
+class MissingExtraError(FeatureCacheError):
+    """A command needs packages that are not installed; `pip install` with the extra brings them."""
+
+
+class SpreadsheetError(FeatureCacheError):
+    """A file is no xlsx workbook."""
 
 
 class SpecError(FeatureCacheError):

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from featurecache.errors import FeatureCacheError
-
-
-class MissingExtraError(FeatureCacheError):
-    """A command needs packages that are not installed; `pip install` with the extra brings them."""
+from featurecache.errors import MissingExtraError
 
 
 def require(extra: str, *modules: str, subject: str) -> None:

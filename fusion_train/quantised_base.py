@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fusion_train.errors import ConfigError
+from featurecache.extras import require
 from fusion_train.models.fp8_linear import Fp8Linear
 
 Quantised = Literal["fp8", "int8", "nf4"]
@@ -73,11 +73,7 @@ def _filled(
 
 
 def _bitsandbytes():  # type: ignore[no-untyped-def]  # an optional module
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise ConfigError(
-            "model.quantised", expected="bitsandbytes for int8 and nf4", got="not installed",
-            next_step="Run pip install bitsandbytes, or use --set model.quantised=fp8.",
-        ) from error  # fmt: skip
+    require("quantised", "bitsandbytes", subject="model.quantised int8 or nf4")
+    import bitsandbytes
+
     return bitsandbytes

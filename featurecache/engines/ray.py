@@ -23,6 +23,7 @@ from featurecache.earlier import count_decided, refuse_changed
 from featurecache.engines import Work
 from featurecache.errors import EncoderError
 from featurecache.extract import extract, open_writers, stop_at
+from featurecache.extras import require
 from featurecache.interrupt import Interrupted
 from featurecache.store import open_store
 from featurecache.store.lease import LEASE_S
@@ -154,17 +155,15 @@ def run(
     """Extract on the cluster at `address`, on one that is found, or on a local one, with `actors` worker processes.
 
     Raises:
-        EncoderError: ray is not installed, or workers die again and again.
+        MissingExtraError: ray is not installed.
+        EncoderError: workers die again and again.
         MediaError: more than `max_failures` clips failed, in one worker while it runs or in all at the end.
         Interrupted: `stop` said so; what is committed stays.
         FeatureCacheError: whatever `extract` raises in a worker.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise EncoderError(
-            "--engine ray", expected="the package ray", got="none", next_step="pip install 'featurecache[ray]'."
-        ) from error
+    require("ray", "ray", subject="--engine ray")
+    import ray
+
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, address)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import DatasetError
+from featurecache.spreadsheet import first_sheet
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 csv.field_size_limit(1 << 24)  # reasons of language models are longer than the default of 128 KiB
@@ -184,30 +185,12 @@ def _text(path: Path, encoding: str) -> str:
 
 
 def _xlsx_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        from openpyxl import load_workbook
-        from openpyxl.utils.exceptions import InvalidFileException
-    except ImportError as error:
-        raise DatasetError(
-            str(path), expected="openpyxl to read xlsx", got="none", next_step="pip install 'featurecache[import]'."
-        ) from error
-    from zipfile import BadZipFile
-
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except (OSError, KeyError, ValueError, BadZipFile, InvalidFileException) as error:
-        raise DatasetError(str(path), expected="an xlsx workbook", got=str(error)) from error
-    try:
-        sheet = book.worksheets[0]
-        width = 0
-        for number, values in enumerate(sheet.iter_rows(values_only=True), start=1):
-            cells = [_cell_text(value) for value in values]
-            if not width:
-                width = max((place for place, cell in enumerate(cells, start=1) if cell), default=0)
-            cells = (cells + [""] * width)[: max(width, 1)]
-            yield number, cells
-    finally:
-        book.close()
+    width = 0
+    for number, values in enumerate(first_sheet(path, extra="import"), start=1):
+        cells = [_cell_text(value) for value in values]
+        if not width:
+            width = max((place for place, cell in enumerate(cells, start=1) if cell), default=0)
+        yield number, (cells + [""] * width)[: max(width, 1)]
 
 
 def _cell_text(value: object) -> str:

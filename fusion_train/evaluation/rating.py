@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from featurecache.extras import require
 from featurecache.spec import canonical_json
 from featurecache.store.publish import replace_bytes
 from fusion_train.errors import DataError
@@ -135,15 +136,9 @@ def _means(
 
 
 def _alpha(values: np.ndarray) -> float | None:
-    try:
-        import krippendorff
-    except ImportError as error:
-        raise DataError(
-            "agreement",
-            expected="the package krippendorff",
-            got="none",
-            next_step="pip install 'featurecache[scores]'.",
-        ) from error
+    require("scores", "krippendorff", subject="agreement")
+    import krippendorff
+
     twice = np.isfinite(values).sum(axis=0) > 1
     rated = values[:, twice]
     if not twice.any() or len(np.unique(rated[np.isfinite(rated)])) < 2:

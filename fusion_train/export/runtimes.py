@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from featurecache.encoders import AudioView, Encoder, View
 from featurecache.encoders.network import FrozenNetwork
+from featurecache.extras import require
 from fusion_train.errors import ExportError
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.remote.encoding import needs_valid, rebuild_encoder
@@ -130,12 +131,9 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _through_onnx(program: Any, inputs: tuple[Tensor, ...], path: Path) -> Tensor:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx asks for it)
-    except ImportError as error:
-        raise ExportError("--onnx", expected="onnx, onnxscript and onnxruntime", got=str(error),
-                          next_step="pip install 'featurecache[onnx]'.") from error  # fmt: skip
+    require("onnx", "onnx", "onnxscript", "onnxruntime", subject="--onnx")
+    import onnxruntime
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the converter, about itself
         torch.onnx.export(program, inputs, path, dynamo=True, verbose=False)

@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from featurecache.errors import suggest
+from featurecache.spreadsheet import first_sheet
 from fusion_train.errors import DataError
 from fusion_train.metrics.labels import parse_list
 
@@ -96,26 +96,12 @@ def read_formats(path: Path) -> dict[str, set[str]]:
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, str]]:
     """The rows of the first sheet under its header, as lower-cased words; "" for a blank cell."""
-    try:
-        from openpyxl import load_workbook
-        from openpyxl.utils.exceptions import InvalidFileException
-    except ImportError as error:
-        raise DataError(
-            str(path), expected="openpyxl to read xlsx", got="none", next_step="pip install 'featurecache[scores]'."
-        ) from error
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except (BadZipFile, InvalidFileException, KeyError, ValueError, OSError) as error:
-        raise DataError(str(path), expected="an xlsx table", got=f"{type(error).__name__}: {error}") from error
-    try:
-        rows = book.worksheets[0].iter_rows(values_only=True)
-        header = [_word(cell) for cell in next(rows, ())]
-        _refuse_missing_columns(path, columns, header)
-        for row in rows:
-            cells = dict(zip(header, map(_word, row), strict=False))
-            yield {column: cells.get(column, "") for column in columns}
-    finally:
-        book.close()
+    rows = first_sheet(path, extra="scores")
+    header = [_word(cell) for cell in next(rows, ())]
+    _refuse_missing_columns(path, columns, header)
+    for row in rows:
+        cells = dict(zip(header, map(_word, row), strict=False))
+        yield {column: cells.get(column, "") for column in columns}
 
 
 def _refuse_missing_columns(path: Path, columns: Sequence[str], found: Sequence[str]) -> None:

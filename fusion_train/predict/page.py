@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from featurecache.clips import Clip, ClipList
+from featurecache.extras import require
 from fusion_train.errors import ConfigError
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.picture import draw_drops, draw_sound, draw_weights, frames_figure
@@ -161,11 +162,9 @@ def _plain(text: str) -> str:
 
 
 def _gradio() -> Any:
-    try:
-        import gradio
-    except ImportError as error:
-        raise ConfigError("fusion-train demo", expected="gradio", got="none",
-                          next_step="pip install 'featurecache[demo]'.") from error  # fmt: skip
+    require("demo", "gradio", subject="fusion-train demo")
+    import gradio
+
     return gradio
 
 

@@ -6,13 +6,12 @@ A tracker is off unless `log.tracker` names one. Both keep runs on this machine 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from featurecache.extras import require
 from fusion_train.config import LogConfig
-from fusion_train.errors import ConfigError
 
 
 class Sink(Protocol):
@@ -46,15 +45,11 @@ class Tracker:
         """Start it.
 
         Raises:
-            ConfigError: its package is not installed.
+            MissingExtraError: its package is not installed.
         """
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                "log.tracker", expected=f"the package {name}", got="not installed",
-                next_step="Install it with pip install 'featurecache[track]', or set log.tracker=null.",
-            )  # fmt: skip
+        require(name, name, subject="log.tracker")
         self._tracker = LOGGER_TYPE_TO_CLASS[name](project, name=run_name)
         self._tracker.start()
         self._tracker.store_init_configuration(dict(about))

@@ -21,7 +21,7 @@ import featurecache
 from featurecache.cli import main
 from featurecache.clip_writing import write_clips
 from featurecache.clips import Clip, load_clips
-from featurecache.errors import ClipListError, DatasetError
+from featurecache.errors import ClipListError, DatasetError, MissingExtraError, SpreadsheetError
 from featurecache.extract import extract
 from featurecache.importers import Importer, Request, find_importer, registered
 from featurecache.importers.findings import Findings, Vocabulary, list_of, score
@@ -299,10 +299,10 @@ def test_xlsx_numbers_are_read_as_they_are_shown_and_without_openpyxl_the_comman
     rows = read_table(tmp_path / "t.xlsx", {**NAMES, "n": ("n",)})
     assert [(row["name"], row["n"]) for row in rows] == [("007", "3"), ("8", "1.5")]
     (tmp_path / "no.xlsx").write_text("nothing")
-    with pytest.raises(DatasetError, match="an xlsx workbook"):
+    with pytest.raises(SpreadsheetError, match="an xlsx workbook"):
         read_table(tmp_path / "no.xlsx", NAMES)
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(DatasetError, match=r"pip install 'featurecache\[import\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'featurecache\[import\]'"):
         read_table(tmp_path / "t.xlsx", NAMES)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wheel_files import write_table, write_tables
 
+from featurecache.errors import SpreadsheetError
 from fusion_train.errors import DataError
 from fusion_train.metrics import (
     EmotionWheels,
@@ -111,7 +112,7 @@ def test_all_neutral_is_an_error_and_no_nan():
     ("spoil", "said"),
     [
         (lambda folder: (folder / "wheel3.xlsx").unlink(), "no wheel3.xlsx"),
-        (lambda folder: (folder / "wheel3.xlsx").write_bytes(b"no table"), "an xlsx table"),
+        (lambda folder: (folder / "wheel3.xlsx").write_bytes(b"no table"), "an xlsx workbook"),
         (
             lambda folder: write_table(folder / "wheel3.xlsx", ("level1", "levl2", "level3"), []),
             "level1, levl2, level3",
@@ -125,7 +126,7 @@ def test_all_neutral_is_an_error_and_no_nan():
 def test_a_malformed_wheel_folder_is_named_with_what_was_found(tmp_path, spoil, said):
     write_tables(tmp_path)
     spoil(tmp_path)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises((DataError, SpreadsheetError), match=said):
         EmotionWheels.load(tmp_path)
 
 

@@ -12,8 +12,8 @@ import torch
 from test_train import run_training
 from toy import make_config
 
+from featurecache.errors import MissingExtraError
 from fusion_train.data.samples import Asked
-from fusion_train.errors import ConfigError
 from fusion_train.training.journal import Journal
 from fusion_train.training.tally import Counts, Tally
 
@@ -115,8 +115,11 @@ def test_scoring_on_some_clips_asks_the_same_ones_every_time(llama, material, tm
 
 
 def test_a_tracker_that_is_not_installed_says_how_to_get_it(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install"), journal(config, tmp_path, tracker="wandb", tensorboard=False):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with (
+        pytest.raises(MissingExtraError, match=r"pip install 'featurecache\[wandb\]'"),
+        journal(config, tmp_path, tracker="wandb", tensorboard=False),
+    ):
         pass
 
 
