@@ -10,9 +10,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network
 
 from checkpoints import save_eva, save_whisper
+from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()
+settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

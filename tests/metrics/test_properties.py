@@ -51,14 +51,14 @@ def figures(clips) -> list[float]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CLIPS)
 def test_scores_are_finite_and_shares(clips):
     for value in figures(clips):
         assert math.isfinite(value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(CLIPS, st.randoms(use_true_random=False))
 def test_order_of_clips_and_labels_and_repetition_do_not_matter(clips, random):
     before = figures(clips)
@@ -78,7 +78,7 @@ def test_any_text_is_read_as_labels(text):
     assert all(label == label.strip().lower() and label for label in labels)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(CLIPS)
 def test_more_labels_never_lower_the_hit_rate(clips):
     words, answers = by_clip(row[2] or "sad" for row in clips), by_clip(row[1] for row in clips)

@@ -179,7 +179,7 @@ def test_a_spec_of_deep_nesting_is_refused(small_store) -> None:
     assert verify_store(small_store).damage
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=400), sound=st.booleans())
 def test_no_bytes_at_all_do_more_than_be_refused(data: bytes, sound: bool) -> None:
     data = records.MAGIC + data
@@ -195,7 +195,7 @@ def test_no_bytes_at_all_do_more_than_be_refused(data: bytes, sound: bool) -> No
 IDS = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=20))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=IDS)
 def test_texts_survive_packing(ids: list[str]) -> None:
     encoded = [clip_id.encode() for clip_id in ids]
