@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from featurecache.errors import CorruptStoreError, MissingFeatureError, SpecError
+from featurecache.errors import CorruptStoreError, MissingFeatureError, SpecError, suggest
 from featurecache.store.feature import StoredFeature
 from featurecache.store.local import LocalStore
 from featurecache.store.plan import Plan
@@ -115,10 +115,11 @@ def describe_clip(store: LocalStore, clip_id: str) -> list[ClipDescription]:
             numbers = statistics(feature[clip_id]) if record.status is Status.OK else {}
             found.append(ClipDescription(feature, record, numbers))
     if not found:
+        known = dict.fromkeys(each for name in store.names for each in store[name].ids)
         raise MissingFeatureError(
             f'clip "{clip_id}"',
             got=f"not in {store.location}",
-            next_step="`fcache info` lists its features.",
+            next_step="`fcache info` lists its features." + suggest(clip_id, known),
             clip_ids=[clip_id],
         )
     return found

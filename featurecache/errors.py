@@ -25,8 +25,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 MAX_LISTED_PROBLEMS = 20
+MAX_SUGGESTED_AMONG = 10_000
 
 
 class FeatureCacheError(Exception):
@@ -135,6 +137,9 @@ class WriteError(StoreError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean "x"?` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """Return ` Did you mean "x"?` for the nearest of `known`; an empty string for none, or too many to look at."""
+    names = list(islice(known, MAX_SUGGESTED_AMONG + 1))
+    if len(names) > MAX_SUGGESTED_AMONG:  # a minute's work
+        return ""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else ""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
+from featurecache.console import tables
 from fusion_train.cli_options import CLIPS, STORE
 
 _SCORING = (
@@ -179,7 +179,7 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     replace_bytes(out / "contrast.csv", table.csv().encode())
     replace_bytes(out / "contrast.tex", table.latex().encode())
     page = contrast_page(table, f"{bench.title}: {len(folders)} sets of answers").write(out / "contrast.html")
-    Console().print(for_terminal(table, bench.title))
+    tables().print(for_terminal(table, bench.title))
     click.echo(f"report: {page}")
 
 
@@ -188,7 +188,7 @@ def print_scores(scores: Any) -> None:
     from fusion_train.evaluation.score_report import confusion_table, summary_table
     from fusion_train.report.terminal import for_terminal
 
-    console = Console()
+    console = tables()
     console.print(for_terminal(summary_table(scores), scores.bench.title))
     for name, mean in scores.means.items():
         missing = f"not formed, without {', '.join(mean.missing)}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from featurecache.console import tables
 from fusion_train.cli_options import CLIPS, CONFIG, SET, STORE
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def plan(
     made = make_plan(
         settings, store or "features.zarr", clips or "clips.jsonl", gpu=gpu, utilisation=utilisation, say=click.echo
     )
-    console = Console()
+    console = tables()
     for table in _tables(made, settings.optim.micro_batch_size):
         console.print(table)
     card = made.gpu
     click.echo(
         f"{made.steps:,} steps, {made.samples:,} samples: {made.flops.total * made.samples:.2e} FLOP, "
-        f"{made.hours:.1f} hours of one {card.name} at {made.utilisation:.0%} of its published "
+        f"{made.hours:.3g} hours of one {card.name} at {made.utilisation:.0%} of its published "
         f"{card.bf16_tflops:g} TFLOP/s"
     )
     if made.advice:
@@ -73,18 +73,20 @@ def _tables(plan: Plan, micro_batch: int | str) -> list[Table]:
     tokens.add_section()
     tokens.add_row("all", f"{lengths.total:.1f}")
 
-    flops = _table("TFLOP of a sample", "part", "TFLOP")
+    unit, one = ("TFLOP", 1e12) if plan.flops.total >= 1e11 else ("GFLOP", 1e9)
+    flops = _table(f"{unit} of a sample", "part", unit)
     for part in ("layers", "head", "attention", "trained", "recomputed"):
-        flops.add_row(part, f"{getattr(plan.flops, part) / 1e12:.2f}")
+        flops.add_row(part, f"{getattr(plan.flops, part) / one:.2f}")
     flops.add_section()
-    flops.add_row("all", f"{plan.flops.total / 1e12:.2f}")
-    flops.add_row("rule of 4N a token", f"{plan.rule_flops / 1e12:.2f}")
+    flops.add_row("all", f"{plan.flops.total / one:.2f}")
+    flops.add_row("rule of 4N a token", f"{plan.rule_flops / one:.2f}")
 
-    memory = _table(f"memory at micro-batch {micro_batch}", "kind", "GiB")
+    unit, one = ("GiB", 2**30) if plan.memory.total >= 2**30 else ("MiB", 2**20)
+    memory = _table(f"memory at micro-batch {micro_batch}", "kind", unit)
     for kind, size in plan.memory.by_kind().items():
-        memory.add_row(kind, f"{size / 2**30:.2f}")
+        memory.add_row(kind, f"{size / one:.2f}")
     memory.add_section()
-    memory.add_row("all", f"{plan.memory.total / 2**30:.2f}")
+    memory.add_row("all", f"{plan.memory.total / one:.2f}")
     return [parameters, tokens, flops, memory]
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from featurecache.console import tables
 
 if TYPE_CHECKING:
     from fusion_train.predict.opening import OpenedModel
@@ -77,7 +78,7 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
         for answer in answers:
             click.echo(json.dumps(row(answer, asked(opened, question)), ensure_ascii=False))
     elif given["out"] is None:
-        Console().print(_table(answers, question))
+        tables().print(_table(answers, question))
     failures = [answer for answer in answers if answer.error is not None]
     for answer in failures:
         click.echo(f"error: {answer.error}", err=True)

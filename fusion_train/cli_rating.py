@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
+
+from featurecache.console import tables
 
 
 @click.command()
@@ -55,4 +56,4 @@ def agreement(folder: Path, ratings: tuple[Path, ...]) -> None:
         table.add_row(system, *(f"{means[question]:.2f}" if question in means else "–" for question in result.alpha))
     alphas = ("–" if alpha is None else f"{alpha:.3f}" for alpha in result.alpha.values())
     table.add_row("alpha", *alphas, style="bold")
-    Console().print(table)
+    tables().print(table)

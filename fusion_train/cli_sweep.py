@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
+from featurecache.console import tables
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def print_report(results: Results, out: Path | None = None) -> None:
     table = variant_table(results)
     verdicts = {str(row[0]): str(row[-1]) for row in table.rows}
     shown = Table(table.header[:-1], [row[:-1] for row in table.rows], emphasised=table.emphasised)
-    Console().print(for_terminal(shown, results.about["name"]))
+    tables().print(for_terminal(shown, results.about["name"]))
     for variant, verdict in verdicts.items():
         click.echo(f"{variant}: {verdict}")
     click.echo(f"report: {page}; results.csv, results.tex and results.json beside {results.folder / 'sweep.json'}")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from featurecache.console import tables
 from featurecache.errors import FeatureCacheError
 from fusion_train.cli_predict import encoder_places
 
@@ -73,7 +73,7 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
         table.add_column(column, justify="left" if column == "what" else "right")
     for figure in figures:
         table.add_row(figure.name, f"{figure.measured:.2e}", f"{figure.bound:.2e}")
-    Console().print(table)
+    tables().print(table)
 
 
 if __name__ == "__main__":

@@ -84,10 +84,9 @@ class Neighbourhood:
         try:
             return self._places[clip_id]
         except KeyError:
-            near = suggest(clip_id, self.ids) if len(self) < 10_000 else ""
             raise MissingFeatureError(
                 clip_id, expected="tokens in one of " + ", ".join(self.names), got="none",
-                next_step=f"Run `fcache extract` for it.{near}", clip_ids=[clip_id],
+                next_step="Run `fcache extract` for it." + suggest(clip_id, self.ids), clip_ids=[clip_id],
             ) from None  # fmt: skip
 
     def join(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:

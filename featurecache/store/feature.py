@@ -251,7 +251,7 @@ class StoredFeature:
                 missing.append(clip_id)
                 clip = records[place].clip(slot)
                 reasons.append(f"{clip_id}: {clip.status.name.lower()}, {clip.reason or 'no reason given'}")
-        known = self.ids if len(missing) == 1 and len(self) < 10_000 else ()
+        known = self.ids if len(missing) == 1 else ()
         raise MissingFeatureError(
             self.subject,
             expected="tokens of every clip asked for",

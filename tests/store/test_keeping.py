@@ -133,6 +133,8 @@ def test_a_clip_is_described_and_drawn(small_store: LocalStore, tmp_path: Path) 
         assert min(picture.size) > 100
     with pytest.raises(MissingFeatureError):
         describe_clip(small_store, "nothing")
+    with pytest.raises(MissingFeatureError, match='Did you mean "set/clip_0'):
+        describe_clip(small_store, "set/clip_01")
     assert statistics(np.zeros((2, 3), np.float16))["zero_tokens"] == 2
 
 
