@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from featurecache.errors import EncoderError
+
 
 def windows(num_tokens: int, num_pooled: int) -> list[tuple[int, int]]:
     """Return (first, one past the last) token of each of `num_pooled` averages over `num_tokens`."""
@@ -27,6 +29,22 @@ def average_over_time(tokens: torch.Tensor, num_pooled: int) -> torch.Tensor:
 def average_over_valid(tokens: torch.Tensor, valid: Sequence[int], num_pooled: int) -> torch.Tensor:
     """(B, T, D) in, (B, num_pooled, D) float32 out: of clip b only the first `valid[b]` tokens; fewer are repeated."""
     return torch.cat([average_over_time(tokens[b : b + 1, : valid[b]], num_pooled) for b in range(len(tokens))])
+
+
+def average_sound(
+    tokens: torch.Tensor, num_pooled: int, valid: Sequence[int] | None, *, over_valid: bool, encoder: str
+) -> torch.Tensor:
+    """(B, T, D) in, (B, num_pooled, D) float32 out, over all tokens or over the valid ones.
+
+    Raises:
+        EncoderError: over the valid ones without their numbers.
+    """
+    with torch.inference_mode():
+        if not over_valid:
+            return average_over_time(tokens, num_pooled)
+        if valid is None:
+            raise EncoderError(f"{encoder}: pooling valid", expected="the number of valid tokens of each clip")
+        return average_over_valid(tokens, valid, num_pooled)
 
 
 def average_over_grid(patches: torch.Tensor, num_frames: int, grid: int) -> torch.Tensor:

@@ -167,15 +167,21 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
             }
 
 
+def differences(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names that are missing or unexpected, and shapes that differ, as lines of an error."""
+    lines = [f"missing: {name}" for name in wanted if name not in found]
+    lines += [f"unexpected: {name}" for name in found if name not in wanted]
+    lines += [
+        f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
+        for name, tensor in found.items()
+        if name in wanted and wanted[name].shape != tensor.shape
+    ]
+    return lines
+
+
 def copy_strictly(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter], subject: str) -> None:
     """Copy `tensors` into `parameters`; names and shapes must agree."""
-    problems = [f"missing: {name}" for name in parameters if name not in tensors]
-    problems += [f"unexpected: {name}" for name in tensors if name not in parameters]
-    problems += [
-        f"{name}: expected {tuple(parameter.shape)}, got {tuple(tensors[name].shape)}"
-        for name, parameter in parameters.items()
-        if name in tensors and tensors[name].shape != parameter.shape
-    ]
+    problems = differences(tensors, parameters)
     if problems:
         raise CheckpointError(
             subject, expected="the trained parameters of this configuration", got=f"{len(problems)} that differ",

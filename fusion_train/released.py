@@ -112,13 +112,7 @@ def complete(
         kept = [name for name in missing if not name.startswith(MINIGPT_PARTS)]
     else:
         kept = []
-    problems = [f"missing: {name}" for name in missing if name not in kept]
-    problems += [f"unexpected: {name}" for name in released if name not in first]
-    problems += [
-        f"{name}: expected {tuple(first[name].shape)}, got {tuple(tensor.shape)}"
-        for name, tensor in released.items()
-        if name in first and first[name].shape != tensor.shape
-    ]
+    problems = checkpoint.differences(released, {name: t for name, t in first.items() if name not in kept})
     if problems:
         raise CheckpointError(
             subject,

@@ -20,8 +20,7 @@ from featurecache.encoders.huggingface import AUDIO, Tapped, find_family, open_t
 from featurecache.encoders.network import COMPILE
 from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
 from featurecache.encoders.whisper import WhisperEncoder
-from featurecache.errors import EncoderError
-from featurecache.pooling import average_over_time, average_over_valid
+from featurecache.pooling import average_sound
 from featurecache.spec import Spec
 
 KNOWN_OPTIONS = {
@@ -160,9 +159,4 @@ class HfAudioEncoder:
         Raises:
             EncoderError: pooling "valid" without these numbers.
         """
-        if self.needs_valid and valid is None:
-            raise EncoderError(f"{self.name}: pooling valid", expected="the number of valid tokens of each clip")
-        with torch.inference_mode():
-            if self.needs_valid:
-                return average_over_valid(tokens, valid, self.shape[0])
-            return average_over_time(tokens, self.shape[0])
+        return average_sound(tokens, self.shape[0], valid, over_valid=self.needs_valid, encoder=self.name)

@@ -21,8 +21,7 @@ from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.network import COMPILE, FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
 from featurecache.encoders.sharing import Loaded, load_once
 from featurecache.encoders.tap import block_count, tap
-from featurecache.errors import EncoderError
-from featurecache.pooling import average_over_time, average_over_valid
+from featurecache.pooling import average_sound
 from featurecache.spec import Spec
 
 MEL_FRAMES_PER_TOKEN = 2  # the second convolution has stride 2
@@ -237,12 +236,7 @@ class WhisperEncoder:
         Raises:
             EncoderError: pooling "valid" without these numbers.
         """
-        if self.needs_valid and valid is None:
-            raise EncoderError(f"{self.name}: pooling valid", expected="the number of valid tokens of each clip")
-        with torch.inference_mode():
-            if self.needs_valid:
-                return average_over_valid(tokens, valid, self.shape[0])
-            return average_over_time(tokens, self.shape[0])
+        return average_sound(tokens, self.shape[0], valid, over_valid=self.needs_valid, encoder=self.name)
 
 
 def log_mel(waveform: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:
