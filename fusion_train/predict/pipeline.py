@@ -10,10 +10,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +103,7 @@ def predict(
             while waiting:
                 yield from answered()
         finally:
+            decoding.shutdown(cancel_futures=True)
             encoding.shutdown(cancel_futures=True)
             timings.wall_s = time.perf_counter() - began
 
@@ -119,27 +119,29 @@ def _decoded(
     opened: OpenedModel, clips: ClipList, question: Question, limits: Limits, timings: Timings,
     pool: ThreadPoolExecutor, workers: int,
 ) -> Iterator[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]]:  # fmt: skip
-    """Prepare clips on threads, in order, those with one set of labels after another; few are held at once."""
+    """Prepare clips on threads, in order, those with one set of labels after another; few are held at once.
+
+    A single clip is prepared here: a new thread starts with cold memory and threads of torch of its own.
+    """
     by_labels: dict[tuple[str, ...], list[Clip]] = {}
     for clip in clips:
         by_labels.setdefault(question.labels(opened.processor, clip), []).append(clip)
     jobs = ((labels, clip) for labels, group in by_labels.items() for clip in group)
-    ahead: deque[tuple[tuple[str, ...], Clip, Future[PreparedClip | FeatureCacheError]]] = deque()
-    try:
-        for labels, clip in jobs:
-            ahead.append((labels, clip, pool.submit(_prepare, opened, clip, labels, question, limits, timings)))
-            if len(ahead) >= limits.batch_size + workers:
-                yield _waited(ahead.popleft())
-        while ahead:
+    ahead: deque[tuple[tuple[str, ...], Clip, Callable[[], PreparedClip | FeatureCacheError]]] = deque()
+    for labels, clip in jobs:
+        work = partial(_prepare, opened, clip, labels, question, limits, timings)
+        ahead.append((labels, clip, work if len(clips) == 1 else pool.submit(work).result))
+        if len(ahead) >= limits.batch_size + workers:
             yield _waited(ahead.popleft())
-    finally:
-        for _, _, future in ahead:
-            future.cancel()
+    while ahead:
+        yield _waited(ahead.popleft())
 
 
-def _waited(job: tuple[tuple[str, ...], Clip, Future[Any]]) -> tuple[tuple[str, ...], Clip, Any]:
-    labels, clip, future = job
-    return labels, clip, future.result()
+def _waited(
+    job: tuple[tuple[str, ...], Clip, Callable[[], PreparedClip | FeatureCacheError]],
+) -> tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]:
+    labels, clip, prepared = job
+    return labels, clip, prepared()
 
 
 def _prepare(
