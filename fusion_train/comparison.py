@@ -1,10 +1,12 @@
 """Is one variant better than another on the same clips? Paired differences, intervals, tests, verdicts in words.
 
-Scores of a clip are averaged over the seeds of its variant, so a difference belongs to a clip and noise of seeds is in
-it. Clips of one cluster (dialogue, else speaker) are drawn, and have their signs flipped, together.
+A variant's score is its mean over seeds, so the noise of those seeds is in a difference. Clips of one cluster
+(dialogue, else speaker) are drawn, and exchanged, together. A figure that is a mean over clips (accuracy) has a
+difference a clip (`PerClip`); one of the set alone (F1, UAR, mAP) is formed anew from every draw (`OfSet`).
 
-- interval: percentile bootstrap over clusters (`statistics.bootstrap_interval`).
-- p: two-sided paired permutation test: without a difference, the sign of a cluster might as well be the other one.
+- interval: percentile bootstrap over clusters (`statistics.bootstrap_interval`), the same draw for both variants.
+- p: two-sided paired permutation test: without a difference, the answers of a cluster might as well be exchanged
+  between the two, which for a mean over clips flips the sign of its difference.
 - several comparisons: Holm's step-down correction, which bounds the chance of any false "better" by 1 - level.
 - minimum detectable difference: (z_{1-α/2} + z_{power}) · standard error, the mean difference that a comparison of this
   many clips finds with that power. Clips needed grow with the square of its inverse.
@@ -13,8 +15,9 @@ Pure functions of arrays; scores are shares, verdicts say points (per cent).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from scipy import stats
@@ -60,45 +63,116 @@ class Comparison:
         return f"not distinguishable ({self.difference * 100:+.1f} points, {said}){needed}"
 
 
-def mean_over_seeds(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Clip -> mean of its scores over seeds; clips that some seed lacks are left out."""
-    common = set.intersection(*(set(each) for each in scores))
-    return {clip: sum(each[clip] for each in scores) / len(scores) for clip in scores[0] if clip in common}
+class Difference(Protocol):
+    """Of two variants' scores on the same clips."""
+
+    clips: Sequence[str]
+
+    def counted(self, counts: np.ndarray) -> float:
+        """The difference where clips count so often, (clips,)."""
+        ...
+
+    def p(self, clusters: Sequence[Hashable], seed: int) -> float:
+        """Two-sided, of the permutation test."""
+        ...
+
+    def standard_error(self, clusters: Sequence[Hashable]) -> float:
+        """Of the difference, clusters taken as the independent units."""
+        ...
+
+
+@dataclass(frozen=True)
+class PerClip:
+    """The difference of means over clips."""
+
+    clips: Sequence[str]
+    differences: np.ndarray
+    """(clips,)"""
+
+    def counted(self, counts: np.ndarray) -> float:
+        return float(np.average(self.differences, weights=counts))
+
+    def p(self, clusters: Sequence[Hashable], seed: int) -> float:
+        return permutation_p(self.differences, clusters, seed=seed)
+
+    def standard_error(self, clusters: Sequence[Hashable]) -> float:
+        return standard_error(self.differences, clusters)
+
+
+@dataclass(frozen=True)
+class OfSet:
+    """The difference of figures of the whole set, averaged over seeds."""
+
+    clips: Sequence[str]
+    figures: Sequence[Callable[[np.ndarray], float]]
+    """One a seed: (2, clips) how often each answer of the variant, and of the reference, counts -> the figure."""
+    alike: np.ndarray
+    """(clips,) bool: both answer the same with every seed."""
+
+    def counted(self, counts: np.ndarray) -> float:
+        return self._between(counts, np.zeros_like(counts))
+
+    def p(self, clusters: Sequence[Hashable], seed: int) -> float:
+        """The variant is asked what its figure were with the reference's answers to some clusters, and the reverse."""
+        exchangeable = cluster_sums(~self.alike, clusters) > 0  # exchanging equal answers changes nothing
+        numbers = _numbered(clusters)
+        observed = abs(self.counted(np.ones(len(self.clips))))
+        random = np.random.default_rng(seed)
+        count = int(exchangeable.sum())
+        exact = 2**count <= PERMUTATIONS
+        reached = 0
+        for draw in range(2**count if exact else PERMUTATIONS):
+            exchanged = np.zeros(len(exchangeable))
+            exchanged[exchangeable] = (draw >> np.arange(count)) & 1 if exact else random.integers(2, size=count)
+            of_clip = exchanged[numbers]
+            reached += abs(self._between(1 - of_clip, of_clip)) >= observed - 1e-12
+        return float(reached / 2**count if exact else (reached + 1) / (PERMUTATIONS + 1))
+
+    def standard_error(self, clusters: Sequence[Hashable]) -> float:
+        """By the jackknife: every cluster left out once."""
+        numbers = _numbered(clusters)
+        count = int(numbers.max()) + 1
+        if count < 2:
+            return float("inf")
+        without = np.array([self.counted((numbers != cluster).astype(float)) for cluster in range(count)])
+        return float(np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()))
+
+    def _between(self, own: np.ndarray, exchanged: np.ndarray) -> float:
+        """Figure of a set with `own` of the variant's answers and `exchanged` of the reference's, less the reverse."""
+        mine, theirs = np.stack([own, exchanged]), np.stack([exchanged, own])
+        return float(np.mean([figure(mine) - figure(theirs) for figure in self.figures]))
 
 
 def compare(
     variant: str,
     reference: str,
-    scores: Mapping[str, Mapping[str, float]],
+    difference: Difference,
     clusters: Mapping[str, Hashable],
     *,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two variants clip by clip.
+    """Compare two variants on the same clips.
 
     Args:
-        scores: variant -> clip -> score, larger is better.
         clusters: clip -> what it has in common with others; a clip that is missing stands for itself.
     """
-    mine, theirs = scores[variant], scores[reference]
-    clips = [clip for clip in theirs if clip in mine]
-    differences = np.array([mine[clip] - theirs[clip] for clip in clips])
-    members = [clusters.get(clip, ("clip", clip)) for clip in clips]
-    interval = bootstrap_interval(
-        lambda counts: float(np.average(differences, weights=counts)), members, level=level, seed=seed
-    )
-    p = permutation_p(differences, members, seed=seed)
-    difference = float(differences.mean())
-    return Comparison(variant, reference, difference, interval, p, p, len(clips),
-                      clips_needed(differences, members, difference, level=level))  # fmt: skip
+    members = [clusters.get(clip, ("clip", clip)) for clip in difference.clips]
+    interval = bootstrap_interval(difference.counted, members, level=level, seed=seed)
+    value, p = difference.counted(np.ones(len(members))), difference.p(members, seed)
+    needed = clips_needed(difference.standard_error(members), len(members), value, level=level)
+    return Comparison(variant, reference, value, interval, p, p, len(members), needed)
 
 
 def compare_all(
-    reference: str, scores: Mapping[str, Mapping[str, float]], clusters: Mapping[str, Hashable], *, level: float = LEVEL
+    reference: str,
+    differences: Mapping[str, Difference],
+    clusters: Mapping[str, Hashable],
+    *,
+    level: float = LEVEL,
 ) -> list[Comparison]:
-    """Every other variant against the reference, with Holm's correction over them."""
-    found = [compare(name, reference, scores, clusters, level=level) for name in scores if name != reference]
+    """Every variant of `differences` against the reference, with Holm's correction over them."""
+    found = [compare(name, reference, each, clusters, level=level) for name, each in differences.items()]
     corrected = holm([each.p for each in found])
     return [replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True)]
 
@@ -134,8 +208,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def cluster_sums(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
     """(clips,) -> (clusters,) sums."""
+    return np.bincount(_numbered(clusters), weights=values)
+
+
+def _numbered(clusters: Sequence[Hashable]) -> np.ndarray:
+    """(clips,) number of each clip's cluster, from 0 in order of appearance."""
     numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
-    return np.bincount([numbers[cluster] for cluster in clusters], weights=values, minlength=len(numbers))
+    return np.array([numbers[cluster] for cluster in clusters])
 
 
 def standard_error(differences: np.ndarray, clusters: Sequence[Hashable]) -> float:
@@ -161,11 +240,8 @@ def detectable_before(num_clips: int, num_comparisons: int = 1, *, level: float 
     return detectable_difference(error, level=1 - (1 - level) / max(num_comparisons, 1))
 
 
-def clips_needed(
-    differences: np.ndarray, clusters: Sequence[Hashable], difference: float, *, level: float = LEVEL
-) -> int | None:
-    """Clips of this kind that would make `difference` detectable."""
-    error = standard_error(differences, clusters)
+def clips_needed(error: float, num_clips: int, difference: float, *, level: float = LEVEL) -> int | None:
+    """Clips of this kind that would make `difference` detectable, where `num_clips` give this standard error."""
     if not difference or not np.isfinite(error):
         return None
-    return max(2, int(np.ceil(len(differences) * (detectable_difference(error, level=level) / difference) ** 2)))
+    return max(2, int(np.ceil(num_clips * (detectable_difference(error, level=level) / difference) ** 2)))

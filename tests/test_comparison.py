@@ -6,20 +6,16 @@ import numpy as np
 import pytest
 
 from fusion_train.comparison import (
+    PerClip,
     clips_needed,
     compare,
     compare_all,
     detectable_before,
     detectable_difference,
     holm,
-    mean_over_seeds,
     permutation_p,
     standard_error,
 )
-
-
-def test_scores_are_averaged_over_seeds_of_the_clips_that_all_have():
-    assert mean_over_seeds([{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0, "c": 1.0}]) == {"a": 0.5, "b": 0.0}
 
 
 def test_the_permutation_test_of_three_clips_by_hand():
@@ -65,33 +61,32 @@ def test_what_can_be_detected_by_hand():
 
 
 def test_four_times_the_clips_are_needed_for_half_the_difference():
-    differences = np.array([1.0, 0.0, -1.0, 0.0] * 50)
-    whole, half = (clips_needed(differences, range(200), size) for size in (0.1, 0.05))
+    whole, half = (clips_needed(0.05, 200, size) for size in (0.1, 0.05))
     assert half == pytest.approx(4 * whole, rel=0.01)
-    assert clips_needed(differences, range(200), 0.0) is None
+    assert clips_needed(0.05, 200, 0.0) is None
+    assert clips_needed(float("inf"), 200, 0.1) is None
 
 
-def scores_of(right: np.ndarray) -> dict[str, float]:
-    return {f"c{number}": float(value) for number, value in enumerate(right)}
+def per_clip(mine: np.ndarray, theirs: np.ndarray | float) -> PerClip:
+    return PerClip([f"c{number}" for number in range(len(mine))], np.asarray(mine, float) - theirs)
 
 
 def test_verdicts_in_words():
     random = np.random.default_rng(1)
     low = random.random(2000) < 0.6
     high = low | (random.random(2000) < 0.2)
-    found = compare("good", "plain", {"good": scores_of(high), "plain": scores_of(low)}, {})
+    found = compare("good", "plain", per_clip(high, low), {})
     assert found.distinguishable
     assert found.verdict.startswith("better by ")
     assert "95 % interval" in found.verdict
-    same = compare("twin", "plain", {"twin": scores_of(np.roll(low, 1)), "plain": scores_of(low)}, {})
+    same = compare("twin", "plain", per_clip(np.roll(low, 1), low), {})
     assert same.verdict.startswith("not distinguishable")
-    assert compare("plain", "good", {"good": scores_of(high), "plain": scores_of(low)}, {}).verdict.startswith("worse")
+    assert compare("plain", "good", per_clip(low, high), {}).verdict.startswith("worse")
 
 
 def test_every_variant_is_compared_and_corrected_for_all_of_them():
     random = np.random.default_rng(2)
-    scores = {name: scores_of(random.random(40) < 0.5) for name in "abcd"}
-    found = compare_all("a", scores, {})
+    found = compare_all("a", {name: per_clip(random.random(40) < 0.5, random.random(40) < 0.5) for name in "bcd"}, {})
     assert [each.variant for each in found] == ["b", "c", "d"]
     assert [each.p_holm for each in found] == holm([each.p for each in found])
 
@@ -107,9 +102,8 @@ def worlds(count: int, effect: float, size: int = 40, together: int = 3):
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     covered = []
     for differences, clusters in worlds(150, 0.1):
-        mine = {f"c{n}": float(d) for n, d in enumerate(differences)}
         where = {f"c{n}": cluster for n, cluster in enumerate(clusters)}
-        interval = compare("a", "b", {"a": mine, "b": dict.fromkeys(mine, 0.0)}, where).interval
+        interval = compare("a", "b", per_clip(differences, 0.0), where).interval
         covered.append(interval.low <= 0.1 <= interval.high)
     assert 0.88 <= np.mean(covered) <= 0.99  # 0.95 ± three standard errors of 150 draws, and a little for percentiles
 

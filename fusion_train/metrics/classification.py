@@ -1,7 +1,8 @@
 """Scores of closed label sets, as pure functions over dicts of clip id -> label.
 
 accuracy (WAR) = share of right answers; UAR = mean recall over the classes of the references; weighted F1 weights each
-class by its references. An answer outside the classes is wrong and adds no class. Computed by scikit-learn.
+class by its references, macro F1 does not. An answer outside the classes is wrong and adds no class. Computed by
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class ClassificationScores:
     def war(self) -> float:
         """Weighted average recall, which is the accuracy."""
         return self.accuracy
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes of the references."""
+        return float(np.mean([each.f1 for each in self.classes]))
 
     @property
     def num_outside(self) -> int:

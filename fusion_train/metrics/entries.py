@@ -12,7 +12,7 @@ from fusion_train.metrics.classification import ClassificationScores, classifica
 from fusion_train.metrics.labels import one_label
 from fusion_train.metrics.multi_label import multi_label_scores
 from fusion_train.metrics.overlap import overlap_scores
-from fusion_train.metrics.scored import Scored, Settings
+from fusion_train.metrics.scored import Scored, Settings, mean_of
 from fusion_train.metrics.sentiment import SentimentScores, sentiment_scores, three_way_sentiment_scores
 from fusion_train.metrics.wheel_scores import harmonic, hit_rate, open_vocabulary_scores
 from fusion_train.metrics.wheels import EmotionWheels
@@ -68,7 +68,8 @@ def classification(references: References, predictions: Predictions, settings: S
     answers = {clip: one_label(text) for clip, text in predictions.items()}
     vocabulary = None if settings.vocabulary is None else [one_label(label) for label in settings.vocabulary]
     scores = classification_scores(truth, answers, vocabulary)
-    figures = {"accuracy": scores.accuracy, "weighted F1": scores.weighted_f1, "UAR": scores.uar, "WAR": scores.war}
+    figures = {"accuracy": scores.accuracy, "weighted F1": scores.weighted_f1, "UAR": scores.uar, "WAR": scores.war,
+               "macro F1": scores.macro_f1}  # fmt: skip
     counts = {"clips": scores.num_clips, "answers that are no label": scores.num_outside}
     return _classes(scores, figures, counts, main)
 
@@ -82,20 +83,18 @@ def multi_label(references: References, predictions: Predictions, settings: Sett
     def resample(counts: np.ndarray) -> float:
         if main == "F1 micro":
             return float(2 * counts @ common / max(counts @ sizes, 1e-12))
-        if main == "F1 samples":
-            return float(np.average(2 * common / np.maximum(sizes, 1), weights=counts))
-        if main == "Jaccard":
-            return float(np.average(common / np.maximum(either, 1), weights=counts))
         positive, chosen, both = counts @ wanted, counts @ given, counts @ (wanted * given)
         seen = positive > 0
         recall = both[seen] / positive[seen]
         precision = both[seen] / np.maximum(chosen[seen], 1e-12)
         return float(np.mean(precision * recall + positive[seen] / counts.sum() * (1 - recall)))
 
+    by_clip = {"F1 samples": 2 * common / np.maximum(sizes, 1), "Jaccard": common / np.maximum(either, 1)}
     figures = {"mAP": scores.map_macro, "F1 micro": scores.f1_micro, "F1 samples": scores.f1_samples,
                "Jaccard": scores.jaccard}  # fmt: skip
     return Scored(
-        main, figures, tuple(sorted(references)), resample,
+        main, figures, tuple(sorted(references)),
+        **(mean_of(by_clip[main]) if main in by_clip else {"resample": resample}),
         counts={"clips": scores.num_clips, "labels predicted a clip": round(scores.mean_num_labels, 3),
                 "predicted labels outside the classes": scores.num_outside},
         per_class={each.label: {"AP": each.average_precision, "F1": each.f1, "clips": each.num_clips}
@@ -107,8 +106,7 @@ def overlap(references: References, predictions: Predictions, settings: Settings
     scores = overlap_scores({clip: str(text) for clip, text in references.items()}, predictions, settings.judge)
     column = ("clue", "label").index(main)
     return Scored(
-        main, {"clue": scores.clue, "label": scores.label}, scores.clip_ids,
-        lambda counts: float(np.average(scores.ratings[:, column], weights=counts)),
+        main, {"clue": scores.clue, "label": scores.label}, scores.clip_ids, **mean_of(scores.ratings[:, column]),
         counts={"clips": scores.num_clips, "without a rating": scores.num_unrated},
         notes=(f"judge: {scores.judge}; comparable only with scores of the same judge",),
         comparable=False,
@@ -148,14 +146,15 @@ def _classes(scores: ClassificationScores, figures: dict[str, float], counts: di
     def resample(counts: np.ndarray) -> float:
         confusion = np.bincount(cells, weights=counts, minlength=size * size).reshape(size, size)
         support, chosen, right = confusion.sum(axis=1)[:-1], confusion.sum(axis=0)[:-1], np.diag(confusion)[:-1]
-        if main in ("accuracy", "WAR"):
-            return float(right.sum() / support.sum())
         if main == "UAR":
             return float(np.mean(right[support > 0] / support[support > 0]))
-        return float(np.average(2 * right / np.maximum(support + chosen, 1e-12), weights=support))
+        f1 = 2 * right / np.maximum(support + chosen, 1e-12)
+        return float(np.average(f1, weights=support > 0 if main == "macro F1" else support))
 
+    hits = (scores.outcomes[:, 0] == scores.outcomes[:, 1]).astype(float)
     return Scored(
-        main, figures, scores.clip_ids, resample, counts=counts, confusion=scores.confusion, labels=scores.labels,
+        main, figures, scores.clip_ids, **(mean_of(hits) if main in ("accuracy", "WAR") else {"resample": resample}),
+        counts=counts, confusion=scores.confusion, labels=scores.labels,
         per_class={each.label: {"precision": each.precision, "recall": each.recall, "F1": each.f1,
                                 "clips": each.num_clips} for each in scores.classes},
     )  # fmt: skip

@@ -25,7 +25,7 @@ METRICS: dict[str, Metric] = {
     "open-vocabulary": Metric(entries.open_vocabulary, ("F", "precision", "recall")),
     "waf": Metric(entries.waf, ("weighted F1", "accuracy")),
     "sentiment-three-way": Metric(entries.three_way, ("weighted F1", "accuracy")),
-    "classification": Metric(entries.classification, ("accuracy", "weighted F1", "UAR", "WAR")),
+    "classification": Metric(entries.classification, ("accuracy", "weighted F1", "UAR", "WAR", "macro F1")),
     "multi-label": Metric(entries.multi_label, ("mAP", "F1 micro", "F1 samples", "Jaccard")),
     "overlap": Metric(entries.overlap, ("clue", "label")),
 }
@@ -45,6 +45,21 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
+def main_figure(name: str, main: str | None = None) -> str:
+    """The figure named, if the metric has it; None gives the metric's own.
+
+    Raises:
+        ConfigError: no such metric, or no such figure of it; the near one is suggested.
+    """
+    figures = find_metric(name).figures
+    if main is not None and main not in figures:
+        raise ConfigError(
+            f'main figure of metric "{name}"', expected="one of " + ", ".join(figures), got=repr(main),
+            next_step=suggest(main, figures).strip() or None,
+        )  # fmt: skip
+    return main or figures[0]
+
+
 def score(
     name: str,
     references: Mapping[str, Any],
@@ -62,11 +77,5 @@ def score(
         ConfigError: no such metric, or no such figure of it.
         DataError: see the metric.
     """
-    metric = find_metric(name)
-    chosen = main or metric.figures[0]
-    if chosen not in metric.figures:
-        raise ConfigError(
-            f'main figure of metric "{name}"', expected="one of " + ", ".join(metric.figures), got=repr(chosen),
-            next_step=suggest(chosen, metric.figures).strip() or None,
-        )  # fmt: skip
-    return metric.compute(references, predictions, settings or Settings(), chosen)
+    chosen = main_figure(name, main)
+    return METRICS[name].compute(references, predictions, settings or Settings(), chosen)

@@ -26,6 +26,8 @@ class Scored:
     """Those that enter the main figure."""
     resample: Resample = field(repr=False, compare=False)
     """The main figure again, for an interval; counting every clip once gives the figure itself."""
+    per_clip: np.ndarray | None = field(default=None, compare=False)
+    """(clips,) what the main figure is the mean of; None where it belongs to the set alone (F1, UAR, mAP)."""
     counts: Mapping[str, Any] = field(default_factory=dict)
     """Numbers of clips and labels, by which the reader judges the figures."""
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -41,6 +43,11 @@ class Scored:
     @property
     def value(self) -> float:
         return self.figures[self.main]
+
+
+def mean_of(per_clip: np.ndarray) -> dict[str, Any]:
+    """The fields of a `Scored` whose main figure is the mean of these."""
+    return {"per_clip": per_clip, "resample": lambda counts: float(np.average(per_clip, weights=counts))}
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ def write_report(results: Results, out: Path | None = None) -> Path:
 def variant_table(results: Results) -> Table:
     """One row a variant, best first: scores in per cent, the comparison with the reference, time."""
     verdicts = {each.variant: each for each in results.comparisons}
+    main, *others = results.figures
     rows: list[list[Cell]] = []
     for variant in results.about["variants"]:
         mine = results.of(variant)
-        score, uar = results.mean_and_spread(variant), results.mean_and_spread(variant, "uar")
+        score, *beside = (results.mean_and_spread(variant, name) for name in results.figures)
         compared = verdicts.get(variant)
         finished = sum(outcome.state == DONE for outcome in mine)
         told = REFERENCE if variant == results.about["reference"] else compared.verdict if compared else _states(mine)
@@ -45,14 +46,14 @@ def variant_table(results: Results) -> Table:
             variant,
             score[0] * 100 if score else None,
             score[1] * 100 if score and score[1] is not None else None,
-            uar[0] * 100 if uar else None,
+            *(each[0] * 100 if each else None for each in beside),
             f"{finished} of {len(mine)}",
             compared.p_holm if compared else None,
             sum(outcome.seconds or 0.0 for outcome in mine),
             told,
         ])  # fmt: skip
     rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
-    header = ["variant", "accuracy", "± over seeds", "UAR", "seeds", "p (Holm)", "seconds", "against the reference"]
+    header = ["variant", main, "± over seeds", *others, "seeds", "p (Holm)", "seconds", "against the reference"]
     return Table(header, rows, emphasised=frozenset(  # type: ignore[arg-type]
         number for number, row in enumerate(rows) if row[0] == results.about["reference"]
     ))  # fmt: skip
@@ -60,8 +61,9 @@ def variant_table(results: Results) -> Table:
 
 def page_of(results: Results, variants: Table) -> Page:
     about = results.about
-    clips = max((len(scores) for scores in results.scores.values()), default=0)
-    page = Page(f"Sweep {about['name']}", f"{about['task']} on {clips} clips of {about['split']}; "
+    clips = max((len(each.clip_ids) for each in results.scored.values()), default=0)
+    page = Page(f"Sweep {about['name']}", f"{about['task']} on {clips} clips of {about['split']}, "
+                f"{results.measure.main}; "
                 f"every variant is compared with {about['reference']} on the same clips.")  # fmt: skip
     failed = [outcome for outcome in results.outcomes if outcome.error]
     if failed:
@@ -93,22 +95,28 @@ def page_of(results: Results, variants: Table) -> Page:
 
 def as_json(results: Results) -> dict[str, object]:
     return {
-        "sweep": {key: results.about[key] for key in ("name", "task", "split", "reference")},
-        "trials": [asdict(outcome) for outcome in results.outcomes],
+        "sweep": {key: results.about[key] for key in ("name", "task", "metric", "main", "split", "reference")},
+        "trials": [asdict(each) | {"figures": _figures(results, each)} for each in results.outcomes],
         "comparisons": [{**asdict(each), "verdict": each.verdict} for each in results.comparisons],
         "rank_correlations": results.correlations,
     }
 
 
 def _trials(results: Results) -> Table:
-    header = ["trial", "state", "step", "accuracy", "UAR", "trained with", "seconds"]
+    header = ["trial", "state", "step", *results.figures, "trained with", "seconds"]
     rows: list[list[Cell]] = []
     for each in results.outcomes:
-        scores = each.scores or {}
-        percent = [scores[name] * 100 if name in scores else None for name in ("accuracy", "uar")]
+        found = _figures(results, each)
+        percent = [found[name] * 100 if found else None for name in results.figures]
         others = None if each.together is None else each.together - 1
         rows.append([each.name, each.state, each.step, *percent, others, each.seconds])
     return Table(header, rows)  # type: ignore[arg-type]
+
+
+def _figures(results: Results, outcome: Outcome) -> dict[str, float]:
+    """Shares; nothing of a trial that is not done."""
+    scored = results.scored.get(outcome.name)
+    return dict(scored.figures) if scored else {}
 
 
 def _intervals(results: Results) -> Figure:

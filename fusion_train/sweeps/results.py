@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,10 +12,13 @@ from typing import Any
 from featurecache.clips import load_clips
 from featurecache.errors import ClipListError
 from fusion_train.assemble import absolute
-from fusion_train.comparison import Comparison, compare_all, mean_over_seeds
+from fusion_train.comparison import Comparison, compare_all
 from fusion_train.errors import DataError
-from fusion_train.metrics.labels import conclusion
+from fusion_train.evaluation.lines import read_lines
+from fusion_train.metrics.registry import METRICS
+from fusion_train.metrics.scored import Scored
 from fusion_train.sweeps.halving import rank_correlation
+from fusion_train.sweeps.measure import Measure, Rows, choose_measure
 from fusion_train.sweeps.running import ABOUT, PREDICTIONS
 from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
 
@@ -27,8 +30,9 @@ class Results:
     folder: Path
     about: dict[str, Any]
     outcomes: list[Outcome]
-    scores: dict[str, dict[str, float]]
-    """Variant -> clip -> share of its seeds that answered right; variants without a finished trial are not here."""
+    measure: Measure
+    scored: dict[str, Scored]
+    """Trial -> its figures, of the finished ones."""
     comparisons: list[Comparison]
     clustered_by: str
     correlations: dict[int, float | None]
@@ -37,10 +41,17 @@ class Results:
     def of(self, variant: str) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.variant == variant]
 
-    def mean_and_spread(self, variant: str, metric: str = "accuracy") -> tuple[float, float | None] | None:
+    @property
+    def figures(self) -> list[str]:
+        """Of the metric, the one compared first."""
+        twice = "accuracy" if self.measure.main == "WAR" else "WAR"  # two names of one figure
+        others = METRICS[self.measure.metric].figures
+        return [self.measure.main, *(name for name in others if name not in (self.measure.main, twice))]
+
+    def mean_and_spread(self, variant: str, figure: str) -> tuple[float, float | None] | None:
         """Mean over seeds and standard deviation between them."""
-        values = [outcome.scores[metric] for outcome in self.of(variant)
-                  if outcome.scores and metric in outcome.scores]  # fmt: skip
+        values = [self.scored[outcome.name].figures[figure] for outcome in self.of(variant)
+                  if outcome.name in self.scored]  # fmt: skip
         return (fmean(values), stdev(values) if len(values) > 1 else None) if values else None
 
 
@@ -56,22 +67,20 @@ def read_results(folder: Path) -> Results:
     about = json.loads((folder / ABOUT).read_text())
     table = TrialTable(folder)
     outcomes = [table.read(key) for key in about["keys"]]
-    by_variant: dict[str, list[dict[str, float]]] = {}
+    measure = choose_measure(about["task"], about["metric"], about["main"])
+    by_variant: dict[str, dict[int, Rows]] = {}
+    scored = {}
     for outcome in outcomes:
         path = folder / outcome.name / PREDICTIONS
         if outcome.state == DONE and path.is_file():
-            by_variant.setdefault(outcome.variant, []).append(_right(path))
-    scores = {variant: mean_over_seeds(seeds) for variant, seeds in by_variant.items()}
+            rows = by_variant.setdefault(outcome.variant, {})[outcome.seed] = read_lines(path)
+            scored[outcome.name] = measure.scored(rows)
+    theirs = by_variant.pop(about["reference"], {})
+    differences = {variant: measure.difference(mine, theirs) for variant, mine in by_variant.items()}
     clustered_by, clusters = _clusters(absolute(about["clips"], folder))
-    reference = about["reference"]
-    comparisons = compare_all(reference, scores, clusters) if reference in scores else []
-    return Results(folder, about, outcomes, scores, comparisons, clustered_by, _correlations(outcomes))
-
-
-def _right(path: Path) -> dict[str, float]:
-    """Clip -> 1 where the answer is the label, else 0."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {row["id"]: float(conclusion(row["prediction"]) == conclusion(row["reference"])) for row in rows}
+    comparisons = compare_all(about["reference"], {name: d for name, d in differences.items() if d}, clusters)
+    return Results(folder, about, outcomes, measure, scored, comparisons, clustered_by,
+                   _correlations(outcomes, scored))  # fmt: skip
 
 
 def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
@@ -87,9 +96,9 @@ def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
     return "clip", {}
 
 
-def _correlations(outcomes: list[Outcome]) -> dict[int, float | None]:
+def _correlations(outcomes: list[Outcome], scored: Mapping[str, Scored]) -> dict[int, float | None]:
     steps = sorted({int(step) for outcome in outcomes for step in outcome.rungs})
-    finals = _means(outcomes, lambda o: o.scores.get("accuracy") if o.scores else None)
+    finals = _means(outcomes, lambda o: scored[o.name].value if o.name in scored else None)
     return {step: rank_correlation(_means(outcomes, lambda o, s=str(step): o.rungs.get(s)), finals) for step in steps}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def run_sweep(
     """
     costs = check(sweep, store, clips, say)
     make_folder(out)
-    about = {"name": sweep.name, "task": sweep.task, "split": sweep.split, "reference": sweep.reference,
+    about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
+             "reference": sweep.reference,
              "variants": sweep.variants, "halving": sweep.halving and sweep.halving.model_dump(),
              "clips": relative(clips, out), "keys": [trial.key for trial in sweep.trials]}  # fmt: skip
     replace_bytes(out / ABOUT, (json.dumps(about, indent=2) + "\n").encode())

@@ -1,6 +1,8 @@
 """What a sweep asks for: variants of one recipe, seeds, what is compared. Read and checked whole before anything runs.
 
-    task: emotion               asked of the held-out clips; right or wrong a clip is what is compared
+    task: emotion               asked of the held-out clips
+    metric: classification      of the answers, by name as in a bench; default: the task's own
+    main: accuracy              the figure of it that is compared; default: the metric's own
     split: val                  where; default: the recipe's data.eval_split
     stage: perception           file under configs/stages; a variant may name another, or a chain of them
     seeds: [0, 1, 2]            every variant is trained with each
@@ -31,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from featurecache.errors import suggest
 from fusion_train.config import Config, load_config, merge, read_yaml, validate
 from fusion_train.errors import ConfigError
+from fusion_train.sweeps.measure import Measure, choose_measure
 
 DEFAULT_SEEDS = (0, 1, 2)
 
@@ -51,6 +54,8 @@ class SweepFile(BaseModel):
 
     variants: dict[str, dict[str, Any] | None] = Field(min_length=1)
     task: str = "emotion"
+    metric: str | None = None
+    main: str | None = None
     split: str | None = None
     stage: str = "perception"
     seeds: tuple[int, ...] = Field(DEFAULT_SEEDS, min_length=1)
@@ -93,6 +98,7 @@ class Sweep:
 
     name: str
     task: str
+    measure: Measure
     split: str
     reference: str
     halving: Halving | None
@@ -140,8 +146,11 @@ def load_sweep(file: str, config: str | None, overrides: Iterable[str]) -> Sweep
             f"{file}: reference", expected="one of " + ", ".join(asked.variants), got=reference,
             next_step=suggest(reference, asked.variants).strip() or None,
         )  # fmt: skip
+    measure = choose_measure(asked.task, asked.metric, asked.main)
     split = asked.split or trials[0].config.data.eval_split or "val"
-    return Sweep(Path(file).stem, asked.task, split, reference, asked.halving, asked.needs.strip(), tuple(trials))
+    return Sweep(
+        Path(file).stem, asked.task, measure, split, reference, asked.halving, asked.needs.strip(), tuple(trials)
+    )
 
 
 def _parse(file: str, values: Mapping[str, Any]) -> SweepFile:

@@ -42,6 +42,8 @@ def test_counting_every_clip_once_gives_the_figure_itself(metric, main):
     assert scored.resample(np.ones(len(scored.clip_ids))) == pytest.approx(scored.value)
     twice = np.arange(len(scored.clip_ids)) % 3
     assert math.isfinite(scored.resample(twice))
+    if scored.per_clip is not None:
+        assert np.average(scored.per_clip, weights=twice) == pytest.approx(scored.resample(twice))
     doubled = {**references, **{f"{clip}again": value for clip, value in references.items()}}
     again = {**predictions, **{f"{clip}again": value for clip, value in predictions.items()}}
     assert score(metric, doubled, again, main=main).value == pytest.approx(scored.value)
