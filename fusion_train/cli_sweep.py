@@ -45,8 +45,9 @@ def sweep(
     fusion-train sweep configs/sweeps/pre_fusion.yaml --config demo --set optim.steps=100
     """
     from fusion_train.run import Run
+    from fusion_train.sweeps.check import check
     from fusion_train.sweeps.results import read_results
-    from fusion_train.sweeps.running import check, run_sweep
+    from fusion_train.sweeps.running import run_sweep
     from fusion_train.sweeps.sweep_file import load_sweep
 
     asked = load_sweep(file, config, overrides)

@@ -1,7 +1,10 @@
 """Sweeps: variants of one recipe on the same clips, trained together where they share a frozen base, and compared.
 
-sweep_file   what is asked, checked whole          trials    what was done, kept in one SQLite table
+sweep_file   what is asked                         check     whether all of it can be, and what it costs
+scheduling   what is trained until when            companies who trains with whom
+worker       one group trained and scored          together  a company's training loop, scoring its questions
+halving      the rule of stopping early            judge     the rule applied
+trials       what was done, in one SQLite table    running   all of this in order
 measure      the figure that is compared           results   figures, differences, read back
-companies    who trains with whom                  together  a company's training loop and scoring
-running      the order of it all, stopping early   report    tables, curves, intervals, verdicts
+report       tables, curves, intervals, verdicts
 """

@@ -19,8 +19,8 @@ from fusion_train.metrics.registry import METRICS
 from fusion_train.metrics.scored import Scored
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.measure import Measure, Rows, choose_measure
-from fusion_train.sweeps.running import ABOUT, PREDICTIONS
 from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
+from fusion_train.sweeps.work import ABOUT, PREDICTIONS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from toy import make_config
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.run import Run
-from fusion_train.sweeps import running
+from fusion_train.sweeps import worker
 from fusion_train.sweeps.companies import Cost, companies
 from fusion_train.sweeps.halving import rank_correlation, rung_steps, survivors
 from fusion_train.sweeps.results import read_results
@@ -78,14 +78,14 @@ def test_a_trial_that_fails_is_kept_and_taken_up_again_on_request(sweep, tmp_pat
 
 @pytest.mark.slow
 def test_a_company_that_breaks_is_taken_apart(sweep, tmp_path, monkeypatch):
-    real = running.train_together
+    real = worker.train_together
 
     def breaks(asked, **rest):
         if any("conv" in each.run.name for each in asked):
             raise RuntimeError("a fusion of the user's raised")
         return real(asked, **rest)
 
-    monkeypatch.setattr(running, "train_together", breaks)
+    monkeypatch.setattr(worker, "train_together", breaks)
     result = invoke(sweep("seeds: [0]\n" + TWO))
     assert result.exit_code == 1
     found = rows(tmp_path)
@@ -95,7 +95,7 @@ def test_a_company_that_breaks_is_taken_apart(sweep, tmp_path, monkeypatch):
 
 def test_killed_it_goes_on_where_it_was(sweep, tmp_path, monkeypatch):
     command = sweep("seeds: [0, 1]\n" + TWO)
-    real = running._train
+    real = worker.Worker.run
     calls = []
 
     def killed(*arguments):
@@ -104,9 +104,9 @@ def test_killed_it_goes_on_where_it_was(sweep, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(running, "_train", killed)
+    monkeypatch.setattr(worker.Worker, "run", killed)
     assert invoke(command).exit_code != 0
-    monkeypatch.setattr(running, "_train", real)
+    monkeypatch.setattr(worker.Worker, "run", real)
     done = list((tmp_path / "sweep").glob("*/finished.json"))
     assert len(done) == 2
     result = invoke(command)

@@ -1,0 +1,49 @@
+"""Before anything starts: every variant is built without weights, every feature found, cost and memory counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from featurecache.clips import load_clips
+from featurecache.errors import FeatureCacheError
+from fusion_train.comparison import detectable_before
+from fusion_train.data.batches import FeatureReader
+from fusion_train.data.prompts import find_task
+from fusion_train.errors import DataError
+from fusion_train.evaluation.evaluate import with_answers
+from fusion_train.sweeps.companies import Cost, cost_of
+from fusion_train.sweeps.sweep_file import Sweep
+
+
+def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> dict[str, Cost | None]:
+    """Return the cost of a trial of each variant; None for a probe.
+
+    Raises:
+        DataError: variants that cannot run; all are listed, with what the sweep file says about their needs.
+    """
+    costs: dict[str, Cost | None] = {}
+    problems = []
+    for trial in {trial.variant: trial for trial in sweep.trials}.values():
+        try:
+            for config in trial.stages:
+                FeatureReader.open(store, config.features.used)
+            costs[trial.variant] = cost_of(trial.config, store, clips)
+        except FeatureCacheError as error:
+            problems.append(f"{trial.variant}: {error}")
+    if problems:
+        raise DataError(
+            f"sweep {sweep.name}", expected="variants that can all be trained",
+            got=f"{len(problems)} of {len(sweep.variants)} that cannot", next_step=sweep.needs or None,
+            problems=problems,
+        )  # fmt: skip
+    for variant, cost in costs.items():
+        if cost is not None:
+            say(f"{variant}: {cost.trained:,} trained parameters, {cost.soft_tokens} soft tokens, "
+                f"{cost.flops / 1e12:,.1f} TFLOP a trial, memory {cost.shared_bytes / 2**20:,.0f} MiB shared "
+                f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own")  # fmt: skip
+    clip_list = load_clips(clips)
+    asked = len(with_answers(clip_list.in_split(sweep.split), find_task(sweep.task)))
+    least = detectable_before(asked, len(sweep.variants) - 1)
+    say(f"{sweep.task} on {asked} clips of {sweep.split}, {len(sweep.variants) - 1} comparisons with "
+        f"{sweep.reference}: differences from about {least * 100:.1f} points can be told from chance")  # fmt: skip
+    return costs

@@ -1,0 +1,57 @@
+"""What is to be trained and what became of it, in plain values: a sweep's driver and its workers exchange these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion_train.sweeps.sweep_file import Trial
+
+ABOUT = "sweep.json"
+"""What `report` reads beside the table: names, the reference, where the clip list is."""
+PREDICTIONS = "predictions.jsonl"
+"""In a finished trial's folder: what it answered to every clip."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all trials of a sweep have in common."""
+
+    store: str
+    clips: str
+    out: Path
+    """Folder of the runs."""
+    task: str
+    split: str
+    """Whose clips a finished trial is asked."""
+    initial: str | None = None
+    """Run that the first stage of every trial starts from."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that are trained with each other, for one stage of their chains."""
+
+    trials: tuple[Trial, ...]
+    stage: int
+    until: int | None
+    """Step after which they pause; None: they are trained to their end, and scored if the stage is their last."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of one trial of a group."""
+
+    step: int | None = None
+    """Steps done; None where nothing was trained."""
+    seconds: float = 0.0
+    """Its share of the time that the group took."""
+    together: int = 0
+    """How many trained with it, itself included."""
+    score: float | None = None
+    """Held-out score at the step where it paused."""
+    scores: Mapping[str, Any] | None = None
+    """Of a trial whose last stage is finished."""
+    error: str | None = None

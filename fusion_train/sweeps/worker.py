@@ -1,0 +1,96 @@
+"""Train one group of trials and score those that are finished. Knows no table and no other group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from featurecache.errors import FeatureCacheError
+from fusion_train import checkpoint
+from fusion_train.assemble import Workbench, reassemble
+from fusion_train.evaluation.evaluate import Evaluation, evaluate
+from fusion_train.run import Run
+from fusion_train.sweeps.companies import shares_base
+from fusion_train.sweeps.sweep_file import Trial
+from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
+from fusion_train.sweeps.work import PREDICTIONS, Group, Trained, Work
+from fusion_train.training.held_out import overall
+from fusion_train.training.train import train
+
+ISOLATED = (FeatureCacheError, RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+"""What a trial may fail with without ending the sweep: our errors, and those of a variant's own code or of memory."""
+
+
+def said(error: BaseException) -> str:
+    """What the table keeps of an error."""
+    return str(error) if isinstance(error, FeatureCacheError) else f"{type(error).__name__}: {error}"
+
+
+class Worker:
+    """Trains groups one after another in this process; the base model of the last one stays loaded."""
+
+    def __init__(self, work: Work, say: Callable[[str], None]) -> None:
+        self._work, self._say = work, say
+        self._base = SharedBase()
+
+    def run(self, group: Group) -> list[Trained]:
+        """Train a group to its end or pause; returns what became of each trial, in its order.
+
+        Raises:
+            ISOLATED: the group failed as a whole; which of the trials is to blame is not known.
+            Interrupted: stopped on request; all are saved.
+        """
+        asked = [self._asked(trial, group.stage) for trial in group.trials]
+        left = [place for place, each in enumerate(asked) if not each.run.finished]
+        found = [Trained() for _ in asked]
+        benches: dict[int, Workbench] = {}
+        if left and shares_base(asked[0].config):
+            members = train_together(
+                [asked[place] for place in left], store=self._work.store, clips=self._work.clips, base=self._base,
+                until=group.until, say=self._say,
+            )  # fmt: skip
+            for place, member in zip(left, members, strict=True):
+                found[place] = _trained(member, len(members), group.until)
+                benches[place] = member.bench
+        else:
+            for place in left:
+                found[place] = self._train_alone(asked[place])
+        for place, (trial, each) in enumerate(zip(group.trials, asked, strict=True)):
+            if each.run.finished and group.stage == len(trial.stages) - 1:
+                found[place] = self._scored(found[place], trial, each.run, benches.get(place))
+        return found
+
+    def _asked(self, trial: Trial, stage: int) -> Asked:
+        before = trial.folder(self._work.out, stage - 1) if stage else self._work.initial
+        return Asked(trial.stages[stage], Run(trial.folder(self._work.out, stage)), Run(before) if before else None)
+
+    def _train_alone(self, asked: Asked) -> Trained:
+        result = train(asked.config, store=self._work.store, clips=self._work.clips, run=asked.run,
+                       initial=asked.initial, say=self._say)  # fmt: skip
+        return Trained(result["step"], result["seconds"], together=1)
+
+    def _scored(self, found: Trained, trial: Trial, run: Run, bench: Workbench | None) -> Trained:
+        """Ask the best weights of a finished trial; every answer is kept in its run's folder."""
+        try:
+            evaluation = self._evaluate(trial, run, bench)
+        except ISOLATED as error:
+            return replace(found, error=said(error))
+        return replace(found, step=run.result["step"], scores=evaluation.summary())
+
+    def _evaluate(self, trial: Trial, run: Run, bench: Workbench | None) -> Evaluation:
+        if bench is None:  # it was finished before this process
+            bench = reassemble(run, store=self._work.store, clips=self._work.clips)
+        folder = checkpoint.choose(run.checkpoints, "best")
+        checkpoint.load_model(folder, bench.model, name=checkpoint.best_weights(folder))
+        clips = bench.reader.usable(bench.clips.in_split(self._work.split), trial.config.data.failed_clips)
+        evaluation = evaluate(bench, clips, self._work.task)
+        evaluation.write(run.folder / PREDICTIONS)
+        return evaluation
+
+
+def _trained(member: Member, together: int, until: int | None) -> Trained:
+    error = said(member.error) if member.error is not None else None
+    score = None
+    if until is not None and error is None:
+        score = overall(member.journal.scores_at(min(until, member.done)))
+    return Trained(member.done, member.seconds, together, score, error=error)
