@@ -67,15 +67,13 @@ def sweep(
 
 def print_report(results: Results, out: Path | None = None) -> None:
     """Write the report of a sweep's results, show its table."""
-    from fusion_train.report.tables import Table
     from fusion_train.report.terminal import for_terminal
-    from fusion_train.sweeps.report import variant_table, write_report
+    from fusion_train.sweeps.report import SPREAD, VERDICT, variant_table, write_report
 
     page = write_report(results, out)
     table = variant_table(results)
-    verdicts = {str(row[0]): str(row[-1]) for row in table.rows}
-    shown = Table(table.header[:-1], [row[:-1] for row in table.rows], emphasised=table.emphasised)
+    shown = table.only(["variant", results.measure.main, SPREAD, "seeds", "p (Holm)", "seconds"])
     tables().print(for_terminal(shown, results.about["name"]))
-    for variant, verdict in verdicts.items():
+    for variant, verdict in table.only(["variant", VERDICT]).rows:
         click.echo(f"{variant}: {verdict}")
     click.echo(f"report: {page}; results.csv, results.tex and results.json beside {results.folder / 'sweep.json'}")

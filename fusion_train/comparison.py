@@ -26,6 +26,8 @@ from fusion_train.statistics import LEVEL, Interval, bootstrap_interval
 
 PERMUTATIONS = 10_000
 POWER = 0.8
+PLACES = 12
+"""Decimals of a difference; what is left of equal scores after rounding is not one."""
 ASSUMED_DISAGREEMENT = 0.2
 """Share of clips that two variants answer differently, where nothing is known yet: 0.2 · (1 - 0)² is the variance."""
 
@@ -54,7 +56,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """In words, in points."""
-        low, high = self.interval.low * 100, self.interval.high * 100
+        low, high = (round(bound * 100, 1) + 0.0 for bound in (self.interval.low, self.interval.high))
         said = f"{self.interval.level:.0%} interval {low:.1f} to {high:.1f}".replace("%", " %")
         if self.distinguishable:
             word = "better" if self.difference > 0 else "worse"
@@ -158,8 +160,12 @@ def compare(
         clusters: clip -> what it has in common with others; a clip that is missing stands for itself.
     """
     members = [clusters.get(clip, ("clip", clip)) for clip in difference.clips]
-    interval = bootstrap_interval(difference.counted, members, level=level, seed=seed)
-    value, p = difference.counted(np.ones(len(members))), difference.p(members, seed)
+
+    def counted(counts: np.ndarray) -> float:
+        return round(difference.counted(counts), PLACES) + 0.0  # not -0.0
+
+    interval = bootstrap_interval(counted, members, level=level, seed=seed)
+    value, p = counted(np.ones(len(members))), difference.p(members, seed)
     needed = clips_needed(difference.standard_error(members), len(members), value, level=level)
     return Comparison(variant, reference, value, interval, p, p, len(members), needed)
 

@@ -84,6 +84,12 @@ def test_verdicts_in_words():
     assert compare("plain", "good", per_clip(low, high), {}).verdict.startswith("worse")
 
 
+def test_what_rounding_leaves_is_no_difference():
+    found = compare("a", "b", per_clip(np.array([0.1 + 0.2, 0.3]), np.array([0.3, 0.1 + 0.2])), {})
+    assert (found.difference, found.interval.high, found.clips_needed) == (0.0, 0.0, None)
+    assert "-0.0" not in found.verdict
+
+
 def test_every_variant_is_compared_and_corrected_for_all_of_them():
     random = np.random.default_rng(2)
     found = compare_all("a", {name: per_clip(random.random(40) < 0.5, random.random(40) < 0.5) for name in "bcd"}, {})

@@ -112,15 +112,13 @@ def make_material(journey: Journey, num_clips: int) -> None:
 def extract(journey: Journey) -> None:
     with journey.part("extract features", f"{journey.folder}/features.zarr"):
         named = [word for name in ENCODERS for word in ("--encoder", name)]
-        journey.run(_script("fcache"), "extract", *named, *WEIGHTS)
+        journey.run(script("fcache"), "extract", *named, *WEIGHTS)
 
 
 def train(journey: Journey) -> None:
     for stage in ("perception", "cognition"):
         with journey.part(f"train {stage}", f"{journey.folder}/runs/{stage}"):
-            journey.run(
-                _script("fusion-train"), "--stage", stage, "--config", "demo", "--set", "model.llm=models/llama"
-            )
+            journey.run(script("fusion-train"), "--stage", stage, "--config", "demo", "--set", "model.llm=models/llama")
 
 
 def score(journey: Journey) -> dict[str, float]:
@@ -129,7 +127,7 @@ def score(journey: Journey) -> dict[str, float]:
     with journey.part("score held-out clips", f"{journey.folder}/runs/cognition/predictions-*.jsonl"):
         for shown, modalities in SHOWN.items():
             chosen = ["--modalities", modalities] if modalities else []
-            journey.run(_script("fusion-train"), "eval", "--run", "runs/cognition", "--split", "test", *chosen)
+            journey.run(script("fusion-train"), "eval", "--run", "runs/cognition", "--split", "test", *chosen)
             suffix = "-" + modalities.replace(",", "+") if modalities else ""
             rows = _rows(journey.folder / f"runs/cognition/predictions-test-emotion{suffix}.jsonl")
             hits[shown] = sum(row["prediction"] == row["reference"] for row in rows) / len(rows)
@@ -150,7 +148,7 @@ def ask(journey: Journey) -> None:
     with journey.part("ask about a raw clip", f"{journey.folder}/{clip['video']}"):
         journey.console.print(f"{clip['video']}, labelled {clip['labels']['emotion']}; transformers alone:")
         journey.run(sys.executable, "-c", ASK, "model", clip["video"], clip["text"])
-        journey.run(_script("fusion-train"), "predict", "--model", "model", clip["video"], "--text", clip["text"],
+        journey.run(script("fusion-train"), "predict", "--model", "model", clip["video"], "--text", clip["text"],
                     "--look", "pictures")  # fmt: skip
 
 
@@ -178,7 +176,8 @@ def report(console: Console, hits: dict[str, float]) -> None:
     console.print(table)
 
 
-def _script(name: str) -> str:
+def script(name: str) -> str:
+    """A command of the project, in the environment that runs this."""
     return str(Path(sys.executable).parent / name)
 
 

@@ -1,7 +1,8 @@
-"""Tiny frozen encoders with random weights, in the checkpoint layouts of Whisper and of BLIP-2's EVA-ViT.
+"""Tiny frozen encoders with random weights, in the checkpoint layouts of Whisper, of BLIP-2's EVA-ViT and of others.
 
     whisper/   WhisperModel: 80 mel bins, 3000 mel frames, 1500 tokens of 64, 2 blocks   + its feature extractor
     eva/       Blip2VisionModel: patch 14, 224 px, 1 + 256 tokens of 64, 2 blocks (448 px by interpolation)
+    hubert/, wavlm/, clip/, videomae/   families of the hub, for the sweep that compares encoders; purely random
 
 Whisper's weights are random. The usual initialisation (0.02) makes every block all but an identity; here each block
 adds about as much as it receives, filters are smooth, as trained first layers are, and units are biased apart, so that
@@ -13,6 +14,7 @@ token. Neither encoder has seen an emotion or a clip. This module knows no clip.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +28,16 @@ from torch import Tensor, nn
 from transformers import (
     Blip2VisionConfig,
     Blip2VisionModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    HubertConfig,
+    HubertModel,
     PreTrainedConfig,
     PreTrainedModel,
+    VideoMAEConfig,
+    VideoMAEModel,
+    WavLMConfig,
+    WavLMModel,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperModel,
@@ -183,6 +193,30 @@ def _seeded(kind: type[Model], config: PreTrainedConfig, seed: int) -> tuple[Mod
         torch.manual_seed(seed)
         model = kind(config).eval()
     return model, torch.Generator().manual_seed(seed)
+
+
+def make_hub_encoders(folder: Path, seed: int) -> None:
+    """Write hubert/, wavlm/, clip/ and videomae/, each with the preprocessing of its family."""
+    blocks = {"hidden_size": WIDTH, "num_hidden_layers": NUM_BLOCKS, "num_attention_heads": NUM_HEADS,
+              "intermediate_size": 4 * WIDTH, "initializer_range": 0.2}  # fmt: skip
+    speech = {**blocks, "conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+              "do_stable_layer_norm": True, "feat_extract_norm": "layer"}  # fmt: skip
+    picture = {**blocks, "image_size": IMAGE_PIXELS, "patch_size": 16}
+    heard = {"sampling_rate": 16_000, "do_normalize": True, "return_attention_mask": True}
+    seen = {"do_center_crop": True, "crop_size": IMAGE_PIXELS, "size": {"shortest_edge": IMAGE_PIXELS}, "resample": 3}
+    for name, config, model_class, preprocessor in (
+        ("hubert", HubertConfig(**speech), HubertModel, heard),
+        ("wavlm", WavLMConfig(**speech), WavLMModel, heard),
+        ("clip", CLIPVisionConfig(**picture), CLIPVisionModel, {**seen, **_normalised(CLIP)}),
+        ("videomae", VideoMAEConfig(**picture, num_frames=16), VideoMAEModel, {**seen, **_normalised(IMAGENET)}),
+    ):
+        model, _ = _seeded(model_class, config, seed)
+        model.save_pretrained(folder / name)
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+
+
+def _normalised(statistics: tuple[Sequence[float], Sequence[float]]) -> dict[str, Sequence[float]]:
+    return dict(zip(("image_mean", "image_std"), statistics, strict=True))
 
 
 def _fill(parameter: Tensor, values: Tensor) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 Cell = str | float | int | None
-"""A float is shown with two places, None as a dash."""
+"""A float is shown with two places, a smaller one by its first digit, None as a dash."""
 _LATEX = str.maketrans({
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "…": r"\ldots{}", "−": "$-$",
@@ -25,6 +25,11 @@ class Table:
     caption: str = ""
     emphasised: frozenset[int] = frozenset()
     """Rows in bold."""
+
+    def only(self, columns: Sequence[str]) -> Table:
+        """The same rows with these columns, in this order."""
+        places = [list(self.header).index(name) for name in columns]
+        return replace(self, header=columns, rows=[[row[place] for place in places] for row in self.rows])
 
     def html(self) -> str:
         right = self.numeric()
@@ -69,7 +74,9 @@ def shown(cell: Cell) -> str:
     """A cell as it is read."""
     if cell is None:
         return "–"
-    return f"{cell:.2f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else cell
+    if isinstance(cell, float):
+        return f"{cell:.2f}" if abs(cell) >= 0.005 or not cell else f"{cell:.1g}"
+    return f"{cell:,}" if isinstance(cell, int) else cell
 
 
 def _side(right: bool) -> str:

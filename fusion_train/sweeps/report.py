@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from featurecache.store.publish import replace_bytes
-from fusion_train.comparison import detectable_before
+from fusion_train.comparison import Comparison, detectable_before
 from fusion_train.evaluation.figures import read_metrics
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
@@ -19,6 +20,9 @@ from fusion_train.sweeps.results import Results
 from fusion_train.sweeps.trials import DONE, Outcome
 
 REFERENCE = "the reference"
+SPREAD = "± over seeds"
+COMPARED = ("difference", "from", "to", "p", "p (Holm)")
+VERDICT = "against the reference"
 
 
 def write_report(results: Results, out: Path | None = None) -> Path:
@@ -32,9 +36,8 @@ def write_report(results: Results, out: Path | None = None) -> Path:
 
 
 def variant_table(results: Results) -> Table:
-    """One row a variant, best first: scores in per cent, the comparison with the reference, time."""
+    """One row a variant, best first: scores in per cent, time, and the comparison with the reference in points."""
     verdicts = {each.variant: each for each in results.comparisons}
-    main, *others = results.figures
     rows: list[list[Cell]] = []
     for variant in results.about["variants"]:
         mine = results.of(variant)
@@ -48,15 +51,20 @@ def variant_table(results: Results) -> Table:
             score[1] * 100 if score and score[1] is not None else None,
             *(each[0] * 100 if each else None for each in beside),
             f"{finished} of {len(mine)}",
-            compared.p_holm if compared else None,
             sum(outcome.seconds or 0.0 for outcome in mine),
+            *(_compared(compared) if compared else [None] * len(COMPARED)),
             told,
         ])  # fmt: skip
     rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
-    header = ["variant", main, "± over seeds", *others, "seeds", "p (Holm)", "seconds", "against the reference"]
+    header = ["variant", results.figures[0], SPREAD, *results.figures[1:], "seeds", "seconds", *COMPARED, VERDICT]
     return Table(header, rows, emphasised=frozenset(  # type: ignore[arg-type]
         number for number, row in enumerate(rows) if row[0] == results.about["reference"]
     ))  # fmt: skip
+
+
+def _compared(found: Comparison) -> list[Cell]:
+    """The columns `COMPARED`."""
+    return [found.difference * 100, found.interval.low * 100, found.interval.high * 100, found.p, found.p_holm]
 
 
 def page_of(results: Results, variants: Table) -> Page:
@@ -68,13 +76,18 @@ def page_of(results: Results, variants: Table) -> Page:
     failed = [outcome for outcome in results.outcomes if outcome.error]
     if failed:
         page.text(f"{len(failed)} of {len(results.outcomes)} trials failed; their errors stand below.", "warning")
-    page.table(variants)
+    page.table(variants.only([name for name in variants.header if name not in (*COMPARED, VERDICT)]))
+    page.text("Per cent, means over seeds.", "note")
+    for note in results.notes:
+        page.text(note, "note")
+    page.heading(f"Against {about['reference']}")
+    page.table(variants.only(["variant", *COMPARED, VERDICT]))
     least = detectable_before(clips, len(about["variants"]) - 1) if clips else 0.0
-    page.text(f"Per cent. Intervals: 95 % by bootstrap over clusters by {results.clustered_by}; p: paired permutation "
-              f"test, corrected by Holm for {len(results.comparisons)} comparisons. Told before the run: differences "
-              f"from about {least * 100:.1f} points can be found with this many clips.", "note")  # fmt: skip
+    page.text(f"Points of {results.measure.main}. Intervals: 95 % by bootstrap over {results.clustered_by}; p: paired "
+              f"permutation test, corrected by Holm for all comparisons ({len(results.comparisons)}). Told before the "
+              f"run: differences of accuracy from about {least * 100:.1f} points can be found on {clips} clips.",
+              "note")  # fmt: skip
     if results.comparisons:
-        page.heading("Differences")
         page.drawing(_intervals(results), f"Difference to {about['reference']} in points, with 95 % intervals.")
     curves = _curves(results)
     if curves is not None:
@@ -144,9 +157,12 @@ def _curves(results: Results) -> Figure | None:
         for axes, name, mark in ((losses, "loss", "-"), (scores, "accuracy", "o-")):
             points = _mean_curve(rows, name)
             if points:
+                mark = mark if len(points) > 1 else "o"
                 axes.plot(*zip(*points, strict=True), mark, color=f"C{number}", label=variant, markersize=3)
                 drawn = True
     losses.set(xlabel="step", ylabel="loss", yscale="log")
+    losses.yaxis.set_major_formatter(LogFormatter())
+    losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     scores.set(xlabel="step", ylabel="held-out accuracy")
     for axes in (losses, scores):
         axes.grid(alpha=0.3)

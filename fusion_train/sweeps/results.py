@@ -42,6 +42,11 @@ class Results:
         return [outcome for outcome in self.outcomes if outcome.variant == variant]
 
     @property
+    def notes(self) -> list[str]:
+        """What the metric says must be known beside its figures."""
+        return list(dict.fromkeys(note for each in self.scored.values() for note in each.notes))
+
+    @property
     def figures(self) -> list[str]:
         """Of the metric, the one compared first."""
         twice = "accuracy" if self.measure.main == "WAR" else "WAR"  # two names of one figure
@@ -88,12 +93,12 @@ def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
     try:
         listed = load_clips(clips)
     except ClipListError:
-        return "clip (the clip list is not where it was)", {}
+        return "clips (the clip list is not where it was)", {}
     for key in ("dialogue", "speaker"):
         named = {clip.id: (clip.dataset, getattr(clip, key)) for clip in listed if getattr(clip, key)}
         if named:
-            return key, named
-    return "clip", {}
+            return f"{key}s", named
+    return "clips", {}
 
 
 def _correlations(outcomes: list[Outcome], scored: Mapping[str, Scored]) -> dict[int, float | None]:
