@@ -127,8 +127,8 @@ def train_together(
     """
     for each in asked:
         refuse_other_configuration(each.run, each.config)
-    first = _bench(asked[0], store, clips, base)
-    benches = [first, *(_beside(first, each, base) for each in asked[1:])]
+    benches = benches_of(asked, [None] * len(asked), store=store, clips=clips, base=base)
+    first = benches[0]
     llm = base.plain(first.config.model.llm or "", first.config.model.llm_dtype)
     budget = choose_budget(first.config, first.model, next(llm.parameters()).device)
     # Recomputed activations would draw their dropout again from whoever's turn it is.
@@ -170,6 +170,23 @@ def train_together(
             ):
                 _finish(member)
     return members
+
+
+def benches_of(
+    asked: Sequence[Asked], known: Sequence[Workbench | None], *, store: str, clips: str, base: SharedBase
+) -> list[Workbench]:
+    """A workbench for each of some runs that take the same batches; all but the model is shared.
+
+    Args:
+        known: those that there are already.
+    """
+    first = next((bench for bench in known if bench is not None), None)
+    found = []
+    for each, bench in zip(asked, known, strict=True):
+        made = bench or (_beside(first, each, base) if first else _bench(each, store, clips, base))
+        first = first or made
+        found.append(made)
+    return found
 
 
 def _bench(asked: Asked, store: str, clips: str, base: SharedBase) -> Workbench:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from featurecache.errors import FeatureCacheError
-from fusion_train import checkpoint
-from fusion_train.assemble import Workbench, reassemble
-from fusion_train.evaluation.evaluate import Evaluation, evaluate
+from fusion_train.assemble import Workbench
+from fusion_train.evaluation.evaluate import Evaluation
 from fusion_train.run import Run
 from fusion_train.sweeps.companies import shares_base
+from fusion_train.sweeps.final import evaluate_finished
 from fusion_train.sweeps.sweep_file import Trial
 from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
-from fusion_train.sweeps.work import PREDICTIONS, Group, Trained, Work
+from fusion_train.sweeps.work import Group, Trained, Work
 from fusion_train.training.held_out import overall
 from fusion_train.training.train import train
 
@@ -55,9 +55,12 @@ class Worker:
         else:
             for place in left:
                 found[place] = self._train_alone(asked[place])
-        for place, (trial, each) in enumerate(zip(group.trials, asked, strict=True)):
-            if each.run.finished and group.stage == len(trial.stages) - 1:
-                found[place] = self._scored(found[place], trial, each.run, benches.get(place))
+        finished = [place for place, (trial, each) in enumerate(zip(group.trials, asked, strict=True))
+                    if each.run.finished and group.stage == len(trial.stages) - 1]  # fmt: skip
+        scored = self._scored([asked[place] for place in finished], [benches.get(place) for place in finished])
+        for place, outcome in zip(finished, scored, strict=True):
+            own = {"error": outcome} if isinstance(outcome, str) else {"scores": outcome.summary()}
+            found[place] = replace(found[place], step=asked[place].run.result["step"], **own)
         return found
 
     def _asked(self, trial: Trial, stage: int) -> Asked:
@@ -69,23 +72,16 @@ class Worker:
                        initial=asked.initial, say=self._say)  # fmt: skip
         return Trained(result["step"], result["seconds"], together=1)
 
-    def _scored(self, found: Trained, trial: Trial, run: Run, bench: Workbench | None) -> Trained:
-        """Ask the best weights of a finished trial; every answer is kept in its run's folder."""
+    def _scored(self, asked: Sequence[Asked], benches: Sequence[Workbench | None]) -> list[Evaluation | str]:
+        """Answers of finished trials, or the error of one; asked one by one where that fails together."""
+        if not asked:
+            return []
         try:
-            evaluation = self._evaluate(trial, run, bench)
+            return [*evaluate_finished(asked, benches, self._work, self._base)]
         except ISOLATED as error:
-            return replace(found, error=said(error))
-        return replace(found, step=run.result["step"], scores=evaluation.summary())
-
-    def _evaluate(self, trial: Trial, run: Run, bench: Workbench | None) -> Evaluation:
-        if bench is None:  # it was finished before this process
-            bench = reassemble(run, store=self._work.store, clips=self._work.clips)
-        folder = checkpoint.choose(run.checkpoints, "best")
-        checkpoint.load_model(folder, bench.model, name=checkpoint.best_weights(folder))
-        clips = bench.reader.usable(bench.clips.in_split(self._work.split), trial.config.data.failed_clips)
-        evaluation = evaluate(bench, clips, self._work.task)
-        evaluation.write(run.folder / PREDICTIONS)
-        return evaluation
+            if len(asked) == 1:
+                return [said(error)]
+            return [self._scored([each], [bench])[0] for each, bench in zip(asked, benches, strict=True)]
 
 
 def _trained(member: Member, together: int, until: int | None) -> Trained:

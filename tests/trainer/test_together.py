@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -13,8 +15,12 @@ from toy import make_config
 from fusion_train import checkpoint
 from fusion_train.assemble import reassemble
 from fusion_train.evaluation.evaluate import evaluate
+from fusion_train.evaluation.lines import read_lines
+from fusion_train.models.company import Company
 from fusion_train.run import Run
+from fusion_train.sweeps import final
 from fusion_train.sweeps.together import Asked, SharedBase, train_together
+from fusion_train.sweeps.work import PREDICTIONS, Work
 from fusion_train.training.train import train
 
 SETTINGS = {
@@ -85,6 +91,27 @@ def test_its_journal_tells_the_same_losses(alone, company):
 def test_it_is_an_ordinary_run(material, company):
     bench = reassemble(company["fast"], **places(material))
     assert evaluate(bench, bench.clips.in_split("val"), "emotion").scores.num_clips == 12
+
+
+@pytest.mark.parametrize("task", ["emotion", "reason"])
+@pytest.mark.parametrize("stacked", [False, True], ids=["in turns", "stacked"])
+def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llama, material, company, monkeypatch):
+    monkeypatch.setattr(final, "Company", partial(Company, stacked=stacked))
+    monkeypatch.setattr("fusion_train.evaluation.evaluate.MAX_NEW_TOKENS", 6)
+    folder = company["plain"].folder.parent
+    work = Work(**places(material), out=folder, task=task, split="val")
+    asked, base = asked_in(folder, llama), SharedBase()
+    together = final.evaluate_finished(asked, [None] * len(asked), work, base)
+    for each, found in zip(asked, together, strict=True):
+        bench = reassemble(each.run, **places(material))
+        expected = evaluate(bench, bench.clips.in_split("val"), task)
+        assert len(found.predictions) == len(expected.predictions) == 12
+        for mine, theirs in zip(found.predictions, expected.predictions, strict=True):
+            assert mine.pop("probabilities", {}) == pytest.approx(theirs.pop("probabilities", {}), abs=1e-5)
+            assert mine == theirs
+        assert read_lines(each.run.folder / PREDICTIONS) == [
+            {**row, **({"probabilities": ANY} if task == "emotion" else {})} for row in expected.predictions
+        ]
 
 
 def test_stopped_at_a_rung_it_goes_on_alone_or_in_company(llama, material, tmp_path, alone):
