@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 import featurecache
-from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
+from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, listed, settings_of, weights_of
 from featurecache.console import size_text, tables
 from featurecache.errors import EncoderError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
@@ -33,10 +33,6 @@ def _rank(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
         raise click.BadParameter(f"expected I/N with I from 0 to N - 1, got {value}") from None
 
 
-def _devices(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
-    return [name.strip() for name in (value or "").split(",") if name.strip()]
-
-
 _WHAT = [
     click.option("--encoder", "encoders", multiple=True, required=True, metavar="[FEATURE=]ENCODER",
                  help="Encoder, and the name of its feature where it is another; may be repeated."),
@@ -50,7 +46,7 @@ _WHAT = [
     click.option("--compute-dtype", default="auto", show_default=True, help="float32, float16, bfloat16 or auto."),
     click.option("--compile", "compiled", is_flag=True, help="torch.compile the blocks; another fingerprint."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto."),
-    click.option("--devices", callback=_devices, metavar="D,D…", help="Several at once: cuda:0,cuda:1."),
+    click.option("--devices", callback=listed, metavar="D,D…", help="Several at once: cuda:0,cuda:1."),
     click.option("--workers", type=click.IntRange(1), default=None, help="Threads that decode; one a core by default."),
     click.option("--batch-size", type=click.IntRange(1), default=None, help="Clips a batch, else fit for the device."),
     click.option("--shard-clips", type=click.IntRange(1), default=None, help="Clips a shard, for a new feature."),

@@ -21,6 +21,11 @@ OPTIONS = click.option(
 )
 
 
+def listed(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
+    """Read `A,B`, as the callback of an option."""
+    return [name.strip() for name in (value or "").split(",") if name.strip()]
+
+
 def weights_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, str | None]:
     """Return encoder name -> checkpoint; a value without NAME= stands for every encoder not named."""
     for_all: str | None = None

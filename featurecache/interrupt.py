@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,9 +18,14 @@ class Interrupted(Exception):  # noqa: N818 -- not an error: what was asked for 
 class StopRequest:
     """While entered, the first signal sets `requested`; a second one acts as it did before."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
+        """Take a request from `also` too: what another thread or process was told."""
+        self._signalled, self._also = False, also
         self._before: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self._signalled or self._also()
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -32,7 +38,7 @@ class StopRequest:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._signalled = True
         self._restore()
 
     def _restore(self) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurecache.cli_options import listed
 from featurecache.console import tables
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 
 if TYPE_CHECKING:
     from fusion_train.sweeps.results import Results
+    from fusion_train.sweeps.running import OpenCrew
+
+
+def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Read KEY=VALUE; which keys there are, and of what kind, is known by the sweep file."""
+    pairs = [each.partition("=") for value in given for each in value.split(",")]
+    wrong = [key for key, equals, value in pairs if not equals or not value]
+    if wrong:
+        raise click.BadParameter(f"expected hours=H or trials=N, got {wrong[0]}")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 @click.command()
@@ -22,6 +34,13 @@ if TYPE_CHECKING:
 @INIT
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: sweeps/NAME]")
 @click.option("--retry", is_flag=True, help="Take trials up again that failed.")
+@click.option("--budget", "budget", multiple=True, callback=_budget, metavar="hours=H|trials=N",
+              help="What all runs of this command together may cost: device time, trials. Repeatable.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["local", "ray", "here"]), default="local", show_default=True,
+              help="Worker processes on this machine, a Ray cluster, or this very process (to debug).")  # fmt: skip
+@click.option("--devices", callback=listed, metavar="D,D…", help="One worker each: cuda:0,cuda:1.  [default: auto]")
+@click.option("--ray-address", default=None, help="A running Ray cluster; else one found, or a local one.")
+@click.option("--ray-actors", type=click.IntRange(1), default=None, help="Workers; else one a GPU, or one a node.")
 @click.option("--check", "check_only", is_flag=True, help="Check and count costs; start nothing.")
 @SET
 def sweep(
@@ -32,6 +51,11 @@ def sweep(
     init: Path | None,
     out: Path | None,
     retry: bool,
+    budget: dict[str, Any],
+    engine: str,
+    devices: list[str],
+    ray_address: str | None,
+    ray_actors: int | None,
     check_only: bool,
     overrides: tuple[str, ...],
 ) -> None:
@@ -50,19 +74,44 @@ def sweep(
     from fusion_train.sweeps.running import run_sweep
     from fusion_train.sweeps.sweep_file import load_sweep
 
-    asked = load_sweep(file, config, overrides)
+    asked = load_sweep(file, config, overrides, budget)
     places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
     if check_only:
         check(asked, **places, say=click.echo)
         return
     folder = out or Path("sweeps") / asked.name
-    outcomes = run_sweep(asked, **places, out=folder, initial=Run(init) if init else None, retry=retry, say=click.echo)
+    outcomes = run_sweep(
+        asked, **places, out=folder, initial=Run(init) if init else None, retry=retry,
+        open_crew=_crew(engine, devices, ray_address, ray_actors), say=click.echo,
+    )  # fmt: skip
     print_report(read_results(folder))
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
         click.echo(f"failed: {outcome.name}: {outcome.error}", err=True)
     if failed:
         raise SystemExit(1)
+
+
+def _crew(engine: str, devices: list[str], ray_address: str | None, ray_actors: int | None) -> OpenCrew:
+    """Who trains, by the options given."""
+    from fusion_train.errors import ConfigError
+
+    of_ray = [f"--ray-{name}" for name, value in (("address", ray_address), ("actors", ray_actors)) if value]
+    wrong = (of_ray if engine != "ray" else []) + (["--devices"] if devices and engine != "local" else [])
+    if wrong:
+        raise ConfigError(", ".join(wrong), expected="--engine local" if "--devices" in wrong else "--engine ray",
+                          got=f"--engine {engine}")  # fmt: skip
+    if engine == "here":
+        from fusion_train.sweeps.engines import here
+
+        return here.crew
+    if engine == "ray":
+        from fusion_train.sweeps.engines import ray
+
+        return partial(ray.crew, address=ray_address, actors=ray_actors)
+    from fusion_train.sweeps.engines import processes
+
+    return partial(processes.crew, devices=devices or ["auto"])
 
 
 def print_report(results: Results, out: Path | None = None) -> None:

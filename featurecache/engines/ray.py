@@ -10,7 +10,6 @@ under the same paths from every node. Needs the extra `ray`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import deque
@@ -21,9 +20,9 @@ from typing import Any
 
 from featurecache.earlier import count_decided, refuse_changed
 from featurecache.engines import Work
+from featurecache.engines.cluster import cluster
 from featurecache.errors import EncoderError
 from featurecache.extract import extract, open_writers, stop_at
-from featurecache.extras import require
 from featurecache.interrupt import Interrupted
 from featurecache.store import open_store
 from featurecache.store.lease import LEASE_S
@@ -161,17 +160,8 @@ def run(
         Interrupted: `stop` said so; what is committed stays.
         FeatureCacheError: whatever `extract` raises in a worker.
     """
-    require("ray", "ray", subject="--engine ray")
-    import ray
-
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(ray, address)
-    try:
+    with cluster(address) as ray:
         return _Crew(ray, _with_absolute_paths(work), actors).run(advance, stop)
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 class _Crew:
@@ -274,18 +264,6 @@ class _Crew:
         """Whether a lost node may still seem to hold shards: its leases end a while after it."""
         waited_s = time.monotonic() - self._last_death_s
         return waited_s < LEASE_S + RETRY_S and self._of_first("plan") > 0
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    options = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
-    if address is not None:
-        options.pop("include_dashboard")
-        ray.init(address, **options)
-        return
-    with contextlib.suppress(ConnectionError):
-        ray.init("auto", log_to_driver=False, logging_level="ERROR")
-        return
-    ray.init(**options)
 
 
 def _with_absolute_paths(work: Work) -> Work:

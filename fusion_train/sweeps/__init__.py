@@ -2,6 +2,7 @@
 
 sweep_file   what is asked                         check     whether all of it can be, and what it costs
 scheduling   what is trained until when            companies who trains with whom
+budget       what it may cost                      dispatch  groups given to the workers of an engine
 worker       one group trained and scored          together  a company's training loop, scoring its questions
 halving      the rule of stopping early            judge     the rule applied
 trials       what was done, in one SQLite table    running   all of this in order

@@ -6,11 +6,8 @@ What differs between members is what is trained: fusion, LoRA, learning rates, s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from featurecache.spec import canonical_json
 from fusion_train.config import Config
@@ -21,8 +18,6 @@ from fusion_train.sweeps.sweep_file import Trial
 BATCHING = ("batch_size", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "precision",
             "deterministic", "compile", "shard_base")  # fmt: skip
 """Settings of the optimizer that members have in common."""
-USABLE = 0.9
-"""Share of the free memory that a company may plan with."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +35,12 @@ class Cost:
 
 
 def companies(
-    trials: Sequence[Trial], stage: int, cost: Callable[[Trial], Cost | None], free_bytes: int
+    trials: Sequence[Trial], stage: int, cost: Callable[[Trial], Cost | None], free_bytes: int, workers: int = 1
 ) -> list[list[Trial]]:
-    """Group trials for one stage of their chains; a company never holds more than fits beside one base."""
+    """Group trials for one stage of their chains; a company never holds more than fits beside one base.
+
+    For several workers groups are cut where that shares the work evenly, and the largest come first.
+    """
     by_batches: dict[Hashable, list[Trial]] = {}
     for trial in trials:
         found = cost(trial)
@@ -54,7 +52,23 @@ def companies(
     for alike in by_batches.values():
         size = max(1, _room([cost(trial) for trial in alike], free_bytes))
         groups += [alike[start : start + size] for start in range(0, len(alike), size)]
-    return groups
+    return groups if workers == 1 else _spread(groups, workers, cost)
+
+
+def _spread(groups: list[list[Trial]], workers: int, cost: Callable[[Trial], Cost | None]) -> list[list[Trial]]:
+    """Lay groups end to end and cut at equal shares of the work (McNaughton's rule): at most workers − 1 cuts."""
+    costs = [cost(trial) for group in groups for trial in group]
+    known = all(each is not None for each in costs)
+    work = {trial.key: each.flops if each is not None and known else 1.0
+            for trial, each in zip((trial for group in groups for trial in group), costs, strict=True)}  # fmt: skip
+    share, passed = sum(work.values()) / workers, 0.0
+    pieces: dict[tuple[int, int], list[Trial]] = {}
+    for number, group in enumerate(groups):
+        for trial in group:
+            worker = int((passed + work[trial.key] / 2) / share)
+            pieces.setdefault((number, worker), []).append(trial)
+            passed += work[trial.key]
+    return sorted(pieces.values(), key=lambda piece: -sum(work[trial.key] for trial in piece))
 
 
 def batch_key(config: Config) -> str:
@@ -91,13 +105,6 @@ def cost_of(config: Config, store: str, clips: str) -> Cost | None:
         shared_bytes=need.base + need.workspace,
         own_bytes=need.total - need.base - need.workspace - need.reserved,
     )
-
-
-def free_bytes() -> int:
-    """Memory of this process's device that is free now."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0] * USABLE)
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * USABLE)
 
 
 def _room(costs: Sequence[Cost | None], free: int) -> int:

@@ -1,30 +1,36 @@
 """Run a sweep: check, then round by round: group, train, keep what became of each trial, judge; go on where it stopped.
 
-    sweep -> rounds (scheduling) -> companies -> worker -> table -> judge -> next round
+    sweep -> rounds (scheduling) -> companies -> workers (dispatch, engines) -> table -> judge -> next round
 
 One trial's failure is kept in the table and stops nothing. A company that fails as a whole (a user's fusion raises,
-memory runs out) is taken apart: its members train one by one, so that the failure is found and only it is kept.
+memory runs out, the system kills its process) is taken apart: its members train one by one, so that the failure is
+found and only it is kept. The table is written here alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from featurecache.progress import duration
 from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train.assemble import relative
 from fusion_train.run import Run
+from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
 from fusion_train.sweeps.check import check
-from fusion_train.sweeps.companies import Cost, companies, free_bytes, shares_base
+from fusion_train.sweeps.companies import Cost, companies, shares_base
+from fusion_train.sweeps.dispatch import dispatch
+from fusion_train.sweeps.engines import Crew, here
 from fusion_train.sweeps.judge import stop_those_behind
 from fusion_train.sweeps.scheduling import Round, rounds
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
-from fusion_train.sweeps.work import ABOUT, Group, Trained, Work
-from fusion_train.sweeps.worker import ISOLATED, Worker, said
+from fusion_train.sweeps.work import ABOUT, Answer, Group, Trained, Work
+
+OpenCrew = Callable[[Work, Callable[[str], None]], AbstractContextManager[Crew]]
 
 
 @dataclass
@@ -34,7 +40,7 @@ class Running:
     sweep: Sweep
     table: TrialTable
     costs: dict[str, Cost | None]
-    worker: Worker
+    crew: Crew
     say: Callable[[str], None]
 
     def is_waiting(self, trial: Trial) -> bool:
@@ -53,6 +59,7 @@ def run_sweep(
     out: Path,
     initial: Run | None = None,
     retry: bool = False,
+    open_crew: OpenCrew = here.crew,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Train and score every trial that is not done; returns what became of each, in the order of the sweep.
@@ -60,61 +67,84 @@ def run_sweep(
     Args:
         initial: run that the first stage of every trial starts from.
         retry: take failed trials up again.
+        open_crew: who trains; see `engines`.
 
     Raises:
+        ConfigError: the budget has no room for one seed, or a device is not there.
         DataError: a variant cannot run; nothing was started.
         Interrupted: stopped on request; the same command goes on.
     """
-    costs = check(sweep, store, clips, say)
+    work = Work(store, clips, out, sweep.task, sweep.split, str(initial.folder) if initial else None,
+                sweep.trials[0].config.optim.precision)  # fmt: skip
+    with open_crew(work, say) as crew:  # workers import while the check builds models
+        costs = check(sweep, store, clips, say)
+        return _run(Running(sweep, _table(sweep, clips, out, retry), costs, crew, say))
+
+
+def _table(sweep: Sweep, clips: str, out: Path, retry: bool) -> TrialTable:
+    """The table with all trials in it, and what `report` needs beside it."""
     make_folder(out)
     about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
              "reference": sweep.reference, "variants": sweep.variants,
              "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out),
              "keys": [trial.key for trial in sweep.trials]}  # fmt: skip
     replace_bytes(out / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
-    work = Work(store, clips, out, sweep.task, sweep.split, str(initial.folder) if initial else None)
-    running = Running(sweep, TrialTable(out), costs, Worker(work, say), say)
+    table = TrialTable(out)
     for trial in sweep.trials:
-        running.table.add(trial)
-        if retry and running.table.outcome(trial).state == FAILED:
-            running.table.write(trial, state=WAITING, error=None)
+        table.add(trial)
+        if retry and table.outcome(trial).state == FAILED:
+            table.write(trial, state=WAITING, error=None)
+    return table
+
+
+def _run(running: Running) -> list[Outcome]:
+    sweep, table = running.sweep, running.table
+    guess = estimate(sweep, table, running.costs, lambda: running.crew.room().peak_flops)
+    taken = {trial.key for trial in admitted(sweep, table, guess, running.say)}
     for each in rounds(sweep):
-        _run_round(running, each)
-    return [running.table.outcome(trial) for trial in sweep.trials]
+        _run_round(running, each, [trial for trial in each.trials if trial.key in taken])
+        if used_up(sweep, table, 0.0):
+            left = [trial for trial in sweep.trials if running.is_waiting(trial)]
+            if left:
+                running.say(f"the budget is used up ({duration(table.spent())} of device time); a larger one goes on "
+                            f"with {said_left(left)}")  # fmt: skip
+            break
+    return [table.outcome(trial) for trial in sweep.trials]
 
 
-def _run_round(running: Running, this: Round) -> None:
-    left = [trial for trial in this.trials if running.is_waiting(trial)]
-    judged = [trial for trial in this.judged if running.is_waiting(trial)]
+def _run_round(running: Running, this: Round, trials: list[Trial]) -> None:
+    left = [trial for trial in trials if running.is_waiting(trial)]
     if this.until is not None:  # what trains alone is not judged before its end
         left = [trial for trial in left if shares_base(trial.stages[this.stage])]
-    formed = companies(left, this.stage, lambda trial: running.costs[trial.variant], free_bytes())
-    groups = deque(Group(tuple(company), this.stage, this.until) for company in formed)
-    while groups:
-        group = groups.popleft()
-        try:
-            found = running.worker.run(group)
-        except ISOLATED as error:
-            if len(group.trials) == 1:
-                running.fail(group.trials[0], said(error))
-                continue
-            running.say(f"{len(group.trials)} together failed ({error}); one by one now")
-            groups.extendleft(Group((trial,), group.stage, group.until) for trial in reversed(group.trials))
-            continue
-        for trial, trained in zip(group.trials, found, strict=True):
-            _keep(running, trial, group.until, trained)
-    if this.until is not None:
-        stop_those_behind(running.sweep, running.table, judged, this.until, running.say)
+    if left and not used_up(running.sweep, running.table, 0.0):
+        room = running.crew.room()
+        formed = companies(left, this.stage, lambda trial: running.costs[trial.variant], room.free_bytes,
+                           running.crew.count)  # fmt: skip
+        groups = [Group(tuple(company), this.stage, this.until) for company in formed]
+        for group, answer, seconds in dispatch(
+            running.crew, groups, running.say, lambda at_work_s: used_up(running.sweep, running.table, at_work_s)
+        ):
+            running.table.spend(seconds)
+            _keep(running, group, answer)
+    if this.until is not None and not used_up(running.sweep, running.table, 0.0):
+        stop_those_behind(running.sweep, running.table, this.judged, this.until, running.say)
 
 
-def _keep(running: Running, trial: Trial, until: int | None, trained: Trained) -> None:
-    """Write down what became of a trial."""
+def _keep(running: Running, group: Group, answer: Answer) -> None:
+    """Write down what became of the trials of a group."""
+    if answer.error is not None and len(group.trials) == 1 and not answer.lost:
+        running.fail(group.trials[0], answer.error)
+    for trial, trained in zip(group.trials, answer.trained, strict=bool(answer.trained)):
+        _keep_trial(running, trial, group, trained)
+
+
+def _keep_trial(running: Running, trial: Trial, group: Group, trained: Trained) -> None:
     if trained.step is not None:
         before = running.table.outcome(trial)
         running.table.write(trial, step=trained.step, seconds=(before.seconds or 0.0) + trained.seconds,
                             together=max(before.together or 0, trained.together))  # fmt: skip
-        if trained.score is not None:
-            running.table.write(trial, rungs={**before.rungs, str(until): trained.score})
+        if trained.score is not None and group.stage == len(trial.stages) - 1:
+            running.table.write(trial, rungs={**before.rungs, str(group.until): trained.score})
     if trained.error is not None:
         running.fail(trial, trained.error)
     elif trained.scores is not None:

@@ -22,7 +22,7 @@ class Round:
     """None: to the end."""
     trials: tuple[Trial, ...]
     judged: tuple[Trial, ...]
-    """Those that are compared with each other where the round ends before they do: it is the last stage of theirs."""
+    """Those that are compared with each other where the round ends before they do: it is their last stage."""
 
 
 def rounds(sweep: Sweep) -> Iterator[Round]:

@@ -9,6 +9,7 @@
     reference: conv-attention   what the others are compared with; default: the last variant
     settings: {...}             laid over the recipe
     halving: {at: [0.25, 0.5], keep: 0.5}    see halving.py; default: none
+    budget: {hours: 4}          device time, or {trials: 12}; see budget.py; default: none
     needs: |                    how to make features that the store may not have yet
       fcache extract ...
     variants:
@@ -47,6 +48,16 @@ class Halving(BaseModel):
     keep: float = Field(0.5, gt=0, lt=1)
 
 
+class Budget(BaseModel):
+    """What a sweep may cost, all runs of its command together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hours: float | None = Field(None, gt=0)
+    """Of device time, summed over devices."""
+    trials: int | None = Field(None, gt=0)
+
+
 class SweepFile(BaseModel):
     """The keys of a sweep file."""
 
@@ -62,6 +73,7 @@ class SweepFile(BaseModel):
     reference: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     halving: Halving | None = None
+    budget: Budget | None = None
     needs: str = ""
 
 
@@ -102,6 +114,7 @@ class Sweep:
     split: str
     reference: str
     halving: Halving | None
+    budget: Budget | None
     needs: str
     trials: tuple[Trial, ...]
 
@@ -110,16 +123,22 @@ class Sweep:
         return list(dict.fromkeys(trial.variant for trial in self.trials))
 
 
-def load_sweep(file: str, config: str | None, overrides: Iterable[str]) -> Sweep:
+def load_sweep(
+    file: str, config: str | None, overrides: Iterable[str], budget: Mapping[str, Any] | None = None
+) -> Sweep:
     """Read a sweep file, or a shipped one by name, and build every trial's configurations.
 
     Args:
         config, overrides: the recipe that variants are laid over, as for training.
+        budget: laid over the file's.
 
     Raises:
         ConfigError: unknown keys, no variants, or settings that are wrong; all variants are checked.
     """
-    asked = _parse(file, read_yaml(file if Path(file).is_file() else f"sweeps/{file}"))
+    values = read_yaml(file if Path(file).is_file() else f"sweeps/{file}")
+    if budget:
+        values["budget"] = {**(values.get("budget") or {}), **budget}
+    asked = _parse(file, values)
     overrides = list(overrides)
     trials, problems = [], []
     for variant, settings in asked.variants.items():
@@ -149,7 +168,15 @@ def load_sweep(file: str, config: str | None, overrides: Iterable[str]) -> Sweep
     measure = choose_measure(asked.task, asked.metric, asked.main)
     split = asked.split or trials[0].config.data.eval_split or "val"
     return Sweep(
-        Path(file).stem, asked.task, measure, split, reference, asked.halving, asked.needs.strip(), tuple(trials)
+        Path(file).stem,
+        asked.task,
+        measure,
+        split,
+        reference,
+        asked.halving,
+        asked.budget,
+        asked.needs.strip(),
+        tuple(trials),
     )
 
 

@@ -115,6 +115,7 @@ def train_together(
     base: SharedBase,
     until: int | None = None,
     say: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Member]:
     """Train runs that take the same batches, to their end or to step `until`; each is checkpointed and scored there.
 
@@ -123,7 +124,7 @@ def train_together(
 
     Raises:
         FeatureCacheError: settings, data or checkpoints that do not serve, before any of them is trained on.
-        Interrupted: SIGINT or SIGTERM; all members are saved and resume from there.
+        Interrupted: SIGINT, SIGTERM or `stop` said so; all members are saved and resume from there.
     """
     for each in asked:
         refuse_other_configuration(each.run, each.config)
@@ -145,10 +146,11 @@ def train_together(
         ends = [min(member.config.optim.steps, until or member.config.optim.steps) for member in members]
         start, end = min(member.start for member in members), max(ends)
         say(f"{len(members)} together from step {start} to {end}: {', '.join(each.run.name for each in asked)}")
-        with StopRequest() as stop, show_progress("sweep", "steps", already=start) as progress:
+        with StopRequest(stop) as request, show_progress("sweep", "steps", already=start) as progress:
             began = time.perf_counter()
             for step, step_batches in enumerate(feed.steps(start, end), start=start):
                 here = [n for n, member in enumerate(members) if _takes_part(member, step, ends[n])]
+                stopping = False
                 if here:
                     company.keep(here)
                     present = [members[n] for n in here]
@@ -158,8 +160,9 @@ def train_together(
                     _share(present, time.perf_counter() - began)
                     mean = sum(float(member.loss) for member in present) / len(present)
                     progress(step + 1, end, f"{len(present)} together, mean loss {mean:.4f}")
-                    _after(company, held_out, members, here, ends, step + 1, stop.requested, say)
-                if stop.requested and any(not m.finished and m.error is None for m in members):
+                    stopping = request.requested
+                    _after(company, held_out, members, here, ends, step + 1, stopping, say)
+                if stopping and any(not m.finished and m.error is None for m in members):
                     raise Interrupted(f"stopped after step {step + 1}. Go on with the same command.")
                 began = time.perf_counter()
         for member in members:  # killed between its last checkpoint and its end

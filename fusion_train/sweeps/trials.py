@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS trials (
     rungs TEXT NOT NULL DEFAULT '{}', scores TEXT, error TEXT
 )
 """
+_SPENDING = "CREATE TABLE IF NOT EXISTS spending (seconds REAL NOT NULL)"
 _COLUMNS = ("state", "step", "seconds", "together", "rungs", "scores", "error")
 
 
@@ -59,6 +60,7 @@ class TrialTable:
         self._path = folder / FILE
         with closing(self._open()) as table, table:
             table.execute(_SCHEMA)
+            table.execute(_SPENDING)
 
     def add(self, trial: Trial) -> None:
         """Put a trial in, waiting, unless it is there."""
@@ -75,6 +77,16 @@ class TrialTable:
         assigned = ", ".join(f"{column} = ?" for column in values)
         with closing(self._open()) as table, table:
             table.execute(f"UPDATE trials SET {assigned} WHERE key = ?", (*stored, trial.key))
+
+    def spend(self, seconds: float) -> None:
+        """Add device time."""
+        with closing(self._open()) as table, table:
+            table.execute("INSERT INTO spending VALUES (?)", (seconds,))
+
+    def spent(self) -> float:
+        """Seconds of device time that all runs of the sweep's command took for groups that they saw end."""
+        with closing(self._open()) as table:
+            return float(table.execute("SELECT total(seconds) FROM spending").fetchone()[0])
 
     def outcome(self, trial: Trial) -> Outcome:
         return self.read(trial.key)

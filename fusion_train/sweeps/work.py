@@ -1,4 +1,7 @@
-"""What is to be trained and what became of it, in plain values: a sweep's driver and its workers exchange these."""
+"""What is to be trained and what became of it, in plain values: a sweep's driver and its workers exchange these.
+
+This module imports no torch, so that a worker process can read what it is asked before it has loaded anything.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,16 @@ class Work:
     """Whose clips a finished trial is asked."""
     initial: str | None = None
     """Run that the first stage of every trial starts from."""
+    precision: str = "fp32"
+    """In which the peak of a device is measured."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a device has for a worker."""
+
+    free_bytes: int
+    peak_flops: float
 
 
 @dataclass(frozen=True)
@@ -55,3 +68,19 @@ class Trained:
     scores: Mapping[str, Any] | None = None
     """Of a trial whose last stage is finished."""
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of a group, or what is said of a worker that died with it."""
+
+    trained: tuple[Trained, ...] = ()
+    """In the order of the group's trials."""
+    error: str | None = None
+    """The group failed as a whole; which of its trials is to blame is not known."""
+    damaged: bool = False
+    """The worker's process is gone, or may not be trusted with another group."""
+    lost: bool = False
+    """Its machine is gone, which says nothing of the group: it is to be trained again as it is."""
+    stopped: bool = False
+    """All trials are saved where they were, on request."""

@@ -1,11 +1,16 @@
-"""Train one group of trials and score those that are finished. Knows no table and no other group."""
+"""Train one group of trials and score those that are finished. Knows no table, no other group and no engine."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+from accelerate import PartialState
+
 from featurecache.errors import FeatureCacheError
+from featurecache.interrupt import Interrupted
 from fusion_train.assemble import Workbench
 from fusion_train.evaluation.evaluate import Evaluation
 from fusion_train.run import Run
@@ -13,12 +18,25 @@ from fusion_train.sweeps.companies import shares_base
 from fusion_train.sweeps.final import evaluate_finished
 from fusion_train.sweeps.sweep_file import Trial
 from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
-from fusion_train.sweeps.work import Group, Trained, Work
+from fusion_train.sweeps.work import Answer, Group, Room, Trained, Work
+from fusion_train.training.devices import matrix_peak
 from fusion_train.training.held_out import overall
 from fusion_train.training.train import train
 
+USABLE = 0.9
+"""Share of the free memory that groups may be planned with."""
 ISOLATED = (FeatureCacheError, RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 """What a trial may fail with without ending the sweep: our errors, and those of a variant's own code or of memory."""
+
+
+def room(work: Work) -> Room:
+    """What this process's device has for a worker."""
+    device = PartialState().device
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Room(int(free * USABLE), matrix_peak(device, work.precision))
 
 
 def said(error: BaseException) -> str:
@@ -29,11 +47,23 @@ def said(error: BaseException) -> str:
 class Worker:
     """Trains groups one after another in this process; the base model of the last one stays loaded."""
 
-    def __init__(self, work: Work, say: Callable[[str], None]) -> None:
-        self._work, self._say = work, say
+    def __init__(self, work: Work, say: Callable[[str], None], stop: Callable[[], bool] = lambda: False) -> None:
+        """Args:
+        stop: asked after every step whether to save and stop there.
+        """
+        self._work, self._say, self._stop = work, say, stop
         self._base = SharedBase()
 
-    def run(self, group: Group) -> list[Trained]:
+    def answer(self, group: Group) -> Answer:
+        """What became of a group; an error that a trial's own code may raise is part of the answer."""
+        try:
+            return Answer(tuple(self.train(group)))
+        except Interrupted:
+            return Answer(stopped=True)
+        except ISOLATED as error:
+            return Answer(error=said(error), damaged=not isinstance(error, FeatureCacheError))
+
+    def train(self, group: Group) -> list[Trained]:
         """Train a group to its end or pause; returns what became of each trial, in its order.
 
         Raises:
@@ -47,7 +77,7 @@ class Worker:
         if left and shares_base(asked[0].config):
             members = train_together(
                 [asked[place] for place in left], store=self._work.store, clips=self._work.clips, base=self._base,
-                until=group.until, say=self._say,
+                until=group.until, say=self._say, stop=self._stop,
             )  # fmt: skip
             for place, member in zip(left, members, strict=True):
                 found[place] = _trained(member, len(members), group.until)
@@ -69,7 +99,7 @@ class Worker:
 
     def _train_alone(self, asked: Asked) -> Trained:
         result = train(asked.config, store=self._work.store, clips=self._work.clips, run=asked.run,
-                       initial=asked.initial, say=self._say)  # fmt: skip
+                       initial=asked.initial, say=self._say, stop=self._stop)  # fmt: skip
         return Trained(result["step"], result["seconds"], together=1)
 
     def _scored(self, asked: Sequence[Asked], benches: Sequence[Workbench | None]) -> list[Evaluation | str]:

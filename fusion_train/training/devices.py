@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch
@@ -72,5 +73,11 @@ def peak_flops(accelerator: Accelerator, config: Config) -> float:
     """Matrix peak of all devices: the one stated, else as measured now."""
     if config.log.peak_tflops is not None:
         return config.log.peak_tflops * 1e12 * accelerator.num_processes
+    return matrix_peak(accelerator.device, config.optim.precision) * accelerator.num_processes
+
+
+@functools.cache
+def matrix_peak(device: torch.device, precision: str) -> float:
+    """The peak of one device, measured once a process."""
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    return measured_peak_flops(accelerator.device, dtypes[config.optim.precision]) * accelerator.num_processes
+    return measured_peak_flops(device, dtypes[precision])

@@ -52,6 +52,7 @@ def train(
     run: Run,
     initial: Run | None = None,
     say: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train a run, or resume it where it was; a finished run is returned as it is.
 
@@ -59,6 +60,7 @@ def train(
         store, clips: the feature store and the clip list.
         run: folder to train in.
         initial: start from this run's best trained weights.
+        stop: asked after every step whether to save and stop there.
 
     Returns:
         The final scores and timings, as written to `finished.json`.
@@ -68,7 +70,7 @@ def train(
         CheckpointError: the folder holds a run of another configuration.
         DivergedError: the loss is not finite; the step is kept for `fusion-train replay`.
         DeviceMemoryError: a step does not fit into the device's memory.
-        Interrupted: SIGINT or SIGTERM; the run resumes from here.
+        Interrupted: SIGINT, SIGTERM or `stop`; the run resumes from here.
     """
     refuse_other_configuration(run, config)
     if run.exists and run.finished:
@@ -109,7 +111,7 @@ def train(
         peak_flops=peak_flops(accelerator, config), about=config.model_dump(mode="json"),
     )  # fmt: skip
     done, began, waiting_since = start, time.perf_counter(), time.perf_counter()
-    with StopRequest() as stop, journal, show_progress(config.stage, "steps", already=start) as progress:
+    with StopRequest(stop) as request, journal, show_progress(config.stage, "steps", already=start) as progress:
         for step, batches in enumerate(steps if not journal.stalled() else (), start=start):
             journal.waited(time.perf_counter() - waiting_since)
             rates = set_learning_rates(optimizer, step, config.optim)
@@ -142,7 +144,7 @@ def train(
                 if journal.stalled() and not last:
                     last = True
                     say(f"step {done}: no better score in {config.log.patience} scorings, so this is the last step")
-            stopping = any_process(accelerator, stop.requested)
+            stopping = any_process(accelerator, request.requested)
             if (last or done % config.checkpoint.every == 0 or stopping) and accelerator.is_main_process:
                 save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))
             if stopping and not last:

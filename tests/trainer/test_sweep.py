@@ -32,7 +32,7 @@ def sweep(llama, material, tmp_path):
         return [
             "sweep", str(tmp_path / "mine.yaml"), "--config", str(tmp_path / "base.yaml"),
             "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
-            "--out", str(tmp_path / "sweep"),
+            "--out", str(tmp_path / "sweep"), "--engine", "here",
         ]  # fmt: skip
 
     return write
@@ -95,7 +95,7 @@ def test_a_company_that_breaks_is_taken_apart(sweep, tmp_path, monkeypatch):
 
 def test_killed_it_goes_on_where_it_was(sweep, tmp_path, monkeypatch):
     command = sweep("seeds: [0, 1]\n" + TWO)
-    real = worker.Worker.run
+    real = worker.Worker.train
     calls = []
 
     def killed(*arguments):
@@ -104,9 +104,9 @@ def test_killed_it_goes_on_where_it_was(sweep, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(worker.Worker, "run", killed)
+    monkeypatch.setattr(worker.Worker, "train", killed)
     assert invoke(command).exit_code != 0
-    monkeypatch.setattr(worker.Worker, "run", real)
+    monkeypatch.setattr(worker.Worker, "train", real)
     done = list((tmp_path / "sweep").glob("*/finished.json"))
     assert len(done) == 2
     result = invoke(command)

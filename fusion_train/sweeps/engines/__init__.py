@@ -1,0 +1,40 @@
+"""Where groups are trained: in this process, in worker processes on this machine, or on a Ray cluster.
+
+    here         one after another, in this process: for debugging, since whatever ends a trial's process ends the sweep
+    processes    one worker process a device; a worker that the system kills takes its group alone with it
+    ray          actors of a Ray cluster; a machine that is lost has its group trained again elsewhere
+
+All run the same `Worker` and answer with the same values; the table of a sweep is written by the driver alone.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fusion_train.sweeps.work import Answer, Group, Room
+
+POLL_S = 0.2
+
+
+class Crew(Protocol):
+    """Workers, numbered from 0, each of which trains one group at a time."""
+
+    count: int
+    """How many there are."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was requested; workers save and stop after the step that they are at."""
+        ...
+
+    def room(self) -> Room:
+        """What each worker has for itself; the least of all."""
+        ...
+
+    def begin(self, worker: int, group: Group) -> None:
+        """Have an idle worker train a group; one whose process is gone or damaged is replaced first."""
+        ...
+
+    def answers(self) -> list[tuple[int, Answer]]:
+        """What workers have answered since, with their numbers; waits a moment where there is nothing yet."""
+        ...

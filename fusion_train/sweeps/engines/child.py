@@ -1,0 +1,66 @@
+"""A worker process: `python -m fusion_train.sweeps.engines.child FD`, FD being its end of a socket to the driver.
+
+The process ends when the stream from the driver does, at once and wherever it is, so that a driver that is killed
+leaves none behind; what a run has published stays, and its checkpoint is where it goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+from fusion_train.sweeps.engines.messages import STOP, Refused, Said, Start
+
+ORPHANED = 3
+"""Exit code of a worker whose driver is gone."""
+
+
+class Inbox:
+    """Reads what the driver sends, on a thread of its own."""
+
+    def __init__(self, stream: Connection) -> None:
+        self.stop_requested = False
+        self._messages: queue.Queue[bytes] = queue.Queue()
+        threading.Thread(target=self._read, args=(stream,), name="driver", daemon=True).start()
+
+    def next(self) -> Any:
+        return pickle.loads(self._messages.get())  # after the imports that it needs; sent by our own driver
+
+    def _read(self, stream: Connection) -> None:
+        while True:
+            try:
+                message = stream.recv_bytes()
+            except (EOFError, OSError):
+                os._exit(ORPHANED)
+            if message == STOP.encode():
+                self.stop_requested = True
+            else:
+                self._messages.put(message)
+
+
+def main(descriptor: int) -> None:
+    """Answer groups until the driver ends the stream."""
+    stream = Connection(descriptor)
+    inbox = Inbox(stream)
+    start: Start = inbox.next()
+
+    import torch
+
+    from fusion_train.sweeps.worker import Worker, room
+
+    if start.device.startswith("cuda") and not torch.cuda.is_available():
+        stream.send(Refused("no GPU that torch can use"))
+        return
+    worker = Worker(start.work, lambda line: stream.send(Said(line)), lambda: inbox.stop_requested)
+    stream.send(room(start.work))
+    while True:
+        stream.send(worker.answer(inbox.next()))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

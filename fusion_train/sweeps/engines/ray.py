@@ -1,0 +1,159 @@
+"""Train groups on a Ray cluster: actors hold a worker each, one a GPU, or one a node where there is none.
+
+Store, clip list, models and the sweep's folder must be reachable from every node under the paths that they have here;
+actors work in the driver's folder. An actor that dies is said to be gone; where its node went with it, the group is
+said to be lost, which is no fault of the group. Needs the extra `ray`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from featurecache.engines.cluster import cluster
+from featurecache.interrupt import StopRequest
+from fusion_train.sweeps.engines import POLL_S
+from fusion_train.sweeps.work import Answer, Group, Room, Work
+
+
+class Actor:
+    """A worker on the cluster; `train` runs on one thread of it, the other calls on a second."""
+
+    def __init__(self, work: Work, folder: str) -> None:
+        os.chdir(folder)
+        self._work = work
+        self._lines: list[str] = []
+        self._stop = False
+        self._worker: Any = None
+
+    def place(self) -> tuple[str, Room]:
+        """The node, and what it has."""
+        import ray
+
+        from fusion_train.sweeps.worker import room
+
+        return ray.get_runtime_context().get_node_id(), room(self._work)
+
+    def train(self, group: Group) -> Answer:
+        from fusion_train.sweeps.worker import Worker
+
+        self._worker = self._worker or Worker(self._work, self._lines.append, lambda: self._stop)
+        return self._worker.answer(group)
+
+    def lines(self) -> list[str]:
+        """What it has to say since it was asked last."""
+        said, self._lines[:] = list(self._lines), []
+        return said
+
+    def stop(self) -> None:
+        """Save and stop after the step that it is at."""
+        self._stop = True
+
+
+class RayCrew:
+    """A crew of actors."""
+
+    def __init__(
+        self, ray: Any, work: Work, actors: int | None, say: Callable[[str], None], request: StopRequest
+    ) -> None:
+        self._ray, self._work, self._say, self._request = ray, work, say, request
+        gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        self.count = actors or gpus or nodes
+        self._on_gpus = bool(gpus)
+        self._options = {"num_gpus": 1 if gpus else 0, "num_cpus": max(1, cpus // self.count), "max_concurrency": 2}
+        self._told = False
+        self._actors = [self._start() for _ in range(self.count)]
+        self._places: dict[int, tuple[str, Room]] = {}
+        self._damaged: set[int] = set()
+        self._training: dict[Any, int] = {}
+        self._asked: dict[int, Any] = {}
+
+    @property
+    def stopping(self) -> bool:
+        return self._request.requested
+
+    def room(self) -> Room:
+        """Actors on one node without GPUs share its memory."""
+        for number in range(self.count):
+            self._place(number)
+        nodes = [node for node, _ in self._places.values()]
+        free = [room.free_bytes // (1 if self._on_gpus else nodes.count(node)) for node, room in self._places.values()]
+        return Room(min(free), min(room.peak_flops for _, room in self._places.values()))
+
+    def begin(self, worker: int, group: Group) -> None:
+        if worker in self._damaged:
+            self._ray.kill(self._actors[worker])
+            self._actors[worker] = self._start()
+            self._damaged.discard(worker)
+            self._places.pop(worker, None)
+        self._place(worker)  # which node is lost with it, should it be
+        self._training[self._actors[worker].train.remote(group)] = worker
+
+    def answers(self) -> list[tuple[int, Answer]]:
+        if self.stopping and not self._told:
+            self._told = True
+            for actor in self._actors:
+                actor.stop.remote()
+        found = []
+        for future in self._ray.wait(list(self._training), num_returns=len(self._training), timeout=POLL_S)[0]:
+            number = self._training.pop(future)
+            found.append((number, self._answer(number, future)))
+        for number in self._training.values():
+            self._pass_on(number)
+        return found
+
+    def close(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+    def _start(self) -> Any:
+        return self._ray.remote(**self._options)(Actor).remote(self._work, os.getcwd())
+
+    def _place(self, number: int) -> tuple[str, Room]:
+        if number not in self._places:
+            self._places[number] = self._ray.get(self._actors[number].place.remote())
+        return self._places[number]
+
+    def _answer(self, number: int, future: Any) -> Answer:
+        try:
+            answer: Answer = self._ray.get(future)
+            if number in self._asked:
+                self._pass_on(number, last=True)
+            self._pass_on(number, last=True)
+        except self._ray.exceptions.RayActorError as error:
+            lost = self._place(number)[0] not in {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+            answer = Answer(error=str(error).strip().partition("\n")[0], damaged=True, lost=lost)
+        except self._ray.exceptions.RayTaskError as error:
+            answer = Answer(error=f"{type(error.cause).__name__}: {error.cause}", damaged=True)
+        if answer.damaged:
+            self._damaged.add(number)
+            self._asked.pop(number, None)
+        return answer
+
+    def _pass_on(self, number: int, last: bool = False) -> None:
+        """Say what an actor has said; one question under way at a time; the `last` one is waited for."""
+        if number not in self._asked:
+            self._asked[number] = self._actors[number].lines.remote()
+        if last or self._ray.wait([self._asked[number]], timeout=0)[0]:
+            for line in self._ray.get(self._asked.pop(number)):
+                self._say(line)
+
+
+@contextmanager
+def crew(
+    work: Work, say: Callable[[str], None], address: str | None = None, actors: int | None = None
+) -> Iterator[RayCrew]:
+    """Actors on the cluster at `address`, on one that is found, or on a local one, that end with the block.
+
+    Raises:
+        MissingExtraError: ray is not installed.
+    """
+    with cluster(address) as ray, StopRequest() as request:
+        workers = RayCrew(ray, work, actors, say, request)
+        try:
+            yield workers
+        finally:
+            workers.close()
