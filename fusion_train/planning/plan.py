@@ -6,7 +6,7 @@ counted on the clip list where list, store and tokenizer are at hand, and assume
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +69,22 @@ class Plan:
 
 
 def make_plan(
-    config: Config, store: str, clips: str, *, gpu: str, utilisation: float, say: Callable[[str], None]
+    config: Config,
+    store: str,
+    clips: str,
+    *,
+    gpu: str,
+    utilisation: float,
+    say: Callable[[str], None],
+    counted: dict[Hashable, Lengths] | None = None,
+    batches: Hashable = None,
 ) -> Plan:
     """Work out what training this configuration costs.
+
+    Args:
+        counted: lengths by `batches` and soft tokens, for several configurations planned on one clip list; what is
+            counted here is added.
+        batches: equal for configurations that take the same batches.
 
     Raises:
         ConfigError, ModelError: settings that do not go together, or an unknown language model or card.
@@ -81,7 +94,10 @@ def make_plan(
     shapes = reader.shapes if reader else _published_shapes(config)
     model = model_skeleton(config, shapes)
     llm, lora = llm_shape(model.llm), lora_shape(model.llm)
-    lengths = _lengths(config, reader, clips, model.soft_counts, say)
+    alike = (batches, *model.soft_counts.items())
+    lengths = (counted or {}).get(alike) or _lengths(config, reader, clips, model.soft_counts, say)
+    if counted is not None:
+        counted[alike] = lengths
     budget = within(config, model, int(card.memory_gib * 2**30 * SAFETY))
     flops = costs.sample_flops(
         llm, lora, tokens=lengths.total, supervised=lengths.answer, adapter=adapter_work(model),

@@ -22,12 +22,12 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
         DataError: variants that cannot run; all are listed, with what the sweep file says about their needs.
     """
     costs: dict[str, Cost | None] = {}
-    problems = []
+    problems, counted = [], {}  # type: ignore[var-annotated]
     for trial in {trial.variant: trial for trial in sweep.trials}.values():
         try:
             for config in trial.stages:
                 FeatureReader.open(store, config.features.used)
-            costs[trial.variant] = cost_of(trial.config, store, clips)
+            costs[trial.variant] = cost_of(trial.config, store, clips, counted)
         except FeatureCacheError as error:
             problems.append(f"{trial.variant}: {error}")
     if problems:

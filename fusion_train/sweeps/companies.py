@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from featurecache.spec import canonical_json
 from fusion_train.config import Config
 from fusion_train.planning.costs import DEFAULT_UTILISATION
-from fusion_train.planning.plan import make_plan
+from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.sweeps.sweep_file import Trial
 
 BATCHING = ("batch_size", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "precision",
@@ -87,15 +87,19 @@ def shares_base(config: Config) -> bool:
     return config.model.llm is not None and not config.model.quantised and not config.optim.shard_base
 
 
-def cost_of(config: Config, store: str, clips: str) -> Cost | None:
+def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Lengths]) -> Cost | None:
     """What training costs, by building the model without weights; None for a probe, which shares no base.
+
+    Args:
+        counted: lengths that other variants of the sweep have counted on the same batches; added to.
 
     Raises:
         FeatureCacheError: it cannot be built.
     """
     if config.model.llm is None:
         return None
-    plan = make_plan(config, store, clips, gpu="h200", utilisation=DEFAULT_UTILISATION, say=lambda text: None)
+    plan = make_plan(config, store, clips, gpu="h200", utilisation=DEFAULT_UTILISATION, say=lambda text: None,
+                     counted=counted, batches=batch_key(config))  # fmt: skip
     need = plan.memory
     # What the CUDA context takes is gone from the free memory already.
     return Cost(

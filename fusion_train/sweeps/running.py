@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from featurecache.progress import duration
 from featurecache.store.publish import make_folder, replace_bytes
@@ -46,9 +47,9 @@ class Running:
     def is_waiting(self, trial: Trial) -> bool:
         return self.table.outcome(trial).state == WAITING
 
-    def fail(self, trial: Trial, error: str) -> None:
+    def fail(self, trial: Trial, error: str, **values: Any) -> None:
         self.say(f"{trial.name} failed: {error}")
-        self.table.write(trial, state=FAILED, error=error)
+        self.table.write(trial, state=FAILED, error=error, **values)
 
 
 def run_sweep(
@@ -90,8 +91,8 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool) -> TrialTable:
              "keys": [trial.key for trial in sweep.trials]}  # fmt: skip
     replace_bytes(out / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
     table = TrialTable(out)
+    table.add(sweep.trials)
     for trial in sweep.trials:
-        table.add(trial)
         if retry and table.outcome(trial).state == FAILED:
             table.write(trial, state=WAITING, error=None)
     return table
@@ -139,13 +140,16 @@ def _keep(running: Running, group: Group, answer: Answer) -> None:
 
 
 def _keep_trial(running: Running, trial: Trial, group: Group, trained: Trained) -> None:
+    values: dict[str, Any] = {}
     if trained.step is not None:
         before = running.table.outcome(trial)
-        running.table.write(trial, step=trained.step, seconds=(before.seconds or 0.0) + trained.seconds,
-                            together=max(before.together or 0, trained.together))  # fmt: skip
+        values = {"step": trained.step, "seconds": (before.seconds or 0.0) + trained.seconds,
+                  "together": max(before.together or 0, trained.together)}  # fmt: skip
         if trained.score is not None and group.stage == len(trial.stages) - 1:
-            running.table.write(trial, rungs={**before.rungs, str(group.until): trained.score})
+            values["rungs"] = {**before.rungs, str(group.until): trained.score}
     if trained.error is not None:
-        running.fail(trial, trained.error)
+        running.fail(trial, trained.error, **values)
     elif trained.scores is not None:
-        running.table.write(trial, state=DONE, scores=trained.scores)
+        running.table.write(trial, state=DONE, scores=trained.scores, **values)
+    elif values:
+        running.table.write(trial, **values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +62,13 @@ class TrialTable:
             table.execute(_SCHEMA)
             table.execute(_SPENDING)
 
-    def add(self, trial: Trial) -> None:
-        """Put a trial in, waiting, unless it is there."""
-        config = json.dumps([stage.model_dump(mode="json") for stage in trial.stages], sort_keys=True)
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Put trials in, waiting, unless they are there."""
+        rows = [(trial.key, trial.variant, trial.seed,
+                 json.dumps([stage.model_dump(mode="json") for stage in trial.stages], sort_keys=True))
+                for trial in trials]  # fmt: skip
         with closing(self._open()) as table, table:
-            table.execute("INSERT OR IGNORE INTO trials (key, variant, seed, config) VALUES (?, ?, ?, ?)",
-                          (trial.key, trial.variant, trial.seed, config))  # fmt: skip
+            table.executemany("INSERT OR IGNORE INTO trials (key, variant, seed, config) VALUES (?, ?, ?, ?)", rows)
 
     def write(self, trial: Trial, **values: Any) -> None:
         """Set columns of a trial; mappings become JSON."""

@@ -7,6 +7,7 @@ its memory, elsewhere `CPU_TOKENS`. Activation checkpointing is used where the m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,33 +63,41 @@ def within(config: Config, model: EmotionLlama, limit: int) -> Budget:
 
 def most_tokens(config: Config, model: EmotionLlama, limit: int, *, checkpointing: bool) -> int:
     """Tokens of the longest row that fits into `limit` bytes, by bisection; 0 where none does."""
+    need = needs(config, model, checkpointing=checkpointing)
     low, high = 0, MOST_TOKENS
     while low < high:
         middle = (low + high + 1) // 2
-        if needed(config, model, middle, checkpointing=checkpointing).total <= limit:
+        if need(middle).total <= limit:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def needed(config: Config, model: EmotionLlama, tokens: int, *, checkpointing: bool) -> costs.Memory:
-    """Memory of a step with rows of so many tokens."""
+def needs(config: Config, model: EmotionLlama, *, checkpointing: bool) -> Callable[[int], costs.Memory]:
+    """Memory of a step, by the tokens of its rows; the model is looked at once."""
     soft = max(sum(model.soft_counts.values()), 1)
     shapes = [shape for name in model.shapes.used if (shape := getattr(model.shapes, name))]
-    return costs.memory(
-        llm_shape(model.llm),
-        lora_shape(model.llm),
-        trained=sum(p.numel() for p in trained_parameters(model).values()),
-        learning=sum(p.numel() for p in learning_parameters(model).values()),
-        tokens=tokens,
-        supervised=tokens // SUPERVISED_SHARE,
-        feature_values=(tokens // soft + 1) * sum(k * d for k, d in shapes),
-        base=config.model.quantised or config.model.llm_dtype,
-        compute=COMPUTE[config.optim.precision],
-        checkpointing=checkpointing,
-        ema=config.optim.ema_decay is not None,
-    )
+    llm, lora = llm_shape(model.llm), lora_shape(model.llm)
+    trained = sum(p.numel() for p in trained_parameters(model).values())
+    learning = sum(p.numel() for p in learning_parameters(model).values())
+
+    def needed(tokens: int) -> costs.Memory:
+        return costs.memory(
+            llm,
+            lora,
+            trained=trained,
+            learning=learning,
+            tokens=tokens,
+            supervised=tokens // SUPERVISED_SHARE,
+            feature_values=(tokens // soft + 1) * sum(k * d for k, d in shapes),
+            base=config.model.quantised or config.model.llm_dtype,
+            compute=COMPUTE[config.optim.precision],
+            checkpointing=checkpointing,
+            ema=config.optim.ema_decay is not None,
+        )
+
+    return needed
 
 
 def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing: bool) -> str:
@@ -97,7 +106,7 @@ def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing
         return "the next knob is optim.micro_batch_size"
     micro = config.optim.micro_batch_size
     return costs.advice(
-        needed(config, model, tokens, checkpointing=checkpointing),
+        needs(config, model, checkpointing=checkpointing)(tokens),
         checkpointing=checkpointing,
         base=config.model.quantised or config.model.llm_dtype,
         micro_batch=2 if micro == "auto" else micro,

@@ -191,7 +191,7 @@ def test_the_table_keeps_what_was_written(tmp_path):
     file.write_text("seeds: [0]\nvariants: {a: {}}\n")
     trial = load_sweep(str(file), None, ()).trials[0]
     table = TrialTable(tmp_path)
-    table.add(trial)
+    table.add([trial])
     table.write(trial, state="done", scores={"accuracy": 0.5})
-    table.add(trial)  # again: nothing is lost
+    table.add([trial])  # again: nothing is lost
     assert TrialTable(tmp_path).outcome(trial).scores == {"accuracy": 0.5}

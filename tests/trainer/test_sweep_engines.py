@@ -138,8 +138,7 @@ def test_a_worker_sees_its_own_device_alone(monkeypatch):
 
 def table_of(sweep: Sweep, folder: Path) -> TrialTable:
     table = TrialTable(folder)
-    for trial in sweep.trials:
-        table.add(trial)
+    table.add(sweep.trials)
     return table
 
 
