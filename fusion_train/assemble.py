@@ -99,7 +99,7 @@ def assemble(
     reader = FeatureReader.open(store, config.features.used, fingerprints)
     if not reader.modalities:
         raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")
-    reader = reader.showing(stand_ins(config.features, reader))
+    reader = reader.showing(stand_ins(config.features, reader, Path(clips).parent))
     if sets is None:
         sets = label_sets(clip_list.in_split(config.data.train_split))
     if config.model.llm is None:

@@ -76,7 +76,8 @@ class FeaturesConfig(Section):
     """hidden: an absent modality has no place in the prompt. visible: zeros are put through its projector and the
     fusion, as the released code does; for a picture, the tokens of an all-zero image."""
     zero_image: str | None = None
-    """safetensors file with the tokens of an all-zero image, for `absent: visible`; see `fusion-train zero-image`."""
+    """safetensors file with the tokens of an all-zero image, for `absent: visible`; in the working directory or beside
+    the clip list. `fusion-train zero-image` makes it."""
 
     @property
     def used(self) -> dict[str, str]:

@@ -24,8 +24,11 @@ from fusion_train.data.batches import FeatureReader
 from fusion_train.errors import ConfigError
 
 
-def stand_ins(features: FeaturesConfig, reader: FeatureReader) -> dict[str, Tensor] | None:
+def stand_ins(features: FeaturesConfig, reader: FeatureReader, beside: Path) -> dict[str, Tensor] | None:
     """Return modality -> (K, D) that is shown in place of an absent one; None where absence is hidden.
+
+    Args:
+        beside: folder of the clip list, where `features.zero_image` is looked for if not in the working directory.
 
     Raises:
         ConfigError: no tokens of an all-zero image, or those of another feature.
@@ -35,7 +38,9 @@ def stand_ins(features: FeaturesConfig, reader: FeatureReader) -> dict[str, Tens
     shapes = {modality: getattr(reader.shapes, modality) for modality in reader.modalities}
     shown = {modality: torch.zeros(shape) for modality, shape in shapes.items()}
     if "image" in shown:
-        shown["image"] = read_zero_image(features.zero_image, reader.fingerprints["image"])
+        given = features.zero_image
+        there = given if given is None or Path(given).is_file() else str(beside / given)
+        shown["image"] = read_zero_image(there, reader.fingerprints["image"])
     return shown
 
 

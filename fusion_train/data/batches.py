@@ -168,6 +168,11 @@ class FeatureReader:
         """Modality -> whether the clip has it."""
         return {modality: clip_id in feature for modality, feature in self._features.items()}
 
+    @property
+    def stand_ins(self) -> Mapping[str, Tensor] | None:
+        """Modality -> (K, D) float32 that the model sees of an absent one; None: an absent one is not seen."""
+        return self._stand_ins
+
     def seen(self, shown: Sequence[bool]) -> list[bool]:
         """Which modalities the model sees of a clip of which it is shown these."""
         return list(shown) if self._stand_ins is None else [True] * len(shown)

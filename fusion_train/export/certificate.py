@@ -56,9 +56,16 @@ def judge(
     u = ROUNDOFF[llm_dtype]
     on_gpu = device.startswith("cuda")
     figures = [
-        Figure("clips whose prompt differs", _count(rows, "prompt_equal"), 0, "One tokenisation serves both."),
-        Figure("clips whose modalities differ", _count(rows, "present_equal"), 0, "Absence is decided by the media."),
+        Figure("questions whose prompt differs", _count(rows, "prompt_equal"), 0, "One tokenisation serves both."),
+        Figure(
+            "questions whose modalities differ", _count(rows, "present_equal"), 0, "Absence is decided by the media."
+        ),
     ]
+    if any(row["stand_ins"] for row in rows):
+        figures.append(Figure(
+            "questions whose stand-ins for absent modalities differ",
+            sum(not all(row["stand_ins"].values()) for row in rows), 0, "The model carries them as constants.",
+        ))  # fmt: skip
     figures += [_features(modality, spec, rows) for modality, spec in specs.items()]
     merge_bound = max(LEAST_KL, 4 * (LOGIT_SCALE * u) ** 2)
     if merged:
@@ -76,7 +83,7 @@ def judge(
     same = [row["raw_logits"] for row in rows if all(f["equal"] for f in row["features"].values())]
     if same:
         figures.append(Figure(
-            f"raw media against cached features, logits of {len(same)} clips with equal features", max(same),
+            f"raw media against cached features, logits of {len(same)} questions with equal features", max(same),
             0.0, "Equal features give equal logits, to the bit.",
         ))  # fmt: skip
     raw_u = max([u, *(_feature_bound(spec)[0] for spec in specs.values())])
@@ -153,16 +160,19 @@ def write_certificate(folder: Path, about: Mapping[str, Any], figures: Sequence[
 def page(document: Mapping[str, Any]) -> str:
     """The certificate for people, in Markdown."""
     rows = document["clips"]
+    clips = len({row["id"] for row in rows})
     texts = sum(row["text_equal"] for row in rows)
     equal = sum(all(f["equal"] for f in row["features"].values()) for row in rows)
     lines = [
         "# Does this model compute what was trained?",
         "",
-        f"**{'Yes' if document['passed'] else 'No'}**, on {len(rows)} raw clips"
-        f" of the split {document['split']}, on {document['device']}; {document['asked']} were asked for.",
+        f"**{'Yes' if document['passed'] else 'No'}**, by {len(rows)} questions on {clips} raw clips"
+        f" of the split {document['split']}, on {document['device']}; {document['asked']} clips were asked for.",
         "",
-        f"Greedy text equal on {texts} of {len(rows)} clips; features equal to the last bit on {equal} of {len(rows)}; "
+        f"Greedy text equal on {texts} of {len(rows)} questions, features equal to the last bit on {equal}; "
         f"merging moved no logit by more than {max(row['merge_logits'] for row in rows):.1e}.",
+        "",
+        _absence(rows),
         "",
         "| what | measured | bound | holds | why this bound |",
         "|---|---:|---:|---|---|",
@@ -178,3 +188,17 @@ def page(document: Mapping[str, Any]) -> str:
     lines += ["", "| file | sha256 |", "|---|---|"]
     lines += [f"| {name} | `{value}` |" for name, value in document["files"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _absence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How often each modality was absent, and what is seen then."""
+    counts: dict[str, int] = {}
+    for modality in (modality for row in rows for modality in row["absent"]):
+        counts[modality] = counts.get(modality, 0) + 1
+    said = ", ".join(f"{modality} in {count}" for modality, count in sorted(counts.items())) or "none"
+    withheld = sum(bool(row["withheld"]) for row in rows)
+    visible = any(row["stand_ins"] for row in rows)
+    return (
+        f"Absent modalities: {said} of these questions; in {withheld} of them one was withheld that the clip has. "
+        + ("The model sees a constant in place of each." if visible else "The model sees nothing of them.")
+    )

@@ -40,6 +40,7 @@ from fusion_train.export.parity import (
     ask_exported,
     choose_questions,
     compare,
+    num_clips,
     reference,
     refuse_other_media,
 )
@@ -100,7 +101,7 @@ def export_run(
     try:
         say(f"writing {out}")
         write_folder(temporary, bench, attached)
-        write_card(temporary, run, bench, parts, about | {"num_clips": len(references)})
+        write_card(temporary, run, bench, parts, about | {"num_clips": num_clips(references)})
         about |= {"files": file_hashes(temporary), "where": locate(run, bench, weights, sources, out)}
         specs, places = bench.reader.specs, referred(bench, weights) if sources.adapter else {}
         del bench, attached
@@ -174,11 +175,6 @@ def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
             str(run.folder), expected="a run with a language model", got="a probe",
             next_step=f"Start one from it: fusion-train --stage perception --init {run.folder}.",
         )  # fmt: skip
-    if config.features.absent == "visible":
-        raise ExportError(
-            str(run.folder), expected="a run in which absent modalities are hidden", got="features.absent: visible",
-            next_step="Such runs train and evaluate; what stands in for an absent modality is not exported yet.",
-        )  # fmt: skip
     bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
     bench.model.eval().to(resolve_device(sources.device))
     return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
@@ -212,7 +208,8 @@ def measure(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    say(f"asking the exported model about {len(references)} raw clips, in a fresh process on {about['device']}")
+    say(f"asking the exported model {len(references)} questions on {num_clips(references)} raw clips, "
+        f"in a fresh process on {about['device']}")  # fmt: skip
     answers = ask_exported(folder, references, about["device"], places)
     rows = [compare(one, out) for one, out in zip(references, answers, strict=True)]
     merged = about["form"] == "merged"

@@ -31,12 +31,14 @@ from fusion_train.export.alignment import align_file
 from fusion_train.export.encoders import Attached
 from fusion_train.export.vendor import vendored_code
 from fusion_train.models.fusions import fusion_variant, taken_options
-from fusion_train.remote.adapter import RECALL_PREFIX, TRAINED_WEIGHTS, base_files
+from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
 MAX_SHARD_SIZE = "5GB"
+Constants = Mapping[str, Mapping[str, Tensor]]
+"""Part -> name -> tensor, of `EmotionLlamaForCausalLM.constants`."""
 AUTO_MAP = {
     "AutoConfig": "configuration_emotion_llama.EmotionLlamaConfig",
     "AutoModelForCausalLM": "modeling_emotion_llama.EmotionLlamaForCausalLM",
@@ -63,29 +65,35 @@ def make_config(bench: Workbench, attached: Attached, recall: Mapping[str, Any] 
         stage=bench.config.stage,
         tasks=bench.config.data.tasks,
         recall=recall,
+        absent=bench.config.features.absent,
         tie_word_embeddings=bool(llm.tie_word_embeddings),
         architectures=["EmotionLlamaForCausalLM"],
     )  # fmt: skip
 
 
 def make_model(
-    bench: Workbench, attached: Attached, config: EmotionLlamaConfig, memory: Mapping[str, Tensor] | None = None
+    bench: Workbench, attached: Attached, config: EmotionLlamaConfig, constants: Constants | None = None
 ) -> EmotionLlamaForCausalLM:
-    """The exported model around the run's own parts; nothing is copied. `memory`: tensors of what it recalls."""
+    """The exported model around the run's own parts; nothing is copied."""
     with torch.device("meta"):
         model = EmotionLlamaForCausalLM(config)
-    if model.recall is not None:
-        model.recall.load_state_dict(dict(memory or {}), assign=True)
+    for part, module in model.constants().items():
+        module.load_state_dict(dict((constants or {})[part]), assign=True)
     model.emotion_llama = bench.model
     model.networks = nn.ModuleDict(attached.networks)
     model.generation_config = generation_defaults(bench)
     return model.eval()
 
 
-def recall_memory(bench: Workbench) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Settings and tensors of what the model recalls, where the run was trained with retrieval."""
+def constants_of(bench: Workbench) -> tuple[dict[str, Any] | None, Constants]:
+    """Settings of what the model recalls, None where it was trained without retrieval; and its constants."""
+    stand_ins = bench.reader.stand_ins
+    constants = {} if stand_ins is None else {"stand_ins": dict(stand_ins)}
     recall = getattr(bench.collator, "recall", None)
-    return memory_of(recall) if isinstance(recall, RecalledTokens) else (None, {})
+    if not isinstance(recall, RecalledTokens):
+        return None, constants
+    settings, memory = memory_of(recall)
+    return settings, constants | {"recall": memory}
 
 
 def generation_defaults(bench: Workbench) -> GenerationConfig:
@@ -101,19 +109,19 @@ def generation_defaults(bench: Workbench) -> GenerationConfig:
 
 def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
     """Write everything but certificate and model card; adapters that are not merged are written beside their base."""
-    recall, memory = recall_memory(bench)
+    recall, constants = constants_of(bench)
     config = make_config(bench, attached, recall)
     config.auto_map = AUTO_MAP
     if isinstance(bench.model.llm, PeftModel):
-        _write_adapter(folder, bench, config, memory)
+        _write_adapter(folder, bench, config, constants)
     else:
-        make_model(bench, attached, config, memory).save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        make_model(bench, attached, config, constants).save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     for shard in folder.glob("*.safetensors"):
         align_file(shard)
     processor = EmotionLlamaProcessor(
         bench.tokenizer, encoders=config.encoders, networks=config.networks, soft_counts=bench.model.soft_counts,
         prompt=config.prompt, label_sets=config.label_sets, tasks=config.tasks,
-        recall_keys=list(recall["keys"]) if recall else [],
+        recall_keys=list(recall["keys"]) if recall else [], absent=config.absent,
     )  # fmt: skip
     processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
     processor.save_pretrained(folder)
@@ -121,7 +129,7 @@ def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig, memory: Mapping[str, Tensor]) -> None:
+def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig, constants: Constants) -> None:
     """Trained parts alone; base and encoders by name and sha256."""
     name = bench.config.model.llm
     known_as = Path(name).resolve().name if Path(name).exists() else name  # no path is written
@@ -132,7 +140,9 @@ def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig, m
         settings.base_model_name_or_path = known_as
     llm.save_pretrained(folder, save_embedding_layers=False)
     trained = {key: tensor.contiguous() for key, tensor in bench.model.state_dict().items() if key[:4] != "llm."}
-    trained |= {f"{RECALL_PREFIX}{key}": tensor.contiguous() for key, tensor in memory.items()}
+    trained |= {
+        f"{part}.{key}": tensor.contiguous() for part, held in constants.items() for key, tensor in held.items()
+    }
     save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
     generation_defaults(bench).save_pretrained(folder)

@@ -61,12 +61,14 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
     inputs = processor(**question["media"], **asked)
     inputs = inputs.to(model.device)
     prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}
+    for modality in question["withheld"]:
+        prompt = model.leave_out(modality, **prompt)
     with torch.inference_mode():
         raw = model.encode(prompt["present"], **inputs)
         filled = model.fill_recall(prompt["input_ids"], prompt["attention_mask"], raw, prompt["present"])
         prompt |= dict(zip(("input_ids", "attention_mask"), filled, strict=True))
     out = {"input_ids": prompt["input_ids"], "present": prompt["present"]}
-    out |= {f"features.{name}": tensor for name, tensor in raw.items()}
+    out |= {f"features.{name}": tensor for name, tensor in model.seen(raw, prompt["present"])[0].items()}
     answer_ids = given["answer_ids"].to(model.device)[None]
     forced = prompt | {"input_ids": torch.cat([prompt["input_ids"], answer_ids[:, :-1]], dim=1),
                        "attention_mask": torch.ones(1, prompt["input_ids"].shape[1] + answer_ids.shape[1] - 1,

@@ -5,8 +5,9 @@
     C  the exported folder in a fresh process without this package: features from the store, then from the raw media
 
 A against B is what merging costs, B against C on the same features what writing and loading cost, C on the store's
-features against C on raw media what re-encoding costs. Each clip is asked one task, the tasks of the run in turn; the
-logits compared are those that predict A's own greedy answer, token by token.
+features against C on raw media what re-encoding costs. Each clip is asked one task, the tasks of the run in turn; a
+modality that no question lacks is withheld from one that is asked again. The logits compared are those that predict
+A's own greedy answer, token by token.
 
 Shapes: T tokens of the answer, V vocabulary.
 """
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ class Reference:
     sample: Sample
     prompt_ids: list[int]
     present: list[bool]
+    """What the clip has and is shown with (M,)."""
+    seen: list[bool]
+    """What the model sees of it (M,): stand-ins too, where the run makes absence visible."""
     features: dict[str, Tensor]
-    """Modality -> (1, K, D) from the store."""
+    """Modality -> (1, K, D) from the store, or its stand-in."""
     text: list[int]
     """A's greedy token ids, without the end-of-sequence token."""
     answer_ids: list[int]
@@ -66,7 +70,7 @@ class Reference:
 
 
 def choose_questions(bench: Workbench, clips: ClipList, count: int) -> list[Sample]:
-    """One question a clip, evenly over the list, the run's tasks in turn.
+    """One question a clip, evenly over the list, the run's tasks in turn; then those of `without_each`.
 
     Raises:
         DataError: no clip has features and an answer to a task of the run.
@@ -83,9 +87,20 @@ def choose_questions(bench: Workbench, clips: ClipList, count: int) -> list[Samp
     if not samples:
         raise DataError("parity", expected="clips with an answer to a task of the run", got=f"none of {len(clips)}",
                         next_step="Choose others with --split or --clips.")  # fmt: skip
-    if len(samples) <= count:
-        return samples
-    return [samples[n * len(samples) // count] for n in range(count)]
+    if len(samples) > count:
+        samples = [samples[n * len(samples) // count] for n in range(count)]
+    return samples + without_each(bench, samples)
+
+
+def without_each(bench: Workbench, samples: Sequence[Sample]) -> list[Sample]:
+    """For each modality that no question lacks: one that shows others too, to be asked again without it."""
+    shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
+    again = []
+    for m, modality in enumerate(bench.reader.modalities):
+        fit = [sample for sample, here in zip(samples, shown, strict=True) if here[m] and sum(here) > 1]
+        if fit and all(here[m] for here in shown):
+            again.append(replace(fit[0], hidden=(*fit[0].hidden, modality)))
+    return again
 
 
 def refuse_other_media(bench: Workbench, samples: Sequence[Sample], views: Mapping[str, View]) -> None:
@@ -116,8 +131,7 @@ def reference(bench: Workbench, samples: Sequence[Sample]) -> list[Reference]:
     for sample in samples:
         present = bench.collator.present(sample.clip, sample.hidden)
         prompt = bench.collator.prompt_ids(sample, present)
-        mask = torch.tensor([present], dtype=torch.bool)
-        features = bench.reader.read([sample.clip.id], mask)
+        features, mask = bench.reader.read_seen([sample.clip.id], [present])
         device = next(bench.model.projectors.parameters()).device
         there = {name: tensor.to(device) for name, tensor in features.items()}
         eos = bench.tokenizer.eos_token_id
@@ -129,7 +143,9 @@ def reference(bench: Workbench, samples: Sequence[Sample]) -> list[Reference]:
             probabilities = (
                 label_log_probabilities(bench.model, [prompt], there, mask.to(device), ids)[0].softmax(0).cpu()
             )
-        one = Reference(sample, prompt, present, features, text, [*text, eos], torch.empty(0), probabilities)
+        one = Reference(
+            sample, prompt, present, mask[0].tolist(), features, text, [*text, eos], torch.empty(0), probabilities
+        )
         one.unmerged = answer_logits(bench, one)
         found.append(one)
     return found
@@ -142,7 +158,7 @@ def answer_logits(bench: Workbench, one: Reference) -> Tensor:
     ids = torch.tensor([[*one.prompt_ids, *one.answer_ids[:-1]]], device=device)
     mask = torch.ones_like(ids)
     features = {name: tensor.to(device) for name, tensor in one.features.items()}
-    embedded = bench.model.embed(ids, features, torch.tensor([one.present], device=device))
+    embedded = bench.model.embed(ids, features, torch.tensor([one.seen], device=device))
     out = bench.model.llm(inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask),
                           logits_to_keep=len(one.answer_ids))  # fmt: skip
     return out.logits[0].float().cpu()
@@ -191,8 +207,18 @@ def _question(sample: Sample) -> dict[str, Any]:
         "media": media, "text": clip.text, "task": sample.task.name, "dataset": clip.dataset or "",
         "peak_frame": clip.peak_frame, "start_s": clip.start_s, "end_s": clip.end_s,
         "crop": clip.crop and clip.crop.as_json(),
-        "closed": sample.task.answer == "label",
+        "closed": sample.task.answer == "label", "withheld": _withheld(sample),
     }  # fmt: skip
+
+
+def _withheld(sample: Sample) -> list[str]:
+    """Modalities that are kept from the model though the task shows them."""
+    return [name for name in sample.hidden if name in sample.task.modalities]
+
+
+def num_clips(references: Sequence[Reference]) -> int:
+    """How many clips the questions are on."""
+    return len({one.sample.clip.id for one in references})
 
 
 def divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
@@ -203,9 +229,10 @@ def divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
 
 def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
     """Everything measured on one clip; nothing is judged here."""
-    shown = {name: here for name, here in zip(one.features, one.present, strict=True) if here}
+    names = list(one.features)
+    absent = [name for name, here in zip(names, one.present, strict=True) if not here]
     features = {}
-    for name in shown:
+    for name in (name for name in names if name not in absent):
         mine, theirs = one.features[name][0].double(), out[f"features.{name}"][0].double()
         gap = (theirs - mine).abs()
         features[name] = {
@@ -220,6 +247,10 @@ def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "id": one.sample.clip.id,
         "task": one.sample.task.name,
+        "absent": absent,
+        "withheld": _withheld(one.sample),
+        "stand_ins": {name: torch.equal(out[f"features.{name}"], one.features[name])
+                      for name, seen in zip(names, one.seen, strict=True) if seen and name in absent},
         "prompt_equal": out["input_ids"][0].tolist() == one.prompt_ids,
         "present_equal": out["present"][0].tolist() == one.present,
         "features": features,

@@ -8,7 +8,8 @@
         equality.json                        per graph: largest difference, relative to the largest value
 
 Graphs compute in float32 for a batch of the size they are traced with. A clip that lacks a modality keeps its places in
-soft_tokens; its rows are to be left out, as `EmotionLlama.soft_tokens` says with its mask.
+soft_tokens; its rows are to be left out, as `EmotionLlama.soft_tokens` says with its mask, unless the model sees absent
+modalities.
 """
 
 from __future__ import annotations
@@ -63,10 +64,11 @@ class SoftTokensGraph(nn.Module):
         super().__init__()
         own = model.emotion_llama
         self.fusion, self.projectors = own.fusion, own.projectors
-        self._soft_tokens, self._used = own.soft_tokens, own.shapes.used
+        self.stand_ins = model.stand_ins
+        self._soft_tokens, self._used, self._seen = own.soft_tokens, own.shapes.used, model.seen
 
     def forward(self, present: Tensor, *features: Tensor) -> Tensor:
-        return self._soft_tokens(dict(zip(self._used, features, strict=True)), present)[0]
+        return self._soft_tokens(*self._seen(dict(zip(self._used, features, strict=True)), present))[0]
 
 
 def write_runtimes(opened: OpenedModel, out: Path, *, onnx: bool) -> dict[str, float]:

@@ -28,8 +28,7 @@ from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_WEIGHTS = "fusion.safetensors"
-"""Fusion and projectors, named as in EmotionLlama; and what is recalled, after `RECALL_PREFIX`."""
-RECALL_PREFIX = "recall."
+"""Fusion and projectors, named as in EmotionLlama; and the model's `constants`, as `PART.NAME`."""
 SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -147,14 +146,12 @@ def _with_adapters(llm: nn.Module, folder: Path) -> nn.Module:
 
 def _load_trained(model: Any, folder: Path) -> None:
     tensors = load_file(folder / TRAINED_WEIGHTS)
-    network, recall = model.emotion_llama, model.recall
+    network, constants = model.emotion_llama, model.constants()
     wanted = {name for name in network.state_dict() if not name.startswith("llm.")}
-    wanted |= {f"{RECALL_PREFIX}{name}" for name in (recall.state_dict() if recall is not None else ())}
+    wanted |= {f"{part}.{name}" for part, module in constants.items() for name in module.state_dict()}
     _refuse_differing(folder / TRAINED_WEIGHTS, set(tensors), wanted)
-    if recall is not None:
-        recall.load_state_dict(
-            {name: tensors.pop(f"{RECALL_PREFIX}{name}") for name in recall.state_dict()}, assign=True
-        )
+    for part, module in constants.items():
+        module.load_state_dict({name: tensors.pop(f"{part}.{name}") for name in module.state_dict()}, assign=True)
     network.load_state_dict(tensors, strict=False, assign=True)
 
 

@@ -34,6 +34,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         tasks: Sequence[str] = (),
         base_reference: Mapping[str, Any] | None = None,
         recall: Mapping[str, Any] | None = None,
+        absent: str = "hidden",
         **kwargs: Any,
     ) -> None:
         """Keep what an export wrote.
@@ -50,6 +51,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
             tasks: that it was trained on.
             base_reference: of the adapter-only form: {"name": …, "files": {name: sha256}, "dtype": …} of the base.
             recall: settings of the `Recall` over its training clips; None where it was trained without.
+            absent: hidden, or visible: `StandIns` are seen in place of a modality that a clip lacks.
         """
         if isinstance(text_config, Mapping):
             values = dict(text_config)
@@ -65,6 +67,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         self.tasks = list(tasks)
         self.base_reference = None if base_reference is None else dict(base_reference)
         self.recall = dict(recall) if recall else None
+        self.absent = absent
         super().__init__(**kwargs)
 
     @property

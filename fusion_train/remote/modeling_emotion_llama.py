@@ -5,7 +5,8 @@
            input_features (B, mel bins, mel frames), image_frames (B, 1, H, W, 3), video_frames (B, F, H, W, 3)
         -> generate: new token ids · label_probabilities: (B, C) · forward: logits (B, L, V)
 
-A modality that a clip does not have is False in `present`; what stands in its row does not matter. Encoders stay
+A modality that a clip does not have is False in `present`; what stands in its row does not matter. Where the run made
+absence visible, the language model sees its stand-in, else nothing of it. Encoders stay
 frozen and in evaluation mode. The language model keeps its dtype, trained parts are float32, and each encoder's matrix
 products run in the dtype that its features were computed in.
 Shapes: B clips, L tokens, M modalities in use, C labels, V vocabulary, K tokens of width D a feature.
@@ -30,6 +31,7 @@ from featurecache.errors import WeightsError
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
 from fusion_train.models.emotion_llama import IGNORED_LABEL, SOFT_TOKEN, EmotionLlama, llm_width
 from fusion_train.models.recall import Recall
+from fusion_train.models.stand_ins import StandIns
 from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
@@ -48,7 +50,9 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = EmotionLlamaConfig
     main_input_name = "input_ids"
     input_modalities = ("audio", "image", "video", "text")
-    _keep_in_fp32_modules_strict = ["emotion_llama.fusion", "emotion_llama.projectors", "recall"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        "emotion_llama.fusion", "emotion_llama.projectors", "recall", "stand_ins",
+    ]  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -71,6 +75,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             empty = EXPORTABLE[specs[key]["encoder"]].empty_network(settings).float()
             self.networks[key] = round_products(empty, specs[key]["compute_dtype"])
         self.recall = Recall(config.recall) if config.recall else None
+        self.stand_ins = StandIns(shapes) if config.absent == "visible" else None
         self._specs = config.specs
         self._opened: tuple[torch.device, dict[str, Encoder]] | None = None
         self._announce_language_model()
@@ -108,6 +113,11 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             )  # fmt: skip
         align(model)
         return (model, info) if wanted else model
+
+    def constants(self) -> dict[str, nn.Module]:
+        """Name -> what the model carries besides its networks: neither trained nor of an encoder."""
+        held = {"recall": self.recall, "stand_ins": self.stand_ins}
+        return {name: module for name, module in held.items() if module is not None}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.emotion_llama.llm.get_input_embeddings()
@@ -167,6 +177,10 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
                 features[modality][rows] = tokens.to(present.device)
         return features
 
+    def seen(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        """What the language model is shown of clips that have the modalities `present` (B, M), and which these are."""
+        return (features, present) if self.stand_ins is None else self.stand_ins(features, present)
+
     def fill_recall(
         self, input_ids: Tensor, attention_mask: Tensor, features: Mapping[str, Tensor], present: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -178,7 +192,8 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     def embed(self, input_ids: Tensor, present: Tensor, features: Mapping[str, Tensor] | None = None,
               **inputs: Tensor | None) -> Tensor:  # fmt: skip
         """Prompt and raw inputs, or features from a store, -> (B, L, H) for the language model."""
-        return self.emotion_llama.embed(input_ids, features or self.encode(present, **inputs), present)
+        features, present = self.seen(features or self.encode(present, **inputs), present)
+        return self.emotion_llama.embed(input_ids, features, present)
 
     def forward(
         self,
@@ -248,16 +263,17 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         features = features or self.encode(present, **inputs)
         input_ids, attention_mask = self.fill_recall(input_ids, attention_mask, features, present)
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-        scores = label_log_probabilities(self.emotion_llama, prompts, features, present, label_ids)
+        scores = label_log_probabilities(self.emotion_llama, prompts, *self.seen(features, present), label_ids)
         return scores.softmax(dim=1)
 
     @torch.inference_mode()
     def modality_weights(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor | None:
         """Weights (B, K or 1, M) of the fusion's attention branch, in the order of `present`; None if it has none."""
-        return self.emotion_llama.modality_weights(features, present)
+        return self.emotion_llama.modality_weights(*self.seen(features, present))
 
     def leave_out(self, modality: str, input_ids: Tensor, attention_mask: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """The same questions as if the clips did not have `modality`: its places leave the prompt; features stay.
+        """The same questions as if the clips did not have `modality`: features stay, and its places leave the prompt,
+        unless absence is visible.
 
         What a clip then answers, against what it answered, says how much it relied on the modality.
         """
@@ -275,8 +291,10 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _num_soft(self, present: Tensor) -> int:
         """Soft tokens in the prompt of a clip with these modalities (M,)."""
-        shown = {name for name, here in zip(self._specs, present.tolist(), strict=True) if here}
         counts = self.emotion_llama.soft_counts
+        if self.stand_ins is not None:
+            return sum(counts.values())
+        shown = {name for name, here in zip(self._specs, present.tolist(), strict=True) if here}
         return sum(count for stream, count in counts.items() if stream in shown or (stream == "fusion" and shown))
 
     def _nothing(self, input_ids: Tensor) -> Tensor:

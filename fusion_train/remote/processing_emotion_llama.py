@@ -57,6 +57,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         label_sets: Mapping[str, Any] | None = None,
         tasks: Sequence[str] = (),
         recall_keys: Sequence[str] = (),
+        absent: str = "hidden",
         **kwargs: Any,
     ) -> None:
         """Arguments as in EmotionLlamaConfig; those besides:
@@ -68,6 +69,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         self.encoders, self.networks = dict(encoders or {}), dict(networks or {})
         self.soft_counts, self.prompt = dict(soft_counts or {}), dict(prompt or {})
         self.label_sets, self.tasks, self.recall_keys = dict(label_sets or {}), list(tasks), list(recall_keys)
+        self.absent = absent
         self._preprocess = {
             modality: rebuild_encoder(read_spec(entry["spec"]), self.networks[entry["network"]])
             for modality, entry in self.encoders.items()
@@ -167,7 +169,8 @@ class EmotionLlamaProcessor(ProcessorMixin):
         self, clip: Clip, task: Task, shown: Sequence[str], labels: Sequence[str], question: str | None
     ) -> list[int]:
         before, said, asked = PromptFormat(**self.prompt).pieces(clip.text, task, labels, question)
-        streams = {*shown, *(["fusion"] if shown else [])}
+        seen = list(self.encoders) if self.absent == "visible" else shown
+        streams = {*seen, *(["fusion"] if seen else [])}
         num_soft = sum(count for stream, count in self.soft_counts.items() if stream in streams)
         key = task.label_key
         if shown and not task.picture and key in self.recall_keys:

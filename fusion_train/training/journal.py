@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurecache.store.publish import replace_bytes
 from fusion_train.config import LogConfig
 from fusion_train.training.held_out import overall
 from fusion_train.training.tally import Counts
@@ -60,7 +61,7 @@ class Journal:
             self._remember(row["step"], row)
         if self._enabled:
             if len(kept) != len(lines):
-                path.write_text("".join(f"{line}\n" for line in kept))
+                replace_bytes(path, "".join(f"{line}\n" for line in kept).encode())
             self._sinks = open_sinks(self._folder, self._start, self._log, self._about)
             self._file = path.open("a", encoding="utf-8")
         self._since = time.perf_counter()

@@ -1,12 +1,15 @@
 """Train, kill, resume, and compare every trained tensor with a run that was left alone.
 
-Both runs are processes of their own (this module run as a program). The second is ended by SIGKILL at a moment drawn
-at random, as often as asked, and started again each time. What must agree to the bit: trained
-parameters, their average, and the optimizer's state.
+Both runs are processes of their own (this module run as a program). The second is ended by SIGKILL as often as asked,
+and started again each time: at steps drawn over the whole run, half of them within a step, a quarter as the step's
+checkpoint is written, a quarter while the process starts. What must agree to the bit: trained parameters, their
+average, and the optimizer's state.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -26,9 +30,37 @@ from fusion_train.errors import CheckpointError
 from fusion_train.run import Run
 
 CONFIG = "config.yaml"
-POLL_S = 0.02
+SAID = "said.txt"
+"""What the newest process has said."""
+READY = "trained parameters"
+"""In what `train` says before its first step."""
+CHECKPOINTS = 7
+"""Of a run."""
+POLL_S = 0.005
 PATIENCE_S = 600.0
 """Longest wait for a step of a run that is to be killed."""
+
+
+Where = Literal["in a step", "at a checkpoint", "at the start"]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When to end a process."""
+
+    step: int
+    """Once so many steps are in the journal."""
+    where: Where
+    part: float
+    """Of the duration of a step, or of the start, that is let pass."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of the run that was left alone."""
+
+    start_s: float
+    step_s: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +83,7 @@ def verify_resume(
     Raises:
         CheckpointError: a process failed by itself; its last words are quoted.
     """
-    every = max(1, steps // 7)
+    every = max(1, steps // CHECKPOINTS)
     short = config.model_copy(
         update={
             "optim": config.optim.model_copy(update={"steps": steps}),
@@ -63,23 +95,30 @@ def verify_resume(
     replace_bytes(folder / CONFIG, short.to_yaml().encode())
     whole, parts = Run(folder / "whole"), Run(folder / "killed")
     say(f"training {steps} steps without a break")
-    _finish(_start(folder, whole, store, clips))
-    chance = random.Random(seed)
+    pace = _leave_alone(folder, whole, store, clips, steps)
     killed: list[int] = []
-    while len(killed) < kills:
-        done = newest_step(parts)
-        target = chance.randint(done, max(done, steps - 1 - (kills - len(killed)) // 2))
-        process = _start(folder, parts, store, clips)
-        reached = _kill_after(process, parts, min(target, steps - 1), chance.random() * 0.1)
-        if reached is None:
+    for kill in draw_kills(steps, kills, every, seed):
+        if not _killed(kill, _start(folder, parts, store, clips), folder / SAID, parts, pace):
             say(f"finished before kill {len(killed) + 1}")
             break
-        killed.append(reached)
-        say(f"kill {len(killed)} of {kills}: after step {reached} in the journal, "
+        killed.append(newest_step(parts))
+        say(f"kill {len(killed)} of {kills}: {kill.where}, {killed[-1]} steps in the journal, "
             f"{len(checkpoint.published(parts.checkpoints))} checkpoints")  # fmt: skip
     if not parts.finished:
         _finish(_start(folder, parts, store, clips))
     return compare(whole, parts, killed)
+
+
+def draw_kills(steps: int, kills: int, every: int, seed: int) -> list[Kill]:
+    """Moments over the first nine tenths of a run of `steps` steps, which has a checkpoint `every` so many."""
+    chance = random.Random(seed)
+    drawn = sorted(chance.randrange(max(1, steps * 9 // 10)) for _ in range(kills))
+    kinds: tuple[Where, ...] = ("in a step", "at a checkpoint", "in a step", "at the start")
+    found = []
+    for step, where in zip(drawn, itertools.cycle(kinds), strict=False):
+        saved = every * min(max(1, -(-step // every)), CHECKPOINTS - 1)
+        found.append(Kill(saved if where == "at a checkpoint" else step, where, chance.random()))
+    return found
 
 
 def compare(first: Run, second: Run, kills: Sequence[int] = ()) -> Verification:
@@ -118,7 +157,17 @@ def _start(folder: Path, run: Run, store: str, clips: str) -> subprocess.Popen[s
         clips,
         str(run.folder),
     ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with (folder / SAID).open("w") as said:
+        return subprocess.Popen(command, stdout=said, stderr=subprocess.PIPE, text=True)
+
+
+def _leave_alone(folder: Path, run: Run, store: str, clips: str, steps: int) -> Pace:
+    began = time.monotonic()
+    process = _start(folder, run, store, clips)
+    _wait(process, lambda: _ready(folder / SAID))
+    ready = time.monotonic()
+    _finish(process)
+    return Pace(ready - began, (time.monotonic() - ready) / steps)
 
 
 def _finish(process: subprocess.Popen[str]) -> None:
@@ -130,22 +179,29 @@ def _finish(process: subprocess.Popen[str]) -> None:
         )  # fmt: skip
 
 
-def _kill_after(process: subprocess.Popen[str], run: Run, step: int, delay_s: float) -> int | None:
-    """SIGKILL once the journal has come to `step`; returns the step reached, or None where it ended before."""
-    deadline = time.monotonic() + PATIENCE_S
-    began = newest_step(run)
-    while process.poll() is None and time.monotonic() < deadline:
-        reached = newest_step(run)
-        if reached >= step and (reached > began or step <= began):
-            break
-        time.sleep(POLL_S)
-    time.sleep(delay_s)
+def _killed(kill: Kill, process: subprocess.Popen[str], said: Path, run: Run, pace: Pace) -> bool:
+    """SIGKILL at the moment asked for; False where the process ended before."""
+    if kill.where == "at the start":
+        time.sleep(kill.part * pace.start_s)
+    else:
+        _wait(process, lambda: _ready(said) and newest_step(run) >= kill.step)
+        time.sleep(kill.part * pace.step_s if kill.where == "in a step" else 0)
     if process.poll() is not None:
         _finish(process)
-        return None
+        return False
     process.kill()
     process.communicate()
-    return newest_step(run)
+    return True
+
+
+def _ready(said: Path) -> bool:
+    return READY in said.read_text()
+
+
+def _wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while process.poll() is None and not until() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 if __name__ == "__main__":
@@ -153,4 +209,4 @@ if __name__ == "__main__":
 
     config_file, store, clips, out = sys.argv[1:]
     settings = validate(yaml.safe_load(Path(config_file).read_text()), config_file)
-    train(settings, store=store, clips=clips, run=Run(out))
+    train(settings, store=store, clips=clips, run=Run(out), say=functools.partial(print, flush=True))

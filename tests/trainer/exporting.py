@@ -13,6 +13,7 @@ import featurecache
 from featurecache.encoders import open_encoder
 from featurecache.extract import extract
 from featurecache.similarity.search import update_indices
+from fusion_train.data.zero_image import make_zero_image
 from fusion_train.run import Run
 from fusion_train.training.train import train
 
@@ -66,6 +67,11 @@ def train_run(
     extract(store, featurecache.load_clips(folder / "clips.jsonl"), encoders, stored_dtype=stored_dtype, workers=2)
     if any(override.startswith("retrieval.") for override in overrides):
         update_indices(featurecache.open_store(folder / "features.zarr"))
+    if "features.absent=visible" in overrides:
+        overrides += ("features.zero_image=zero-image.safetensors",)  # found beside the clip list
+        out = folder / "zero-image.safetensors"
+        make_zero_image(str(folder / "features.zarr"), "eva-global", out, weights=str(eva), device="cpu",
+                        say=lambda _: None)  # fmt: skip
     config = make_config(
         llama, "optim.steps=8", "optim.lr=0.02", "data.tasks=[emotion, reason]", "checkpoint.every=8", *overrides
     )

@@ -14,11 +14,13 @@ from toy import make_config
 from featurecache.clips import Clip, Question
 from fusion_train import checkpoint
 from fusion_train.cli import main
+from fusion_train.config import LogConfig
 from fusion_train.data.micro_batches import fixed, under_budget
 from fusion_train.data.pool import Pool
 from fusion_train.errors import DivergedError
 from fusion_train.run import Run
-from fusion_train.training.verify_resume import verify_resume
+from fusion_train.training.journal import Journal
+from fusion_train.training.verify_resume import draw_kills, verify_resume
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -99,8 +101,35 @@ def test_a_run_killed_at_random_ten_times_ends_with_the_same_weights(llama, mate
         kills=10, seed=seed,
     )  # fmt: skip
     assert len(found.kills) == 10
+    assert max(found.kills[:5]) < 350  # over the whole run, not all at its end
     assert found.tensors > 100
     assert not found.differing
+
+
+def test_kills_are_spread_over_the_run_and_over_what_a_process_does():
+    drawn = draw_kills(400, 20, 57, seed=0)
+    steps = [kill.step for kill in drawn]
+    assert min(steps) < 80
+    assert 280 < max(steps) < 400
+    assert all(kill.step % 57 == 0 for kill in drawn if kill.where == "at a checkpoint")
+    assert {kill.where for kill in drawn} == {"in a step", "at a checkpoint", "at the start"}
+    assert draw_kills(400, 20, 57, seed=0) == drawn != draw_kills(400, 20, 57, seed=1)
+    assert [kill.step for kill in draw_kills(2, 2, 1, seed=0)] == [0, 1]
+
+
+def test_a_kill_while_the_journal_drops_lines_costs_no_earlier_one(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "accuracy/emotion": step / 10}) for step in (1, 2, 3)]
+    path.write_text("\n".join([*lines, '{"step": 4, "acc']))
+    log = LogConfig(tensorboard=False)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, 2, log, enabled=True, peak_flops=1.0, about={}):
+        pass
+    monkeypatch.undo()
+    with Journal(tmp_path, 2, log, enabled=True, peak_flops=1.0, about={}) as journal:
+        assert journal.scores_at(1) == {"accuracy/emotion": 0.1}
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_a_run_that_goes_on_reads_no_clip_list_and_draws_the_same(llama, material, tmp_path, monkeypatch):

@@ -25,15 +25,26 @@ from fusion_train.run import Run
 def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
     certificate = json.loads((exported / "certificate.json").read_text())
     assert certificate["passed"]
-    rows = {row["id"]: row for row in certificate["clips"]}
+    rows = {row["id"]: row for row in certificate["clips"] if not row["withheld"]}
     assert set(rows) == {"v0", "v1", "v2", "v3"}
-    for row in rows.values():
+    for row in certificate["clips"]:
         assert all(feature["equal"] for feature in row["features"].values())
         assert row["reload_logits"] == row["raw_logits"] == 0
         assert row["text_equal"]
         assert 0 < row["total_kl"] < 1e-9 or row["total_kl"] == 0
     assert set(rows[SILENT]["features"]) == {"image", "video"}
     assert {row["task"] for row in rows.values()} == {"emotion", "reason"}
+
+
+def test_every_modality_is_absent_from_a_question_of_the_certificate(exported):
+    rows = json.loads((exported / "certificate.json").read_text())["clips"]
+    assert [(row["absent"], row["withheld"]) for row in rows if row["absent"]] == [
+        (["audio"], []), (["image"], ["image"]), (["video"], ["video"]),
+    ]  # fmt: skip
+    assert not any(row["stand_ins"] for row in rows)
+    page = (exported / "CERTIFICATE.md").read_text()
+    assert "by 6 questions on 4 raw clips" in page
+    assert "audio in 1, image in 1, video in 1 of these questions; in 2 of them one was withheld" in page
 
 
 def test_every_bound_has_a_reason_and_a_page_says_so(exported):
