@@ -29,11 +29,14 @@ class Progress(Protocol):
 
 
 @contextmanager
-def show_progress(title: str, unit: str = "clips", already: int = 0) -> Iterator[Progress]:
+def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: bool = True) -> Iterator[Progress]:
     """Show progress under a title while the block runs; `already` units were done before and count for no rate.
 
-    The clock runs from the first report, which may be of nothing done yet.
+    The clock runs from the first report, which may be of nothing done yet. False for `shown`: another process does.
     """
+    if not shown:
+        yield lambda done, total, note="": None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         lines = _Lines(title, unit, already)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from featurecache.clips import ClipList, load_clips
@@ -27,6 +26,7 @@ from fusion_train.data.samples import LabelSets, label_sets
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.language_model import build_model, load_llm, load_tokenizer
 from fusion_train.models.parts import trained_parameters
+from fusion_train.processes import this_process
 from fusion_train.quantised_base import quantise_base
 from fusion_train.run import Run
 from fusion_train.training.probing import build_probe
@@ -113,7 +113,7 @@ def assemble(
         retrieval = open_retrieval(store, config.features.used, pool, **config.retrieval.model_dump())
         recall["recall"] = RecalledTokens(retrieval, tokenizer, config.prompt.format())
     if config.model.quantised and quantised:
-        quantise_base(model.llm, config.model.quantised, PartialState().device, model.llm.dtype)
+        quantise_base(model.llm, config.model.quantised, this_process().device, model.llm.dtype)
     collator = Collator(
         reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=data.share_prefix, **recall
     )
@@ -158,7 +158,7 @@ def reassemble(
         _refuse_other_encoder(feature, bench.reader.specs[modality], record.fingerprints[modality])
     weights = checkpoint.best_weights(folder)
     checkpoint.load_model(folder, bench.model, name=weights)
-    bench.model.to(PartialState().device)
+    bench.model.to(this_process().device)
     return replace(bench, weights=state.sha256[weights])
 
 

@@ -158,6 +158,10 @@ for command in COMMANDS:
 
 
 def _print_result(folder: Path, result: dict[str, Any]) -> None:
+    from fusion_train.processes import this_process
+
+    if not this_process().is_main_process:
+        return
     scores = "".join(f", {name} {value:.4f}" for name, value in result["scores"].items())
     click.echo(f"{folder}: finished at step {result['step']}{scores}")
 

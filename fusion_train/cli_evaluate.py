@@ -54,14 +54,13 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     fusion-train eval --run runs/cognition --split test
     fusion-train eval --run runs/cognition --bench mer-unibench --wheels emotion_wheel
     fusion-train eval --run runs/cognition --modalities audio
-    accelerate launch -m fusion_train.cli eval --run runs/cognition --bench mmeverse
+    accelerate launch --multi_gpu --num_processes 8 -m fusion_train.cli eval --run runs/cognition --bench mmeverse
     """
-    from accelerate import PartialState
-
     from fusion_train.assemble import reassemble, take_out
     from fusion_train.evaluation.bench_runs import ask_bench, score_rows
     from fusion_train.evaluation.benches import Bench, BenchSet, load_bench
     from fusion_train.evaluation.score_report import write_report
+    from fusion_train.processes import this_process
     from fusion_train.run import Run
 
     streams = {name: mode or "omit" for name, _, mode in (text.partition(":") for text in given["taken_out"])}
@@ -83,7 +82,7 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     take_out(workbench, streams)
     if not bench_name:
         workbench.clips.in_split(split)  # names the splits there are, where this one is not
-    main = PartialState().is_main_process
+    main = this_process().is_main_process
     rows = ask_bench(
         bench, workbench, files, modalities=shown, batch_size=given["batch_size"], again=given["again"],
         say=click.echo if main else _nothing,

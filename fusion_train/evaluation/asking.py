@@ -5,7 +5,7 @@
 
 Killed at any instant, the same call asks what is left, with any number of processes: a clip is answered exactly once.
 Each row says who answered: weights, features, what was hidden or taken out, the prompt's hash. Rows by another are
-refused, never mixed. Several processes come from accelerate.
+refused, never mixed. Several processes: see `processes`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import PartialState
-
 from featurecache.errors import suggest
 from featurecache.interrupt import Interrupted
 from featurecache.store.publish import replace_bytes
@@ -26,6 +24,7 @@ from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError
 from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, row_of
 from fusion_train.evaluation.lines import AppendedLines, read_lines
+from fusion_train.processes import this_process
 
 PART = ".part-"
 
@@ -107,7 +106,7 @@ def ask(
         DataError: answers by another run lie there.
         Interrupted: `stop` said so; the same call goes on from there.
     """
-    state = PartialState()
+    state = this_process()
     if again and state.is_main_process:
         for path in [asking.path, *asking.parts()]:
             path.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from fusion_train.evaluation.scoring import BenchScores, score_bench
 from fusion_train.evaluation.text_models import Replies, open_text_model
 from fusion_train.metrics.scored import Settings
 from fusion_train.metrics.wheels import EmotionWheels
+from fusion_train.processes import this_process
 
 READ_AS_LABELS = ("hit", "open-vocabulary")
 """Metrics whose answers a language model may read as labels, in place of the list parser."""
@@ -83,7 +84,7 @@ def ask_bench(
             hidden = hidden_of(workbench, task, modalities)
             samples = questions(workbench, list(usable), task, hidden=hidden, vocabulary=asked.vocabulary)
             asking = Asking(workbench, samples, references, files[name], asked.answer, batch_size)
-            with show_progress(name) as progress:
+            with show_progress(name, shown=this_process().is_main_process) as progress:
                 rows[name] = ask(asking, again=again, advance=progress, stop=lambda: stop.requested)
             unasked = len(clips) - len(usable)
             say(f"{name}: {len(usable)} clips" + (f", {unasked} without a reference or features" if unasked else ""))

@@ -67,11 +67,10 @@ class LocalModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from accelerate import PartialState
-
         from fusion_train.language_model import load_llm, load_tokenizer
+        from fusion_train.processes import this_process
 
-        device = PartialState().device
+        device = this_process().device
         model = load_llm(self._place, "float32" if device.type == "cpu" else "bfloat16")
         return load_tokenizer(self._place), model.to(device).eval()
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from featurecache.errors import FingerprintError
@@ -33,6 +32,7 @@ from fusion_train.errors import DivergedError, FusionTrainError
 from fusion_train.language_model import build_model, load_llm
 from fusion_train.models.company import Company, evaluating, shared_copy
 from fusion_train.planning.sizes import work_of
+from fusion_train.processes import this_process
 from fusion_train.run import Run
 from fusion_train.seeding import derive
 from fusion_train.sweeps.scoring import score_together
@@ -64,7 +64,7 @@ class SharedBase:
         """The model itself, without adapters, on this process's device."""
         if self._key != (name, dtype) or self._llm is None:
             self._llm = None  # before the next one is loaded
-            self._llm, self._key = load_llm(name, dtype).to(PartialState().device), (name, dtype)
+            self._llm, self._key = load_llm(name, dtype).to(this_process().device), (name, dtype)
         return self._llm
 
     def copy(self, name: str, dtype: str) -> nn.Module:

@@ -14,26 +14,25 @@ from fusion_train.errors import ConfigError
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import trained_parameters
 from fusion_train.planning.peak import measured_peak_flops
+from fusion_train.processes import this_process
 from fusion_train.training.memory_budget import Budget
-from fusion_train.training.parallel import decoder_layers, equal_on_all, leave_at_exit, shard_base
+from fusion_train.training.parallel import decoder_layers, equal_on_all, shard_base
 
 
 def make_accelerator(optim: OptimConfig) -> Accelerator:
     """Device and autocast by accelerate.
 
     Raises:
-        ConfigError: a precision that the device does not have.
+        ConfigError: a precision that the device does not have, or fewer processes than were asked for.
     """
+    this_process()
     try:
-        accelerator = Accelerator(mixed_precision="no" if optim.precision == "fp32" else optim.precision)
+        return Accelerator(mixed_precision="no" if optim.precision == "fp32" else optim.precision)
     except ValueError as error:
         raise ConfigError(
             "optim.precision", expected="one that this machine has", got=f"{optim.precision} ({error})",
             next_step="Use --set optim.precision=bf16 or fp32.",
         ) from error  # fmt: skip
-    if accelerator.num_processes > 1:
-        leave_at_exit()
-    return accelerator
 
 
 def device_name(accelerator: Accelerator) -> str:

@@ -4,14 +4,11 @@ The trained parts (72 M of 6.8 B parameters) are whole on every process, and the
 all-reduce after the last micro-batch; there is nothing to overlap that is worth a wrapper, and a part that a step did
 not use has no gradient on any process, as in one. `shard_base` shares the frozen layers out by FSDP2, which gathers
 a layer when it is needed; checkpoints hold the trained parts whole either way.
-Start processes with `accelerate launch` or `torchrun`.
+`fusion_train/processes.py` says how to start them.
 """
 
 from __future__ import annotations
 
-import atexit
-import functools
-import gc
 from collections.abc import Iterable
 
 import torch
@@ -21,23 +18,6 @@ from torch import nn
 
 from fusion_train.errors import ConfigError
 from fusion_train.models.parts import trained_parameters
-
-
-@functools.cache
-def leave_at_exit() -> None:
-    """Have this process leave its group before the interpreter goes down.
-
-    A thread of gloo that lets go of a tensor while Python ends aborts the process (pytorch issue 190489), and torchrun
-    then ends all others. Leaving ends these threads; a sharded base keeps them, so training ends with a barrier too,
-    which holds no tensor.
-    """
-    atexit.register(_leave)
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        gc.collect()  # what still names the group would keep its threads
-        dist.destroy_process_group()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -88,7 +68,7 @@ def shard_base(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes == 1:
         raise ConfigError(
             "optim.shard_base", expected="several processes", got="one",
-            next_step="Start with: accelerate launch --num_processes N -m fusion_train.cli …",
+            next_step="Start with: accelerate launch --multi_gpu --num_processes N -m fusion_train.cli …",
         )  # fmt: skip
     trained = set(trained_parameters(model).values())
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))

@@ -77,6 +77,9 @@ def train(
         say(f"{run.folder}: already finished at step {run.result['step']}")
         return run.result
     accelerator = make_accelerator(config.optim)
+    leads = accelerator.is_main_process
+    if not leads:
+        say = _nothing
     known = run.record() if run.exists else None
     bench = assemble(
         config, store, clips,
@@ -92,9 +95,9 @@ def train(
     if known is not None and known.initial is not None:
         initial = Run(absolute(known.initial["run"], run.folder))
     loaded = start_from(initial, run, bench.model, known) if initial else None
-    if known is None and accelerator.is_main_process:
+    if known is None and leads:
         run.create(config, make_record(bench, store, clips, run, loaded))
-    if accelerator.is_main_process:
+    if leads:
         keep_pool(stream, bench, run.pool)
     place(bench.model, config, accelerator, budget)
     optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
@@ -107,18 +110,19 @@ def train(
     steps = feed.steps(start, config.optim.steps)
     tally = Tally(work_of(bench.model))
     journal = Journal(
-        run.folder, start, config.log, enabled=accelerator.is_main_process,
+        run.folder, start, config.log, enabled=leads,
         peak_flops=peak_flops(accelerator, config), about=config.model_dump(mode="json"),
     )  # fmt: skip
     done, began, waiting_since = start, time.perf_counter(), time.perf_counter()
-    with StopRequest(stop) as request, journal, show_progress(config.stage, "steps", already=start) as progress:
+    shown = show_progress(config.stage, "steps", already=start, shown=leads)
+    with StopRequest(stop) as request, journal, shown as progress:
         for step, batches in enumerate(steps if not journal.stalled() else (), start=start):
             journal.waited(time.perf_counter() - waiting_since)
             rates = set_learning_rates(optimizer, step, config.optim)
             try:
                 loss, norms = train_step(bench.model, optimizer, batches, tally, accelerator, config, step)
             except DivergedError as error:
-                if accelerator.is_main_process:
+                if leads:
                     keep_for_replay(run, bench, step, list(error.problems))
                 raise
             except torch.OutOfMemoryError as error:
@@ -145,7 +149,7 @@ def train(
                     last = True
                     say(f"step {done}: no better score in {config.log.patience} scorings, so this is the last step")
             stopping = any_process(accelerator, request.requested)
-            if (last or done % config.checkpoint.every == 0 or stopping) and accelerator.is_main_process:
+            if (last or done % config.checkpoint.every == 0 or stopping) and leads:
                 save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))
             if stopping and not last:
                 raise Interrupted(
@@ -157,7 +161,11 @@ def train(
             journal.paused(waiting_since - paused_since)
 
     result = {"step": done, "scores": journal.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
-    if accelerator.is_main_process:
+    if leads:
         run.finish(result)
-    accelerator.wait_for_everyone()  # see parallel.leave_at_exit
+    accelerator.wait_for_everyone()  # see processes.leave_at_exit
     return result
+
+
+def _nothing(text: str) -> None:
+    """What a process says that others speak for."""

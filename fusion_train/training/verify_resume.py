@@ -37,6 +37,8 @@ READY = "trained parameters"
 CHECKPOINTS = 7
 """Of a run."""
 POLL_S = 0.005
+TAIL_BYTES = 1 << 16
+"""Of a journal, in which its newest line lies."""
 PATIENCE_S = 600.0
 """Longest wait for a step of a run that is to be killed."""
 
@@ -142,7 +144,9 @@ def newest_step(run: Run) -> int:
     """Last step in a run's journal, 0 where there is none; a line torn by a kill is skipped."""
     if not run.metrics.is_file():
         return 0
-    lines = run.metrics.read_text(errors="replace").splitlines()
+    with run.metrics.open("rb") as journal:
+        journal.seek(max(0, run.metrics.stat().st_size - TAIL_BYTES))
+        lines = journal.read().decode(errors="replace").splitlines()
     steps = [line.partition('"step": ')[2].partition(",")[0] for line in lines]
     return max((int(step) for step in steps if step.isdigit()), default=0)
 

@@ -166,12 +166,13 @@ def test_a_killed_evaluation_goes_on_without_losing_or_repeating_a_clip(run, fol
 @pytest.mark.slow
 def test_two_processes_share_a_bench(run, folder, tmp_path):
     assert ask(run, folder, tmp_path / "one").exit_code == 0
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                "-m", "fusion_train.cli", "eval", "--run", run,
                "--bench", folder / "bench.yaml", "--out", tmp_path / "two", "--batch-size", "4"]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "faces: 6/6 clips" in done.stderr  # half of them
     one, two = (rows_of(tmp_path / which / "faces.jsonl") for which in ("one", "two"))
     assert [(row["id"], row["prediction"]) for row in one] == [(row["id"], row["prediction"]) for row in two]
 

@@ -18,6 +18,8 @@ from toy import make_config
 
 from fusion_train import checkpoint
 from fusion_train.config import Config
+from fusion_train.errors import ConfigError
+from fusion_train.processes import processes_asked
 from fusion_train.run import Run
 
 QUIET = ("model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]", "optim.steps=4",
@@ -25,7 +27,7 @@ QUIET = ("model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion,
 
 
 def launch(config: Config, material: Path, folder: Path, processes: int) -> subprocess.Popen[str]:
-    """Start training under torchrun; `accelerate launch` starts several processes on GPUs alone."""
+    """Start training under torchrun."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_suffix(".yaml")
     file.write_text(config.to_yaml())
@@ -34,7 +36,7 @@ def launch(config: Config, material: Path, folder: Path, processes: int) -> subp
         "-m", "fusion_train.training.verify_resume", str(file), str(material / "features.zarr"),
         str(material / "clips.jsonl"), str(folder),
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -45,6 +47,28 @@ def losses(run: Run) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(llama, material, tmp_path_factory) -> Run:
     return run_training(make_config(llama, *QUIET), material, tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("/usr/bin/python3 /usr/bin/accelerate launch --cpu --num_processes 2 -m fusion_train.cli", 2),
+        ("python -m accelerate.commands.launch --num-processes=3 -m fusion_train.cli", 3),
+        ("python /usr/bin/accelerate launch -m fusion_train.cli", 1),
+        ("/bin/bash train.sh --num_processes 4", 1),
+        ("", 1),
+    ],
+)
+def test_what_a_launcher_was_asked_for_is_read_off_its_command(command, asked):
+    assert processes_asked(command.split()) == asked
+
+
+def test_one_process_where_the_launcher_was_asked_for_two_is_refused(llama, material, tmp_path, monkeypatch):
+    launcher = ["python", "/usr/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "fusion_train.cli"]
+    monkeypatch.setattr("fusion_train.processes._command_of_parent", lambda: launcher)
+    with pytest.raises(ConfigError, match="--multi_gpu --num_processes 2"):
+        run_training(make_config(llama, *QUIET), material, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
