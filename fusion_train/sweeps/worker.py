@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from accelerate import PartialState
 
 from featurecache.errors import FeatureCacheError
 from featurecache.interrupt import Interrupted
 from fusion_train.assemble import Workbench
 from fusion_train.evaluation.evaluate import Evaluation
+from fusion_train.processes import this_process
 from fusion_train.run import Run
 from fusion_train.sweeps.companies import shares_base
 from fusion_train.sweeps.final import evaluate_finished
@@ -31,7 +31,7 @@ ISOLATED = (FeatureCacheError, RuntimeError, TypeError, ValueError, LookupError,
 
 def room(work: Work) -> Room:
     """What this process's device has for a worker."""
-    device = PartialState().device
+    device = this_process().device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
