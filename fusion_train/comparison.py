@@ -152,12 +152,14 @@ def compare(
     clusters: Mapping[str, Hashable],
     *,
     level: float = LEVEL,
+    comparisons: int = 1,
     seed: int = 0,
 ) -> Comparison:
     """Compare two variants on the same clips.
 
     Args:
         clusters: clip -> what it has in common with others; a clip that is missing stands for itself.
+        comparisons: how many there are in all; clips needed are counted for Holm's strictest step of as many.
     """
     members = [clusters.get(clip, ("clip", clip)) for clip in difference.clips]
 
@@ -166,7 +168,7 @@ def compare(
 
     interval = bootstrap_interval(counted, members, level=level, seed=seed)
     value, p = counted(np.ones(len(members))), difference.p(members, seed)
-    needed = clips_needed(difference.standard_error(members), len(members), value, level=level)
+    needed = clips_needed(difference.standard_error(members), len(members), value, level=_strictest(level, comparisons))
     return Comparison(variant, reference, value, interval, p, p, len(members), needed)
 
 
@@ -178,7 +180,8 @@ def compare_all(
     level: float = LEVEL,
 ) -> list[Comparison]:
     """Every variant of `differences` against the reference, with Holm's correction over them."""
-    found = [compare(name, reference, each, clusters, level=level) for name, each in differences.items()]
+    found = [compare(name, reference, each, clusters, level=level, comparisons=len(differences))
+             for name, each in differences.items()]  # fmt: skip
     corrected = holm([each.p for each in found])
     return [replace(each, p_holm=p) for each, p in zip(found, corrected, strict=True)]
 
@@ -243,7 +246,12 @@ def detectable_before(num_clips: int, num_comparisons: int = 1, *, level: float 
     Assumes that two variants differ on `ASSUMED_DISAGREEMENT` of the clips and takes the strictest step of Holm.
     """
     error = float(np.sqrt(ASSUMED_DISAGREEMENT / num_clips))
-    return detectable_difference(error, level=1 - (1 - level) / max(num_comparisons, 1))
+    return detectable_difference(error, level=_strictest(level, num_comparisons))
+
+
+def _strictest(level: float, comparisons: int) -> float:
+    """Level of the first step of Holm's correction."""
+    return 1 - (1 - level) / max(comparisons, 1)
 
 
 def clips_needed(error: float, num_clips: int, difference: float, *, level: float = LEVEL) -> int | None:

@@ -25,6 +25,7 @@ from fusion_train.data.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 from fusion_train.errors import ConfigError
 from fusion_train.models.emotion_llama import MODALITIES
 
+DEFAULT = "emotion_llama_v2"
 MAX_EXTENDED = 8
 
 
@@ -259,26 +260,37 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
     """Resolve a configuration.
 
     Args:
-        config: a YAML file, or the name of a shipped one such as "emotion_llama_v2"; default: `emotion_llama_v2`.
+        config: a YAML file, or the name of a shipped one; default: `DEFAULT`.
         stage: name of a file under `configs/stages/`.
         overrides: `a.b=c` texts, c read as YAML.
 
     Raises:
         ConfigError: no such file, not YAML, unknown keys or wrong values; all at once, each with its dotted key.
     """
-    values = read_yaml(config if config is not None else "emotion_llama_v2")
-    own_stages = values.pop("stages", None) or {}
+    values = read_yaml(config if config is not None else DEFAULT)
+    values.pop("stages", None)
     if stage is not None:
-        if stage not in stage_names():
-            raise ConfigError(
-                f'stage "{stage}"', expected="one of " + ", ".join(stage_names()), got="no such stage",
-                next_step=suggest(stage, stage_names()).strip() or None,
-            )  # fmt: skip
-        merge(values, read_yaml(f"stages/{stage}"))
-        merge(values, own_stages.get(stage) or {})
+        merge(values, stage_settings(config, stage))
     for text in overrides:
         merge(values, parse_override(text))
-    return validate(values, str(config or "emotion_llama_v2"))
+    return validate(values, str(config or DEFAULT))
+
+
+def stage_settings(config: str | Path | None, stage: str) -> dict[str, Any]:
+    """What a stage lays over a configuration: its file, and what the configuration says of that stage.
+
+    Raises:
+        ConfigError: no such stage.
+    """
+    if stage not in stage_names():
+        raise ConfigError(
+            f'stage "{stage}"', expected="one of " + ", ".join(stage_names()), got="no such stage",
+            next_step=suggest(stage, stage_names()).strip() or None,
+        )  # fmt: skip
+    values = read_yaml(f"stages/{stage}")
+    own_stages = read_yaml(config if config is not None else DEFAULT).get("stages") or {}
+    merge(values, own_stages.get(stage) or {})
+    return values
 
 
 def validate(values: Mapping[str, Any], subject: str) -> Config:

@@ -95,6 +95,9 @@ def test_every_variant_is_compared_and_corrected_for_all_of_them():
     found = compare_all("a", {name: per_clip(random.random(40) < 0.5, random.random(40) < 0.5) for name in "bcd"}, {})
     assert [each.variant for each in found] == ["b", "c", "d"]
     assert [each.p_holm for each in found] == holm([each.p for each in found])
+    same = per_clip(np.r_[np.ones(5), np.zeros(35)], 0.0)
+    alone, first = compare("b", "a", same, {}), compare_all("a", dict.fromkeys("bcd", same), {})[0]
+    assert first.clips_needed > alone.clips_needed, "for the corrected test"
 
 
 def worlds(count: int, effect: float, size: int = 40, together: int = 3):

@@ -17,6 +17,7 @@ from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
 from fusion_train.run import Run
 from fusion_train.sweeps.results import Results
+from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, Outcome
 
 REFERENCE = "the reference"
@@ -93,12 +94,14 @@ def page_of(results: Results, variants: Table) -> Page:
     if curves is not None:
         page.heading("Training")
         page.drawing(curves, "Loss per supervised token and held-out accuracy, means over seeds.")
-    if results.correlations:
+    if results.rungs:
         page.heading("Stopping early")
-        for step, value in results.correlations.items():
+        page.table(_rungs(results))
+        for rung, value in results.correlations.items():
             said = "too few finished to tell" if value is None else f"{value:.2f}"
-            page.text(f"Rank correlation of the scores after step {step} with those at the end: {said}.")
-        page.text("What was stopped was behind at that step, which is not the same as worse.", "note")
+            page.text(f"Rank correlation of the scores {_at(rung)} with those at the end: {said}.")
+        page.text("Held-out accuracy before the end, in per cent, mean over seeds. What was stopped was behind there, "
+                  "which is not the same as worse.", "note")  # fmt: skip
     page.heading("Trials")
     page.table(_trials(results))
     for outcome in failed:
@@ -130,6 +133,23 @@ def _figures(results: Results, outcome: Outcome) -> dict[str, float]:
     """Shares; nothing of a trial that is not done."""
     scored = results.scored.get(outcome.name)
     return dict(scored.figures) if scored else {}
+
+
+def _rungs(results: Results) -> Table:
+    """One row a variant, in the order of the file: its score at every rung, and what became of it."""
+    rows: list[list[Cell]] = []
+    for variant in results.about["variants"]:
+        early = [scores.get(variant) for scores in results.rungs.values()]
+        end = results.mean_and_spread(variant, results.measure.main)
+        shares = [*early, end[0] if end else None]
+        rows.append([variant, *(None if share is None else share * 100 for share in shares),
+                     _states(results.of(variant))])  # fmt: skip
+    header = ["variant", *map(_at, results.rungs), f"{results.measure.main} at the end", "state"]
+    return Table(header, rows)  # type: ignore[arg-type]
+
+
+def _at(rung: str) -> str:
+    return "in the probe" if rung == PROBE else f"after step {rung}"
 
 
 def _intervals(results: Results) -> Figure:
@@ -183,5 +203,5 @@ def _mean_curve(runs: Sequence[Sequence[dict[str, float]]], name: str) -> list[t
 
 
 def _states(outcomes: Sequence[Outcome]) -> str:
-    return ", ".join(sorted({f"{o.state}" + (f" after step {o.step}" if o.state == "stopped" else "")
-                             for o in outcomes}))  # fmt: skip
+    return ", ".join(sorted({outcome.state if outcome.stopped is None else f"stopped, {outcome.stopped}"
+                             for outcome in outcomes}))  # fmt: skip

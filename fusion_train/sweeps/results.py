@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,6 +19,7 @@ from fusion_train.metrics.registry import METRICS
 from fusion_train.metrics.scored import Scored
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.measure import Measure, Rows, choose_measure
+from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
 from fusion_train.sweeps.work import ABOUT, PREDICTIONS
 
@@ -35,8 +36,10 @@ class Results:
     """Trial -> its figures, of the finished ones."""
     comparisons: list[Comparison]
     clustered_by: str
-    correlations: dict[int, float | None]
-    """Step of a rung -> rank correlation of the scores there with those at the end."""
+    rungs: dict[str, dict[str, float]]
+    """`probe`, or the step of a rung -> variant -> held-out accuracy there, mean over seeds."""
+    correlations: dict[str, float | None]
+    """The same -> rank correlation of the scores there with those at the end."""
 
     def of(self, variant: str) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.variant == variant]
@@ -84,8 +87,10 @@ def read_results(folder: Path) -> Results:
     differences = {variant: measure.difference(mine, theirs) for variant, mine in by_variant.items()}
     clustered_by, clusters = _clusters(absolute(about["clips"], folder))
     comparisons = compare_all(about["reference"], {name: d for name, d in differences.items() if d}, clusters)
-    return Results(folder, about, outcomes, measure, scored, comparisons, clustered_by,
-                   _correlations(outcomes, scored))  # fmt: skip
+    finals = _means((outcome.variant, scored[outcome.name].value) for outcome in outcomes if outcome.name in scored)
+    rungs = _rungs(table, about, outcomes)
+    correlations = {rung: rank_correlation(early, finals) for rung, early in rungs.items()}
+    return Results(folder, about, outcomes, measure, scored, comparisons, clustered_by, rungs, correlations)
 
 
 def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
@@ -101,15 +106,19 @@ def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
     return "clips", {}
 
 
-def _correlations(outcomes: list[Outcome], scored: Mapping[str, Scored]) -> dict[int, float | None]:
-    steps = sorted({int(step) for outcome in outcomes for step in outcome.rungs})
-    finals = _means(outcomes, lambda o: scored[o.name].value if o.name in scored else None)
-    return {step: rank_correlation(_means(outcomes, lambda o, s=str(step): o.rungs.get(s)), finals) for step in steps}
+def _rungs(table: TrialTable, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Scores before the end, in their order: the probe's, then those of halving."""
+    probes = [(variant, table.read(key)) for variant, keys in about.get("probes", {}).items() for key in keys]
+    probed = _means((variant, each.scores["accuracy"]) for variant, each in probes if each.scores)
+    steps = sorted({step for outcome in outcomes for step in outcome.rungs}, key=int)
+    return ({PROBE: probed} if probed else {}) | {
+        step: _means((each.variant, each.rungs[step]) for each in outcomes if step in each.rungs) for step in steps
+    }
 
 
-def _means(outcomes: list[Outcome], value: Any) -> dict[str, float]:
+def _means(scores: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """(variant, score) of trials -> variant -> mean."""
     found: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        if (number := value(outcome)) is not None:
-            found.setdefault(outcome.variant, []).append(number)
+    for variant, score in scores:
+        found.setdefault(variant, []).append(score)
     return {variant: fmean(values) for variant, values in found.items()}

@@ -8,6 +8,7 @@
     seeds: [0, 1, 2]            every variant is trained with each
     reference: conv-attention   what the others are compared with; default: the last variant
     settings: {...}             laid over the recipe
+    probe: {steps: 300, keep: 0.5}           see probe_tier.py; default: none
     halving: {at: [0.25, 0.5], keep: 0.5}    see halving.py; default: none
     budget: {hours: 4}          device time, or {trials: 12}; see budget.py; default: none
     needs: |                    how to make features that the store may not have yet
@@ -32,11 +33,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurecache.errors import suggest
-from fusion_train.config import Config, load_config, merge, read_yaml, validate
+from fusion_train.config import Config, load_config, merge, read_yaml, stage_settings, validate
+from fusion_train.data.prompts import find_task
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.measure import Measure, choose_measure
 
 DEFAULT_SEEDS = (0, 1, 2)
+PROBE = "probe"
+"""Stage of the probe tier."""
+PROBED_DATA = ("train_split", "eval_split", "mixture", "mixture_absent", "eval_clips", "failed_clips", "exclude",
+               "corrections", "hide_modality_p")  # fmt: skip
+"""Settings of the data that a probe reads, its tasks apart."""
 
 
 class Halving(BaseModel):
@@ -48,6 +55,7 @@ class Halving(BaseModel):
     keep: float = Field(0.5, gt=0, lt=1)
 
 
+<<<<<<< HEAD
 class Budget(BaseModel):
     """What a sweep may cost, all runs of its command together."""
 
@@ -56,6 +64,17 @@ class Budget(BaseModel):
     hours: float | None = Field(None, gt=0)
     """Of device time, summed over devices."""
     trials: int | None = Field(None, gt=0)
+=======
+class ProbeTier(BaseModel):
+    """A first look without the language model, and what share of the variants goes on after it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int | None = Field(None, ge=1)
+    """Null: those of the stage `probe`."""
+    keep: float = Field(0.5, gt=0, le=1)
+    """1 stops nothing: the probe is only compared with what comes of the whole model."""
+>>>>>>> 8690c8e (Sweeps: a probe tier)
 
 
 class SweepFile(BaseModel):
@@ -72,6 +91,7 @@ class SweepFile(BaseModel):
     seeds: tuple[int, ...] = Field(DEFAULT_SEEDS, min_length=1)
     reference: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    probe: ProbeTier | None = None
     halving: Halving | None = None
     budget: Budget | None = None
     needs: str = ""
@@ -113,10 +133,13 @@ class Sweep:
     measure: Measure
     split: str
     reference: str
+    probe: ProbeTier | None
     halving: Halving | None
     budget: Budget | None
     needs: str
     trials: tuple[Trial, ...]
+    probes: Mapping[str, tuple[Trial, ...]]
+    """Variant -> its probe with every seed, trained before anything else; of the variants that have one."""
 
     @property
     def variants(self) -> list[str]:
@@ -140,7 +163,9 @@ def load_sweep(
         values["budget"] = {**(values.get("budget") or {}), **budget}
     asked = _parse(file, values)
     overrides = list(overrides)
-    trials, problems = [], []
+    trials: list[Trial] = []
+    probes: dict[str, tuple[Trial, ...]] = {}
+    problems = []
     for variant, settings in asked.variants.items():
         laid = copy.deepcopy(settings or {})
         stages = laid.pop("stages", None) or [laid.pop("stage", None) or asked.stage]
@@ -156,6 +181,8 @@ def load_sweep(
             except ConfigError as error:
                 problems.append(str(error))
                 break  # other seeds would say the same
+        if asked.probe and not problems:
+            probes[variant] = _probes(asked, config, overrides, variant, laid)
     if problems:
         raise ConfigError(file, expected="valid settings for every variant", got="problems", problems=problems)
     _refuse_equal(file, trials)
@@ -167,7 +194,12 @@ def load_sweep(
         )  # fmt: skip
     measure = choose_measure(asked.task, asked.metric, asked.main)
     split = asked.split or trials[0].config.data.eval_split or "val"
+    if asked.probe and find_task(asked.task).answer != "label":
+        raise ConfigError(
+            f"{file}: probe", expected="a task with one label a clip, since a probe answers no other", got=asked.task
+        )
     return Sweep(
+<<<<<<< HEAD
         Path(file).stem,
         asked.task,
         measure,
@@ -178,6 +210,38 @@ def load_sweep(
         asked.needs.strip(),
         tuple(trials),
     )
+=======
+        Path(file).stem, asked.task, measure, split, reference, asked.probe, asked.halving, asked.needs.strip(),
+        tuple(trials), {variant: each for variant, each in probes.items() if each},
+    )  # fmt: skip
+
+
+def _probes(
+    asked: SweepFile, config: str | None, overrides: Iterable[str], variant: str, laid: Mapping[str, Any]
+) -> tuple[Trial, ...]:
+    """The probe of a variant with every seed: its fusion, features and clips in the stage `probe`.
+
+    What a probe does not have, and how the whole model is optimised, is left out, so that variants that differ in
+    nothing else have equal probes. There is none without a fusion, which is all that a probe trains.
+    """
+    values = load_config(config, None, overrides).model_dump(mode="json")
+    for layer in (asked.settings, laid):
+        merge(values, copy.deepcopy(dict(layer)))
+    if values["model"]["fusion"]["name"] == "none":
+        return ()
+    kept: dict[str, Any] = {
+        "model": {"fusion": values["model"]["fusion"]},
+        "features": values["features"],
+        "data": {name: value for name, value in values["data"].items() if name in PROBED_DATA},
+    }
+    merge(kept, stage_settings(config, PROBE))
+    if asked.task not in kept["data"]["tasks"]:
+        kept["data"]["tasks"] = [asked.task]
+    if asked.probe and asked.probe.steps:
+        merge(kept, {"optim": {"steps": asked.probe.steps}})
+    name = f"{variant}.{PROBE}"
+    return tuple(Trial(name, seed, (validate({**kept, "seed": seed}, name),)) for seed in asked.seeds)
+>>>>>>> 8690c8e (Sweeps: a probe tier)
 
 
 def _parse(file: str, values: Mapping[str, Any]) -> SweepFile:

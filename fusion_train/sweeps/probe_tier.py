@@ -1,0 +1,71 @@
+"""The probe tier: before a language model is trained, probes of the variants are, and variants behind there may stop.
+
+A probe is the stage `probe`: a variant's fusion with a linear head, on averaged tokens kept in memory.
+
+Rule. Variants whose probe is like no other's are told apart; they and the reference are ordered by the accuracy of
+their probes on the sweep's question, averaged over seeds, and the better `keep` of them go on, as in halving: rounded
+up, ties too, the reference always. Variants that differ in what a probe does not have (LoRA, learning rate, prompt,
+stages) have equal probes, and those without a fusion have none; neither is trained nor stopped here, and one whose
+probe fails goes on.
+
+Risk. A probe sees averaged tokens, closed labels and no language model: what only pays off with one is stopped unseen.
+Whether the order of the probes is that of the whole models is measured on those that finished (`rank_correlation`), not
+assumed; `keep: 1` measures it and stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from fusion_train.sweeps.judge import stop_behind
+from fusion_train.sweeps.scheduling import Round
+from fusion_train.sweeps.sweep_file import Sweep, Trial
+from fusion_train.sweeps.trials import DONE, TrialTable
+
+
+def told_apart(sweep: Sweep) -> list[str]:
+    """Variants that a probe can tell from every other one."""
+    keys = Counter(probes[0].key for probes in sweep.probes.values())
+    return [variant for variant, probes in sweep.probes.items() if keys[probes[0].key] == 1]
+
+
+def probes_of(sweep: Sweep) -> dict[str, tuple[Trial, ...]]:
+    """Variant -> probes to train: of those told apart and of the reference; none where that compares nothing."""
+    compared = [name for name in sweep.probes if name in told_apart(sweep) or name == sweep.reference]
+    return {name: sweep.probes[name] for name in compared} if len(compared) > 1 else {}
+
+
+def probe_round(sweep: Sweep) -> Round | None:
+    """All probes to their end; None where there is none."""
+    probes = tuple(probe for each in probes_of(sweep).values() for probe in each)
+    return Round(0, None, probes, ()) if probes else None
+
+
+def announce(sweep: Sweep, say: Callable[[str], None]) -> None:
+    """Say what the tier will do, of every variant."""
+    if sweep.probe is None:
+        return
+    probes = probes_of(sweep)
+    steps = next(iter(probes.values()))[0].config.optim.steps if probes else 0
+    say(f"probe tier: {', '.join(probes) or 'nothing to compare'}"
+        + (f", {steps} steps each; the better {sweep.probe.keep:.0%} go on" if probes else ""))  # fmt: skip
+    like_another = [name for name in sweep.probes if name not in probes and name not in told_apart(sweep)]
+    without = [name for name in sweep.variants if name not in sweep.probes]
+    for names, why in ((like_another, "a probe cannot tell them from another"), (without, "no fusion to probe")):
+        if names:
+            say(f"probe tier: {', '.join(names)} go on: {why}")
+
+
+def stop_by_probe(sweep: Sweep, table: TrialTable, say: Callable[[str], None]) -> None:
+    """Judge by the probes that are done with every seed."""
+    assert sweep.probe is not None
+    scores = {variant: probe_scores(table, probes) for variant, probes in probes_of(sweep).items()}
+    judged = {variant: each for variant, each in scores.items() if len(each) == len(sweep.probes[variant])}
+    stop_behind(sweep, table, sweep.trials, judged, sweep.probe.keep, "in the probe", say)
+
+
+def probe_scores(table: TrialTable, probes: tuple[Trial, ...]) -> list[float]:
+    """Accuracy of the probes that are done."""
+    outcomes = [table.outcome(probe) for probe in probes]
+    return [float(outcome.scores["accuracy"]) for outcome in outcomes if outcome.state == DONE and outcome.scores]
