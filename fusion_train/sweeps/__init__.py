@@ -4,6 +4,7 @@ sweep_file   what is asked                         check     whether all of it c
 scheduling   what is trained until when            companies who trains with whom
 budget       what it may cost                      dispatch  groups given to the workers of an engine
 worker       one group trained and scored          together  a company's training loop, scoring its questions
+probe_tier   probes before anything else           final     finished trials asked
 halving      the rule of stopping early            judge     the rule applied
 trials       what was done, in one SQLite table    running   all of this in order
 measure      the figure that is compared           results   figures, differences, read back

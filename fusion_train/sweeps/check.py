@@ -12,6 +12,7 @@ from fusion_train.data.prompts import find_task
 from fusion_train.errors import DataError
 from fusion_train.evaluation.evaluate import with_answers
 from fusion_train.sweeps.companies import Cost, cost_of
+from fusion_train.sweeps.probe_tier import announce
 from fusion_train.sweeps.sweep_file import Sweep
 
 
@@ -41,9 +42,11 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
             say(f"{variant}: {cost.trained:,} trained parameters, {cost.soft_tokens} soft tokens, "
                 f"{cost.flops / 1e12:,.1f} TFLOP a trial, memory {cost.shared_bytes / 2**20:,.0f} MiB shared "
                 f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own")  # fmt: skip
+    announce(sweep, say)
     clip_list = load_clips(clips)
     asked = len(with_answers(clip_list.in_split(sweep.split), find_task(sweep.task)))
-    least = detectable_before(asked, len(sweep.variants) - 1)
-    say(f"{sweep.task} on {asked} clips of {sweep.split}, {len(sweep.variants) - 1} comparisons with "
-        f"{sweep.reference}: differences from about {least * 100:.1f} points can be told from chance")  # fmt: skip
+    comparisons = len(sweep.variants) - 1
+    least = detectable_before(asked, comparisons)
+    say(f"{sweep.task} on {asked} clips of {sweep.split}, {comparisons} comparison{'s' if comparisons != 1 else ''} "
+        f"with {sweep.reference}: differences from about {least * 100:.1f} points can be told from chance")  # fmt: skip
     return costs

@@ -1,8 +1,8 @@
-"""Apply the rule of successive halving to the table: stop the variants that are behind at a rung."""
+"""Stop variants that are behind: the rule of successive halving applied to the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fusion_train.sweeps.halving import survivors
 from fusion_train.sweeps.sweep_file import Sweep, Trial
@@ -22,10 +22,23 @@ def stop_those_behind(
         outcome = table.outcome(trial)
         if outcome.state != FAILED and str(rung) in outcome.rungs:
             scores.setdefault(trial.variant, []).append(outcome.rungs[str(rung)])
-    going_on = survivors(scores, sweep.reference, sweep.halving.keep)
-    behind = [trial for trial in trials if trial.variant in scores and trial.variant not in going_on]
-    stopped = [trial for trial in behind if table.outcome(trial).state == WAITING]
+    stop_behind(sweep, table, trials, scores, sweep.halving.keep, f"after step {rung}", say)
+
+
+def stop_behind(
+    sweep: Sweep,
+    table: TrialTable,
+    trials: Sequence[Trial],
+    scores: Mapping[str, Sequence[float]],
+    keep: float,
+    where: str,
+    say: Callable[[str], None],
+) -> None:
+    """Stop the waiting trials of variants that are behind by these scores; the table keeps where that was."""
+    going_on = survivors(scores, sweep.reference, keep)
+    stopped = [trial for trial in trials if trial.variant in scores and trial.variant not in going_on
+               and table.outcome(trial).state == WAITING]  # fmt: skip
     for variant in dict.fromkeys(trial.variant for trial in stopped):
-        say(f"{variant}: behind after step {rung}, stopped")
+        say(f"{variant}: behind {where}, stopped")
     for trial in stopped:
-        table.write(trial, state=STOPPED)
+        table.write(trial, state=STOPPED, stopped=f"behind {where}")

@@ -47,14 +47,16 @@ def announce(sweep: Sweep, say: Callable[[str], None]) -> None:
     if sweep.probe is None:
         return
     probes = probes_of(sweep)
-    steps = next(iter(probes.values()))[0].config.optim.steps if probes else 0
-    say(f"probe tier: {', '.join(probes) or 'nothing to compare'}"
-        + (f", {steps} steps each; the better {sweep.probe.keep:.0%} go on" if probes else ""))  # fmt: skip
-    like_another = [name for name in sweep.probes if name not in probes and name not in told_apart(sweep)]
+    if probes:
+        steps = next(iter(probes.values()))[0].config.optim.steps
+        say(f"probe tier: {', '.join(probes)}; {steps} steps each, {sweep.probe.keep:.0%} of them go on")
+    else:
+        say("probe tier: there are no two variants that it can tell apart")
+    equal = [name for name in sweep.probes if name not in probes]
     without = [name for name in sweep.variants if name not in sweep.probes]
-    for names, why in ((like_another, "a probe cannot tell them from another"), (without, "no fusion to probe")):
+    for names, why in ((equal, "the probe of another is the same"), (without, "no fusion to probe")):
         if names:
-            say(f"probe tier: {', '.join(names)} go on: {why}")
+            say(f"probe tier: not judged: {', '.join(names)} ({why})")
 
 
 def stop_by_probe(sweep: Sweep, table: TrialTable, say: Callable[[str], None]) -> None:

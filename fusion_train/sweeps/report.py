@@ -171,7 +171,6 @@ def _intervals(results: Results) -> Figure:
 def _curves(results: Results) -> Figure | None:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     losses, scores = figure.subplots(1, 2)
-    drawn = False
     for number, variant in enumerate(results.about["variants"]):
         rows = [read_metrics(Run(results.folder / outcome.name)) for outcome in results.of(variant)]
         for axes, name, mark in ((losses, "loss", "-"), (scores, "accuracy", "o-")):
@@ -179,15 +178,15 @@ def _curves(results: Results) -> Figure | None:
             if points:
                 mark = mark if len(points) > 1 else "o"
                 axes.plot(*zip(*points, strict=True), mark, color=f"C{number}", label=variant, markersize=3)
-                drawn = True
     losses.set(xlabel="step", ylabel="loss", yscale="log")
     losses.yaxis.set_major_formatter(LogFormatter())
     losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     scores.set(xlabel="step", ylabel="held-out accuracy")
     for axes in (losses, scores):
         axes.grid(alpha=0.3)
+    drawn = [axes for axes in (losses, scores) if axes.lines]
     if drawn:
-        losses.legend(fontsize=8)
+        drawn[0].legend(fontsize=8)
     return figure if drawn else None
 
 

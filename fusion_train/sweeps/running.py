@@ -26,6 +26,7 @@ from fusion_train.sweeps.companies import Cost, companies, shares_base
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines import Crew, here
 from fusion_train.sweeps.judge import stop_those_behind
+from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.scheduling import Round, rounds
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
@@ -88,13 +89,18 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool) -> TrialTable:
     about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
              "reference": sweep.reference, "variants": sweep.variants,
              "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out),
-             "keys": [trial.key for trial in sweep.trials]}  # fmt: skip
-    replace_bytes(out / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
+             "keys": [trial.key for trial in sweep.trials],
+             "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()}}  # fmt: skip
     table = TrialTable(out)
-    table.add(sweep.trials)
-    for trial in sweep.trials:
-        if retry and table.outcome(trial).state == FAILED:
+    everything = [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]
+    table.add(everything)
+    before = json.loads((out / ABOUT).read_text()) if (out / ABOUT).is_file() else about
+    asked_anew = any(before[name] != about[name] for name in ("task", "split"))
+    again = {FAILED: retry, DONE: asked_anew}
+    for trial in everything:
+        if again.get(table.outcome(trial).state):
             table.write(trial, state=WAITING, error=None)
+    replace_bytes(out / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
     return table
 
 
@@ -102,6 +108,9 @@ def _run(running: Running) -> list[Outcome]:
     sweep, table = running.sweep, running.table
     guess = estimate(sweep, table, running.costs, lambda: running.crew.room().peak_flops)
     taken = {trial.key for trial in admitted(sweep, table, guess, running.say)}
+    if (first := probe_round(sweep)) is not None:
+        _run_round(running, first, list(first.trials))
+        stop_by_probe(sweep, table, running.say)
     for each in rounds(sweep):
         _run_round(running, each, [trial for trial in each.trials if trial.key in taken])
         if used_up(sweep, table, 0.0):
@@ -119,7 +128,7 @@ def _run_round(running: Running, this: Round, trials: list[Trial]) -> None:
         left = [trial for trial in left if shares_base(trial.stages[this.stage])]
     if left and not used_up(running.sweep, running.table, 0.0):
         room = running.crew.room()
-        formed = companies(left, this.stage, lambda trial: running.costs[trial.variant], room.free_bytes,
+        formed = companies(left, this.stage, lambda trial: running.costs.get(trial.variant), room.free_bytes,
                            running.crew.count)  # fmt: skip
         groups = [Group(tuple(company), this.stage, this.until) for company in formed]
         for group, answer, seconds in dispatch(

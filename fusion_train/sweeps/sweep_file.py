@@ -55,7 +55,6 @@ class Halving(BaseModel):
     keep: float = Field(0.5, gt=0, lt=1)
 
 
-<<<<<<< HEAD
 class Budget(BaseModel):
     """What a sweep may cost, all runs of its command together."""
 
@@ -64,7 +63,8 @@ class Budget(BaseModel):
     hours: float | None = Field(None, gt=0)
     """Of device time, summed over devices."""
     trials: int | None = Field(None, gt=0)
-=======
+
+
 class ProbeTier(BaseModel):
     """A first look without the language model, and what share of the variants goes on after it."""
 
@@ -74,7 +74,6 @@ class ProbeTier(BaseModel):
     """Null: those of the stage `probe`."""
     keep: float = Field(0.5, gt=0, le=1)
     """1 stops nothing: the probe is only compared with what comes of the whole model."""
->>>>>>> 8690c8e (Sweeps: a probe tier)
 
 
 class SweepFile(BaseModel):
@@ -199,21 +198,18 @@ def load_sweep(
             f"{file}: probe", expected="a task with one label a clip, since a probe answers no other", got=asked.task
         )
     return Sweep(
-<<<<<<< HEAD
-        Path(file).stem,
-        asked.task,
-        measure,
-        split,
-        reference,
-        asked.halving,
-        asked.budget,
-        asked.needs.strip(),
-        tuple(trials),
+        name=Path(file).stem,
+        task=asked.task,
+        measure=measure,
+        split=split,
+        reference=reference,
+        probe=asked.probe,
+        halving=asked.halving,
+        budget=asked.budget,
+        needs=asked.needs.strip(),
+        trials=tuple(trials),
+        probes={variant: each for variant, each in probes.items() if each},
     )
-=======
-        Path(file).stem, asked.task, measure, split, reference, asked.probe, asked.halving, asked.needs.strip(),
-        tuple(trials), {variant: each for variant, each in probes.items() if each},
-    )  # fmt: skip
 
 
 def _probes(
@@ -241,7 +237,6 @@ def _probes(
         merge(kept, {"optim": {"steps": asked.probe.steps}})
     name = f"{variant}.{PROBE}"
     return tuple(Trial(name, seed, (validate({**kept, "seed": seed}, name),)) for seed in asked.seeds)
->>>>>>> 8690c8e (Sweeps: a probe tier)
 
 
 def _parse(file: str, values: Mapping[str, Any]) -> SweepFile:

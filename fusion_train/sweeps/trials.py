@@ -1,7 +1,8 @@
 """What became of every trial: one SQLite table, keyed by the hash of the resolved configuration.
 
-A trial is waiting, done, failed (with its error) or stopped (by halving, with the step). A state is written in one
-transaction when it is reached; after a kill in between, the trial is waiting and its run resumes from its checkpoint.
+A trial is waiting, done, failed (with its error) or stopped (by the probe tier or halving, with where). A state is
+written in one transaction when it is reached; after a kill in between, the trial is waiting and its run resumes from
+its checkpoint.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trials (
     key TEXT PRIMARY KEY, variant TEXT NOT NULL, seed INTEGER NOT NULL, config TEXT NOT NULL,
     state TEXT NOT NULL DEFAULT 'waiting', step INTEGER, seconds REAL, together INTEGER,
-    rungs TEXT NOT NULL DEFAULT '{}', scores TEXT, error TEXT
+    rungs TEXT NOT NULL DEFAULT '{}', scores TEXT, error TEXT, stopped TEXT
 )
 """
 _SPENDING = "CREATE TABLE IF NOT EXISTS spending (seconds REAL NOT NULL)"
-_COLUMNS = ("state", "step", "seconds", "together", "rungs", "scores", "error")
+_COLUMNS = ("state", "step", "seconds", "together", "rungs", "scores", "error", "stopped")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Outcome:
     """Step -> held-out score there, where halving judged."""
     scores: Mapping[str, Any] | None
     error: str | None
+    stopped: str | None
+    """Where it was behind, of one that was stopped."""
 
     @property
     def name(self) -> str:
@@ -61,6 +64,8 @@ class TrialTable:
         with closing(self._open()) as table, table:
             table.execute(_SCHEMA)
             table.execute(_SPENDING)
+            if "stopped" not in {column for _, column, *_ in table.execute("PRAGMA table_info(trials)")}:
+                table.execute("ALTER TABLE trials ADD COLUMN stopped TEXT")  # a sweep begun before it was kept
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Put trials in, waiting, unless they are there."""
@@ -96,9 +101,9 @@ class TrialTable:
         with closing(self._open()) as table:
             row = table.execute(f"SELECT variant, seed, {', '.join(_COLUMNS)} FROM trials WHERE key = ?",
                                 (key,)).fetchone()  # fmt: skip
-        variant, seed, state, step, seconds, together, rungs, scores, error = row
+        variant, seed, state, step, seconds, together, rungs, scores, error, stopped = row
         return Outcome(variant, seed, state, step, seconds, together, json.loads(rungs),
-                       json.loads(scores) if scores else None, error)  # fmt: skip
+                       json.loads(scores) if scores else None, error, stopped)  # fmt: skip
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=60)

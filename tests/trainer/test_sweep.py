@@ -139,6 +139,23 @@ def test_variants_that_are_behind_are_stopped(sweep, tmp_path):
     assert found["a-seed0"]["step"] == 8
 
 
+def test_probes_come_first_and_their_order_is_compared_with_that_of_the_end(sweep, tmp_path):
+    names = ("conv", "attention", "q-former")
+    text = "seeds: [0]\nreference: whole\nprobe: {steps: 3, keep: 1}\nvariants:\n  whole: {}\n"
+    command = sweep(text + "".join(f"  {name}: {{model: {{fusion: {{name: {name}}}}}}}\n" for name in names))
+    first = invoke(command)
+    assert first.exit_code == 0, first.output
+    assert first.output.index("conv.probe-seed0") < first.output.index("together from step")
+    found = read_results(tmp_path / "sweep")
+    assert set(found.rungs["probe"]) == {"whole", *names}
+    assert "Rank correlation of the scores in the probe" in (tmp_path / "sweep" / "report.html").read_text()
+    assert "training step" not in invoke(command).output, "probes are kept"
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "split: train\n")
+    assert invoke(command).exit_code == 0
+    again = (tmp_path / "sweep/conv-seed0/predictions.jsonl").read_text().splitlines()
+    assert len(again) == 36, "the same runs are asked other clips"
+
+
 def test_what_cannot_run_is_refused_before_anything_starts(sweep, tmp_path):
     result = invoke(sweep("needs: fcache extract this\nvariants:\n  a: {features: {audio: whisper-16}}\n  b: {}\n"))
     assert result.exit_code == 2
