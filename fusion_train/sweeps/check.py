@@ -9,7 +9,7 @@ from featurecache.errors import FeatureCacheError
 from fusion_train.comparison import detectable_before
 from fusion_train.data.batches import FeatureReader
 from fusion_train.data.prompts import find_task
-from fusion_train.errors import DataError
+from fusion_train.errors import ConfigError, DataError
 from fusion_train.evaluation.evaluate import with_answers
 from fusion_train.sweeps.companies import Cost, cost_of
 from fusion_train.sweeps.probe_tier import announce
@@ -28,6 +28,11 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
         try:
             for config in trial.stages:
                 FeatureReader.open(store, config.features.used)
+                if config.optim.shard_base:
+                    raise ConfigError(
+                        "optim.shard_base", expected="false, since a trial trains in one process", got="true",
+                        next_step="Quantise the base instead: model.quantised: nf4.",
+                    )  # fmt: skip
             costs[trial.variant] = cost_of(trial.config, store, clips, counted)
         except FeatureCacheError as error:
             problems.append(f"{trial.variant}: {error}")

@@ -16,7 +16,7 @@ from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.sweeps.sweep_file import Trial
 
 BATCHING = ("batch_size", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "precision",
-            "deterministic", "compile", "shard_base")  # fmt: skip
+            "deterministic", "compile")  # fmt: skip
 """Settings of the optimizer that members have in common."""
 
 
@@ -83,8 +83,8 @@ def batch_key(config: Config) -> str:
 
 
 def shares_base(config: Config) -> bool:
-    """Whether a trial can train in company: there is a base, and it is neither quantised nor sharded."""
-    return config.model.llm is not None and not config.model.quantised and not config.optim.shard_base
+    """Whether a trial can train in company: there is a base, and it is not quantised."""
+    return config.model.llm is not None and not config.model.quantised
 
 
 def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Lengths]) -> Cost | None:

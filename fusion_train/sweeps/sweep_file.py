@@ -24,6 +24,7 @@ of the stages before the last in OUT/VARIANT-seedN.STAGE.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -162,6 +163,11 @@ def load_sweep(
         values["budget"] = {**(values.get("budget") or {}), **budget}
     asked = _parse(file, values)
     overrides = list(overrides)
+
+    @functools.cache
+    def recipe(stage: str) -> dict[str, Any]:
+        return load_config(config, stage, overrides).model_dump(mode="json")
+
     trials: list[Trial] = []
     probes: dict[str, tuple[Trial, ...]] = {}
     problems = []
@@ -172,7 +178,7 @@ def load_sweep(
             try:
                 chain = []
                 for stage in stages:
-                    values = load_config(config, str(stage), overrides).model_dump(mode="json")
+                    values = copy.deepcopy(recipe(str(stage)))
                     for layer in (asked.settings, laid, {"seed": seed}):
                         merge(values, copy.deepcopy(layer))
                     chain.append(validate(values, f'variant "{variant}"'))

@@ -157,9 +157,11 @@ def test_probes_come_first_and_their_order_is_compared_with_that_of_the_end(swee
 
 
 def test_what_cannot_run_is_refused_before_anything_starts(sweep, tmp_path):
-    result = invoke(sweep("needs: fcache extract this\nvariants:\n  a: {features: {audio: whisper-16}}\n  b: {}\n"))
+    result = invoke(sweep("needs: fcache extract this\nvariants:\n  a: {features: {audio: whisper-16}}\n"
+                          "  b: {}\n  c: {optim: {shard_base: true}}\n"))  # fmt: skip
     assert result.exit_code == 2
     assert "whisper-16" in result.output
+    assert "c: optim.shard_base" in result.output
     assert "fcache extract this" in result.output
     assert not (tmp_path / "sweep").exists()
 

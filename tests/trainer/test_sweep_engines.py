@@ -309,9 +309,20 @@ def test_two_devices_train_the_weights_of_one(command, tmp_path):
         assert all(mine[key].equal(theirs[key]) for key in mine | theirs)
 
 
-def running(asked: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "fusion_train.cli", *asked, "--devices", "cpu,cpu"],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+@pytest.fixture
+def start():
+    """Start a command with two workers; it is killed at the end of the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(asked: list[str]) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen([sys.executable, "-m", "fusion_train.cli", *asked, "--devices", "cpu,cpu"],
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def children(process: int) -> list[int]:
@@ -327,10 +338,10 @@ def wait_until(true, seconds: float = 120) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(command, tmp_path, how):
+def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(command, start, tmp_path, how):
     text = "seeds: [0, 1]\nvariants:\n  conv: {model: {fusion: {name: conv}}}\n  conv-attention: {}\n"
     asked = command(text, "optim.steps=400", "checkpoint.every=20")
-    driver = running(asked)
+    driver = start(asked)
     wait_until(lambda: list((tmp_path / "sweep").glob("conv-attention-seed*/checkpoints/step-*/state.json")))
     workers = children(driver.pid)
     assert len(workers) == 2
@@ -341,9 +352,9 @@ def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(comm
         assert "same command" in said
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 20)
     assert {each.state for each in outcomes(tmp_path).values()} == {WAITING}
-    shorter = running(asked)
-    said, _ = shorter.communicate(timeout=300)
-    assert shorter.returncode == 0, said
+    again = start(asked)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
     assert "together from step 0 " not in said
     assert {each.state for each in outcomes(tmp_path).values()} == {DONE}
 

@@ -1,8 +1,10 @@
 """Eight variants together, against the same eight as separate runs and as a plain loop in one process.
 
-Everything is run as a user runs it, one process after another: `fusion-train sweep` on one seed; `fusion-train --stage
-perception` eight times; `train()` eight times in one process. Peak memory is the largest resident
-size of a process of that part. The weights of all three are compared. Needs the demo's material (tools/demo.py).
+Everything is run as a user runs it, one command after another: `fusion-train sweep` on one seed, by one worker and by
+one a core; `fusion-train --stage perception` eight times; `train()` eight times in one process. Their weights are
+compared. Memory is the most at once of a command and its workers: pages of their own, and of the shared ones those of
+the process that has most. Overhead is wall time of the sweep less that of training, over the trials; of a trial more,
+against a sweep of one variant, which leaves out what is paid once. Needs the demo's material (tools/demo.py).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "slow": {"optim": {"lr": 1e-3}},
     "decay": {"optim": {"weight_decay": 0.2}},
 }
+SAMPLED_EVERY_S = 0.1
 LOOP = """
 import sys, yaml
 from fusion_train.config import load_config
@@ -55,39 +58,53 @@ OPTIONS = [
 def measure(demo: str, steps: int, batch: int) -> dict[str, Any]:
     """Seconds, peak memory and ratios."""
     place = Path(demo).resolve()
-    store, clips = str(place / "features.zarr"), str(place / "clips.jsonl")
+    data = ["--store", str(place / "features.zarr"), "--clips", str(place / "clips.jsonl")]
     with tempfile.TemporaryDirectory(prefix="sweep-") as temporary:
         folder = Path(temporary)
         files = write_configs(folder, place, steps, batch)
-        sweep = folder / "eight.yaml"
-        sweep.write_text(yaml.safe_dump({"seeds": [0], "reference": "conv-attention", "variants": VARIANTS}))
         command = [sys.executable, "-m", "fusion_train.cli"]
-        data = ["--store", store, "--clips", clips]
-        together = timed([*command, "sweep", str(sweep), "--config", str(files["conv-attention"]), *data,
-                          "--out", str(folder / "together")])  # fmt: skip
+
+        def swept(name: str, variants: dict[str, Any], *more: str) -> tuple[float, int]:
+            asked = {"seeds": [0], "reference": "conv-attention", "variants": variants}
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(asked))
+            return timed([*command, "sweep", str(folder / f"{name}.yaml"), "--config", str(files["conv-attention"]),
+                          *data, "--out", str(folder / name), *more])  # fmt: skip
+
+        together = swept("together", VARIANTS)
+        spread = swept("spread", VARIANTS, "--devices", ",".join(["cpu"] * len(os.sched_getaffinity(0))))
+        one = swept("one", {"conv-attention": {}})
         separate = [
             timed([*command, "--stage", "perception", "--config", str(file), *data,
                    "--out", str(folder / "separate" / name)])
             for name, file in files.items()
         ]  # fmt: skip
-        loop = timed([sys.executable, "-c", LOOP, str(folder / "loop"), store, clips, *map(str, files.values())])
-        equal = [same(folder / "together" / f"{name}-seed0", folder / kind / name)
-                 for name in files for kind in ("separate", "loop")]  # fmt: skip
-        trained_s = sum(outcome.seconds or 0.0 for outcome in read_results(folder / "together").outcomes)
+        loop = timed([sys.executable, "-c", LOOP, str(folder / "loop"), data[1], data[3], *map(str, files.values())])
+        equal = [same(folder / "together" / f"{name}-seed0", other / name)
+                 for name in files for other in (folder / "separate", folder / "loop")]  # fmt: skip
+        trained_s, one_trained_s = (sum(outcome.seconds or 0.0 for outcome in read_results(folder / name).outcomes)
+                                    for name in ("together", "one"))  # fmt: skip
     separate_s, separate_bytes = sum(each[0] for each in separate), max(each[1] for each in separate)
+    once_s = one[0] - one_trained_s
     return {
         "variants": len(VARIANTS),
         "steps": steps,
         "clips_a_step": batch,
         "together_s": round(together[0], 1),
+        "spread_s": round(spread[0], 1),
         "separate_s": round(separate_s, 1),
         "loop_s": round(loop[0], 1),
         "together_over_separate": round(together[0] / separate_s, 3),
+        "spread_over_separate": round(spread[0] / separate_s, 3),
         "together_over_loop": round(together[0] / loop[0], 3),
+        "spread_over_loop": round(spread[0] / loop[0], 3),
         "together_peak_mib": together[1] >> 20,
+        "spread_peak_mib": spread[1] >> 20,
         "one_run_peak_mib": separate_bytes >> 20,
         "peak_ratio": round(together[1] / separate_bytes, 3),
+        "trained_s": round(trained_s, 1),
         "overhead_a_trial_s": round((together[0] - trained_s) / len(VARIANTS), 2),
+        "overhead_once_s": round(once_s, 1),
+        "overhead_a_trial_more_s": round((together[0] - trained_s - once_s) / (len(VARIANTS) - 1), 2),
         "same_weights": all(equal),
     }
 
@@ -111,14 +128,38 @@ def write_configs(folder: Path, demo: Path, steps: int, batch: int) -> dict[str,
 
 
 def timed(command: list[str]) -> tuple[float, int]:
-    """Run a command; returns its wall time and the largest resident size of its process, bytes."""
-    began = time.perf_counter()
+    """Run a command; returns its wall time and the most memory that it and its workers had at once, bytes."""
+    began, most = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    code = process.returncode = os.waitstatus_to_exitcode(status)
-    if code:
-        raise click.ClickException(f"exit code {code}: {' '.join(command)}")
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
+    while process.poll() is None:
+        most = max(most, memory(family(process.pid)))
+        time.sleep(SAMPLED_EVERY_S)
+    if process.returncode:
+        raise click.ClickException(f"exit code {process.returncode}: {' '.join(command)}")
+    return time.perf_counter() - began, most
+
+
+def family(process: int) -> list[int]:
+    """A process and all that descend from it."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return []
+    return [process, *(each for child in children for each in family(int(child)))]
+
+
+def memory(processes: list[int]) -> int:
+    """Bytes of pages of their own, and of the shared pages of the process that has most of them."""
+    own, shared = 0, [0]
+    for process in processes:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+        except OSError:  # it has ended
+            continue
+        kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+        own += kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+        shared.append(kilobytes["Shared_Clean"] + kilobytes["Shared_Dirty"])
+    return (own + max(shared)) << 10
 
 
 def same(one: Path, other: Path) -> bool:
