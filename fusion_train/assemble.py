@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 import torch
 from torch import nn
@@ -28,7 +26,7 @@ from fusion_train.language_model import build_model, load_llm, load_tokenizer
 from fusion_train.models.parts import trained_parameters
 from fusion_train.processes import this_process
 from fusion_train.quantised_base import quantise_base
-from fusion_train.run import Run
+from fusion_train.run import Run, absolute
 from fusion_train.training.probing import build_probe
 
 
@@ -190,13 +188,3 @@ def _refuse_other_encoder(feature: str, spec: Spec, trained_on: str) -> None:
             got=f"{undisturbed(spec).fingerprint[:12]}…, another one",
             next_step="Extract it by the same encoder with --option NAME.perturb=….",
         )  # fmt: skip
-
-
-def relative(location: str, folder: Path) -> str:
-    """A path as seen from `folder`, so that a run can be moved with its data; a URL stays as it is."""
-    return location if urlparse(location).scheme else Path(os.path.relpath(location, folder)).as_posix()
-
-
-def absolute(location: str, folder: Path) -> str:
-    """The inverse of `relative`."""
-    return location if urlparse(location).scheme else os.path.normpath(folder / location)

@@ -99,8 +99,7 @@ def resume(run: Path, store: str | None, clips: str | None) -> None:
     \b
     fusion-train resume runs/cognition
     """
-    from fusion_train.assemble import absolute
-    from fusion_train.run import Run
+    from fusion_train.run import Run, absolute
     from fusion_train.training.train import train
 
     stopped = Run(run)

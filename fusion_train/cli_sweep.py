@@ -69,7 +69,6 @@ def sweep(
     fusion-train sweep configs/sweeps/pre_fusion.yaml --config demo --set optim.steps=100
     """
     from fusion_train.run import Run
-    from fusion_train.sweeps.check import check
     from fusion_train.sweeps.results import read_results
     from fusion_train.sweeps.running import run_sweep
     from fusion_train.sweeps.sweep_file import load_sweep
@@ -77,6 +76,8 @@ def sweep(
     asked = load_sweep(file, config, overrides, budget)
     places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
     if check_only:
+        from fusion_train.sweeps.check import check
+
         check(asked, **places, say=click.echo)
         return
     folder = out or Path("sweeps") / asked.name

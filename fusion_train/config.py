@@ -23,7 +23,7 @@ from featurecache.spec import canonical_json
 from fusion_train.data.mixture import OnAbsent
 from fusion_train.data.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 from fusion_train.errors import ConfigError
-from fusion_train.models.emotion_llama import MODALITIES
+from fusion_train.models.streams import MODALITIES
 
 DEFAULT = "emotion_llama_v2"
 MAX_EXTENDED = 8

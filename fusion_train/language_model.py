@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from featurecache.encoders.network import align
 from fusion_train.config import Config
 from fusion_train.errors import ModelError
-from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes, fusion_token_count, llm_width
+from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.lora import add_lora
 from fusion_train.models.packed_attention import use_packed_attention
 from fusion_train.models.parts import freeze, freeze_parts
+from fusion_train.models.streams import FeatureShapes
 from fusion_train.seeding import derive
 
 _LLAMA_2_7B = {

@@ -17,10 +17,12 @@ No absolute path is written.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import yaml
 
@@ -28,7 +30,7 @@ from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train.config import Config, validate
 from fusion_train.data.samples import LabelSets
 from fusion_train.errors import CheckpointError
-from fusion_train.models.emotion_llama import FeatureShapes
+from fusion_train.models.streams import FeatureShapes
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,13 @@ def latest_finished(runs: Path, stage: str) -> Run:
             "--set init_stage=null.",
         )  # fmt: skip
     return max(found, key=lambda run: (run.folder / "finished.json").stat().st_mtime_ns)
+
+
+def relative(location: str, folder: Path) -> str:
+    """A path as seen from `folder`, so that a run can be moved with its data; a URL stays as it is."""
+    return location if urlparse(location).scheme else Path(os.path.relpath(location, folder)).as_posix()
+
+
+def absolute(location: str, folder: Path) -> str:
+    """The inverse of `relative`."""
+    return location if urlparse(location).scheme else os.path.normpath(folder / location)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
-from fusion_train.models.emotion_llama import SOFT_TOKEN
+from fusion_train.models.streams import SOFT_TOKEN
 
 HIDDEN = 128
 NUM_BLOCKS = 2

@@ -25,8 +25,8 @@ from fusion_train.data.prompts import PromptFormat, Task, encode_answer, encode_
 from fusion_train.data.samples import Asked, Sample
 from fusion_train.data.staging import Arena, Spec
 from fusion_train.errors import DataError
-from fusion_train.models.emotion_llama import MODALITIES, FeatureShapes
 from fusion_train.models.packed_attention import Layout
+from fusion_train.models.streams import MODALITIES, FeatureShapes
 
 ROW = ("token_ids", "position_ids", "kept", "targets", "owners")
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from featurecache.errors import suggest
 from fusion_train.errors import ConfigError, DataError
-from fusion_train.models.emotion_llama import SOFT_TOKEN
+from fusion_train.models.streams import SOFT_TOKEN
 
 MAX_TEXT_WORDS = 200
 MAX_PROMPT_TOKENS = 3800

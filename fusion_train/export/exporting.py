@@ -26,7 +26,7 @@ from featurecache.encoders.network import resolve_device
 from featurecache.spec import Spec
 from featurecache.store.publish import make_folder, publish_folder
 from fusion_train import checkpoint
-from fusion_train.assemble import Workbench, absolute, reassemble, relative
+from fusion_train.assemble import Workbench, reassemble
 from fusion_train.errors import ExportError, ParityError
 from fusion_train.export.card import trained_parts, write_card
 from fusion_train.export.certificate import PAGE_NAME, Figure, judge, write_certificate
@@ -46,7 +46,7 @@ from fusion_train.export.parity import (
 )
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
-from fusion_train.run import Run
+from fusion_train.run import Run, absolute, relative
 
 NUM_CHECKED = 32
 """Clips of the certificate, where the split has as many."""

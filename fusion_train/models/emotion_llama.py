@@ -26,49 +26,8 @@ from torch.nn import functional as F
 
 from fusion_train.models.fusion_inputs import fusion_inputs
 from fusion_train.models.packed_attention import Layout, attention_arguments
-from fusion_train.models.projectors import PATCHES_PER_TOKEN, Projectors, join_patches
-
-SOFT_TOKEN = -1
-IGNORED_LABEL = -100
-DEFAULT_FUSION_TOKENS = 64
-MODALITIES = ("audio", "image", "video")
-"""The order in which the fusion takes them."""
-STREAMS = ("fusion", "image", "video", "audio")
-"""The order in which their soft tokens stand in the prompt."""
-
-
-@dataclass(frozen=True)
-class FeatureShapes:
-    """(K, D) of the cached features that the model reads; a modality out of use is None."""
-
-    audio: tuple[int, int] | None = (64, 1280)
-    image: tuple[int, int] | None = (1025, 1408)
-    """CLS first, then the patches in raster order."""
-    video: tuple[int, int] | None = (64, 1408)
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        return tuple(name for name in MODALITIES if getattr(self, name) is not None)
-
-    def fusion_dims(self) -> tuple[int, ...]:
-        return tuple(getattr(self, name)[1] for name in self.used)
-
-    def soft_counts(self, *, fusion_tokens: int) -> dict[str, int]:
-        """Soft tokens a stream gives for a clip that has every modality."""
-        counts = {"fusion": fusion_tokens}
-        for name in self.used:
-            tokens = getattr(self, name)[0]
-            counts[name] = (tokens - 1) // PATCHES_PER_TOKEN if name == "image" else tokens
-        return {stream: counts[stream] for stream in STREAMS if counts.get(stream)}
-
-    def projector_widths(self, *, fusion_width: int) -> dict[str, int]:
-        widths = {"fusion": fusion_width}
-        for name in self.used:
-            tokens, width = getattr(self, name)
-            if name == "image":
-                width = width * PATCHES_PER_TOKEN if tokens > PATCHES_PER_TOKEN else 0  # CLS alone serves the fusion
-            widths[name] = width
-        return {stream: widths[stream] for stream in STREAMS if widths.get(stream)}
+from fusion_train.models.projectors import Projectors, join_patches
+from fusion_train.models.streams import DEFAULT_FUSION_TOKENS, SOFT_TOKEN, STREAMS, FeatureShapes
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fusion_train.models.emotion_llama import FeatureShapes
+from fusion_train.models.streams import FeatureShapes
 
 
 class StandIns(nn.Module):

@@ -20,8 +20,8 @@ from fusion_train.data.prompts import encode_answer
 from fusion_train.data.samples import AnswerLimits, SampleStream, label_sets
 from fusion_train.errors import ModelError
 from fusion_train.language_model import load_tokenizer
-from fusion_train.models.emotion_llama import FeatureShapes
 from fusion_train.models.parts import count_by_part, learning_parameters
+from fusion_train.models.streams import FeatureShapes
 from fusion_train.planning import costs
 from fusion_train.planning.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
 from fusion_train.training.memory_budget import COMPUTE, SAFETY, within

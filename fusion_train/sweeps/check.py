@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from featurecache.clips import load_clips
 from featurecache.errors import FeatureCacheError
 from fusion_train.comparison import detectable_before
+from fusion_train.config import Config
 from fusion_train.data.batches import FeatureReader
 from fusion_train.data.prompts import find_task
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.evaluation.evaluate import with_answers
-from fusion_train.sweeps.companies import Cost, cost_of
+from fusion_train.planning.costs import DEFAULT_UTILISATION
+from fusion_train.planning.plan import Lengths, make_plan
+from fusion_train.sweeps.companies import batch_key
 from fusion_train.sweeps.probe_tier import announce
 from fusion_train.sweeps.sweep_file import Sweep
+from fusion_train.sweeps.work import Cost
 
 
 def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> dict[str, Cost | None]:
@@ -23,7 +27,8 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
         DataError: variants that cannot run; all are listed, with what the sweep file says about their needs.
     """
     costs: dict[str, Cost | None] = {}
-    problems, counted = [], {}  # type: ignore[var-annotated]
+    problems: list[str] = []
+    counted: dict[Hashable, Lengths] = {}
     for trial in {trial.variant: trial for trial in sweep.trials}.values():
         try:
             for config in trial.stages:
@@ -55,3 +60,27 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
     say(f"{sweep.task} on {asked} clips of {sweep.split}, {comparisons} comparison{'s' if comparisons != 1 else ''} "
         f"with {sweep.reference}: differences from about {least * 100:.1f} points can be told from chance")  # fmt: skip
     return costs
+
+
+def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Lengths]) -> Cost | None:
+    """What training costs, by building the model without weights; None for a probe, which shares no base.
+
+    Args:
+        counted: lengths that other variants of the sweep have counted on the same batches; added to.
+
+    Raises:
+        FeatureCacheError: it cannot be built.
+    """
+    if config.model.llm is None:
+        return None
+    plan = make_plan(config, store, clips, gpu="h200", utilisation=DEFAULT_UTILISATION, say=lambda text: None,
+                     counted=counted, batches=batch_key(config))  # fmt: skip
+    need = plan.memory
+    # What the CUDA context takes is gone from the free memory already.
+    return Cost(
+        trained=sum(plan.parameters.values()),
+        soft_tokens=round(plan.lengths.soft),
+        flops=plan.flops.total * plan.samples,
+        shared_bytes=need.base + need.workspace,
+        own_bytes=need.total - need.base - need.workspace - need.reserved,
+    )

@@ -7,31 +7,15 @@ What differs between members is what is trained: fusion, LoRA, learning rates, s
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 
 from featurecache.spec import canonical_json
 from fusion_train.config import Config
-from fusion_train.planning.costs import DEFAULT_UTILISATION
-from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.sweeps.sweep_file import Trial
+from fusion_train.sweeps.work import Cost
 
 BATCHING = ("batch_size", "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "precision",
             "deterministic", "compile")  # fmt: skip
 """Settings of the optimizer that members have in common."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one trial's last stage."""
-
-    trained: int
-    soft_tokens: int
-    flops: float
-    """Of all its steps."""
-    shared_bytes: int
-    """The base: once for a company."""
-    own_bytes: int
-    """Weights, gradients, moments and activations: once a member."""
 
 
 def companies(
@@ -85,30 +69,6 @@ def batch_key(config: Config) -> str:
 def shares_base(config: Config) -> bool:
     """Whether a trial can train in company: there is a base, and it is not quantised."""
     return config.model.llm is not None and not config.model.quantised
-
-
-def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Lengths]) -> Cost | None:
-    """What training costs, by building the model without weights; None for a probe, which shares no base.
-
-    Args:
-        counted: lengths that other variants of the sweep have counted on the same batches; added to.
-
-    Raises:
-        FeatureCacheError: it cannot be built.
-    """
-    if config.model.llm is None:
-        return None
-    plan = make_plan(config, store, clips, gpu="h200", utilisation=DEFAULT_UTILISATION, say=lambda text: None,
-                     counted=counted, batches=batch_key(config))  # fmt: skip
-    need = plan.memory
-    # What the CUDA context takes is gone from the free memory already.
-    return Cost(
-        trained=sum(plan.parameters.values()),
-        soft_tokens=round(plan.lengths.soft),
-        flops=plan.flops.total * plan.samples,
-        shared_bytes=need.base + need.workspace,
-        own_bytes=need.total - need.base - need.workspace - need.reserved,
-    )
 
 
 def _room(costs: Sequence[Cost | None], free: int) -> int:

@@ -11,12 +11,12 @@ from typing import Any
 
 from featurecache.clips import load_clips
 from featurecache.errors import ClipListError
-from fusion_train.assemble import absolute
 from fusion_train.comparison import Comparison, compare_all
 from fusion_train.errors import DataError
 from fusion_train.evaluation.lines import read_lines
 from fusion_train.metrics.registry import METRICS
 from fusion_train.metrics.scored import Scored
+from fusion_train.run import absolute
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.measure import Measure, Rows, choose_measure
 from fusion_train.sweeps.sweep_file import PROBE

@@ -18,11 +18,9 @@ from typing import Any
 
 from featurecache.progress import duration
 from featurecache.store.publish import make_folder, replace_bytes
-from fusion_train.assemble import relative
-from fusion_train.run import Run
+from fusion_train.run import Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
-from fusion_train.sweeps.check import check
-from fusion_train.sweeps.companies import Cost, companies, shares_base
+from fusion_train.sweeps.companies import companies, shares_base
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines import Crew, here
 from fusion_train.sweeps.judge import stop_those_behind
@@ -30,7 +28,7 @@ from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.scheduling import Round, rounds
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
-from fusion_train.sweeps.work import ABOUT, Answer, Group, Trained, Work
+from fusion_train.sweeps.work import ABOUT, Answer, Cost, Group, Trained, Work
 
 OpenCrew = Callable[[Work, Callable[[str], None]], AbstractContextManager[Crew]]
 
@@ -78,8 +76,8 @@ def run_sweep(
     """
     work = Work(store, clips, out, sweep.task, sweep.split, str(initial.folder) if initial else None,
                 sweep.trials[0].config.optim.precision)  # fmt: skip
-    with open_crew(work, say) as crew:  # workers import while the check builds models
-        costs = check(sweep, store, clips, say)
+    with open_crew(work, say) as crew:
+        costs = crew.check(sweep)
         return _run(Running(sweep, _table(sweep, clips, out, retry), costs, crew, say))
 
 

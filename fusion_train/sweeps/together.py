@@ -23,7 +23,7 @@ from torch import nn
 from featurecache.errors import FingerprintError
 from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.progress import show_progress
-from fusion_train.assemble import Workbench, absolute, assemble
+from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
 from fusion_train.data.feeding import Feed
@@ -33,7 +33,7 @@ from fusion_train.language_model import build_model, load_llm
 from fusion_train.models.company import Company, evaluating, shared_copy
 from fusion_train.planning.sizes import work_of
 from fusion_train.processes import this_process
-from fusion_train.run import Run
+from fusion_train.run import Run, absolute
 from fusion_train.seeding import derive
 from fusion_train.sweeps.scoring import score_together
 from fusion_train.training.averaging import Averaged

@@ -36,6 +36,20 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Of one trial's last stage."""
+
+    trained: int
+    soft_tokens: int
+    flops: float
+    """Of all its steps."""
+    shared_bytes: int
+    """The base: once for a company."""
+    own_bytes: int
+    """Weights, gradients, moments and activations: once a member."""
+
+
+@dataclass(frozen=True)
 class Room:
     """What a device has for a worker."""
 

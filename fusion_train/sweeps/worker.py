@@ -14,11 +14,12 @@ from fusion_train.assemble import Workbench
 from fusion_train.evaluation.evaluate import Evaluation
 from fusion_train.processes import this_process
 from fusion_train.run import Run
+from fusion_train.sweeps.check import check
 from fusion_train.sweeps.companies import shares_base
 from fusion_train.sweeps.final import evaluate_finished
-from fusion_train.sweeps.sweep_file import Trial
+from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
-from fusion_train.sweeps.work import Answer, Group, Room, Trained, Work
+from fusion_train.sweeps.work import Answer, Cost, Group, Room, Trained, Work
 from fusion_train.training.devices import matrix_peak
 from fusion_train.training.held_out import overall
 from fusion_train.training.train import train
@@ -27,16 +28,6 @@ USABLE = 0.9
 """Share of the free memory that groups may be planned with."""
 ISOLATED = (FeatureCacheError, RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 """What a trial may fail with without ending the sweep: our errors, and those of a variant's own code or of memory."""
-
-
-def room(work: Work) -> Room:
-    """What this process's device has for a worker."""
-    device = this_process().device
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Room(int(free * USABLE), matrix_peak(device, work.precision))
 
 
 def said(error: BaseException) -> str:
@@ -53,6 +44,19 @@ class Worker:
         """
         self._work, self._say, self._stop = work, say, stop
         self._base = SharedBase()
+
+    def check(self, sweep: Sweep) -> dict[str, Cost | None]:
+        """See `check`."""
+        return check(sweep, self._work.store, self._work.clips, self._say)
+
+    def room(self) -> Room:
+        """What this process's device has for a worker."""
+        device = this_process().device
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info()[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Room(int(free * USABLE), matrix_peak(device, self._work.precision))
 
     def answer(self, group: Group) -> Answer:
         """What became of a group; an error that a trial's own code may raise is part of the answer."""

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from fusion_train import checkpoint
-from fusion_train.assemble import Workbench, relative
+from fusion_train.assemble import Workbench
 from fusion_train.config import Config
 from fusion_train.errors import CheckpointError
 from fusion_train.models.probe import Probe
-from fusion_train.run import Run, RunRecord
+from fusion_train.run import Run, RunRecord, relative
 from fusion_train.training.averaging import Averaged
 
 

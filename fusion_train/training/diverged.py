@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featurecache.store.publish import make_folder, replace_bytes
-from fusion_train.assemble import Workbench, absolute, assemble
+from fusion_train.assemble import Workbench, assemble
 from fusion_train.checkpoint import copy_strictly
 from fusion_train.data.samples import Sample
 from fusion_train.data.streams import make_stream
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import learning_parameters, trained_parameters
-from fusion_train.run import Run
+from fusion_train.run import Run, absolute
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import torch
 
 from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.progress import show_progress
-from fusion_train.assemble import absolute, assemble
+from fusion_train.assemble import assemble
 from fusion_train.config import Config
 from fusion_train.data.feeding import Feed
 from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import DeviceMemoryError, DivergedError
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.sizes import work_of
-from fusion_train.run import Run
+from fusion_train.run import Run, absolute
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.continuing import (
     make_record,

@@ -21,7 +21,7 @@ from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.evaluate import evaluate
-from fusion_train.models.emotion_llama import SOFT_TOKEN
+from fusion_train.models.streams import SOFT_TOKEN
 
 sys.path.append(str(Path(__file__).parents[1]))
 from checkpoints import save_eva

@@ -8,8 +8,9 @@ from toy import make_config
 
 from fusion_train.language_model import build_model, load_llm
 from fusion_train.models.company import Company, evaluating, shared_copy
-from fusion_train.models.emotion_llama import EmotionLlama, FeatureShapes
+from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import learning_parameters
+from fusion_train.models.streams import FeatureShapes
 
 SHAPES = FeatureShapes(audio=(8, 12), image=(17, 10), video=(8, 10))
 VARIANTS = [

@@ -19,7 +19,7 @@ from fusion_train.export.exporting import Sources, export_run, verify_export
 from fusion_train.export.integrity import file_hashes
 from fusion_train.export.runtimes import make_graphs
 from fusion_train.models.answering import label_log_probabilities
-from fusion_train.models.emotion_llama import SOFT_TOKEN
+from fusion_train.models.streams import SOFT_TOKEN
 from fusion_train.predict.opening import open_model
 from fusion_train.remote.adapter import TRAINED_WEIGHTS
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM

@@ -13,9 +13,9 @@ from transformers import LlamaForCausalLM
 from fusion_train.errors import ConfigError
 from fusion_train.language_model import build_model
 from fusion_train.models.conv_attention import ConvAttention
-from fusion_train.models.emotion_llama import FeatureShapes
 from fusion_train.models.fusion_inputs import resample
 from fusion_train.models.fusions import ENTRY_POINTS, build_fusion
+from fusion_train.models.streams import FeatureShapes
 
 DIMS = (20, 12, 12)
 VARIANTS = sorted(point.name for point in entry_points(group=ENTRY_POINTS) if point.name != "none")

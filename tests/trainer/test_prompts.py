@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from fusion_train.config import load_config
 from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
 from fusion_train.errors import ConfigError, DataError
-from fusion_train.models.emotion_llama import SOFT_TOKEN
+from fusion_train.models.streams import SOFT_TOKEN
 
 EMOTION = find_task("emotion")
 

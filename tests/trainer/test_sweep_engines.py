@@ -22,13 +22,13 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.run import Run
 from fusion_train.sweeps.budget import Estimate, admitted, estimate, share_of_steps, used_up
-from fusion_train.sweeps.companies import Cost, companies
+from fusion_train.sweeps.companies import companies
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines.processes import environment
 from fusion_train.sweeps.judge import stop_those_behind
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import DONE, FAILED, STOPPED, WAITING, Outcome, TrialTable
-from fusion_train.sweeps.work import Answer, Group, Room, Trained
+from fusion_train.sweeps.work import Answer, Cost, Group, Room, Trained
 
 COST = Cost(trained=1, soft_tokens=448, flops=1e12, shared_bytes=100, own_bytes=10)
 FOUR = "variants:\n" + "".join(f"  {name}: {{optim: {{lr: {n + 1}e-4}}}}\n" for n, name in enumerate("abcd"))
@@ -221,6 +221,13 @@ def test_a_stop_may_be_requested_from_elsewhere():
         assert request.requested
 
 
+def test_a_driver_of_workers_elsewhere_imports_no_torch():
+    modules = "fusion_train.sweeps.running, fusion_train.sweeps.engines.processes, fusion_train.sweeps.report"
+    said = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert said.stdout.strip() == "False"
+
+
 # As a user runs it: worker processes.
 
 DEADLY = """
@@ -283,7 +290,7 @@ def test_what_the_system_kills_fails_alone(command, tmp_path, monkeypatch):
         "[fusion_train.fusions]\nkilled = deadly:Killed\ncrashed = deadly:Crashed\n"
     )
     monkeypatch.syspath_prepend(plugin)
-    monkeypatch.setenv("PYTHONPATH", str(plugin))
+    monkeypatch.setenv("PYTHONPATH", str(plugin), prepend=os.pathsep)
     asked = command("seeds: [0]\nvariants:\n  killed: {model: {fusion: {name: killed}}}\n"
                     "  crashed: {model: {fusion: {name: crashed}}}\n  sound: {}\n")  # fmt: skip
     result = CliRunner().invoke(main, asked)

@@ -4,14 +4,16 @@
     processes    one worker process a device; a worker that the system kills takes its group alone with it
     ray          actors of a Ray cluster; a machine that is lost has its group trained again elsewhere
 
-All run the same `Worker` and answer with the same values; the table of a sweep is written by the driver alone.
+All run the same `Worker` and answer with the same values; the table of a sweep is written by the driver alone. A driver
+of workers elsewhere imports no torch, so that it is there at once and takes little memory beside them.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from fusion_train.sweeps.work import Answer, Group, Room
+from fusion_train.sweeps.sweep_file import Sweep
+from fusion_train.sweeps.work import Answer, Cost, Group, Room
 
 POLL_S = 0.2
 
@@ -25,6 +27,10 @@ class Crew(Protocol):
     @property
     def stopping(self) -> bool:
         """Whether a stop was requested; workers save and stop after the step that they are at."""
+        ...
+
+    def check(self, sweep: Sweep) -> dict[str, Cost | None]:
+        """Have one of them look at every variant before anything starts; see `check`, also for what is raised."""
         ...
 
     def room(self) -> Room:

@@ -14,7 +14,10 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fusion_train.sweeps.engines.messages import STOP, Refused, Said, Start
+from featurecache.errors import FeatureCacheError
+from fusion_train.errors import ConfigError
+from fusion_train.sweeps.engines.messages import STOP, Checked, Said, Start
+from fusion_train.sweeps.sweep_file import Sweep
 
 ORPHANED = 3
 """Exit code of a worker whose driver is gone."""
@@ -29,7 +32,7 @@ class Inbox:
         threading.Thread(target=self._read, args=(stream,), name="driver", daemon=True).start()
 
     def next(self) -> Any:
-        return pickle.loads(self._messages.get())  # after the imports that it needs; sent by our own driver
+        return pickle.loads(self._messages.get())  # from our own driver, through a socket that nobody else has
 
     def _read(self, stream: Connection) -> None:
         while True:
@@ -37,29 +40,39 @@ class Inbox:
                 message = stream.recv_bytes()
             except (EOFError, OSError):
                 os._exit(ORPHANED)
-            if message == STOP.encode():
+            if message == STOP:
                 self.stop_requested = True
             else:
                 self._messages.put(message)
 
 
 def main(descriptor: int) -> None:
-    """Answer groups until the driver ends the stream."""
+    """Do what the driver asks until it ends the stream."""
     stream = Connection(descriptor)
     inbox = Inbox(stream)
     start: Start = inbox.next()
 
     import torch
 
-    from fusion_train.sweeps.worker import Worker, room
+    from fusion_train.sweeps.worker import Worker
 
-    if start.device.startswith("cuda") and not torch.cuda.is_available():
-        stream.send(Refused("no GPU that torch can use"))
-        return
     worker = Worker(start.work, lambda line: stream.send(Said(line)), lambda: inbox.stop_requested)
-    stream.send(room(start.work))
+    if start.device.startswith("cuda") and not torch.cuda.is_available():
+        refusal = ConfigError(f"device {start.device}", expected="a device of this machine",
+                              got="no GPU that torch can use", next_step="Name others with --devices.")  # fmt: skip
+        stream.send(Checked({}, refusal))
+        return
+    stream.send(worker.room())
     while True:
-        stream.send(worker.answer(inbox.next()))
+        asked = inbox.next()
+        stream.send(_checked(worker, asked) if isinstance(asked, Sweep) else worker.answer(asked))
+
+
+def _checked(worker: Any, sweep: Sweep) -> Checked:
+    try:
+        return Checked(worker.check(sweep))
+    except FeatureCacheError as error:
+        return Checked({}, error)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fusion_train.sweeps.work import Answer, Group, Room, Work
-from fusion_train.sweeps.worker import Worker, room
+from fusion_train.sweeps.sweep_file import Sweep
+from fusion_train.sweeps.work import Answer, Cost, Group, Room, Work
 
 
 class Here:
@@ -17,11 +17,16 @@ class Here:
     """Signals are taken by the training loop itself."""
 
     def __init__(self, work: Work, say: Callable[[str], None]) -> None:
-        self._work, self._worker = work, Worker(work, say)
+        from fusion_train.sweeps.worker import Worker  # with torch, which drivers of other engines do without
+
+        self._worker = Worker(work, say)
         self._given: list[Group] = []
 
+    def check(self, sweep: Sweep) -> dict[str, Cost | None]:
+        return self._worker.check(sweep)
+
     def room(self) -> Room:
-        return room(self._work)
+        return self._worker.room()
 
     def begin(self, worker: int, group: Group) -> None:
         self._given.append(group)

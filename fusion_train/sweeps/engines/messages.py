@@ -1,16 +1,18 @@
 """What a worker process and its driver say to each other over a socket, pickled; both are of this installation.
 
-driver -> worker    Start, then Groups one at a time, STOP at any time; the end of the stream ends the worker
-worker -> driver    the Room there is, or Refused in its place; Said at any time; one Answer a group
+To the worker: Start; a Sweep to be checked; Groups, one at a time; STOP at any time. The end of the stream ends it.
+To the driver: the Room there is; Checked; one Answer a group; Said at any time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusion_train.sweeps.work import Work
+from featurecache.errors import FeatureCacheError
+from fusion_train.sweeps.work import Cost, Work
 
-STOP = "stop"
+STOP = b"stop"
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """The worker cannot use its device."""
+class Checked:
+    """Costs by variant, or why the sweep cannot run."""
 
-    reason: str
+    costs: Mapping[str, Cost | None]
+    error: FeatureCacheError | None = None
 
 
 @dataclass(frozen=True)

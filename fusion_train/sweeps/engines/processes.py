@@ -20,8 +20,9 @@ from multiprocessing.connection import Connection, wait
 from featurecache.interrupt import StopRequest
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.engines import POLL_S, child
-from fusion_train.sweeps.engines.messages import STOP, Refused, Said, Start
-from fusion_train.sweeps.work import Answer, Group, Room, Work
+from fusion_train.sweeps.engines.messages import STOP, Checked, Said, Start
+from fusion_train.sweeps.sweep_file import Sweep
+from fusion_train.sweeps.work import Answer, Cost, Group, Room, Work
 
 END_S = 10.0
 """How long a worker may take to end before it is killed."""
@@ -39,6 +40,9 @@ class Processes:
     @property
     def stopping(self) -> bool:
         return self._request.requested
+
+    def check(self, sweep: Sweep) -> dict[str, Cost | None]:
+        return dict(self._workers[0].check(sweep, self._say).costs)
 
     def room(self) -> Room:
         """Workers on one device, or in this machine's memory, share what there is.
@@ -58,7 +62,7 @@ class Processes:
             self._told = True
             self._say("stopping: every worker saves after the step it is at; interrupt again to end without")
             for worker in self._workers:
-                worker.send(STOP.encode())
+                worker.send(STOP)
         found = []
         readable = wait([worker.stream for worker in self._workers if worker.busy], timeout=POLL_S)
         for number, worker in enumerate(self._workers):
@@ -79,6 +83,7 @@ class _Process:
         self.device, self.busy = device, False
         self._start_message, self._variables = Start(work, device), variables
         self._room: Room | None = None
+        self._checked: Checked | None = None
         self._start()
 
     def _start(self) -> None:
@@ -102,10 +107,23 @@ class _Process:
     def room(self, say: Callable[[str], None]) -> Room:
         """What it found when it was first started, before it had loaded anything; waits until it is."""
         while self._room is None:
-            gone = self.receive(say)
-            if gone is not None:
-                raise ConfigError(f"device {self.device}", expected="a worker that starts", got=gone.error)
+            self._await(say)
         return self._room
+
+    def check(self, sweep: Sweep, say: Callable[[str], None]) -> Checked:
+        """Have it look at a sweep.
+
+        Raises:
+            FeatureCacheError: what it found wrong, or it cannot use its device.
+        """
+        self.send(pickle.dumps(sweep))
+        while self._checked is None:
+            self._await(say)
+        return self._checked
+
+    def _await(self, say: Callable[[str], None]) -> None:
+        if (gone := self.receive(say)) is not None:
+            raise ConfigError(f"device {self.device}", expected="a worker that starts", got=gone.error)
 
     def begin(self, group: Group) -> None:
         if not self._fit or self._process.poll() is not None:  # it may have died while it was idle
@@ -117,18 +135,19 @@ class _Process:
         """Take one message; an answer is returned, and one is made for a worker that has died.
 
         Raises:
-            ConfigError: it cannot use its device.
+            FeatureCacheError: the sweep cannot run, or the worker cannot use its device.
         """
         try:
             message = self.stream.recv()
         except (EOFError, OSError):
             self._fit = self.busy = False
             return Answer(error=f"its process {_how(self._process.wait())}", damaged=True)
-        if isinstance(message, Refused):
-            raise ConfigError(f"device {self.device}", expected="a device of this machine", got=message.reason,
-                              next_step="Name others with --devices.")  # fmt: skip
         if isinstance(message, Room):
             self._room = self._room or message
+        elif isinstance(message, Checked):
+            if message.error is not None:
+                raise message.error
+            self._checked = message
         elif isinstance(message, Said):
             say(message.line)
         else:

@@ -13,33 +13,38 @@ from contextlib import contextmanager
 from typing import Any
 
 from featurecache.engines.cluster import cluster
+from featurecache.errors import FeatureCacheError
 from featurecache.interrupt import StopRequest
 from fusion_train.sweeps.engines import POLL_S
-from fusion_train.sweeps.work import Answer, Group, Room, Work
+from fusion_train.sweeps.sweep_file import Sweep
+from fusion_train.sweeps.work import Answer, Cost, Group, Room, Work
 
 
 class Actor:
     """A worker on the cluster; `train` runs on one thread of it, the other calls on a second."""
 
     def __init__(self, work: Work, folder: str) -> None:
+        from fusion_train.sweeps.worker import Worker
+
         os.chdir(folder)
-        self._work = work
         self._lines: list[str] = []
         self._stop = False
-        self._worker: Any = None
+        self._worker = Worker(work, self._lines.append, lambda: self._stop)
 
     def place(self) -> tuple[str, Room]:
         """The node, and what it has."""
         import ray
 
-        from fusion_train.sweeps.worker import room
+        return ray.get_runtime_context().get_node_id(), self._worker.room()
 
-        return ray.get_runtime_context().get_node_id(), room(self._work)
+    def check(self, sweep: Sweep) -> tuple[dict[str, Cost | None], FeatureCacheError | None]:
+        """Costs by variant, or why the sweep cannot run."""
+        try:
+            return self._worker.check(sweep), None
+        except FeatureCacheError as error:
+            return {}, error
 
     def train(self, group: Group) -> Answer:
-        from fusion_train.sweeps.worker import Worker
-
-        self._worker = self._worker or Worker(self._work, self._lines.append, lambda: self._stop)
         return self._worker.answer(group)
 
     def lines(self) -> list[str]:
@@ -74,6 +79,13 @@ class RayCrew:
     @property
     def stopping(self) -> bool:
         return self._request.requested
+
+    def check(self, sweep: Sweep) -> dict[str, Cost | None]:
+        costs, error = self._ray.get(self._actors[0].check.remote(sweep))
+        self._pass_on(0, last=True)
+        if error is not None:
+            raise error
+        return costs
 
     def room(self) -> Room:
         """Actors on one node without GPUs share its memory."""
