@@ -1,15 +1,16 @@
-"""The training benchmark on a GPU: LLaMA2-7B shapes with random weights, one process a case.
+"""The part `gpu` of `bench.py train`: LLaMA2-7B shapes with random weights, one process a case.
 
+A case says its figures when it has them; one that fails, or takes longer than `CASE_S`, says why, and the others go on.
 Every case trains on the same clips from the same store. `released` restates the released set-up: one sample at a time
 in fp16 autocast, eager attention, every position through the head, and the image encoder (EVA-ViT-g at 448 px, 39
 blocks) run live in every step. Utilisation is the arithmetic that had to be done over the peak of a bf16 matrix
-product measured on the same card. `--tiny` runs every line of it on a CPU with small sizes; its figures mean nothing.
+product measured on the same card. Tiny, all of it runs on a CPU with small sizes; its figures mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
-from train_material import save_clips, save_store, save_tokenizer
+from train_material import SHAPES, save_clips, save_store, save_tokenizer
 from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
 
 from fusion_train.assemble import Workbench, assemble
@@ -39,6 +40,9 @@ from fusion_train.training.step import train_step
 from fusion_train.training.tally import Tally
 
 NUM_CLIPS = 96
+CASE_S = {"cuda": 900.0, "cpu": 120.0}
+MEASURED_S = {"cuda": 30.0, "cpu": 0.5}
+"""How long a case trains after its first two steps."""
 DRAWS = 400_000
 BF16 = ["optim.precision=bf16", "model.llm_dtype=bfloat16"]
 AUTO = ["optim.micro_batch_size=auto", "optim.batch_size=48"]
@@ -54,26 +58,28 @@ CASES: dict[str, list[str]] = {
     "released": ["optim.precision=fp16", "model.llm_dtype=float16", "optim.batch_size=4"],
 }
 TINY = LlamaConfig(
-    vocab_size=32_000, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+    vocab_size=4096, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=2, max_position_embeddings=4096,
 )  # fmt: skip
+TINY_SHAPES = {"whisper": (4, 128), "eva-global": (17, 176), "eva-temporal": (4, 176)}
+TINY_SETTINGS = ["optim.precision=bf16", "optim.batch_size=4", "optim.micro_batch_tokens=1024",
+                 "model.fusion.hidden=[32, 16]"]  # fmt: skip
+EVA_HEAD_WIDTH, EVA_PATCH = 88, 14
 
 
-def figures(*, tiny: bool = False, cases: list[str] | None = None) -> dict[str, Any]:
+def figures(*, tiny: bool = False) -> dict[str, Any]:
     """Run every case in a process of its own and put the ratios beside them."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as place_:
         root = Path(place_)
         save_tokenizer(root / "llm")
-        save_store(root / "features.zarr", [f"clip_{number:07d}" for number in range(NUM_CLIPS)])
+        ids = [f"clip_{number:07d}" for number in range(NUM_CLIPS)]
+        save_store(root / "features.zarr", ids, TINY_SHAPES if tiny else SHAPES)
         save_clips(root / "clips.jsonl", NUM_CLIPS)
-        for case in cases or CASES:
-            command = [sys.executable, __file__, "--root", str(root), "--case", case, *(["--tiny"] if tiny else [])]
-            done = subprocess.run(command, capture_output=True, text=True, env=_environment())
-            if done.returncode:
-                found[f"gpu_{case}_failed"] = done.stderr.strip().splitlines()[-1]
-                continue
-            found |= {f"gpu_{case}_{key}": value for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
+        for case in CASES:
+            made = in_process(root, case, tiny=tiny)
+            print(f"{case}: " + ", ".join(f"{key} {value}" for key, value in made.items()), file=sys.stderr, flush=True)
+            found |= {f"gpu_{case}_{key}": value for key, value in made.items()}
     ours, theirs = found.get("gpu_one_at_a_time_samples_per_s"), found.get("gpu_released_samples_per_s")
     for case, key in (("one_at_a_time", ours), ("shared_by_4", found.get("gpu_shared_by_4_samples_per_s"))):
         if key and theirs:
@@ -84,13 +90,26 @@ def figures(*, tiny: bool = False, cases: list[str] | None = None) -> dict[str, 
     return found
 
 
+def in_process(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
+    """Figures of one case, or why there are none."""
+    command = [sys.executable, __file__, str(root), case, *(["tiny"] if tiny else [])]
+    limit_s = CASE_S["cpu" if tiny else "cuda"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took longer than {limit_s:.0f} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def run_case(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
     """Figures of one case."""
     settings = [
         f"model.llm={root / 'llm'}", "data.mixture=null", "data.eval_split=null", "data.tasks=[emotion, reason, think]",
         "optim.steps=1000000", "model.lora.dropout=0.05", *CASES[case],
     ]  # fmt: skip
-    config = load_config(None, "joint", [*settings, *(["optim.precision=bf16"] if tiny else [])])
+    config = load_config(None, "joint", [*settings, *(TINY_SETTINGS if tiny else [])])
     accelerator = Accelerator(mixed_precision=config.optim.precision, cpu=tiny)
     shape = TINY if tiny else llm_config("meta-llama/Llama-2-7b-chat-hf")
     attention = "eager" if case == "released" else "sdpa"
@@ -105,7 +124,7 @@ def run_case(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
     feed = Feed(config, make_stream(bench, lambda text: None), bench.collator, num_processes=1, process=0,
                 budget=budget.tokens)  # fmt: skip
     if case == "released":
-        step = ReleasedStep(bench, optimizer, accelerator, tiny=tiny)
+        step = ReleasedStep(bench, optimizer, accelerator)
     else:
         tally = Tally(lambda asked: 0.0)
 
@@ -117,7 +136,7 @@ def run_case(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
 
 
 def timed(step: Any, feed: Feed, bench: Workbench, device: torch.device, size: int, budget: int) -> dict[str, Any]:
-    """Run for about half a minute after two steps of warming up."""
+    """Train for `MEASURED_S` after two steps of warming up."""
     work = work_of(bench.model)
     batches = feed.steps(0, 10_000)
     for _ in range(2):
@@ -126,8 +145,7 @@ def timed(step: Any, feed: Feed, bench: Workbench, device: torch.device, size: i
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began, waited_s, done, flops, tokens = time.perf_counter(), 0.0, 0, 0.0, 0
-    limit_s = 2.0 if device.type == "cpu" else 30.0
-    while time.perf_counter() - began < limit_s:
+    while time.perf_counter() - began < MEASURED_S[device.type]:
         since = time.perf_counter()
         given = next(batches)
         waited_s += time.perf_counter() - since
@@ -157,16 +175,20 @@ def timed(step: Any, feed: Feed, bench: Workbench, device: torch.device, size: i
 class ReleasedStep:
     """One sample at a time, the picture encoded live, every position through the head."""
 
-    def __init__(self, bench: Workbench, optimizer: Any, accelerator: Accelerator, *, tiny: bool) -> None:
+    def __init__(self, bench: Workbench, optimizer: Any, accelerator: Accelerator) -> None:
         self.bench, self.optimizer, self.accelerator = bench, optimizer, accelerator
-        width = 1408
+        device = accelerator.device
+        tokens, width = bench.reader.shapes.image  # (1025, 1408)
+        side = math.isqrt(tokens - 1) * EVA_PATCH
         config = Blip2VisionConfig(
-            hidden_size=width, intermediate_size=64 if tiny else 6144, num_hidden_layers=1 if tiny else 39,
-            num_attention_heads=16, image_size=448, patch_size=14, attn_implementation="eager",
+            hidden_size=width, intermediate_size=width * 48 // 11, num_attention_heads=width // EVA_HEAD_WIDTH,
+            num_hidden_layers=1 if device.type == "cpu" else 39, image_size=side, patch_size=EVA_PATCH,
+            attn_implementation="eager",
         )  # fmt: skip
-        with torch.device(accelerator.device):
-            self.eva = Blip2VisionModel(config).half().eval() if not tiny else Blip2VisionModel(config).eval()
-        self.picture = torch.randn(1, 3, 448, 448, device=accelerator.device, dtype=next(self.eva.parameters()).dtype)
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
+        with torch.device(device):
+            self.eva = Blip2VisionModel(config).to(dtype).eval()
+        self.picture = torch.randn(1, 3, side, side, device=device, dtype=dtype)
 
     def __call__(self, batches: list[Any]) -> None:
         model = self.bench.model
@@ -214,12 +236,5 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser()
-    options.add_argument("--root", type=Path)
-    options.add_argument("--case", choices=CASES)
-    options.add_argument("--tiny", action="store_true")
-    asked = options.parse_args()
-    if asked.root is None:
-        print(json.dumps(figures(tiny=asked.tiny), indent=1))
-    else:
-        print(json.dumps(run_case(asked.root, asked.case, tiny=asked.tiny)))
+    place_of_material, chosen, *sizes = sys.argv[1:]
+    print(json.dumps(run_case(Path(place_of_material), chosen, tiny=bool(sizes))))

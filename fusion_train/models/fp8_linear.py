@@ -3,14 +3,17 @@
     y  = (x / s_x)₈ · (W / s_w)₈ᵀ · s_x s_w       scales: one a token of x, one an output channel of W
     dx = (dy / s_dy)₈ · (W / s_w')₈ · s_dy s_w'   the transposed copy has a scale an input channel
 
-Both copies of the weight are kept (2 bytes a parameter in all), since the tensor cores want either with its contracted
-axis last. Hopper and Ada multiply in FP8 (`torch._scaled_mm`); elsewhere the same rounded numbers are multiplied in
-float32, which is what the tests look at. The weight is frozen: no gradient for it.
+Both copies of the weight are kept, 2 bytes a parameter in all: for 8-bit types the tensor cores of Hopper and Ada take
+either operand only with its contracted axis last (PTX ISA, wgmma: 16-bit types alone may be transposed), so the view
+`w.t()` serves the forward product alone. The scales would not need the second copy: one an output channel may be
+multiplied into dy before it is rounded. On other devices the same rounded numbers are multiplied in float32, which is
+what the tests look at. The weight is frozen: no gradient for it.
 Shapes: M tokens, K inputs, N outputs.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,48 +27,62 @@ TILE = 16
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, C) -> FP8 (R, C) and scales (R, 1) float32, so that x ≈ product of both."""
+    """(R, C), laid out in any way -> FP8 (R, C), row after row, and scales (R, 1) float32: x ≈ product of both."""
     scale = (x.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp(min=SMALLEST_SCALE)
-    return (x.float() / scale).to(FP8), scale
+    return (x.float() / scale).to(FP8, memory_format=torch.contiguous_format), scale
 
 
-def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (M, K) of any float dtype, FP8 weight (N, K) and its scales (N, 1) -> (M, N) in `dtype`."""
+def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, *, native: bool) -> Tensor:
+    """x (M, K) of any float dtype, FP8 weight (N, K) and its scales (N, 1) -> (M, N) in the dtype of x.
+
+    Args:
+        native: what `multiplies_in_fp8` says of the device.
+    """
     rounded, x_scale = quantise_rows(x)
-    if _multiplies_in_fp8(x) and x.shape[1] % TILE == 0 and weight.shape[0] % TILE == 0:
+    if native and x.shape[1] % TILE == 0 and weight.shape[0] % TILE == 0:
         product = torch._scaled_mm(rounded, weight.t(), x_scale, scale.t(), out_dtype=torch.bfloat16)
-        return product.to(dtype)
-    return ((rounded.float() @ weight.float().t()) * x_scale * scale.t()).to(dtype)
+        return product.to(x.dtype)
+    return ((rounded.float() @ weight.float().t()) * x_scale * scale.t()).to(x.dtype)
 
 
-def _multiplies_in_fp8(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 9)
+@functools.cache
+def multiplies_in_fp8(device: torch.device) -> bool:
+    """Whether a device multiplies FP8 with a scale a row; on Ada not every release of torch does, so it is tried."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    ones, scale = torch.ones(TILE, TILE, device=device).to(FP8), torch.ones(TILE, 1, device=device)
+    try:
+        torch._scaled_mm(ones, ones.t(), scale, scale.t(), out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Fp8Linear) -> Tensor:
         ctx.layer = layer
-        return scaled_product(x, layer.by_output, layer.output_scale, x.dtype)
+        return scaled_product(x, layer.by_output, layer.output_scale, native=layer.native)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         layer = ctx.layer
-        return scaled_product(gradients[0], layer.by_input, layer.input_scale, gradients[0].dtype), None
+        return scaled_product(gradients[0], layer.by_input, layer.input_scale, native=layer.native), None
 
 
 class Fp8Linear(nn.Module):
-    """Takes the place of a frozen `nn.Linear`."""
+    """Takes the place of a frozen `nn.Linear`, on the device where that lies."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
+        self.native = multiplies_in_fp8(weight.device)
         by_output, output_scale = quantise_rows(weight)
         by_input, input_scale = quantise_rows(weight.t())
         self.register_buffer("by_output", by_output)
         self.register_buffer("output_scale", output_scale)
-        self.register_buffer("by_input", by_input.contiguous())
+        self.register_buffer("by_input", by_input)
         self.register_buffer("input_scale", input_scale)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
 

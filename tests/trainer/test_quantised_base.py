@@ -33,6 +33,9 @@ def test_fp8_rows_keep_three_bits_of_mantissa_and_zeros():
     assert not restored[3].any()
     for row in (0, 4):
         assert relative_error(restored[row], x[row]) < 0.04
+    transposed, _ = quantise_rows(x.t())
+    assert rounded.is_contiguous()
+    assert transposed.is_contiguous()  # `torch._scaled_mm` takes nothing else
 
 
 def test_an_fp8_layer_is_close_forward_and_backward_and_exact_in_what_it_multiplies():

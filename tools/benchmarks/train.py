@@ -45,10 +45,15 @@ OPTIONS = [
     click.Option(["--layers"], type=int, default=4, show_default=True),
     click.Option(["--clips", "num_clips"], type=int, default=128, show_default=True, help="Clips in the store."),
     click.Option(["--only"], type=click.Choice(PARTS), multiple=True, help="Parts to measure.  [default: all]"),
+    click.Option(
+        ["--tiny"], is_flag=True, help="Run the part gpu on a CPU with small sizes, to see that all of it runs."
+    ),
 ]
 
 
-def measure(steps: int, width: int, layers: int, num_clips: int, only: tuple[str, ...]) -> dict[str, Any]:
+def measure(
+    steps: int, width: int, layers: int, num_clips: int, only: tuple[str, ...], tiny: bool
+) -> dict[str, Any]:  # fmt: skip
     """All figures, or those of some parts."""
     figures: dict[str, Any] = {}
     parts = only or PARTS
@@ -68,10 +73,12 @@ def measure(steps: int, width: int, layers: int, num_clips: int, only: tuple[str
             figures |= quantising(llm, store, uniform, kind, steps)
         if "resuming" in parts:
             figures |= resuming(root, llm)
-    if "gpu" in parts and torch.cuda.is_available():
+    if "gpu" in parts and (tiny or torch.cuda.is_available()):
         import train_gpu
 
-        figures |= train_gpu.figures()
+        figures |= train_gpu.figures(tiny=tiny)
+    elif "gpu" in parts:
+        figures["gpu"] = "not measured: no CUDA device; --only gpu --tiny runs it on a CPU with small sizes"
     return figures
 
 
