@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
 from featurecache.store.publish import replace_bytes
@@ -20,6 +21,8 @@ from fusion_train.sweeps.results import Results
 from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, Outcome
 
+COLORS = 10
+"""Of matplotlib; more variants are dashed."""
 REFERENCE = "the reference"
 SPREAD = "± over seeds"
 COMPARED = ("difference", "from", "to", "p", "p (Holm)")
@@ -169,25 +172,33 @@ def _intervals(results: Results) -> Figure:
 
 
 def _curves(results: Results) -> Figure | None:
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
-    for number, variant in enumerate(results.about["variants"]):
-        rows = [read_metrics(Run(results.folder / outcome.name)) for outcome in results.of(variant)]
-        for axes, name, mark in ((losses, "loss", "-"), (scores, "accuracy", "o-")):
-            points = _mean_curve(rows, name)
-            if points:
-                mark = mark if len(points) > 1 else "o"
-                axes.plot(*zip(*points, strict=True), mark, color=f"C{number}", label=variant, markersize=3)
-    losses.set(xlabel="step", ylabel="loss", yscale="log")
-    losses.yaxis.set_major_formatter(LogFormatter())
-    losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-    scores.set(xlabel="step", ylabel="held-out accuracy")
-    for axes in (losses, scores):
+    """Loss and held-out accuracy over the steps, as far as there are any."""
+    variants = results.about["variants"]
+    rows = {variant: [read_metrics(Run(results.folder / outcome.name)) for outcome in results.of(variant)]
+            for variant in variants}  # fmt: skip
+    curves = {label: {variant: points for variant in variants if (points := _mean_curve(rows[variant], name))}
+              for label, name in (("loss", "loss"), ("held-out accuracy", "accuracy"))}  # fmt: skip
+    curves = {label: lines for label, lines in curves.items() if lines}
+    if not curves:
+        return None
+    figure = Figure(figsize=(5 * len(curves), 4.2), layout="constrained")
+    handles: dict[str, Line2D] = {}
+    for axes, (label, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for variant, points in lines.items():
+            number = variants.index(variant)
+            dotted = label != "loss" or len(points) == 1
+            (handles[variant],) = axes.plot(
+                *zip(*points, strict=True), color=f"C{number % COLORS}", linestyle="-" if number < COLORS else "--",
+                marker="o" if dotted else None, markersize=3,
+            )  # fmt: skip
+        axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
-    drawn = [axes for axes in (losses, scores) if axes.lines]
-    if drawn:
-        drawn[0].legend(fontsize=8)
-    return figure if drawn else None
+        if label == "loss":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8)
+    return figure
 
 
 def _mean_curve(runs: Sequence[Sequence[dict[str, float]]], name: str) -> list[tuple[float, float]]:
