@@ -113,9 +113,10 @@ def train(
         run.folder, start, config.log, enabled=leads,
         peak_flops=peak_flops(accelerator, config), about=config.model_dump(mode="json"),
     )  # fmt: skip
-    done, began, waiting_since = start, time.perf_counter(), time.perf_counter()
+    done, began = start, time.perf_counter()
     shown = show_progress(config.stage, "steps", already=start, shown=leads)
     with StopRequest(stop) as request, journal, shown as progress:
+        waiting_since = time.perf_counter()
         for step, batches in enumerate(steps if not journal.stalled() else (), start=start):
             journal.waited(time.perf_counter() - waiting_since)
             rates = set_learning_rates(optimizer, step, config.optim)

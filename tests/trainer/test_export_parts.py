@@ -106,7 +106,7 @@ def measured(**changes) -> dict:
     """A row of `parity.compare` that passes."""
     feature = {"equal": True, "rms": 0.0, "max": 0.0}
     row = {
-        "prompt_equal": True, "present_equal": True, "features": {"audio": feature}, "merge_kl": 0.0,
+        "prompt_equal": True, "present_equal": True, "stand_ins": {}, "features": {"audio": feature}, "merge_kl": 0.0,
         "reload_logits": 0.0, "raw_kl": 0.0, "raw_logits": 0.0, "probabilities": 0.0, "text_margin": 0.0,
     }  # fmt: skip
     return row | changes
@@ -123,6 +123,7 @@ SPEC = Spec(
     [
         ({"prompt_equal": False}, "prompt"),
         ({"present_equal": False}, "modalities"),
+        ({"stand_ins": {"image": False}}, "stand-ins"),
         ({"features": {"audio": {"equal": False, "rms": 2e-3, "max": 0.1}}}, "audio features"),
         ({"merge_kl": 1e-6}, "merged"),
         ({"reload_logits": 1e-6}, "fresh process"),

@@ -5,12 +5,14 @@ Needs gradio; clicking also selenium, chromium and chromedriver. What is absent 
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import warnings
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,15 @@ from fusion_train.predict.page import PageLimits, answer_one, shown
 pytestmark = pytest.mark.filterwarnings("ignore")
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 PATIENCE_S = 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sockets_that_gradio_leaves_open():
+    """Collect them here, where nobody minds, and not in whichever test comes next."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
