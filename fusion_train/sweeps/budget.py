@@ -1,7 +1,7 @@
 """What a sweep may cost: which seeds fit, estimated before the start, and when nothing more is begun.
 
 Seeds fall out whole, the last ones first, so that every variant keeps equally many. The estimate of a trial is the time
-that trials of this sweep took, by the arithmetic they did; before any has been trained, arithmetic over the measured
+that this sweep took so far, by the arithmetic it did; before any has been trained, arithmetic over the measured
 matrix peak at the utilisation that plans assume, which small models do not reach. Stopping early is counted as the rule
 says. What is used is counted in device time, over all devices and all runs of the command, and kept in the table.
 """
@@ -50,8 +50,8 @@ def estimate(
         if outcome.seconds and outcome.step and trial.variant in flops:
             seconds += outcome.seconds
             done += costs[trial.variant].flops * outcome.step / trial.config.optim.steps  # type: ignore[union-attr]
-    if done:
-        return Estimate(flops, seconds / done, measured=True)
+    if done:  # with loading and scoring, which are not in the seconds of a trial
+        return Estimate(flops, max(seconds, table.spent()) / done, measured=True)
     return Estimate(flops, 1 / (peak_flops() * DEFAULT_UTILISATION) if flops else 0.0, measured=False)
 
 
