@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -368,18 +369,30 @@ def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(comm
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_ray_cluster_trains_the_same_weights_and_says_the_same(command, tmp_path):
+def test_a_ray_cluster_trains_the_same_weights_though_an_actor_is_killed(command, tmp_path):
     ray = pytest.importorskip("ray")
     text = "seeds: [0, 1]\nvariants:\n  conv: {model: {fusion: {name: conv}}}\n  conv-attention: {}\n"
-    one = [*command(text)[:-1], str(tmp_path / "one"), "--engine", "here"]
+    longer = ("optim.steps=120", "checkpoint.every=10")
+    one = [*command(text, *longer)[:-1], str(tmp_path / "one"), "--engine", "here"]
     assert CliRunner().invoke(main, one).exit_code == 0
+    asked = [*command(text, *longer), "--engine", "ray", "--ray-actors", "2"]
+
+    def kill_one() -> None:
+        wait_until(lambda: list((tmp_path / "sweep").glob("*/checkpoints/step-*/state.json")))
+        actors = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.read_bytes().startswith(b"ray::Actor")]
+        os.kill(int(actors[0].parent.name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        result = CliRunner().invoke(main, [*command(text), "--engine", "ray", "--ray-actors", "2"])
+        killer.start()
+        result = CliRunner().invoke(main, asked)
     finally:
         ray.shutdown()
+        killer.join()
     assert result.exit_code == 0, result.output
-    assert result.output.count("step 2: ") == 4
+    assert result.output.count("2 together failed") == 1
+    assert result.output.count("step 120: ") == 4
     for name in outcomes(tmp_path):
         mine, theirs = weights(tmp_path / "one" / name), weights(tmp_path / "sweep" / name)
         assert all(mine[key].equal(theirs[key]) for key in mine | theirs)
