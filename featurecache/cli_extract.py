@@ -189,7 +189,7 @@ def _held(work: Work) -> dict[str, int]:
         return {}
     ids = work.load_clips().ids
     features = {name: store[name] for name in work.features if name in store}
-    return {name: sum(feature.record(clip_id) is not None for clip_id in ids) for name, feature in features.items()}
+    return {name: int((feature.statuses(ids) >= 0).sum()) for name, feature in features.items()}
 
 
 def _print_summary(summary: Summary) -> None:

@@ -29,7 +29,7 @@ def jsonl_rows(path: Path) -> Rows:
             if not raw.strip():
                 continue
             try:
-                row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_repeated_key)
+                row = _STRICT_JSON.decode(raw.decode("utf-8"))
             except ValueError as error:  # also UnicodeDecodeError
                 yield number, f"not JSON in UTF-8 ({error})"
                 continue
@@ -41,6 +41,9 @@ def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return row
+
+
+_STRICT_JSON = json.JSONDecoder(object_pairs_hook=_no_repeated_key)
 
 
 def csv_rows(path: Path) -> Rows:

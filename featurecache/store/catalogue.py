@@ -53,8 +53,8 @@ class Catalogue:
         self._order = np.argsort(hashes, kind="stable").astype(np.uint32)
         self._hashes = hashes[self._order]
         self._superseded = self._find_superseded()
-        statuses = np.concatenate([record.columns["status"] for record in self._ordered] or [np.zeros(0, "|u1")])
-        self._ok = statuses == Status.OK
+        self._statuses = np.concatenate([record.columns["status"] for record in self._ordered] or [np.zeros(0, "|u1")])
+        self._ok = self._statuses == Status.OK
         self._built = True
 
     def _find_superseded(self) -> np.ndarray:
@@ -93,20 +93,36 @@ class Catalogue:
     def find(self, ids: Sequence[str]) -> list[int]:
         """Entry of each clip, -1 where no record holds it."""
         self._build()
+        if not self._hashes.size:
+            return [-1] * len(ids)
         encoded = [clip_id.encode("utf-8", "surrogatepass") for clip_id in ids]
         hashes = np.array([id_hash(data) for data in encoded], np.uint64)
-        begins = self._hashes.searchsorted(hashes).tolist()
+        begins = self._hashes.searchsorted(hashes)
+        entries = self._order[np.minimum(begins, self._hashes.size - 1)].tolist()  # the first of an equal hash
+        places = self.locate_all(entries)
         return [
-            self._match(begin, int(hashed), data) for begin, hashed, data in zip(begins, hashes, encoded, strict=True)
+            entry
+            if self._ordered[place].encoded_id(slot) == data and not self._superseded[entry]
+            else self._match(begin, hashed, data)
+            for entry, (place, slot), begin, hashed, data in zip(
+                entries, places, begins.tolist(), hashes, encoded, strict=True
+            )
         ]
 
-    def _match(self, begin: int, hashed: int, encoded: bytes) -> int:
+    def _match(self, begin: int, hashed: np.uint64, encoded: bytes) -> int:
         while begin < self._hashes.size and self._hashes[begin] == hashed:
             entry = int(self._order[begin])
             if not self._superseded[entry] and self.encoded_id(entry) == encoded:
                 return entry
             begin += 1
         return -1
+
+    def statuses(self, ids: Sequence[str]) -> np.ndarray:
+        """(ids,) int8: what each clip's record says, -1 where no record holds it."""
+        entries = np.asarray(self.find(ids), np.int64)
+        found = np.full(entries.size, -1, np.int8)
+        found[entries >= 0] = self._statuses[entries[entries >= 0]]
+        return found
 
     def current(self) -> Iterator[tuple[int, int]]:
         """(place, slot) of every clip's true entry, in row order."""
@@ -128,8 +144,7 @@ class Catalogue:
     def counts(self) -> dict[Status, int]:
         """Clips by status."""
         self._build()
-        statuses = np.concatenate([record.columns["status"] for record in self._ordered] or [np.zeros(0, "|u1")])
-        return {status: int(((statuses == status) & ~self._superseded).sum()) for status in Status}
+        return {status: int(((self._statuses == status) & ~self._superseded).sum()) for status in Status}
 
 
 class Ids(Sequence[str]):

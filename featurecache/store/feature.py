@@ -114,8 +114,7 @@ class StoredFeature:
         return self.counts[Status.OK]
 
     def __contains__(self, clip_id: object) -> bool:
-        found = self.record(clip_id) if isinstance(clip_id, str) else None
-        return found is not None and found.status is Status.OK
+        return isinstance(clip_id, str) and self._catalogue.all_ok(self._catalogue.find([clip_id]))
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """(K, D) of one clip: a read-only view of the file, or what was unpacked where the rows are packed.
@@ -327,6 +326,10 @@ class StoredFeature:
             return None
         place, slot = self._catalogue.locate(entry)
         return self._catalogue.records[place].clip(slot)
+
+    def statuses(self, ids: Sequence[str]) -> np.ndarray:
+        """(ids,) int8: the `Status` of each clip, -1 where no shard holds it."""
+        return self._catalogue.statuses(ids)
 
     def records(self) -> Iterator[ClipRecord]:
         """Every clip's record, in row order."""

@@ -84,6 +84,10 @@ class Feature(Protocol):
         """What the commit record says of a clip, or None where no shard holds it."""
         ...
 
+    def statuses(self, ids: Sequence[str]) -> np.ndarray:
+        """(ids,) int8: the `Status` of each clip, -1 where no shard holds it; of a million clips in seconds."""
+        ...
+
     def records(self) -> Iterator[ClipRecord]:
         """Every clip's record, in row order."""
         ...

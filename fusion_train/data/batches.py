@@ -140,13 +140,15 @@ class FeatureReader:
         """
         missing: dict[str, str] = {}
         failed: dict[str, str] = {}
-        for clip in clips:
-            for modality, feature in self._features.items():
-                record = feature.record(clip.id)
-                if record is None:
-                    missing.setdefault(clip.id, f"{clip.id}: not extracted for {feature.name} ({modality})")
-                elif record.status is Status.FAILED:
-                    failed[clip.id] = f"{clip.id}: {feature.name} failed: {record.reason}"
+        ids = clips.ids
+        for modality, feature in self._features.items():
+            statuses = feature.statuses(ids)
+            for clip_id in (ids[number] for number in np.flatnonzero(statuses < 0)):
+                missing.setdefault(clip_id, f"{clip_id}: not extracted for {feature.name} ({modality})")
+            for clip_id in (ids[number] for number in np.flatnonzero(statuses == Status.FAILED)):
+                record = feature.record(clip_id)
+                assert record is not None
+                failed[clip_id] = f"{clip_id}: {feature.name} failed: {record.reason}"
         if missing:
             raise MissingFeatureError(
                 "store", clip_ids=list(missing), expected=f"features of {len(clips)} clips",
@@ -159,10 +161,9 @@ class FeatureReader:
                 next_step="Run fcache retry, or leave them out with --set data.failed_clips=skip.",
                 problems=list(failed.values()),
             )  # fmt: skip
-        kept = [clip for clip in clips if clip.id not in failed]
-        if not kept:
+        if len(failed) == len(clips):
             raise DataError("clips", expected="at least one clip with features", got="none")
-        return ClipList(kept)
+        return ClipList(clip for clip in clips if clip.id not in failed) if failed else clips
 
     def presence(self, clip_id: str) -> dict[str, bool]:
         """Modality -> whether the clip has it."""

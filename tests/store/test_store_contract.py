@@ -70,6 +70,10 @@ def test_records_say_what_became_of_each_clip(place: Path, kind: str) -> None:
     assert ok.absmax == pytest.approx(np.abs(tokens_of(ids[0])).max(), rel=1e-3)
     assert feature.record("nothing") is None
     assert sorted(record.id for record in feature.records()) == sorted(ids)
+    asked = ["nothing", *ids[::-1], "zzz"]
+    expected = [-1, *(feature.record(clip_id).status for clip_id in ids[::-1]), -1]
+    assert feature.statuses(asked).tolist() == expected
+    assert feature.statuses([]).tolist() == []
 
 
 def test_missing_clips_are_all_named_with_their_reasons_and_out_is_untouched(place: Path, kind: str) -> None:
