@@ -17,9 +17,10 @@ from featurecache.clips import Clip
 from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.data.batches import FeatureReader
-from fusion_train.data.pooled import PooledFeatures
+from fusion_train.data.pooled import PooledFeatures, average
 from fusion_train.data.prompts import find_task
 from fusion_train.errors import ConfigError, DataError
+from fusion_train.models.fusion_inputs import resample
 from fusion_train.models.parts import part_of
 from fusion_train.training.probing import Classes
 
@@ -129,3 +130,12 @@ def test_pooling_reads_each_clip_once_and_averages_over_time(tmp_path):
         assert torch.equal(taken["image"][row], cls)
     assert not taken["audio"][3].any()
     assert taken["audio"][4].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_tokens", [8, 7, 24, 64])
+def test_every_way_of_averaging_rounds_the_mean_in_float32_once(dtype, num_tokens):
+    tokens = (torch.randn(3, num_tokens, 40) * 3e4).clamp(-6e4, 6e4).to(dtype)  # sums leave the range of float16
+    averaged = torch.empty(3, 8, 40, dtype=torch.float16)
+    average(tokens, averaged)
+    assert torch.equal(averaged, resample(tokens.float(), 8).half())
