@@ -160,7 +160,7 @@ class OptimConfig(Section):
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations a second time to keep fewer; auto: where the memory model asks for it."""
     compile: bool = False
-    """torch.compile of the language model's layers."""
+    """torch.compile of the language model's layers in training, without attention; rows of any layout share a graph."""
     shard_base: bool = False
     """Share the frozen layers out over the processes (FSDP2); the trained parts stay whole on each."""
     deterministic: bool = False

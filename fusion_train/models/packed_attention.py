@@ -139,9 +139,16 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
         )
+    return _attend(query, key, value, layout, scaling, dropout, sliding_window), None
+
+
+@torch.compiler.disable(reason="every number of segments would be a graph of its own")
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, dropout: float, window: int | None
+) -> Tensor:
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
-        return _attend_varlen(query, key, value, layout, scaling, sliding_window), None
-    return _attend_by_segment(query, key, value, layout, scaling, dropout, sliding_window), None
+        return _attend_varlen(query, key, value, layout, scaling, window)
+    return _attend_by_segment(query, key, value, layout, scaling, dropout, window)
 
 
 def _attend_by_segment(

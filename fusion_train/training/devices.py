@@ -51,7 +51,7 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: Bu
     if optim.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True, warn_only=True)
-    model.to(accelerator.device)
+    model.to(accelerator.device).train()  # a language model comes in evaluation mode, which keeps every activation
     equal_on_all(trained_parameters(model).values())
     if not isinstance(model, EmotionLlama):
         return
@@ -63,9 +63,10 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: Bu
             base.activation_checkpointing_enable({"use_reentrant": False})
         else:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-    if optim.compile:
+    if optim.compile:  # in parts: a checkpointed layer is compiled whole or not at all, and attention is left out
         for layer in decoder_layers(model.llm):
-            layer.compile(dynamic=True)
+            for part in layer.children():
+                part.compile(dynamic=True)
 
 
 def peak_flops(accelerator: Accelerator, config: Config) -> float:

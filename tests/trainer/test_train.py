@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from toy import make_config, write_features
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from featurecache.errors import FingerprintError, MissingFeatureError
 from fusion_train import checkpoint
@@ -68,6 +69,20 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(config, material,
     assert equal(whole, parts)
     steps = [json.loads(line)["step"] for line in parts.metrics.read_text().splitlines()]
     assert steps == [json.loads(line)["step"] for line in whole.metrics.read_text().splitlines()]
+
+
+def test_activations_are_computed_twice_from_the_first_step_on(llama, material, tmp_path, monkeypatch):
+    passes = []
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(
+        LlamaMLP, "forward", lambda layer, hidden: passes.append(layer.training) or forward(layer, hidden)
+    )
+    for checkpointing in ("false", "true"):
+        settings = ["optim.steps=1", "data.eval_split=null", f"optim.activation_checkpointing={checkpointing}"]
+        run_training(make_config(llama, *settings), material, tmp_path / checkpointing)
+    assert all(passes)  # previously in evaluation mode until the first scoring, which turns checkpointing off
+    once = len(passes) // 3
+    assert len(passes) == 3 * once
 
 
 def test_micro_batches_do_not_change_what_is_learnt(llama, material, tmp_path):

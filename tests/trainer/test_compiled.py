@@ -1,0 +1,34 @@
+"""Compiled layers: the same losses, and few graphs whatever the rows look like."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from test_train import run_training
+from torch._dynamo.utils import counters
+from toy import make_config
+
+MOST_GRAPHS = 8
+"""Norm, queries to values, output and MLP, some of them twice; a graph a layout would be many more."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about itself
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_a_compiled_run_learns_the_same_and_rows_of_any_layout_share_its_graphs(
+    llama, material, tmp_path, checkpointing
+):
+    settings = ["optim.steps=12", "optim.micro_batch_size=auto", "optim.micro_batch_tokens=80", "log.eval_every=6",
+                "model.fusion.dropout=0", "model.lora.dropout=0", "data.questions_per_clip=2",
+                f"optim.activation_checkpointing={checkpointing}"]  # fmt: skip
+    plain = run_training(make_config(llama, *settings), material, tmp_path / "plain")
+    torch.compiler.reset()
+    counters.clear()
+    compiled = run_training(make_config(llama, *settings, "optim.compile=true"), material, tmp_path / "compiled")
+    one, two = ([json.loads(line) for line in run.metrics.read_text().splitlines()] for run in (plain, compiled))
+    for name in ("loss", "eval_loss"):
+        expected, losses = ([row[name] for row in rows if name in row] for rows in (one, two))
+        assert losses == pytest.approx(expected, abs=1e-4)
+    assert 0 < counters["stats"]["unique_graphs"] <= MOST_GRAPHS
