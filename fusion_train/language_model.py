@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from featurecache.encoders.network import align
 from fusion_train.config import Config
-from fusion_train.errors import ModelError
+from fusion_train.errors import ConfigError, ModelError
 from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.lora import add_lora
 from fusion_train.models.packed_attention import use_packed_attention
 from fusion_train.models.parts import freeze, freeze_parts
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.streams import PATCHES_PER_TOKEN, FeatureShapes
 from fusion_train.seeding import derive
 
 _LLAMA_2_7B = {
@@ -88,8 +88,13 @@ def load_llm(name: str, dtype: str) -> nn.Module:
 
 
 def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> EmotionLlama:
-    """Freeze `llm`, add LoRA, fusion and projectors; their first weights depend on the seed alone."""
+    """Freeze `llm`, add LoRA, fusion and projectors; their first weights depend on the seed alone.
+
+    Raises:
+        ConfigError: settings, or a feature, that the model cannot be built for.
+    """
     settings = config.model
+    _refuse_patches_left_over(config, shapes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial weights"))
         width = llm_width(llm.config)
@@ -106,6 +111,17 @@ def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> Emotio
         )
     freeze_parts(model, settings.frozen)
     return model
+
+
+def _refuse_patches_left_over(config: Config, shapes: FeatureShapes) -> None:
+    tokens = shapes.image[0] if shapes.image else 1
+    if tokens > PATCHES_PER_TOKEN and (tokens - 1) % PATCHES_PER_TOKEN:
+        raise ConfigError(
+            f"features.image={config.features.image}",
+            expected=f"a CLS token and patches in groups of {PATCHES_PER_TOKEN} (197, 577, 1025 tokens), or CLS alone",
+            got=f"{tokens} tokens a picture",
+            next_step="Extract it under another name with --option NAME.pool=all, or pool=cls.",
+        )  # fmt: skip
 
 
 def _unavailable(name: str, error: Exception) -> ModelError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from toy import forward_packed, make_config
@@ -9,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusion_train.config import load_config
 from fusion_train.data.packing import Encoded, pack
+from fusion_train.errors import ConfigError
 from fusion_train.language_model import build_model
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.models.parts import count_by_part, trained_parameters
@@ -147,3 +150,10 @@ def test_the_same_seed_gives_the_same_first_weights(llama):
                                               trained_parameters(second).values(), strict=True)]  # fmt: skip
     assert all(same)
     assert not torch.equal(first.projectors["audio"].weight, other.projectors["audio"].weight)
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(1, True), (5, True), (197, True), (16, False), (196, False)])
+def test_a_picture_whose_patches_do_not_group_is_refused_before_training(llama, tokens, fits):
+    shapes = FeatureShapes(audio=None, image=(tokens, 8), video=None)
+    with nullcontext() if fits else pytest.raises(ConfigError, match=f"got {tokens} tokens a picture.*pool=all"):
+        build_model(make_config(llama), LlamaForCausalLM.from_pretrained(llama), shapes)
