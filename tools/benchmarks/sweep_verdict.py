@@ -20,19 +20,22 @@ from fusion_train.config import read_yaml
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.results import Results, read_results
 
+EARLY = ("halving", "probe")
 OPTIONS = [
     click.Option(["--demo"], default="demo", show_default=True, help="Folder of the demo's material."),
     click.Option(["--steps"], type=int, default=40, show_default=True, help="Of a whole model."),
     click.Option(["--batch"], type=int, default=4, show_default=True, help="Clips a step."),
     click.Option(["--probe-steps"], type=int, default=30, show_default=True),
     click.Option(["--seeds"], type=int, default=3, show_default=True),
-]
+    click.Option(["--way", "ways"], multiple=True, type=click.Choice(EARLY), default=EARLY, show_default=True,
+                 help="Of stopping early, besides the full grid."),
+]  # fmt: skip
 
 
-def measure(demo: str, steps: int, batch: int, probe_steps: int, seeds: int) -> dict[str, Any]:
+def measure(demo: str, steps: int, batch: int, probe_steps: int, seeds: int, ways: tuple[str, ...]) -> dict[str, Any]:
     """Seconds, steps, winners and rank correlations."""
     halving = {"halving": {"at": [0.25, 0.5], "keep": 0.5}}
-    ways: dict[str, dict[str, Any]] = {
+    rules: dict[str, dict[str, Any]] = {
         "full": {},
         "halving": halving,
         "probe": {**halving, "probe": {"steps": probe_steps, "keep": 0.5}},
@@ -40,20 +43,20 @@ def measure(demo: str, steps: int, batch: int, probe_steps: int, seeds: int) -> 
     figures: dict[str, Any] = {"steps": steps, "clips_a_step": batch, "probe_steps": probe_steps, "seeds": seeds}
     found: dict[str, Results] = {}
     with tempfile.TemporaryDirectory(prefix="verdict-") as folder:
-        for way, rule in ways.items():
-            command = command_of(Path(folder), Path(demo).resolve(), way, rule, steps, batch, seeds)
+        for way in ("full", *ways):
+            command = command_of(Path(folder), Path(demo).resolve(), way, rules[way], steps, batch, seeds)
             figures[f"{way}_s"] = round(timed(command)[0], 1)
             found[way] = read_results(Path(folder) / way)
     for way, results in found.items():
         figures[f"{way}_trained_steps"] = sum(outcome.step or 0 for outcome in results.outcomes)
         figures[f"{way}_winner"] = winner(results)
-    for way in ("halving", "probe"):
+    for way in ways:
         figures[f"{way}_over_full"] = round(figures[f"{way}_s"] / figures["full_s"], 3)
         figures[f"{way}_same_winner"] = figures[f"{way}_winner"] == figures["full_winner"]
     ends = {variant: score[0] for variant in found["full"].about["variants"]
             if (score := found["full"].mean_and_spread(variant, "accuracy"))}  # fmt: skip
     figures["accuracy_at_the_end"] = {variant: round(score, 3) for variant, score in ends.items()}
-    rungs = {rung: early for results in (found["probe"], found["halving"]) for rung, early in results.rungs.items()}
+    rungs = {rung: early for results in found.values() for rung, early in results.rungs.items()}
     agreement = {rung: rank_correlation(early, ends) for rung, early in rungs.items()}
     figures["rank_correlation_with_full"] = {rung: value and round(value, 2) for rung, value in agreement.items()}
     return figures
