@@ -10,8 +10,10 @@ from fusion_train.comparison import detectable_before
 from fusion_train.config import Config
 from fusion_train.data.batches import FeatureReader
 from fusion_train.data.prompts import find_task
+from fusion_train.data.samples import answers_of
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.evaluation.evaluate import with_answers
+from fusion_train.metrics.scored import Scored
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.sweeps.companies import batch_key
@@ -24,7 +26,8 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
     """Return the cost of a trial of each variant; None for a probe.
 
     Raises:
-        DataError: variants that cannot run; all are listed, with what the sweep file says about their needs.
+        DataError: variants that cannot run; all are listed, with what the sweep file says about their needs. Or
+            references that the metric cannot take.
     """
     costs: dict[str, Cost | None] = {}
     problems: list[str] = []
@@ -53,13 +56,21 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
                 f"{cost.flops / 1e12:,.1f} TFLOP a trial, memory {cost.shared_bytes / 2**20:,.0f} MiB shared "
                 f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own")  # fmt: skip
     announce(sweep, say)
-    clip_list = load_clips(clips)
-    asked = len(with_answers(clip_list.in_split(sweep.split), find_task(sweep.task)))
+    asked = len(_references(sweep, clips).clip_ids)
     comparisons = len(sweep.variants) - 1
     least = detectable_before(asked, comparisons)
     say(f"{sweep.task} on {asked} clips of {sweep.split}, {comparisons} comparison{'s' if comparisons != 1 else ''} "
         f"with {sweep.reference}: differences from about {least * 100:.1f} points can be told from chance")  # fmt: skip
     return costs
+
+
+def _references(sweep: Sweep, clips: str) -> Scored:
+    """The score of right answers: a metric that cannot take the references says so before anything is trained."""
+    task = find_task(sweep.task)
+    found = {clip.id: answers_of(clip, task)[0][1]
+             for clip in with_answers(load_clips(clips).in_split(sweep.split), task)}  # fmt: skip
+    return sweep.measure.scored([{"id": clip, "reference": answer, "prediction": answer}
+                                 for clip, answer in found.items()])  # fmt: skip
 
 
 def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Lengths]) -> Cost | None:

@@ -10,6 +10,7 @@ import torch
 from checkpoints import save_whisper
 from exporting import SILENT
 from safetensors.torch import load_file, save_file
+from toy import make_config
 
 from featurecache.errors import FingerprintError, MediaError, WeightsError
 from fusion_train.assemble import reassemble
@@ -20,6 +21,7 @@ from fusion_train.export.merge import merge_lora
 from fusion_train.models.answering import label_log_probabilities
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.run import Run
+from fusion_train.sweeps.together import Asked, SharedBase, train_together
 
 
 def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
@@ -34,6 +36,17 @@ def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
         assert 0 < row["total_kl"] < 1e-9 or row["total_kl"] == 0
     assert set(rows[SILENT]["features"]) == {"image", "video"}
     assert {row["task"] for row in rows.values()} == {"emotion", "reason"}
+
+
+def test_a_trial_trained_in_company_is_exported_with_its_certificate(trained, llama, tmp_path):
+    asked = [
+        Asked(make_config(llama, "optim.steps=3", f"model.fusion.name={fusion}"), Run(tmp_path / fusion))
+        for fusion in ("conv", "attention")
+    ]
+    places = {"store": str(trained.folder / "features.zarr"), "clips": str(trained.folder / "clips.jsonl")}
+    train_together(asked, **places, base=SharedBase(), say=lambda _: None)
+    export_run(asked[0].run, tmp_path / "exported", trained.weights, Sources(), say=lambda _: None)
+    assert json.loads((tmp_path / "exported" / "certificate.json").read_text())["passed"]
 
 
 def test_every_modality_is_absent_from_a_question_of_the_certificate(exported):

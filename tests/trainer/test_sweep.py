@@ -167,6 +167,13 @@ def test_what_cannot_run_is_refused_before_anything_starts(sweep, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_metric_that_cannot_take_the_references_is_refused_before_anything_starts(sweep, tmp_path):
+    result = invoke(sweep("metric: waf\nvariants: {a: {}}\n"))
+    assert result.exit_code == 2
+    assert "expected sentiment scores" in result.output
+    assert not (tmp_path / "sweep" / "trials.sqlite").exists()
+
+
 def test_unknown_keys_and_equal_variants_are_refused(tmp_path):
     for text, said in (
         ("variant: {a: {}}\nvariants: {a: {}}\n", "variants"),
