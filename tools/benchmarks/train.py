@@ -1,4 +1,4 @@
-"""What training costs beside what it must: feeding, packing, prefix sharing, resuming; on a GPU also the 7B shapes.
+"""What training costs beside what it must: feeding, packing, prefix sharing, compiling, resuming; on a GPU 7B shapes.
 
 Feeding: steps whose batches come from the store, against as many on one batch that stays in memory, in turns.
 Packing: the same samples padded to the longest of each batch, and packed. Sharing: questions on one clip apart, and
@@ -23,6 +23,7 @@ from typing import Any
 import click
 import torch
 from accelerate import Accelerator
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from train_material import LABELS, save_clips, save_llm, save_store
 
@@ -32,7 +33,8 @@ from fusion_train.data.feeding import Feed
 from fusion_train.data.samples import Sample
 from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import ConfigError
-from fusion_train.training.memory_budget import CPU_TOKENS
+from fusion_train.training.devices import place
+from fusion_train.training.memory_budget import CPU_TOKENS, Budget
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.step import train_step
 from fusion_train.training.tally import Tally
@@ -43,7 +45,7 @@ PAIRS = 3
 WALL, CPU = 0, 1
 Taken = tuple[float, float]
 """Seconds of wall time, and of the processor by all threads."""
-PARTS = ("feeding", "packing", "sharing", "quantising", "resuming", "gpu")
+PARTS = ("feeding", "packing", "sharing", "compiling", "quantising", "resuming", "gpu")
 OPTIONS = [
     click.Option(["--steps"], type=int, default=16, show_default=True, help="Steps of each contestant."),
     click.Option(["--width"], type=int, default=256, show_default=True, help="Width of the language model."),
@@ -74,6 +76,8 @@ def measure(
             figures |= packing(_open(llm, store, mixed, "data.tasks=[emotion, reason]"), steps)
         for questions in (2, 4) if "sharing" in parts else ():
             figures |= sharing(llm, store, mixed, questions, max(2, steps // 4))
+        if "compiling" in parts:
+            figures |= compiling(llm, store, mixed, steps)
         for kind in ("plain", "fp8", "int8", "nf4") if "quantising" in parts else ():
             figures |= quantising(llm, store, uniform, kind, steps)
         if "resuming" in parts:
@@ -199,6 +203,34 @@ def padded_step(step: Stepper, batch: dict[str, Any]) -> None:
     F.cross_entropy(logits.float().flatten(0, 1), targets[:, keep].flatten()).backward()
     step.optimizer.step()
     step.optimizer.zero_grad(set_to_none=True)
+
+
+def compiling(llm: Path, store: Path, clips: Path, steps: int) -> dict[str, Any]:
+    """The same steps, rows of many layouts, with compiled layers and without, in turns."""
+    common = ("data.tasks=[emotion, reason]", "data.questions_per_clip=2", "optim.micro_batch_size=auto",
+              f"optim.batch_size={2 * BATCH}")  # fmt: skip
+    benches = [_open(llm, store, clips, *common, f"optim.compile={compiled}") for compiled in ("false", "true")]
+    steppers = [Stepper(bench) for bench in benches]
+    feeds = []
+    for bench, step in zip(benches, steppers, strict=True):
+        place(bench.model, bench.config, step.accelerator, Budget(CPU_TOKENS, checkpointing=False))
+        feeds.append(
+            Feed(bench.config, make_stream(bench), bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
+        )
+    losses: list[list[float]] = [[], []]
+    taken: list[list[Taken]] = [[], []]
+    for number in range(steps + 1):
+        for which, (step, feed) in enumerate(zip(steppers, feeds, strict=True)):
+            batches = feed.micro_batches(number)
+            taken[which].append(_taken(lambda step=step, to=losses[which], batches=batches: to.append(step(batches))))
+    plain, compiled = (each[1:] for each in taken)  # the first compiles
+    return {
+        "plain_over_compiled": _ratio(plain, compiled, WALL),
+        "plain_over_compiled_cpu": _ratio(plain, compiled, CPU),
+        "compiling_s": round(taken[1][0][WALL], 1),
+        "compiled_graphs": counters["stats"]["unique_graphs"],
+        "compiled_largest_loss_difference": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+    }
 
 
 def quantising(llm: Path, store: Path, clips: Path, kind: str, steps: int) -> dict[str, Any]:
