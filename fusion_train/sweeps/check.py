@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 from featurecache.clips import load_clips
 from featurecache.errors import FeatureCacheError
@@ -17,6 +17,7 @@ from fusion_train.metrics.scored import Scored
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.sweeps.companies import batch_key
+from fusion_train.sweeps.halving import rung_steps
 from fusion_train.sweeps.probe_tier import announce
 from fusion_train.sweeps.sweep_file import Sweep
 from fusion_train.sweeps.work import Cost
@@ -50,18 +51,29 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
             got=f"{len(problems)} of {len(sweep.variants)} that cannot", next_step=sweep.needs or None,
             problems=problems,
         )  # fmt: skip
+    _tell(sweep, costs, _references(sweep, clips), say)
+    return costs
+
+
+def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], right: Scored, say: Callable[[str], None]) -> None:
+    """Say what variants cost, who may be stopped, and what the test set can tell."""
     for variant, cost in costs.items():
         if cost is not None:
             say(f"{variant}: {cost.trained:,} trained parameters, {cost.soft_tokens} soft tokens, "
                 f"{cost.flops / 1e12:,.1f} TFLOP a trial, memory {cost.shared_bytes / 2**20:,.0f} MiB shared "
                 f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own")  # fmt: skip
     announce(sweep, say)
-    asked = len(_references(sweep, clips).clip_ids)
+    optim = [trial.config.optim for trial in sweep.trials]
+    warmup = max(each.warmup_steps for each in optim)
+    early = [rung for rung in rung_steps(sweep.halving, max(each.steps for each in optim)) if rung <= warmup]
+    if early:
+        say(f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
+            "little; name later shares of the steps in halving.at")  # fmt: skip
+    asked = len(right.clip_ids)
     comparisons = len(sweep.variants) - 1
     least = detectable_before(asked, comparisons)
     say(f"{sweep.task} on {asked} clips of {sweep.split}, {comparisons} comparison{'s' if comparisons != 1 else ''} "
         f"with {sweep.reference}: differences from about {least * 100:.1f} points can be told from chance")  # fmt: skip
-    return costs
 
 
 def _references(sweep: Sweep, clips: str) -> Scored:

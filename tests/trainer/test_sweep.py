@@ -200,6 +200,11 @@ def test_companies_hold_what_takes_the_same_batches_and_fits(tmp_path):
     assert max(len(group) for group in companies(trials, 0, lambda trial: cost, free_bytes=0)) == 1
 
 
+def test_a_rung_in_the_warm_up_is_told_before_the_run(sweep):
+    command = sweep("halving: {at: [0.1, 0.5]}\nvariants: {a: {}}\n", "optim.steps=40", "optim.warmup_steps=10")
+    assert "halving: step 4 lies in the warm-up of 10 steps" in invoke([*command, "--check"]).output
+
+
 def test_halving_by_hand():
     assert rung_steps(Halving(at=(0.5, 0.25, 1.0)), 100) == [25, 50]
     assert survivors({"a": [0.1], "b": [0.9, 0.7], "c": [0.5], "d": [0.2]}, "a", 0.5) == ["a", "b", "c"]

@@ -16,7 +16,7 @@ import click
 import yaml
 
 from benchmarks.sweep import timed
-from fusion_train.config import read_yaml
+from fusion_train.config import load_config, read_yaml
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.results import Results, read_results
 
@@ -69,14 +69,22 @@ def winner(results: Results) -> str:
     return max(finished, key=finished.__getitem__)
 
 
+def warmup_of(steps: int) -> int:
+    """The demo's share of the steps, so that no rung lies in the warm-up."""
+    demo = load_config("demo", "perception").optim
+    return round(demo.warmup_steps / demo.steps * steps)
+
+
 def command_of(
     folder: Path, demo: Path, way: str, rule: dict[str, Any], steps: int, batch: int, seeds: int
 ) -> list[str]:
     """Write the sweep file of a way; returns the command that runs it into `folder/way`."""
     file = folder / f"{way}.yaml"
     file.write_text(yaml.safe_dump({**read_yaml("sweeps/pre_fusion"), **rule, "seeds": list(range(seeds))}))
-    settings = {"model.llm": demo / "models" / "llama", "optim.steps": steps, "optim.batch_size": batch,
-                "optim.micro_batch_size": batch, "log.eval_every": 10**6, "log.tensorboard": False}  # fmt: skip
+    settings = {
+        "model.llm": demo / "models" / "llama", "optim.steps": steps, "optim.warmup_steps": warmup_of(steps),
+        "optim.batch_size": batch, "optim.micro_batch_size": batch, "log.eval_every": 10**6, "log.tensorboard": False,
+    }  # fmt: skip
     return [
         sys.executable, "-m", "fusion_train.cli", "sweep", str(file), "--config", "demo",
         "--store", str(demo / "features.zarr"), "--clips", str(demo / "clips.jsonl"), "--out", str(folder / way),
