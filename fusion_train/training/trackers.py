@@ -1,7 +1,7 @@
 """Where the journal's lines go besides `metrics.jsonl`: TensorBoard, and W&B or trackio through accelerate.
 
 A tracker is off unless `log.tracker` names one. Both keep runs on this machine alone in their own offline modes
-(`WANDB_MODE=offline`; trackio is local by itself).
+(`WANDB_MODE=offline`; trackio is local by itself). A run that goes on is another run there, under the same name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from featurecache.extras import require
 from fusion_train.config import LogConfig
+from fusion_train.errors import ConfigError
 
 
 class Sink(Protocol):
@@ -38,6 +39,12 @@ class TensorBoard:
         self._board.close()
 
 
+def refuse_missing_tracker(log: LogConfig) -> None:
+    """Raise MissingExtraError where the package of the tracker asked for is not installed."""
+    if log.tracker is not None:
+        require(log.tracker, log.tracker, subject="log.tracker")
+
+
 class Tracker:
     """One of accelerate's trackers."""
 
@@ -45,13 +52,18 @@ class Tracker:
         """Start it.
 
         Raises:
-            MissingExtraError: its package is not installed.
+            ConfigError: it refuses, as W&B does where nobody is logged in.
         """
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        require(name, name, subject="log.tracker")
         self._tracker = LOGGER_TYPE_TO_CLASS[name](project, name=run_name)
-        self._tracker.start()
+        try:
+            self._tracker.start()
+        except _refusals(name) as error:
+            raise ConfigError(
+                f"log.tracker: {name}", expected="it to take the run", got=" ".join(str(error).split()),
+                next_step="Log in, or keep the run on this machine with WANDB_MODE=offline, and give the same command.",
+            ) from error  # fmt: skip
         self._tracker.store_init_configuration(dict(about))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -65,9 +77,20 @@ def open_sinks(folder: Path, start_step: int, log: LogConfig, about: Mapping[str
     """Open what the configuration asks for.
 
     Raises:
-        ConfigError: a tracker whose package is not installed.
+        MissingExtraError: a tracker whose package is not installed.
+        ConfigError: a tracker that does not take the run.
     """
+    refuse_missing_tracker(log)
     sinks: list[Sink] = [TensorBoard(folder, start_step)] if log.tensorboard else []
     if log.tracker is not None:
         sinks.append(Tracker(log.tracker, log.project, folder.name, about))
     return sinks
+
+
+def _refusals(name: str) -> tuple[type[Exception], ...]:
+    """What a tracker's package raises of itself."""
+    if name != "wandb":
+        return ()
+    from wandb.errors import Error
+
+    return (Error,)

@@ -42,6 +42,7 @@ from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.parallel import any_process
 from fusion_train.training.step import over_processes, train_step
 from fusion_train.training.tally import Tally
+from fusion_train.training.trackers import refuse_missing_tracker
 
 
 def train(
@@ -76,6 +77,7 @@ def train(
     if run.exists and run.finished:
         say(f"{run.folder}: already finished at step {run.result['step']}")
         return run.result
+    refuse_missing_tracker(config.log)
     accelerator = make_accelerator(config.optim)
     leads = accelerator.is_main_process
     if not leads:

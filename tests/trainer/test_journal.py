@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from test_train import run_training
 from toy import make_config
 
 from featurecache.errors import MissingExtraError
 from fusion_train.data.samples import Asked
+from fusion_train.errors import ConfigError
 from fusion_train.training.journal import Journal
 from fusion_train.training.tally import Counts, Tally
 
@@ -114,10 +118,28 @@ def test_scoring_on_some_clips_asks_the_same_ones_every_time(llama, material, tm
     assert all(row["accuracy/emotion"] * 5 == pytest.approx(round(row["accuracy/emotion"] * 5)) for row in scored)
 
 
-def test_a_tracker_that_is_not_installed_says_how_to_get_it(config, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_missed_before_anything_is_written(llama, material, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'featurecache\[wandb\]'"):
+        run_training(make_config(llama, "log.tracker=wandb"), material, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_nobody_is_logged_in_to_says_what_to_do(config, tmp_path, monkeypatch):
+    class RefusedError(Exception):
+        pass
+
+    def start(self):
+        raise RefusedError("No API key configured.")
+
+    tracker = type("Fake", (), {"__init__": lambda self, *args, **options: None, "start": start})
+    package = ModuleType("wandb")
+    package.__spec__ = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=RefusedError))
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", tracker)
     with (
-        pytest.raises(MissingExtraError, match=r"pip install 'featurecache\[wandb\]'"),
+        pytest.raises(ConfigError, match=r"No API key configured\. Log in, or .* WANDB_MODE=offline"),
         journal(config, tmp_path, tracker="wandb", tensorboard=False),
     ):
         pass
