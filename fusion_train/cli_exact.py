@@ -65,4 +65,9 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
         click.echo(f"  {one.sample.clip.id:24} {one.sample.task.name:12} loss {one.loss:10.4g}  "
                    f"gradient {one.gradient_norm:10.4g}")  # fmt: skip
     wrong = [one.sample.clip.id for one in samples if not one.finite]
-    click.echo(f"not finite alone: {', '.join(wrong) or 'none; the learning rate is the likely cause'}")
+    if not wrong:
+        click.echo("all are finite alone: lower optim.lr, or clip with optim.max_grad_norm")
+    elif len(wrong) == len(samples):
+        click.echo("none is finite: the weights are at fault, not a clip; lower optim.lr or set optim.max_grad_norm")
+    else:
+        click.echo(f"not finite alone: {', '.join(wrong)}; look at what is stored of them: fcache show ID")

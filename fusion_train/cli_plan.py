@@ -54,7 +54,7 @@ def plan(
         f"{card.bf16_tflops:g} TFLOP/s"
     )
     if made.advice:
-        click.echo(f"does not fit the {card.memory_gib} GiB of one {card.name}: {made.advice}")
+        click.echo(f"does not fit the {card.memory_gib} GiB of one {card.name}. {made.advice}")
 
 
 def _tables(plan: Plan, micro_batch: int | str) -> list[Table]:

@@ -270,18 +270,22 @@ def hours(flops: float, gpu: Gpu, utilisation: float = DEFAULT_UTILISATION, *, f
     return flops / (gpu.peak_flops(fp8=fp8) * utilisation) / 3600
 
 
-def advice(needed: Memory, *, checkpointing: bool, base: str, micro_batch: int) -> str:
-    """Name the largest consumer that can shrink, and the setting that shrinks it."""
+def advice(needed: Memory, *, checkpointing: bool, base: str, smaller: str | None) -> str:
+    """Name the largest consumer that can shrink, and the setting that shrinks it.
+
+    Args:
+        smaller: a setting with fewer tokens a row; None where rows are of one sample already.
+    """
     knobs: Mapping[str, str] = {
-        "activations": "optim.micro_batch_size" if micro_batch > 1 else "activation checkpointing",
-        "base": "a quantised base",
-        "logits": "shorter answers",
-        "optimizer": "model.lora.r",
+        "activations": smaller or "optim.activation_checkpointing=true",
+        "base": "model.quantised=nf4",
+        "logits": "a smaller data.max_answer_tokens",
+        "optimizer": "a smaller model.lora.r",
     }
     fixed = {"reserved", "workspace", "features", "gradients", "trained", "ema"}
-    if checkpointing and micro_batch == 1:
+    if checkpointing and smaller is None:
         fixed.add("activations")
     if base == "nf4":
         fixed.add("base")
     kind, size = next((item for item in needed.by_kind().items() if item[0] not in fixed), ("optimizer", 0))
-    return f"{kind} take {size / 2**30:.1f} of {needed.total / 2**30:.1f} GiB; the next knob is {knobs[kind]}"
+    return f"Of {needed.total / 2**30:.1f} GiB by the memory model, {size / 2**30:.1f} are {kind}: set {knobs[kind]}."

@@ -24,7 +24,7 @@ from fusion_train.models.parts import count_by_part, learning_parameters
 from fusion_train.models.streams import FeatureShapes
 from fusion_train.planning import costs
 from fusion_train.planning.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
-from fusion_train.training.memory_budget import COMPUTE, SAFETY, within
+from fusion_train.training.memory_budget import COMPUTE, SAFETY, smaller_rows, within
 
 ASSUMED_TEXT_TOKENS = 120
 ASSUMED_ANSWER_TOKENS = 32
@@ -108,12 +108,13 @@ def make_plan(
     base = config.model.quantised or config.model.llm_dtype
     parameters = count_by_part(model)
     values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
+    tokens = budget.tokens if wanted == "auto" else micro * lengths.longest
     needed = costs.memory(
         llm,
         lora,
         trained=sum(parameters.values()),
         learning=sum(parameter.numel() for parameter in learning_parameters(model).values()),
-        tokens=budget.tokens if wanted == "auto" else micro * lengths.longest,
+        tokens=tokens,
         supervised=micro * round(lengths.answer),
         feature_values=micro * values,
         base=base,
@@ -135,7 +136,9 @@ def make_plan(
         gpu=card,
         utilisation=utilisation,
         hours=costs.hours(flops.total * samples, card, utilisation),
-        advice=None if fits else costs.advice(needed, checkpointing=budget.checkpointing, base=base, micro_batch=micro),
+        advice=None
+        if fits
+        else costs.advice(needed, checkpointing=budget.checkpointing, base=base, smaller=smaller_rows(config, tokens)),
     )
 
 

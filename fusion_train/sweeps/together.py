@@ -280,7 +280,8 @@ def _apply(member: Member, step: int) -> DivergedError | None:
             return None
     return DivergedError(
         f"{member.asked.run.folder}, step {step}", expected=f"a finite {problem[0]}", got=str(problem[1]),
-        next_step="Lower optim.lr or set optim.precision=bf16; fusion-train replay RUN asks clip by clip.",
+        next_step="Lower optim.lr or set optim.precision=bf16; "
+        f"fusion-train replay {member.asked.run.folder} asks sample by sample.",
     )  # fmt: skip
 
 
@@ -313,7 +314,8 @@ def _after(
     for n in sound:
         member = members[n]
         complete = done == member.config.optim.steps or member.journal.stalled()
-        if complete or done == ends[n] or done % member.config.checkpoint.every == 0 or stopping:
+        due = done % member.config.checkpoint.every == 0 or member.journal.is_best(done)
+        if complete or done == ends[n] or due or stopping:
             save_checkpoint(member.asked.run, member.bench, member.optimizer, member.averaged, member.accelerator, done,
                             member.journal.score_at(done))  # fmt: skip
         if complete:

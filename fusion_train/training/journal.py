@@ -119,6 +119,12 @@ class Journal:
         """The score that picks the best checkpoint, where one was taken after this many steps."""
         return overall(self.scores_at(step))
 
+    def is_best(self, step: int) -> bool:
+        """Whether the score taken after this many steps is better than all before it."""
+        score = self.score_at(step)
+        before = [earlier for at in self._rows if at < step and (earlier := self.score_at(at)) is not None]
+        return score is not None and all(score > earlier for earlier in before)
+
     def stalled(self) -> bool:
         """Whether `log.patience` scorings in a row brought no better score than the best before them."""
         patience = self._log.patience

@@ -102,12 +102,20 @@ def needs(config: Config, model: EmotionLlama, *, checkpointing: bool) -> Callab
 
 def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing: bool) -> str:
     """What takes the memory of a row that did not fit, and what to change next."""
+    smaller = smaller_rows(config, tokens)
     if not isinstance(model, EmotionLlama):
-        return "the next knob is optim.micro_batch_size"
-    micro = config.optim.micro_batch_size
+        return f"Set {smaller or 'a smaller optim.batch_size'}."
     return costs.advice(
         needs(config, model, checkpointing=checkpointing)(tokens),
         checkpointing=checkpointing,
         base=config.model.quantised or config.model.llm_dtype,
-        micro_batch=2 if micro == "auto" else micro,
+        smaller=smaller,
     )
+
+
+def smaller_rows(config: Config, tokens: int) -> str | None:
+    """The setting that halves rows of so many tokens; None where they are of one sample."""
+    micro = config.optim.micro_batch_size
+    if micro == "auto":
+        return f"optim.micro_batch_tokens={max(1, tokens // 2)}"
+    return f"optim.micro_batch_size={micro // 2}" if micro > 1 else None

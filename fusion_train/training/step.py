@@ -65,8 +65,7 @@ def _refuse_not_finite(what: str, value: float, step: int, batches: Sequence[Bat
     if not math.isfinite(value):
         raise DivergedError(
             f"step {step}", expected=f"a finite {what}", got=str(value),
-            next_step="Lower optim.lr or set optim.precision=bf16; fusion-train replay RUN asks clip by clip. "
-            "The clips of this batch:",
+            next_step="Lower optim.lr or set optim.precision=bf16. The clips of this step:",
             problems=gather_object([clip for batch in batches for clip in batch.clip_ids]),
         )  # fmt: skip
 

@@ -127,13 +127,15 @@ def train(
             except DivergedError as error:
                 if leads:
                     keep_for_replay(run, bench, step, list(error.problems))
+                    say(f"step {step} is kept: fusion-train replay {run.folder} asks sample by sample")
                 raise
             except torch.OutOfMemoryError as error:
                 longest = max(batch.num_tokens for batch in batches)
                 raise DeviceMemoryError(
                     f"step {step}, a row of {longest} tokens", expected="to fit into the device's memory",
                     got=str(error).partition(".")[0],
-                    next_step=advise(config, bench.model, longest, checkpointing=budget.checkpointing) + ".",
+                    next_step=advise(config, bench.model, longest, checkpointing=budget.checkpointing)
+                    + " A run keeps its settings: name another folder with --out.",
                 ) from error  # fmt: skip
             if averaged is not None:
                 averaged.update(step)
@@ -152,7 +154,7 @@ def train(
                     last = True
                     say(f"step {done}: no better score in {config.log.patience} scorings, so this is the last step")
             stopping = any_process(accelerator, request.requested)
-            if (last or done % config.checkpoint.every == 0 or stopping) and leads:
+            if (last or done % config.checkpoint.every == 0 or stopping or journal.is_best(done)) and leads:
                 save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))
             if stopping and not last:
                 raise Interrupted(

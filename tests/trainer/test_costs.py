@@ -89,9 +89,13 @@ def test_checkpointing_keeps_less_and_quantising_loads_less(published):
 def test_advice_names_what_can_still_shrink(published):
     shape, lora = llm_shape(published.llm), lora_shape(published.llm)
     needed = costs.memory(shape, lora, trained=71_536_387, tokens=9_600, supervised=512)
-    assert "optim.micro_batch_size" in costs.advice(needed, checkpointing=False, base="bfloat16", micro_batch=16)
+    smaller = "optim.micro_batch_size=8"
+    assert costs.advice(needed, checkpointing=False, base="bfloat16", smaller=smaller).endswith(
+        f"activations: set {smaller}."
+    )
     needed = costs.memory(shape, lora, trained=71_536_387, tokens=600, supervised=32)
-    assert "base" in costs.advice(needed, checkpointing=False, base="bfloat16", micro_batch=1)
+    said = costs.advice(needed, checkpointing=False, base="bfloat16", smaller=None)
+    assert said.endswith("are base: set model.quantised=nf4.")
 
 
 def test_an_unknown_card_names_the_near_one():

@@ -17,8 +17,9 @@ from fusion_train.cli import main
 from fusion_train.config import LogConfig
 from fusion_train.data.micro_batches import fixed, under_budget
 from fusion_train.data.pool import Pool
-from fusion_train.errors import DivergedError
+from fusion_train.errors import DeviceMemoryError, DivergedError
 from fusion_train.run import Run
+from fusion_train.training.held_out import HeldOut
 from fusion_train.training.journal import Journal
 from fusion_train.training.verify_resume import draw_kills, verify_resume
 
@@ -169,3 +170,21 @@ def test_a_pool_gives_back_its_clips_and_is_of_no_use_under_another_key(tmp_path
     assert {name: places.tolist() for name, places in again.places.items()} == {"x": [0], "y": [1], "": [2]}
     assert list(again.places) == list(pool.places)
     assert again.tasks == pool.tasks
+
+
+def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.6, 0.5, 0.6])
+    monkeypatch.setattr(HeldOut, "score", lambda self: {"accuracy/emotion": next(scores)})
+    config = make_config(llama, "optim.steps=8", "log.eval_every=2", "checkpoint.every=100", "checkpoint.keep=1")
+    run = run_training(config, material, tmp_path / "run")
+    assert [folder.name[-1] for folder in checkpoint.published(run.checkpoints)] == ["4", "8"]
+    assert checkpoint.choose(run.checkpoints, "best").name[-1] == "4"
+
+
+def test_a_row_that_does_not_fit_says_what_takes_the_memory_and_what_to_set(llama, material, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("fusion_train.training.train.train_step", full)
+    with pytest.raises(DeviceMemoryError, match=r"GiB by the memory model.*set optim\.micro_batch_size=2\..*--out"):
+        run_training(make_config(llama, "optim.micro_batch_size=4"), material, tmp_path / "run")
