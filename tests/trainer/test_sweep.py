@@ -167,6 +167,15 @@ def test_what_cannot_run_is_refused_before_anything_starts(sweep, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_texts_are_compared_by_a_figure_of_their_overlap(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr("fusion_train.evaluation.evaluate.MAX_NEW_TOKENS", 4)
+    command = sweep("seeds: [0]\ntask: reason\nmain: label\n" + TWO, "data.tasks=[emotion, reason]")
+    result = invoke(command)
+    assert result.exit_code == 0, result.output
+    assert set(rows(tmp_path)["conv-seed0"]["figures"]) == {"clue", "label"}
+    assert "comparable only with scores of the same judge" in (tmp_path / "sweep" / "report.html").read_text()
+
+
 def test_a_metric_that_cannot_take_the_references_is_refused_before_anything_starts(sweep, tmp_path):
     result = invoke(sweep("metric: waf\nvariants: {a: {}}\n"))
     assert result.exit_code == 2
