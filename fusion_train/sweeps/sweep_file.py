@@ -104,6 +104,8 @@ class Trial:
     variant: str
     seed: int
     stages: tuple[Config, ...]
+    fresh: bool = False
+    """Starts from nothing, whatever run the sweep starts from."""
 
     @property
     def name(self) -> str:
@@ -242,7 +244,8 @@ def _probes(
     if asked.probe and asked.probe.steps:
         merge(kept, {"optim": {"steps": asked.probe.steps}})
     name = f"{variant}.{PROBE}"
-    return tuple(Trial(name, seed, (validate({**kept, "seed": seed}, name),)) for seed in asked.seeds)
+    return tuple(Trial(name, seed, (validate({**kept, "seed": seed}, name),), fresh=True)
+                 for seed in asked.seeds)  # fmt: skip
 
 
 def _parse(file: str, values: Mapping[str, Any]) -> SweepFile:

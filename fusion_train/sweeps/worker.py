@@ -98,7 +98,8 @@ class Worker:
         return found
 
     def _asked(self, trial: Trial, stage: int) -> Asked:
-        before = trial.folder(self._work.out, stage - 1) if stage else self._work.initial
+        start = None if trial.fresh else self._work.initial
+        before = trial.folder(self._work.out, stage - 1) if stage else start
         return Asked(trial.stages[stage], Run(trial.folder(self._work.out, stage)), Run(before) if before else None)
 
     def _train_alone(self, asked: Asked) -> Trained:

@@ -10,6 +10,8 @@ from fusion_train.errors import ConfigError
 from fusion_train.sweeps.probe_tier import announce, probe_round, probes_of, stop_by_probe, told_apart
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import TrialTable
+from fusion_train.sweeps.work import Work
+from fusion_train.sweeps.worker import Worker
 
 VARIANTS = """
 reference: same
@@ -65,6 +67,14 @@ def test_settings_given_for_the_whole_model_do_not_reach_the_probe(tmp_path):
     probe = sweep.probes["conv"][0].config
     assert (probe.model.llm, probe.optim.steps) == (None, 1000)
     assert probe.features.video is None, "what is read is a setting of both"
+
+
+def test_a_probe_starts_from_nothing_where_the_whole_models_start_from_a_run(tmp_path):
+    sweep = load(tmp_path, VARIANTS + "probe: {}")
+    worker = Worker(Work("store", "clips", tmp_path, "emotion", "val", initial="runs/before"), lambda text: None)
+    starts = [worker._asked(trial, 0).initial for trial in (sweep.probes["conv"][0], sweep.trials[0])]
+    assert starts[0] is None
+    assert starts[1].folder == Path("runs/before")
 
 
 def test_ranks_of_lora_alone_leave_nothing_to_probe(tmp_path):
