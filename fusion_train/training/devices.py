@@ -15,8 +15,10 @@ from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import trained_parameters
 from fusion_train.planning.peak import measured_peak_flops
 from fusion_train.processes import this_process
-from fusion_train.training.memory_budget import Budget
+from fusion_train.training.memory_budget import Budget, fitting
 from fusion_train.training.parallel import decoder_layers, equal_on_all, shard_base
+
+SMALLER_BASE = "Set model.quantised=nf4; fusion-train plan --gpu NAME says what fits."
 
 
 def make_accelerator(optim: OptimConfig) -> Accelerator:
@@ -46,12 +48,15 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: Bu
 
     Raises:
         ConfigError: settings that the device or the base does not allow.
+        DeviceMemoryError: the model alone is larger than the device's memory.
     """
     optim = config.optim
     if optim.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True, warn_only=True)
-    model.to(accelerator.device).train()  # a language model comes in evaluation mode, which keeps every activation
+    with fitting("the model", lambda: SMALLER_BASE):
+        model.to(accelerator.device)
+    model.train()  # a language model comes in evaluation mode, which keeps every activation
     equal_on_all(trained_parameters(model).values())
     if not isinstance(model, EmotionLlama):
         return

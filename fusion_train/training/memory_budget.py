@@ -7,12 +7,14 @@ its memory, elsewhere `CPU_TOKENS`. Activation checkpointing is used where the m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from fusion_train.config import Config
+from fusion_train.errors import DeviceMemoryError
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import learning_parameters, trained_parameters
 from fusion_train.planning import costs
@@ -98,6 +100,18 @@ def needs(config: Config, model: EmotionLlama, *, checkpointing: bool) -> Callab
         )
 
     return needed
+
+
+@contextmanager
+def fitting(subject: str, next_step: Callable[[], str]) -> Iterator[None]:
+    """Raise DeviceMemoryError, with what to do next, where the device's memory runs out in the block."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            subject, expected="to fit into the device's memory", got=str(error).partition(".")[0],
+            next_step=f"{next_step()} A run keeps its settings: name another folder with --out.",
+        ) from error  # fmt: skip
 
 
 def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing: bool) -> str:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
-
-import torch
 
 from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.progress import show_progress
@@ -21,7 +20,7 @@ from fusion_train.assemble import assemble
 from fusion_train.config import Config
 from fusion_train.data.feeding import Feed
 from fusion_train.data.streams import keep_pool, make_stream
-from fusion_train.errors import DeviceMemoryError, DivergedError
+from fusion_train.errors import DivergedError
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, absolute
@@ -37,12 +36,14 @@ from fusion_train.training.devices import device_name, make_accelerator, peak_fl
 from fusion_train.training.diverged import keep_for_replay
 from fusion_train.training.held_out import HeldOut
 from fusion_train.training.journal import Journal
-from fusion_train.training.memory_budget import advise, choose_budget
+from fusion_train.training.memory_budget import advise, choose_budget, fitting
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.parallel import any_process
 from fusion_train.training.step import over_processes, train_step
 from fusion_train.training.tally import Tally
 from fusion_train.training.trackers import refuse_missing_tracker
+
+SCORE_LATER = "Set data.eval_split=null, and score the run later: fusion-train eval --batch-size 1."
 
 
 def train(
@@ -122,21 +123,16 @@ def train(
         for step, batches in enumerate(steps if not journal.stalled() else (), start=start):
             journal.waited(time.perf_counter() - waiting_since)
             rates = set_learning_rates(optimizer, step, config.optim)
+            longest = max(batch.num_tokens for batch in batches)
+            less = partial(advise, config, bench.model, longest, checkpointing=budget.checkpointing)
             try:
-                loss, norms = train_step(bench.model, optimizer, batches, tally, accelerator, config, step)
+                with fitting(f"step {step}, a row of {longest} tokens", less):
+                    loss, norms = train_step(bench.model, optimizer, batches, tally, accelerator, config, step)
             except DivergedError as error:
                 if leads:
                     keep_for_replay(run, bench, step, list(error.problems))
                     say(f"step {step} is kept: fusion-train replay {run.folder} asks sample by sample")
                 raise
-            except torch.OutOfMemoryError as error:
-                longest = max(batch.num_tokens for batch in batches)
-                raise DeviceMemoryError(
-                    f"step {step}, a row of {longest} tokens", expected="to fit into the device's memory",
-                    got=str(error).partition(".")[0],
-                    next_step=advise(config, bench.model, longest, checkpointing=budget.checkpointing)
-                    + " A run keeps its settings: name another folder with --out.",
-                ) from error  # fmt: skip
             if averaged is not None:
                 averaged.update(step)
             done = step + 1
@@ -146,13 +142,15 @@ def train(
             last, paused_since = done == config.optim.steps, time.perf_counter()
             if scored and (last or done % config.log.eval_every == 0):
                 held_out = held_out or HeldOut(bench)
-                with averaged.in_place() if averaged is not None else nullcontext():
+                averages = averaged.in_place() if averaged is not None else nullcontext()
+                with averages, fitting(f"scoring after step {done}", lambda: SCORE_LATER):
                     scores = held_out.score()
                 journal.scores(done, scores)
                 say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
                 if journal.stalled() and not last:
                     last = True
-                    say(f"step {done}: no better score in {config.log.patience} scorings, so this is the last step")
+                    say(f"step {done}: no better accuracy (or loss, without one) in {config.log.patience} scorings; "
+                        "training ends, and the best weights are kept")  # fmt: skip
             stopping = any_process(accelerator, request.requested)
             if (last or done % config.checkpoint.every == 0 or stopping or journal.is_best(done)) and leads:
                 save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))

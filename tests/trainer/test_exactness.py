@@ -181,6 +181,22 @@ def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material,
     assert checkpoint.choose(run.checkpoints, "best").name[-1] == "4"
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("fusion_train.training.train.HeldOut.score", r"scoring after step 6: .*data\.eval_split=null"),
+        ("fusion_train.models.emotion_llama.EmotionLlama.to", r"the model: .*model\.quantised=nf4"),
+    ],
+)
+def test_a_model_or_a_scoring_that_does_not_fit_is_no_traceback(llama, material, tmp_path, monkeypatch, where, said):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(DeviceMemoryError, match=said):
+        run_training(make_config(llama), material, tmp_path / "run")
+
+
 def test_a_row_that_does_not_fit_says_what_takes_the_memory_and_what_to_set(llama, material, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
