@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer, Blip2VisionModel, LlamaForCausalLM, WhisperModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -20,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import demo_cues
 import demo_encoders
 import demo_language
+import demo_sweeps
 import make_demo_clips
 from demo_face import FPS, HEIGHT, LOOKS, WIDTH, Person, portraits
 from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
 
 from featurecache.clips import load_clips
+from featurecache.encoders import open_encoder
 from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
 
 
@@ -222,3 +225,23 @@ def test_only_training_texts_of_the_corpus_are_read(tmp_path: Path):
     rows = [{"id": split, "text": f"said in {split}", "split": split} for split in ("train", "val", "test")]
     (tmp_path / "clips.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     assert make_demo_models._texts(tmp_path / "clips.jsonl") == ["said in train"]
+
+
+@pytest.mark.parametrize("sweep", ["tokens", "encoders"])
+def test_the_demo_makes_every_feature_that_a_shipped_sweep_compares(sweep: str) -> None:
+    file = yaml.safe_load((demo_sweeps.SWEEPS / f"{sweep}.yaml").read_text())
+    compared = {name for settings in file["variants"].values() for name in settings.get("features", {}).values()}
+    commands = demo_sweeps.commands(sweep)
+    words = [word for command in commands for word in command]
+    made = {after.partition("=")[0] for word, after in itertools.pairwise(words) if word == "--encoder"}
+    assert compared <= made
+    assert not any(published in word for word in words for published in demo_sweeps.SMALL)
+
+
+def test_the_hub_encoders_of_the_demo_open_as_those_of_the_hub(tmp_path: Path) -> None:
+    demo_encoders.make_hub_encoders(tmp_path, seed=0)
+    for encoder, options in (
+        (f"hf-audio:{tmp_path}/hubert", {}), (f"hf-audio:{tmp_path}/wavlm", {}),
+        (f"hf-image:{tmp_path}/clip", {"pool": "all"}), (f"hf-video:{tmp_path}/videomae", {}),
+    ):  # fmt: skip
+        assert open_encoder(encoder, options=options).shape[1] == demo_encoders.WIDTH
