@@ -348,9 +348,11 @@ def wait_until(true, seconds: float = 120) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(command, start, tmp_path, how):
     text = "seeds: [0, 1]\nvariants:\n  conv: {model: {fusion: {name: conv}}}\n  conv-attention: {}\n"
-    asked = command(text, "optim.steps=400", "checkpoint.every=20")
+    asked = command(text, "optim.steps=600", "checkpoint.every=20")
     driver = start(asked)
-    wait_until(lambda: list((tmp_path / "sweep").glob("conv-attention-seed*/checkpoints/step-*/state.json")))
+    for seed in (0, 1):
+        kept = f"conv-attention-seed{seed}/checkpoints/step-*/state.json"
+        wait_until(lambda kept=kept: list((tmp_path / "sweep").glob(kept)))
     workers = children(driver.pid)
     assert len(workers) == 2
     driver.send_signal(how)
