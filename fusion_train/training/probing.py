@@ -69,6 +69,11 @@ class ProbeBatch:
     num_supervised: int
     asked: list[Asked]
 
+    @property
+    def num_tokens(self) -> int:
+        """Averaged tokens of all modalities."""
+        return sum(tensor.shape[:2].numel() for tensor in self.features.values())
+
     def tensors(self) -> dict[str, Any]:
         return {"features": self.features, "present": self.present, "allowed": self.allowed, "targets": self.targets}
 
