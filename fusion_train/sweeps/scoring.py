@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,16 +49,27 @@ def evaluate_together(
     return [Evaluation(task_name, mine, classified(task, mine)) for mine in rows]
 
 
-def score_together(held_out: HeldOut, company: Company, members: Sequence[EmotionLlama]) -> list[dict[str, float]]:
-    """What `HeldOut.score` gives for each member."""
-    scores: list[dict[str, float]] = [{} for _ in members]
+@dataclass
+class Scored:
+    """One member at one step."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    """What `HeldOut.score` gives."""
+    answers: dict[str, Evaluation] = field(default_factory=dict)
+    """By task."""
+
+
+def score_together(held_out: HeldOut, company: Company, members: Sequence[EmotionLlama]) -> list[Scored]:
+    """What `HeldOut.score` gives for each member, and the answers that it rests on."""
+    scored = [Scored() for _ in members]
     for task in held_out.tasks:
         found = evaluate_together(held_out.bench, company, members, held_out.clips, task)
-        for mine, evaluation in zip(scores, found, strict=True):
-            mine[f"accuracy/{task}"] = float(evaluation.summary()["accuracy"])
-    for mine, loss in zip(scores, _losses(held_out, company, len(members)), strict=True):
-        mine["eval_loss"] = loss
-    return scores
+        for mine, evaluation in zip(scored, found, strict=True):
+            mine.answers[task] = evaluation
+            mine.scores[f"accuracy/{task}"] = float(evaluation.summary()["accuracy"])
+    for mine, loss in zip(scored, _losses(held_out, company, len(members)), strict=True):
+        mine.scores["eval_loss"] = loss
+    return scored
 
 
 @torch.no_grad()

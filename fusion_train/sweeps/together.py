@@ -35,7 +35,7 @@ from fusion_train.planning.sizes import work_of
 from fusion_train.processes import this_process
 from fusion_train.run import Run, absolute
 from fusion_train.seeding import derive
-from fusion_train.sweeps.scoring import score_together
+from fusion_train.sweeps.scoring import Scored, score_together
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.continuing import (
     make_record,
@@ -97,6 +97,8 @@ class Member:
     seconds: float = 0.0
     """Its share of the company's time."""
     finished: bool = False
+    best: tuple[int, Scored] | None = None
+    """The step of its best scoring in this process, and what it answered there."""
     error: FusionTrainError | None = None
     rates: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
@@ -306,10 +308,12 @@ def _after(
         company.keep(asking)
         chosen = [members[n] for n in asking]
         with _averages(chosen), evaluating(company):
-            scores = score_together(held_out, company, [member.bench.model for member in chosen])
-        for member, values in zip(chosen, scores, strict=True):
-            member.journal.scores(done, values)
-            said = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+            found = score_together(held_out, company, [member.bench.model for member in chosen])
+        for member, scored in zip(chosen, found, strict=True):
+            member.journal.scores(done, scored.scores)
+            if member.journal.is_best(done):
+                member.best = done, scored
+            said = ", ".join(f"{name} {value:.3f}" for name, value in scored.scores.items())
             say(f"step {done}: {member.asked.run.name}: {said}")
     for n in sound:
         member = members[n]

@@ -10,7 +10,6 @@ import torch
 
 from featurecache.errors import FeatureCacheError
 from featurecache.interrupt import Interrupted
-from fusion_train.assemble import Workbench
 from fusion_train.evaluation.evaluate import Evaluation
 from fusion_train.processes import this_process
 from fusion_train.run import Run
@@ -77,7 +76,7 @@ class Worker:
         asked = [self._asked(trial, group.stage) for trial in group.trials]
         left = [place for place, each in enumerate(asked) if not each.run.finished]
         found = [Trained() for _ in asked]
-        benches: dict[int, Workbench] = {}
+        trained: dict[int, Member] = {}
         if left and shares_base(asked[0].config):
             members = train_together(
                 [asked[place] for place in left], store=self._work.store, clips=self._work.clips, base=self._base,
@@ -85,13 +84,13 @@ class Worker:
             )  # fmt: skip
             for place, member in zip(left, members, strict=True):
                 found[place] = _trained(member, len(members), group.until)
-                benches[place] = member.bench
+                trained[place] = member
         else:
             for place in left:
                 found[place] = self._train_alone(asked[place])
         finished = [place for place, (trial, each) in enumerate(zip(group.trials, asked, strict=True))
                     if each.run.finished and group.stage == len(trial.stages) - 1]  # fmt: skip
-        scored = self._scored([asked[place] for place in finished], [benches.get(place) for place in finished])
+        scored = self._scored([asked[place] for place in finished], [trained.get(place) for place in finished])
         for place, outcome in zip(finished, scored, strict=True):
             own = {"error": outcome} if isinstance(outcome, str) else {"scores": outcome.summary()}
             found[place] = replace(found[place], step=asked[place].run.result["step"], **own)
@@ -107,16 +106,16 @@ class Worker:
                        initial=asked.initial, say=self._say, stop=self._stop)  # fmt: skip
         return Trained(result["step"], result["seconds"], together=1)
 
-    def _scored(self, asked: Sequence[Asked], benches: Sequence[Workbench | None]) -> list[Evaluation | str]:
+    def _scored(self, asked: Sequence[Asked], members: Sequence[Member | None]) -> list[Evaluation | str]:
         """Answers of finished trials, or the error of one; asked one by one where that fails together."""
         if not asked:
             return []
         try:
-            return [*evaluate_finished(asked, benches, self._work, self._base)]
+            return [*evaluate_finished(asked, members, self._work, self._base)]
         except ISOLATED as error:
             if len(asked) == 1:
                 return [said(error)]
-            return [self._scored([each], [bench])[0] for each, bench in zip(asked, benches, strict=True)]
+            return [self._scored([each], [member])[0] for each, member in zip(asked, members, strict=True)]
 
 
 def _trained(member: Member, together: int, until: int | None) -> Trained:

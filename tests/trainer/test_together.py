@@ -114,6 +114,19 @@ def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llam
         ]
 
 
+def test_finished_trials_are_not_asked_again_what_their_best_weights_answered(llama, material, tmp_path, monkeypatch):
+    asked = asked_in(tmp_path, llama, ("conv", "fast"))
+    members = together(asked, material)
+    work = Work(**places(material), out=tmp_path, task="emotion", split="val")
+    anew = final.evaluate_finished(asked, [None, None], work, SharedBase())
+    other = Work(**places(material), out=tmp_path, task="emotion", split="train")
+    assert len(final.evaluate_finished(asked, members, other, SharedBase())[0].predictions) == 36, "other clips"
+    for name in ("evaluate", "evaluate_together"):
+        monkeypatch.setattr(final, name, None)
+    kept = final.evaluate_finished(asked, members, work, SharedBase())
+    assert [each.predictions for each in kept] == [each.predictions for each in anew]
+
+
 def test_stopped_at_a_rung_it_goes_on_alone_or_in_company(llama, material, tmp_path, alone):
     paused = together(asked_in(tmp_path, llama), material, until=3)
     assert [member.finished for member in paused] == [False] * 4
