@@ -102,8 +102,11 @@ class Worker:
         return Asked(trial.stages[stage], Run(trial.folder(self._work.out, stage)), Run(before) if before else None)
 
     def _train_alone(self, asked: Asked) -> Trained:
+        def say(line: str) -> None:  # several workers speak at once
+            self._say(f"{asked.run.name}: {line.removeprefix(f'{asked.run.folder}: ')}")
+
         result = train(asked.config, store=self._work.store, clips=self._work.clips, run=asked.run,
-                       initial=asked.initial, say=self._say, stop=self._stop)  # fmt: skip
+                       initial=asked.initial, say=say, stop=self._stop)  # fmt: skip
         return Trained(result["step"], result["seconds"], together=1)
 
     def _scored(self, asked: Sequence[Asked], members: Sequence[Member | None]) -> list[Evaluation | str]:
