@@ -70,6 +70,31 @@ class _Product(torch.autograd.Function):
         return scaled_product(gradients[0], layer.by_input, layer.input_scale, native=layer.native), None
 
 
+@torch.library.custom_op("fusion_train::fp8_product", mutates_args=())
+def _opaque_product(
+    x: Tensor, by_output: Tensor, output_scale: Tensor, by_input: Tensor, input_scale: Tensor, native: bool
+) -> Tensor:
+    """`_Product` for torch.compile, which cannot follow an autograd function over rows of any length."""
+    return scaled_product(x, by_output, output_scale, native=native)
+
+
+@_opaque_product.register_fake
+def _shape_of_product(x: Tensor, by_output: Tensor, *_rest: Any) -> Tensor:
+    return x.new_empty(x.shape[0], by_output.shape[0])
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *_, by_input, input_scale, ctx.native = inputs
+    ctx.save_for_backward(by_input, input_scale)
+
+
+def _opaque_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return scaled_product(gradient, *ctx.saved_tensors, native=ctx.native), None, None, None, None, None
+
+
+_opaque_product.register_autograd(_opaque_backward, setup_context=_keep_for_backward)
+
+
 class Fp8Linear(nn.Module):
     """Takes the place of a frozen `nn.Linear`, on the device where that lies."""
 
@@ -90,7 +115,12 @@ class Fp8Linear(nn.Module):
         """(…, K) -> (…, N) in the dtype of x, or of autocast."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        flat = _Product.apply(x.reshape(-1, self.in_features), self)
+        flat = x.reshape(-1, self.in_features)
+        if torch.compiler.is_compiling():
+            weights = self.by_output, self.output_scale, self.by_input, self.input_scale
+            flat = _opaque_product(flat, *weights, self.native)
+        else:
+            flat = _Product.apply(flat, self)
         out = flat.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 

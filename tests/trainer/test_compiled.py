@@ -16,13 +16,13 @@ MOST_GRAPHS = 8
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch, about itself
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize(("checkpointing", "quantised"), [("false", "null"), ("true", "null"), ("true", "fp8")])
 def test_a_compiled_run_learns_the_same_and_rows_of_any_layout_share_its_graphs(
-    llama, material, tmp_path, checkpointing
+    llama, material, tmp_path, checkpointing, quantised
 ):
     settings = ["optim.steps=12", "optim.micro_batch_size=auto", "optim.micro_batch_tokens=80", "log.eval_every=6",
                 "model.fusion.dropout=0", "model.lora.dropout=0", "data.questions_per_clip=2",
-                f"optim.activation_checkpointing={checkpointing}"]  # fmt: skip
+                f"optim.activation_checkpointing={checkpointing}", f"model.quantised={quantised}"]  # fmt: skip
     plain = run_training(make_config(llama, *settings), material, tmp_path / "plain")
     torch.compiler.reset()
     counters.clear()
@@ -30,5 +30,7 @@ def test_a_compiled_run_learns_the_same_and_rows_of_any_layout_share_its_graphs(
     one, two = ([json.loads(line) for line in run.metrics.read_text().splitlines()] for run in (plain, compiled))
     for name in ("loss", "eval_loss"):
         expected, losses = ([row[name] for row in rows if name in row] for rows in (one, two))
-        assert losses == pytest.approx(expected, abs=1e-4)
+        assert losses == pytest.approx(
+            expected, abs=1e-4 if quantised == "null" else 2e-2
+        )  # a last bit moves a rounding
     assert 0 < counters["stats"]["unique_graphs"] <= MOST_GRAPHS

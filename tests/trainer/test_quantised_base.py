@@ -54,6 +54,20 @@ def test_an_fp8_layer_is_close_forward_and_backward_and_exact_in_what_it_multipl
     assert not list(learning_parameters(layer))
 
 
+def test_an_fp8_layer_is_the_same_operation_where_it_is_compiled(monkeypatch):
+    torch.manual_seed(0)
+    layer = Fp8Linear(nn.Linear(64, 48))
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        x = torch.linspace(-2, 3, 2 * 5 * 64).reshape(2, 5, 64).requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        found.append((y.detach(), x.grad))
+    for eager, compiled in zip(*found, strict=True):
+        assert torch.equal(eager, compiled)
+
+
 @pytest.mark.parametrize(("kind", "bound"), [("fp8", 0.2), ("int8", 0.05), ("nf4", 0.8)])
 def test_layers_are_quantised_and_head_and_adapters_are_not(llama, kind, bound):
     if kind != "fp8":
