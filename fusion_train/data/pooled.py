@@ -23,8 +23,8 @@ from featurecache.store.protocols import Feature
 from fusion_train.data.batches import FeatureReader
 from fusion_train.models.fusion_inputs import resample
 
-READ_BYTES = 32 << 20
-"""Read at a time."""
+READ_BYTES = 4 << 20
+"""Read at a time: what is averaged is still in the processor's cache."""
 CACHED_BYTES = 3 << 19
 """Averaged at a time: twice as much in float32 must stay in the processor's cache."""
 
