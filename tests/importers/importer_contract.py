@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from dataset_fixtures import DatasetFixture
+from dataset_fixture import DatasetFixture
 
 from featurecache.clips import load_clips
 from featurecache.errors import DatasetError

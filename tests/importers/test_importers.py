@@ -2,133 +2,138 @@
 
 from __future__ import annotations
 
-import dataset_fixtures as data
+import dialogue_fixtures as dialogue
+import mer_fixtures as mer
+import picture_fixtures as picture
+import sentiment_fixtures as sentiment
+import table_fixtures as table
+import video_fixtures as video
 from importer_contract import ImporterContract
 
 from featurecache.importers import registered
 
 
 class TestMer2023(ImporterContract):
-    fixture = data.MER2023
+    fixture = mer.MER2023
 
 
 class TestMer2024(ImporterContract):
-    fixture = data.MER2024
+    fixture = mer.MER2024
 
 
 class TestOvMerd(ImporterContract):
-    fixture = data.OV_MERD
+    fixture = mer.OV_MERD
 
 
 class TestOvMerdPlus(ImporterContract):
-    fixture = data.OV_MERD_PLUS
+    fixture = mer.OV_MERD_PLUS
 
 
 class TestMerCaptionPlus(ImporterContract):
-    fixture = data.MER_CAPTION_PLUS
+    fixture = mer.MER_CAPTION_PLUS
 
 
 class TestEmer(ImporterContract):
-    fixture = data.EMER
+    fixture = mer.EMER
 
 
 class TestMerr(ImporterContract):
-    fixture = data.MERR
+    fixture = mer.MERR
 
 
 class TestIemocap(ImporterContract):
-    fixture = data.IEMOCAP
+    fixture = dialogue.IEMOCAP
 
 
 class TestMeld(ImporterContract):
-    fixture = data.MELD
+    fixture = dialogue.MELD
 
 
 class TestCmuMosi(ImporterContract):
-    fixture = data.CMU_MOSI
+    fixture = sentiment.CMU_MOSI
 
 
 class TestCmuMosei(ImporterContract):
-    fixture = data.CMU_MOSEI
+    fixture = sentiment.CMU_MOSEI
 
 
 class TestChSims(ImporterContract):
-    fixture = data.CH_SIMS
+    fixture = sentiment.CH_SIMS
 
 
 class TestChSimsV2(ImporterContract):
-    fixture = data.CH_SIMS_V2
+    fixture = sentiment.CH_SIMS_V2
 
 
 class TestDfew(ImporterContract):
-    fixture = data.DFEW
+    fixture = video.DFEW
 
 
 class TestMafw(ImporterContract):
-    fixture = data.MAFW
+    fixture = video.MAFW
 
 
 class TestMafwCompound(ImporterContract):
-    fixture = data.MAFW_COMPOUND
+    fixture = video.MAFW_COMPOUND
 
 
 class TestCaer(ImporterContract):
     """Its clips are the files themselves, so none can be missing."""
 
-    fixture = data.CAER
+    fixture = video.CAER
     test_media_that_are_not_there_are_named_and_their_clips_left_out_or_kept = None
 
 
 class TestMcEiu(ImporterContract):
-    fixture = data.MC_EIU
+    fixture = dialogue.MC_EIU
 
 
 class TestE3(ImporterContract):
-    fixture = data.E3
+    fixture = video.E3
 
 
 class TestBold(ImporterContract):
-    fixture = data.BOLD
+    fixture = video.BOLD
 
 
 class TestMmeverse(ImporterContract):
-    fixture = data.MMEVERSE
+    fixture = table.MMEVERSE
 
 
 class TestCocoCaption(ImporterContract):
-    fixture = data.COCO_CAPTION
+    fixture = picture.COCO_CAPTION
 
 
 class TestRefcoco(ImporterContract):
-    fixture = data.REFCOCO
+    fixture = picture.REFCOCO
 
 
 class TestRefcocoPlus(ImporterContract):
-    fixture = data.REFCOCO_PLUS
+    fixture = picture.REFCOCO_PLUS
 
 
 class TestRefcocog(ImporterContract):
-    fixture = data.REFCOCOG
+    fixture = picture.REFCOCOG
 
 
 class TestCocoVqa(ImporterContract):
-    fixture = data.COCO_VQA
+    fixture = picture.COCO_VQA
 
 
 class TestOkVqa(ImporterContract):
-    fixture = data.OK_VQA
+    fixture = picture.OK_VQA
 
 
 class TestAokVqa(ImporterContract):
-    fixture = data.AOK_VQA
+    fixture = picture.AOK_VQA
 
 
 class TestGqa(ImporterContract):
-    fixture = data.GQA
+    fixture = picture.GQA
 
 
 class TestCsv(ImporterContract):
-    fixture = data.CSV
+    fixture = table.CSV
 
 
 def test_every_installed_importer_of_ours_is_under_the_contract() -> None:

@@ -7,11 +7,15 @@ import re
 import sys
 from pathlib import Path
 
-import dataset_fixtures as data
+import dialogue_fixtures as dialogue
+import picture_fixtures as picture
 import pytest
 import recordings as rec
+import sentiment_fixtures as sentiment
+import table_fixtures as table
+import video_fixtures as video
 from click.testing import CliRunner, Result
-from dataset_fixtures import write
+from dataset_fixture import write
 from hypothesis import given
 from hypothesis import strategies as st
 from importer_contract import rows_of, run
@@ -40,7 +44,7 @@ def fcache(*arguments: str | Path) -> Result:
 
 
 def test_an_import_ends_with_counts_what_is_missing_and_the_licence(tmp_path: Path) -> None:
-    data.MELD.build(tmp_path / "MELD")
+    dialogue.MELD.build(tmp_path / "MELD")
     (tmp_path / "MELD/train_splits/dia0_utt1.mp4").unlink()
     result = fcache("import", "meld", tmp_path / "MELD", "--out", tmp_path / "clips.jsonl")
     assert result.exit_code == 1, result.output
@@ -92,7 +96,7 @@ def test_wrong_use_is_one_message_and_exit_code_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data.MELD.build(tmp_path / "MELD")
+    dialogue.MELD.build(tmp_path / "MELD")
     result = fcache("import", *(each.format("MELD") for each in arguments))
     assert result.exit_code == 2, result.output
     assert message in result.output
@@ -100,7 +104,7 @@ def test_wrong_use_is_one_message_and_exit_code_2(
 
 
 def test_lists_of_several_datasets_join_under_one_root_by_their_prefixes(tmp_path: Path) -> None:
-    for fixture in (data.DFEW, data.MAFW):
+    for fixture in (video.DFEW, video.MAFW):
         fixture.build(tmp_path / fixture.importer)
         lists = run(fixture, tmp_path / fixture.importer, tmp_path / f"{fixture.importer}.jsonl",
                     prefix=f"{fixture.importer}/")  # fmt: skip
@@ -113,12 +117,12 @@ def test_lists_of_several_datasets_join_under_one_root_by_their_prefixes(tmp_pat
 
 
 def test_an_imported_list_is_extracted_each_speaker_by_their_own_half_and_time(tmp_path: Path) -> None:
-    data.IEMOCAP.build(tmp_path / "IEMOCAP")
+    dialogue.IEMOCAP.build(tmp_path / "IEMOCAP")
     for session in range(1, 6):
         path = tmp_path / f"IEMOCAP/Session{session}/dialog/avi/DivX/Ses0{session}F_impro01.avi"
         rec.write_clip(path, num_frames=140, codec="mpeg4", options={"b": "4M", "bf": "0"}, marked=True,
                        sound=rec.sine(14.0), audio_codec="mp3")  # fmt: skip
-    run(data.IEMOCAP, tmp_path / "IEMOCAP", tmp_path / "clips.jsonl", ("test",))
+    run(dialogue.IEMOCAP, tmp_path / "IEMOCAP", tmp_path / "clips.jsonl", ("test",))
     store = featurecache.open_store(tmp_path / "features.zarr", "a")
     summary = extract(store, load_clips(tmp_path / "clips.jsonl"), stub_encoders())
     assert not summary.failed
@@ -130,7 +134,7 @@ def test_an_imported_list_is_extracted_each_speaker_by_their_own_half_and_time(t
 
 
 def test_four_emotions_of_iemocap_join_excited_to_happiness(tmp_path: Path) -> None:
-    data.IEMOCAP.build(tmp_path / "data")
+    dialogue.IEMOCAP.build(tmp_path / "data")
     request = Request(tmp_path / "data", options={"labels": "four", "crop": "none"})
     summary = import_dataset(find_importer("iemocap"), request, Target(tmp_path / "clips.jsonl"))
     assert set(summary.by_label["emotion"]) == {"neutral", "happiness"}
@@ -150,14 +154,14 @@ def test_the_speaker_sits_left_where_the_letters_are_the_same() -> None:
 def test_what_datasets_call_dev_valid_or_validation_is_val_and_found_under_any_of_these_names(
     tmp_path: Path, name: str
 ) -> None:
-    for fixture in (data.MELD, data.CH_SIMS, data.CAER, data.MC_EIU, data.E3, data.COCO_VQA):
+    for fixture in (dialogue.MELD, sentiment.CH_SIMS, video.CAER, dialogue.MC_EIU, video.E3, picture.COCO_VQA):
         source = fixture.build(tmp_path / fixture.importer)
         summary = run(fixture, source, tmp_path / f"{fixture.importer}.jsonl", (name,))
         assert summary.by_split == {"val": 1}, fixture.importer
 
 
 def test_a_fold_of_iemocap_is_its_session(tmp_path: Path) -> None:
-    data.IEMOCAP.build(tmp_path / "data")
+    dialogue.IEMOCAP.build(tmp_path / "data")
     import_dataset(find_importer("iemocap"), Request(tmp_path / "data", fold=2), Target(tmp_path / "clips.jsonl"))
     held_out = [clip.id for clip in load_clips(tmp_path / "clips.jsonl").in_split("test")]
     assert all(clip_id.startswith("Ses02") for clip_id in held_out)
@@ -175,7 +179,7 @@ def test_mer2024_of_1169_rows_is_the_semi_track(tmp_path: Path) -> None:
 
 
 def test_mmeverse_takes_only_the_sets_asked_for_and_bare_ids_on_request(tmp_path: Path) -> None:
-    data.MMEVERSE.build(tmp_path / "data")
+    table.MMEVERSE.build(tmp_path / "data")
     options = {"sets": "MELD, mafw", "ids": "id"}
     import_dataset(find_importer("mmeverse"), Request(tmp_path / "data", options=options), Target(tmp_path / "c.jsonl"))
     assert set(rows_of(tmp_path / "c.jsonl")) == {"train_dia0_utt0", "00007"}
