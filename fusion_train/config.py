@@ -22,7 +22,7 @@ from featurecache.errors import suggest
 from featurecache.spec import canonical_json
 from fusion_train.data.mixture import OnAbsent
 from fusion_train.data.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
-from fusion_train.errors import ConfigError
+from fusion_train.errors import ConfigError, refuse_unknown
 from fusion_train.models.streams import MODALITIES
 
 DEFAULT = "emotion_llama_v2"
@@ -282,11 +282,7 @@ def stage_settings(config: str | Path | None, stage: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such stage.
     """
-    if stage not in stage_names():
-        raise ConfigError(
-            f'stage "{stage}"', expected="one of " + ", ".join(stage_names()), got="no such stage",
-            next_step=suggest(stage, stage_names()).strip() or None,
-        )  # fmt: skip
+    refuse_unknown("stage", stage, stage_names())
     values = read_yaml(f"stages/{stage}")
     own_stages = read_yaml(config if config is not None else DEFAULT).get("stages") or {}
     merge(values, own_stages.get(stage) or {})

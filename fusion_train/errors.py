@@ -13,7 +13,9 @@ FusionTrainError
 
 from __future__ import annotations
 
-from featurecache.errors import FeatureCacheError
+from collections.abc import Collection
+
+from featurecache.errors import FeatureCacheError, suggest
 
 
 class FusionTrainError(FeatureCacheError):
@@ -56,3 +58,12 @@ class ParityError(FusionTrainError):
     """The exported model does not compute what was trained; the bounds that failed are named."""
 
     exit_code = 1
+
+
+def refuse_unknown(kind: str, name: str, known: Collection[str]) -> None:
+    """Raise ConfigError for a name, such as that of a task, that is none of `known`; the near one is suggested."""
+    if name not in known:
+        raise ConfigError(
+            f'{kind} "{name}"', expected="one of " + ", ".join(known), got=f"no such {kind}",
+            next_step=suggest(name, known).strip() or None,
+        )  # fmt: skip

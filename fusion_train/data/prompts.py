@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from featurecache.errors import suggest
-from fusion_train.errors import ConfigError, DataError
+from fusion_train.errors import ConfigError, DataError, refuse_unknown
 from fusion_train.models.streams import SOFT_TOKEN
 
 MAX_TEXT_WORDS = 200
@@ -93,11 +92,7 @@ def find_task(name: str) -> Task:
     Raises:
         ConfigError: no such task; the near name is suggested.
     """
-    if name not in TASKS:
-        raise ConfigError(
-            f'task "{name}"', expected="one of " + ", ".join(TASKS), got="no such task",
-            next_step=suggest(name, TASKS).strip() or None,
-        )  # fmt: skip
+    refuse_unknown("task", name, TASKS)
     return TASKS[name]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurecache.errors import suggest
-from fusion_train.errors import ConfigError
+from fusion_train.errors import ConfigError, refuse_unknown
 from fusion_train.metrics import entries
 from fusion_train.metrics.scored import Scored, Settings
 
@@ -37,11 +37,7 @@ def find_metric(name: str) -> Metric:
     Raises:
         ConfigError: no such metric; the near one is suggested.
     """
-    if name not in METRICS:
-        raise ConfigError(
-            f'metric "{name}"', expected="one of " + ", ".join(METRICS), got="no such metric",
-            next_step=suggest(name, METRICS).strip() or None,
-        )  # fmt: skip
+    refuse_unknown("metric", name, METRICS)
     return METRICS[name]
 
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from featurecache.errors import suggest
-from fusion_train.errors import ConfigError
+from fusion_train.errors import refuse_unknown
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 BASE_BYTES = {**DTYPE_BYTES, "fp8": 2.0, "int8": 1.0, "nf4": 0.516}
@@ -73,11 +72,7 @@ def find_gpu(name: str) -> Gpu:
         ConfigError: no such card; the near name is suggested.
     """
     key = name.lower().replace(" ", "-")
-    if key not in GPUS:
-        raise ConfigError(
-            f'GPU "{name}"', expected="one of " + ", ".join(GPUS), got="no such card",
-            next_step=suggest(key, GPUS).strip() or None,
-        )  # fmt: skip
+    refuse_unknown("GPU", key, GPUS)
     return GPUS[key]
 
 
