@@ -25,6 +25,7 @@ from safetensors.numpy import save
 from featurecache.errors import StoreError
 from featurecache.similarity.space import NUM_FITTED, Space
 from featurecache.similarity.summaries import summarise
+from featurecache.store.copying import empty
 from featurecache.store.feature import StoredFeature
 from featurecache.store.protocols import Status
 from featurecache.store.publish import make_folder, replace_bytes
@@ -157,7 +158,7 @@ class FeatureIndex:
         row_bytes = feature.shape[0] * feature.shape[1] * feature.dtype.itemsize
         size = max(1, READ_BYTES // row_bytes)
         groups = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
-        buffers = [np.empty((size, *feature.shape), feature.dtype) for _ in range(2)]
+        buffers = [empty((size, *feature.shape), feature.dtype) for _ in range(2)]
 
         def read(number: int) -> np.ndarray:
             return feature.read(groups[number], out=buffers[number % 2][: len(groups[number])])

@@ -20,6 +20,7 @@ import numpy as np
 from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreNotFoundError, suggest
 from featurecache.spec import Spec
 from featurecache.store.catalogue import Catalogue, Ids
+from featurecache.store.copying import empty, row_copier
 from featurecache.store.direct import OpenFile, Row, copy_threads, open_shard, parallel, read_rows
 from featurecache.store.formats import ShardFormat, parts_of
 from featurecache.store.layout import LOGICAL_DTYPES, RECORD_DIGITS, FeatureFolder, numbered
@@ -147,20 +148,23 @@ class StoredFeature:
             rows = self._rows(ids, target)
         if len(self.parts) == 2:
             parallel(_restore, list(zip(rows, target, strict=True)), copy_threads(target.nbytes))
-        elif (threads := copy_threads(target.nbytes)) > 1:
-            parallel(_copy, list(zip(rows, target, strict=True)), threads)
         else:
-            copyto = np.copyto
-            for row, place in zip(rows, target, strict=True):
-                if row:  # otherwise it was read to its place already
-                    copyto(place, row[0])
+            copy = row_copier(target, self.parts[0].row_bytes)
+            waiting = [
+                (place, row[0]) for row, place in zip(rows, target, strict=True) if row
+            ]  # others were read there
+            if (threads := copy_threads(target.nbytes)) > 1:
+                parallel(copy, waiting, threads)
+            else:
+                for place, row in waiting:
+                    copy(place, row)
         return target.view(self.dtype) if out is None else out
 
     def _target(self, count: int, out: np.ndarray | None) -> np.ndarray:
         """(B, K, D) in the dtype that rows are copied as."""
         dtype = np.dtype(np.uint16) if self.dtype.kind == "V" else self.dtype
         if out is None:
-            return np.empty((count, *self.shape), dtype)
+            return empty((count, *self.shape), dtype)
         fits = out.dtype == self.dtype or (dtype != self.dtype and out.dtype in (np.uint16, np.int16))
         if out.shape != (count, *self.shape) or not fits or not out.flags.c_contiguous:
             raise ValueError(
@@ -335,11 +339,6 @@ class StoredFeature:
         """Every clip's record, in row order."""
         records = self._catalogue.records
         return (records[place].clip(slot) for place, slot in self._catalogue.current())
-
-
-def _copy(row: Rows, place: np.ndarray) -> None:
-    if row:
-        np.copyto(place, row[0])
 
 
 def _restore(row: Rows, place: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from featurecache.progress import show_progress
+from featurecache.store.copying import empty
 from featurecache.store.protocols import Feature
 from fusion_train.data.batches import FeatureReader
 from fusion_train.models.fusion_inputs import resample
@@ -123,7 +124,7 @@ def _read_ahead(feature: Feature, ids: Sequence[str]) -> Iterator[tuple[int, Ten
     """Yield (place of the first, tokens (n, K_m, D_m)) of all `ids`; the next ones are read meanwhile."""
     row_bytes = int(np.prod(feature.shape)) * feature.dtype.itemsize
     step = max(1, READ_BYTES // row_bytes)
-    buffers = [np.empty((min(step, len(ids)), *feature.shape), feature.dtype) for _ in range(2)]
+    buffers = [empty((min(step, len(ids)), *feature.shape), feature.dtype) for _ in range(2)]
 
     def read(number: int) -> tuple[int, np.ndarray]:
         chunk = ids[number * step : (number + 1) * step]
