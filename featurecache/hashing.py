@@ -7,6 +7,7 @@ the same clock tick would go unnoticed. Without a usable memo everything still w
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -14,8 +15,11 @@ import threading
 import time
 from pathlib import Path
 
+from featurecache.regular_file import open_regular
+
 SETTLED_S = 2.0
 BLOCK_BYTES = 1 << 20
+MAX_READINGS = 3  # of a file that is being written
 
 
 def cache_folder() -> Path:
@@ -28,10 +32,10 @@ def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, is none of bytes on a disk, or does not stop changing.
     """
-    resolved = Path(path).resolve()
-    while True:
+    resolved = Path(os.path.realpath(path))
+    for _ in range(MAX_READINGS):
         before = _identity(resolved)
         known = _memo.get(before)
         if known is not None:
@@ -39,6 +43,8 @@ def file_sha256(path: str | Path) -> str:
         digest = _digest(resolved)
         if _identity(resolved) == before:  # otherwise it was written while we read: read again
             break
+    else:
+        raise OSError(errno.EBUSY, "a file that changes while it is read")
     if time.time_ns() - max(before[2], before[3]) > SETTLED_S * 1e9:
         _memo.put(before, digest)
     return digest
@@ -54,9 +60,11 @@ def _identity(path: Path) -> _Identity:
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
+    with open_regular(path) as file:
+        left = os.fstat(file.fileno()).st_size  # a file that grows faster than it is read would have no end
+        while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
 
 

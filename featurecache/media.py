@@ -23,14 +23,19 @@ from av.error import FFmpegError
 from PIL import Image, ImageOps
 
 from featurecache.clips import MEDIA_KINDS, Clip
+from featurecache.container import PointerError
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
 from featurecache.frame_memory import Reservation
 from featurecache.frames import frame_indices
 from featurecache.recording import Absent, Decoded, Recording, media_error
+from featurecache.regular_file import NotAFileError, open_regular
 
 __all__ = ["Absent", "Decoded", "decode", "decode_each", "frame_indices", "media_files"]
 
+HEADER_LIMIT_S = 20.0
+PROGRAM_FORMATS = frozenset({"EPS", "WMF"})
+"""Pictures that Pillow has another program draw (Ghostscript, the system), which could read any file."""
 MAX_STILL_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 
@@ -84,7 +89,7 @@ def header_problem(clip: Clip) -> MediaError | None:
         if kind == "image":
             found = _caught(clip, path, kind, lambda path=path: _still_header(clip, path))
         else:
-            found = _caught(clip, path, kind, Recording(clip, path, kind).check_header)
+            found = _caught(clip, path, kind, Recording(clip, path, kind, HEADER_LIMIT_S).check_header)
         if isinstance(found, MediaError):
             return found
     return None
@@ -112,11 +117,15 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
     Messages name the file by its kind: they are kept in stores, which hold no paths, and counted by their text.
     """
     try:
-        if not path.is_file():  # a pipe or device would be waited on for ever
-            return media_error(clip, f"its {kind} file", "a folder" if path.is_dir() else "no such file")
         return read()
     except MediaError as error:
         return error
+    except FileNotFoundError:
+        return media_error(clip, f"its {kind} file", "no such file")
+    except NotAFileError as error:
+        return media_error(clip, f"its {kind} file", str(error))
+    except PointerError as error:
+        return media_error(clip, f"its {kind} file to be a recording itself", str(error))
     except (FFmpegError, OSError) as error:
         return media_error(clip, f"its {kind} file to be readable", _in_words(error))
 
@@ -126,7 +135,7 @@ MEANINGS = {
     errno.ENOMEM: "headers that ask for more memory than there is",
     errno.EAGAIN: "nothing that can be decoded",
     errno.EIO: "an error of reading, or an end within its headers",
-    errno.EINVAL: "contradicting headers",
+    errno.EINVAL: "contradicting headers, or a format that holds neither pictures nor sound",
 }
 
 
@@ -154,7 +163,9 @@ def _still_header(clip: Clip, path: Path) -> None:
 def _picture(clip: Clip, path: Path) -> Iterator[Image.Image]:
     """Open a picture; whatever Pillow says of it in the block is a MediaError."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
+            if image.format in PROGRAM_FORMATS:
+                raise media_error(clip, "its image file to be a picture", f"a drawing program ({image.format})")
             if image.width * image.height > MAX_STILL_PIXELS:
                 raise media_error(clip, f"its image file to have at most {MAX_STILL_PIXELS:,} pixels", "more")
             yield image

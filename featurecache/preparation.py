@@ -90,6 +90,8 @@ def _prepare(
         source = sources[encoder.view]
         result = view = decoded if isinstance(decoded, Exception) else decoded[index]
         valid = 0
+        if isinstance(source, Exception) and not isinstance(result, Exception):
+            result = source  # tokens of a file that is gone or changes meanwhile are of no file
         if not isinstance(result, Exception | Absent):
             key = sharing.get(name, name)
             if key not in inputs:

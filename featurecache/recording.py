@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from featurecache.clips import Clip
+from featurecache.container import opened
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
 from featurecache.frame_memory import MAX_CLIP_BYTES, Reservation
@@ -63,7 +65,7 @@ class Recording:
         self._deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         self._start_s = clip.start_s or 0.0
         self._end_s = float("inf") if clip.end_s is None else clip.end_s
-        self._seek = self._start_s >= SEEK_FROM_S
+        self._seek = self._sought = self._start_s >= SEEK_FROM_S
         self._longest_s = 0.0
         self._skipped = False
 
@@ -120,8 +122,7 @@ class Recording:
         Raises:
             MediaError, av.error.FFmpegError: it cannot be opened, or has nothing to decode.
         """
-        container, streams = self._open(want_video=self.kind == "video", want_audio=True)
-        with container:
+        with self._opened(want_video=self.kind == "video", want_audio=True) as (_, streams):
             if not streams:
                 raise self._error("a stream of sound" + " or pictures" * (self.kind == "video"), "none")
 
@@ -146,10 +147,28 @@ class Recording:
         if time.monotonic() > self._deadline:
             raise self._error(f"decoding to take at most {self._limit_s:g} s", "longer")
 
-    def _open(self, want_video: bool, want_audio: bool):  # type: ignore[no-untyped-def]
-        """Open the file; return it with the streams to read, by kind, sought to just before the clip."""
-        # Only local files: a playlist must not make us read the network.
-        container = av.open(f"file:{self.path}", options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+    @contextmanager
+    def _opened(self, want_video: bool, want_audio: bool):  # type: ignore[no-untyped-def]
+        """Open the file while the block runs; gives it and the streams to read, by kind, sought to before the clip."""
+        try:
+            with opened(self.path, self._deadline) as container:
+                self._in_time()
+                streams = self._chosen_streams(container, want_video, want_audio)
+                if self._seek:
+                    self._seek_before_clip(container)
+                yield container, streams
+        except (FFmpegError, OSError):
+            self._in_time()  # after the deadline the file seems to end, which may look like any damage
+            raise
+        self._in_time()
+
+    def _seek_before_clip(self, container) -> None:  # type: ignore[no-untyped-def]
+        try:
+            container.seek(_origin_us(container) + int((self._start_s - PREROLL_S) * av.time_base), backward=True)
+        except FFmpegError:  # this container cannot seek: `_scan` reads it from its beginning
+            self._sought = False
+
+    def _chosen_streams(self, container, want_video: bool, want_audio: bool):  # type: ignore[no-untyped-def]
         cover_art = av.stream.Disposition.attached_pic
         pictures = [stream for stream in container.streams.video if not stream.disposition & cover_art]
         best = container.streams.best("video")
@@ -159,18 +178,14 @@ class Recording:
         streams = {kind: each for kind, each in streams.items() if each is not None}
         for kind, stream in streams.items():
             if stream.codec_context is None:
-                container.close()
                 raise self._error(f"a codec for {kind} that libav has", "another")
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = CODEC_THREADS
-        if self._seek:
-            container.seek(_origin_us(container) + int((self._start_s - PREROLL_S) * av.time_base), backward=True)
-        return container, streams
+        return streams
 
     def _scan(self, want_video: bool, want_audio: bool) -> dict[str, Track]:
         """Read every packet of the clip's part of the file, decoding none."""
-        container, streams = self._open(want_video, want_audio)
-        with container:
+        with self._opened(want_video, want_audio) as (container, streams):
             if not streams:
                 return {}
             origin_s = _origin_us(container) / av.time_base
@@ -178,7 +193,7 @@ class Recording:
             promised = {kind: [entry.timestamp for entry in each.index_entries] for kind, each in streams.items()}
             if "video" in streams:
                 tracks["video"].num_pixels = streams["video"].width * streams["video"].height
-            exact = self._read_packets(container, streams, tracks)
+            exact = self._read_packets(container, streams, tracks) and self._sought
             if self._seek and not (exact and ("video" not in tracks or tracks["video"].by_time)):
                 self._seek = False  # this container cannot seek exactly: read it from its beginning
                 return self._scan(want_video, want_audio)
@@ -236,6 +251,7 @@ class Recording:
             for packet in container.demux(*streams.values()):
                 self._in_time()
                 yield packet
+            self._in_time()
         except IndexError as error:  # what PyAV makes of a stream that libav found on the way
             raise self._error("the streams that its header states", "one more on the way") from error
 
@@ -267,8 +283,7 @@ class Recording:
         """
         if not pickers and not collectors:
             return
-        container, streams = self._open(bool(pickers), bool(collectors))
-        with container:
+        with self._opened(bool(pickers), bool(collectors)) as (container, streams):
             sinks: dict[int, list[FramePicker | WaveformCollector]] = {}
             for kind, stream in streams.items():
                 sinks[stream.index] = list(pickers.values() if kind == "video" else collectors.values())

@@ -7,6 +7,7 @@ and encoded as H.264 and AAC. The part of the recording that the clip uses becom
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from av.error import BlockingIOError as NothingYet
 from av.error import EOFError as NothingMore
 
 from featurecache.clips import Clip
+from featurecache.container import opened
 
 Filters = Sequence[tuple[str, str]]
 FRAMES_PER_S = 25
@@ -53,8 +55,8 @@ def augment(clip: Clip, how: Augmentation, target: Path) -> None:
         ValueError: it has neither moving pictures nor sound.
     """
     tracks = [(clip.video, "video"), (clip.audio or clip.video, "audio")]
-    with av.open(str(target), "w") as out:
-        parts = [_Part(clip, path, kind, how, out) for path, kind in tracks if path is not None]
+    with ExitStack() as files, av.open(str(target), "w") as out:
+        parts = [_Part(clip, files.enter_context(opened(path)), kind, how, out) for path, kind in tracks if path]
         parts = [part for part in parts if part.there]
         if not parts:
             raise ValueError(f"{clip.id}: no moving pictures and no sound")
@@ -68,9 +70,9 @@ def augment(clip: Clip, how: Augmentation, target: Path) -> None:
 class _Part:
     """One stream on its way from file to file."""
 
-    def __init__(self, clip: Clip, path: Path, kind: str, how: Augmentation, out: Any) -> None:
+    def __init__(self, clip: Clip, container: Any, kind: str, how: Augmentation, out: Any) -> None:
         self._kind, self._how, self._out = kind, how, out
-        self._container = av.open(str(path))
+        self._container = container
         streams = self._container.streams.video if kind == "video" else self._container.streams.audio
         self.there = bool(streams)
         self._stream = streams[0] if streams else None
@@ -116,7 +118,6 @@ class _Part:
             yield from self._encoder.encode(frame)
         if sized:
             yield from self._encoder.encode(None)
-        self._container.close()
 
     def _filtered(self) -> Iterator[Any]:
         try:

@@ -149,7 +149,7 @@ def _prepare(
 ) -> PreparedClip | FeatureCacheError:
     with timings.spent("decode"):
         try:
-            refuse_long(clip, limits.clip_s)
+            refuse_long(clip, limits.clip_s, limits.decode_s)
             prepared = opened.processor.prepare(clip, question.task.name, question.words, labels, limits.decode_s)
             refuse_nothing_shown(clip, prepared, question)
             return prepared
@@ -157,9 +157,9 @@ def _prepare(
             return error
 
 
-def refuse_long(clip: Clip, limit_s: float) -> None:
-    """Raise MediaError for a clip whose files state more than `limit_s`."""
-    stated_s = stated_duration_s(clip)
+def refuse_long(clip: Clip, limit_s: float, read_s: float) -> None:
+    """Raise MediaError for a clip whose files state more than `limit_s`, in headers that take `read_s` at most."""
+    stated_s = stated_duration_s(clip, read_s)
     if stated_s is not None and stated_s > limit_s:
         raise MediaError(
             f'clip "{clip.id}"', expected=f"at most {duration(limit_s)} of sound and pictures", got=duration(stated_s),

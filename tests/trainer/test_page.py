@@ -74,6 +74,15 @@ def test_nothing_and_nonsense_are_answered_in_words(opened, tmp_path):
     assert page._plain("<b>*x*") == "\\<b\\>\\*x\\*"
 
 
+def test_a_playlist_without_an_end_is_refused_and_the_next_request_is_answered(opened, trained, tmp_path):
+    (tmp_path / "a.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{trained.video('v0')}\n")
+    began = time.monotonic()
+    said = shown(answer_one(opened, str(tmp_path / "a.mp4"), "", "emotion", "", PageLimits()))
+    assert time.monotonic() - began < 5
+    assert "a playlist \\(HLS\\)" in said[0]
+    assert answer_one(opened, trained.video("v0"), "", "emotion", "", PageLimits()).text
+
+
 def test_without_gradio_the_command_says_what_to_install(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     result = CliRunner().invoke(main, ["demo", "--model", str(exported)])
