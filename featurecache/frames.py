@@ -1,10 +1,13 @@
 """Which frames a view takes of a clip, and how they come out of a decoded stream.
 
 Shapes: frames (H, W, 3) uint8 RGB, as displayed: turned the way the recording says, at the size of its first chosen
-frame. A frame is known by its time or, where times are missing or double, by its number. This module knows no file.
+frame. A frame is known by its time or, where times are missing, double or contradict the order of the decoder, by its
+number in that order. This module knows no file.
 """
 
 from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
 
 import av
 import numpy as np
@@ -34,11 +37,16 @@ def frame_indices(view: FramesView, num_frames: int, peak_frame: int | None) -> 
     return [min(first + i, num_frames - 1) for i in range(view.count)]
 
 
+MAX_DELAYED = 16
+"""Frames that any codec holds back at most to put them into display order."""
+
+
 class FramePicker:
     """Takes the frames with certain times, or certain numbers, out of a decoded stream."""
 
-    def __init__(self, targets: list[int], by_time: bool) -> None:
-        self.targets, self.by_time = targets, by_time
+    def __init__(self, targets: list[int], by_time: bool, doubtful: AbstractSet[int] = frozenset()) -> None:
+        """Take the frames `targets`; after one with a `doubtful` time, see whether an earlier time follows."""
+        self.targets, self.by_time, self._doubtful = targets, by_time, doubtful
         self.places: dict[int | None, list[int]] = {}
         """Where in the result each frame goes; a clip of few frames repeats its last one."""
         for place, target in enumerate(targets):
@@ -46,29 +54,34 @@ class FramePicker:
         self.frames: np.ndarray | None = None
         """(F, H, W, 3), filled as frames come."""
         self.emitted: list[int] = []
+        self.went_back = False
+        """Whether the decoder gave a frame of an earlier time after a later one."""
+        self._to_see = 0
         self.seen = self.errors = self.damaged = 0
         self._found: set[int | None] = set()
-
-    def again(self) -> FramePicker:
-        """A fresh one for the same frames."""
-        return FramePicker(self.targets, self.by_time)
 
     @property
     def num_found(self) -> int:
         return len(self._found)
 
     @property
-    def done(self) -> bool:
+    def found_all(self) -> bool:
         return len(self._found) == len(self.places)
+
+    @property
+    def done(self) -> bool:
+        return self.found_all and self.seen >= self._to_see
 
     @property
     def misled(self) -> bool:
         """Whether a sound stream came to its end without some frame that its packets promised."""
-        return self.by_time and not self.done and not self.errors and bool(self.emitted)
+        return self.by_time and not self.found_all and not self.errors and bool(self.emitted)
 
     def needs(self, time: int | None) -> bool:
-        """Whether the frame of a packet may be asked for."""
-        return not self.by_time or time is None or (time in self.places and time not in self._found)
+        """Whether the frame of a packet has to be decoded even if no other frame is predicted from it."""
+        if not self.by_time or time is None or time in self._doubtful:
+            return True
+        return time in self.places and time not in self._found
 
     def refused(self, error: FFmpegError) -> None:
         """Note a packet that the decoder refuses."""
@@ -79,6 +92,7 @@ class FramePicker:
         key = frame.pts if self.by_time else self.seen
         self.seen += 1
         if frame.pts is not None:
+            self.went_back |= bool(self.emitted) and frame.pts < self.emitted[-1]
             self.emitted.append(frame.pts)
         if key not in self.places or key in self._found:
             return
@@ -95,3 +109,5 @@ class FramePicker:
         for place in self.places[key]:
             self.frames[place] = picture
         self._found.add(key)
+        if key in self._doubtful:
+            self._to_see = self.seen + MAX_DELAYED

@@ -2,8 +2,9 @@
 
 A file is demultiplexed twice and decoded once. The first pass reads packets only and so knows every frame exactly,
 since counts in headers are often absent or wrong; the second decodes all streams asked for together and stops after the
-last frame and the last sample needed. A frame is known by its time, or, where times are missing or double, by its
-number. Times of a clip count from the file's first moment. Of several streams libav's best is taken; cover art is none.
+last frame and the last sample needed. A frame is known by its time. Where times are missing or double it is known by
+its number, and where the decoder gives earlier times after later ones, by its number among all frames decoded. Times of
+a clip count from the file's first moment. Of several streams libav's best is taken; cover art is none.
 This module knows no encoder, network or store.
 """
 
@@ -34,6 +35,7 @@ AUDIO_SLACK_S = 1.0  # packets may be out of order, and decoders swallow the fir
 SEEK_FROM_S = 8.0  # a clip that starts later in its file is sought
 PREROLL_S = 2.0  # sound decoders need some packets before the first one wanted
 CODEC_THREADS = 1  # decode workers fill the cores; a second thread costs a tenth more processor time a clip
+NO_FRAME = -1  # the number of none
 SKIPPING_CODECS = frozenset({"h264", "mpeg2video"})
 """Codecs whose decoders leave out exactly the frames that no other frame is predicted from, when told to."""
 
@@ -65,6 +67,7 @@ class Recording:
         self._deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         self._start_s = clip.start_s or 0.0
         self._end_s = float("inf") if clip.end_s is None else clip.end_s
+        self._whole = clip.start_s is None and clip.end_s is None
         self._seek = self._sought = self._start_s >= SEEK_FROM_S
         self._longest_s = 0.0
         self._skipped = False
@@ -104,15 +107,7 @@ class Recording:
             results.update(dict.fromkeys(pickers, too_large))
             pickers = {}
         self._run(pickers, collectors, skip=True)
-        if any(picker.misled for picker in pickers.values()):
-            # Packets that show no picture (VP8 has such) were counted as frames: count those that did appear.
-            if self._skipped:
-                pickers = {view: picker.again() for view, picker in pickers.items()}
-                self._run(pickers, {})
-            emitted = sorted(next(iter(pickers.values())).emitted)
-            pickers = {view: self._picker(view, tracks["video"], emitted, 0) for view in pickers}  # type: ignore[arg-type]
-            self._run(pickers, {})
-        results.update({view: self._frames(picker, tracks["video"]) for view, picker in pickers.items()})
+        results.update(self._checked(pickers, tracks["video"]) if pickers else {})
         results.update({view: self._waveform(each, tracks["audio"]) for view, each in collectors.items()})
         return results
 
@@ -193,6 +188,7 @@ class Recording:
             promised = {kind: [entry.timestamp for entry in each.index_entries] for kind, each in streams.items()}
             if "video" in streams:
                 tracks["video"].num_pixels = streams["video"].width * streams["video"].height
+                tracks["video"].reorders = streams["video"].codec_context.has_b_frames
             exact = self._read_packets(container, streams, tracks) and self._sought
             if self._seek and not (exact and ("video" not in tracks or tracks["video"].by_time)):
                 self._seek = False  # this container cannot seek exactly: read it from its beginning
@@ -232,6 +228,7 @@ class Recording:
                 track.damaged.add(packet.pts)
             if not packet.is_discard:
                 track.pts.append(packet.pts)
+                track.keyframes.append(packet.is_keyframe)
             if packet.dts is not None:
                 if not packet.is_discard:
                     track.dts.append(packet.dts)
@@ -257,22 +254,49 @@ class Recording:
 
     def _picker(self, view: FramesView, track: Track, times: list[int], missing: int) -> FramePicker:
         """Choose the frames of a view among those shown at `times`."""
-        whole = self.clip.start_s is None and self.clip.end_s is None
-        if not times and track.pts and not whole:
-            raise self._error("frame times, which start_s and end_s need,", "none")
+        if not times and track.pts and not self._whole:
+            raise self._no_times(track)
         inside = [(number, time) for number, time in enumerate(times) if track.start <= time < track.end]
         if not times:
             inside = [(number, number) for number in range(len(track.pts))]
         total = len(inside) + missing
         if not total:
-            raise self._error("frames" if whole else "frames between start_s and end_s", "none")
+            raise self._error("frames" if self._whole else "frames between start_s and end_s", "none")
         try:
             indices = frame_indices(view, total, self.clip.peak_frame)
         except ValueError as error:
             raise MediaError(f'clip "{self.clip.id}"', got=str(error)) from error
         if max(indices) >= len(inside):
             raise self._error(f"{total} frames", f"{len(inside)}; the file is cut short")
-        return FramePicker([inside[index][1 if track.by_time else 0] for index in indices], track.by_time)
+        if not track.by_time:
+            return FramePicker([inside[index][0] for index in indices], by_time=False)
+        return FramePicker([inside[index][1] for index in indices], by_time=True, doubtful=track.doubtful())
+
+    def _no_times(self, track: Track) -> MediaError:
+        got = "times that go back" if len(track.dts) == len(track.pts) else "none"
+        return self._error("frame times that ascend, which start_s and end_s need,", got)
+
+    def _checked(self, pickers: dict[View, FramePicker], track: Track) -> dict[View, Decoded | MediaError]:
+        """Return the frames picked; where decoding showed that packets told them wrongly, those that are right."""
+        went_back = track.goes_back or any(picker.went_back for picker in pickers.values())
+        if not track.by_time or not (went_back or any(picker.misled for picker in pickers.values())):
+            return {view: self._frames(picker, track) for view, picker in pickers.items()}
+        # Packets that show no picture (VP8 has such) were counted as frames, or times do not tell what comes first.
+        counter = FramePicker([NO_FRAME], by_time=False)
+        self._run({next(iter(pickers)): counter}, {})
+        track.in_order = not counter.went_back
+        times = sorted(counter.emitted) if len(counter.emitted) == counter.seen else []
+        chosen: dict[View, FramePicker] = {}
+        results: dict[View, Decoded | MediaError] = {}
+        for view in pickers:
+            try:
+                if track.goes_back and not (track.in_order or self._whole):
+                    raise self._no_times(track)
+                chosen[view] = self._picker(view, track, times, 0)
+            except MediaError as error:
+                results[view] = error
+        self._run(chosen, {})
+        return results | {view: self._frames(picker, track) for view, picker in chosen.items()}
 
     def _run(
         self, pickers: dict[View, FramePicker], collectors: dict[View, WaveformCollector], skip: bool = False
@@ -307,7 +331,7 @@ class Recording:
         damaged = picker.damaged + len(picker.places.keys() & track.damaged if picker.by_time else ())
         if damaged:
             return self._error("whole frames", f"{damaged} damaged among those chosen")
-        if not picker.done:
+        if not picker.found_all:
             got = f"{picker.num_found}" + (f"; {picker.errors} packets are damaged" if picker.errors else "")
             return self._error(f"{len(picker.places)} frames chosen out of {len(track.pts)}", got)
         return picker.frames  # type: ignore[return-value]
@@ -322,7 +346,7 @@ class Recording:
         if collector.problem:
             return self._error(*collector.problem)
         if not len(samples):
-            part = "sound" if self.clip.start_s is None and self.clip.end_s is None else "sound in this part"
+            part = "sound" if self._whole else "sound in this part"
             return self._error(part, "no samples")
         if not np.isfinite(samples).all():
             return self._error("finite samples", "NaN or infinity")

@@ -1,12 +1,15 @@
 """What the packets of one stream say: every frame's time, and whether the file holds all that it promises.
 
 Counts in headers are often absent or wrong, so frames are counted by their packets. Whether a file was cut short is
-told from its index, or else from the duration that its header states. This module decodes nothing.
+told from its index, or else from the duration that its header states. Times may contradict the order in which frames
+are displayed: a file joined from two begins again in its middle, AVI counts packets and calls that time. What packets
+show of this is told here; the rest shows when frames are decoded. This module decodes nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 DURATION_SLACK_S = 1.0  # a header's duration may exceed the last packet by rounding
@@ -21,6 +24,8 @@ class Track:
     """The clip's part of the stream: start <= time < end."""
     end: float
     pts: list[int | None] = field(default_factory=list)
+    keyframes: list[bool] = field(default_factory=list)
+    """Whether the packet at the same place of `pts` holds a keyframe."""
     dts: list[int] = field(default_factory=list)
     damaged: set[int | None] = field(default_factory=set)
     """Times of packets that the file holds in part only."""
@@ -28,18 +33,50 @@ class Track:
     """Packets that the file promises after its last one."""
     num_pixels: int = 0
     """Of a frame, as the header states it."""
+    reorders: bool = False
+    """Whether the decoder holds frames back to put them into display order."""
+    in_order: bool = True
+    """Whether the decoder gives frames in the order of their times; known once they are decoded."""
 
     @property
     def by_time(self) -> bool:
-        """Whether every frame has a time of its own."""
-        return None not in self.pts and len(set(self.pts)) == len(self.pts)
+        """Whether a frame is known by its time: every frame has one of its own, and they ascend as displayed."""
+        return self.in_order and None not in self.pts and len(set(self.pts)) == len(self.pts)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a keyframe has an earlier time than a frame before it, which no order of display explains."""
+        latest = float("-inf")
+        for pts, is_keyframe in zip(self.pts, self.keyframes, strict=True):
+            if pts is None:
+                continue
+            if is_keyframe and pts < latest:
+                return True
+            latest = max(latest, pts)
+        return False
+
+    def doubtful(self) -> set[int]:
+        """Return times that may only count packets: they ascend between two keyframes, yet the decoder reorders."""
+        doubtful: set[int] = set()
+        if not self.reorders:
+            return doubtful
+        group: list[int] = []
+        for pts, is_keyframe in [*zip(self.pts, self.keyframes, strict=True), (None, True)]:
+            if is_keyframe:
+                if all(first < second for first, second in pairwise(group)):
+                    doubtful.update(group)
+                group = []
+            if pts is not None:
+                group.append(pts)
+        return doubtful
 
     def shown(self) -> list[int]:
-        """Return the times of all frames in display order; empty where the file has none."""
+        """Return the times of all frames in display order; empty where the file has none or they go back."""
         if self.by_time:
             return sorted(self.pts)  # type: ignore[type-var, arg-type]
         # Decoding order is as good for cutting where display times are missing: only the delay of B-frames differs.
-        return sorted(self.dts) if len(self.dts) == len(self.pts) else []
+        in_order = all(first <= second for first, second in pairwise(self.dts))
+        return list(self.dts) if in_order and len(self.dts) == len(self.pts) else []
 
 
 def count_missing(stream, track: Track, promised: list[int], path: Path) -> None:  # type: ignore[no-untyped-def]
