@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 
 from featurecache.encoders import Encoder
 from featurecache.errors import EncoderError
-from featurecache.preparation import Prepared
 from featurecache.spec import canonical_json
 from featurecache.summary import Summary
 
@@ -36,22 +35,31 @@ class Member:
     """One feature's part in a batch."""
 
     feature: str
+    valid: Mapping[int, int]
+    """Encoder tokens that each clip fills, by position; empty where this feature's pooling does not ask."""
     write: Callable[[Rows], None]
     """Takes the rows; called by the writing thread, in the order of submission on one device."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward: inputs by position, and every feature that pools from it."""
+    """One forward: inputs by position, and every feature that pools from it.
 
-    inputs: Mapping[int, Prepared]
+    Only what the forward reads is shared. What pooling reads belongs to the member, since features that share a forward
+    may differ in pooling.
+    """
+
+    inputs: Mapping[int, np.ndarray]
     members: tuple[Member, ...]
 
 
 def forward_key(encoder: Encoder) -> str:
-    """What must be equal for two encoders to share preprocessing and forward: all of the spec but the pooling."""
+    """What must be equal for two encoders to share preprocessing and forward: all of the spec but the pooling.
+
+    `implementation` is left out too: two encoders of one class run the same code, whatever number their pooling has.
+    """
     identity = encoder.spec("float32").identity()
-    del identity["pooling"], identity["shape"]
+    del identity["pooling"], identity["shape"], identity["implementation"]
     identity |= {"view": repr(encoder.view), "batch": encoder.batch_size, "class": type(encoder).__qualname__}
     return canonical_json(identity)
 
@@ -65,10 +73,14 @@ def stack(encoder: Encoder, inputs: Mapping[int, np.ndarray]) -> np.ndarray:
     return stacked
 
 
-def pool(encoder: Encoder, tokens: Any, valid: Mapping[int, int]) -> Any:
-    """(B, T, D) in, (B, K, D) out; `valid` is how many tokens each clip fills, for encoders that ask."""
+def pool(encoder: Encoder, tokens: Any, inputs: Container[int], valid: Mapping[int, int]) -> Any:
+    """(B, T, D) in, (B, K, D) out; `valid` is how many tokens each clip fills, for encoders that ask.
+
+    Raises:
+        KeyError: the encoder asks, and a position of `inputs` has no number.
+    """
     if getattr(encoder, "needs_valid", False):
-        return encoder.pool(tokens, [max(1, valid.get(position, 1)) for position in range(len(tokens))])  # type: ignore[call-arg]
+        return encoder.pool(tokens, [valid[at] if at in inputs else 1 for at in range(len(tokens))])  # type: ignore[call-arg]
     return encoder.pool(tokens)
 
 
@@ -142,7 +154,7 @@ class Lanes:
             self._put(self._results, (batch, copies))
 
     def _run(self, encoders: Mapping[str, Encoder], batch: Batch) -> list[_Copy]:
-        inputs = {at: prepared.input for at, prepared in batch.inputs.items() if prepared.input is not None}
+        inputs = batch.inputs
         if not inputs:
             return [_Copy(None) for _ in batch.members]
         first = encoders[batch.members[0].feature]
@@ -157,10 +169,9 @@ class Lanes:
                 got=str(error).partition(".")[0],
                 next_step="Give a smaller --batch-size, or --compute-dtype float16.",
             ) from error
-        valid = {at: batch.inputs[at].valid for at in inputs}
         with self._timing:
             self._summary.num_forwards += 1
-        return [_Copy(pool(encoders[member.feature], tokens, valid)) for member in batch.members]
+        return [_Copy(pool(encoders[member.feature], tokens, inputs, member.valid)) for member in batch.members]
 
     def _write(self) -> None:
         while (result := self._get(self._results)) is not None:
@@ -169,17 +180,13 @@ class Lanes:
                 began = time.perf_counter()
                 pooled = copy.wait()
                 waited = time.perf_counter()
-                member.write({} if pooled is None else _rows(pooled, batch.inputs))
+                member.write({} if pooled is None else {position: pooled[position] for position in batch.inputs})
                 self._spend("encode_s", waited - began)
                 self._spend("write_s", time.perf_counter() - waited)
 
     def _spend(self, part: str, seconds: float) -> None:
         with self._timing:
             setattr(self._summary, part, getattr(self._summary, part) + seconds)
-
-
-def _rows(pooled: np.ndarray, inputs: Mapping[int, Prepared]) -> Rows:
-    return {position: pooled[position] for position, prepared in inputs.items() if prepared.input is not None}
 
 
 class _Copy:

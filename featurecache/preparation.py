@@ -16,7 +16,7 @@ import numpy as np
 
 from featurecache.clips import Clip
 from featurecache.encoders import Encoder, View
-from featurecache.errors import FeatureCacheError, MediaError
+from featurecache.errors import EncoderError, FeatureCacheError, MediaError
 from featurecache.frame_memory import FRAME_MEMORY, Reservation
 from featurecache.media import Absent, decode_each
 from featurecache.sources import clip_source
@@ -36,8 +36,8 @@ class Prepared:
     """Why the clip does not have what the encoder reads."""
     failed: str = ""
     """Why it has it, but it cannot be used."""
-    valid: int = 0
-    """How many encoder tokens the clip fills, for an encoder whose pooling asks."""
+    valid: int | None = None
+    """How many encoder tokens the clip fills; None for an encoder whose pooling does not ask."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _prepare(
     for index, (name, encoder) in enumerate(encoders.items()):
         source = sources[encoder.view]
         result = view = decoded if isinstance(decoded, Exception) else decoded[index]
-        valid = 0
+        valid = None
         if isinstance(source, Exception) and not isinstance(result, Exception):
             result = source  # tokens of a file that is gone or changes meanwhile are of no file
         if not isinstance(result, Exception | Absent):
@@ -97,7 +97,7 @@ def _prepare(
             if key not in inputs:
                 inputs[key] = _attempt(lambda view=view, encoder=encoder: encoder.preprocess(view))
             result = inputs[key]
-            valid = encoder.num_valid(view) if getattr(encoder, "needs_valid", False) else 0  # type: ignore[attr-defined]
+            valid = _num_valid(name, encoder, view)
         results[name] = _prepared("" if isinstance(source, Exception) else source, result, valid)
     ended = time.perf_counter()
     return PreparedClip(clip, results, hashed_at - decoded_at, decoded_at - began, ended - hashed_at)
@@ -143,7 +143,17 @@ def _attempt(work):  # type: ignore[no-untyped-def]
         return error
 
 
-def _prepared(source: str, result: np.ndarray | Absent | Exception, valid: int) -> Prepared:
+def _num_valid(feature: str, encoder: Encoder, view: np.ndarray) -> int | None:
+    """How many tokens a clip fills, None where the encoder's pooling does not ask."""
+    if not getattr(encoder, "needs_valid", False):
+        return None
+    valid = encoder.num_valid(view)  # type: ignore[attr-defined]
+    if valid < 1:
+        raise EncoderError(f"{feature}: num_valid", expected="at least 1 token of a clip", got=str(valid))
+    return int(valid)
+
+
+def _prepared(source: str, result: np.ndarray | Absent | Exception, valid: int | None) -> Prepared:
     if isinstance(result, Absent):
         return Prepared(source, absent=result.reason)
     if isinstance(result, Exception):

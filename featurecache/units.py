@@ -8,7 +8,7 @@ and no store format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -142,7 +142,7 @@ class OpenUnit:
             if clip_id not in self._listed:
                 for index, slot in places:
                     full += self._decide(index, slot, Prepared("", failed=NOT_IN_LIST))
-        return [Batch(each.inputs, (each.member,)) for each in full]
+        return [_one_forward([batch]) for batch in full]
 
     def _decide(self, index: int, slot: int, prepared: Prepared) -> list[_FullBatch]:
         opened = self._opened(index)
@@ -152,12 +152,11 @@ class OpenUnit:
     def _joined(self, full: list[_FullBatch]) -> list[Batch]:
         """Join batches of features that share a forward and hold the same clips in the same places."""
         joined: dict[tuple[object, ...], list[_FullBatch]] = {}
-        for number, each in enumerate(full):
-            same = [(position, id(prepared.input)) for position, prepared in sorted(each.inputs.items())
-                    if prepared.input is not None]  # fmt: skip
-            key = (self._sharing[each.member.feature], *same) if same else (number,)
-            joined.setdefault(key, []).append(each)
-        return [Batch(group[0].inputs, tuple(each.member for each in group)) for group in joined.values()]
+        for number, batch in enumerate(full):
+            same = [(position, id(array)) for position, array in sorted(batch.inputs.items())]
+            key = (self._sharing[batch.member.feature], *same) if same else (number,)
+            joined.setdefault(key, []).append(batch)
+        return [_one_forward(batches) for batches in joined.values()]
 
     def _opened(self, index: int) -> _OpenShard | None:
         if index not in self._open:
@@ -174,9 +173,16 @@ class OpenUnit:
 
 @dataclass(frozen=True)
 class _FullBatch:
-    inputs: Mapping[int, Prepared]
-    """By position in the batch."""
+    """A batch of one feature's shard, all of whose slots are decided."""
+
+    inputs: Mapping[int, np.ndarray]
+    """By position in the batch, of the clips that have one."""
     member: Member
+
+
+def _one_forward(batches: Sequence[_FullBatch]) -> Batch:
+    """Join batches whose inputs are the same arrays in the same places."""
+    return Batch(batches[0].inputs, tuple(batch.member for batch in batches))
 
 
 class _OpenShard:
@@ -197,7 +203,9 @@ class _OpenShard:
         if len(batch) < min(self._batch_size, len(self._shard.ids) - first):
             return None
         del self._batches[number]
-        return _FullBatch(batch, Member(self._name, lambda rows: self._write(first, batch, rows)))
+        inputs = {at: each.input for at, each in batch.items() if each.input is not None}
+        valid = {at: each.valid for at, each in batch.items() if each.valid is not None}
+        return _FullBatch(inputs, Member(self._name, valid, lambda rows: self._write(first, batch, rows)))
 
     def _write(self, first: int, batch: Mapping[int, Prepared], rows: Mapping[int, np.ndarray]) -> None:
         for position, prepared in sorted(batch.items()):

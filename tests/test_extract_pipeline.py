@@ -20,7 +20,6 @@ from featurecache.encoders import AudioView, Encoder, open_encoder
 from featurecache.errors import EncoderError, WriteError
 from featurecache.extract import extract
 from featurecache.lanes import Batch, Lanes, Member, forward_key
-from featurecache.preparation import Prepared
 from featurecache.store.protocols import Status
 from featurecache.summary import Summary, Tally, merged
 
@@ -180,7 +179,7 @@ def test_an_error_of_the_writer_reaches_whoever_submits() -> None:
         raise WriteError("store", got="the disk is full")
 
     lanes = Lanes([{"loudness": Waiting("loudness", 0)}], Summary({}))
-    batch = Batch({0: Prepared("", input=np.zeros(12, np.float32))}, (Member("loudness", refuse),))
+    batch = Batch({0: np.zeros(12, np.float32)}, (Member("loudness", {}, refuse),))
     with pytest.raises(WriteError, match="the disk is full"):  # noqa: PT012
         for _ in range(100):
             lanes.submit(batch)

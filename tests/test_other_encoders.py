@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import save_eva, save_whisper
+from hf_networks import AUDIO, CROPPED, IMAGE, PICTURE, SPEECH, STABLE, save
 from safetensors.torch import load_file, save_file
 
 from featurecache.encoders import FramesView, encoder_factory, open_encoder
@@ -17,29 +17,6 @@ from featurecache.errors import EncoderError, WeightsError
 from featurecache.frames import frame_indices
 from featurecache.pooling import average_over_time
 from featurecache.spec import Spec
-
-SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-SPEECH = {**SMALL, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
-PICTURE = {**SMALL, "image_size": 28, "patch_size": 7}
-AUDIO = {
-    "hubert": ("Hubert", SPEECH),
-    "hubert-stable": ("Hubert", {**SPEECH, **STABLE}),
-    "wav2vec2": ("Wav2Vec2", SPEECH),
-    "wavlm": ("WavLM", SPEECH),
-    "data2vec": ("Data2VecAudio", SPEECH),
-}
-IMAGE = {"clip": "CLIPVision", "siglip": "SiglipVision", "dinov2": "Dinov2", "vit": "ViT"}
-CROPPED = {"do_center_crop": True, "crop_size": 28, "size": {"shortest_edge": 30}, "resample": 3}
-
-
-def save(folder: Path, family: str, settings: dict, preprocessor: dict) -> Path:
-    """Save a small network of a family, with the preprocessing of its checkpoint."""
-    torch.manual_seed(0)
-    config = getattr(transformers, family + "Config")(**settings, initializer_range=0.2)
-    getattr(transformers, family + "Model")(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    return folder
 
 
 def reference(folder: Path, family: str) -> torch.nn.Module:

@@ -8,11 +8,13 @@ Averages run over the clip's own duration (pooling "valid") unless told otherwis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from featurecache.encoders import AudioView, Encoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
@@ -34,6 +36,9 @@ KNOWN_OPTIONS = {
 }
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
 VARIANCE_FLOOR = 1e-7
+IMPLEMENTATION = 2
+"""Of pooling "valid" and of masked networks. 1 could average a clip over one token, where a feature with padded pooling
+ran beside it, and on a GPU chose the attention kernel by whether any clip of the batch was padded."""
 
 
 class HfAudioEncoder:
@@ -103,7 +108,7 @@ class HfAudioEncoder:
         loaded = self._tapped.loaded
         return Spec(
             encoder=self.name,
-            implementation=1,
+            implementation=IMPLEMENTATION if self.needs_valid or self._masked else 1,
             weights=loaded.weights,
             architecture={**self._tapped.architecture, "batch": self.batch_size},
             tap={**self._tapped.description, "asked": self._options["norm"]},
@@ -148,10 +153,15 @@ class HfAudioEncoder:
         """(B, samples) float32 in, (B, T, D) out."""
         with self.network.running():
             values = self.network.tensor(batch)
+            if not self._masked:
+                return self._tapped.module(torch.nan_to_num(values)).last_hidden_state
+            # One more token, always masked: transformers leaves a mask out where nothing is masked, so that the kernel,
+            # and with it a clip's last bits, would depend on whether its neighbours fill their time.
+            values = F.pad(values, (0, math.prod(self._tapped.loaded.config.conv_stride)), value=math.nan)
             heard = ~torch.isnan(values)
             heard[:, :1] = True
-            mask = heard.long() if self._masked else None
-            return self._tapped.module(torch.nan_to_num(values), attention_mask=mask).last_hidden_state
+            tokens = self._tapped.module(torch.nan_to_num(values), attention_mask=heard.long()).last_hidden_state
+            return tokens[:, :-1]
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """(B, T, D) and, for pooling "valid", how many tokens each clip fills in; (B, K, D) float32 out.

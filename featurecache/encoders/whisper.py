@@ -27,6 +27,7 @@ from featurecache.spec import Spec
 MEL_FRAMES_PER_TOKEN = 2  # the second convolution has stride 2
 PADDED_RULE = "adaptive average over time"
 VALID_RULE = "adaptive average over the clip's own time"
+VALID_IMPLEMENTATION = 2  # 1 may hold clips averaged over one token, where a feature with padded pooling ran beside it
 KNOWN_OPTIONS = {
     "tokens": 64,
     "pooling": ("padded", "valid"),
@@ -168,7 +169,7 @@ class WhisperEncoder:
         config, extractor = self._config, self._extractor
         return Spec(
             encoder=self.name,
-            implementation=1,
+            implementation=VALID_IMPLEMENTATION if self.needs_valid else 1,
             weights=self._weights,
             architecture={
                 "heads": config.encoder_attention_heads,

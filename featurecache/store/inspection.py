@@ -36,7 +36,7 @@ class Problem:
 
     kind: str
     """Damage: root, spec, derived, plan, record, shard, index, row. Notice: pending, orphan, foreign, temporary, empty,
-    stale, zero, twins."""
+    stale, zero, equal, twins."""
     feature: str
     message: str
     shard: int | None = None
@@ -135,11 +135,22 @@ def _row_problems(found: Inspection, record: Record, data: np.ndarray, part: Par
             yield Problem("row", found.name, "NaN or infinity among the tokens", record.shard, clip_id, path)
         elif not part.name and not row.any():
             yield Problem("zero", found.name, "every token is zero", record.shard, clip_id, path, damage=False)
+        elif not part.name and _all_equal(row, part):
+            message = f"its {part.shape[0]} tokens are all equal"
+            yield Problem("equal", found.name, message, record.shard, clip_id, path, damage=False)
 
 
 def _contradiction(error: Exception) -> str:
     """What a file says that it should not, without its place and the next step."""
     return f"expected {error.expected}, got {error.got}" if isinstance(error, CorruptStoreError) else str(error)
+
+
+def _all_equal(row: np.ndarray, part: Part) -> bool:
+    """Whether a row holds one token K times; False for K = 1. Of quantised rows, the scales are not looked at."""
+    tokens = row.view(np.uint8).reshape(part.shape[0], -1)
+    if len(tokens) == 1 or not np.array_equal(tokens[0], tokens[-1]):  # the second test spares almost all rows the rest
+        return False
+    return bool((tokens == tokens[0]).all())
 
 
 def _finite(row: np.ndarray, part: Part, found: Inspection) -> bool:

@@ -212,7 +212,10 @@ def test_oddities_are_told_and_are_no_damage(tmp_path: Path) -> None:
     with writer.begin(writer.pending()[0]) as shard_writer:
         shard_writer.put(0, np.zeros(writer.shape, np.float32), source_of("zero"))
         for slot, clip_id in enumerate(["one", "twin", "rest"], 1):
-            shard_writer.put(slot, tokens_of("one" if clip_id == "twin" else clip_id), source_of(clip_id))
+            tokens = tokens_of("one" if clip_id == "twin" else clip_id)
+            shard_writer.put(
+                slot, tokens[:1].repeat(len(tokens), 0) if clip_id == "rest" else tokens, source_of(clip_id)
+            )
         shard_writer.commit()
     (tmp_path / "s.zarr/notes.txt").write_text("mine")
     (tmp_path / "s.zarr/whisper/c/9/0").mkdir(parents=True)
@@ -222,12 +225,15 @@ def test_oddities_are_told_and_are_no_damage(tmp_path: Path) -> None:
     assert not report.damage
     assert {problem.kind for problem in report.notices} == {
         "zero",
+        "equal",
         "twins",
         "pending",
         "foreign",
         "orphan",
         "temporary",
     }
+    said = [problem for problem in report.notices if problem.kind == "equal"]
+    assert [(problem.clip_id, problem.message) for problem in said] == [("rest", "its 5 tokens are all equal")]
 
 
 def test_lost_plans_of_shards_that_were_not_extracted_are_planned_again(tmp_path: Path) -> None:

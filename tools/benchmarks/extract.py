@@ -269,7 +269,7 @@ def _batches(clips: ClipList, encoders: Mapping[str, Encoder]) -> dict[str, list
 
 def _forward_all(encoders: Mapping[str, Encoder], batches: Mapping[str, list[np.ndarray]]) -> None:
     pooled = [
-        pool(encoder, encoder.forward(batch), {}) for name, encoder in encoders.items() for batch in batches[name]
+        pool(encoder, encoder.forward(batch), (), {}) for name, encoder in encoders.items() for batch in batches[name]
     ]
     for each in pooled:
         each.cpu()
