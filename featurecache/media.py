@@ -1,7 +1,7 @@
 """Decode what the encoders ask of a clip: a waveform, frames, or the fact that it has none.
 
-Shapes: waveform (S,) float32 mono in [-1, 1] at the view's rate; frames (F, H, W, 3) uint8 RGB, as displayed (rotation
-applied), at the size of the recording, or of the clip's crop of it.
+Shapes: waveform (S,) float32 mono in [-1, 1] at the view's rate; frames (F, H, W, 3) uint8 RGB, as displayed (turned,
+mirrored and stretched as the recording says), at the size of the recording, or of the clip's crop of it.
 
 Each file of a clip is decoded once for all views of it (`recording`). Frames are numbered in display order from 0
 within the part of the file between `start_s` and `end_s`. A "uniform" view takes frame floor((i + 0.5)·N / F) of N

@@ -27,7 +27,7 @@ from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
 from featurecache.frame_memory import MAX_CLIP_BYTES, Reservation
 from featurecache.frames import FramePicker, frame_indices
-from featurecache.track import Track, count_missing
+from featurecache.track import Track, count_missing, note_pictures
 from featurecache.waveform import WaveformCollector
 
 MAX_PACKETS = 5_000_000  # 46 hours of 30 frames/s; a hostile index may promise any number
@@ -35,6 +35,7 @@ AUDIO_SLACK_S = 1.0  # packets may be out of order, and decoders swallow the fir
 SEEK_FROM_S = 8.0  # a clip that starts later in its file is sought
 PREROLL_S = 2.0  # sound decoders need some packets before the first one wanted
 CODEC_THREADS = 1  # decode workers fill the cores; a second thread costs a tenth more processor time a clip
+MAX_PIXEL_ASPECT = 100  # a hostile header may state any
 NO_FRAME = -1  # the number of none
 SKIPPING_CODECS = frozenset({"h264", "mpeg2video"})
 """Codecs whose decoders leave out exactly the frames that no other frame is predicted from, when told to."""
@@ -187,8 +188,7 @@ class Recording:
             tracks = {kind: self._track(stream.time_base, origin_s) for kind, stream in streams.items()}
             promised = {kind: [entry.timestamp for entry in each.index_entries] for kind, each in streams.items()}
             if "video" in streams:
-                tracks["video"].num_pixels = streams["video"].width * streams["video"].height
-                tracks["video"].reorders = streams["video"].codec_context.has_b_frames
+                note_pictures(streams["video"], tracks["video"])
             exact = self._read_packets(container, streams, tracks) and self._sought
             if self._seek and not (exact and ("video" not in tracks or tracks["video"].by_time)):
                 self._seek = False  # this container cannot seek exactly: read it from its beginning
@@ -254,6 +254,10 @@ class Recording:
 
     def _picker(self, view: FramesView, track: Track, times: list[int], missing: int) -> FramePicker:
         """Choose the frames of a view among those shown at `times`."""
+        aspect = track.pixel_aspect
+        if not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
+            stated = f"{aspect.numerator}:{aspect.denominator}"
+            raise self._error(f"pixels of at most {MAX_PIXEL_ASPECT}:1 or 1:{MAX_PIXEL_ASPECT}", stated)
         if not times and track.pts and not self._whole:
             raise self._no_times(track)
         inside = [(number, time) for number, time in enumerate(times) if track.start <= time < track.end]
@@ -269,8 +273,8 @@ class Recording:
         if max(indices) >= len(inside):
             raise self._error(f"{total} frames", f"{len(inside)}; the file is cut short")
         if not track.by_time:
-            return FramePicker([inside[index][0] for index in indices], by_time=False)
-        return FramePicker([inside[index][1] for index in indices], by_time=True, doubtful=track.doubtful())
+            return FramePicker([inside[index][0] for index in indices], False, aspect)
+        return FramePicker([inside[index][1] for index in indices], True, aspect, track.doubtful())
 
     def _no_times(self, track: Track) -> MediaError:
         got = "times that go back" if len(track.dts) == len(track.pts) else "none"

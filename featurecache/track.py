@@ -9,8 +9,11 @@ show of this is told here; the rest shows when frames are decoded. This module d
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+
+from featurecache.frames import SQUARE, displayed_width
 
 DURATION_SLACK_S = 1.0  # a header's duration may exceed the last packet by rounding
 STREAMED_RIFF_BYTES = (8, 0xFFFFFFFF + 8)  # what a WAV header states when the length was not known
@@ -32,7 +35,9 @@ class Track:
     missing: int = 0
     """Packets that the file promises after its last one."""
     num_pixels: int = 0
-    """Of a frame, as the header states it."""
+    """Of a frame, as the header states its size and as it is displayed."""
+    pixel_aspect: Fraction = SQUARE
+    """Width of a pixel over its height."""
     reorders: bool = False
     """Whether the decoder holds frames back to put them into display order."""
     in_order: bool = True
@@ -77,6 +82,13 @@ class Track:
         # Decoding order is as good for cutting where display times are missing: only the delay of B-frames differs.
         in_order = all(first <= second for first, second in pairwise(self.dts))
         return list(self.dts) if in_order and len(self.dts) == len(self.pts) else []
+
+
+def note_pictures(stream, track: Track) -> None:  # type: ignore[no-untyped-def]
+    """Fill in what the header says of the pictures of a stream."""
+    track.pixel_aspect = stream.sample_aspect_ratio or SQUARE
+    track.num_pixels = stream.height * max(stream.width, displayed_width(stream.width, track.pixel_aspect))
+    track.reorders = stream.codec_context.has_b_frames
 
 
 def count_missing(stream, track: Track, promised: list[int], path: Path) -> None:  # type: ignore[no-untyped-def]

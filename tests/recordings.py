@@ -79,11 +79,11 @@ def write_clip(
         if video is not None:
             container.mux(video.encode(None))
         if audio is not None and channels is not None:
-            _write_sound(container, audio, np.stack(channels), layout, sound_rate)
+            write_sound(container, audio, np.stack(channels), layout, sound_rate)
     return path
 
 
-def _write_sound(container, stream, samples: np.ndarray, layout: str, rate: int) -> None:  # type: ignore[no-untyped-def]
+def write_sound(container, stream, samples: np.ndarray, layout: str, rate: int) -> None:  # type: ignore[no-untyped-def]
     for begin in range(0, samples.shape[1], 1024):
         part = np.ascontiguousarray(samples[:, begin : begin + 1024], np.float32)
         frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
@@ -96,11 +96,15 @@ def _write_sound(container, stream, samples: np.ndarray, layout: str, rate: int)
 
 def rotate_metadata(source: Path, target: Path, degrees: int) -> Path:
     """Copy an mp4 with a display matrix that turns it clockwise by `degrees` (90 or 270), as a telephone writes."""
+    return set_display_matrix(source, target, {90: (0, 1, -1, 0), 270: (0, -1, 1, 0)}[degrees])
+
+
+def set_display_matrix(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Copy an mp4 so that its pixel (x, y) is displayed at (a·x + c·y, b·x + d·y) for a `matrix` (a, b, c, d)."""
+    a, b, c, d = (value * 0x00010000 for value in matrix)
     data = bytearray(source.read_bytes())
-    one = 0x00010000
-    matrix = {90: (0, one, 0, -one, 0, 0), 270: (0, -one, 0, one, 0, 0)}[degrees]
     header = data.index(b"tkhd") + 4
     place = header + 40  # version 0: flags, times, id, reserved, duration, reserved, layer, group, volume
-    data[place : place + 24] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    data[place : place + 24] = b"".join(value.to_bytes(4, "big", signed=True) for value in (a, b, 0, c, d, 0))
     target.write_bytes(bytes(data))
     return target

@@ -265,7 +265,7 @@ def test_cover_art_is_not_a_video(tmp_path: Path) -> None:
         cover.disposition = av.stream.Disposition.attached_pic
         container.mux(cover.encode(av.VideoFrame.from_ndarray(rec.picture(0), format="rgb24")))
         container.mux(cover.encode(None))
-        rec._write_sound(container, sound, rec.sine(1.0)[None], "mono", rec.RATE)
+        rec.write_sound(container, sound, rec.sine(1.0)[None], "mono", rec.RATE)
     found, frames = decode(Clip("a", video=path), [AUDIO, FIRST])
     assert frames == Absent("no video stream")
     assert len(found) == pytest.approx(16_000, abs=2500)
