@@ -15,6 +15,7 @@ from featurecache.cli_options import CLIPS, MEDIA_ROOT, STORE
 from featurecache.cli_similarity import FEATURES, NUM_SHOWN, ready
 from featurecache.console import tables
 from featurecache.errors import ClipListError
+from featurecache.jsonl import dump_lines
 
 if TYPE_CHECKING:
     from featurecache.similarity.audit import Audit
@@ -57,8 +58,7 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     folder.mkdir(parents=True, exist_ok=True)
     sheet = folder / "review.html"
     sheet.write_text(review_sheet(found, listed, sheet), encoding="utf-8")
-    doubts = "".join(json.dumps(asdict(doubt), ensure_ascii=False) + "\n" for doubt in found.doubts)
-    (folder / "doubts.jsonl").write_text(doubts, encoding="utf-8")
+    (folder / "doubts.jsonl").write_bytes(dump_lines(map(asdict, found.doubts)))
     click.echo(f"{sheet}: open it in a browser, decide, save decisions.json, then")
     click.echo("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
 

@@ -17,6 +17,7 @@ from featurecache.cli_store import encoder_opener
 from featurecache.console import tables
 from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import ClipListError, StoreError
+from featurecache.jsonl import dump_lines
 from featurecache.progress import show_progress
 
 if TYPE_CHECKING:
@@ -303,5 +304,5 @@ def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], de
         click.echo(f"{out}: leave them out with --set 'data.exclude=[{out.name}]'")
     pairs = out.with_suffix(".pairs.jsonl")
     pairs.parent.mkdir(parents=True, exist_ok=True)
-    pairs.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in found.pairs), encoding="utf-8")
+    pairs.write_bytes(dump_lines(map(asdict, found.pairs)))
     click.echo(f"{pairs}: every pair and its evidence")

@@ -6,12 +6,12 @@ no value; numbers are read where the clip list wants them; `tags` are separated 
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from featurecache.csv_rows import read_csv
 from featurecache.errors import ClipListError
 
 NESTED_KEYS = ("labels", "responses", "crop")
@@ -22,39 +22,13 @@ SCORE_SUFFIX = "_score"
 Rows = Iterator[tuple[int, dict[str, Any] | str]]
 
 
-def jsonl_rows(path: Path) -> Rows:
-    """One JSON object a line; empty lines are passed over."""
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            if not raw.strip():
-                continue
-            try:
-                row = _STRICT_JSON.decode(raw.decode("utf-8"))
-            except ValueError as error:  # also UnicodeDecodeError
-                yield number, f"not JSON in UTF-8 ({error})"
-                continue
-            yield number, row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
-
-
-def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return row
-
-
-_STRICT_JSON = json.JSONDecoder(object_pairs_hook=_no_repeated_key)
-
-
 def csv_rows(path: Path) -> Rows:
-    """One row a clip under a header."""
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text)
-        for row in reader:
-            if None in row or None in row.values():
-                yield reader.line_num, f"expected {len(reader.fieldnames or ())} cells"
-                continue
-            yield reader.line_num, nest({key: cell for key, cell in row.items() if cell != ""}, from_text=True)
+    """One row a clip under a header; cells of labels that no text can mean are read as what they spell."""
+    for line, row in read_csv(path):
+        if isinstance(row, str):
+            yield line, row
+        else:
+            yield line, nest({key: cell for key, cell in row.items() if cell != ""}, from_text=True)
 
 
 def parquet_rows(path: Path) -> Rows:
@@ -64,31 +38,39 @@ def parquet_rows(path: Path) -> Rows:
         ClipListError: no pyarrow, or no Parquet file.
     """
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ClipListError(
             str(path), expected="pyarrow to read Parquet", got="none", next_step="pip install 'featurecache[parquet]'."
         ) from error
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
+        table = parquet.read_table(path)
+        names, rows = table.column_names, table.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ClipListError(str(path), expected="a Parquet file", got=str(error)) from error
+    if len(set(names)) != len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ClipListError(str(path), expected="every column once", got=f'"{twice[:80]}" more than once')
     for number, row in enumerate(rows, start=1):
         kept = {key: value for key, value in row.items() if value is not None}
-        for key in NESTED_KEYS:
-            if isinstance(kept.get(key), dict):
-                kept[key] = {name: value for name, value in kept[key].items() if value is not None}
+        if isinstance(kept.get("crop"), dict):  # a struct has every edge in every row
+            kept["crop"] = {edge: value for edge, value in kept["crop"].items() if value is not None}
         yield number, nest(kept, from_text=False)
 
 
-def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any]:
-    """Gather `labels.emotion`, `responses.reason`, `crop.right` under their keys; read numbers where `from_text`."""
+def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any] | str:
+    """Gather `labels.emotion`, `responses.reason`, `crop.right` under their keys; read numbers where `from_text`.
+
+    Returns what is wrong where a value stands twice: in `labels` and in a column of its own.
+    """
     nested: dict[str, Any] = {}
     for key, value in row.items():
         outer, dot, inner = key.partition(".")
         if dot and outer in NESTED_KEYS:
-            is_number = outer == "crop" or (outer == "labels" and inner.endswith(SCORE_SUFFIX))
-            nested.setdefault(outer, {})[inner] = _number(value) if from_text and is_number else value
+            if outer in row:
+                return f'expected either a column "{outer}" or columns "{outer}.…", got both'
+            nested.setdefault(outer, {})[inner] = _cell(outer, inner, value) if from_text else value
         elif from_text and key in NUMBER_KEYS:
             nested[key] = _number(value)
         elif from_text and key == "tags":
@@ -96,6 +78,20 @@ def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any]:
         else:
             nested[key] = value
     return nested
+
+
+def _cell(outer: str, inner: str, cell: Any) -> Any:
+    """What a cell of text holds: labels of JSON's other types are spelt as JSON and Python spell them."""
+    if not isinstance(cell, str):
+        return cell
+    if outer == "crop" or (outer == "labels" and inner.endswith(SCORE_SUFFIX)):
+        return _number(cell)
+    if outer != "labels":
+        return cell
+    lower = cell.strip().lower()
+    if lower in ("nan", "null", "<na>"):
+        return math.nan
+    return lower == "true" if lower in ("true", "false") else _number(cell)
 
 
 def _number(cell: str) -> int | float | str:

@@ -5,7 +5,6 @@ Every row is checked as a reader would check it before anything is written, so w
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -14,10 +13,8 @@ from typing import Any
 
 from featurecache.clips import MEDIA_KINDS, Clip, parse_row
 from featurecache.errors import ClipListError
+from featurecache.jsonl import dump_lines
 from featurecache.store.publish import replace_bytes
-
-ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
-"""What some readers take for the end of a line; subtitles hold such."""
 
 
 def write_clips(clips: Iterable[Clip], path: Path, media_root: Path | None = None) -> None:
@@ -29,7 +26,7 @@ def write_clips(clips: Iterable[Clip], path: Path, media_root: Path | None = Non
     if path.suffix.lower() != ".jsonl":
         raise ClipListError(str(path), expected="an ending of .jsonl", got=repr(path.suffix))
     root = Path(os.path.abspath(media_root or path.parent))
-    lines, problems, seen = [], [], set()
+    rows, problems, seen = [], [], set()
     for clip in clips:
         row = clip_row(clip, root)
         problem, _ = parse_row(row, root)
@@ -37,11 +34,11 @@ def write_clips(clips: Iterable[Clip], path: Path, media_root: Path | None = Non
             problem = "stands twice"
         seen.add(clip.id)
         problems += [f'"{clip.id}": {problem}'] if problem else []
-        lines.append(json.dumps(row, ensure_ascii=False).translate(ESCAPED) + "\n")
+        rows.append(row)
     if problems:
         raise ClipListError(str(path), expected="a valid clip list", got="problems", problems=problems)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_bytes(path, "".join(lines).encode("utf-8"))
+    replace_bytes(path, dump_lines(rows))
 
 
 def clip_row(clip: Clip, root: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
      "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "crop": {"right": 0.5}}
 
 `id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. A label
-is a string, a list of strings or, under a name that ends in `_score`, a number. Every problem of a list is reported at
-once, each with its line. This module opens no media file.
+is a string, a list of strings or, under a name that ends in `_score`, a number; null and NaN are no label. Every
+problem of a list is reported at once, each with its line. This module opens no media file.
 """
 
 from __future__ import annotations
@@ -17,15 +17,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from featurecache.clip_rows import SCORE_SUFFIX, csv_rows, jsonl_rows, parquet_rows
+from featurecache.clip_rows import SCORE_SUFFIX, csv_rows, parquet_rows
 from featurecache.crop import Crop, parse_crop
 from featurecache.errors import ClipListError, suggest
+from featurecache.jsonl import read_objects
+from featurecache.outside_text import shown
 
 MEDIA_KINDS = ("video", "audio", "image")
 MAX_ID_BYTES = 255
+MAX_FRAMES = 2**31
+MAX_UNKNOWN_KEYS = 3
+MAX_DEPTH = 9
+"""Values of a clip are flatter than this; others are refused for what they are."""
+NO_VALUES = frozenset({"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "NaT"})
+"""Texts that programs write where there is no value; none of them is a class."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
             got="a folder" if path.is_dir() else "no such file",
             next_step='Write one JSON object a line, like {"id": "a1", "video": "a1.mp4"}, and name it with --clips.',
         )
-    readers = {".jsonl": jsonl_rows, ".csv": csv_rows, ".parquet": parquet_rows}
+    readers = {".jsonl": read_objects, ".csv": csv_rows, ".parquet": parquet_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ClipListError(str(path), expected="an ending of " + ", ".join(readers), got=repr(path.suffix))
@@ -179,7 +189,10 @@ _QUESTION_KEYS = [f.name for f in fields(Question)]
 
 def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
     """Return (what is wrong, clip); the clip comes back wherever its id is sound, so that repeats are seen too."""
-    problems = [f'unknown key "{key}".{suggest(key, _KEYS)}' for key in row if key not in _KEYS]
+    problems = _unknown_keys(row) + [
+        f"{key}: expected text, got a lone surrogate (half a character of UTF-16)"
+        for key in _KEYS if key in row and not _is_text(row[key], paths=key in MEDIA_KINDS)
+    ]  # fmt: skip
     clip_id = row.get("id")
     id_problem = _id_problem(clip_id)
     if id_problem:
@@ -195,33 +208,30 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
     for key in ("text", "split", "dataset", "speaker", "dialogue"):
         value = row.get(key)
         if value is not None and not isinstance(value, str):
-            problems.append(f"{key}: expected a string, got {value!r}")
+            problems.append(f"{key}: expected a string, got {shown(value)}")
         values[key] = value
-    for key in ("labels", "responses"):
-        value = row.get(key) or {}
-        if not isinstance(value, dict):
-            problems.append(f"{key}: expected an object of task to value, got {value!r}")
-        elif key == "responses" and not all(isinstance(item, str) for item in value.values()):
-            problems.append("responses: expected a text for every task")
-        elif key == "labels":
-            problems += [
-                f"labels.{name}: expected a number, got {item!r}"
-                for name, item in value.items()
-                if str(name).endswith(SCORE_SUFFIX) and not _is_number(item)
-            ]
+    for key, problem_of in (("labels", _label_problem), ("responses", _response_problem)):
+        value = {} if _is_none(row.get(key)) else row[key]
+        if isinstance(value, dict):
+            value = {name: item for name, item in value.items() if not _is_none(item)}
+            found = ((name, problem_of(name, item)) for name, item in value.items())
+            problems += islice((f"{key}.{name[:80]}: {wrong}" for name, wrong in found if wrong), MAX_UNKNOWN_KEYS)
+        else:
+            problems.append(f"{key}: expected an object of task to value, got {shown(value)}")
         values[key] = value
-    tags = row.get("tags") or ()
-    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) and tag for tag in tags):
-        problems.append(f"tags: expected a list of texts, got {tags!r}")
-    values["tags"] = tuple(tags)
-    question_problem, values["questions"] = _questions(row.get("questions") or ())
+    tags = () if row.get("tags") is None else row["tags"]
+    if isinstance(tags, list | tuple) and all(isinstance(tag, str) and tag for tag in tags):
+        values["tags"] = tuple(tags)
+    else:
+        problems.append(f"tags: expected a list of texts, got {shown(tags)}")
+    question_problem, values["questions"] = _questions(() if row.get("questions") is None else row["questions"])
     problems += [question_problem] if question_problem else []
     if row.get("crop") is not None:
         crop_problem, values["crop"] = parse_crop(row["crop"])
         problems += [crop_problem] if crop_problem else []
     peak = row.get("peak_frame")
-    if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or peak < 0):
-        problems.append(f"peak_frame: expected a whole number from 0, got {peak!r}")
+    if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or not 0 <= peak < MAX_FRAMES):
+        problems.append(f"peak_frame: expected a whole number from 0, got {shown(peak)}")
     values["peak_frame"] = peak
     problems += _time_problems(row, values)
     if not any(row.get(key) is not None for key in (*MEDIA_KINDS, "text")):
@@ -231,26 +241,73 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
     return "", Clip(id=str(clip_id), **values)
 
 
+def _unknown_keys(row: Mapping[str, Any]) -> list[str]:
+    unknown = [key for key in row if key not in _KEYS]
+    more = [f"{len(unknown) - MAX_UNKNOWN_KEYS} more unknown keys"] if len(unknown) > MAX_UNKNOWN_KEYS else []
+    return [f'unknown key "{key[:80]}".{_near_key(key)}' for key in unknown[:MAX_UNKNOWN_KEYS]] + more
+
+
+@lru_cache(1024)
+def _near_key(key: str) -> str:
+    return suggest(key, _KEYS) if len(key) <= MAX_ID_BYTES else ""
+
+
+def _is_none(value: Any) -> bool:
+    """null, or NaN, which tables have in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _label_problem(name: str, value: Any) -> str:
+    if name.endswith(SCORE_SUFFIX):
+        return "" if _is_number(value) else f"expected a number, got {shown(value)}"
+    if isinstance(value, list | tuple):
+        strange = [item for item in value if not isinstance(item, str) or not item.strip() or item in NO_VALUES]
+        return f"expected a list of names of classes, got {shown(strange[0])} in it" if strange else ""
+    if not isinstance(value, str):
+        return f"expected the name of a class, got {shown(value)}"
+    if not value.strip() or value in NO_VALUES:
+        return f"expected the name of a class, got {shown(value)}; leave it out, or write null, for no label"
+    return ""
+
+
+def _response_problem(name: str, value: Any) -> str:
+    return "" if isinstance(value, str) else f"expected a text, got {shown(value)}"
+
+
+def _is_text(value: Any, *, paths: bool = False, depth: int = 0) -> bool:
+    """Whether every text in a value can be encoded; names of files may hold bytes that are not UTF-8."""
+    if isinstance(value, str):
+        try:
+            return value.isascii() or bool(value.encode("utf-8", "surrogateescape" if paths else "strict"))
+        except UnicodeEncodeError:
+            return False
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return depth >= MAX_DEPTH or all(_is_text(item, paths=paths, depth=depth + 1) for item in value)
+    return True
+
+
 def _id_problem(clip_id: Any) -> str:
     if not isinstance(clip_id, str) or not clip_id:
-        return f"id: expected a string, got {clip_id!r}"
+        return f"id: expected a string, got {shown(clip_id)}"
     if len(clip_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         return f"id: expected at most {MAX_ID_BYTES} bytes, got {len(clip_id)} characters"
     if not clip_id.isprintable() or clip_id != clip_id.strip():
-        return f"id: expected printable text without outer spaces, got {clip_id!r}"
+        return f"id: expected printable text without outer spaces, got {shown(clip_id)}"
     parts = clip_id.split("/")
     if "\\" in clip_id or any(part in ("", ".", "..") for part in parts):
-        return f"id: expected no path escape, got {clip_id!r}"
+        return f"id: expected no path escape, got {shown(clip_id)}"
     return ""
 
 
 def _path_problem(kind: str, value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        return f"{kind}: expected a path, got {value!r}"
+        return f"{kind}: expected a path, got {shown(value)}"
     if value[0] != "/" and not any(odd in value for odd in ("..", "\\", ":")):
         return ""  # nearly every path; the rules below take longer than reading the line
     if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        return f'{kind}: expected a path relative to the list, got "{value}" (use --media-root for media elsewhere)'
+        return f"{kind}: expected a path relative to the list, got {shown(value)} (for others use --media-root)"
     depth = 0
     for part in PurePosixPath(value).parts:
         depth += -1 if part == ".." else 1
@@ -264,7 +321,7 @@ def _time_problems(row: dict[str, Any], values: dict[str, Any]) -> list[str]:
     for key in ("start_s", "end_s"):
         value = row.get(key)
         if value is not None and (not _is_number(value) or value < 0):
-            problems.append(f"{key}: expected seconds from 0, got {value!r}")
+            problems.append(f"{key}: expected seconds from 0, got {shown(value)}")
             value = None
         values[key] = None if value is None else float(value)
     if values["start_s"] is not None and values["end_s"] is not None and values["end_s"] <= values["start_s"]:
@@ -273,13 +330,16 @@ def _time_problems(row: dict[str, Any], values: dict[str, Any]) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of a float
+        return False
 
 
 def _questions(value: Any) -> tuple[str, tuple[Question, ...]]:
     """Return (what is wrong, questions)."""
     if not isinstance(value, list | tuple) or not all(isinstance(each, dict) for each in value):
-        return f"questions: expected a list of objects of {', '.join(_QUESTION_KEYS)}, got {value!r}", ()
+        return f"questions: expected a list of objects of {', '.join(_QUESTION_KEYS)}, got {shown(value)}", ()
     for number, each in enumerate(value):
         unknown = [key for key in each if key not in _QUESTION_KEYS]
         if unknown:
@@ -290,5 +350,5 @@ def _questions(value: Any) -> tuple[str, tuple[Question, ...]]:
             *([each["question"]] if each.get("question") is not None else []),
         ]
         if not all(isinstance(text, str) and text for text in texts):
-            return f"questions[{number}]: expected texts for task and answer, got {each}", ()
+            return f"questions[{number}]: expected texts for task and answer, got {shown(each)}", ()
     return "", tuple(Question(**each) for each in value)

@@ -8,13 +8,14 @@ list. An exclusion is a clip list like any other; its clips are left out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from featurecache.clips import ClipList, load_clips
 from featurecache.errors import ClipListError
+from featurecache.jsonl import dump_lines, read_objects
+from featurecache.outside_text import shown
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,14 @@ def load_corrections(path: str | Path) -> list[Correction]:
     """
     corrections, problems = [], []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        for number, row in read_objects(Path(path)):
+            problem = row if isinstance(row, str) else _problem(row)
+            if problem:
+                problems.append(f"line {number}: {problem}")
+            else:
+                corrections.append(Correction(**row))  # type: ignore[arg-type]
     except OSError as error:
         raise ClipListError(str(path), expected="a file of corrections", got=str(error.strerror)) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            correction = Correction(**json.loads(line))
-            if not all(isinstance(value, str) and value for value in asdict(correction).values()):
-                raise TypeError("expected texts")
-            corrections.append(correction)
-        except (ValueError, TypeError) as error:
-            problems.append(f"line {number}: {error}")
     if problems:
         raise ClipListError(
             str(path), expected='lines like {"id": …, "task": …, "was": …, "label": …}',
@@ -57,9 +53,17 @@ def load_corrections(path: str | Path) -> list[Correction]:
     return corrections
 
 
+def _problem(row: Mapping[str, object]) -> str:
+    names = [each.name for each in fields(Correction)]
+    if sorted(row) != sorted(names):
+        return f"expected the keys {', '.join(names)}, got {shown(sorted(row))}"
+    strange = [name for name in names if not isinstance(row[name], str) or not row[name]]
+    return f"{strange[0]}: expected a text, got {shown(row[strange[0]])}" if strange else ""
+
+
 def dump_corrections(corrections: Iterable[Correction]) -> str:
     """The text of a file of corrections."""
-    return "".join(json.dumps(asdict(correction), ensure_ascii=False) + "\n" for correction in corrections)
+    return dump_lines(map(asdict, corrections)).decode()
 
 
 def correct(clips: ClipList, corrections: Iterable[Correction]) -> ClipList:

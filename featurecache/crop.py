@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import suggest
+from featurecache.outside_text import shown
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ def parse_crop(value: Any) -> tuple[str, Crop | None]:
     """Return (what is wrong, crop) for a clip list's value."""
     edges = [edge.name for edge in fields(Crop)]
     if not isinstance(value, Mapping):
-        return f"crop: expected an object of {', '.join(edges)}, got {value!r}", None
+        return f"crop: expected an object of {', '.join(edges)}, got {shown(value)}", None
     for key, number in value.items():
         if key not in edges:
-            return f'crop: unknown edge "{key}".{suggest(str(key), edges)}', None
+            return f"crop: unknown edge {shown(key)}.{suggest(str(key), edges)}", None
         sound = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
         if not sound:
-            return f"crop.{key}: expected a fraction from 0 to 1, got {number!r}", None
+            return f"crop.{key}: expected a fraction from 0 to 1, got {shown(number)}", None
     crop = Crop(**{key: float(number) for key, number in value.items()})
     if crop.left >= crop.right or crop.top >= crop.bottom:
         return f"crop: expected left below right and top below bottom, got {dict(value)}", None

@@ -26,6 +26,7 @@ from urllib.parse import urlparse
 
 import yaml
 
+from featurecache.jsonl import read_objects
 from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train.config import Config, validate
 from fusion_train.data.samples import LabelSets
@@ -91,6 +92,13 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl` that are whole, in their order; numbers that were not finite are left out."""
+        if not self.metrics.is_file():
+            return []
+        rows = (row for _, row in read_objects(self.metrics, torn=True) if not isinstance(row, str))
+        return [{key: value for key, value in row.items() if value is not None and value == value} for row in rows]
 
     def create(self, config: Config, record: RunRecord) -> None:
         """Write `config.yaml` and, last, `run.json`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,10 @@ def test_a_csv_line_with_another_number_of_cells_is_named(tmp_path: Path) -> Non
     (tmp_path / "clips.csv").write_text("id,text\na,hello\nb\nc,x,y\n")
     with pytest.raises(ClipListError) as caught:
         load_clips(tmp_path / "clips.csv")
-    assert caught.value.problems == ["line 3: expected 2 cells", "line 4: expected 2 cells"]
+    assert caught.value.problems == [
+        "line 3: expected 2 cells, got 1",
+        "line 4: expected 2 cells, got 3; a text with a comma in it needs quotes",
+    ]
 
 
 def test_a_file_that_is_not_parquet_is_an_error_of_the_list(tmp_path: Path) -> None:
@@ -203,3 +207,141 @@ def test_any_text_is_either_a_sound_id_or_refused(tmp_path_factory: pytest.TempP
     assert clip_id.encode("utf-8")  # no lone surrogate, which no file system or JSON reader takes back
     inside = (folder / clip_id).resolve()
     assert folder.resolve() in inside.parents
+
+
+WRONG_LABELS = [3, 2.5, True, "", " ", "nan", "None", {"a": 1}, ["happy", None], ["happy", 3], [""], [["a"]]]
+
+
+@pytest.mark.parametrize("value", WRONG_LABELS)
+def test_a_label_that_names_no_class_is_refused_with_its_line(tmp_path: Path, value: object) -> None:
+    found = problems(tmp_path, {"id": "a", "text": "x"}, {"id": "b", "text": "x", "labels": {"emotion": value}})
+    assert len(found) == 1
+    assert found[0].startswith("line 2: labels.emotion: expected ")
+
+
+@pytest.mark.parametrize("labels", ['{"emotion": null}', '{"emotion": NaN}', "null", "NaN", '{"x_score": NaN}', "{}"])
+def test_null_and_nan_are_no_label(tmp_path: Path, labels: str) -> None:
+    clips = load_clips(
+        write(tmp_path, f'{{"id": "a", "text": "x", "labels": {labels}, "responses": {{"reason": null}}}}')
+    )
+    assert clips[0].labels == {}
+    assert clips[0].responses == {}
+
+
+@pytest.mark.parametrize("key", ["labels", "responses", "tags", "questions"])
+@pytest.mark.parametrize("value", [0, False, ""])
+def test_a_value_that_is_merely_false_is_not_taken_for_none(tmp_path: Path, key: str, value: object) -> None:
+    assert problems(tmp_path, {"id": "a", "text": "x", key: value})[0].startswith(f"line 1: {key}: expected ")
+
+
+def test_labels_of_a_csv_are_read_as_those_of_json_and_parquet(tmp_path: Path) -> None:
+    rows = {"a": "happy", "b": "", "c": "nan", "d": "null", "e": "none"}
+    (tmp_path / "c.csv").write_text("id,text,labels.emotion\n" + "".join(f"{k},x,{v}\n" for k, v in rows.items()))
+    expected = [{"emotion": "happy"}, {}, {}, {}, {"emotion": "none"}]
+    assert [clip.labels for clip in load_clips(tmp_path / "c.csv")] == expected
+    for cell in ("3", "1e400", "true", "FALSE", "None", " "):
+        (tmp_path / "c.csv").write_text(f"id,text,labels.emotion\na,x,{cell}\n")
+        with pytest.raises(ClipListError, match=r"line 2: labels\.emotion: expected the name of a class"):
+            load_clips(tmp_path / "c.csv")
+
+
+def test_labels_of_a_parquet_are_read_as_those_of_json(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def clips(**columns: object) -> ClipList:
+        table = pyarrow.table({"id": ["a", "b"], "text": ["x", "y"], **columns})
+        parquet.write_table(table, tmp_path / "c.parquet")
+        return load_clips(tmp_path / "c.parquet")
+
+    assert [c.labels for c in clips(**{"labels.emotion": ["happy", None]})] == [{"emotion": "happy"}, {}]
+    assert [c.labels for c in clips(**{"labels.x_score": [0.5, float("nan")]})] == [{"x_score": 0.5}, {}]
+    assert [c.labels for c in clips(labels=[{"emotion": "sad"}, {"emotion": None}])] == [{"emotion": "sad"}, {}]
+    for column in ([1, 2], [True, False], [0.5, 1.5], ["", "sad"], ["nan", "sad"]):
+        with pytest.raises(ClipListError, match=r"line 1: labels\.emotion: expected the name of a class"):
+            clips(**{"labels.emotion": column})
+    with pytest.raises(ClipListError, match=r'either a column "labels" or columns'):
+        clips(**{"labels": [{"emotion": "sad"}, None], "labels.emotion": ["sad", "sad"]})
+
+
+HUGE = str(10**400)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{{"id": "a", "text": "x", "start_s": {HUGE}}}',
+        f'{{"id": "a", "text": "x", "peak_frame": {HUGE}}}',
+        f'{{"id": "a", "text": "x", "peak_frame": {"9" * 5000}}}',
+        f'{{"id": "a", "text": "x", "labels": {{"x_score": {HUGE}}}}}',
+        f'{{"id": "a", "text": "x", "crop": {{"right": {HUGE}}}}}',
+        '{"id": "a", "text": "x", "labels": {"emotion": ' + "[" * 300 + "]" * 300 + "}}",
+        '{"id": "a", "text": "x", "labels": {"emotion": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+        '{"id": "a", "text": "x", "crop": ' + "[" * 300 + "]" * 300 + "}",
+        '{"id": "a", "text": "half a \\ud83d smile"}',
+        '{"id": "a", "text": "x", "labels": {"emotion": "\\udc00"}}',
+        '{"id": "a", "text": "x", "labels": {"\\udc00": "happy"}}',
+        '{"id": "a", "text": "x", "responses": {"reason": "\\udc00"}}',
+        '{"id": "a", "text": "x", "questions": [{"task": "vqa", "question": "\\udc00", "answer": "y"}]}',
+        '{"id": "a", "text": "x", "tags": ["\\udc00"]}',
+        '{"id": "a", "video": "\\ud800.mp4"}',
+        '{"id": "a\\udc00", "text": "x"}',
+        '{"id": "a", "text": "x", "unknown": "' + "y" * (1 << 20) + '"}',
+        '{"id": "a", "text": "x", "' + "y" * (1 << 20) + '": 1}',
+    ],
+    ids=range(18),
+)
+def test_what_no_list_should_hold_is_refused_in_one_short_line(tmp_path: Path, line: str) -> None:
+    found = problems(tmp_path, line)
+    assert len(found) == 1
+    assert found[0].startswith("line 1: ")
+    assert len(found[0]) < 600
+
+
+def test_a_jsonl_list_may_begin_with_a_byte_order_mark_and_have_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "clips.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a", "text": "x"}\r\n\r\n{"id": "b", "text": "y\xe2\x80\xa8z"}')
+    assert [(clip.id, clip.text) for clip in load_clips(path)] == [("a", "x"), ("b", "y\u2028z")]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("latin-1", "line 2: expected UTF-8, got byte 0xe9"), ("utf-16", "line 1: expected UTF-8, got UTF-16")],
+)
+def test_another_encoding_is_named(tmp_path: Path, ending: str, encoding: str, expected: str) -> None:
+    text = {"csv": "id,text\na,café\nb,y\n", "jsonl": '{"id": "b", "text": "y"}\n{"id": "a", "text": "café"}\n'}[ending]
+    (tmp_path / f"clips.{ending}").write_bytes(text.encode(encoding))
+    with pytest.raises(ClipListError) as caught:
+        load_clips(tmp_path / f"clips.{ending}")
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(expected)
+
+
+def test_a_cell_of_a_csv_may_be_long_and_an_endless_one_is_refused(tmp_path: Path) -> None:
+    text = "so " * 100_000
+    (tmp_path / "clips.csv").write_text(f'id,text\na,"{text}"\n')
+    assert load_clips(tmp_path / "clips.csv")[0].text == text
+    (tmp_path / "clips.csv").write_text('id,text\na,"' + "x" * (1 << 24) + 'y"\n')
+    with pytest.raises(ClipListError, match=r"not CSV \(field larger than field limit"):
+        load_clips(tmp_path / "clips.csv")
+    (tmp_path / "clips.csv").write_bytes(b"id,text\na,x\0y\n")
+    assert load_clips(tmp_path / "clips.csv")[0].text == "x\0y"
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text("id,text,labels.emotion,labels.emotion\na,x,happy,sad\n")
+    with pytest.raises(ClipListError) as caught:
+        load_clips(tmp_path / "clips.csv")
+    assert caught.value.problems == ['line 1: expected every column once, got "labels.emotion" more than once']
+
+
+def test_a_million_unknown_columns_are_refused_at_once(tmp_path: Path) -> None:
+    names = ",".join(f"text{number}" for number in range(1_000_000))
+    (tmp_path / "clips.csv").write_text(f"id,text,{names}\na,x{',1' * 1_000_000}\n")
+    began = time.process_time()
+    with pytest.raises(ClipListError) as caught:
+        load_clips(tmp_path / "clips.csv")
+    assert time.process_time() - began < 20
+    assert "line 2: unknown key" in caught.value.problems[0]
+    assert "999997 more unknown keys" in caught.value.problems[0]

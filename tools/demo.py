@@ -9,7 +9,6 @@ checkpoint layouts of the real ones. A second run does only what is missing.
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -24,6 +23,9 @@ from make_demo_clips import make_clips
 from make_demo_models import make_models
 from rich.console import Console
 from rich.table import Table
+
+from featurecache.errors import FeatureCacheError
+from featurecache.jsonl import require_objects
 
 TOOLS = Path(__file__).resolve().parent
 SHOWN = {"audio and video": None, "audio only": "audio", "video only": "image,video"}
@@ -189,7 +191,7 @@ def _short(argument: str) -> str:
 
 
 def _rows(path: Path) -> list[dict]:  # type: ignore[type-arg]
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return require_objects(path, FeatureCacheError)
 
 
 if __name__ == "__main__":

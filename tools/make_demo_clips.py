@@ -8,7 +8,6 @@ What each emotion looks and sounds like: demo_cues.py. This module knows no mode
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from multiprocessing import get_context
@@ -21,6 +20,8 @@ import numpy as np
 from demo_cues import EMOTIONS, LOOK_OF, VOICE_OF, sentences
 from demo_face import FPS, HEIGHT, LOOKS, WIDTH, Person, film
 from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
+
+from featurecache.jsonl import dump_lines
 
 SPLITS = ("train",) * 7 + ("val",) + ("test",) * 2
 """Split of the rounds of six emotions, in turn."""
@@ -52,7 +53,7 @@ def make_clips(
     else:
         rows = [_make_clip(job) for job in jobs]
     path = folder / "clips.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_bytes(dump_lines(rows))
     return path
 
 

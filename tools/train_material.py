@@ -6,7 +6,6 @@ ask for a label, half for a reason of a median 60 words.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import featurecache
 from featurecache.importers.npy import unverified_spec
+from featurecache.jsonl import dump_lines
 
 SHAPES = {"whisper": (64, 1280), "eva-global": (1025, 1408), "eva-temporal": (64, 1408)}
 LABELS = ("angry", "happy", "neutral", "sad", "surprised", "worried")
@@ -47,18 +47,18 @@ def save_clips(file: Path, count: int, *, uniform: bool = False) -> Path:
     """A clip list; `uniform`: every text and reason has the median length."""
     random = np.random.default_rng(0)
     same = _sentence(random, 20), _sentence(random, 60)
-    with file.open("w") as lines:
+    with file.open("wb") as lines:
         for number in range(count):
             said, why = same
             if not uniform:
                 said, why = (
                     _sentence(random, int(n)) for n in np.clip(random.lognormal(np.log([20, 60]), [0.9, 0.5]), 1, 200)
                 )
-            lines.write(json.dumps({
+            lines.write(dump_lines([{
                 "id": f"clip_{number:07d}", "text": said, "split": "train", "dataset": "bench",
                 "labels": {"emotion": LABELS[number % len(LABELS)]},
                 "responses": {"reason": why, "think": why},
-            }) + "\n")  # fmt: skip
+            }]))  # fmt: skip
     return file
 
 

@@ -22,6 +22,7 @@ from typing import Any, overload
 import numpy as np
 
 from featurecache.clips import Clip, Question
+from featurecache.jsonl import dump_lines, parse_object
 from featurecache.store.publish import make_folder, replace_bytes
 
 
@@ -43,7 +44,7 @@ class Pool:
         with (folder / "clips.jsonl").open("wb") as file:
             for number, clip in enumerate(self.clips):
                 index[0, number] = file.tell()
-                file.write(json.dumps(_row(clip), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+                file.write(dump_lines([_row(clip)]))
         np.save(folder / "index.npy", index)
         said = {"key": key, "tasks": {name: list(self.tasks[name]) for name in self.places}}
         replace_bytes(folder / "pool.json", (json.dumps(said, indent=1) + "\n").encode())
@@ -81,7 +82,7 @@ class KeptClips(Sequence[Clip]):
             return [self[number] for number in range(*place.indices(len(self)))]
         begin = int(self._begins[place])
         line = self._lines[begin : self._lines.find(b"\n", begin)]
-        return _clip(json.loads(line.decode("utf-8", "surrogatepass")))
+        return _clip(parse_object(line))
 
 
 def _row(clip: Clip) -> dict[str, Any]:

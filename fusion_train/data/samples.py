@@ -17,6 +17,7 @@ import numpy as np
 
 from featurecache.clip_rows import SCORE_SUFFIX
 from featurecache.clips import Clip, ClipList
+from featurecache.outside_text import shown
 from fusion_train.data.mixture import OnAbsent, weigh_datasets
 from fusion_train.data.pool import Pool
 from fusion_train.data.prompts import MAX_ANSWER_TOKENS, Task, find_task, think_answer
@@ -65,8 +66,22 @@ def label_sets(clips: ClipList) -> dict[str, dict[str, list[str]]]:
             if task.endswith(SCORE_SUFFIX):
                 continue
             labels = found.setdefault(clip.dataset or "", {}).setdefault(task, set())
-            labels.update(map(str, value) if isinstance(value, list | tuple) else [str(value)])
+            labels.update(value if isinstance(value, list | tuple) else [value])
     return {dataset: {task: sorted(labels) for task, labels in tasks.items()} for dataset, tasks in found.items()}
+
+
+def near_classes(sets: LabelSets) -> list[str]:
+    """Say which classes of one label task differ by case or white space alone: a model is taught that they differ."""
+    found = []
+    for dataset, tasks in sorted(sets.items()):
+        for task, labels in sorted(tasks.items()):
+            alike: dict[str, list[str]] = {}
+            for label in labels:
+                alike.setdefault(" ".join(label.casefold().split()), []).append(f'"{label}"')
+            place = f"{dataset}: " if dataset else ""
+            found += [f"{place}{task}: {', '.join(names)} are classes of their own, which differ by case or space alone"
+                      for names in alike.values() if len(names) > 1]  # fmt: skip
+    return found
 
 
 def closed_set(sets: LabelSets, clip: Clip, task: Task) -> tuple[str, ...]:
@@ -81,10 +96,19 @@ def answer_of(clip: Clip, task: Task) -> str | None:
 
 
 def answers_of(clip: Clip, task: Task) -> list[tuple[str | None, str]]:
-    """Every (question of the clip's own or None, answer) that the clip list has for a task."""
+    """Every (question of the clip's own or None, answer) that the clip list has for a task.
+
+    Raises:
+        DataError: the task is answered with one label, and the list has several.
+    """
     if task.answer == "label":
         value = clip.labels.get(task.key)
-        return [] if value is None else [(None, str(value))]
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                clip.id, expected=f"one label for the task {task.name}", got=f"labels.{task.key}: {shown(value)}",
+                next_step="Give it one name of a class; lists of labels are for the tasks multi-label and openset.",
+            )  # fmt: skip
+        return [] if value is None else [(None, value)]
     if task.answer == "labels":
         value = clip.labels.get(task.key)
         answer = ", ".join(map(str, value)) or task.empty if isinstance(value, list | tuple) else None

@@ -11,7 +11,7 @@ from featurecache.hashing import file_sha256
 from fusion_train.assemble import Workbench
 from fusion_train.data.pool import KeptClips, Pool
 from fusion_train.data.prompts import encode_answer
-from fusion_train.data.samples import AnswerLimits, SampleStream
+from fusion_train.data.samples import AnswerLimits, SampleStream, near_classes
 
 
 def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path | None = None) -> SampleStream:
@@ -21,6 +21,8 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
         kept: folder of a pool that is used if it was made from the same.
     """
     data = bench.config.data
+    for notice in near_classes(bench.label_sets):
+        say(notice)
     pool = Pool.load(kept, _key(bench)) if kept is not None else None
     return SampleStream(
         pool or bench.reader.usable(bench.clips.in_split(data.train_split), data.failed_clips),

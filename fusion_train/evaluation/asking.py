@@ -10,7 +10,6 @@ refused, never mixed. Several processes: see `processes`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from featurecache.errors import suggest
 from featurecache.interrupt import Interrupted
+from featurecache.jsonl import dump_lines
 from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.data.samples import Sample
@@ -121,9 +121,8 @@ def ask(
     rows = sorted(asking.rows(), key=lambda row: row["id"])
     state.wait_for_everyone()
     if state.is_main_process and (left or asking.parts()):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         parts = asking.parts()
-        replace_bytes(asking.path, text.encode())
+        replace_bytes(asking.path, dump_lines(rows))
         for part in parts:
             part.unlink()
     state.wait_for_everyone()

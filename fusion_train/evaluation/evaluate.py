@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips import Clip, ClipList
+from featurecache.jsonl import dump_lines
 from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompts import Task, encode_answer, find_task
@@ -40,8 +41,7 @@ class Evaluation:
 
     def write(self, path: Path) -> None:
         """Publish the predictions as JSON lines."""
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
-        replace_bytes(path, "".join(lines).encode())
+        replace_bytes(path, dump_lines(self.predictions))
 
     def summary(self) -> dict[str, float | int]:
         if self.scores is None:

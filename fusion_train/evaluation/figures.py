@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +14,6 @@ from fusion_train.run import Run
 
 SIZE_INCHES = (12.0, 4.6)
 DPI = 120
-
-
-def read_metrics(run: Run) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`; empty where there is none."""
-    if not run.metrics.is_file():
-        return []
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
 def draw_runs(runs: Sequence[Run], scores: ClassificationScores, title: str, path: Path) -> None:
@@ -39,7 +31,7 @@ def _curves(axes: Axes, runs: Sequence[Run]) -> None:
     accuracy = axes.twinx()
     start = 0
     for number, run in enumerate(runs):
-        rows = read_metrics(run)
+        rows = run.metric_rows()
         color = f"C{number}"
         losses = [(start + row["step"], row["loss"]) for row in rows if "loss" in row]
         axes.plot(*zip(*losses, strict=True), color=color, label=f"{run.config().stage}: loss")

@@ -1,18 +1,18 @@
 """Predictions as files: ours (`asking`), or those of any other system.
 
 JSONL with `id` and `prediction` a line, or CSV with these columns. `reference`, `task`, `tags`, `speaker` and
-`dialogue` stand in the line too, or come from a clip list. A clip that stands twice and a line without a prediction are
-errors; every one is named.
+`dialogue` stand in the line too, or come from a clip list. A clip that stands twice, a line without a prediction and a
+row with more cells than columns (a comma in a text without quotes) are errors; every one is named.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from featurecache.clips import ClipList
+from featurecache.csv_rows import read_csv
 from featurecache.errors import suggest
 from fusion_train.errors import DataError
 from fusion_train.evaluation.lines import read_lines
@@ -76,8 +76,12 @@ def with_references(rows: list[dict[str, Any]], references: Mapping[str, Any], c
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            return [dict(row) for row in csv.DictReader(text)]
-    except UnicodeDecodeError as error:
-        raise DataError(str(path), expected="UTF-8 text", got=str(error)) from error
+    rows, problems = [], []
+    for line, row in read_csv(path):
+        if isinstance(row, str):
+            problems.append(f"line {line}: {row}")
+        else:
+            rows.append(dict(row))
+    if problems:
+        raise DataError(str(path), expected="CSV with a header", got="other lines", problems=problems)
+    return rows

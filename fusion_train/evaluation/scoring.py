@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from featurecache.clips import NO_VALUES
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benches import Bench, BenchSet
 from fusion_train.metrics.registry import score
@@ -65,7 +66,7 @@ def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], set
         DataError: rows without a reference, a reference outside the vocabulary, or nothing to score.
         ConfigError: a task without a metric.
     """
-    without = [row["id"] for row in rows if row.get("reference") is None]
+    without = [row["id"] for row in rows if _is_nothing(row.get("reference"))]
     if without:
         raise DataError(
             asked.title or name, expected="a reference in every row", got=f"none for {len(without)} clips",
@@ -105,6 +106,13 @@ def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, m
         metric, {row["id"]: row["reference"] for row in rows}, {row["id"]: row["prediction"] for row in rows},
         settings, main,
     )  # fmt: skip
+
+
+def _is_nothing(reference: Any) -> bool:
+    """What files have where there is no reference: null, NaN, and the texts that programs write for these."""
+    if isinstance(reference, str):
+        return not reference.strip() or reference in NO_VALUES
+    return reference is None or reference != reference
 
 
 def _clusters(rows: Sequence[Mapping[str, Any]], clip_ids: Sequence[str]) -> tuple[str, list[str]]:

@@ -114,11 +114,11 @@ class Replies:
     def __init__(self, model: TextModel, path: Path) -> None:
         self.model, self.path = model, path
         self._lines = AppendedLines(path)
-        self._known = {(row["model"], row["prompt_sha256"]): row["reply"] for row in read_lines(path)}
+        self._known = {(row["model"], row["prompt_sha256"]): row["reply"] for row in read_lines(path, torn=True)}
 
     def ask(self, purpose: str, clip_id: str, prompt: str) -> str:
         """The reply to a prompt, from the file where it stands there."""
-        digest = hashlib.sha256(prompt.encode()).hexdigest()
+        digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
         key = (self.model.name, digest)
         if key not in self._known:
             reply = self.model.reply(prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,7 +120,7 @@ def _sentiment_numbers(references: References) -> dict[str, float]:
     words = {"negative": -1.0, "neutral": 0.0, "positive": 1.0}
     numbers, strange = {}, []
     for clip, value in references.items():
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
             numbers[clip] = float(value)
         elif str(value).strip().lower() in words:
             numbers[clip] = words[str(value).strip().lower()]

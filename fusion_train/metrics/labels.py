@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from featurecache.outside_text import shown
+from fusion_train.errors import DataError
+
 _SEPARATORS = re.compile("['\",]")
 _CONCLUSION = re.compile(r"<answer>\s*(.*?)\s*(?:</answer>|$)", re.DOTALL)
 _SENTIMENT = re.compile(r"\b(positive|negative|neutral)\b")
@@ -42,8 +45,17 @@ def parse_list(text: str) -> list[str]:
 
 
 def label_list(value: str | Iterable[str]) -> list[str]:
-    """One or more labels, as text or as a list -> distinct labels in lower case, in their order."""
-    items = parse_list(conclusion(value).strip()) if isinstance(value, str) else [str(item) for item in value]
+    """One or more labels, as text or as a list -> distinct labels in lower case, in their order.
+
+    Raises:
+        DataError: a value that is neither, or a list of something else.
+    """
+    if isinstance(value, str):
+        items = parse_list(conclusion(value).strip())
+    else:
+        items = list(value) if isinstance(value, Iterable) else [value]
+    if not all(isinstance(item, str) for item in items):
+        raise DataError("labels", expected="a text or a list of texts", got=shown(value))
     return list(dict.fromkeys(item.strip().lower() for item in items if item.strip()))
 
 

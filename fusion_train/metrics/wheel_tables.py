@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from featurecache.csv_rows import read_csv
 from featurecache.errors import suggest
 from featurecache.spreadsheet import first_sheet
 from fusion_train.errors import DataError
@@ -78,17 +78,14 @@ def read_synonyms(path: Path, wheel_words: set[str]) -> dict[str, set[str]]:
 def read_formats(path: Path) -> dict[str, set[str]]:
     """Surface -> the names whose row lists it, each name itself included."""
     formats: dict[str, set[str]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text)
-            _refuse_missing_columns(path, ("name", "format"), reader.fieldnames or ())
-            for row in reader:
-                name = _word(row["name"])
-                if name:
-                    for surface in [name, *parse_list(_word(row["format"]))]:
-                        formats.setdefault(surface, set()).add(name)
-    except UnicodeDecodeError as error:
-        raise DataError(str(path), expected="UTF-8 text", got=str(error)) from error
+    for line, row in read_csv(path):
+        if isinstance(row, str):
+            raise DataError(str(path), expected="rows of name, format", got=f"line {line}: {row}")
+        _refuse_missing_columns(path, ("name", "format"), list(row))
+        name = _word(row["name"])
+        if name:
+            for surface in [name, *parse_list(_word(row["format"]))]:
+                formats.setdefault(surface, set()).add(name)
     if not formats:
         raise DataError(str(path), expected="rows of name, format", got="a header alone")
     return formats

@@ -17,7 +17,7 @@ from fusion_train.config import Config
 from fusion_train.data.batches import Collator, FeatureReader
 from fusion_train.data.packing import pack
 from fusion_train.data.prompts import encode_answer
-from fusion_train.data.samples import AnswerLimits, SampleStream, label_sets
+from fusion_train.data.samples import AnswerLimits, SampleStream, label_sets, near_classes
 from fusion_train.errors import ModelError
 from fusion_train.language_model import load_tokenizer
 from fusion_train.models.parts import count_by_part, learning_parameters
@@ -175,9 +175,11 @@ def _lengths(
     data = config.data
     listed = adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
     train_clips = listed.in_split(data.train_split)
-    data = config.data
+    sets = label_sets(train_clips)
+    for notice in near_classes(sets):
+        say(notice)
     stream = SampleStream(
-        reader.usable(train_clips, data.failed_clips), data.tasks, label_sets(train_clips), seed=config.seed,
+        reader.usable(train_clips, data.failed_clips), data.tasks, sets, seed=config.seed,
         modalities=reader.modalities, mixture=data.mixture, on_absent_dataset=data.mixture_absent,
         hide_modality_p=data.hide_modality_p, questions_per_clip=data.questions_per_clip,
         limits=AnswerLimits(data.max_answer_tokens, data.max_answer_words, lambda text: len(

@@ -9,15 +9,13 @@ was cut off. A file of another model or question is refused. No time and no path
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import WriteError
-from featurecache.store.publish import replace_bytes
+from featurecache.jsonl import read_objects
 from fusion_train.errors import DataError
+from fusion_train.evaluation.lines import AppendedLines
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.pipeline import Answer
 from fusion_train.predict.question import Question
@@ -55,58 +53,38 @@ class AnswerFile:
         """
         self._path, self.common = path, dict(common)
         self.done: set[str] = set()
-        kept = self._kept()
-        before = path.read_bytes() if path.is_file() else b""
-        after = "".join(kept).encode()
-        if before != after:
-            replace_bytes(path, after)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
-        except OSError as error:
-            raise WriteError(
-                str(path), expected="a file that can be written", got=error.strerror or str(error)
-            ) from error
+        if path.is_file():
+            self._kept()  # refuses before anything is touched
+        self._lines = AppendedLines(path)
+        kept, dropped = self._kept()
+        if dropped:
+            self._lines.rewrite(kept)
 
     def write(self, answer: Answer) -> None:
-        """Append one answer."""
-        line = json.dumps(row(answer, self.common), ensure_ascii=False) + "\n"
-        try:
-            self._file.write(line.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise WriteError(
-                str(self._path), expected="room for an answer", got=error.strerror or str(error),
-                next_step="Free space and run the same command again; it goes on where it was.",
-            ) from error  # fmt: skip
+        """Add an answer; it is on the disk when this returns."""
+        self._lines.append([row(answer, self.common)])
 
     def __enter__(self) -> AnswerFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._lines.__exit__()
 
-    def _kept(self) -> list[str]:
-        if not self._path.is_file():
-            return []
-        kept = []
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        for number, line in enumerate(lines, start=1):
-            try:
-                found = json.loads(line)
-                clip_id = found["id"]
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines) and not line.endswith("\n"):
-                    continue  # cut off while it was written
-                raise self._refused(f"line {number} that is none") from error
+    def _kept(self) -> tuple[list[dict[str, Any]], int]:
+        """Rows with an answer, and how many others there are."""
+        kept: dict[str, dict[str, Any]] = {}
+        count = 0
+        for number, found in read_objects(self._path, torn=True):
+            if isinstance(found, str) or not isinstance(found.get("id"), str):
+                raise self._refused(f"line {number} that is none")
             differing = [key for key, value in self.common.items() if found.get(key) != value]
             if differing:
                 raise self._refused(f"another {differing[0]} on line {number}")
-            if "error" not in found and clip_id not in self.done:
-                self.done.add(clip_id)
-                kept.append(line if line.endswith("\n") else line + "\n")
-        return kept
+            count += 1
+            if "error" not in found:
+                kept.setdefault(found["id"], found)
+        self.done = set(kept)
+        return list(kept.values()), count - len(kept)
 
     def _refused(self, got: str) -> DataError:
         return DataError(str(self._path), expected="answers of this model to this question", got=got,

@@ -13,7 +13,6 @@ from matplotlib.ticker import LogFormatter
 
 from featurecache.store.publish import replace_bytes
 from fusion_train.comparison import Comparison, detectable_before
-from fusion_train.evaluation.figures import read_metrics
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
 from fusion_train.run import Run
@@ -174,7 +173,7 @@ def _intervals(results: Results) -> Figure:
 def _curves(results: Results) -> Figure | None:
     """Loss and held-out accuracy over the steps, as far as there are any."""
     variants = results.about["variants"]
-    rows = {variant: [read_metrics(Run(results.folder / outcome.name)) for outcome in results.of(variant)]
+    rows = {variant: [Run(results.folder / outcome.name).metric_rows() for outcome in results.of(variant)]
             for variant in variants}  # fmt: skip
     curves = {label: {variant: points for variant in variants if (points := _mean_curve(rows[variant], name))}
               for label, name in (("loss", "loss"), ("held-out accuracy", "accuracy"))}  # fmt: skip

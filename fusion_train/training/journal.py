@@ -13,12 +13,12 @@ A resumed run drops the lines written after its checkpoint, so that every step s
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurecache.jsonl import dump_lines, read_objects
 from featurecache.store.publish import replace_bytes
 from fusion_train.config import LogConfig
 from fusion_train.training.held_out import overall
@@ -55,15 +55,16 @@ class Journal:
 
     def __enter__(self) -> Journal:
         path = self._folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if _step(line) <= self._start]
-        for row in map(json.loads, kept):
+        before = path.read_bytes() if path.is_file() else b""
+        rows = [row for _, row in read_objects(path, torn=True)] if before else []
+        kept = [row for row in rows if isinstance(row, dict) and _step(row) <= self._start]
+        for row in kept:
             self._remember(row["step"], row)
         if self._enabled:
-            if len(kept) != len(lines):
-                replace_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+            if len(kept) != len(rows) or not before.endswith(b"\n"):
+                replace_bytes(path, dump_lines(kept))
             self._sinks = open_sinks(self._folder, self._start, self._log, self._about)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab")
         self._since = time.perf_counter()
         return self
 
@@ -134,7 +135,8 @@ class Journal:
         return max(scores[-patience:]) <= max(scores[:-patience])
 
     def _remember(self, step: int, row: Mapping[str, Any]) -> None:
-        scores = {name: float(value) for name, value in row.items() if name.startswith(("accuracy/", "eval_loss"))}
+        scores = {name: float(value) for name, value in row.items()
+                  if name.startswith(("accuracy/", "eval_loss")) and value is not None}  # fmt: skip
         if scores:
             self._rows[step] = scores
 
@@ -142,14 +144,13 @@ class Journal:
         if not self._enabled:
             return
         rounded = {name: round(value, DIGITS) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self._file.write(dump_lines([{"step": step, **rounded}]))
         self._file.flush()
         for sink in self._sinks:
             sink.write(step, rounded)
 
 
-def _step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line torn by a kill
-        return 2**62
+def _step(row: Mapping[str, Any]) -> int:
+    """The step of a line; beyond every step where the line has none."""
+    step = row.get("step")
+    return step if isinstance(step, int) else 2**62

@@ -16,6 +16,7 @@ from featurecache.store.publish import replace_bytes
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.errors import DataError
+from fusion_train.evaluation.lines import read_lines
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
 from fusion_train.run import Run
@@ -82,13 +83,7 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
 
 def read_rows(run: Run) -> list[Row]:
     """Lines of `metrics.jsonl`; one torn by a kill is left out."""
-    rows = []
-    for line in run.metrics.read_text().splitlines() if run.metrics.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    return run.metric_rows()
 
 
 def _lead(run: Run, config: Config, rows: Sequence[Row]) -> str:
@@ -163,8 +158,8 @@ def _predictions(run: Run) -> Table | None:
     files = sorted(run.folder.glob("predictions-*.jsonl"))
     rows = []
     for path in files:
-        answers = [json.loads(line) for line in path.read_text().splitlines()]
-        hits = sum(answer["prediction"] == answer["reference"] for answer in answers)
+        answers = read_lines(path)
+        hits = sum(answer.get("prediction") == answer.get("reference") for answer in answers)
         rows.append([path.name, len(answers), hits / max(1, len(answers))])
     return Table(["file", "clips", "equal to the reference"], rows) if rows else None
 

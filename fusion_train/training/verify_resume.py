@@ -142,13 +142,7 @@ def compare(first: Run, second: Run, kills: Sequence[int] = ()) -> Verification:
 
 def newest_step(run: Run) -> int:
     """Last step in a run's journal, 0 where there is none; a line torn by a kill is skipped."""
-    if not run.metrics.is_file():
-        return 0
-    with run.metrics.open("rb") as journal:
-        journal.seek(max(0, run.metrics.stat().st_size - TAIL_BYTES))
-        lines = journal.read().decode(errors="replace").splitlines()
-    steps = [line.partition('"step": ')[2].partition(",")[0] for line in lines]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+    return max((int(row["step"]) for row in run.metric_rows()), default=0)
 
 
 def _start(folder: Path, run: Run, store: str, clips: str) -> subprocess.Popen[str]:

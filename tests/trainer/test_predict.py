@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +18,9 @@ from toy import LABELS
 
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import MediaError
+from featurecache.jsonl import require_objects
 from fusion_train.cli import main
+from fusion_train.errors import DataError
 from fusion_train.models.attention import Attention
 from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.predict.clips import collect_clips
@@ -318,3 +321,27 @@ def test_the_first_pass_of_the_language_model_is_the_prefix():
     assert 0.05 <= timings.stages["prefix"] < 0.1
     assert timings.stages["text"] >= 0.2
     assert not llm._forward_hooks
+
+
+def test_any_file_name_is_answered_and_a_stopped_prediction_goes_on_after_it(exported, tmp_path):
+    folder, out = tmp_path / "clips", tmp_path / "answers.jsonl"
+    folder.mkdir()
+    names = ["a\u2028b", "a\x85b", os.fsdecode(b"caf\xe9"), "\x1b[31mred", "[laughs] [/]", "plain"]
+    write_clip(tmp_path / "one.mp4", sound=sine(1.0))
+    for name in names:
+        shutil.copy(tmp_path / "one.mp4", os.fsencode(folder / f"{name}.mp4"))
+    command = ["--model", exported, folder, "--out", out]
+    first = invoke(*command)
+    assert first.exit_code == 0, first.output
+    before = out.read_bytes()
+    assert {row["id"] for row in require_objects(out, DataError)} == {f"{name}.mp4" for name in names}
+    again = invoke(*command)
+    assert again.exit_code == 0, again.output
+    assert "6 of 6 clips were answered before" in again.stderr
+    assert out.read_bytes() == before
+    table = invoke("--model", exported, folder)
+    assert table.exit_code == 0
+    assert "\x1b" not in table.stdout + table.stderr
+    assert "[laughs] [/].mp4" in table.stdout
+    assert r"\x1b[31mred.mp4" in table.stdout
+    assert r"caf\udce9.mp4" in table.stdout

@@ -9,7 +9,7 @@ import pytest
 from featurecache.clips import Clip, ClipList, Question
 from fusion_train.config import load_config
 from fusion_train.data.prompts import find_task
-from fusion_train.data.samples import AnswerLimits, SampleStream, answer_of, label_sets
+from fusion_train.data.samples import AnswerLimits, SampleStream, answer_of, label_sets, near_classes
 from fusion_train.errors import DataError
 
 MODALITIES = ("audio", "image", "video")
@@ -156,3 +156,21 @@ def test_questions_on_one_clip_come_in_a_row_with_different_tasks_first():
         assert len({sample.hidden for sample in samples}) == 1
     epoch = [drawn.draw(k).clip.id for k in range(0, 3 * 8, 3)]
     assert sorted(epoch) == sorted(answering.ids)
+
+
+def test_classes_that_differ_by_case_or_space_alone_are_said():
+    names = ["happy", "Happy", "happy ", "sad", "very  sad", "very sad"]
+    listed = ClipList(Clip(id=str(n), dataset="toy", labels={"emotion": name}) for n, name in enumerate(names))
+    assert near_classes(label_sets(listed)) == [
+        'toy: emotion: "Happy", "happy", "happy " are classes of their own, which differ by case or space alone',
+        'toy: emotion: "very  sad", "very sad" are classes of their own, which differ by case or space alone',
+    ]
+    assert near_classes(label_sets(clips())) == []
+
+
+def test_a_list_of_labels_is_not_asked_for_as_one_label():
+    listed = ClipList([*clips(4), Clip(id="both", text="x", dataset="toy", labels={"emotion": ["happy", "sad"]})])
+    with pytest.raises(
+        DataError, match=r"both: expected one label for the task emotion, got labels.emotion: \['happy'"
+    ):
+        stream(listed)

@@ -31,6 +31,7 @@ from featurecache.clips import Clip, ClipList
 from featurecache.encoders import Encoder
 from featurecache.engines import Opening, Work
 from featurecache.engines.local import run as run_local
+from featurecache.jsonl import dump_lines
 from featurecache.lanes import pool, stack
 from featurecache.media import decode_each
 from featurecache.preparation import prepare, prepare_all
@@ -81,7 +82,7 @@ class Bench:
             {"id": f"c{n:05d}", "video": f"{n % NUM_FILES}.mp4", "peak_frame": self.peaks[n % NUM_FILES]}
             for n in range(count)
         ]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_bytes(dump_lines(rows))
         return path
 
     def work(self, size: str, count: int, store: str, workers: int | None = None) -> Work:
