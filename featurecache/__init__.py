@@ -7,6 +7,13 @@
 Reading a store imports no torch.
 """
 
+try:
+    import fcntl  # noqa: F401 -- the file locks that stores rely on
+except ModuleNotFoundError:
+    raise ImportError(
+        "featurecache: expected Linux or macOS, got Windows, which has no fcntl. Install it in WSL 2 (wsl --install)."
+    ) from None
+
 from featurecache.clips import Clip, ClipList, load_clips
 from featurecache.errors import FeatureCacheError, MissingFeatureError
 from featurecache.spec import Spec

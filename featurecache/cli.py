@@ -9,10 +9,10 @@ import click
 
 import featurecache
 from featurecache import cli_audit, cli_extract, cli_import, cli_look, cli_similarity, cli_store
-from featurecache.console import CommandGroup
+from featurecache.console import HELP, CommandGroup
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": HELP})
 @click.version_option(featurecache.__version__, prog_name="fcache")
 def main() -> None:
     """Run frozen encoders once; keep their tokens in a store that is never stale and never torn."""

@@ -11,21 +11,44 @@ import click
 from rich.console import Console
 
 from featurecache.errors import FeatureCacheError, suggest
+from featurecache.extras import import_failure, require_all
 from featurecache.interrupt import Interrupted
 
+HELP = ["-h", "--help"]
 
-class CommandGroup(click.Group):
-    """A click group that turns the project's exceptions into a message and an exit code, and suggests near commands."""
+
+class _EndsInWords(click.Command):
+    """A command that turns the project's exceptions, and packages that are missing or broken, into a message and an
+    exit code. A subclass that cannot do without an extra names it in `extra`: it does not start without; help is shown.
+    """
+
+    extra: str | None = None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            if self.extra and not set(HELP) & set(ctx.args):
+                require_all(self.extra, subject=str(ctx.info_name))
             return super().invoke(ctx)
         except FeatureCacheError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            _end(ctx, error)
         except Interrupted as stopped:
             click.echo(str(stopped), err=True)
             ctx.exit(1)
+        except Exception as error:  # whatever a library may raise while it is imported
+            explained = import_failure(error, extra=self.extra or "explore", subject=str(ctx.info_name))
+            if explained is None:
+                raise
+            _end(ctx, explained)
+
+
+class TrainerTool(_EndsInWords):
+    """A single command that needs the packages of the trainer."""
+
+    extra = "train"
+
+
+class CommandGroup(_EndsInWords, click.Group):
+    """A group of commands; suggests near ones."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -35,6 +58,11 @@ class CommandGroup(click.Group):
             if args and not known_to_click:
                 error.message += suggest(args[0], self.list_commands(ctx))
             raise
+
+
+def _end(ctx: click.Context, error: FeatureCacheError) -> None:
+    click.echo(f"error: {error}", err=True)
+    ctx.exit(error.exit_code)
 
 
 def tables() -> Console:

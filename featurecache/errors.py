@@ -7,6 +7,7 @@
     ├── EncoderError                  unknown encoder, or an option it does not have
     ├── WeightsError                  weights missing, incomplete or of another architecture
     ├── MissingExtraError             packages that only some commands need, `pip install` with the extra brings them
+    ├── BrokenPackageError            a package of another project is installed and cannot be imported
     ├── SpreadsheetError              a file is no xlsx workbook
     ├── SpecError                     a malformed spec
     ├── StoreError                    a store on disk
@@ -94,6 +95,10 @@ class WeightsError(FeatureCacheError):
 
 class MissingExtraError(FeatureCacheError):
     """A command needs packages that are not installed; `pip install` with the extra brings them."""
+
+
+class BrokenPackageError(FeatureCacheError):
+    """A package of another project is installed and cannot be imported, such as torchvision beside another torch."""
 
 
 class SpreadsheetError(FeatureCacheError):

@@ -11,7 +11,6 @@ kill and a resume in between. This module knows no media format and no store for
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from featurecache.encoders import Encoder
 from featurecache.errors import MediaError
 from featurecache.interrupt import Interrupted
 from featurecache.lanes import BATCHES_WAITING, Batch, Lanes, forward_key
+from featurecache.machine import usable_cores
 from featurecache.preparation import CLIP_LIMIT_S, Job, PreparedClip, prepare_all
 from featurecache.spec import STORED_BYTES
 from featurecache.store.layout import default_shard_rows
@@ -207,7 +207,7 @@ def stop_at(max_failures: int | None, summary: Summary) -> None:
 
 def default_workers() -> int:
     """Return how many threads decode: one a core, at most 16."""
-    return min(16, os.cpu_count() or 1)
+    return min(16, usable_cores())
 
 
 def parse_rank(text: str) -> tuple[int, int]:

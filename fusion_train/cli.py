@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from featurecache.console import CommandGroup
+from featurecache.console import HELP, CommandGroup
 from fusion_train.cli_evaluate import contrast_command, evaluate_command, score_command
 from fusion_train.cli_exact import replay, verify_resume_command
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
@@ -34,10 +34,16 @@ from fusion_train.cli_zero_image import zero_image
 RUNS = Path("runs")
 
 
+class TrainerCommands(CommandGroup):
+    """All commands of the trainer."""
+
+    extra = "train"
+
+
 @click.group(
-    cls=CommandGroup,
+    cls=TrainerCommands,
     invoke_without_command=True,
-    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+    context_settings={"max_content_width": 100, "help_option_names": HELP},
 )
 @click.option("--stage", help="perception | cognition | joint | probe: a file under configs/stages.")
 @CONFIG

@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+from featurecache.machine import command_line_of_parent
 from fusion_train.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def this_process() -> PartialState:
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)
-    asked = processes_asked(_command_of_parent())
+    asked = processes_asked(command_line_of_parent())
     if state.num_processes == 1 and asked > 1:
         raise ConfigError(
             "accelerate launch", expected=f"{asked} processes", got="one, as it does on a CPU",
@@ -55,14 +55,6 @@ def processes_asked(command: Sequence[str]) -> int:
         if option == "--num-processes" and (joined or value).isdigit():
             return int(joined or value)
     return 1
-
-
-def _command_of_parent() -> list[str]:
-    """Its words, where the system tells them."""
-    try:
-        return Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
-    except OSError:
-        return []
 
 
 @functools.cache

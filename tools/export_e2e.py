@@ -15,12 +15,11 @@ from typing import Any
 import click
 from rich.table import Table
 
-from featurecache.console import tables
-from featurecache.errors import FeatureCacheError
+from featurecache.console import TrainerTool, tables
 from fusion_train.cli_predict import encoder_places
 
 
-@click.command(context_settings={"max_content_width": 100})
+@click.command(cls=TrainerTool, context_settings={"max_content_width": 100})
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Run to export.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; must not hold anything.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Measure an exported folder again; writes nothing.")
@@ -62,12 +61,8 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
         int(given["check"]) if number else NUM_CHECKED, given["dtype"], given["device"], not given["merge"],
         None if number else given["check"],
     )  # fmt: skip
-    try:
-        figures = verify_export(verify, sources, run, click.echo, named) if verify else export_run(
-            run, out, named, sources, click.echo)  # type: ignore[arg-type]  # fmt: skip
-    except FeatureCacheError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from error
+    figures = verify_export(verify, sources, run, click.echo, named) if verify else export_run(
+        run, out, named, sources, click.echo)  # type: ignore[arg-type]  # fmt: skip
     table = Table(title=f"{verify or out}: every bound holds")
     for column in ("what", "measured", "bound"):
         table.add_column(column, justify="left" if column == "what" else "right")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import click
 
-from featurecache.errors import FeatureCacheError
+from featurecache.console import TrainerTool
 
 
-@click.command(context_settings={"max_content_width": 100})
+@click.command(cls=TrainerTool, context_settings={"max_content_width": 100})
 @click.option("--model", "folder", type=click.Path(path_type=Path), required=True, help="Exported folder, merged.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--onnx/--no-onnx", default=False, help="Also ONNX (extra `onnx`).")
@@ -27,11 +27,7 @@ def main(folder: Path, out: Path, onnx: bool) -> None:
     from fusion_train.export.runtimes import LARGEST_DIFFERENCE, write_runtimes
     from fusion_train.predict.opening import open_model
 
-    try:
-        found = write_runtimes(open_model(folder, "cpu"), out, onnx=onnx)
-    except FeatureCacheError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from error
+    found = write_runtimes(open_model(folder, "cpu"), out, onnx=onnx)
     for name, value in found.items():
         verdict = "ok" if value <= LARGEST_DIFFERENCE else f"MORE THAN {LARGEST_DIFFERENCE:.0e}"
         click.echo(f"{name}: largest relative difference {value:.1e}, {verdict}")

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import CorruptStoreError
+from featurecache.machine import advise_in_order, max_buffers, read_into, usable_cores
 
 MAX_COPY_THREADS = 8
 PARALLEL_BYTES = 16 << 20
 """From this size on, a batch is copied by several threads."""
 RUN_BYTES = 4 << 20
-RUN_ROWS = os.sysconf("SC_IOV_MAX")  # buffers that one call may fill
 """Longest stretch that one call reads."""
+RUN_ROWS = max_buffers()
 NO_WAITING = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -87,7 +88,7 @@ def read_rows(rows: Sequence[Row]) -> None:
                 waiting.append((run, read))
                 continue
             if not file.advised:
-                os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                advise_in_order(file.fd)
                 file.advised = True
             _read_fully(run, read)  # in order, the kernel reads ahead: one reader is quickest
             futures.append(_pool().submit(_finish, run))  # while the next run is read
@@ -129,7 +130,7 @@ def _read(run: list[Row], done: int, flags: int) -> int:
             targets.append(row.target[skip:])
         skip = max(0, skip - row.target.size)
     try:
-        count = os.preadv(run[0].file.fd, targets, run[0].begin + done, flags)
+        count = read_into(run[0].file.fd, targets, run[0].begin + done, flags)
     except OSError as error:
         if flags and error.errno in NO_WAITING:
             return done
@@ -160,7 +161,7 @@ def copy_threads(num_bytes: int) -> int:
     """How many threads a copy of so many bytes is worth: one on few cores, which others need too."""
     if num_bytes < PARALLEL_BYTES:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return min(MAX_COPY_THREADS, cores // 2) if cores >= 4 else 1
 
 
@@ -182,7 +183,7 @@ def _pool() -> ThreadPoolExecutor:
     """One pool a process: threads do not survive a fork."""
     if os.getpid() not in _pools:
         _pools.clear()
-        _pools[os.getpid()] = ThreadPoolExecutor(max(4, min(32, 2 * (os.cpu_count() or 1))), "featurecache-read")
+        _pools[os.getpid()] = ThreadPoolExecutor(max(4, min(32, 2 * usable_cores())), "featurecache-read")
     return _pools[os.getpid()]
 
 

@@ -9,7 +9,6 @@ Safe after fork (nothing but maps and numbers is shared) and cheap to pickle (a 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ import google_crc32c
 import numpy as np
 
 from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreNotFoundError, suggest
+from featurecache.machine import memory_bytes
 from featurecache.spec import Spec
 from featurecache.store.catalogue import Catalogue, Ids
 from featurecache.store.copying import empty, row_copier
@@ -31,7 +31,7 @@ from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record, loa
 
 MAX_CACHED_VIEWS = 1 << 17
 MAX_OPEN_FILES = 64
-MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MEMORY_BYTES = memory_bytes()
 
 Verify = Literal["first-touch", "never"]
 Rows = tuple[np.ndarray, ...]

@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featurecache.errors import WriteError
+from featurecache.machine import sync
 
 TEMPORARY_PREFIX = ".tmp-"
 BLOCK_BYTES = 2 << 20
 SEND_BYTES = 8 << 20
 """After so many bytes the disk is asked to begin, so that the final fsync finds little left to do."""
 SYNC_FILE_RANGE_WRITE = 2
-UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOLCK)
+UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.ENOLCK)
 
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux alone has it
 if _sync_file_range is not None:
@@ -126,7 +127,7 @@ class TemporaryFile:
 
     def sync(self) -> None:
         self.flush()
-        os.fsync(self.fd)
+        sync(self.fd)
 
     def publish(self, target: Path) -> bool:
         """Give the file its name unless the name is taken; False where it is. The content is on the disk first."""
@@ -264,7 +265,7 @@ def _link_without_replacing(source: Path, target: Path) -> None:
 def _sync_path(path: Path, flags: int) -> None:
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from featurecache.errors import WriteError
 from featurecache.jsonl import dump_lines, require_objects
+from featurecache.machine import sync
 from featurecache.store.publish import make_folder, replace_bytes, sync_folder, writing
 from fusion_train.errors import DataError
 
@@ -38,7 +39,7 @@ class AppendedLines:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
-            os.fsync(self._fd)
+            sync(self._fd)
 
     def rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
         """Publish these rows in place of all that are there."""

@@ -6,7 +6,6 @@ the rate is that of the slowest. A bad clip becomes an answer with an error in i
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 from featurecache.clips import Clip, ClipList
 from featurecache.durations import stated_duration_s
 from featurecache.errors import FeatureCacheError, MediaError
+from featurecache.machine import usable_cores
 from featurecache.progress import duration
 from fusion_train.predict.evidence import Evidence, gather_evidence
 from fusion_train.predict.opening import OpenedModel
@@ -81,7 +81,7 @@ def predict(
     limits, timings = limits or Limits(), timings or Timings()
     timings.load_s = opened.load_s
     began = time.perf_counter()
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     workers = limits.workers or min(8, cores if opened.device.type == "cuda" else max(1, cores // 2))
     alone = len(clips) <= limits.batch_size  # one batch: nothing to overlap, and a new thread starts cold
     with ThreadPoolExecutor(workers, "decode") as decoding, ThreadPoolExecutor(1, "encode") as encoding:

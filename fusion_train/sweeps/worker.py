@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import torch
 
 from featurecache.errors import FeatureCacheError
 from featurecache.interrupt import Interrupted
+from featurecache.machine import free_memory_bytes
 from fusion_train.evaluation.evaluate import Evaluation
 from fusion_train.processes import this_process
 from fusion_train.run import Run
@@ -54,7 +54,7 @@ class Worker:
         if device.type == "cuda":
             free = torch.cuda.mem_get_info()[0]
         else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free = free_memory_bytes()
         return Room(int(free * USABLE), matrix_peak(device, self._work.precision))
 
     def answer(self, group: Group) -> Answer:

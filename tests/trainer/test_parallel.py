@@ -65,7 +65,7 @@ def test_what_a_launcher_was_asked_for_is_read_off_its_command(command, asked):
 
 def test_one_process_where_the_launcher_was_asked_for_two_is_refused(llama, material, tmp_path, monkeypatch):
     launcher = ["python", "/usr/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "fusion_train.cli"]
-    monkeypatch.setattr("fusion_train.processes._command_of_parent", lambda: launcher)
+    monkeypatch.setattr("fusion_train.processes.command_line_of_parent", lambda: launcher)
     with pytest.raises(ConfigError, match="--multi_gpu --num_processes 2"):
         run_training(make_config(llama, *QUIET), material, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from toy import make_config
 
 from featurecache.interrupt import Interrupted, StopRequest
+from featurecache.machine import usable_cores
 from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
@@ -129,7 +130,7 @@ def test_a_worker_sees_its_own_device_alone(monkeypatch):
     both = ["cuda:0", "cuda:1"]
     assert [environment(device, both)["CUDA_VISIBLE_DEVICES"] for device in both] == ["4", "7"]
     assert environment("cpu", ["cpu"])["CUDA_VISIBLE_DEVICES"] == ""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     assert environment("cpu", ["cpu"] * cores)["OMP_NUM_THREADS"] == "1"
     assert environment("auto", ["auto"])["CUDA_VISIBLE_DEVICES"] == "4,7"
     for wrong in ("cuda:2", "gpu", "cuda:x"):

@@ -9,7 +9,6 @@ against a sweep of one variant, which leaves out what is paid once. Needs the de
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from featurecache.machine import usable_cores
 from fusion_train import checkpoint
 from fusion_train.run import Run
 from fusion_train.sweeps.results import read_results
@@ -71,7 +71,7 @@ def measure(demo: str, steps: int, batch: int) -> dict[str, Any]:
                           *data, "--out", str(folder / name), *more])  # fmt: skip
 
         together = swept("together", VARIANTS)
-        spread = swept("spread", VARIANTS, "--devices", ",".join(["cpu"] * len(os.sched_getaffinity(0))))
+        spread = swept("spread", VARIANTS, "--devices", ",".join(["cpu"] * usable_cores()))
         one = swept("one", {"conv-attention": {}})
         separate = [
             timed([*command, "--stage", "perception", "--config", str(file), *data,

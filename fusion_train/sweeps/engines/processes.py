@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 from featurecache.interrupt import StopRequest
+from featurecache.machine import usable_cores
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.engines import POLL_S, child
 from fusion_train.sweeps.engines.messages import STOP, Checked, Said, Start
@@ -197,7 +198,7 @@ def environment(device: str, devices: Sequence[str]) -> dict[str, str]:
         return variables
     if device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
-        threads = max(1, len(os.sched_getaffinity(0)) // devices.count("cpu"))
+        threads = max(1, usable_cores() // devices.count("cpu"))
         return {"OMP_NUM_THREADS": str(threads), **variables}
     visible = [name for name in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if kind != "cuda" or (colon and not number.isdigit()):
