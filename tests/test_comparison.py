@@ -1,43 +1,64 @@
-"""Comparisons of variants: worked by hand, and calibrated on data whose truth is known."""
+"""Comparisons of variants: worked by hand, and in words. Calibration is in test_verdicts.py."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from fusion_train.comparison import (
-    PerClip,
-    clips_needed,
-    compare,
-    compare_all,
-    detectable_before,
-    detectable_difference,
-    holm,
-    permutation_p,
-    standard_error,
-)
+from fusion_train.comparison import Variance, compare, compare_all, detectable, holm, needed_for
+from fusion_train.metrics.scored import Scored, mean_of
 
 
-def test_the_permutation_test_of_three_clips_by_hand():
-    # signs of (1, 1, 1): the sums are ±3 in 2 of 8 ways
-    assert permutation_p(np.ones(3), "abc") == pytest.approx(2 / 8)
-    # (1, 1, -1): |sum| >= 1 always
-    assert permutation_p(np.array([1.0, 1.0, -1.0]), "abc") == 1.0
+def scored(values, of_set: bool = False) -> Scored:
+    """A score that is the mean of these; `of_set` has it formed anew each time, as F1 is."""
+    values = np.asarray(values, float)
+    parts = mean_of(values)
+    if of_set:
+        del parts["per_clip"]
+    return Scored(
+        "accuracy", {"accuracy": float(values.mean())}, tuple(f"c{n:04d}" for n in range(len(values))), **parts
+    )
 
 
-def test_clips_of_one_cluster_change_sign_together():
-    assert permutation_p(np.ones(6), "aabbcc") == pytest.approx(2 / 8)
+def test_the_interval_of_two_seeds_and_six_clips_by_hand():
+    mine, theirs = [[1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 1, 1]], [[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0]]
+    found = compare("a", "b", [scored(row) for row in mine], [scored(row) for row in theirs], {})
+
+    a, b = np.array(mine, float), np.array(theirs, float)
+    seeds = (a.mean(1).var(ddof=1) + b.mean(1).var(ddof=1)) / 2
+    clips = (a.mean(0) - b.mean(0)).var(ddof=1) / 6
+
+    def residual(y):
+        return ((y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()) ** 2).sum() / 5
+
+    interaction = (residual(a) + residual(b)) / 12
+    variance = max(seeds + clips - interaction, seeds, clips)
+    degrees = variance**2 / (seeds**2 / 2 + clips**2 / 5 + interaction**2 / 10)
+    reach = stats.t.ppf(0.975, degrees) * np.sqrt(variance)
+    assert found.difference == pytest.approx(a.mean() - b.mean())
+    assert (found.interval.low, found.interval.high) == pytest.approx(
+        (found.difference - reach, found.difference + reach)
+    )
+    assert found.p == pytest.approx(2 * stats.t.sf(found.difference / np.sqrt(variance), degrees))
 
 
-def test_equal_answers_are_no_evidence():
-    assert permutation_p(np.zeros(5), "abcde") == 1.0
+def test_a_mean_over_clips_gives_the_same_as_a_figure_of_the_set():
+    random = np.random.default_rng(4)
+    sides = [[(random.random(60) < 0.5).astype(float) for _ in range(3)] for _ in "ab"]
+    clusters = {f"c{n:04d}": n // 3 for n in range(60)}
+    one = compare("a", "b", *[[scored(row) for row in side] for side in sides], clusters)
+    other = compare("a", "b", *[[scored(row, of_set=True) for row in side] for side in sides], clusters)
+    assert one.difference == other.difference
+    assert (one.interval.low, one.interval.high) == pytest.approx((other.interval.low, other.interval.high))
+    assert one.p == pytest.approx(other.p)
+    assert one.needed == other.needed
 
 
-def test_the_sampled_test_agrees_with_the_exact_one():
-    differences = np.array([1.0] * 12 + [-1.0] * 4)
-    sampled = permutation_p(differences, range(16))
-    # two-sided sign test of 12 of 16: 2 · (1820 + 560 + 120 + 16 + 1) / 65536
-    assert sampled == pytest.approx(2 * 2517 / 65536, abs=0.01)
+def test_more_seeds_of_a_noisy_variant_are_worth_more_than_more_clips():
+    parts = Variance(seeds=0.02**2, clusters=0.1, interaction=0.1)
+    assert detectable(parts, 3, 100_000) > 0.9 * detectable(parts, 3, 10_000)
+    assert detectable(parts, 12, 10_000) < 0.5 * detectable(parts, 3, 10_000)
 
 
 def test_holm_by_hand():
@@ -46,77 +67,72 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_the_standard_error_of_clips_that_stand_alone_is_the_usual_one():
-    differences = np.array([1.0, 0.0, 0.0, -1.0, 1.0])
-    assert standard_error(differences, range(5)) == pytest.approx(differences.std(ddof=1) / np.sqrt(5))
-    assert standard_error(np.repeat(differences, 3), np.repeat(range(5), 3).tolist()) == pytest.approx(
-        differences.std(ddof=1) / np.sqrt(5)
-    )
+def test_without_noise_over_seeds_the_clips_decide_what_is_detectable():
+    parts = Variance(seeds=0.0, clusters=0.2, interaction=0.0)
+    expected = (stats.t.ppf(0.975, 1999) + stats.t.ppf(0.8, 1999)) * np.sqrt(0.2 / 2000)
+    assert detectable(parts, 3, 2000) == pytest.approx(expected)
+    assert detectable(parts, 1, 2000) is None
+    assert detectable(parts, 3, 4) is None
 
 
-def test_what_can_be_detected_by_hand():
-    assert detectable_difference(0.01) == pytest.approx((1.959964 + 0.841621) * 0.01, rel=1e-5)
-    assert detectable_before(2000) == pytest.approx(2.801585 * np.sqrt(0.2 / 2000), rel=1e-5)
-    assert detectable_before(2000, 4) > detectable_before(2000)
+def test_what_is_needed_names_seeds_and_clips():
+    parts = Variance(seeds=0.01**2, clusters=0.1, interaction=0.1)
+    whole, half = (needed_for(size, parts, cluster_size=1) for size in (0.04, 0.02))
+    assert half.seeds > whole.seeds
+    assert half.clips > 2 * whole.clips
+    assert detectable(parts, half.seeds, half.clips) == pytest.approx(0.02, rel=0.15)
+    assert needed_for(0.02, parts, cluster_size=10).clips == pytest.approx(10 * half.clips, rel=0.01)
+    assert needed_for(0.0, parts, 1) is None
+    assert needed_for(0.0001, parts, 1).seeds is None
 
 
-def test_four_times_the_clips_are_needed_for_half_the_difference():
-    whole, half = (clips_needed(0.05, 200, size) for size in (0.1, 0.05))
-    assert half == pytest.approx(4 * whole, rel=0.01)
-    assert clips_needed(0.05, 200, 0.0) is None
-    assert clips_needed(float("inf"), 200, 0.1) is None
-
-
-def per_clip(mine: np.ndarray, theirs: np.ndarray | float) -> PerClip:
-    return PerClip([f"c{number}" for number in range(len(mine))], np.asarray(mine, float) - theirs)
+def seeds_of(random, share: float, count: int = 3, clips: int = 2000, noise: float = 0.0):
+    return [scored(random.random(clips) < share + random.normal(0, noise)) for _ in range(count)]
 
 
 def test_verdicts_in_words():
     random = np.random.default_rng(1)
-    low = random.random(2000) < 0.6
-    high = low | (random.random(2000) < 0.2)
-    found = compare("good", "plain", per_clip(high, low), {})
+    plain, good, twin = seeds_of(random, 0.6), seeds_of(random, 0.7), seeds_of(random, 0.6)
+    found = compare("good", "plain", good, plain, {})
     assert found.distinguishable
     assert found.verdict.startswith("better by ")
     assert "95 % interval" in found.verdict
-    same = compare("twin", "plain", per_clip(np.roll(low, 1), low), {})
+    assert compare("plain", "good", plain, good, {}).verdict.startswith("worse by ")
+    same = compare("twin", "plain", twin, plain, {})
     assert same.verdict.startswith("not distinguishable")
-    assert compare("plain", "good", per_clip(low, high), {}).verdict.startswith("worse")
+    assert "seeds and" in same.verdict
 
 
-def test_what_rounding_leaves_is_no_difference():
-    found = compare("a", "b", per_clip(np.array([0.1 + 0.2, 0.3]), np.array([0.3, 0.1 + 0.2])), {})
-    assert (found.difference, found.interval.high, found.clips_needed) == (0.0, 0.0, None)
+@pytest.mark.parametrize(
+    ("seeds", "clusters", "lacking"),
+    [(1, 100, "1 seed of 2"), (3, 4, "4 of 5 clusters of clips"), (1, 1, "1 seed of 2 and 1 of 5 clusters of clips")],
+)
+def test_too_few_seeds_or_clusters_give_no_verdict(seeds, clusters, lacking):
+    random = np.random.default_rng(1)
+    where = {f"c{n:04d}": n % clusters for n in range(200)}
+    found = compare("a", "b", *(seeds_of(random, share, seeds, 200) for share in (0.9, 0.1)), where)
+    assert (found.interval, found.p, found.distinguishable) == (None, None, False)
+    assert found.verdict.startswith(f"no verdict is possible from {lacking}")
+    assert "at least 2 seeds of each variant and 5 clusters are needed" in found.verdict
+
+
+def test_equal_answers_are_no_evidence_and_rounding_leaves_no_difference():
+    twice = [scored([0.1 + 0.2, 0.3, 0.0, 1.0, 0.5]), scored([0.3, 0.1 + 0.2, 0.0, 1.0, 0.5])]
+    found = compare("a", "b", twice, twice[::-1], {})
+    assert (found.difference, found.p, found.needed) == (0.0, 1.0, None)
     assert "-0.0" not in found.verdict
+
+
+def test_a_difference_without_any_noise_is_as_likely_as_equal_signs():
+    found = compare("a", "b", [scored([1.0] * 6)] * 2, [scored([0.0] * 6)] * 2, {})
+    assert found.p == pytest.approx(2 / 2**6)
 
 
 def test_every_variant_is_compared_and_corrected_for_all_of_them():
     random = np.random.default_rng(2)
-    found = compare_all("a", {name: per_clip(random.random(40) < 0.5, random.random(40) < 0.5) for name in "bcd"}, {})
-    assert [each.variant for each in found] == ["b", "c", "d"]
-    assert [each.p_holm for each in found] == holm([each.p for each in found])
-    same = per_clip(np.r_[np.ones(5), np.zeros(35)], 0.0)
-    alone, first = compare("b", "a", same, {}), compare_all("a", dict.fromkeys("bcd", same), {})[0]
-    assert first.clips_needed > alone.clips_needed, "for the corrected test"
-
-
-def worlds(count: int, effect: float, size: int = 40, together: int = 3):
-    """Clusters of clips with a common part, whose true mean difference is `effect`."""
-    random = np.random.default_rng(3)
-    clusters = np.repeat(range(size), together).tolist()
-    for _ in range(count):
-        yield np.repeat(random.normal(effect, 0.3, size), together) + random.normal(0, 0.5, size * together), clusters
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    covered = []
-    for differences, clusters in worlds(150, 0.1):
-        where = {f"c{n}": cluster for n, cluster in enumerate(clusters)}
-        interval = compare("a", "b", per_clip(differences, 0.0), where).interval
-        covered.append(interval.low <= 0.1 <= interval.high)
-    assert 0.88 <= np.mean(covered) <= 0.99  # 0.95 ± three standard errors of 150 draws, and a little for percentiles
-
-
-def test_without_a_difference_one_test_in_twenty_errs():
-    wrong = [permutation_p(differences, clusters) < 0.05 for differences, clusters in worlds(400, 0.0)]
-    assert 0.02 <= np.mean(wrong) <= 0.085
+    reference = seeds_of(random, 0.5, clips=40)
+    sides = {name: (seeds_of(random, 0.5, clips=40), reference) for name in "bcd"}
+    sides["e"] = (seeds_of(random, 0.5, count=1, clips=40), reference)
+    found = compare_all("a", sides, {})
+    assert [each.variant for each in found] == ["b", "c", "d", "e"]
+    assert [each.p_holm for each in found] == [*holm([each.p for each in found[:3]]), None]

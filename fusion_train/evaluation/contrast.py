@@ -1,7 +1,8 @@
 """Several sets of answers to one bench side by side: what noise, a hidden modality or a part taken out costs.
 
-Differences are to the first, on the same clips, with an interval of the difference: both scores are formed anew from
-every draw of clusters, so that what is hard for both does not widen it.
+Differences are to the first, on the same clips, with an interval of the difference: both scores are formed without each
+cluster in turn, so that what is hard for both does not widen it. The interval is over clips: it is about these answers,
+not about what a model trained with another seed would answer; for that, a sweep compares variants over seeds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fusion_train.evaluation.score_report import scale_of
 from fusion_train.evaluation.scoring import BenchScores, SetScore
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
-from fusion_train.statistics import Interval, bootstrap_interval
+from fusion_train.statistics import MIN_CLUSTERS, Interval, difference_interval, jackknife
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Difference:
     """Of one set's main figure, to the first answers."""
 
     value: float
-    interval: Interval
+    interval: Interval | None
+    """None where there are too few clusters."""
 
 
 def contrast(scores: Mapping[str, BenchScores]) -> Table:
@@ -47,8 +49,9 @@ def contrast(scores: Mapping[str, BenchScores]) -> Table:
         for name in names[1:]:
             other = scores[name].sets[each]
             found = difference(base, other, name)
-            numbers = (other.scored.value, found.value, found.interval.low, found.interval.high)
-            table.rows.append(["", "", name, *(number * scale for number in numbers)])
+            bounds = (found.interval.low, found.interval.high) if found.interval else (None, None)
+            numbers = (other.scored.value, found.value, *bounds)
+            table.rows.append(["", "", name, *(None if number is None else number * scale for number in numbers)])
     return table
 
 
@@ -65,14 +68,16 @@ def difference(base: SetScore, other: SetScore, name: str) -> Difference:
             f"{name}: {base.title}", expected="the same clips", got=f"{len(odd)} others",
             next_step=suggest(odd[0], mine).strip() or None, problems=odd,
         )  # fmt: skip
-    interval = bootstrap_interval(
-        lambda counts: other.scored.resample(counts) - base.scored.resample(counts), base.clusters
-    )
-    return Difference(other.scored.value - base.scored.value, interval)
+    scores = [jackknife(each.scored.resample, base.clusters, each.scored.per_clip) for each in (other, base)]
+    return Difference(scores[0].value - scores[1].value, difference_interval(scores[0].minus(scores[1])))
 
 
 def contrast_page(table: Table, title: str) -> Page:
     page = Page(title)
     page.table(table)
-    page.text("Per cent, except ratings. Differences to the first: 95 % bootstrap intervals on the same clips.", "note")
+    page.text(
+        "Per cent, except ratings. Differences to the first: 95 % intervals over clusters of the same clips "
+        f"(jackknife, t); none below {MIN_CLUSTERS} clusters. They speak of these answers, not of another seed.",
+        "note",
+    )
     return page

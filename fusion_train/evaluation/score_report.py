@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fusion_train.evaluation.scoring import BenchScores, SetScore
 from fusion_train.metrics.scored import Scored
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
+from fusion_train.statistics import clusters_missing
 
 OURS = "ours"
 
@@ -45,7 +47,7 @@ def overview_table(scores: BenchScores) -> Table:
             rows.append([asked.title or name, None, None, None, None, *published])
             continue
         scale = scale_of(each.scored)
-        interval = (each.interval.low * scale, each.interval.high * scale)
+        interval = (each.interval.low * scale, each.interval.high * scale) if each.interval else (None, None)
         rows.append([each.title, figure_name(each.scored), each.scored.value * scale, *interval, *published])
     for name, mean in scores.means.items():
         value = None if mean.value is None else mean.value * 100
@@ -61,7 +63,7 @@ def summary_table(scores: BenchScores) -> Table:
     for each in scores.sets.values():
         scored, scale = each.scored, scale_of(each.scored)
         others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
-        interval = f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
+        interval = interval_text(each)
         count = int(scored.counts.get("clips", len(scored.clip_ids)))
         rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count])
     return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"], rows)  # type: ignore[arg-type]
@@ -82,7 +84,7 @@ def page_of(scores: BenchScores, overview: Table) -> Page:
     for name, mean in scores.means.items():
         if mean.missing:
             page.text(f"{name} is not formed: no answers to {', '.join(mean.missing)}.", "note")
-    page.text("Per cent, except ratings from 1 to 10. Intervals: 95 % by bootstrap over clusters of clips.", "note")
+    page.text("Per cent, except ratings from 1 to 10. Intervals: 95 % over clusters of clips (jackknife, t).", "note")
     for rival in scores.bench.published:
         page.text(": ".join(filter(None, [rival.name, "; ".join(filter(None, [rival.source, rival.note]))])), "note")
     for each in scores.sets.values():
@@ -94,10 +96,8 @@ def _add_set(page: Page, each: SetScore) -> None:
     scored, scale = each.scored, scale_of(each.scored)
     page.heading(each.title)
     figures = ", ".join(f"{name} {value * scale:.2f}" for name, value in scored.figures.items())
-    interval = f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
-    page.text(
-        f"{figures}. {scored.main}: {interval}, over {each.interval.num_clusters} clusters by {each.clustered_by}."
-    )
+    count = len(set(each.clusters))
+    page.text(f"{figures}. {scored.main}: {interval_text(each)}, over {count} clusters by {each.clustered_by}.")
     page.text("; ".join(f"{name}: {_listed(value)}" for name, value in scored.counts.items()), "note")
     for note in scored.notes:
         page.text(note, "note" if scored.comparable else "warning")
@@ -155,8 +155,8 @@ def _set_json(each: SetScore) -> dict[str, Any]:
     subsets = {name: part if isinstance(part, str) else _scored_json(part) for name, part in each.subsets.items()}
     return {
         **_scored_json(each.scored),
-        "interval": {"low": each.interval.low, "high": each.interval.high, "level": each.interval.level,
-                     "clusters": each.interval.num_clusters, "clustered_by": each.clustered_by},
+        "interval": {**(asdict(each.interval) if each.interval else {"low": None, "high": None, "level": None}),
+                     "clusters": len(set(each.clusters)), "clustered_by": each.clustered_by},
         "also": {name: _scored_json(other) for name, other in each.also.items()},
         "subsets": subsets,
     }  # fmt: skip
@@ -173,6 +173,14 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "notes": list(scored.notes),
         "comparable": scored.comparable,
     }
+
+
+def interval_text(each: SetScore) -> str:
+    """`71.20 to 80.15`, or why there is none."""
+    if each.interval is None:
+        return clusters_missing(len(set(each.clusters)), f"{each.clustered_by}s")
+    scale = scale_of(each.scored)
+    return f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
 
 
 def figure_name(scored: Scored) -> str:

@@ -16,7 +16,7 @@ from fusion_train.errors import DataError
 from fusion_train.evaluation.benches import Bench, BenchSet
 from fusion_train.metrics.registry import score
 from fusion_train.metrics.scored import Scored, Settings
-from fusion_train.statistics import Interval, bootstrap_interval
+from fusion_train.statistics import Interval, interval_of, jackknife
 
 THE_REST = "the rest"
 
@@ -28,8 +28,8 @@ class SetScore:
     name: str
     title: str
     scored: Scored
-    interval: Interval
-    """Of the main figure, clustered where the clips say what belongs together."""
+    interval: Interval | None
+    """Of the main figure, clustered where the clips say what belongs together; None with too few clusters."""
     clustered_by: str
     """`dialogue`, `speaker` or `clip`."""
     clusters: tuple[str, ...]
@@ -82,7 +82,7 @@ def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], set
         name=name,
         title=asked.title or name,
         scored=scored,
-        interval=bootstrap_interval(scored.resample, clusters),
+        interval=interval_of(jackknife(scored.resample, clusters, scored.per_clip), share=scored.highest == 1),
         clustered_by=clustered_by,
         clusters=tuple(clusters),
         also={other: _score(other, rows, settings, None) for other in asked.also},

@@ -6,19 +6,19 @@ from collections.abc import Callable, Hashable, Mapping
 
 from featurecache.clips import load_clips
 from featurecache.errors import FeatureCacheError
-from fusion_train.comparison import detectable_before
 from fusion_train.config import Config
 from fusion_train.data.batches import FeatureReader
 from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import answers_of
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.evaluation.evaluate import with_answers
-from fusion_train.metrics.scored import Scored
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.sweeps.companies import batch_key
+from fusion_train.sweeps.expectation import clusters_of, expect, said_before
 from fusion_train.sweeps.halving import rung_steps
 from fusion_train.sweeps.probe_tier import announce
+from fusion_train.sweeps.results import clusters_in
 from fusion_train.sweeps.sweep_file import Sweep
 from fusion_train.sweeps.work import Cost
 
@@ -51,11 +51,11 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
             got=f"{len(problems)} of {len(sweep.variants)} that cannot", next_step=sweep.needs or None,
             problems=problems,
         )  # fmt: skip
-    _tell(sweep, costs, _references(sweep, clips), say)
+    _tell(sweep, costs, clips, say)
     return costs
 
 
-def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], right: Scored, say: Callable[[str], None]) -> None:
+def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Callable[[str], None]) -> None:
     """Say what variants cost, who may be stopped, and what the test set can tell."""
     for variant, cost in costs.items():
         if cost is not None:
@@ -69,20 +69,29 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], right: Scored, say: Ca
     if early:
         say(f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
             "little; name later shares of the steps in halving.at")  # fmt: skip
-    asked = len(right.clip_ids)
-    comparisons = len(sweep.variants) - 1
-    least = detectable_before(asked, comparisons)
-    say(f"{sweep.task} on {asked} clips of {sweep.split}, {comparisons} comparison{'s' if comparisons != 1 else ''} "
-        f"with {sweep.reference}: differences from about {least * 100:.1f} points can be told from chance")  # fmt: skip
+    say(told_before(sweep, clips))
 
 
-def _references(sweep: Sweep, clips: str) -> Scored:
-    """The score of right answers: a metric that cannot take the references says so before anything is trained."""
+def told_before(sweep: Sweep, clips: str) -> str:
+    """Say what the sweep can tell, counting its seeds and the clusters of its clips.
+
+    Raises:
+        DataError: references that the metric cannot take.
+        ConfigError: a pilot that cannot be used.
+    """
     task = find_task(sweep.task)
-    found = {clip.id: answers_of(clip, task)[0][1]
-             for clip in with_answers(load_clips(clips).in_split(sweep.split), task)}  # fmt: skip
-    return sweep.measure.scored([{"id": clip, "reference": answer, "prediction": answer}
-                                 for clip, answer in found.items()])  # fmt: skip
+    scored = with_answers(load_clips(clips).in_split(sweep.split), task)
+    answers = {clip.id: answers_of(clip, task)[0][1] for clip in scored}
+    references = sweep.measure.scored([{"id": clip_id, "reference": answer, "prediction": answer}
+                                       for clip_id, answer in answers.items()])  # fmt: skip
+    clustered_by, named = clusters_in(scored)
+    ids = references.clip_ids
+    clusters = clusters_of(ids, named)
+    expected = expect(sweep, references, [str(answers[clip_id]) for clip_id in ids], clusters)
+    num_seeds, comparisons = len({trial.seed for trial in sweep.trials}), len(sweep.variants) - 1
+    return (f"{sweep.task} on {len(ids)} clips of {sweep.split}, {comparisons} "
+            f"comparison{'s' if comparisons != 1 else ''} with {sweep.reference}: "
+            + said_before(expected, references.main, num_seeds, len(set(clusters)), clustered_by))  # fmt: skip
 
 
 def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Lengths]) -> Cost | None:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
 from featurecache.store.publish import replace_bytes
-from fusion_train.comparison import Comparison, detectable_before
+from fusion_train.comparison import Comparison
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
 from fusion_train.run import Run
@@ -20,6 +20,8 @@ from fusion_train.sweeps.results import Results
 from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, Outcome
 
+POINT, MEAN = "#0072B2", "#D55E00"
+"""Of the palette of Okabe and Ito, which colour-blind readers can tell apart."""
 COLORS = 10
 """Of matplotlib; more variants are dashed."""
 REFERENCE = "the reference"
@@ -33,7 +35,7 @@ def write_report(results: Results, out: Path | None = None) -> Path:
     variants = variant_table(results)
     folder = results.folder
     replace_bytes(folder / "results.csv", variants.csv().encode())
-    replace_bytes(folder / "results.tex", variants.latex().encode())
+    replace_bytes(folder / "results.tex", paper_table(results).latex().encode())
     replace_bytes(folder / "results.json", (json.dumps(as_json(results), indent=2) + "\n").encode())
     return page_of(results, variants).write(out or folder / "report.html")
 
@@ -67,7 +69,8 @@ def variant_table(results: Results) -> Table:
 
 def _compared(found: Comparison) -> list[Cell]:
     """The columns `COMPARED`."""
-    return [found.difference * 100, found.interval.low * 100, found.interval.high * 100, found.p, found.p_holm]
+    bounds = [bound * 100 for bound in (found.interval.low, found.interval.high)] if found.interval else [None, None]
+    return [found.difference * 100, *bounds, found.p, found.p_holm]
 
 
 def page_of(results: Results, variants: Table) -> Page:
@@ -85,13 +88,20 @@ def page_of(results: Results, variants: Table) -> Page:
         page.text(note, "note")
     page.heading(f"Against {about['reference']}")
     page.table(variants.only(["variant", *COMPARED, VERDICT]))
-    least = detectable_before(clips, len(about["variants"]) - 1) if clips else 0.0
-    page.text(f"Points of {results.measure.main}. Intervals: 95 % by bootstrap over {results.clustered_by}; p: paired "
-              f"permutation test, corrected by Holm for all comparisons ({len(results.comparisons)}). Told before the "
-              f"run: differences of accuracy from about {least * 100:.1f} points can be found on {clips} clips.",
+    page.text(f"Points of {results.measure.main}. Intervals and p (two-sided t) hold for other clips and other seeds: "
+              f"both {results.clustered_by} and seeds are random effects; p is corrected by Holm for all comparisons "
+              f"({len(results.comparisons)}). Told before the run: {about.get('told_before', 'nothing')}.",
               "note")  # fmt: skip
-    if results.comparisons:
-        page.drawing(_intervals(results), f"Difference to {about['reference']} in points, with 95 % intervals.")
+    if results.scored:
+        page.drawing(draw_scores(results), f"Left: {results.measure.main} of every seed, and the mean. Right: "
+                     f"difference to {about['reference']} in points, with 95 % intervals.")  # fmt: skip
+    if any(each.variance for each in results.comparisons):
+        page.table(_sources(results))
+        page.text("Standard deviations in points: of a variant's score over seeds, without the noise of clips; and of "
+                  "the difference, as far as seeds and clips make it. More clips do not lower the first, more seeds "
+                  "do not lower the last.", "note")  # fmt: skip
+    for caveat in results.caveats:
+        page.text(caveat, "warning")
     curves = _curves(results)
     if curves is not None:
         page.heading("Training")
@@ -104,11 +114,37 @@ def page_of(results: Results, variants: Table) -> Page:
             page.text(f"Rank correlation of the scores {_at(rung)} with those at the end: {said}.")
         page.text("Held-out accuracy before the end, in per cent, mean over seeds. What was stopped was behind there, "
                   "which is not the same as worse.", "note")  # fmt: skip
+    page.heading("Settings")
+    page.table(_settings(results))
     page.heading("Trials")
     page.table(_trials(results))
     for outcome in failed:
         page.text(f"{outcome.name}: {outcome.error}", "warning")
     return page
+
+
+def _settings(results: Results) -> Table:
+    """What all trials have in common, by the first that has a configuration; a value that differs is named as such."""
+    configs = [Run(results.folder / each.name).config() for each in results.outcomes
+               if (results.folder / each.name / "config.yaml").is_file()]  # fmt: skip
+    shown: dict[str, list[str]] = {}
+    for config in configs:
+        values = {
+            "stage": config.stage,
+            "steps": config.optim.steps,
+            "clips per step": config.optim.batch_size,
+            "learning rate": config.optim.lr,
+            "language model": config.model.llm or "none",
+            "features": ", ".join(filter(None, config.features.used.values())),
+            "trained on": config.data.train_split,
+            "checkpoints chosen on": config.data.eval_split or "none",
+            "scored on": results.about["split"],
+        }
+        for name, value in values.items():
+            shown.setdefault(name, []).append(str(value))
+    rows = [[name, values[0] if len(set(values)) == 1 else "differs: " + ", ".join(dict.fromkeys(values))]
+            for name, values in shown.items()]  # fmt: skip
+    return Table(["setting", "value"], rows)  # type: ignore[arg-type]
 
 
 def as_json(results: Results) -> dict[str, object]:
@@ -154,19 +190,64 @@ def _at(rung: str) -> str:
     return "in the probe" if rung == PROBE else f"after step {rung}"
 
 
-def _intervals(results: Results) -> Figure:
-    ordered = sorted(results.comparisons, key=lambda each: each.difference)
-    figure = Figure(figsize=(7.5, 0.9 + 0.42 * len(ordered)), layout="constrained")
-    axes = figure.subplots()
-    for place, each in enumerate(ordered):
-        low, high = each.interval.low * 100, each.interval.high * 100
-        color = "C0" if each.distinguishable else "0.55"
-        axes.plot([low, high], [place, place], color=color, linewidth=2.5, solid_capstyle="butt")
-        axes.plot(each.difference * 100, place, "o", color=color)
-    axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_yticks(range(len(ordered)), [each.variant for each in ordered])
-    axes.set(xlabel="points", ylim=(-0.6, len(ordered) - 0.4))
-    axes.grid(axis="x", alpha=0.3)
+def paper_table(results: Results) -> Table:
+    """What a paper prints: mean ± sd over n seeds, difference with interval, p; one row per variant."""
+    compared = {each.variant: each for each in results.comparisons}
+    rows: list[list[Cell]] = []
+    for variant in results.about["variants"]:
+        score = results.mean_and_spread(variant, results.measure.main)
+        if score is None:
+            continue
+        count = sum(outcome.name in results.scored for outcome in results.of(variant))
+        spread = f" ± {score[1] * 100:.2f}" if score[1] is not None else ""
+        each = compared.get(variant)
+        difference = None if each is None else f"{each.difference * 100:+.2f}"
+        if each is not None and each.interval is not None:
+            difference = f"{difference} [{each.interval.low * 100:.2f}, {each.interval.high * 100:.2f}]"
+        p = None if each is None or each.p_holm is None else "< 0.001" if each.p_holm < 0.001 else f"{each.p_holm:.3f}"
+        rows.append([variant, f"{score[0] * 100:.2f}{spread} ({count})", difference, p])
+    return Table(["variant", f"{results.measure.main} (seeds)", "difference [95 %]", "p (Holm)"], rows)  # type: ignore[arg-type]
+
+
+def _sources(results: Results) -> Table:
+    """Where the uncertainty of each difference comes from."""
+    rows: list[list[Cell]] = []
+    for each in results.comparisons:
+        if each.variance is None:
+            continue
+        seeds = each.variance.seeds * sum(1 / count for count in each.num_seeds)
+        clips = (each.variance.clusters + each.variance.interaction * sum(1 / count for count in each.num_seeds)) \
+            / each.num_clusters  # fmt: skip
+        rows.append([each.variant, *(100 * value**0.5 for value in (each.variance.seeds, seeds, clips))])
+    header = ["variant", "sd over seeds", "of the difference, from seeds", "from clips"]
+    return Table(header, rows)  # type: ignore[arg-type]
+
+
+def draw_scores(results: Results) -> Figure:
+    """One point per seed beside each mean; and beside them the differences with their intervals."""
+    variants = [name for name in results.about["variants"] if results.mean_and_spread(name, results.measure.main)][::-1]
+    compared = {each.variant: each for each in results.comparisons}
+    figure = Figure(figsize=(9.0, 1.1 + 0.42 * len(variants)), layout="constrained")
+    scores, differences = figure.subplots(1, 2, sharey=True)
+    for place, variant in enumerate(variants):
+        values = [results.scored[outcome.name].value * 100 for outcome in results.of(variant)
+                  if outcome.name in results.scored]  # fmt: skip
+        scores.plot(values, [place] * len(values), "o", color=POINT, alpha=0.55, markersize=5)
+        scores.plot([sum(values) / len(values)], [place], "|", color=MEAN, markersize=16, markeredgewidth=2.5)
+        each = compared.get(variant)
+        if each is None:
+            continue
+        color = POINT if each.distinguishable else "0.55"
+        if each.interval is not None:
+            bounds = [each.interval.low * 100, each.interval.high * 100]
+            differences.plot(bounds, [place, place], color=color, linewidth=2.5, solid_capstyle="butt")
+        differences.plot(each.difference * 100, place, "o", color=color)
+    differences.axvline(0, color="0.3", linewidth=1)
+    scores.set_yticks(range(len(variants)), variants)
+    scores.set(xlabel=f"{results.measure.main}, per cent", ylim=(-0.6, len(variants) - 0.4))
+    differences.set(xlabel=f"points against {results.about['reference']}")
+    for axes in (scores, differences):
+        axes.grid(axis="x", alpha=0.3)
     return figure
 
 
@@ -177,7 +258,8 @@ def _curves(results: Results) -> Figure | None:
             for variant in variants}  # fmt: skip
     curves = {label: {variant: points for variant in variants if (points := _mean_curve(rows[variant], name))}
               for label, name in (("loss", "loss"), ("held-out accuracy", "accuracy"))}  # fmt: skip
-    curves = {label: lines for label, lines in curves.items() if lines}
+    # One logged point is no curve; its axes would be empty.
+    curves = {label: lines for label, lines in curves.items() if any(len(points) > 1 for points in lines.values())}
     if not curves:
         return None
     figure = Figure(figsize=(5 * len(curves), 4.2), layout="constrained")

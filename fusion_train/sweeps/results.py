@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from featurecache.clips import load_clips
+from featurecache.clips import Clip, load_clips
 from featurecache.errors import ClipListError
 from fusion_train.comparison import Comparison, compare_all
 from fusion_train.errors import DataError
@@ -50,6 +50,12 @@ class Results:
         return list(dict.fromkeys(note for each in self.scored.values() for note in each.notes))
 
     @property
+    def caveats(self) -> list[str]:
+        """What limits the verdicts of this sweep."""
+        lacking = dict.fromkeys(each.lacking for each in self.comparisons if each.lacking)
+        return [f"No verdict is possible from {lack}." for lack in lacking]
+
+    @property
     def figures(self) -> list[str]:
         """Of the metric, the one compared first."""
         twice = "accuracy" if self.measure.main == "WAR" else "WAR"  # two names of one figure
@@ -83,10 +89,10 @@ def read_results(folder: Path) -> Results:
         if outcome.state == DONE and path.is_file():
             rows = by_variant.setdefault(outcome.variant, {})[outcome.seed] = read_lines(path)
             scored[outcome.name] = measure.scored(rows)
-    theirs = by_variant.pop(about["reference"], {})
-    differences = {variant: measure.difference(mine, theirs) for variant, mine in by_variant.items()}
+    reference = by_variant.pop(about["reference"], {})
+    sides = {variant: measure.paired(rows, reference) for variant, rows in by_variant.items()}
     clustered_by, clusters = _clusters(absolute(about["clips"], folder))
-    comparisons = compare_all(about["reference"], {name: d for name, d in differences.items() if d}, clusters)
+    comparisons = compare_all(about["reference"], {name: side for name, side in sides.items() if side}, clusters)
     finals = _means((outcome.variant, scored[outcome.name].value) for outcome in outcomes if outcome.name in scored)
     rungs = _rungs(table, about, outcomes)
     correlations = {rung: rank_correlation(early, finals) for rung, early in rungs.items()}
@@ -94,13 +100,19 @@ def read_results(folder: Path) -> Results:
 
 
 def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
-    """What clips have in common: a dialogue, else a speaker; without the list every clip stands for itself."""
+    """What clips of the list have in common; without the list every clip stands for itself."""
     try:
-        listed = load_clips(clips)
+        return clusters_in(load_clips(clips))
     except ClipListError:
         return "clips (the clip list is not where it was)", {}
+
+
+def clusters_in(clips: Iterable[Clip]) -> tuple[str, dict[str, Hashable]]:
+    """Name what clips have in common (dialogues, else speakers, else nothing), and the cluster of each that has one."""
+    listed = list(clips)
     for key in ("dialogue", "speaker"):
-        named = {clip.id: (clip.dataset, getattr(clip, key)) for clip in listed if getattr(clip, key)}
+        named: dict[str, Hashable] = {clip.id: (clip.dataset, getattr(clip, key))
+                                      for clip in listed if getattr(clip, key)}  # fmt: skip
         if named:
             return f"{key}s", named
     return "clips", {}

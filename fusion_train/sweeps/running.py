@@ -20,6 +20,7 @@ from featurecache.progress import duration
 from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train.run import Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
+from fusion_train.sweeps.check import told_before
 from fusion_train.sweeps.companies import companies, shares_base
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines import Crew, here
@@ -87,7 +88,7 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool) -> TrialTable:
     about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
              "reference": sweep.reference, "variants": sweep.variants,
              "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out),
-             "keys": [trial.key for trial in sweep.trials],
+             "told_before": told_before(sweep, clips), "keys": [trial.key for trial in sweep.trials],
              "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()}}  # fmt: skip
     table = TrialTable(out)
     everything = [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]

@@ -11,6 +11,8 @@
     probe: {steps: 300, keep: 0.5}           see probe_tier.py; default: none
     halving: {at: [0.25, 0.5], keep: 0.5}    see halving.py; default: none
     budget: {hours: 4}          device time, or {trials: 12}; see budget.py; default: none
+    assume: {seed_sd: 1.0, disagreement: 0.2}    see expectation.py; what is said before the run, in points
+    pilot: sweeps/earlier       an earlier sweep whose variances are taken instead; default: none
     needs: |                    how to make features that the store may not have yet
       fcache extract ...
     variants:
@@ -77,6 +79,17 @@ class ProbeTier(BaseModel):
     """1 stops nothing: the probe is only compared with what comes of the whole model."""
 
 
+class Assumptions(BaseModel):
+    """What is assumed of scores before any is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed_sd: float = Field(1.0, ge=0)
+    """Standard deviation of a variant's score over seeds, in points."""
+    disagreement: float = Field(0.2, gt=0, le=1)
+    """Share of clips that two variants answer differently."""
+
+
 class SweepFile(BaseModel):
     """The keys of a sweep file."""
 
@@ -94,6 +107,8 @@ class SweepFile(BaseModel):
     probe: ProbeTier | None = None
     halving: Halving | None = None
     budget: Budget | None = None
+    assume: Assumptions = Assumptions()
+    pilot: str | None = None
     needs: str = ""
 
 
@@ -138,6 +153,8 @@ class Sweep:
     probe: ProbeTier | None
     halving: Halving | None
     budget: Budget | None
+    assume: Assumptions
+    pilot: str | None
     needs: str
     trials: tuple[Trial, ...]
     probes: Mapping[str, tuple[Trial, ...]]
@@ -214,6 +231,8 @@ def load_sweep(
         probe=asked.probe,
         halving=asked.halving,
         budget=asked.budget,
+        assume=asked.assume,
+        pilot=asked.pilot,
         needs=asked.needs.strip(),
         trials=tuple(trials),
         probes={variant: each for variant, each in probes.items() if each},

@@ -258,7 +258,9 @@ def test_predictions_of_another_system_are_scored_against_the_clip_list(folder, 
     assert result.exit_code == 0, result.output
     scores = json.loads((tmp_path / "theirs-scores" / "scores.json").read_text())
     assert scores["sets"]["faces"]["figures"]["UAR"] == 1.0  # other spellings of the same labels
-    assert scores["sets"]["faces"]["interval"]["clusters"] == 4
+    interval = scores["sets"]["faces"]["interval"]
+    assert (interval["clusters"], interval["low"], interval["high"]) == (4, None, None), "four are too few"
+    assert "no interval is possible from 4" in " ".join(result.output.replace("│", " ").split())
     alone = write_rows(tmp_path / "alone.jsonl", [{**row, "reference": "angry"} for row in theirs])
     result = invoke("score", alone, "--metric", "hit")
     assert result.exit_code == 0, result.output

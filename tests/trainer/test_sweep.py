@@ -55,7 +55,7 @@ def test_a_sweep_compares_variants_on_three_seeds_and_a_second_run_does_nothing(
     command = sweep(TWO)
     first = invoke(command)
     assert first.exit_code == 0, first.output
-    assert "differences from about" in first.output
+    assert "can be told from chance with 3 seeds and" in first.output, first.output
     assert list(rows(tmp_path)) == [f"{v}-seed{s}" for v in ("conv", "same-size") for s in (0, 1, 2)]
     assert all(row["together"] == 2 and row["state"] == "done" for row in rows(tmp_path).values())
     assert {path.name for path in (tmp_path / "sweep").iterdir()} >= {"report.html", "results.csv", "results.tex"}
