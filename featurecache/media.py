@@ -13,14 +13,12 @@ damaged file no longer holds is never replaced by an earlier one. This module kn
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from av.error import FFmpegError
-from PIL import Image, ImageOps
 
 from featurecache.clips import MEDIA_KINDS, Clip
 from featurecache.container import PointerError
@@ -29,14 +27,12 @@ from featurecache.errors import MediaError
 from featurecache.frame_memory import Reservation
 from featurecache.frames import frame_indices
 from featurecache.recording import Absent, Decoded, Recording, media_error
-from featurecache.regular_file import NotAFileError, open_regular
+from featurecache.regular_file import NotAFileError
+from featurecache.still import check_still, read_still
 
 __all__ = ["Absent", "Decoded", "decode", "decode_each", "frame_indices", "media_files"]
 
 HEADER_LIMIT_S = 20.0
-PROGRAM_FORMATS = frozenset({"EPS", "WMF"})
-"""Pictures that Pillow has another program draw (Ghostscript, the system), which could read any file."""
-MAX_STILL_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 
 def decode(clip: Clip, views: Sequence[View]) -> list[Decoded]:
@@ -66,7 +62,7 @@ def decode_each(
         if source is None:
             results[view] = Absent(kind)
         elif kind == "image":
-            results[view] = _caught(clip, source, kind, lambda path=source: _still(clip, path))
+            results[view] = _caught(clip, source, kind, lambda path=source: read_still(clip, path))
         else:
             from_file.setdefault((source, kind), []).append(view)
     for (path, kind), wanted in from_file.items():
@@ -87,7 +83,7 @@ def header_problem(clip: Clip) -> MediaError | None:
         if path is None:
             continue
         if kind == "image":
-            found = _caught(clip, path, kind, lambda path=path: _still_header(clip, path))
+            found = _caught(clip, path, kind, lambda path=path: check_still(clip, path))
         else:
             found = _caught(clip, path, kind, Recording(clip, path, kind, HEADER_LIMIT_S).check_header)
         if isinstance(found, MediaError):
@@ -146,32 +142,3 @@ def _in_words(error: OSError) -> str:
         return MEANINGS[error.errno]
     text = (error.strerror or type(error).__name__).partition(",")[0]
     return "damage within it" if text.startswith("Error number") else text[:1].lower() + text[1:]
-
-
-def _still(clip: Clip, path: Path) -> np.ndarray:
-    """Read one picture, (1, H, W, 3) uint8, turned the way its EXIF says."""
-    with _picture(clip, path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
-
-
-def _still_header(clip: Clip, path: Path) -> None:
-    with _picture(clip, path):
-        pass
-
-
-@contextlib.contextmanager
-def _picture(clip: Clip, path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever Pillow says of it in the block is a MediaError."""
-    try:
-        with open_regular(path) as file, Image.open(file) as image:
-            if image.format in PROGRAM_FORMATS:
-                raise media_error(clip, "its image file to be a picture", f"a drawing program ({image.format})")
-            if image.width * image.height > MAX_STILL_PIXELS:
-                raise media_error(clip, f"its image file to have at most {MAX_STILL_PIXELS:,} pixels", "more")
-            yield image
-    except Image.UnidentifiedImageError as error:
-        raise media_error(clip, "its image file to be a picture", "an unknown format") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise media_error(clip, f"its image file to have at most {MAX_STILL_PIXELS:,} pixels", "more") from error
-    except (SyntaxError, ValueError, EOFError) as error:
-        raise media_error(clip, "its image file to be a whole picture", str(error)) from error
