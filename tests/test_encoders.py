@@ -333,6 +333,15 @@ def test_a_spec_survives_json_and_moving_the_checkpoint(
     assert open_encoder(name, weights=str(moved)).spec("float16").fingerprint == spec.fingerprint
 
 
+def test_stores_of_frames_that_may_be_wrong_are_refused_and_those_of_sound_are_not(
+    whisper_folder: Path, eva_folder: Path
+) -> None:
+    frames = open_encoder("eva-global", weights=str(eva_folder)).spec("float16")
+    sound = open_encoder("whisper", weights=str(whisper_folder)).spec("float16")
+    assert (frames.implementation, sound.implementation) == (2, 1)
+    assert frames.differences(Spec(**{**frames.identity(), "implementation": 1})) == ["implementation: 2 != 1"]
+
+
 def test_other_weights_of_the_same_shape_have_another_fingerprint(tmp_path: Path) -> None:
     prints = {
         open_encoder("eva-global", weights=str(save_eva(tmp_path / str(seed), seed=seed))).spec("float16").fingerprint

@@ -51,6 +51,13 @@ class FramesView:
 
 View = AudioView | FramesView
 
+FRAMES_IMPLEMENTATION = 2
+"""`implementation` in the specs of our encoders of frames.
+
+1 may hold clips whose frames were not those displayed: mirrored or anamorphic recordings, AVI with B-frames, joined
+recordings, stills of 16 bits.
+"""
+
 
 class Encoder(Protocol):
     """A frozen encoder, ready to run."""

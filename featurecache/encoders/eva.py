@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from featurecache.encoders import FramesView
+from featurecache.encoders import FRAMES_IMPLEMENTATION, FramesView
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.lavis import read_lavis
 from featurecache.encoders.network import COMPILE, FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
@@ -173,7 +173,7 @@ class _Eva:
         config = self._tower.config
         return Spec(
             encoder=self.name,
-            implementation=1,
+            implementation=FRAMES_IMPLEMENTATION,
             weights=self._tower.weights,
             architecture={
                 "heads": config.num_attention_heads,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featurecache.encoders import FramesView
+from featurecache.encoders import FRAMES_IMPLEMENTATION, FramesView
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import IMAGE, VIDEO, Tapped, find_family, open_tap
 from featurecache.encoders.network import COMPILE
@@ -124,7 +124,7 @@ class _HfVision:
         loaded = self._tapped.loaded
         return Spec(
             encoder=self.name,
-            implementation=1,
+            implementation=FRAMES_IMPLEMENTATION,
             weights=loaded.weights,
             architecture={**self._tapped.architecture, "batch": self.batch_size},
             tap={**self._tapped.description, "asked": self._options["norm"]},
