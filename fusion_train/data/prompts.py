@@ -11,10 +11,11 @@ Source: arXiv 2601.16449; format of the released code at 5f0a408, instructions o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fusion_train.data.encoding_text import Words, encode_text
 from fusion_train.errors import ConfigError, DataError, refuse_unknown
 from fusion_train.models.streams import SOFT_TOKEN
 
@@ -118,28 +119,34 @@ class PromptFormat:
     ) -> tuple[str, str]:
         """Return what stands before and after the soft tokens."""
         before, said, asked = self.pieces(text, task, labels, instruction)
-        return before, said + asked
+        return str(before), str(said + asked)
 
     def pieces(
         self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None
-    ) -> tuple[str, str, str]:
+    ) -> tuple[Words, Words, Words]:
         """Return what stands before the soft tokens, after them up to the clip's words, and from there on.
 
-        Between the last two is the place of what is recalled.
+        Between the last two is the place of what is recalled. The clip's words, the labels and a question of the user's
+        are from outside: nothing that they hold is filled in or becomes a control token.
         """
-        words = (text or "").split()[:MAX_TEXT_WORDS]
-        spoken = " ".join(words)
-        if self.clean_text:
-            spoken = spoken.lower().translate(DROPPED_CHARACTERS).strip()
-        said = self.said.replace("{text}", spoken) if spoken or self.said_without_words else ""
-        asked = (instruction or task.instruction).replace("{labels}", ", ".join(labels))
         template = (self.picture_template or self.template) if task.picture else self.template
         before, soft, after = template.partition("{soft}")
         if not soft:
             raise ConfigError("prompt.template", expected="{soft}, the place of the soft tokens", got=template)
-        head, place, tail = after.partition("{said}")  # what was said is filled in last: braces inside it are text
-        head, tail = (part.replace("{task}", task.name).replace("{instruction}", asked) for part in (head, tail))
-        return (before, head + said, tail) if place else (before, "", head)
+        named = Words.outside(", ".join(labels))
+        asked = _filled(instruction or task.instruction, {"labels": named}, own=not instruction)
+        values = {"task": Words.own(task.name), "instruction": asked}
+        head, place, tail = after.partition("{said}")
+        first = Words.joined((_filled(head, values), self._said(text)))
+        return (Words.own(before), first, _filled(tail, values)) if place else (
+            Words.own(before), Words(()), _filled(head, values))  # fmt: skip
+
+    def _said(self, text: str | None) -> Words:
+        spoken = " ".join((text or "").split()[:MAX_TEXT_WORDS])
+        if self.clean_text:
+            spoken = spoken.lower().translate(DROPPED_CHARACTERS).strip()
+        there = spoken or self.said_without_words
+        return _filled(self.said, {"text": Words.outside(spoken)}) if there else Words(())
 
     def answer(self, text: str, task: Task) -> str:
         """An answer as it is trained on."""
@@ -151,11 +158,11 @@ class PromptFormat:
 
 def encode_prompt(
     tokenizer: Any,
-    before: str,
+    before: Words | str,
     num_soft: int,
-    after: str,
+    after: Words | str,
     subject: str = "prompt",
-    recalled: tuple[str, Sequence[int]] | None = None,
+    recalled: tuple[Words | str, Sequence[int]] | None = None,
 ) -> list[int]:
     """Token ids of a prompt, SOFT_TOKEN at each soft token's place; one BOS where the tokenizer has one.
 
@@ -163,14 +170,14 @@ def encode_prompt(
         recalled: what stands between the soft tokens and what is recalled, and the token ids of that; `after` follows.
 
     Raises:
-        DataError: longer than the prompt limit.
+        DataError: longer than the prompt limit, or a text that is none.
     """
     ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids += tokenizer.encode(before, add_special_tokens=False)
+    ids += encode_text(tokenizer, before, subject)
     ids += [SOFT_TOKEN] * num_soft
     if recalled is not None:
-        ids += [*tokenizer.encode(recalled[0], add_special_tokens=False), *recalled[1]]
-    ids += tokenizer.encode(after, add_special_tokens=False)
+        ids += [*encode_text(tokenizer, recalled[0], subject), *recalled[1]]
+    ids += encode_text(tokenizer, after, subject)
     if len(ids) > MAX_PROMPT_TOKENS:
         raise DataError(
             subject, expected=f"at most {MAX_PROMPT_TOKENS} prompt tokens", got=str(len(ids)),
@@ -180,8 +187,15 @@ def encode_prompt(
 
 
 def encode_answer(tokenizer: Any, answer: str) -> list[int]:
-    """Token ids of an answer and the end-of-sequence token."""
-    return [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    """Token ids of an answer and the end-of-sequence token, which no text in the answer can write."""
+    return [*encode_text(tokenizer, answer, "answer"), tokenizer.eos_token_id]
+
+
+def _filled(template: str, values: Mapping[str, Words], *, own: bool = True) -> Words:
+    """The parts of a template with `{name}` replaced, once: braces in what is filled in are text."""
+    parts = re.split(r"\{(" + "|".join(values) + r")\}", template)
+    words = (values[part] if number % 2 else Words(((part, own),)) for number, part in enumerate(parts))
+    return Words.joined(words)
 
 
 def think_answer(reasoning: str, conclusion: str) -> str:

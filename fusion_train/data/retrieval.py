@@ -26,6 +26,7 @@ from featurecache.similarity.index import open_index
 from featurecache.similarity.search import Neighbourhood, open_neighbourhood
 from featurecache.similarity.space import Space
 from featurecache.spec import Spec
+from fusion_train.data.encoding_text import Words, encode_text
 from fusion_train.data.prompts import PromptFormat, Task
 from fusion_train.errors import ConfigError
 from fusion_train.models.recall import PADDING
@@ -115,8 +116,9 @@ class RecalledTokens:
             raise ConfigError(
                 "prompt.recalled", expected=f"{PLACE}, the place of what is recalled", got=prompt.recalled
             )
-        self.encode = lru_cache(MAX_REMEMBERED)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
-        self.prefix, self.separator, self.end = (self.encode(text) for text in (before, SEPARATOR, after))
+        self.encode = lru_cache(MAX_REMEMBERED)(lambda text: tuple(encode_text(tokenizer, text)))
+        own = (tuple(encode_text(tokenizer, Words.own(text))) for text in (before, SEPARATOR, after))
+        self.prefix, self.separator, self.end = own
 
     def __call__(self, clip: Clip, task: Task, shown: Sequence[bool]) -> list[int]:
         """Token ids to put into a prompt; none where nothing is recalled."""

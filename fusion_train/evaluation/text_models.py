@@ -14,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from fusion_train.data.encoding_text import Words, encode_text
 from fusion_train.errors import ModelError
 from fusion_train.evaluation.lines import AppendedLines, read_lines
 
 MAX_REPLY_TOKENS = 512
 TIMEOUT_S = 300
+PLACE_OF_PROMPT = "the-prompt-stands-here"
 
 
 class TextModel(Protocol):
@@ -78,20 +80,30 @@ class LocalModel:
         import torch
 
         tokenizer, model = self._loaded
-        if getattr(tokenizer, "chat_template", None):
-            said = [{"role": "user", "content": prompt}]
-            ids = tokenizer.apply_chat_template(
-                said, add_generation_prompt=True, return_tensors="pt", return_dict=False
-            )
-        else:
-            ids = tokenizer(prompt, return_tensors="pt").input_ids
-        ids = ids.to(model.device)
+        ids = torch.tensor([chat_ids(tokenizer, prompt)], device=model.device)
         with torch.inference_mode():
             out = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_REPLY_TOKENS, do_sample=False,
                 pad_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
         return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def chat_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of one request; what the prompt quotes from clips and answers writes no control token.
+
+    Raises:
+        ModelError: a chat template that does not show what the user says.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return begin + encode_text(tokenizer, prompt)
+    said = [{"role": "user", "content": PLACE_OF_PROMPT}]
+    whole = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+    before, place, after = whole.partition(PLACE_OF_PROMPT)
+    if not place:
+        raise ModelError("chat template", expected="the words of the user in it", got="a template without them")
+    return encode_text(tokenizer, Words.own(before) + Words.outside(prompt) + Words.own(after))
 
 
 def open_text_model(place: str, key_file: Path | None = None) -> TextModel:

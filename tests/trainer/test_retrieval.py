@@ -117,8 +117,8 @@ def test_what_a_modality_that_is_hidden_would_say_does_not_count(folder: Path) -
 
 def test_what_is_recalled_stands_after_the_words_and_braces_in_words_are_words() -> None:
     _, said, asked = PromptFormat().pieces("I see {said}", EMOTION, LABELS)
-    assert said == "</Vid> The person in video says: i see {said}."
-    assert asked.startswith("  [emotion]")
+    assert str(said) == "</Vid> The person in video says: i see {said}."
+    assert str(asked).startswith("  [emotion]")
 
 
 def test_without_an_index_training_says_what_to_run(material: Path, config: Config) -> None:
