@@ -19,6 +19,7 @@ from typing import BinaryIO
 import av
 from av.error import FFmpegError
 
+from featurecache.channels import forget_labels
 from featurecache.regular_file import open_regular
 
 BUFFER_BYTES = 1 << 16
@@ -119,6 +120,7 @@ def opened(path: Path, deadline: float = math.inf) -> Iterator[av.container.Inpu
                 raise
             raise PointerError(f"{pointer}, which points to other places") from error
         with container:
+            forget_labels(container)
             yield container
 
 

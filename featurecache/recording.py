@@ -21,6 +21,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from featurecache.channels import without_labels
 from featurecache.clips import Clip
 from featurecache.container import opened
 from featurecache.encoders import AudioView, FramesView, View
@@ -360,6 +361,8 @@ class Recording:
 def _decode_packet(packet, sinks: list) -> None:  # type: ignore[no-untyped-def, type-arg]
     try:
         frames = packet.decode()
+        if packet.stream.type == "audio":
+            frames = [without_labels(frame) for frame in frames]
     except FFmpegError as error:
         for sink in sinks:
             sink.refused(error)

@@ -2,8 +2,8 @@
 
 Shapes: libav audio frames of any layout, rate and sample format in, (S,) float32 out.
 Every channel is resampled by itself (libswresample), then the mean of the channels is taken. Samples outside
-[start_s, end_s) are cut off before resampling, so the filter never sees them. Decoding may stop once `done`.
-This module knows no file.
+[start_s, end_s) are cut off before resampling, so the filter never sees them. Gaps in times are not filled.
+Decoding may stop once `done`. This module knows no file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import math
 import av
 import numpy as np
 from av.error import FFmpegError
+
+from featurecache.channels import cut, resampled
 
 MAX_LEADING_ERRORS = 8  # packets refused before the first sample: tags and padding that a demuxer took for sound
 
@@ -48,6 +50,16 @@ class WaveformCollector:
     def add(self, frame: av.AudioFrame) -> None:
         """Take one decoded frame of any format."""
         self._heard = True
+        try:
+            self._add(frame)
+        except FFmpegError:
+            self._resampler = None
+            self.problem = (
+                "sound that libav can resample",
+                f"{frame.layout.nb_channels} channels of {frame.format.name}",
+            )
+
+    def _add(self, frame: av.AudioFrame) -> None:
         first, last = 0, frame.samples
         if frame.pts is not None and frame.time_base is not None:
             begin_s = float(frame.pts * frame.time_base) - self.origin_s
@@ -62,7 +74,7 @@ class WaveformCollector:
         if first >= last:
             return
         if (first, last) != (0, frame.samples):
-            frame = _cut(frame, first, last)
+            frame = cut(frame, first, last)
         self._resample(frame)
 
     def finish(self) -> None:
@@ -80,9 +92,8 @@ class WaveformCollector:
         if kind != self._format:  # a stream may change its layout or rate midway
             self._flush()
             self._format = kind
-            self._resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=self.sampling_rate)
-        frame.pts = None  # gaps in the times are not filled; the resampler would
-        self._keep(self._resampler.resample(frame))  # type: ignore[union-attr]
+            self._resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=self.sampling_rate)
+        self._keep(resampled(self._resampler, frame))  # type: ignore[arg-type]
 
     def _flush(self) -> None:
         if self._resampler is not None:
@@ -92,19 +103,7 @@ class WaveformCollector:
 
     def _keep(self, frames: list[av.AudioFrame]) -> None:
         for frame in frames:
-            mono = frame.to_ndarray().mean(axis=0, dtype=np.float32)
+            channels = np.ascontiguousarray(frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T)  # [c, s]
+            mono = channels.mean(axis=0, dtype=np.float32)
             self._parts.append(mono)
             self._collected += len(mono)
-
-
-def _cut(frame: av.AudioFrame, first: int, last: int) -> av.AudioFrame:
-    """Return samples `first` to `last` of a frame as a frame."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        channels = frame.layout.nb_channels
-        first, last = first * channels, last * channels
-    part = av.AudioFrame.from_ndarray(
-        np.ascontiguousarray(samples[:, first:last]), format=frame.format.name, layout=frame.layout.name
-    )
-    part.sample_rate = frame.sample_rate
-    return part

@@ -5,6 +5,7 @@ Frame n of a picture made here is a flat grey of level `grey(n)`, with a red lef
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -92,6 +93,30 @@ def write_sound(container, stream, samples: np.ndarray, layout: str, rate: int) 
         frame.time_base = Fraction(1, rate)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
+
+
+def write_wav(path: Path, channels: np.ndarray, *, rate: int = RATE, kind: str = "i2", mask: int | None = None) -> Path:
+    """Write (C, S) samples in [-1, 1] as a WAV file; kind is u1, i2, i3, i4, i8, f4 or f8, `mask` names channels."""
+    num_channels, num_bytes = len(channels), int(kind[1])
+    if kind == "u1":
+        data = np.round(channels * 127 + 128).astype(np.uint8).T.tobytes()
+    elif kind == "i3":
+        data = np.round(channels * (2**23 - 1)).astype("<i4").T.reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
+    elif kind[0] == "i":
+        data = (
+            np.round(channels * (2.0 ** (8 * num_bytes - 1) - 1024 * (kind == "i8") - 1)).astype(f"<{kind}").T.tobytes()
+        )
+    else:
+        data = channels.astype(f"<{kind}").T.tobytes()
+    tag, block = 3 if kind[0] == "f" else 1, num_channels * num_bytes
+    rest = struct.pack("<HIIHH", num_channels, rate, rate * block, block, 8 * num_bytes)
+    header = struct.pack("<H", tag) + rest
+    if mask is not None:  # WAVE_FORMAT_EXTENSIBLE
+        guid = struct.pack("<H", tag) + bytes.fromhex("000000001000800000aa00389b71")
+        header = struct.pack("<H", 0xFFFE) + rest + struct.pack("<HHI", 22, 8 * num_bytes, mask) + guid
+    body = b"WAVEfmt " + struct.pack("<I", len(header)) + header + b"data" + struct.pack("<I", len(data)) + data
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return path
 
 
 def rotate_metadata(source: Path, target: Path, degrees: int) -> Path:

@@ -16,6 +16,7 @@ import av
 from av.error import BlockingIOError as NothingYet
 from av.error import EOFError as NothingMore
 
+from featurecache.channels import without_labels
 from featurecache.clips import Clip
 from featurecache.container import opened
 
@@ -122,7 +123,7 @@ class _Part:
     def _filtered(self) -> Iterator[Any]:
         try:
             for frame in self._container.decode(self._stream):
-                self._source.push(frame)
+                self._source.push(frame if self._kind == "video" else without_labels(frame))
                 yield from self._pulled()
             self._source.push(None)
         except NothingMore:  # the part in use ends before the recording does
