@@ -4,15 +4,17 @@
         model.safetensors       trained parameters by name
         averaged.safetensors    their moving average, where one is kept
         optimizer.safetensors   AdamW's exp_avg, exp_avg_sq and step by parameter name
-        state.json              step, configuration hash, fingerprints, gradient scaler, score, sha256 of both files
+        state.json              step, configuration hash, fingerprints, gradient scaler, score, sha256 of the files
 
-Samples and dropout are pure functions of (seed, step), so a step number is the whole position; no random state is kept.
+`state.json` carries a checksum of its own (see `documents`), and every file is checked against its hash when it is
+loaded. Samples and dropout are pure functions of (seed, step), so a step number is the whole position; no random state
+is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from featurecache.errors import WriteError
 from featurecache.store.publish import make_folder, publish_folder, writing
+from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import part_of, trained_parameters
 
@@ -39,6 +43,8 @@ OPTIMIZER_STATE = ("exp_avg", "exp_avg_sq", "step")
 @dataclass(frozen=True)
 class State:
     """Everything of a checkpoint that is not a tensor."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     step: int
     """Optimizer steps done."""
@@ -56,7 +62,8 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def published(checkpoints: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(folder for folder in checkpoints.glob("step-*") if (folder / "state.json").is_file())
+    named = (folder for folder in checkpoints.glob("step-*") if folder.name.removeprefix("step-").isdecimal())
+    return sorted(folder for folder in named if (folder / "state.json").is_file())
 
 
 def save(
@@ -83,7 +90,7 @@ def save(
             save_file({name: tensor.contiguous() for name, tensor in averaged.items()}, folder / AVERAGED)
         save_file(_optimizer_tensors(parameters, optimizer), folder / "optimizer.safetensors")
         digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-        (folder / "state.json").write_text(json.dumps({**asdict(state), "sha256": digests}, indent=2) + "\n")
+        write_document(folder / "state.json", {**asdict(state), "sha256": digests})
     publish_folder(folder, target)
     _retain(checkpoints, keep, keep_every)
     return target
@@ -106,23 +113,51 @@ def _complete_or_removed(folder: Path) -> Iterator[None]:
 
 
 def read_state(folder: Path) -> State:
-    """Read and check a checkpoint's state.
+    """Read and check a checkpoint's state; its other files are checked when they are loaded.
 
     Raises:
-        CheckpointError: missing or damaged files.
+        CheckpointError: `state.json` is missing, damaged, or of another step than its folder.
     """
+    path, next_step = folder / "state.json", _delete(folder)
+    values = read_document(path, CheckpointError, "the state of a checkpoint", next_step)
     try:
-        state = State(**json.loads((folder / "state.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(str(folder), expected="a checkpoint", got=str(error)) from error
-    for name, digest in state.sha256.items():
-        path = folder / name
-        if not path.is_file() or _sha256(path) != digest:
-            raise CheckpointError(
-                str(path), expected=f"sha256 {digest[:12]}…", got="other bytes" if path.is_file() else "no file",
-                next_step=f"Delete {folder.name}; the run then resumes from the checkpoint before it.",
-            )  # fmt: skip
+        state = TypeAdapter(State).validate_python(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise CheckpointError(
+            str(path), expected="the state of a checkpoint", got="other keys or values", next_step=next_step,
+            problems=problems,
+        ) from error  # fmt: skip
+    if folder.name != step_folder(folder.parent, state.step).name:
+        raise CheckpointError(
+            str(path), expected=f"the step of {folder.name}", got=f"step {state.step}", next_step=next_step
+        )
     return state
+
+
+def verify(folder: Path) -> State:
+    """Check every file of a checkpoint against its hash; returns the state.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged.
+    """
+    state = read_state(folder)
+    for name in state.sha256:
+        _check(folder, name, state)
+    return state
+
+
+def _check(folder: Path, name: str, state: State) -> None:
+    path, digest = folder / name, state.sha256.get(name)
+    if digest is None or not path.is_file() or _sha256(path) != digest:
+        raise CheckpointError(
+            str(path), expected=f"sha256 {digest[:12]}…" if digest else "a file that state.json lists",
+            got="other bytes" if path.is_file() else "no file", next_step=_delete(folder),
+        )  # fmt: skip
+
+
+def _delete(folder: Path) -> str:
+    return f"Delete {folder.name}; the run then resumes from the checkpoint before it."
 
 
 def load_model(folder: Path, model: nn.Module, *, name: str = MODEL, parts: Sequence[str] | None = None) -> None:
@@ -133,9 +168,9 @@ def load_model(folder: Path, model: nn.Module, *, name: str = MODEL, parts: Sequ
         parts: load these alone, such as the fusion of a probe; None: every part.
 
     Raises:
-        CheckpointError: a name or shape that differs; all are listed.
+        CheckpointError: a damaged file, or a name or shape that differs; all are listed.
     """
-    tensors, parameters = _load(folder / name), trained_parameters(model)
+    tensors, parameters = _load(folder, name), trained_parameters(model)
     if parts is not None:
         tensors = {name: tensor for name, tensor in tensors.items() if part_of(name) in parts}
         parameters = {name: parameter for name, parameter in parameters.items() if part_of(name) in parts}
@@ -144,7 +179,7 @@ def load_model(folder: Path, model: nn.Module, *, name: str = MODEL, parts: Sequ
 
 def best_weights(folder: Path) -> str:
     """Name of the file to score, export or start from: the moving average where one is kept."""
-    return AVERAGED if (folder / AVERAGED).is_file() else MODEL
+    return AVERAGED if AVERAGED in read_state(folder).sha256 else MODEL
 
 
 def load_averaged(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,12 +188,16 @@ def load_averaged(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: there is none.
     """
-    return _load(folder / AVERAGED)
+    return _load(folder, AVERAGED)
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore AdamW's state."""
-    tensors = _load(folder / "optimizer.safetensors")
+    """Restore AdamW's state.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    tensors = _load(folder, "optimizer.safetensors")
     for name, parameter in trained_parameters(model).items():
         kept = {key: tensors[f"{key}.{name}"] for key in OPTIMIZER_STATE if f"{key}.{name}" in tensors}
         if kept:  # a parameter that never had a gradient has no state
@@ -193,8 +232,12 @@ def copy_strictly(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, 
 
 
 def best(checkpoints: Path) -> Path | None:
-    """The checkpoint with the highest score, the earliest of equals; None where none was scored."""
-    scored = [(state.score, -state.step, folder) for folder, state in _states(checkpoints) if state.score is not None]
+    """The checkpoint with the highest score, the earliest of equals; None where none was scored. NaN is no score."""
+    scored = [
+        (state.score, -state.step, folder)
+        for folder, state in _states(checkpoints)
+        if state.score is not None and math.isfinite(state.score)
+    ]
     return max(scored)[2] if scored else None
 
 
@@ -222,7 +265,7 @@ def choose(checkpoints: Path, which: str) -> Path:
 
 
 def _states(checkpoints: Path) -> list[tuple[Path, State]]:
-    return [(folder, State(**json.loads((folder / "state.json").read_text()))) for folder in published(checkpoints)]
+    return [(folder, read_state(folder)) for folder in published(checkpoints)]
 
 
 def _retain(checkpoints: Path, keep: int, keep_every: int | None) -> None:
@@ -246,11 +289,12 @@ def _optimizer_tensors(
     }
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
+def _load(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    _check(folder, name, read_state(folder))
     try:
-        return load_file(path)
+        return load_file(folder / name)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(str(path), expected="a safetensors file", got=str(error)) from error
+        raise CheckpointError(str(folder / name), expected="a safetensors file", got=str(error)) from error
 
 
 def _sha256(path: Path) -> str:

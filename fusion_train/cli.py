@@ -99,7 +99,8 @@ def main(
 @click.argument("run", type=click.Path(path_type=Path))
 @STORE
 @CLIPS
-def resume(run: Path, store: str | None, clips: str | None) -> None:
+@click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed since; the run records it.")
+def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool) -> None:
     """Go on with a stopped run, where it was, to the bit.
 
     \b
@@ -118,6 +119,7 @@ def resume(run: Path, store: str | None, clips: str | None) -> None:
             clips=clips or absolute(record.clips, run),
             run=stopped,
             say=click.echo,
+            clips_changed=clips_changed,
         ),
     )
 

@@ -26,7 +26,9 @@ def report(run: Path, out: Path | None) -> None:
         print_report(read_results(run), out)
         return
     from fusion_train.run import Run
-    from fusion_train.training.run_report import write_report
+    from fusion_train.training.run_report import damage, write_report
 
     page, numbers = write_report(Run(run), out)
+    if lost := damage(Run(run)):
+        click.echo(f"note: {lost}", err=True)
     click.echo(f"{page}, {numbers}")

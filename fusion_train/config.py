@@ -9,6 +9,7 @@ run. Paths are kept as given; the run's own files never hold an absolute one.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
@@ -27,12 +28,14 @@ from fusion_train.models.streams import MODALITIES
 
 DEFAULT = "emotion_llama_v2"
 MAX_EXTENDED = 8
+MAX_VALUES = 100_000
+"""Of one YAML document, an alias counted as often as it stands."""
 
 
 class Section(BaseModel):
     """Frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class FusionConfig(Section):
@@ -284,9 +287,19 @@ def stage_settings(config: str | Path | None, stage: str) -> dict[str, Any]:
     """
     refuse_unknown("stage", stage, stage_names())
     values = read_yaml(f"stages/{stage}")
-    own_stages = read_yaml(config if config is not None else DEFAULT).get("stages") or {}
-    merge(values, own_stages.get(stage) or {})
+    name = config if config is not None else DEFAULT
+    own_stages = _mapping(read_yaml(name).get("stages"), f"{name}: stages")
+    for known in own_stages:
+        refuse_unknown("stage", known, stage_names())
+    merge(values, _mapping(own_stages.get(stage), f"{name}: stages.{stage}"))
     return values
+
+
+def _mapping(value: Any, subject: str) -> Mapping[str, Any]:
+    """Return `value`, a mapping or nothing; raises ConfigError for anything else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(subject, expected="a mapping of settings", got=repr(value))
+    return value or {}
 
 
 def validate(values: Mapping[str, Any], subject: str) -> Config:
@@ -309,8 +322,10 @@ def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
     """Read a YAML mapping from a file, or from a shipped preset by name, with what it extends below it."""
     path = Path(config)
     name = str(config)
-    source: Any = path if path.is_file() else preset_dir() / (name if name.endswith(".yaml") else f"{name}.yaml")
-    if not source.is_file():
+    source: Any = path
+    if not os.path.isfile(path):  # False also for a name that no file can have
+        source = preset_dir() / (name if name.endswith(".yaml") else f"{name}.yaml")
+    if not os.path.isfile(str(source)):
         folder, _, last = name.removesuffix(".yaml").rpartition("/")  # "sweeps" of "sweeps/pre_fusion"
         beside = preset_dir() / "sweeps" if folder == "sweeps" else preset_dir()
         shipped = sorted(entry.name.removesuffix(".yaml") for entry in beside.iterdir() if entry.name.endswith(".yaml"))
@@ -318,23 +333,34 @@ def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
             name, expected="a YAML file, or one of " + ", ".join(shipped), got="no such file",
             next_step=suggest(last, shipped).strip() or None,
         )  # fmt: skip
-    try:
-        values = yaml.load(source.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(name, expected="YAML", got=" ".join(str(error).split())) from error
-    if not isinstance(values, dict):
-        raise ConfigError(name, expected="a mapping of settings", got=type(values).__name__)
+    values = parse_yaml(source.read_bytes(), name)
     below = values.pop("extends", None)
     if below is None:
         return values
+    if not isinstance(below, str) or not below:
+        raise ConfigError(f"{name}: extends", expected="the name of one file or shipped preset", got=repr(below))
     if _depth > MAX_EXTENDED:
         raise ConfigError(
             name, expected=f"at most {MAX_EXTENDED} files that extend each other", got="more, or a circle"
         )
-    beside = path.parent / str(below)
-    base = read_yaml(beside if path.is_file() and beside.is_file() else below, _depth + 1)
+    beside = path.parent / below
+    base = read_yaml(beside if os.path.isfile(path) and os.path.isfile(beside) else below, _depth + 1)
     merge(base, values)
     return base
+
+
+def parse_yaml(text: bytes, subject: str) -> dict[str, Any]:
+    """Read a YAML mapping whose keys are texts; an empty document is an empty mapping.
+
+    Raises:
+        ConfigError: not YAML in UTF-8, a key that stands twice, an alias, or something else than a mapping.
+    """
+    values = _parsed(text, subject, "YAML")
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(subject, expected="a mapping of settings", got=type(values).__name__)
+    return values
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -342,13 +368,59 @@ def parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}", expected="KEY=VALUE, such as optim.lr=3e-4", got=repr(text))
-    try:
-        nested: Any = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}", expected="a YAML value", got=" ".join(str(error).split())) from error
+    nested = _parsed(value.encode("utf-8", "surrogateescape"), f"--set {text}", "a YAML value")
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
+
+
+def _parsed(text: bytes, subject: str, expected: str) -> Any:
+    try:
+        loader = _Loader(text.decode("utf-8-sig"))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_values(node, {})
+        return loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # not UTF-8, `!!bool x`, …
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        said = f"{problem} on line {mark.line + 1}" if mark and problem else " ".join(str(error).split())
+        next_step = "Indent with spaces, not with tabs." if "\\t" in said else None
+        raise ConfigError(subject, expected=expected, got=said, next_step=next_step) from error
+
+
+def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
+    """Count a node and all below it, an alias as often as it stands; PyYAML checks none of what this refuses.
+
+    Raises:
+        yaml.constructor.ConstructorError: a key that is no text or stands twice, an alias that holds itself, or aliases
+            that multiply a few lines into gigabytes.
+    """
+    if id(node) in counted:
+        count = counted[id(node)]
+        if count is None:
+            raise _refused(node, "an alias that holds itself")
+        return count
+    counted[id(node)] = None
+    count, seen = 1, set()
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise _refused(key, f"a key that is no text: {getattr(key, 'value', '')!r}; write it in quotes")
+            if key.value in seen:
+                raise _refused(key, f'the key "{key.value}" a second time')
+            seen.add(key.value)
+            count += _count_values(value, counted)
+    elif isinstance(node, yaml.SequenceNode):
+        count += sum(_count_values(item, counted) for item in node.value)
+    if count > MAX_VALUES:
+        raise _refused(node, f"more than {MAX_VALUES:,} values")
+    counted[id(node)] = count
+    return count
+
+
+def _refused(node: yaml.Node, what: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
@@ -361,10 +433,15 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number (PyYAML wants a dot in it)."""
+    """YAML 1.1, but 1e-4 is a number (PyYAML wants a dot in it) and a date is a text."""
 
 
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_Loader.yaml_constructors = {tag: made for tag, made in _Loader.yaml_constructors.items() if tag != _TIMESTAMP}
+_Loader.yaml_implicit_resolvers = {
+    key: [(tag, pattern) for tag, pattern in value if tag != _TIMESTAMP]
+    for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

@@ -143,10 +143,11 @@ def import_released(
     parameters = trained_parameters(bench.model)
     tensors, kept = complete(released, parameters, str(path))
     checkpoint.copy_strictly(tensors, parameters, str(path))
-    run.create(config, make_record(bench, store, clips, run, None))
-    state = checkpoint.State(0, config.hash, bench.reader.fingerprints)
-    checkpoint.save(run.checkpoints, bench.model, make_optimizer(bench.model, config.optim), state, keep=1)
-    run.finish({"step": 0, "scores": {}, "seconds": 0.0})
+    with run.writing():
+        run.create(config, make_record(bench, store, clips, run, None))
+        state = checkpoint.State(0, config.hash, bench.reader.fingerprints)
+        checkpoint.save(run.checkpoints, bench.model, make_optimizer(bench.model, config.optim), state, keep=1)
+        run.finish({"step": 0, "scores": {}, "seconds": 0.0})
     say(f"{run.folder}: {len(released)} tensors, {sum(tensor.numel() for tensor in released.values()):,} parameters")
     if kept:
         say(f"{len(kept)} parameters are not in a MiniGPT-v2 checkpoint and keep their first weights")

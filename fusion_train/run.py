@@ -2,7 +2,8 @@
 
     runs/perception/
         config.yaml            the resolved configuration
-        run.json               fingerprints and shapes of the features read, label sets, initial run, versions
+        run.json               fingerprints and shapes of the features read, label sets, initial run, versions, and the
+                               hashes of config.yaml, of the clip list and of the files beside it
         metrics.jsonl          one line every `log.every` steps, one a scoring; see journal.py for the names
         tensorboard/
         checkpoints/step-00001000/{model,optimizer}.safetensors + state.json
@@ -11,32 +12,40 @@
         finished.json          written last; a run without it can be resumed
         predictions-val.jsonl  every scored clip
 
-No absolute path is written.
+No absolute path is written. The JSON documents carry a checksum (see `documents`), and so does every line of
+`metrics.jsonl`.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from featurecache.jsonl import read_objects
+from featurecache.store.lease import sole_writer
 from featurecache.store.publish import make_folder, replace_bytes
-from fusion_train.config import Config, validate
+from fusion_train.config import Config, parse_yaml, validate
 from fusion_train.data.samples import LabelSets
+from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
+from fusion_train.metric_lines import read_metrics
 from fusion_train.models.streams import FeatureShapes
+
+LOCK = ".writer"
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """What a run read and started from; everything that training, evaluation and export must agree on."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     store: str
     """As given on the command line."""
@@ -48,15 +57,14 @@ class RunRecord:
     initial: Mapping[str, Any] | None = None
     """The run whose trained weights this one started from: name, step and sha256 of the weights."""
     versions: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> RunRecord:
-        values = json.loads(text)
-        shapes = {name: None if shape is None else tuple(shape) for name, shape in values.pop("shapes").items()}
-        return cls(shapes=FeatureShapes(**shapes), **values)
+    config_sha256: str | None = None
+    """Of the bytes of `config.yaml`."""
+    lists: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the clip list (`clips`) and of the files laid over it, by their names in the configuration."""
+    pool_sha256: str | None = None
+    """Of the clips that are drawn from; see `data.pool`."""
+    list_changes: Sequence[Mapping[str, Any]] = ()
+    """Changes of the lists that were accepted with --clips-changed: step, hashes before, clips that differ."""
 
 
 class Run:
@@ -94,33 +102,84 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` that are whole, in their order; numbers that were not finite are left out."""
-        if not self.metrics.is_file():
-            return []
-        rows = (row for _, row in read_objects(self.metrics, torn=True) if not isinstance(row, str))
-        return [{key: value for key, value in row.items() if value is not None and value == value} for row in rows]
+        """The sound lines of `metrics.jsonl`, in their order; numbers that were not finite are left out."""
+        return read_metrics(self.metrics).rows
 
     def create(self, config: Config, record: RunRecord) -> None:
         """Write `config.yaml` and, last, `run.json`."""
         make_folder(self.folder)
-        replace_bytes(self.folder / "config.yaml", config.to_yaml().encode())
-        replace_bytes(self.folder / "run.json", record.to_json().encode())
+        text = config.to_yaml().encode()
+        replace_bytes(self.folder / "config.yaml", text)
+        self.keep(replace(record, config_sha256=hashlib.sha256(text).hexdigest()))
+
+    def keep(self, record: RunRecord) -> None:
+        """Write `run.json`."""
+        write_document(self.folder / "run.json", asdict(record))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        replace_bytes(self.folder / "finished.json", (json.dumps(result, indent=2) + "\n").encode())
+        write_document(self.folder / "finished.json", result)
 
     @property
     def result(self) -> dict[str, Any]:
-        return json.loads((self.folder / "finished.json").read_text())
+        """Scores and timings of a finished run.
+
+        Raises:
+            CheckpointError: a damaged file.
+        """
+        path = self.folder / "finished.json"
+        next_step = f"Delete it and go on: fusion-train resume {self.folder}; it is written again."
+        found = read_document(path, CheckpointError, "the result of a run", next_step)
+        if not isinstance(found.get("step"), int) or not isinstance(found.get("scores"), dict):
+            raise CheckpointError(str(path), expected="a step and scores", got="none", next_step=next_step)
+        return found
 
     def config(self) -> Config:
-        """Read the resolved configuration back."""
-        self._require()
-        return validate(yaml.safe_load((self.folder / "config.yaml").read_text()), str(self.folder / "config.yaml"))
+        """Read the resolved configuration back.
+
+        Raises:
+            CheckpointError: no run, or `config.yaml` is not as it was written.
+            ConfigError: no valid configuration.
+        """
+        path, written = self.folder / "config.yaml", self.record().config_sha256
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(str(path), expected="the run's configuration", got=error.strerror) from error
+        if written is not None and hashlib.sha256(text).hexdigest() != written:
+            raise CheckpointError(
+                str(path), expected="the configuration that the run was started with", got="other bytes",
+                next_step="Take the file from a copy. Other settings are another run: --out, and --init to start from "
+                "this one.",
+            )  # fmt: skip
+        return validate(parse_yaml(text, str(path)), str(path))
 
     def record(self) -> RunRecord:
+        """Read `run.json`.
+
+        Raises:
+            CheckpointError: no run, or a damaged file.
+        """
         self._require()
-        return RunRecord.from_json((self.folder / "run.json").read_text())
+        path = self.folder / "run.json"
+        values = read_document(path, CheckpointError, "the record of a run")
+        try:
+            return TypeAdapter(RunRecord).validate_python(values)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            raise CheckpointError(
+                str(path), expected="the record of a run", got="other keys or values",
+                next_step="Take the file from a copy.", problems=problems,
+            ) from error  # fmt: skip
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run as its only writer inside the block.
+
+        Raises:
+            WriteError: another process is writing it.
+        """
+        with sole_writer(self.folder / LOCK, str(self.folder)):
+            yield
 
     def _require(self) -> None:
         if not self.exists:

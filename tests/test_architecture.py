@@ -87,8 +87,9 @@ def test_models_know_tensors_only():
 
 
 def test_the_trainer_reads_stores_through_the_public_interface():
-    """`featurecache.open_store` and the protocols; publishing is shared, so that checkpoints are as safe as shards."""
-    public = {"featurecache.store.protocols", "featurecache.store.publish"}
+    """`featurecache.open_store` and the protocols; publishing and leases are shared, so that runs are as safe."""
+    public = {"featurecache.store.protocols", "featurecache.store.publish", "featurecache.store.lease",
+              "featurecache.store.copying"}  # fmt: skip
     used = {
         other for name in GRAPH if name.startswith("fusion_train") for other in GRAPH[name]
         if other.startswith("featurecache.store")

@@ -27,12 +27,14 @@ from featurecache.similarity.space import NUM_FITTED, Space
 from featurecache.similarity.summaries import summarise
 from featurecache.store.copying import empty
 from featurecache.store.feature import StoredFeature
+from featurecache.store.lease import sole_writer
 from featurecache.store.protocols import Status
 from featurecache.store.publish import make_folder, replace_bytes
 from featurecache.store.records import Record
 
 INDEX_FORMAT = 1
 ENDING = ".similar"
+LOCK = ".writer"
 MAX_KEPT = 16_384
 """Up to so many clips the first pass keeps all summaries, fits the space to them and reads nothing twice."""
 READ_BYTES = 8 << 20
@@ -79,8 +81,12 @@ class FeatureIndex:
         Raises:
             StoreError: fewer than two clips, or clips that are all equal.
             CorruptStoreError: the store's bytes contradict their checksum.
-            WriteError: the disk is full; run again.
+            WriteError: the disk is full, run again; or another process is writing this index.
         """
+        with sole_writer(self.folder / LOCK, self.folder):
+            return self._update(progress)
+
+    def _update(self, progress: Progress) -> int:
         summaries: dict[int, np.ndarray] = {}
         if self.space is None or self._outgrown(self.space):
             shutil.rmtree(self._vectors, ignore_errors=True)

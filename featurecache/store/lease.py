@@ -1,26 +1,30 @@
-"""Who is working on a shard: a small file, locked by its holder and touched as the work goes on.
+"""Who is working on something: a small file, locked by its holder and touched as the work goes on.
 
-A dead holder's lock is gone, so its lease is free at once. A stopped or hung one keeps the lock; when it has not
-touched the file for a while, the file is put aside and the lease is taken anew. Leases only spare double work: what
-makes a takeover harmless is that a commit never replaces another.
+A dead holder's lock is gone, so its lease is free at once. Two uses differ in what happens to a holder that lives but
+does nothing. The lease of a shard is taken over when its file has not been touched for a while: leases of shards only
+spare double work, since a commit never replaces another. The writer of a run, a sweep, an index, an answer file or an
+export is never taken over (`sole_writer`), since a second one would mix its bytes with those of the first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache.store.publish import UNSUPPORTED
+from featurecache.errors import WriteError
+from featurecache.store.publish import UNSUPPORTED, make_folder, writing
 
 LEASE_S = 300.0
 RENEW_EVERY_S = 5.0
 
 
 class Lease:
-    """The right to write one shard, held until `release` or the end of the process."""
+    """The right to write one thing, held until `release` or the end of the process."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
@@ -71,6 +75,38 @@ class Lease:
                     os.unlink(self._path)
             os.close(self._fd)
             self._fd = -1
+
+
+@contextlib.contextmanager
+def sole_writer(file: Path, subject: str | Path) -> Iterator[None]:
+    """Hold `file` locked inside the block, as the only process that writes `subject`.
+
+    The file, and folders made for it that are still empty, are gone after the block; what a killed process leaves of
+    it is not locked and stops nobody.
+
+    Raises:
+        WriteError: another process holds it, or the file cannot be made.
+    """
+    with writing(file):
+        made = make_folder(file.parent, sync=False)
+        lease = Lease.take(file.parent, file.name, lease_s=math.inf)
+    if lease is None:
+        raise WriteError(
+            str(subject), expected="one process to write it", got="another one that is at work",
+            next_step="Wait for it, or name another place with --out.",
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        lease.release()
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def beside(path: Path) -> Path:
+    """Name of the lock file of a file or folder that is published whole, which cannot hold it itself."""
+    return path.with_name(f".{path.name}.writer")
 
 
 def _lock(fd: int) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from featurecache.clips import load_clips
-from featurecache.hashing import file_sha256
+from featurecache.clips import Clip
 from fusion_train.assemble import Workbench
-from fusion_train.data.pool import KeptClips, Pool
+from fusion_train.data.pool import ABOUT, Pool
 from fusion_train.data.prompts import encode_answer
 from fusion_train.data.samples import AnswerLimits, SampleStream, near_classes
 
@@ -18,12 +16,15 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
     """Samples of the training split, as the configuration draws them.
 
     Args:
-        kept: folder of a pool that is used if it was made from the same.
+        kept: folder of a pool that is used if it is there.
+
+    Raises:
+        CheckpointError: a damaged pool.
     """
     data = bench.config.data
     for notice in near_classes(bench.label_sets):
         say(notice)
-    pool = Pool.load(kept, _key(bench)) if kept is not None else None
+    pool = Pool.load(kept) if kept is not None else None
     return SampleStream(
         pool or bench.reader.usable(bench.clips.in_split(data.train_split), data.failed_clips),
         data.tasks,
@@ -41,20 +42,20 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
     )
 
 
-def keep_pool(stream: SampleStream, bench: Workbench, folder: Path) -> None:
-    """Keep the clips that are drawn from for the next start, unless they were kept before."""
-    if not isinstance(stream.pool.clips, KeptClips):
-        stream.pool.save(folder, _key(bench))
+def keep_pool(
+    stream: SampleStream,
+    folder: Path,
+    held_out: Sequence[Clip] = (),
+    summary: Sequence[str] = (),
+    *,
+    anew: bool = False,
+) -> None:
+    """Keep the clips that are drawn from for the next start, unless some are kept there.
 
-
-def _key(bench: Workbench) -> dict[str, Any]:
-    """What decides which clips can be drawn."""
-    data, file = bench.config.data, Path(bench.clips_file)
-    if not file.is_file():
-        load_clips(file)  # says what is wrong
-    beside = [file.parent / name for name in (*data.exclude, *data.corrections)]
-    return {
-        "data": data.model_dump(mode="json"),
-        "files": [file_sha256(path) for path in (file, *beside)],
-        "fingerprints": bench.reader.fingerprints,
-    }
+    Args:
+        held_out: clips of the evaluation split.
+        summary: lines about all of them that are said at every start.
+        anew: keep these in place of those that are kept there.
+    """
+    if anew or not (folder / ABOUT).is_file() or Pool.load(folder) is None:
+        stream.pool.save(folder, held_out, summary)

@@ -11,6 +11,7 @@ refused, never mixed. Several processes: see `processes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +19,12 @@ from typing import Any, Literal
 from featurecache.errors import suggest
 from featurecache.interrupt import Interrupted
 from featurecache.jsonl import dump_lines
+from featurecache.store.lease import beside, sole_writer
 from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError
-from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, row_of
+from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, refuse_not_finite, row_of
 from fusion_train.evaluation.lines import AppendedLines, read_lines
 from fusion_train.processes import this_process
 
@@ -104,8 +106,18 @@ def ask(
 
     Raises:
         DataError: answers by another run lie there.
+        DivergedError: what the model gives for a clip is not finite; the answers of all other clips are kept.
         Interrupted: `stop` said so; the same call goes on from there.
+        WriteError: another command is asking for the same file.
     """
+    state = this_process()
+    with sole_writer(beside(asking.path), asking.path) if state.is_main_process else nullcontext():
+        return _ask(asking, again, advance, stop)
+
+
+def _ask(
+    asking: Asking, again: bool, advance: Callable[[int, int], None], stop: Callable[[], bool]
+) -> list[dict[str, Any]]:
     state = this_process()
     if again and state.is_main_process:
         for path in [asking.path, *asking.parts()]:
@@ -138,11 +150,12 @@ def _answer_all(
 ) -> None:
     was_training = asking.bench.model.training
     asking.bench.model.eval()
-    answered = 0
+    answered, not_finite = 0, []
     with AppendedLines(asking.path.with_suffix(f"{PART}{rank}.jsonl")) as lines:
         for group in groups(samples, asking.batch_size):
-            given = answer(asking.bench, group, generate=asking.how == "generate")
-            lines.append(_row(asking, sample, each) for sample, each in zip(group, given, strict=True))
+            pairs = list(zip(group, answer(asking.bench, group, generate=asking.how == "generate"), strict=True))
+            lines.append(_row(asking, sample, row) for sample, row in pairs if row is not None)
+            not_finite += [sample.clip.id for sample, row in pairs if row is None]
             answered += len(group)
             advance(answered, len(samples))
             if stop() and answered < len(samples):
@@ -150,6 +163,7 @@ def _answer_all(
                     f"{asking.path}: {answered} of {len(samples)} answered. Run the same command to go on."
                 )
     asking.bench.model.train(was_training)
+    refuse_not_finite(str(asking.path), not_finite, len(samples))
 
 
 def _row(asking: Asking, sample: Sample, answered: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompts import Task, encode_answer, find_task
 from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets
-from fusion_train.errors import DataError
+from fusion_train.errors import DataError, DivergedError
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
@@ -69,16 +70,22 @@ def evaluate(
 
     Raises:
         DataError: no clip of these has an answer to the task, or an unknown modality.
+        DivergedError: what the model gives for a clip is not finite; every such clip is named.
     """
     task = find_task(task_name)
     samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, modalities))
     was_training = bench.model.training
     bench.model.eval()
     predictions: list[dict[str, Any]] = []
+    not_finite: list[str] = []
     for group in groups(samples, batch_size):
         for sample, answered in zip(group, answer(bench, group), strict=True):
-            predictions.append(row_of(sample) | answered | {"reference": sample.answer})
+            if answered is None:
+                not_finite.append(sample.clip.id)
+            else:
+                predictions.append(row_of(sample) | answered | {"reference": sample.answer})
     bench.model.train(was_training)
+    refuse_not_finite(f'task "{task_name}"', not_finite, len(samples))
     predictions.sort(key=lambda row: row["id"])
     return Evaluation(task_name, predictions, classified(task, predictions))
 
@@ -157,21 +164,34 @@ def groups(samples: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]
             yield alike[start : start + batch_size]
 
 
-def answer(bench: Workbench, samples: Sequence[Sample], *, generate: bool = False) -> Iterator[dict[str, Any]]:
+def refuse_not_finite(subject: str, clip_ids: Sequence[str], count: int) -> None:
+    """Raise DivergedError that names the clips, out of `count`, for which the model gave NaN or infinity."""
+    if clip_ids:
+        every = len(clip_ids) == count
+        raise DivergedError(
+            subject, expected="finite scores for every clip", got=f"NaN or infinity for {len(clip_ids)} of {count}",
+            next_step="The weights are at fault: take an earlier checkpoint and a lower optim.lr. Clips:" if every else
+            "Compute in a wider dtype (model.llm_dtype=bfloat16 or float32), or leave these clips out (data.exclude):",
+            problems=list(clip_ids),
+        )  # fmt: skip
+
+
+def answer(bench: Workbench, samples: Sequence[Sample], *, generate: bool = False) -> Iterator[dict[str, Any] | None]:
     """Answer samples of one task and one set of labels, in their order.
 
     Args:
         generate: write an answer also where one could be chosen among labels.
 
     Yields:
-        `prediction`, `prompt_sha256`, and `probabilities` by label where one was chosen.
+        `prediction`, `prompt_sha256`, and `probabilities` by label where one was chosen; None for a clip for which the
+        model gave NaN or infinity.
     """
     task, labels = samples[0].task, samples[0].labels
     device = bench.device
     hashes = [{"prompt_sha256": prompt_hash(bench, sample)} for sample in samples]
     if isinstance(bench.collator, ProbeCollator):
         for prompt, row in zip(hashes, bench.collator.probabilities(bench.model, samples), strict=True):
-            yield _chosen(labels, row) | prompt
+            yield _chosen(labels, row, prompt)
         return
     shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
     prompts = [bench.collator.prompt_ids(sample, here) for sample, here in zip(samples, shown, strict=True)]
@@ -181,19 +201,25 @@ def answer(bench: Workbench, samples: Sequence[Sample], *, generate: bool = Fals
         label_ids = [encode_answer(bench.tokenizer, label) for label in labels]
         scores = label_log_probabilities(bench.model, prompts, features, present.to(device), label_ids)
         for prompt, row in zip(hashes, scores.softmax(dim=1).tolist(), strict=True):
-            yield _chosen(labels, row) | prompt
+            yield _chosen(labels, row, prompt)
         return
     texts = greedy_text(
         bench.model, prompts, features, present.to(device),
         max_new_tokens=MAX_NEW_TOKENS, eos_token_id=bench.tokenizer.eos_token_id,
     )  # fmt: skip
     for prompt, ids in zip(hashes, texts, strict=True):
-        yield {"prediction": bench.tokenizer.decode(ids, skip_special_tokens=True).strip()} | prompt
+        if ids is None:
+            yield None
+        else:
+            yield {"prediction": bench.tokenizer.decode(ids, skip_special_tokens=True).strip()} | prompt
 
 
-def _chosen(labels: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
+def _chosen(labels: Sequence[str], probabilities: Sequence[float], prompt: dict[str, Any]) -> dict[str, Any] | None:
+    if not all(map(math.isfinite, probabilities)):
+        return None
     best = labels[max(range(len(labels)), key=probabilities.__getitem__)]
-    return {"prediction": best, "probabilities": dict(zip(labels, (round(p, 6) for p in probabilities), strict=True))}
+    rounded = dict(zip(labels, (round(p, 6) for p in probabilities), strict=True))
+    return {"prediction": best, "probabilities": rounded} | prompt
 
 
 def prompt_hash(bench: Workbench, sample: Sample) -> str:

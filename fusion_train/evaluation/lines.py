@@ -1,20 +1,20 @@
 """JSON lines that are only ever appended: each batch is on the disk before the next one is asked for.
 
 A process that is killed leaves whole lines and at most one torn one at the end, which the next one cuts off before it
-adds to them. A lock (flock) keeps two processes from writing one file. This module knows nothing of what the lines say.
+adds to them. One process writes a file at a time (`sole_writer`). This module knows nothing of what the lines say.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import WriteError
 from featurecache.jsonl import dump_lines, require_objects
 from featurecache.machine import sync
+from featurecache.store.lease import beside, sole_writer
 from featurecache.store.publish import make_folder, replace_bytes, sync_folder, writing
 from fusion_train.errors import DataError
 
@@ -25,9 +25,12 @@ class AppendedLines:
     def __init__(self, path: Path) -> None:
         """Open or create it; raises WriteError where another process is writing it."""
         self.path, self._whole = path, False
-        with writing(path):
-            make_folder(path.parent)
-            self._open()
+        with ExitStack() as held:
+            held.enter_context(sole_writer(beside(path), path))
+            with writing(path):
+                make_folder(path.parent)
+                self._open()
+            self._held = held.pop_all()
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows; they are on the disk when this returns."""
@@ -51,20 +54,13 @@ class AppendedLines:
     def _open(self) -> None:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         sync_folder(self.path.parent)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise WriteError(
-                str(self.path), expected="one process to write it", got="another one that is at work",
-                next_step="Wait for it, or name another file with --out.",
-            ) from None  # fmt: skip
 
     def __enter__(self) -> AppendedLines:
         return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._fd)
+        self._held.close()
 
 
 def read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ bfloat16). KL divergence is in nats a token; the worst token of the worst clip c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from featurecache.spec import Spec
 from featurecache.store.publish import replace_bytes
+from fusion_train.documents import write_document
 
 FORMAT = 1
 JSON_NAME, PAGE_NAME = "certificate.json", "CERTIFICATE.md"
@@ -153,7 +153,7 @@ def write_certificate(folder: Path, about: Mapping[str, Any], figures: Sequence[
         "figures": [asdict(figure) | {"passed": figure.passed} for figure in figures],
         "clips": list(rows),
     }
-    replace_bytes(folder / JSON_NAME, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    write_document(folder / JSON_NAME, document)
     replace_bytes(folder / PAGE_NAME, page(document).encode())
 
 

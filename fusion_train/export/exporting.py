@@ -24,6 +24,7 @@ from featurecache.clips import load_clips
 from featurecache.encoders import Encoder, View
 from featurecache.encoders.network import resolve_device
 from featurecache.spec import Spec
+from featurecache.store.lease import beside, sole_writer
 from featurecache.store.publish import make_folder, publish_folder
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble
@@ -85,8 +86,16 @@ def export_run(
         FingerprintError: the encoders, or the media, are not those that made the features.
         ExportError: `out` holds something, or the run cannot be exported.
         ParityError: a bound does not hold; `out` is there, with its certificate.
+        WriteError: another process is writing `out`.
     """
     refuse_occupied(out)
+    with sole_writer(beside(out), out):
+        return _export_run(run, out, weights, sources, say)
+
+
+def _export_run(
+    run: Run, out: Path, weights: Mapping[str, str], sources: Sources, say: Callable[[str], None]
+) -> list[Figure]:
     bench, step = open_bench(run, sources)
     attached = attach_encoders(bench.reader.specs, weights)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from featurecache.hashing import file_sha256
+from fusion_train.documents import read_document
 from fusion_train.errors import ExportError
 from fusion_train.export.certificate import JSON_NAME, PAGE_NAME
+
+WRITE_ONE = "Write one with python tools/export_e2e.py --run RUN --out DIR."
+
+
+class _CertifiedRun(TypedDict):
+    name: str
+    step: int
+
+
+class _Certificate(TypedDict):
+    """What is read of a certificate; it holds more."""
+
+    passed: bool
+    files: dict[str, str]
+    run: _CertifiedRun
+    where: dict[str, Any]
+    split: str
+    asked: int
+    dtype: Literal["float32", "float16", "bfloat16"]
+    figures: list[dict[str, Any]]
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -22,16 +45,20 @@ def read_certificate(out: Path) -> dict[str, Any]:
     """Read an exported folder's certificate.
 
     Raises:
-        ExportError: there is none.
+        ExportError: there is none, it is damaged, or it lacks what a certificate says.
     """
+    if not (out / JSON_NAME).is_file():
+        raise ExportError(str(out), expected=f"an exported folder with {JSON_NAME}", got="none", next_step=WRITE_ONE)
+    document = read_document(out / JSON_NAME, ExportError, "the certificate of an exported folder", WRITE_ONE)
     try:
-        certificate = json.loads((out / JSON_NAME).read_text(encoding="utf-8"))
-        return {"files": certificate["files"], **certificate}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        TypeAdapter(_Certificate).validate_python(document)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise ExportError(
-            str(out), expected=f"an exported folder with {JSON_NAME}", got=_said(error),
-            next_step="Write one with python tools/export_e2e.py --run RUN --out DIR.",
+            str(out / JSON_NAME), expected="the certificate of an exported folder", got="other keys or values",
+            next_step=WRITE_ONE, problems=problems,
         ) from error  # fmt: skip
+    return document
 
 
 def refuse_changed_files(out: Path, certificate: Mapping[str, Any]) -> None:
@@ -44,7 +71,3 @@ def refuse_changed_files(out: Path, certificate: Mapping[str, Any]) -> None:
         raise ExportError(str(out), expected="the files that its certificate is about",
                           got=f"{len(problems)} that differ", next_step="Export the run again.",
                           problems=problems)  # fmt: skip
-
-
-def _said(error: Exception) -> str:
-    return "none" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from fusion_train.models.emotion_llama import EmotionLlama
 
@@ -101,8 +102,12 @@ def greedy_text(
     *,
     max_new_tokens: int,
     eos_token_id: int,
-) -> list[list[int]]:
-    """Greedy decoding; returns the new token ids of each clip, without the end-of-sequence token."""
+) -> list[list[int] | None]:
+    """Greedy decoding; returns the new token ids of each clip, without the end-of-sequence token.
+
+    None stands for a clip for which the model gave logits that are no numbers.
+    """
+    watch = NotFinite(eos_token_id)
     ids, mask = pad_left(prompts, present.device)
     out = model.llm.generate(
         inputs_embeds=model.embed(ids, features, present),
@@ -111,5 +116,32 @@ def greedy_text(
         do_sample=False,
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
+        logits_processor=LogitsProcessorList([watch]),
     )
-    return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in out.tolist()]
+    return [
+        None if wrong else row[: row.index(eos_token_id)] if eos_token_id in row else row
+        for row, wrong in zip(out.tolist(), watch.rows, strict=True)
+    ]
+
+
+class NotFinite(LogitsProcessor):
+    """Watches greedy decoding for logits that are NaN or plus infinity, of which the largest says nothing.
+
+    `rows` holds, after `generate`, whether each of the B rows had such before its end-of-sequence token.
+    """
+
+    def __init__(self, eos_token_id: int) -> None:
+        self._eos = eos_token_id
+        self._rows: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L) ids so far and (B, V) logits -> the same logits."""
+        wrong = (scores.isnan() | scores.isposinf()).any(dim=-1)
+        if input_ids.shape[1]:
+            wrong &= input_ids[:, -1] != self._eos
+        self._rows = wrong if self._rows is None else self._rows | wrong
+        return scores
+
+    @property
+    def rows(self) -> list[bool]:
+        return [] if self._rows is None else self._rows.tolist()

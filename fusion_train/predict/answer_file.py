@@ -10,6 +10,7 @@ was cut off. A file of another model or question is refused. No time and no path
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,12 @@ class AnswerFile:
         self.done: set[str] = set()
         if path.is_file():
             self._kept()  # refuses before anything is touched
-        self._lines = AppendedLines(path)
-        kept, dropped = self._kept()
-        if dropped:
-            self._lines.rewrite(kept)
+        with ExitStack() as opened:
+            self._lines = opened.enter_context(AppendedLines(path))
+            kept, dropped = self._kept()
+            if dropped:
+                self._lines.rewrite(kept)
+            opened.pop_all()
 
     def write(self, answer: Answer) -> None:
         """Add an answer; it is on the disk when this returns."""

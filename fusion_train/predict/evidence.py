@@ -70,7 +70,8 @@ def gather_evidence(
         fewer = model.leave_out(modality, **prompt)
         rows = model.label_probabilities(opened.processor.label_ids(labels), **fewer, features=features).tolist()
         for row in shown:
-            without[row][modality] = dict(zip(labels, rows[row], strict=True))
+            if all(map(math.isfinite, rows[row])):
+                without[row][modality] = dict(zip(labels, rows[row], strict=True))
     return [
         Evidence(clip.views, _by_modality(weights, row, modalities, clip), without[row], _sound(opened, clip),
                  model.emotion_llama.fusion_tokens)

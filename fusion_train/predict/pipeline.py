@@ -6,6 +6,7 @@ the rate is that of the slowest. A bad clip becomes an answer with an error in i
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,12 +16,15 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from featurecache.clips import Clip, ClipList
 from featurecache.durations import stated_duration_s
 from featurecache.errors import FeatureCacheError, MediaError
 from featurecache.machine import usable_cores
 from featurecache.progress import duration
+from fusion_train.errors import DivergedError
+from fusion_train.models.answering import NotFinite
 from fusion_train.predict.evidence import Evidence, gather_evidence
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.question import Question
@@ -213,19 +217,33 @@ def _answer(
     model, processor, labels = opened.model, opened.processor, batch.labels
     closed = question.closed(labels)
     probabilities: list[list[float]] = [[] for _ in batch.clips]
+    watch = NotFinite(processor.tokenizer.eos_token_id)
     with timing_answers(model.emotion_llama.llm, timings):
         if closed:
             ids = processor.label_ids(labels)
             probabilities = model.label_probabilities(ids, **prompt, features=features).tolist()
             texts = [labels[max(range(len(labels)), key=row.__getitem__)] for row in probabilities]
+            wrong = [not all(map(math.isfinite, row)) for row in probabilities]
         else:
-            tokens = model.generate(**prompt, features=features, max_new_tokens=question.max_new_tokens)
-            texts = processor.answers(tokens)
+            tokens = model.generate(
+                **prompt, features=features, max_new_tokens=question.max_new_tokens,
+                logits_processor=LogitsProcessorList([watch]),
+            )  # fmt: skip
+            texts, wrong = processor.answers(tokens), watch.rows
     found: Sequence[Evidence | None] = [None] * len(batch.clips)
     if look:
         found = gather_evidence(opened, [prepared for _, prepared in batch.clips], prompt, features,
                                 labels if closed else ())  # fmt: skip
     return [
+        Answer(clip, error=_not_finite(clip)) if bad else
         Answer(clip, text, dict(zip(labels, row, strict=True)) if closed else {}, tuple(prepared.inputs), evidence)
-        for (clip, prepared), text, row, evidence in zip(batch.clips, texts, probabilities, found, strict=True)
-    ]
+        for (clip, prepared), text, row, evidence, bad in zip(
+            batch.clips, texts, probabilities, found, wrong, strict=True)
+    ]  # fmt: skip
+
+
+def _not_finite(clip: Clip) -> DivergedError:
+    return DivergedError(
+        f'clip "{clip.id}"', expected="finite scores", got="NaN or infinity",
+        next_step="Export the run with a wider --dtype (bfloat16 or float32).",
+    )  # fmt: skip

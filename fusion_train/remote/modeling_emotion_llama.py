@@ -15,6 +15,7 @@ Shapes: B clips, L tokens, M modalities in use, C labels, V vocabulary, K tokens
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, rebuild_encoder
+from fusion_train.remote.parity_notice import parity_notice
 
+logger = logging.getLogger(__name__)
 PASSED_ON = (
     "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_no_split_modules", "_skip_keys_device_placement",
     "_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing",
@@ -94,12 +97,16 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load strictly: transformers would fill missing weights with random numbers.
 
+        Where the folder's certificate says that a bound did not hold, that is logged as a warning.
+
         Args:
             base, encoder_weights: for a folder of the adapter-only form, see `adapter.assemble_adapter`.
 
         Raises:
             WeightsError: weights missing, unexpected or of another shape.
         """
+        if args and (notice := parity_notice(args[0])):
+            logger.warning(notice)
         wanted = kwargs.pop("output_loading_info", False)
         places = {name: kwargs.pop(name, None) for name in ("base", "encoder_weights")}
         if args and is_adapter_folder(args[0]):

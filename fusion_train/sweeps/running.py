@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.progress import duration
+from featurecache.store.lease import sole_writer
 from featurecache.store.publish import make_folder, replace_bytes
-from fusion_train.run import Run, relative
+from fusion_train.run import LOCK, Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
 from fusion_train.sweeps.check import told_before
 from fusion_train.sweeps.companies import companies, shares_base
@@ -73,11 +74,12 @@ def run_sweep(
     Raises:
         ConfigError: the budget has no room for one seed, or a device is not there.
         DataError: a variant cannot run; nothing was started.
+        WriteError: another process is running this sweep.
         Interrupted: stopped on request; the same command goes on.
     """
     work = Work(store, clips, out, sweep.task, sweep.split, str(initial.folder) if initial else None,
                 sweep.trials[0].config.optim.precision)  # fmt: skip
-    with open_crew(work, say) as crew:
+    with sole_writer(out / LOCK, out), open_crew(work, say) as crew:
         costs = crew.check(sweep)
         return _run(Running(sweep, _table(sweep, clips, out, retry), costs, crew, say))
 

@@ -20,12 +20,13 @@ from fusion_train.evaluation.evaluate import (
     groups,
     hidden_of,
     questions,
+    refuse_not_finite,
     row_of,
     with_answers,
 )
 from fusion_train.models.company import AnsweringTogether, Company
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.training.held_out import HeldOut
+from fusion_train.training.held_out import HeldOut, not_finite_clips
 
 
 def evaluate_together(
@@ -38,12 +39,15 @@ def evaluate_together(
     samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, None))
     asking = replace(bench, model=AnsweringTogether(company, members))
     rows: list[list[dict[str, Any]]] = [[] for _ in members]
+    not_finite: list[str] = []
     for group in groups(samples, EVAL_BATCH_SIZE):
         answers = list(answer(asking, [*group] * count))
         for number, mine in enumerate(rows):
             own = answers[number * len(group) : (number + 1) * len(group)]
+            not_finite += [sample.clip.id for sample, answered in zip(group, own, strict=True) if answered is None]
             mine += [row_of(sample) | answered | {"reference": sample.answer}
-                     for sample, answered in zip(group, own, strict=True)]  # fmt: skip
+                     for sample, answered in zip(group, own, strict=True) if answered is not None]  # fmt: skip
+    refuse_not_finite(f'task "{task_name}"', not_finite, len(samples) * count)
     for mine in rows:
         mine.sort(key=lambda row: row["id"])
     return [Evaluation(task_name, mine, classified(task, mine)) for mine in rows]
@@ -77,6 +81,8 @@ def _losses(held_out: HeldOut, company: Company, count: int) -> list[float]:
     totals, tokens = [0.0] * count, 0
     for batch in held_out.batches():
         outputs = company.forward(batch.to(held_out.bench.device).tensors())
+        for number, output in enumerate(outputs):
+            refuse_not_finite(f"held-out loss of trial {number + 1}", not_finite_clips(batch, output.sample_losses), 0)
         totals = [total + float(output.loss_sum) for total, output in zip(totals, outputs, strict=True)]
         tokens += batch.num_supervised
     return [total / tokens for total in totals]

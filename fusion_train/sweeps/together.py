@@ -40,14 +40,16 @@ from fusion_train.training.averaging import Averaged
 from fusion_train.training.continuing import (
     make_record,
     refuse_other_configuration,
+    refuse_other_pool,
     resume,
     save_checkpoint,
     start_from,
 )
 from fusion_train.training.devices import make_accelerator, peak_flops, place
 from fusion_train.training.diverged import keep_for_replay
-from fusion_train.training.held_out import HeldOut
+from fusion_train.training.held_out import HeldOut, summarise
 from fusion_train.training.journal import Journal
+from fusion_train.training.list_changes import check_lists
 from fusion_train.training.memory_budget import Budget, choose_budget
 from fusion_train.training.optimizer import gradient_norms, make_optimizer, set_learning_rates
 from fusion_train.training.tally import Tally
@@ -136,15 +138,23 @@ def train_together(
     budget = choose_budget(first.config, first.model, next(llm.parameters()).device)
     # Recomputed activations would draw their dropout again from whoever's turn it is.
     company = Company(llm, [bench.model for bench in benches], stacked=False if budget.checkpointing else None)
+    for each in asked:
+        if each.run.exists:
+            check_lists(each.run, each.run.record(), first, say=say)
     stream = make_stream(first, say, kept=asked[0].run.pool if asked[0].run.exists else None)
     rows = budget.tokens // len(benches) if company.stacked else budget.tokens
     feed = Feed(first.config, stream, first.collator, num_processes=1, process=0, budget=max(rows, 1))
     held_out = HeldOut(first) if first.config.data.eval_split is not None else None
+    summary = summarise(first, stream, held_out)
     with ExitStack() as open_journals:
-        members = [_join(each, bench, store, clips, budget, open_journals)
+        for each in asked:
+            open_journals.enter_context(each.run.writing())
+            refuse_other_pool(each.run, each.run.record() if each.run.exists else None, stream.pool)
+            keep_pool(stream, each.run.pool, held_out.split if held_out else (), summary, anew=not each.run.exists)
+        members = [_join(each, bench, store, clips, budget, stream.pool.sha256, open_journals)
                    for each, bench in zip(asked, benches, strict=True)]  # fmt: skip
-        for member in members:
-            keep_pool(stream, first, member.asked.run.pool)
+        for line in summary:
+            say(line)
         ends = [min(member.config.optim.steps, until or member.config.optim.steps) for member in members]
         start, end = min(member.start for member in members), max(ends)
         say(f"{len(members)} together from step {start} to {end}: {', '.join(each.run.name for each in asked)}")
@@ -214,7 +224,9 @@ def _beside(first: Workbench, asked: Asked, base: SharedBase) -> Workbench:
     return replace(first, config=config, model=build_model(config, llm, first.reader.shapes))
 
 
-def _join(asked: Asked, bench: Workbench, store: str, clips: str, budget: Budget, journals: ExitStack) -> Member:
+def _join(
+    asked: Asked, bench: Workbench, store: str, clips: str, budget: Budget, pool_sha256: str, journals: ExitStack
+) -> Member:
     run, config = asked.run, asked.config
     accelerator = make_accelerator(config.optim)
     known = run.record() if run.exists else None
@@ -223,7 +235,7 @@ def _join(asked: Asked, bench: Workbench, store: str, clips: str, budget: Budget
         initial = Run(absolute(known.initial["run"], run.folder))
     loaded = start_from(initial, run, bench.model, known) if initial else None
     if known is None:
-        run.create(config, make_record(bench, store, clips, run, loaded))
+        run.create(config, replace(make_record(bench, store, clips, run, loaded), pool_sha256=pool_sha256))
     place(bench.model, config, accelerator, budget)
     optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
     averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None

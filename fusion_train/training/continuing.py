@@ -13,10 +13,12 @@ from torch import nn
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench
 from fusion_train.config import Config
+from fusion_train.data.pool import Pool
 from fusion_train.errors import CheckpointError
 from fusion_train.models.probe import Probe
 from fusion_train.run import Run, RunRecord, relative
 from fusion_train.training.averaging import Averaged
+from fusion_train.training.list_changes import list_hashes
 
 
 def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def make_record(bench: Workbench, store: str, clips: str, run: Run, initial: Map
         shapes=bench.reader.shapes,
         label_sets=bench.label_sets,
         initial=initial,
+        lists=list_hashes(bench.config, clips),
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
     )
 
@@ -66,6 +69,16 @@ def refuse_other_configuration(run: Run, config: Config) -> None:
         )  # fmt: skip
 
 
+def refuse_other_pool(run: Run, known: RunRecord | None, pool: Pool) -> None:
+    """Raise CheckpointError where the clips that would be drawn are not those that the run began with."""
+    if known is not None and known.pool_sha256 not in (None, pool.sha256):
+        raise CheckpointError(
+            str(run.pool), expected=f"the clips that the run began with, sha256 {(known.pool_sha256 or '')[:12]}…",
+            got=f"others, {pool.sha256[:12]}…",
+            next_step="Take the pool, the clip list and the store from a copy, or start another run with --out.",
+        )  # fmt: skip
+
+
 def resume(
     run: Run,
     model: nn.Module,
@@ -74,11 +87,20 @@ def resume(
     accelerator: Accelerator,
     known: RunRecord | None,
 ) -> int:
-    """Restore the newest checkpoint; returns the number of steps done."""
+    """Restore the newest checkpoint; returns the number of steps done.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or one trained on other features than the run.
+    """
     folders = checkpoint.published(run.checkpoints) if known else []
     if not folders:
         return 0
     state = checkpoint.read_state(folders[-1])
+    if known is not None and dict(state.fingerprints) != dict(known.fingerprints):
+        raise CheckpointError(
+            str(folders[-1]), expected=f"a checkpoint of {run.folder}", got="one trained on other features",
+            next_step=f"Delete {folders[-1].name}; the run then resumes from the checkpoint before it.",
+        )  # fmt: skip
     checkpoint.load_model(folders[-1], model)
     checkpoint.load_optimizer(folders[-1], model, optimizer.optimizer)
     if averaged is not None:

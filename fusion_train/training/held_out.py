@@ -1,23 +1,31 @@
 """Scores on the held-out split while training: loss a token, and the accuracy of every task with one label.
 
 The same questions are asked every time: one a clip, drawn as in training, with nothing hidden beyond the task. Where
-the split is large, `data.eval_clips` of its clips are asked, always the same ones.
+the split is large, `data.eval_clips` of its clips are asked, always the same ones. A clip whose label no training clip
+has cannot be answered rightly and is left out, with a notice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from featurecache.clips import ClipList
+from featurecache.clips import Clip, ClipList
 from fusion_train.assemble import Workbench
-from fusion_train.data.prompts import encode_answer
-from fusion_train.data.samples import AnswerLimits, SampleStream
-from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, closed_tasks, evaluate
+from fusion_train.data.prompts import encode_answer, find_task
+from fusion_train.data.samples import AnswerLimits, SampleStream, answer_of, closed_set
+from fusion_train.errors import DataError
+from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, closed_tasks, evaluate, refuse_not_finite
+from fusion_train.models.probe import Probe
 from fusion_train.seeding import generator
+
+MAX_CLASSES = 20
+"""Labels named in a line of class counts."""
 
 
 class HeldOut:
@@ -28,9 +36,11 @@ class HeldOut:
 
         Raises:
             ClipListError, MissingFeatureError: no such split, or clips without features.
+            DataError: training has the label of none of them.
         """
         data, seed = bench.config.data, bench.config.seed
-        clips = bench.clips.in_split(data.eval_split or "")
+        self.split = bench.clips.in_split(data.eval_split or "")
+        clips, self.notices = _with_known_labels(bench, self.split)
         if data.eval_clips is not None and data.eval_clips < len(clips):
             chosen = generator(seed, "held-out clips").permutation(len(clips))[: data.eval_clips]
             clips = ClipList([clips[int(place)] for place in sorted(chosen)])
@@ -69,16 +79,90 @@ class HeldOut:
         model, device = self.bench.model, self.bench.device
         was_training = model.training
         model.eval()
-        total, tokens = 0.0, 0
+        total, tokens, not_finite = 0.0, 0, []
         for batch in self.batches():
-            total += float(model(**batch.to(device).tensors()).loss_sum)
+            output = model(**batch.to(device).tensors())
+            not_finite += not_finite_clips(batch, output.sample_losses)
+            total += float(output.loss_sum)
             tokens += batch.num_supervised
         model.train(was_training)
+        refuse_not_finite("held-out loss", not_finite, len(self._stream))
         return total / tokens
 
 
+def not_finite_clips(batch: Any, sample_losses: torch.Tensor) -> list[str]:
+    """Clips of a batch whose loss is NaN or infinite."""
+    finite = sample_losses.isfinite().tolist()
+    return [clip_id for clip_id, sound in zip(batch.clip_ids, finite, strict=True) if not sound]
+
+
+def _with_known_labels(bench: Workbench, clips: ClipList) -> tuple[ClipList, list[str]]:
+    """Clips without those whose label training lacks, and a notice about these.
+
+    A language model is asked about a dataset that training lacks all the same; a probe has no classes for it.
+    """
+    tasks = [task for task in map(find_task, bench.config.data.tasks) if task.answer == "label"]
+    unknown: Counter[str] = Counter()
+    kept: list[Clip] = []
+    for clip in clips:
+        foreign = ""
+        for task in tasks:
+            known, label = closed_set(bench.label_sets, clip, task), answer_of(clip, task)
+            if label is not None and label not in known and (known or isinstance(bench.model, Probe)):
+                foreign = f"{task.name} {label}" + ("" if known or not clip.dataset else f" of {clip.dataset}")
+        unknown.update([foreign] if foreign else [])
+        kept += [] if foreign else [clip]
+    if not unknown:
+        return clips, []
+    named = ", ".join(f"{label} ({count})" for label, count in sorted(unknown.items()))
+    split = f'split "{bench.config.data.eval_split}"'
+    if not kept:
+        raise DataError(
+            split, expected="clips with labels that training clips have", got=f"only {named}",
+            next_step="Add such clips to the training split, or set data.eval_split=null.",
+        )  # fmt: skip
+    left_out = f"{len(clips) - len(kept)} of {len(clips)} clips are not scored"
+    return ClipList(kept), [f"{split}: {left_out}, since no training clip has their label: {named}"]
+
+
+def summarise(bench: Workbench, stream: SampleStream, held_out: HeldOut | None) -> list[str]:
+    """What is said of the clips before every training: notices about held-out ones, classes by split."""
+    data = bench.config.data
+    splits: dict[str, Iterable[Clip]] = {data.train_split: stream.pool.clips}
+    if held_out is not None:
+        splits[data.eval_split or ""] = held_out.split
+    return [*(held_out.notices if held_out is not None else ()), *class_counts(bench, splits)]
+
+
+def class_counts(bench: Workbench, splits: Mapping[str, Iterable[Clip]]) -> list[str]:
+    """One line for every label task in use and split: how many clips have each label, the most frequent first."""
+    tasks = dict.fromkeys(find_task(name).label_key for name in bench.config.data.tasks)
+    lines = []
+    for task in tasks:
+        counted = {split: _labels(clips, task) for split, clips in splits.items()}
+        for split, counts in counted.items():
+            if any(counted.values()):
+                named = ", ".join(f"{label} {count}" for label, count in counts.most_common(MAX_CLASSES))
+                more = f", and {len(counts) - MAX_CLASSES} more labels" if len(counts) > MAX_CLASSES else ""
+                lines.append(f"{split}, {task}: {named or 'no label'}{more}")
+    return lines
+
+
+def _labels(clips: Iterable[Clip], task: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for clip in clips:
+        value = clip.labels.get(task)
+        counts.update(map(str, value) if isinstance(value, list | tuple) else [] if value is None else [str(value)])
+    return Counter(dict(sorted(counts.items())))
+
+
 def overall(scores: dict[str, float]) -> float | None:
-    """What picks the best checkpoint: mean accuracy, or the negative loss where no task has one label a clip."""
+    """What picks the best checkpoint: mean accuracy, or the negative loss where no task has one label a clip.
+
+    NaN is no score.
+    """
+    if not all(map(math.isfinite, scores.values())):
+        return None
     accuracies = [value for name, value in scores.items() if name.startswith("accuracy/")]
     if accuracies:
         return sum(accuracies) / len(accuracies)

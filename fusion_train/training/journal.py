@@ -8,7 +8,8 @@ A line every `log.every` steps, averages over them:
     data_wait_share                              share of the time in which the model waited for data
     missing/MODALITY · hidden/MODALITY           samples whose clip lacks it, or was not shown with it
 and a line a scoring: accuracy/TASK · eval_loss.
-A resumed run drops the lines written after its checkpoint, so that every step stands once.
+A resumed run drops the lines written after its checkpoint, so that every step stands once. How a line is written and
+checked: `metric_lines`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featurecache.jsonl import dump_lines, read_objects
 from featurecache.store.publish import replace_bytes
 from fusion_train.config import LogConfig
+from fusion_train.errors import CheckpointError
+from fusion_train.metric_lines import MetricLines, metric_line, read_metrics
 from fusion_train.training.held_out import overall
 from fusion_train.training.tally import Counts
 from fusion_train.training.trackers import open_sinks
@@ -55,16 +57,16 @@ class Journal:
 
     def __enter__(self) -> Journal:
         path = self._folder / "metrics.jsonl"
-        before = path.read_bytes() if path.is_file() else b""
-        rows = [row for _, row in read_objects(path, torn=True)] if before else []
-        kept = [row for row in rows if isinstance(row, dict) and _step(row) <= self._start]
-        for row in kept:
-            self._remember(row["step"], row)
+        found = read_metrics(path)
+        self._refuse_lost_scores(path, found)
+        kept = [place for place, row in enumerate(found.rows) if row["step"] <= self._start]
+        for place in kept:
+            self._remember(int(found.rows[place]["step"]), found.rows[place])
         if self._enabled:
-            if len(kept) != len(rows) or not before.endswith(b"\n"):
-                replace_bytes(path, dump_lines(kept))
+            if len(kept) != len(found.lines) or found.torn or found.damaged:
+                replace_bytes(path, "".join(f"{found.lines[place]}\n" for place in kept).encode())
             self._sinks = open_sinks(self._folder, self._start, self._log, self._about)
-            self._file = path.open("ab")
+            self._file = path.open("a", encoding="utf-8")
         self._since = time.perf_counter()
         return self
 
@@ -73,6 +75,18 @@ class Journal:
             self._file.close()
         for sink in self._sinks:
             sink.close()
+
+    def _refuse_lost_scores(self, path: Path, found: MetricLines) -> None:
+        """Raise CheckpointError where a damaged line may hold scores, which decide when and with what a run ends.
+
+        One after the checkpoint is dropped like all lines there.
+        """
+        lost = [number for number, step_before in found.damaged.items() if step_before <= self._start]
+        if lost:
+            raise CheckpointError(
+                str(path), expected="sound lines up to the checkpoint", got=f"damage on line {lost[0]}",
+                next_step="Take the file from a copy, or delete the damaged lines: the run then goes on without them.",
+            )  # fmt: skip
 
     def due(self, step: int) -> bool:
         """Whether a line is written after this many steps."""
@@ -135,8 +149,7 @@ class Journal:
         return max(scores[-patience:]) <= max(scores[:-patience])
 
     def _remember(self, step: int, row: Mapping[str, Any]) -> None:
-        scores = {name: float(value) for name, value in row.items()
-                  if name.startswith(("accuracy/", "eval_loss")) and value is not None}  # fmt: skip
+        scores = {name: float(value) for name, value in row.items() if name.startswith(("accuracy/", "eval_loss"))}
         if scores:
             self._rows[step] = scores
 
@@ -144,13 +157,7 @@ class Journal:
         if not self._enabled:
             return
         rounded = {name: round(value, DIGITS) for name, value in values.items()}
-        self._file.write(dump_lines([{"step": step, **rounded}]))
+        self._file.write(metric_line(step, rounded) + "\n")
         self._file.flush()
         for sink in self._sinks:
             sink.write(step, rounded)
-
-
-def _step(row: Mapping[str, Any]) -> int:
-    """The step of a line; beyond every step where the line has none."""
-    step = row.get("step")
-    return step if isinstance(step, int) else 2**62

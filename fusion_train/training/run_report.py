@@ -17,6 +17,7 @@ from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.errors import DataError
 from fusion_train.evaluation.lines import read_lines
+from fusion_train.metric_lines import Row, read_metrics
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
 from fusion_train.run import Run
@@ -24,8 +25,6 @@ from fusion_train.run import Run
 SIZE_INCHES = (8.6, 3.0)
 SPEEDS = (("samples_per_s", "samples/s"), ("tokens_per_s", "tokens/s"),
           ("supervised_tokens_per_s", "supervised tokens/s"))  # fmt: skip
-
-Row = Mapping[str, float]
 
 
 def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
@@ -46,6 +45,11 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
             next_step=f"Go on: fusion-train resume {run.folder}; a line is written every {config.log.every} steps.",
         )  # fmt: skip
     page = Page(f"Run {run.name}", _lead(run, config, rows))
+    if lost := damage(run):
+        page.text(f"{Path(lost.partition(': ')[0]).name}: {lost.partition(': ')[2]}.", "warning")
+    if record.list_changes:
+        steps = ", ".join(str(change["step"]) for change in record.list_changes)
+        page.text(f"The clip list was changed during the run, at step {steps}.", "warning")
     page.side_by_side(_settings(config), _read(record))
     steps, scored = [row for row in rows if "loss" in row], [row for row in rows if "eval_loss" in row]
     page.heading("Loss")
@@ -82,8 +86,17 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
 
 
 def read_rows(run: Run) -> list[Row]:
-    """Lines of `metrics.jsonl`; one torn by a kill is left out."""
-    return run.metric_rows()
+    """Sound lines of `metrics.jsonl`."""
+    return list(run.metric_rows())
+
+
+def damage(run: Run) -> str | None:
+    """Say which lines of `metrics.jsonl` are damaged and not shown; None where all are sound."""
+    damaged = read_metrics(run.metrics).damaged
+    if not damaged:
+        return None
+    named = ", ".join(map(str, damaged)) if len(damaged) <= 5 else f"{len(damaged)} lines"
+    return f"{run.metrics}: damaged and not shown: line {named}"
 
 
 def _lead(run: Run, config: Config, rows: Sequence[Row]) -> str:
@@ -158,7 +171,11 @@ def _predictions(run: Run) -> Table | None:
     files = sorted(run.folder.glob("predictions-*.jsonl"))
     rows = []
     for path in files:
-        answers = read_lines(path)
+        try:
+            answers = read_lines(path)
+        except DataError:
+            rows.append([path.name, "damaged", None])
+            continue
         hits = sum(answer.get("prediction") == answer.get("reference") for answer in answers)
         rows.append([path.name, len(answers), hits / max(1, len(answers))])
     return Table(["file", "clips", "equal to the reference"], rows) if rows else None

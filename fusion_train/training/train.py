@@ -11,14 +11,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from accelerate import Accelerator
+
 from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.progress import show_progress
-from fusion_train.assemble import assemble
+from fusion_train import checkpoint
+from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import Config
 from fusion_train.data.feeding import Feed
+from fusion_train.data.pool import KeptClips
 from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import DivergedError
 from fusion_train.models.parts import learning_parameters
@@ -28,14 +33,16 @@ from fusion_train.training.averaging import Averaged
 from fusion_train.training.continuing import (
     make_record,
     refuse_other_configuration,
+    refuse_other_pool,
     resume,
     save_checkpoint,
     start_from,
 )
 from fusion_train.training.devices import device_name, make_accelerator, peak_flops, place
 from fusion_train.training.diverged import keep_for_replay
-from fusion_train.training.held_out import HeldOut
+from fusion_train.training.held_out import HeldOut, summarise
 from fusion_train.training.journal import Journal
+from fusion_train.training.list_changes import check_lists
 from fusion_train.training.memory_budget import advise, choose_budget, fitting
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.parallel import any_process
@@ -55,31 +62,51 @@ def train(
     initial: Run | None = None,
     say: Callable[[str], None] = print,
     stop: Callable[[], bool] = lambda: False,
+    clips_changed: bool = False,
 ) -> dict[str, Any]:
-    """Train a run, or resume it where it was; a finished run is returned as it is.
+    """Train a run, or resume it where it was; a finished run is checked and returned as it is.
 
     Args:
         store, clips: the feature store and the clip list.
         run: folder to train in.
         initial: start from this run's best trained weights.
         stop: asked after every step whether to save and stop there.
+        clips_changed: go on with a clip list that changed since the run began, and record that.
 
     Returns:
         The final scores and timings, as written to `finished.json`.
 
     Raises:
         ConfigError, DataError, StoreError, ModelError: before anything is written.
-        CheckpointError: the folder holds a run of another configuration.
-        DivergedError: the loss is not finite; the step is kept for `fusion-train replay`.
+        CheckpointError: the folder holds a run of another configuration, or damaged files.
+        WriteError: another process is training this run.
+        DivergedError: the loss is not finite, and the step is kept for `fusion-train replay`; or a score is not.
         DeviceMemoryError: a step does not fit into the device's memory.
         Interrupted: SIGINT, SIGTERM or `stop`; the run resumes from here.
     """
     refuse_other_configuration(run, config)
     if run.exists and run.finished:
+        for folder in checkpoint.published(run.checkpoints):
+            checkpoint.verify(folder)
         say(f"{run.folder}: already finished at step {run.result['step']}")
         return run.result
     refuse_missing_tracker(config.log)
     accelerator = make_accelerator(config.optim)
+    with run.writing() if accelerator.is_main_process else nullcontext():
+        return _train(config, accelerator, store, clips, run, initial, say, stop, clips_changed)
+
+
+def _train(
+    config: Config,
+    accelerator: Accelerator,
+    store: str,
+    clips: str,
+    run: Run,
+    initial: Run | None,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
+    clips_changed: bool,
+) -> dict[str, Any]:
     leads = accelerator.is_main_process
     if not leads:
         say = _nothing
@@ -88,24 +115,34 @@ def train(
         config, store, clips,
         fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,
     )  # fmt: skip
-    stream = make_stream(bench, say, kept=run.pool if known else None)
+    changed = check_lists(run, known, bench, accept=clips_changed, say=say) if known else None
+    stream = make_stream(bench, say, kept=run.pool if known and not changed else None)
     budget = choose_budget(config, bench.model, accelerator.device)
     feed = Feed(config, stream, bench.collator, num_processes=accelerator.num_processes,
                 process=accelerator.process_index, budget=budget.tokens)  # fmt: skip
     scored = config.data.eval_split is not None
-    held_out = HeldOut(bench) if scored and known is None else None  # a run that goes on has its list checked
+    fresh = not isinstance(stream.pool.clips, KeptClips)  # a run that goes on has kept what it found of its clips
+    held_out = HeldOut(bench) if scored and fresh else None
 
     if known is not None and known.initial is not None:
         initial = Run(absolute(known.initial["run"], run.folder))
     loaded = start_from(initial, run, bench.model, known) if initial else None
-    if known is None and leads:
-        run.create(config, make_record(bench, store, clips, run, loaded))
+    summary = summarise(bench, stream, held_out) if fresh else stream.pool.summary
     if leads:
-        keep_pool(stream, bench, run.pool)
+        refuse_other_pool(run, changed or known, stream.pool)
+        if fresh:
+            keep_pool(stream, run.pool, held_out.split if held_out else (), summary, anew=True)
+        record = changed or known or make_record(bench, store, clips, run, loaded)
+        if known is None:
+            run.create(config, replace(record, pool_sha256=stream.pool.sha256))
+        elif changed is not None:
+            run.keep(replace(record, pool_sha256=stream.pool.sha256))
     place(bench.model, config, accelerator, budget)
     optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
     averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
     start = resume(run, bench.model, optimizer, averaged, accelerator, known)
+    for line in summary:
+        say(line)
     say(f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
         f"{len(stream)} clips an epoch, {sum(p.numel() for p in learning_parameters(bench.model).values()):,} "
         f"trained parameters, on {device_name(accelerator)}")  # fmt: skip
@@ -142,9 +179,7 @@ def train(
             last, paused_since = done == config.optim.steps, time.perf_counter()
             if scored and (last or done % config.log.eval_every == 0):
                 held_out = held_out or HeldOut(bench)
-                averages = averaged.in_place() if averaged is not None else nullcontext()
-                with averages, fitting(f"scoring after step {done}", lambda: SCORE_LATER):
-                    scores = held_out.score()
+                scores = _score(held_out, run, bench, optimizer, averaged, accelerator, done)
                 journal.scores(done, scores)
                 say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
                 if journal.stalled() and not last:
@@ -162,12 +197,35 @@ def train(
                 break
             waiting_since = time.perf_counter()
             journal.paused(waiting_since - paused_since)
+        never_scored = start == config.optim.steps and not journal.scores_at(start)  # the last scoring failed
+        if scored and never_scored:
+            journal.scores(start, _score(HeldOut(bench), run, bench, optimizer, averaged, accelerator, start))
 
     result = {"step": done, "scores": journal.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
     if leads:
         run.finish(result)
     accelerator.wait_for_everyone()  # see processes.leave_at_exit
     return result
+
+
+def _score(
+    held_out: HeldOut, run: Run, bench: Workbench, optimizer: Any, averaged: Averaged | None, accelerator: Accelerator,
+    done: int,
+) -> dict[str, float]:  # fmt: skip
+    """Score the weights, or their average; sound weights that give no sound score are kept in a checkpoint.
+
+    Raises:
+        DivergedError: a score that is NaN or infinite; the clips are named.
+    """
+    averages = averaged.in_place() if averaged is not None else nullcontext()
+    try:
+        with averages, fitting(f"scoring after step {done}", lambda: SCORE_LATER):
+            return held_out.score()
+    except DivergedError:
+        sound = all(bool(p.isfinite().all()) for p in learning_parameters(bench.model).values())
+        if sound and accelerator.is_main_process and not checkpoint.step_folder(run.checkpoints, done).exists():
+            save_checkpoint(run, bench, optimizer, averaged, accelerator, done, None)
+        raise
 
 
 def _nothing(text: str) -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train import checkpoint
-from fusion_train.config import Config, validate
+from fusion_train.config import Config, parse_yaml, validate
 from fusion_train.errors import CheckpointError
 from fusion_train.run import Run
 
@@ -126,6 +125,8 @@ def draw_kills(steps: int, kills: int, every: int, seed: int) -> list[Kill]:
 def compare(first: Run, second: Run, kills: Sequence[int] = ()) -> Verification:
     """Compare the last checkpoints of two runs, tensor by tensor."""
     folders = [checkpoint.choose(run.checkpoints, "last") for run in (first, second)]
+    for folder in folders:
+        checkpoint.verify(folder)
     differing: list[str] = []
     count = 0
     for path in sorted(folders[0].glob("*.safetensors")):
@@ -206,5 +207,5 @@ if __name__ == "__main__":
     from fusion_train.training.train import train
 
     config_file, store, clips, out = sys.argv[1:]
-    settings = validate(yaml.safe_load(Path(config_file).read_text()), config_file)
+    settings = validate(parse_yaml(Path(config_file).read_bytes(), config_file), config_file)
     train(settings, store=store, clips=clips, run=Run(out), say=functools.partial(print, flush=True))

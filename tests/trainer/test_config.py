@@ -118,3 +118,53 @@ def test_a_mapping_that_only_one_configuration_has_is_one_difference():
 
 def test_a_mixture_can_be_switched_off():
     assert load_config(None, "perception", ["data.mixture=null"]).data.mixture is None
+
+
+ALIASES = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
+                     *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"extends: [a]", r"extends: expected the name of one file or shipped preset, got \['a'\]"),
+        (b"extends: ''", "expected the name of one file"),
+        (b"extends: " + b"a" * 5000, "no such file"),
+        (b"stages: 5", "stages: expected a mapping of settings, got 5"),
+        (b"stages: {perception: 5}", r"stages\.perception: expected a mapping of settings, got 5"),
+        (b"stages: {percption: {}}", 'Did you mean "perception"'),
+        (b"optim:\n\tlr: 1", "on line 2. Indent with spaces, not with tabs"),
+        (b"seed: 1\noptim: {lr: 1, lr: 2}", 'the key "lr" a second time on line 2'),
+        (b"seed: 1\nseed: 2", 'the key "seed" a second time on line 2'),
+        (b"yes: 1", "a key that is no text: 'yes'"),
+        (b"? [a]\n: 2", "a key that is no text"),
+        (b"data: &x {mixture: *x}", "an alias that holds itself on line 1"),
+        (ALIASES.encode(), "more than 100,000 values"),
+        ("seed: é".encode("latin-1"), "can't decode byte 0xe9"),
+        ("seed: 1".encode("utf-16"), "can't decode byte 0xff"),
+        (b"seed: " + b"9" * 5000, "expected YAML"),
+        (b"seed: !!bool x", "expected YAML"),
+        (b"seed: !!timestamp x", "expected YAML"),
+        (b"[" * 5000, "recursion"),
+        (b"optim: {lr: .nan}", r"optim\.lr: input should be a finite number, got nan"),
+        (b"optim: {lr: .inf}", r"optim\.lr: input should be a finite number, got inf"),
+    ],
+)
+def test_what_yaml_reads_oddly_is_refused_with_its_place(tmp_path, content, said):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        load_config(path, "perception")
+
+
+def test_aliases_merges_and_a_byte_order_mark_are_read(tmp_path):
+    path = tmp_path / "fine.yaml"
+    path.write_bytes(b"\xef\xbb\xbfoptim: &o {lr: 1e-3}\nseed: 3\nstages: {perception: {optim: {<<: *o, steps: 7}}}\n")
+    config = load_config(path, "perception")
+    assert (config.seed, config.optim.lr, config.optim.steps) == (3, 1e-3, 7)
+
+
+@pytest.mark.parametrize("text", ["seed=&x [*x]", "optim.lr=1e999", "seed=\udcff", "seed={a: 1, a: 2}"])
+def test_odd_overrides_are_refused(text):
+    with pytest.raises(ConfigError):
+        load_config(None, "perception", [text])

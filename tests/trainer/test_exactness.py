@@ -17,7 +17,7 @@ from fusion_train.cli import main
 from fusion_train.config import LogConfig
 from fusion_train.data.micro_batches import fixed, under_budget
 from fusion_train.data.pool import Pool
-from fusion_train.errors import DeviceMemoryError, DivergedError
+from fusion_train.errors import CheckpointError, DeviceMemoryError, DivergedError
 from fusion_train.run import Run
 from fusion_train.training.held_out import HeldOut
 from fusion_train.training.journal import Journal
@@ -154,7 +154,7 @@ def test_a_run_that_goes_on_reads_no_clip_list_and_draws_the_same(llama, materia
     assert equal(whole, parts)
 
 
-def test_a_pool_gives_back_its_clips_and_is_of_no_use_under_another_key(tmp_path):
+def test_a_pool_gives_back_its_clips_and_a_damaged_one_is_refused(tmp_path):
     clips = [
         Clip(id="a", text="zwei\nLinien", dataset="x", labels={"emotion": "sad"}, responses={"reason": "weil ü"}),
         Clip(id="b", dataset="y", labels={"multi-label": ["a", "b"]}, questions=(Question("vqa", "two", "How many?"),)),
@@ -162,14 +162,18 @@ def test_a_pool_gives_back_its_clips_and_is_of_no_use_under_another_key(tmp_path
     ]
     pool = Pool(clips, {"x": np.array([0]), "y": np.array([1]), "": np.array([2])},
                 {"x": ["emotion"], "y": ["vqa"], "": ["emotion"]})  # fmt: skip
-    pool.save(tmp_path, {"seed": 1, "files": ("f",)})
-    assert Pool.load(tmp_path, {"seed": 2, "files": ("f",)}) is None
-    again = Pool.load(tmp_path, {"seed": 1, "files": ("f",)})
+    pool.save(tmp_path, [clips[2]], ["train, emotion: sad 2"])
+    again = Pool.load(tmp_path)
     assert list(again.clips) == clips
     assert again.clips[1:] == clips[1:]
     assert {name: places.tolist() for name, places in again.places.items()} == {"x": [0], "y": [1], "": [2]}
     assert list(again.places) == list(pool.places)
     assert again.tasks == pool.tasks
+    assert again.sha256 == pool.sha256
+    assert again.summary == ["train, emotion: sad 2"]
+    (tmp_path / "clips.jsonl").write_bytes((tmp_path / "clips.jsonl").read_bytes().replace(b"sad", b"bad"))
+    with pytest.raises(CheckpointError, match=r"clips\.jsonl: expected sha256 .*, got other bytes"):
+        Pool.load(tmp_path)
 
 
 def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from toy import make_config
 from featurecache.errors import FingerprintError, MediaError, WeightsError
 from fusion_train.assemble import reassemble
 from fusion_train.data.prompts import encode_answer
+from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
 from fusion_train.export.exporting import Sources, export_run, verify_export
 from fusion_train.export.merge import merge_lora
@@ -214,7 +215,7 @@ def test_verify_catches_a_model_that_computes_something_else(exported, tmp_path,
     tensors["emotion_llama.projectors.video.bias"] += 0.05
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     certificate = json.loads((copy / "certificate.json").read_text())
-    (copy / "certificate.json").write_text(json.dumps(certificate | {"files": file_hashes(copy)}))
+    write_document(copy / "certificate.json", certificate | {"files": file_hashes(copy)})
     with pytest.raises(ParityError) as caught:
         verify_export(copy, say=lambda _: None)
     assert caught.value.exit_code == 1

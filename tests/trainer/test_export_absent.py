@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from fusion_train.assemble import reassemble
 from fusion_train.data.prompts import encode_answer, find_task
 from fusion_train.data.samples import Sample
+from fusion_train.documents import write_document
 from fusion_train.errors import ParityError
 from fusion_train.export.exporting import Sources, export_run, verify_export
 from fusion_train.export.integrity import file_hashes
@@ -109,7 +110,7 @@ def test_other_stand_ins_than_the_run_s_are_caught(seeing):
     tensors["stand_ins.image"] += 0.5
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     certificate = json.loads((copy / "certificate.json").read_text())
-    (copy / "certificate.json").write_text(json.dumps(certificate | {"files": file_hashes(copy)}))
+    write_document(copy / "certificate.json", certificate | {"files": file_hashes(copy)})
     with pytest.raises(ParityError) as caught:
         verify_export(copy, say=lambda _: None)
     assert any("stand-ins for absent modalities differ" in problem for problem in caught.value.problems)

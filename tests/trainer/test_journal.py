@@ -23,7 +23,9 @@ from fusion_train.training.tally import Counts, Tally
 
 
 def rows(run) -> list[dict[str, float]]:
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert all(row.pop("crc32c") for row in rows)
+    return rows
 
 
 def journal(config, folder, **log) -> Journal:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from featurecache.clips import Clip, ClipList
 from featurecache.errors import MediaError
 from featurecache.jsonl import require_objects
 from fusion_train.cli import main
-from fusion_train.errors import DataError
+from fusion_train.documents import write_document
+from fusion_train.errors import DataError, ExportError
+from fusion_train.export.integrity import read_certificate
 from fusion_train.models.attention import Attention
 from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.predict.clips import collect_clips
@@ -219,6 +222,31 @@ def test_what_a_hub_adds_is_no_change(exported, trained, tmp_path):
     assert open_model(copy, "cpu").identity
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [[], "passed", {"files": 5}, {"files": {"a": 1}}, {"run": "x"}, {"run": {}}, {"figures": None}, {"passed": None}],
+)
+def test_an_odd_certificate_is_refused_in_one_line(exported, trained, tmp_path, edit):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    certificate = json.loads((copy / "certificate.json").read_text())
+    del certificate["checksum"]
+    odd = certificate | edit if isinstance(edit, dict) else edit
+    (copy / "certificate.json").write_text(json.dumps(odd))
+    result = invoke("--model", copy, trained.video("v0"))
+    assert result.exit_code == 2
+    assert "certificate.json: expected the certificate of an exported folder" in result.stderr
+
+
+def test_no_flip_of_a_certificate_is_read_as_something_else(exported, tmp_path):
+    data, sound = (exported / "certificate.json").read_bytes(), read_certificate(exported)
+    for bit in range(0, 8 * len(data), max(1, 8 * len(data) // 150) | 1):
+        (tmp_path / "certificate.json").write_bytes(
+            data[: bit // 8] + bytes([data[bit // 8] ^ (1 << bit % 8)]) + data[bit // 8 + 1 :]
+        )
+        with suppress(ExportError):
+            assert read_certificate(tmp_path) == sound
+
+
 def test_no_code_of_the_folder_runs(exported, trained, tmp_path, monkeypatch):
     copy = shutil.copytree(exported, tmp_path / "copy")
     for path in copy.glob("*.py"):
@@ -226,7 +254,7 @@ def test_no_code_of_the_folder_runs(exported, trained, tmp_path, monkeypatch):
     certificate = json.loads((copy / "certificate.json").read_text())
     from fusion_train.export.integrity import file_hashes
 
-    (copy / "certificate.json").write_text(json.dumps(certificate | {"files": file_hashes(copy)}))
+    write_document(copy / "certificate.json", certificate | {"files": file_hashes(copy)})
     assert invoke("--model", copy, trained.video("v0")).exit_code == 0
 
 

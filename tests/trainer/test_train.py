@@ -21,6 +21,7 @@ from featurecache.errors import FingerprintError, MissingFeatureError
 from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.config import Config
+from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, ConfigError, DivergedError
 from fusion_train.run import Run, latest_finished
 from fusion_train.training.optimizer import learning_rate
@@ -156,7 +157,7 @@ def test_features_of_another_fingerprint_are_refused(config, material, tmp_path)
     (run.folder / "finished.json").unlink()
     record = json.loads((run.folder / "run.json").read_text())
     record["fingerprints"]["audio"] = "f" * 64
-    (run.folder / "run.json").write_text(json.dumps(record))
+    write_document(run.folder / "run.json", record)
     with pytest.raises(FingerprintError, match="ffffffffffff"):
         run_training(config, material, tmp_path / "run")
 

@@ -326,7 +326,7 @@ def _resume_and_tell(llm: str, store: str, clips: str, run: str) -> None:
     feed = Feed(config, stream, bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
     next(feed.steps(10**6 // BATCH, 10**6))
     ready_s = time.perf_counter() - began - sum(model_s)
-    keep_pool(stream, bench, Path(run))
+    keep_pool(stream, Path(run))
     print(json.dumps({"ready_s": round(ready_s, 2), "store_s": round(store_s, 2)}))
 
 

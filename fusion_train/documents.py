@@ -1,0 +1,81 @@
+"""JSON documents of runs and exports: strict JSON that carries a checksum of its own content.
+
+    {"checksum": "9f86d081…", "step": 4, …}     sha256 of the canonical JSON of all other keys
+
+A flipped bit, an edit by hand or a document cut short is refused when the document is read. A document without a
+checksum is read as it is: earlier releases wrote none, and whoever edits a document on purpose deletes that line.
+NaN and infinity are no JSON and are written as null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import FeatureCacheError
+from featurecache.jsonl import parse_object
+from featurecache.outside_text import json_text
+from featurecache.spec import canonical_json
+from featurecache.store.publish import replace_bytes
+
+CHECKSUM = "checksum"
+MAX_QUOTED = 200
+
+
+def document_bytes(values: Mapping[str, Any]) -> bytes:
+    """Return the file content of a document, with its checksum."""
+    plain = json.loads(json_text(values))  # tuples, numeric keys and NaN as they will be read
+    plain.pop(CHECKSUM, None)
+    return (json_text({CHECKSUM: checksum(plain), **plain}, indent=2) + "\n").encode()
+
+
+def write_document(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a document whole, in place of what was there.
+
+    Raises:
+        WriteError: the disk is full or refuses.
+    """
+    replace_bytes(path, document_bytes(values))
+
+
+def read_document(
+    path: Path, error: type[FeatureCacheError], expected: str, next_step: str | None = None
+) -> dict[str, Any]:
+    """Read a document and check it; the checksum itself is left out.
+
+    Args:
+        error: class to raise; `expected` and `next_step` are for its message.
+
+    Raises:
+        FeatureCacheError: `error`, for a file that is missing, no JSON object, or not as it was written.
+    """
+    try:
+        values = parse_object(path.read_bytes())
+    except FileNotFoundError:
+        raise error(str(path), expected=expected, got="no such file", next_step=next_step) from None
+    except (OSError, ValueError) as problem:
+        said = "damaged: " + " ".join(str(problem).split())[:MAX_QUOTED]
+        raise error(str(path), expected=expected, got=said, next_step=next_step) from problem
+    written = values.pop(CHECKSUM, None)
+    if written is not None and not _agrees(values, written):
+        kept = f'If the edit was meant, delete its line "{CHECKSUM}".'
+        raise error(
+            str(path), expected=f"{expected}, as it was written", got="other content: edited or damaged",
+            next_step=f"{next_step or 'Take the file from a copy.'} {kept}",
+        )  # fmt: skip
+    return values
+
+
+def _agrees(values: Any, written: Any) -> bool:
+    try:
+        return bool(checksum(values) == written)
+    except ValueError:  # NaN, which is never written
+        return False
+
+
+def checksum(values: Any) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(values).encode("utf-8", "surrogatepass")).hexdigest()

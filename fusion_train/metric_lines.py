@@ -1,0 +1,68 @@
+"""Lines of a run's `metrics.jsonl`: a step and numbers, with a checksum at the end of each line.
+
+    {"step": 10, "loss": 1.25, "lr": 0.0001, "crc32c": "1f2e3d4c"}     CRC-32C of the canonical JSON of all other keys
+
+A number that is NaN or infinite, such as the gradient norm of a step that the gradient scaler skipped, is null. A line
+that does not agree with its checksum is damaged: it is not shown, and its number is said. What follows the last line
+break was cut off by a kill and does not count. Lines of earlier releases have no checksum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+from featurecache.jsonl import parse_object
+from featurecache.outside_text import json_text
+from featurecache.spec import canonical_json
+
+CHECKSUM = "crc32c"
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MetricLines:
+    """What a file holds."""
+
+    rows: list[dict[str, float]]
+    """Step and finite numbers of each sound line."""
+    lines: list[str]
+    """The sound lines as they stand."""
+    damaged: dict[int, int]
+    """Number of each other line, from 1 -> step of the last sound line before it."""
+    torn: bool
+    """Whether the last line was cut off."""
+
+
+def metric_line(step: int, values: Mapping[str, float]) -> str:
+    """Return one line, without the line break."""
+    row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+    return json_text({**row, CHECKSUM: _checksum(row)})
+
+
+def read_metrics(path: Path) -> MetricLines:
+    """Read a file; an absent one holds nothing."""
+    *whole, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    found = MetricLines([], [], {}, bool(rest.strip()))
+    for number, line in enumerate(whole, start=1):
+        try:
+            row = parse_object(line)
+            written = row.pop(CHECKSUM, None)
+            finite = {name: value for name, value in row.items() if value is not None}
+            sound = written in (None, _checksum(row)) and all(type(value) in (int, float) for value in finite.values())
+            if not sound or type(row["step"]) is not int:
+                raise ValueError("another checksum")
+        except (ValueError, KeyError, TypeError):
+            found.damaged[number] = int(found.rows[-1]["step"]) if found.rows else 0
+            continue
+        found.rows.append({name: value for name, value in finite.items() if math.isfinite(value)})
+        found.lines.append(line.decode())
+    return found
+
+
+def _checksum(row: Mapping[str, float | None]) -> str:
+    return f"{google_crc32c.value(canonical_json(row).encode()):08x}"

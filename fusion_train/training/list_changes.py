@@ -1,0 +1,128 @@
+"""Whether the clip list of a run is still the one that the run began with, and which clips differ where it is not.
+
+A run records the sha256 of every file that decides what it trains on and is scored by: the clip list, exclusions,
+corrections, the tokens of an all-zero image. Where one of them changed, the clips that the run kept are compared with
+those that it would draw and score now. Another list is refused, unless --clips-changed accepts it; then it is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from featurecache.clips import load_clips
+from featurecache.hashing import file_sha256
+from fusion_train import checkpoint
+from fusion_train.assemble import Workbench
+from fusion_train.config import Config
+from fusion_train.data.pool import ABOUT, CLIPS, HELD_OUT, Pool, kept_rows, rows_of
+from fusion_train.data.streams import make_stream
+from fusion_train.documents import read_document
+from fusion_train.errors import CheckpointError, DataError
+from fusion_train.run import Run, RunRecord
+
+CLIP_LIST = "clips"
+"""Name of the clip list among the files."""
+
+
+def list_hashes(config: Config, clips: str | Path) -> dict[str, str]:
+    """Return the sha256 of the clip list and of the files laid over it, by their names in the configuration.
+
+    Raises:
+        ClipListError: one of them is not there.
+    """
+    files = {CLIP_LIST: Path(clips)}
+    files |= {name: Path(clips).parent / name for name in (*config.data.exclude, *config.data.corrections)}
+    if (zero_image := config.features.zero_image) is not None and config.features.absent == "visible":
+        files[zero_image] = Path(zero_image) if Path(zero_image).is_file() else Path(clips).parent / zero_image
+    for path in files.values():
+        if not path.is_file():
+            load_clips(path)  # says what is wrong
+    return {name: file_sha256(path) for name, path in files.items()}
+
+
+def check_lists(
+    run: Run, known: RunRecord, bench: Workbench, *, accept: bool = False, say: Callable[[str], None] = print
+) -> RunRecord | None:
+    """Compare the lists of a run that goes on with those it began with.
+
+    Args:
+        accept: go on with other clips.
+
+    Returns:
+        The record to keep, with the change in it, where other clips are accepted; else None.
+
+    Raises:
+        DataError: the lists changed in what this run trains on or is scored by; every clip that differs is named.
+    """
+    now = list_hashes(bench.config, bench.clips_file)
+    before = known.lists or _of_earlier_release(run, bench.config)
+    names = [name for name, digest in before.items() if now.get(name) != digest]
+    if not names:
+        return None
+    changed = ", ".join(bench.clips_file if name == CLIP_LIST else name for name in names)
+    differing = differing_clips(run, known, bench)
+    if not differing:
+        say(f"{changed}: changed since {run.folder} began, but not in the clips that it trains on and is scored by")
+        return None
+    if not accept:
+        raise DataError(
+            changed, expected=f"the clips that {run.folder} began with", got=f"{len(differing)} differences",
+            next_step=f"Take the file from a copy, start another run with --out, or accept it: fusion-train resume "
+            f"{run.folder} --clips-changed.", problems=differing,
+        )  # fmt: skip
+    folders = checkpoint.published(run.checkpoints)
+    step = checkpoint.read_state(folders[-1]).step if folders else 0
+    say(f"{changed}: {len(differing)} differences to what {run.folder} began with; accepted from step {step} on")
+    change = {"step": step, "before": dict(before), "differences": len(differing)}
+    return replace(known, lists=now, pool_sha256=None, list_changes=[*known.list_changes, change])
+
+
+def _of_earlier_release(run: Run, config: Config) -> dict[str, str]:
+    """Hashes that a run begun by an earlier release kept with its pool; none where it kept none."""
+    if not (run.pool / ABOUT).is_file():
+        return {}
+    files = read_document(run.pool / ABOUT, CheckpointError, "the pool of a run").get("key", {}).get("files", [])
+    return dict(zip((CLIP_LIST, *config.data.exclude, *config.data.corrections), files, strict=False))
+
+
+def differing_clips(run: Run, known: RunRecord, bench: Workbench) -> list[str]:
+    """One line for every clip that is drawn or scored otherwise than when the run began."""
+    data = bench.config.data
+    pool = Pool.load(run.pool)
+    if pool is None or pool.sha256 != known.pool_sha256:
+        return [f"{data.train_split}: cannot be compared clip by clip, since the run kept no clips"]
+    drawn = make_stream(bench, lambda text: None).pool.clips
+    lines = _differences(data.train_split, kept_rows(run.pool, CLIPS), rows_of(drawn))
+    if data.eval_split is not None:
+        scored = rows_of(bench.clips.in_split(data.eval_split))
+        lines += _differences(data.eval_split, kept_rows(run.pool, HELD_OUT), scored)
+    return lines
+
+
+def _differences(split: str, before: Sequence[dict[str, Any]], after: Iterable[dict[str, Any]]) -> list[str]:
+    old, new = ({row["id"]: row for row in rows} for rows in (before, after))
+    lines = [f"{split}: {clip_id} is gone" for clip_id in old if clip_id not in new]
+    lines += [f"{split}: {clip_id} is new" for clip_id in new if clip_id not in old]
+    for clip_id in old.keys() & new.keys():
+        was, now = _flat(old[clip_id]), _flat(new[clip_id])
+        lines += [
+            f"{split}: {clip_id}: {key} is {now.get(key)!r}, was {was.get(key)!r}"
+            for key in sorted(was.keys() | now.keys())
+            if was.get(key) != now.get(key)
+        ]
+    if not lines and list(old) != list(new):
+        lines.append(f"{split}: the clips stand in another order")
+    return sorted(lines)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
