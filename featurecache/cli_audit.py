@@ -45,10 +45,13 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     if given["decisions"] is not None:
         _corrections(given["decisions"], listed, given["corrections"])
         return
+    from featurecache.durations import differences_in_words, length_differences
     from featurecache.similarity.audit import audit as run
 
     found = run(ready(featurecache.open_store(store), features), listed, label)
     _print_audit(found)
+    for line in (*listed.notices, *differences_in_words(length_differences(listed))):
+        click.echo(line)
     if given["out"] is None:
         click.echo("--out audit writes a sheet to review them on.")
         return

@@ -18,6 +18,8 @@ from featurecache.progress import duration, show_progress
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.protocols import Status
 
+MAX_NOTICES = 10
+
 if TYPE_CHECKING:
     from featurecache.engines import Work
     from featurecache.forecast import Forecast
@@ -201,6 +203,10 @@ def _print_summary(summary: Summary) -> None:
     for name, tally in summary.by_feature.items():
         for reason, count in tally.reasons.most_common():
             click.echo(f"{name}: {count} failed: {reason}")
+    for clip_id, notice in list(summary.notices.items())[:MAX_NOTICES]:
+        click.echo(f"notice: {clip_id}: {notice}")
+    if len(summary.notices) > MAX_NOTICES:
+        click.echo(f"notice: … and {len(summary.notices) - MAX_NOTICES} more; `--json` has them all")
     if summary.num_clips:
         times = Table("part", "seconds", "of", "share")
         for part in summary.parts():
@@ -219,6 +225,7 @@ def _print_summary(summary: Summary) -> None:
 
 
 def _print_forecast(found: Forecast) -> None:
+    from featurecache.durations import differences_in_words
     from featurecache.estimate import total_bytes
 
     table = Table("feature", "tokens", "bytes a clip", "clips", "there already", "to write")
@@ -236,6 +243,8 @@ def _print_forecast(found: Forecast) -> None:
         click.echo(f"{opened}: {len(found.unreadable)} would fail{in_all}")
     for reason, ids in found.reasons().items():
         click.echo(f"  {len(ids)} × {reason}: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}")
+    for line in (*found.notices, *differences_in_words(found.lengths)):
+        click.echo(line)
     if found.seconds is not None:
         trial = f"{found.clips_per_s:.2f} clips/s in a trial of {found.trial_clips} clips here"
         click.echo(

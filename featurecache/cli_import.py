@@ -97,6 +97,8 @@ def _describe(importer: Importer) -> None:
 
 
 def _print(summary: ImportSummary) -> None:
+    from featurecache.durations import differences_in_words
+
     splits = summary.splits
     table = Table("split", "clips", "media missing", "in the tables")
     for split in splits:
@@ -123,6 +125,8 @@ def _print(summary: ImportSummary) -> None:
             click.echo(f"  … and {len(summary.missing) - SHOWN_EXAMPLES} more")
     for note in summary.notes:
         click.echo(f"note: {note}")
+    for line in differences_in_words(summary.lengths):
+        click.echo(line)
     click.echo(f"{_number(sum(summary.by_split.values()), 'clip')} in {summary.path}")
     if summary.media_root is not None:
         click.echo(

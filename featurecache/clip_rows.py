@@ -15,7 +15,7 @@ from featurecache.csv_rows import read_csv
 from featurecache.errors import ClipListError
 
 NESTED_KEYS = ("labels", "responses", "crop")
-NUMBER_KEYS = ("peak_frame", "start_s", "end_s")
+NUMBER_KEYS = ("peak_frame", "start_s", "end_s", "duration_s")
 SCORE_SUFFIX = "_score"
 """A label of such a name is a number: `labels.sentiment_score`."""
 

@@ -5,7 +5,7 @@ One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
     {"id": "a1", "video": "clips/a1.mp4", "text": "I see.", "split": "train", "dataset": "demo",
      "labels": {"emotion": "happy", "sentiment_score": 1.8}, "responses": {"reason": "…"},
      "questions": [{"task": "vqa", "question": "…", "answer": "…"}], "speaker": "Ann", "dialogue": "7",
-     "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "crop": {"right": 0.5}}
+     "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "duration_s": 2.0, "crop": {"right": 0.5}}
 
 `id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. A label
 is a string, a list of strings or, under a name that ends in `_score`, a number; null and NaN are no label. Every
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -27,6 +27,7 @@ from featurecache.crop import Crop, parse_crop
 from featurecache.errors import ClipListError, suggest
 from featurecache.jsonl import read_objects
 from featurecache.outside_text import shown
+from featurecache.unicode_names import spelt_otherwise
 
 MEDIA_KINDS = ("video", "audio", "image")
 MAX_ID_BYTES = 255
@@ -73,6 +74,8 @@ class Clip:
     """Index of the frame of strongest expression among the decoded frames of the clip."""
     start_s: float | None = None
     end_s: float | None = None
+    duration_s: float | None = None
+    """How long the dataset's table says that the clip is; files of quite another length are named."""
     crop: Crop | None = None
     """The part of every picture that this clip is about."""
 
@@ -80,8 +83,10 @@ class Clip:
 class ClipList(Sequence[Clip]):
     """Clips in list order, also found by id."""
 
-    def __init__(self, clips: Iterable[Clip]) -> None:
+    def __init__(self, clips: Iterable[Clip], notices: Iterable[str] = ()) -> None:
         self._clips = list(clips)
+        self.notices = list(notices)
+        """What a person should know of the list, a line each."""
         self._by_id = {clip.id: clip for clip in self._clips}
         if len(self._by_id) != len(self._clips):
             seen: set[str] = set()
@@ -180,7 +185,23 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
         )
     if not clips:
         raise ClipListError(str(path), expected="at least one clip", got="an empty list")
-    return ClipList(clips)
+    return with_media_found(clips)
+
+
+def with_media_found(clips: Iterable[Clip]) -> ClipList:
+    """Return the clips with media whose names are spelt in another Unicode form, and a notice of them."""
+    found: list[Clip] = []
+    respelt: list[str] = []
+    for clip in clips:
+        names = {kind: path for kind in MEDIA_KINDS if (path := getattr(clip, kind)) and not str(path).isascii()}
+        others = {kind: other for kind, path in names.items() if not path.exists() and (other := spelt_otherwise(path))}
+        respelt += [clip.id] if others else []
+        found.append(replace(clip, **others) if others else clip)
+    notices = [
+        f"media of {len(respelt)} clip{'s' if len(respelt) > 1 else ''} found whose names are spelt in another Unicode"
+        f" form (as macOS does): {', '.join(respelt[:3])}{', …' if len(respelt) > 3 else ''}"
+    ]  # fmt: skip
+    return ClipList(found, notices if respelt else ())
 
 
 _KEYS = [f.name for f in fields(Clip)]
@@ -318,7 +339,7 @@ def _path_problem(kind: str, value: Any) -> str:
 
 def _time_problems(row: dict[str, Any], values: dict[str, Any]) -> list[str]:
     problems = []
-    for key in ("start_s", "end_s"):
+    for key in ("start_s", "end_s", "duration_s"):
         value = row.get(key)
         if value is not None and (not _is_number(value) or value < 0):
             problems.append(f"{key}: expected seconds from 0, got {shown(value)}")

@@ -185,6 +185,8 @@ def _clips_behind(encoders: Mapping[str, Encoder], sharing: Mapping[str, str], l
 
 def _count(summary: Summary, prepared: PreparedClip) -> None:
     summary.num_clips += 1
+    if prepared.notices:
+        summary.notices[prepared.clip.id] = "; ".join(prepared.notices)
     summary.hash_s += prepared.hash_s
     summary.decode_s += prepared.decode_s
     summary.preprocess_s += prepared.preprocess_s

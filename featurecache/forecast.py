@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips import ClipList
+from featurecache.durations import length_differences
 from featurecache.engines import Work
 from featurecache.estimate import Estimate, estimate, free_bytes
 from featurecache.extract import extract
@@ -39,6 +40,10 @@ class Forecast:
     headers_read: int = 0
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Why a clip's files cannot be opened, by clip id."""
+    lengths: Mapping[str, str] = field(default_factory=dict)
+    """How the length of a clip's file differs from what the list says, by clip id; of those whose files were opened."""
+    notices: Sequence[str] = ()
+    """Of the clip list."""
     trial_clips: int = 0
     clips_per_s: float = 0.0
     """0 without a trial."""
@@ -84,6 +89,7 @@ class Forecast:
             "free_bytes": self.free_bytes,
             "headers_read": self.headers_read,
             "unreadable": dict(self.unreadable),
+            "lengths": dict(self.lengths),
             "expected_failures": self.expected_failures,
             "trial_clips": self.trial_clips,
             "clips_per_s": round(self.clips_per_s, 4) or None,
@@ -110,14 +116,16 @@ def forecast(
     """
     clips = work.load_clips()
     estimates = estimate(work.features, len(clips), held, stored_dtype=work.stored_dtype)
-    unreadable = _read_headers(_spread(clips, headers), advance) if headers else {}
+    opened = _spread(clips, headers)
+    unreadable = _read_headers(opened, advance) if headers else {}
+    lengths = length_differences(clip for clip in opened if clip.id not in unreadable)
     readable = ClipList(clip for clip in clips if clip.id not in unreadable)
     trial_clips, clips_per_s, bottleneck = 0, 0.0, None
     if calibrate and len(readable):
         trial_clips, clips_per_s, bottleneck = _trial(work, devices, readable, calibrate)
     return Forecast(
         estimates, len(clips), free_bytes(work.store), min(headers, len(clips)), unreadable,
-        trial_clips, clips_per_s, bottleneck,
+        lengths, clips.notices, trial_clips, clips_per_s, bottleneck,
     )  # fmt: skip
 
 

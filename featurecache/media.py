@@ -49,11 +49,16 @@ def decode(clip: Clip, views: Sequence[View]) -> list[Decoded]:
 
 
 def decode_each(
-    clip: Clip, views: Sequence[View], limit_s: float | None = None, memory: Reservation | None = None
+    clip: Clip,
+    views: Sequence[View],
+    limit_s: float | None = None,
+    memory: Reservation | None = None,
+    notices: list[str] | None = None,
 ) -> list[Decoded | MediaError]:
     """As `decode`, with the error of a view in its place, so that a bad sound track leaves the frames usable.
 
     A file that takes longer than `limit_s` is an error. Frames take their memory from `memory`.
+    What a person should know of a clip that is usable is added to `notices`.
     """
     results: dict[View, Decoded | MediaError] = {}
     from_file: dict[tuple[Path, str], list[View]] = {}
@@ -68,6 +73,8 @@ def decode_each(
     for (path, kind), wanted in from_file.items():
         recording = Recording(clip, path, kind, limit_s, memory)
         decoded = _caught(clip, path, kind, lambda recording=recording, wanted=wanted: recording.decode(wanted))
+        if notices is not None and recording.notice:
+            notices.append(recording.notice)
         results.update(dict.fromkeys(wanted, decoded) if isinstance(decoded, MediaError) else decoded)
     if clip.crop is not None:
         for view, result in results.items():

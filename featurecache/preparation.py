@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,6 +49,8 @@ class PreparedClip:
     hash_s: float
     decode_s: float
     preprocess_s: float
+    notices: Sequence[str] = ()
+    """What a person should know of it although it is usable."""
 
     @property
     def input_bytes(self) -> int:
@@ -80,7 +82,8 @@ def _prepare(
 ) -> PreparedClip:
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
-    decoded = _attempt(lambda: decode_each(clip, views, limit_s, memory))
+    notices: list[str] = []
+    decoded = _attempt(lambda: decode_each(clip, views, limit_s, memory, notices))
     decoded_at = time.perf_counter()
     sources = {view: _attempt(lambda view=view: clip_source(clip, view)) for view in dict.fromkeys(views)}
     hashed_at = time.perf_counter()
@@ -100,7 +103,7 @@ def _prepare(
             valid = _num_valid(name, encoder, view)
         results[name] = _prepared("" if isinstance(source, Exception) else source, result, valid)
     ended = time.perf_counter()
-    return PreparedClip(clip, results, hashed_at - decoded_at, decoded_at - began, ended - hashed_at)
+    return PreparedClip(clip, results, hashed_at - decoded_at, decoded_at - began, ended - hashed_at, notices)
 
 
 Job = tuple[Clip, Mapping[str, Encoder]]

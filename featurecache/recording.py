@@ -33,6 +33,7 @@ from featurecache.waveform import WaveformCollector
 
 MAX_PACKETS = 5_000_000  # 46 hours of 30 frames/s; a hostile index may promise any number
 AUDIO_SLACK_S = 1.0  # packets may be out of order, and decoders swallow the first ones
+BEYOND_S = 0.5  # an end_s so much beyond the file is said
 SEEK_FROM_S = 8.0  # a clip that starts later in its file is sought
 PREROLL_S = 2.0  # sound decoders need some packets before the first one wanted
 CODEC_THREADS = 1  # decode workers fill the cores; a second thread costs a tenth more processor time a clip
@@ -71,6 +72,8 @@ class Recording:
         self._end_s = float("inf") if clip.end_s is None else clip.end_s
         self._whole = clip.start_s is None and clip.end_s is None
         self._seek = self._sought = self._start_s >= SEEK_FROM_S
+        self.notice = ""
+        """What a person should know of the clip beside its frames and sound."""
         self._longest_s = 0.0
         self._skipped = False
 
@@ -194,10 +197,22 @@ class Recording:
             if self._seek and not (exact and ("video" not in tracks or tracks["video"].by_time)):
                 self._seek = False  # this container cannot seek exactly: read it from its beginning
                 return self._scan(want_video, want_audio)
+            self.notice = self._shortened(streams, tracks, origin_s)
             for kind, track in tracks.items():
                 if not track.dts or track.dts[-1] < track.end:
                     count_missing(streams[kind], track, promised[kind], self.path)
             return tracks
+
+    def _shortened(self, streams, tracks: dict[str, Track], origin_s: float) -> str:  # type: ignore[no-untyped-def]
+        """Say that the file ends well before `end_s`; nothing of one whose times do not say where it ends."""
+        read_through = all(track.dts and max(track.dts) < track.end for track in tracks.values())
+        ends_s = [track.last_end_s(streams[kind].time_base) for kind, track in tracks.items()]
+        if self.clip.end_s is None or not read_through or None in ends_s:
+            return ""
+        end_s = max(ends_s) - origin_s  # type: ignore[type-var]
+        if self.clip.end_s - end_s <= BEYOND_S or self._start_s >= end_s:
+            return ""
+        return f"end_s is {self.clip.end_s:.2f} s, its {self.kind} file ends at {end_s:.2f} s"
 
     def _track(self, time_base, origin_s: float) -> Track:  # type: ignore[no-untyped-def]
         # Without a start every frame counts, also one before the container's stated beginning.

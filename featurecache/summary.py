@@ -77,6 +77,8 @@ class Summary:
     """Of all features' inputs together, the most that one clip had."""
     max_clips_held: int = 0
     """Clips that were in memory at once, at most; together with `input_bytes`, the bound of memory."""
+    notices: dict[str, str] = field(default_factory=dict)
+    """What a person should know of a clip although it has tokens, by clip id."""
     left: int = 0
     """Clips that are still to be done, by other ranks or other runs at work now."""
 
@@ -127,6 +129,7 @@ class Summary:
             "forwards": self.num_forwards,
             "memory_bound_bytes": self.input_bytes * self.max_clips_held,
             "left": self.left,
+            "notices": self.notices,
             "features": {name: {"ok": tally.ok, "failed": tally.failed, "absent": tally.absent,
                                 "earlier": sum(tally.earlier.values()), "reasons": dict(tally.reasons)}
                          for name, tally in self.by_feature.items()},
@@ -140,6 +143,7 @@ def merged(summaries: Sequence[Summary]) -> Summary:
         for field_name in SUMS:
             setattr(whole, field_name, getattr(whole, field_name) + getattr(each, field_name))
         whole.input_bytes = max(whole.input_bytes, each.input_bytes)
+        whole.notices |= each.notices
         whole.wall_s = max(whole.wall_s, each.wall_s)
     return whole
 

@@ -75,6 +75,14 @@ class Track:
                 group.append(pts)
         return doubtful
 
+    def last_end_s(self, time_base: Fraction) -> float | None:
+        """Return when the last packet read ends, where that is known."""
+        times = [time for time in self.pts if time is not None] or self.dts
+        if not times:
+            return None
+        packet = (max(times) - min(times)) / (len(times) - 1) if len(times) > 1 else 0
+        return float((max(times) + packet) * time_base)
+
     def shown(self) -> list[int]:
         """Return the times of all frames in display order; empty where the file has none or they go back."""
         if self.by_time:

@@ -21,6 +21,8 @@ def run(
 ) -> Summary:
     """Extract here; devices share the batches, one named twice runs two at a time. Raises what `extract` raises."""
     clips = work.load_clips()
+    for notice in clips.notices:
+        notify(notice)
     encoders, *replicas = work.open_encoders(devices)
     for encoder in encoders.values():
         for notice in getattr(encoder, "notices", ()):

@@ -1,7 +1,8 @@
 """What is the same for every importer: check what is asked, read, look for the media, write the list, sum up.
 
-Nothing is copied, downloaded or decoded. A clip whose media file is not there is left out and named in the summary,
-unless it is to be kept (features extracted elsewhere need no media).
+Nothing is copied, downloaded or decoded; headers are read of clips whose table says how long they are. A clip whose
+media file is not there is left out and named in the summary, unless it is to be kept (features extracted elsewhere need
+no media).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featurecache.clip_writing import write_clips
-from featurecache.clips import MEDIA_KINDS, Clip
+from featurecache.clips import MEDIA_KINDS, Clip, with_media_found
+from featurecache.durations import length_differences
 from featurecache.errors import ClipListError, DatasetError, suggest
 from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import Findings
@@ -56,6 +58,8 @@ class ImportSummary:
     kept_missing: bool = False
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lengths: Mapping[str, str] = field(default_factory=dict)
+    """How the length of a clip's file differs from what its table says, by clip id."""
     published: Mapping[str, int] = field(default_factory=dict)
     published_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -103,6 +107,8 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
         asked = f" of split {', '.join(request.splits)}" if request.splits else ""
         raise DatasetError(str(request.source), expected=f"clips{asked}", got="none", problems=reasons)
     clips = _each_once(clips, request.source, findings, lenient=target.lenient)
+    listed = with_media_found(clips)
+    clips = list(listed)
     present, missing = _look_for_media(clips)
     if not present and not target.keep_missing:
         raise DatasetError(
@@ -116,7 +122,8 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
     _write(named, target, media_root)
     summary = ImportSummary(importer, target.path, media_root, missing=missing, kept_missing=target.keep_missing)
     summary.read.update(clip.split or "" for clip in clips)
-    summary.left_out, summary.notes = findings.left_out, findings.notes
+    summary.left_out, summary.notes = findings.left_out, [*findings.notes, *listed.notices]
+    summary.lengths = length_differences(named)
     summary.published = dict(importer.published) | findings.published
     summary.published_labels = dict(importer.published_labels) | findings.published_labels
     _count(summary, named)

@@ -2,10 +2,12 @@
 
 Source: github.com/declare-lab/MELD. Utterances are numbered anew in every split, so ids carry it: `test_dia0_utt0`.
 The archives also hold `final_videos_test*` and `._*` files, which are no clips; some clips of the tables do not exist.
+The files of some hold minutes where the table says seconds, so the table's length goes into the list.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from featurecache.clips import Clip
@@ -21,6 +23,9 @@ FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "outpu
 COLUMNS = {
     name: (name,) for name in ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
 }  # fmt: skip
+TIMES = {"StartTime": ("StartTime",), "EndTime": ("EndTime",)}
+"""Of an utterance in its episode: 00:16:16,059."""
+TIME = re.compile(r"(\d+):(\d\d):(\d\d(?:[.,]\d+)?)")
 
 
 def read(request: Request, found: Findings) -> Iterator[Clip]:
@@ -32,7 +37,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
         table = first_of(request.source, candidates, f"the table of split {split}")
         folder = any_of(request.source, (name, f"*/{name}", f"*/*/{name}", split)) or request.source / name
         videos = MediaFolder(folder)
-        for row in read_table(table, COLUMNS, encoding=request.encoding):
+        for row in read_table(table, COLUMNS, TIMES, request.encoding):
             emotion = found.label(EMOTIONS, row["Emotion"], row.place)
             sentiment = found.label(SENTIMENTS, row["Sentiment"], row.place)
             if emotion is None or sentiment is None:
@@ -47,7 +52,20 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
                 labels={"emotion": emotion, "sentiment": sentiment},
                 speaker=row["Speaker"] or None,
                 dialogue=f"{split}_dia{dialogue}",
+                duration_s=_duration_s(row["StartTime"], row["EndTime"]),
             )
+
+
+def _duration_s(start: str, end: str) -> float | None:
+    """Return the seconds between two times of a table; None where either is none."""
+    times = []
+    for cell in (start, end):
+        found = TIME.fullmatch(cell.strip())
+        if found is None:
+            return None
+        hours, minutes, seconds = found.groups()
+        times.append(int(hours) * 3600 + int(minutes) * 60 + float(seconds.replace(",", ".")))
+    return round(times[1] - times[0], 3) if times[1] > times[0] else None
 
 
 IMPORTER = Importer(
