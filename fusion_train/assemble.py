@@ -19,10 +19,11 @@ from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.absent import stand_ins
 from fusion_train.data.batches import Collator, FeatureReader
+from fusion_train.data.prompt_limits import PromptLimits
 from fusion_train.data.retrieval import RecalledTokens, open_retrieval
 from fusion_train.data.samples import LabelSets, label_sets
 from fusion_train.errors import ConfigError, DataError
-from fusion_train.language_model import build_model, load_llm, load_tokenizer
+from fusion_train.language_model import build_model, load_llm, load_tokenizer, positions_of
 from fusion_train.models.parts import trained_parameters
 from fusion_train.processes import this_process
 from fusion_train.quantised_base import quantise_base
@@ -112,9 +113,11 @@ def assemble(
         recall["recall"] = RecalledTokens(retrieval, tokenizer, config.prompt.format())
     if config.model.quantised and quantised:
         quantise_base(model.llm, config.model.quantised, this_process().device, model.llm.dtype)
+    limits = PromptLimits(positions=positions_of(model.llm.config), too_long=data.too_long)
     collator = Collator(
-        reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=data.share_prefix, **recall
-    )
+        reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=data.share_prefix, limits=limits,
+        **recall,
+    )  # fmt: skip
     return Workbench(config, clip_list, clips, reader, sets, tokenizer, model, collator)
 
 
@@ -177,7 +180,8 @@ def take_out(bench: Workbench, streams: Mapping[str, Literal["zero", "omit"]]) -
             next_step=suggest(unknown[0], known_streams).strip() or None,
         )  # fmt: skip
     bench.model.ablated = dict(streams)
-    bench.collator = Collator(bench.reader, bench.tokenizer, bench.config.prompt.format(), bench.model.soft_counts)
+    bench.collator = Collator(bench.reader, bench.tokenizer, bench.config.prompt.format(), bench.model.soft_counts,
+                              limits=bench.collator.limits)  # fmt: skip
 
 
 def _refuse_other_encoder(feature: str, spec: Spec, trained_on: str) -> None:

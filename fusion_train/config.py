@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from featurecache.errors import suggest
 from featurecache.spec import canonical_json
 from fusion_train.data.mixture import OnAbsent
+from fusion_train.data.prompt_limits import TooLong
 from fusion_train.data.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 from fusion_train.errors import ConfigError, refuse_unknown
 from fusion_train.models.streams import MODALITIES
@@ -97,6 +98,9 @@ class DataConfig(Section):
     max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
     """A longer answer falls back to the label task."""
     max_answer_words: int | None = Field(None, ge=1)
+    too_long: TooLong = "refuse"
+    """What to do about clips whose prompt has more tokens than the model takes, or whose answers are all too long
+    without a label in their place: refuse, leave_out with a notice, or cut the text. Found before the first step."""
     mixture: dict[str, float] | None = None
     """Dataset -> weight of a draw; null: every clip once an epoch, in an order drawn anew each epoch."""
     mixture_absent: OnAbsent = "refuse"

@@ -44,6 +44,12 @@ def llm_config(name: str) -> Any:
         raise _unavailable(name, error) from error
 
 
+def positions_of(config: Any) -> int | None:
+    """Tokens of one sample that a model of this configuration was made for; None where it says none."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def skeleton(config: Any) -> nn.Module:
     """A causal language model of these sizes; inside `torch.device("meta")` it takes no memory."""
     return AutoModelForCausalLM.from_config(config)

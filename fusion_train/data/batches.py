@@ -21,6 +21,7 @@ from featurecache.clips import Clip, ClipList
 from featurecache.errors import FingerprintError, MissingFeatureError
 from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.data.packing import Encoded, pack
+from fusion_train.data.prompt_limits import PromptLimits
 from fusion_train.data.prompts import PromptFormat, Task, encode_answer, encode_prompt
 from fusion_train.data.samples import Asked, Sample
 from fusion_train.data.staging import Arena, Spec
@@ -228,30 +229,55 @@ class Collator:
         soft_counts: Mapping[str, int],
         *,
         share_prefix: bool = True,
-        recall: Callable[[Clip, Task, Sequence[bool]], Sequence[int]] = lambda clip, task, shown: (),
+        recall: Callable[[Clip, Task, Sequence[bool]], Sequence[int]] | None = None,
+        limits: PromptLimits | None = None,
     ) -> None:
         """Args as in `Config`.
 
         share_prefix: whether questions on one clip share what their prompts begin with.
         recall: token ids of what the training clips nearest by the modalities shown say to a task, see `retrieval`.
+        limits: how long prompts may be, and what becomes of longer texts.
         """
-        self._reader, self._tokenizer, self._prompt, self.recall = reader, tokenizer, prompt, recall
+        self._reader, self._tokenizer, self._prompt = reader, tokenizer, prompt
+        self.recalls, self.limits = recall is not None, limits or PromptLimits()
+        self.recall = recall or (lambda clip, task, shown: ())
         self._soft_counts, self._share_prefix = dict(soft_counts), share_prefix
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
         """Which modalities of a clip the model is shown, in the reader's order."""
         return [here and name not in hidden for name, here in self._reader.presence(clip.id).items()]
 
-    def prompt_ids(self, sample: Sample, shown: Sequence[bool]) -> list[int]:
-        """Token ids of the question, with a place for every soft token that `shown` gives."""
-        before, said, asked = self._prompt.pieces(sample.clip.text, sample.task, sample.labels, sample.question)
+    def prompt_ids(self, sample: Sample, shown: Sequence[bool], answer_tokens: int | None = None) -> list[int]:
+        """Token ids of the question, with a place for every soft token that `shown` gives.
+
+        Args:
+            answer_tokens: of the answer that follows; None leaves room for one that is generated.
+
+        Raises:
+            DataError: the prompt is too long, and is not cut.
+        """
+        limit = self.limits.answering if answer_tokens is None else self.limits.beside(answer_tokens)
+        recalled = self.recall(sample.clip, sample.task, shown)
+        return self.limits.fit(
+            lambda text: self._encoded(sample, text, shown, recalled), sample.clip.text or "", limit, sample.clip.id
+        )
+
+    def prompt_tokens(self, sample: Sample, shown: Sequence[bool]) -> int:
+        """Tokens of the question before anything is cut."""
+        recalled = self.recall(sample.clip, sample.task, shown)
+        return len(self._encoded(sample, sample.clip.text, shown, recalled))
+
+    def frame_tokens(self, sample: Sample) -> int:
+        """Tokens of the question with every modality shown and nothing recalled."""
+        return len(self._encoded(sample, sample.clip.text, [True] * len(self._reader.modalities), ()))
+
+    def _encoded(self, sample: Sample, text: str | None, shown: Sequence[bool], recalled: Sequence[int]) -> list[int]:
+        before, said, asked = self._prompt.pieces(text, sample.task, sample.labels, sample.question)
         seen = self._reader.seen(shown)
         here = dict(zip(self._reader.modalities, seen, strict=True)) | {"fusion": any(seen)}
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
-        recalled = self.recall(sample.clip, sample.task, shown)
-        if recalled:
-            return encode_prompt(self._tokenizer, before, num_soft, asked, sample.clip.id, (said, recalled))
-        return encode_prompt(self._tokenizer, before, num_soft, said + asked, sample.clip.id)
+        rest = (asked, sample.clip.id, (said, recalled)) if recalled else (said + asked, sample.clip.id)
+        return encode_prompt(self._tokenizer, before, num_soft, *rest, limit=None)
 
     def asked(self, sample: Sample, num_tokens: int, num_supervised: int) -> Asked:
         """What to say of a sample of so many tokens."""
@@ -266,8 +292,8 @@ class Collator:
 
     def encode(self, sample: Sample) -> Encoded:
         """Tokenise a sample."""
-        shown = self.present(sample.clip, sample.hidden)
-        return Encoded(self.prompt_ids(sample, shown), self.answer_ids(sample), (sample.clip.id, *shown))
+        shown, answer = self.present(sample.clip, sample.hidden), self.answer_ids(sample)
+        return Encoded(self.prompt_ids(sample, shown, len(answer)), answer, (sample.clip.id, *shown))
 
     def __call__(self, samples: Sequence[Sample], encoded: Sequence[Encoded] | None = None) -> Batch:
         """Tokenise (where that is not done), pack into one row, read the features of every clip once."""

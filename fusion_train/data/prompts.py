@@ -163,6 +163,7 @@ def encode_prompt(
     after: Words | str,
     subject: str = "prompt",
     recalled: tuple[Words | str, Sequence[int]] | None = None,
+    limit: int | None = MAX_PROMPT_TOKENS,
 ) -> list[int]:
     """Token ids of a prompt, SOFT_TOKEN at each soft token's place; one BOS where the tokenizer has one.
 
@@ -178,9 +179,9 @@ def encode_prompt(
     if recalled is not None:
         ids += [*encode_text(tokenizer, recalled[0], subject), *recalled[1]]
     ids += encode_text(tokenizer, after, subject)
-    if len(ids) > MAX_PROMPT_TOKENS:
+    if limit is not None and len(ids) > limit:
         raise DataError(
-            subject, expected=f"at most {MAX_PROMPT_TOKENS} prompt tokens", got=str(len(ids)),
+            subject, expected=f"at most {limit} prompt tokens", got=str(len(ids)),
             next_step="Shorten its text in the clip list.",
         )  # fmt: skip
     return ids

@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from featurecache.clip_rows import SCORE_SUFFIX
 from featurecache.clips import Clip, ClipList
 from featurecache.outside_text import shown
+from fusion_train.config import DataConfig
 from fusion_train.data.mixture import OnAbsent, weigh_datasets
 from fusion_train.data.pool import Pool
-from fusion_train.data.prompts import MAX_ANSWER_TOKENS, Task, find_task, think_answer
+from fusion_train.data.prompt_limits import longest
+from fusion_train.data.prompts import MAX_ANSWER_TOKENS, Task, encode_answer, find_task, think_answer
 from fusion_train.errors import DataError
 from fusion_train.seeding import generator
 
@@ -133,9 +136,23 @@ class AnswerLimits:
     tokens: int = MAX_ANSWER_TOKENS
     words: int | None = None
     count_tokens: Callable[[str], int] = len
+    cut: bool = False
+    """Whether an answer that is too long is cut, where a clip has no label to fall back to."""
+
+    def shortened(self, answer: str) -> str:
+        """The longest beginning of an answer that is not too long."""
+        return answer[: longest(len(answer), lambda count: not self.exceeded_by(answer[:count]))].rstrip()
 
     def exceeded_by(self, answer: str) -> bool:
         return self.count_tokens(answer) > self.tokens or (self.words is not None and len(answer.split()) > self.words)
+
+
+def answer_limits(data: DataConfig, tokenizer: Any) -> AnswerLimits:
+    """The limits of a run; a probe, which has no tokenizer, is taught labels alone."""
+    return AnswerLimits(
+        data.max_answer_tokens, data.max_answer_words, lambda text: len(encode_answer(tokenizer, text)),
+        cut=data.too_long == "cut",
+    )  # fmt: skip
 
 
 class SampleStream:
@@ -241,6 +258,8 @@ class SampleStream:
         for other in (find_task(task.label), *labels, *others):
             if answers := self._short_enough(clip, other):
                 return other, answers
+        if self._limits.cut and (answers := answers_of(clip, task)):
+            return task, [(question, self._limits.shortened(text)) for question, text in answers]
         raise DataError(
             clip.id, expected=f"an answer of at most {self._limits.tokens} tokens, or a label to fall back to",
             got="longer responses and no label", next_step="Shorten a response or add the label.",

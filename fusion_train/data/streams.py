@@ -8,8 +8,8 @@ from pathlib import Path
 from featurecache.clips import Clip
 from fusion_train.assemble import Workbench
 from fusion_train.data.pool import ABOUT, Pool
-from fusion_train.data.prompts import encode_answer
-from fusion_train.data.samples import AnswerLimits, SampleStream, near_classes
+from fusion_train.data.samples import SampleStream, answer_limits, near_classes
+from fusion_train.data.too_long import fitting_clips
 
 
 def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path | None = None) -> SampleStream:
@@ -25,8 +25,14 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
     for notice in near_classes(bench.label_sets):
         say(notice)
     pool = Pool.load(kept) if kept is not None else None
+    limits = answer_limits(data, bench.tokenizer)
+    if pool is None:
+        usable = bench.reader.usable(bench.clips.in_split(data.train_split), data.failed_clips)
+        usable = fitting_clips(
+            usable, data.tasks, bench.collator, bench.label_sets, limits, split=data.train_split, say=say
+        )
     return SampleStream(
-        pool or bench.reader.usable(bench.clips.in_split(data.train_split), data.failed_clips),
+        pool or usable,
         data.tasks,
         bench.label_sets,
         seed=bench.config.seed,
@@ -35,9 +41,7 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
         on_absent_dataset=data.mixture_absent,
         hide_modality_p=data.hide_modality_p,
         questions_per_clip=data.questions_per_clip,
-        limits=AnswerLimits(
-            data.max_answer_tokens, data.max_answer_words, lambda text: len(encode_answer(bench.tokenizer, text))
-        ),
+        limits=limits,
         say=say,
     )
 

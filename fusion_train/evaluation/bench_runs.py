@@ -18,6 +18,7 @@ from featurecache.interrupt import StopRequest
 from featurecache.progress import show_progress
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompts import find_task
+from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError
 from fusion_train.evaluation.asking import Asking, ask
 from fusion_train.evaluation.benches import Bench, BenchSet
@@ -83,11 +84,12 @@ def ask_bench(
             task = find_task(asked.task)
             hidden = hidden_of(workbench, task, modalities)
             samples = questions(workbench, list(usable), task, hidden=hidden, vocabulary=asked.vocabulary)
+            samples = fitting_samples(samples, workbench.collator, name, say)
             asking = Asking(workbench, samples, references, files[name], asked.answer, batch_size)
             with show_progress(name, shown=this_process().is_main_process) as progress:
                 rows[name] = ask(asking, again=again, advance=progress, stop=lambda: stop.requested)
             unasked = len(clips) - len(usable)
-            say(f"{name}: {len(usable)} clips" + (f", {unasked} without a reference or features" if unasked else ""))
+            say(f"{name}: {len(samples)} clips" + (f", {unasked} without a reference or features" if unasked else ""))
     if not rows:
         raise DataError(bench.title, expected="clips of one of its sets", got="none in the clip list",
                         next_step="Import a set: fcache import NAME SRC.")  # fmt: skip

@@ -19,15 +19,16 @@ from featurecache.clips import Clip, ClipList
 from featurecache.jsonl import dump_lines
 from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
+from fusion_train.data.prompt_limits import MAX_NEW_TOKENS
 from fusion_train.data.prompts import Task, encode_answer, find_task
 from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets
+from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError, DivergedError
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.training.probing import ProbeCollator
 
-MAX_NEW_TOKENS = 200
 EVAL_BATCH_SIZE = 8
 NO_MODALITIES = "none"
 
@@ -74,6 +75,7 @@ def evaluate(
     """
     task = find_task(task_name)
     samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, modalities))
+    samples = fitting_samples(samples, bench.collator, task_name, lambda text: None)
     was_training = bench.model.training
     bench.model.eval()
     predictions: list[dict[str, Any]] = []

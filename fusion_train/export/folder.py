@@ -122,6 +122,7 @@ def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
         bench.tokenizer, encoders=config.encoders, networks=config.networks, soft_counts=bench.model.soft_counts,
         prompt=config.prompt, label_sets=config.label_sets, tasks=config.tasks,
         recall_keys=list(recall["keys"]) if recall else [], absent=config.absent,
+        max_prompt_tokens=bench.collator.limits.answering, too_long=bench.collator.limits.too_long,
     )  # fmt: skip
     processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
     processor.save_pretrained(folder)

@@ -16,10 +16,11 @@ from featurecache.errors import StoreError
 from fusion_train.config import Config
 from fusion_train.data.batches import Collator, FeatureReader
 from fusion_train.data.packing import pack
-from fusion_train.data.prompts import encode_answer
-from fusion_train.data.samples import AnswerLimits, SampleStream, label_sets, near_classes
+from fusion_train.data.prompt_limits import PromptLimits
+from fusion_train.data.samples import SampleStream, answer_limits, label_sets, near_classes
+from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import ModelError
-from fusion_train.language_model import load_tokenizer
+from fusion_train.language_model import llm_config, load_tokenizer, positions_of
 from fusion_train.models.parts import count_by_part, learning_parameters
 from fusion_train.models.streams import FeatureShapes
 from fusion_train.planning import costs
@@ -77,6 +78,7 @@ def make_plan(
     utilisation: float,
     say: Callable[[str], None],
     counted: dict[Hashable, Lengths] | None = None,
+    asked_split: str | None = None,
     batches: Hashable = None,
 ) -> Plan:
     """Work out what training this configuration costs.
@@ -95,7 +97,7 @@ def make_plan(
     model = model_skeleton(config, shapes)
     llm, lora = llm_shape(model.llm), lora_shape(model.llm)
     alike = (batches, *model.soft_counts.items())
-    lengths = (counted or {}).get(alike) or _lengths(config, reader, clips, model.soft_counts, say)
+    lengths = (counted or {}).get(alike) or _lengths(config, reader, clips, model.soft_counts, say, asked_split)
     if counted is not None:
         counted[alike] = lengths
     budget = within(config, model, int(card.memory_gib * 2**30 * SAFETY))
@@ -159,7 +161,12 @@ def _published_shapes(config: Config) -> FeatureShapes:
 
 
 def _lengths(
-    config: Config, reader: FeatureReader | None, clips: str, soft_counts: dict[str, int], say: Callable[[str], None]
+    config: Config,
+    reader: FeatureReader | None,
+    clips: str,
+    soft_counts: dict[str, int],
+    say: Callable[[str], None],
+    asked_split: str | None = None,
 ) -> Lengths:
     soft = sum(soft_counts.values())
     assumed = Lengths(
@@ -178,14 +185,22 @@ def _lengths(
     sets = label_sets(train_clips)
     for notice in near_classes(sets):
         say(notice)
+    prompts = PromptLimits(positions=positions_of(llm_config(config.model.llm)), too_long=data.too_long)
+    collator = Collator(reader, tokenizer, config.prompt.format(), soft_counts, limits=prompts)
+    limits = answer_limits(data, tokenizer)
+    usable = {
+        split: fitting_clips(
+            reader.usable(listed.in_split(split), data.failed_clips), data.tasks, collator, sets, limits,
+            split=split, say=say,
+        )
+        for split in dict.fromkeys((data.train_split, data.eval_split, asked_split)) if split in listed.splits
+    }  # fmt: skip
     stream = SampleStream(
-        reader.usable(train_clips, data.failed_clips), data.tasks, sets, seed=config.seed,
+        usable[data.train_split], data.tasks, sets, seed=config.seed,
         modalities=reader.modalities, mixture=data.mixture, on_absent_dataset=data.mixture_absent,
         hide_modality_p=data.hide_modality_p, questions_per_clip=data.questions_per_clip,
-        limits=AnswerLimits(data.max_answer_tokens, data.max_answer_words, lambda text: len(
-            encode_answer(tokenizer, text))), say=say,
+        limits=limits, say=say,
     )  # fmt: skip
-    collator = Collator(reader, tokenizer, config.prompt.format(), soft_counts)
     places = text = answers = longest = 0
     together = data.questions_per_clip
     for turn in range(COUNTED_CLIPS):

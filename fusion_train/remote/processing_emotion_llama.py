@@ -22,7 +22,8 @@ from featurecache.clips import Clip
 from featurecache.crop import parse_crop
 from featurecache.errors import MediaError
 from featurecache.media import Absent, decode_each
-from fusion_train.data.prompts import PromptFormat, Task, encode_answer, encode_prompt, find_task
+from fusion_train.data.prompt_limits import PromptLimits, TooLong
+from fusion_train.data.prompts import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.errors import DataError
 from fusion_train.models.answering import pad_left
 from fusion_train.models.recall import RECALL_TOKEN
@@ -58,18 +59,23 @@ class EmotionLlamaProcessor(ProcessorMixin):
         tasks: Sequence[str] = (),
         recall_keys: Sequence[str] = (),
         absent: str = "hidden",
+        max_prompt_tokens: int = MAX_PROMPT_TOKENS,
+        too_long: TooLong = "refuse",
         **kwargs: Any,
     ) -> None:
         """Arguments as in EmotionLlamaConfig; those besides:
 
         soft_counts: stream -> soft tokens that it has in a prompt.
         recall_keys: label tasks that the model recalls training clips for.
+        max_prompt_tokens: of a prompt, soft tokens included.
+        too_long: cut shortens the words of a clip whose prompt is longer, as in training; the others refuse the clip.
         """
         super().__init__(tokenizer)
         self.encoders, self.networks = dict(encoders or {}), dict(networks or {})
         self.soft_counts, self.prompt = dict(soft_counts or {}), dict(prompt or {})
         self.label_sets, self.tasks, self.recall_keys = dict(label_sets or {}), list(tasks), list(recall_keys)
         self.absent = absent
+        self.max_prompt_tokens, self.too_long = max_prompt_tokens, too_long
         self._preprocess = {
             modality: rebuild_encoder(read_spec(entry["spec"]), self.networks[entry["network"]])
             for modality, entry in self.encoders.items()
@@ -168,15 +174,21 @@ class EmotionLlamaProcessor(ProcessorMixin):
     def _prompt_ids(
         self, clip: Clip, task: Task, shown: Sequence[str], labels: Sequence[str], question: str | None
     ) -> list[int]:
-        before, said, asked = PromptFormat(**self.prompt).pieces(clip.text, task, labels, question)
         seen = list(self.encoders) if self.absent == "visible" else shown
         streams = {*seen, *(["fusion"] if seen else [])}
         num_soft = sum(count for stream, count in self.soft_counts.items() if stream in streams)
         key = task.label_key
+        place: list[int] = []
         if shown and not task.picture and key in self.recall_keys:
             place = [RECALL_TOKEN - self.recall_keys.index(key)]  # the model fills it in: it knows the features
-            return encode_prompt(self.tokenizer, before, num_soft, asked, clip.id, (said, place))
-        return encode_prompt(self.tokenizer, before, num_soft, said + asked, clip.id)
+
+        def encoded(text: str) -> list[int]:
+            before, said, asked = PromptFormat(**self.prompt).pieces(text, task, labels, question)
+            rest = (asked, clip.id, (said, place)) if place else (said + asked, clip.id)
+            return encode_prompt(self.tokenizer, before, num_soft, *rest, limit=None)
+
+        limits = PromptLimits(too_long=self.too_long)
+        return limits.fit(encoded, clip.text or "", self.max_prompt_tokens, clip.id)
 
 
 def _clips(values: Mapping[str, Any]) -> list[Clip]:

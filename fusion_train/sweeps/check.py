@@ -42,7 +42,7 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
                         "optim.shard_base", expected="false, since a trial trains in one process", got="true",
                         next_step="Quantise the base instead: model.quantised: nf4.",
                     )  # fmt: skip
-            costs[trial.variant] = cost_of(trial.config, store, clips, counted)
+            costs[trial.variant] = cost_of(trial.config, store, clips, counted, sweep.split)
         except FeatureCacheError as error:
             problems.append(f"{trial.variant}: {error}")
     if problems:
@@ -94,7 +94,9 @@ def told_before(sweep: Sweep, clips: str) -> str:
             + said_before(expected, references.main, num_seeds, len(set(clusters)), clustered_by))  # fmt: skip
 
 
-def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Lengths]) -> Cost | None:
+def cost_of(
+    config: Config, store: str, clips: str, counted: dict[Hashable, Lengths], asked_split: str | None = None
+) -> Cost | None:
     """What training costs, by building the model without weights; None for a probe, which shares no base.
 
     Args:
@@ -106,7 +108,7 @@ def cost_of(config: Config, store: str, clips: str, counted: dict[Hashable, Leng
     if config.model.llm is None:
         return None
     plan = make_plan(config, store, clips, gpu="h200", utilisation=DEFAULT_UTILISATION, say=lambda text: None,
-                     counted=counted, batches=batch_key(config))  # fmt: skip
+                     counted=counted, batches=batch_key(config), asked_split=asked_split)  # fmt: skip
     need = plan.memory
     # What the CUDA context takes is gone from the free memory already.
     return Cost(

@@ -11,6 +11,7 @@ import torch
 from featurecache.clips import ClipList
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompts import find_task
+from fusion_train.data.too_long import fitting_samples
 from fusion_train.evaluation.evaluate import (
     EVAL_BATCH_SIZE,
     Evaluation,
@@ -37,6 +38,7 @@ def evaluate_together(
         return [evaluate(replace(bench, model=member), clips, task_name) for member in members]
     task, count = find_task(task_name), len(members)
     samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, None))
+    samples = fitting_samples(samples, bench.collator, task_name, lambda text: None)
     asking = replace(bench, model=AnsweringTogether(company, members))
     rows: list[list[dict[str, Any]]] = [[] for _ in members]
     not_finite: list[str] = []

@@ -17,8 +17,9 @@ import torch
 
 from featurecache.clips import Clip, ClipList
 from fusion_train.assemble import Workbench
-from fusion_train.data.prompts import encode_answer, find_task
-from fusion_train.data.samples import AnswerLimits, SampleStream, answer_of, closed_set
+from fusion_train.data.prompts import find_task
+from fusion_train.data.samples import SampleStream, answer_limits, answer_of, closed_set
+from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import DataError
 from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, closed_tasks, evaluate, refuse_not_finite
 from fusion_train.models.probe import Probe
@@ -36,7 +37,7 @@ class HeldOut:
 
         Raises:
             ClipListError, MissingFeatureError: no such split, or clips without features.
-            DataError: training has the label of none of them.
+            DataError: training has the label of none of them, or texts are too long.
         """
         data, seed = bench.config.data, bench.config.seed
         self.split = bench.clips.in_split(data.eval_split or "")
@@ -44,7 +45,13 @@ class HeldOut:
         if data.eval_clips is not None and data.eval_clips < len(clips):
             chosen = generator(seed, "held-out clips").permutation(len(clips))[: data.eval_clips]
             clips = ClipList([clips[int(place)] for place in sorted(chosen)])
-        self.bench, self.clips = bench, bench.reader.usable(clips, data.failed_clips)
+        limits = answer_limits(data, bench.tokenizer)
+        usable = bench.reader.usable(clips, data.failed_clips)
+        self.bench = bench
+        self.clips = fitting_clips(
+            usable, data.tasks, bench.collator, bench.label_sets, limits, split=data.eval_split or "",
+            say=self.notices.append,
+        )  # fmt: skip
         self.tasks = closed_tasks(bench, self.clips)
         self._stream = SampleStream(
             self.clips,
@@ -52,9 +59,7 @@ class HeldOut:
             bench.label_sets,
             seed=seed,
             modalities=bench.reader.modalities,
-            limits=AnswerLimits(
-                data.max_answer_tokens, data.max_answer_words, lambda text: len(encode_answer(bench.tokenizer, text))
-            ),
+            limits=limits,
         )
 
     def score(self) -> dict[str, float]:
