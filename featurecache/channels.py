@@ -2,8 +2,8 @@
 
 Shapes: libav audio frames in, (1, S·C) interleaved samples out; S samples of C channels.
 PyAV copies libav's description of a layout without what it points to, and frees it twice: a layout of labelled channels
-in an order of its own (the CAF, AIFF and QuickTime files of Apple's tools have such) ends the process. The label of a
-channel decides nothing here, so such layouts are replaced by their number of channels. And PyAV looks for the planes of
+in an order of its own (the CAF, AIFF and QuickTime files of Apple's tools have such) ends the process. Such layouts are
+replaced by their number of channels, which is all that the mean of the channels needs. And PyAV looks for the planes of
 a planar frame beyond the eighth, where there are none, so arrays are made of interleaved frames only.
 """
 
@@ -82,7 +82,7 @@ def _array_format(frame: av.AudioFrame) -> str:
 
 def _labelled(layout: av.AudioLayout) -> bool:
     """Whether a layout may hold labels: libav then lists them, or names what comes beside an ambisonic order."""
-    return "(" in layout.name or layout.name.startswith("ambisonic")
+    return " channels (" in layout.name or layout.name.startswith("ambisonic")  # 5.1(side) is a layout's own name
 
 
 def _counted(layout: av.AudioLayout) -> str:

@@ -21,7 +21,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from featurecache.channels import without_labels
+from featurecache.channels import LABELLING_FORMATS, without_labels
 from featurecache.clips import Clip
 from featurecache.container import opened
 from featurecache.encoders import AudioView, FramesView, View
@@ -104,7 +104,7 @@ class Recording:
                     pickers[view] = self._picker(view, track, track.shown(), track.missing)
                 else:
                     limits = (view.max_duration_s, self._start_s, self._end_s)
-                    collectors[view] = WaveformCollector(view.sampling_rate, *limits)
+                    collectors[view] = WaveformCollector(view.sampling_rate, *limits, view.channels)
             except MediaError as error:
                 results[view] = error
         too_large = self._reserve(pickers, tracks)
@@ -333,6 +333,8 @@ class Recording:
                 sinks[stream.index] = list(pickers.values() if kind == "video" else collectors.values())
             for collector in collectors.values():
                 collector.origin_s = _origin_us(container) / av.time_base
+                collector.in_order = LABELLING_FORMATS.isdisjoint(container.format.name.split(","))
+                collector.position_s = None if self._seek else 0.0
             context = streams["video"].codec_context if "video" in streams else None
             self._skipped = skip and context is not None and context.name in SKIPPING_CODECS
             for packet in self._packets(container, streams):

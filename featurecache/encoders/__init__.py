@@ -25,12 +25,19 @@ from featurecache.spec import Spec
 ENTRY_POINTS = "featurecache.encoders"
 
 
+Channels = Literal["mean", "standard"]
+CHANNELS: tuple[Channels, ...] = ("mean", "standard")
+"""What `channels` may be; the first is the default."""
+
+
 @dataclass(frozen=True)
 class AudioView:
     """The clip's waveform, mono, cut to `max_duration_s`."""
 
     sampling_rate: int = 16_000
     max_duration_s: float = 30.0
+    channels: Channels = "mean"
+    """How several channels become one (`downmix`)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from featurecache.encoders import AudioView, Encoder
+from featurecache.encoders import CHANNELS, AudioView, Encoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import AUDIO, Tapped, find_family, open_tap
 from featurecache.encoders.network import COMPILE
@@ -32,6 +32,7 @@ KNOWN_OPTIONS = {
     "layer": None,
     "norm": ("final", "none"),
     "batch": None,
+    "channels": CHANNELS,
     "compile": COMPILE,
 }
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
@@ -51,7 +52,7 @@ class HfAudioEncoder:
         self.network, self._tapped, self._options = tapped.loaded.network, tapped, options
         config = tapped.loaded.config
         self.sampling_rate = int(preprocessor.get("sampling_rate", 16_000))
-        self.view = AudioView(self.sampling_rate, float(options["seconds"]))
+        self.view = AudioView(self.sampling_rate, float(options["seconds"]), options["channels"])
         self._samples = options["seconds"] * self.sampling_rate
         self._normalise = bool(preprocessor.get("do_normalize", True))
         self._masked = bool(
@@ -67,7 +68,7 @@ class HfAudioEncoder:
         """Load strictly.
 
         Options: `tokens` (64), `pooling` (valid or padded), `seconds` (30, the most that is heard of a clip), `layer`
-        (all blocks), `norm` (final or none), `batch`, `compile`.
+        (all blocks), `norm` (final or none), `batch`, `channels` (mean or standard, as in Whisper), `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
@@ -100,6 +101,7 @@ class HfAudioEncoder:
             "layer": spec.tap["blocks"],
             "norm": spec.tap["asked"],
             "batch": spec.architecture["batch"],
+            "channels": spec.preprocessing["channels"],
             "compile": "yes" if "compiled" in spec.architecture else "no",
         }
 
@@ -114,7 +116,7 @@ class HfAudioEncoder:
             tap={**self._tapped.description, "asked": self._options["norm"]},
             preprocessing={
                 "sampling_rate": self.sampling_rate,
-                "channels": "mean",
+                "channels": self.view.channels,
                 "seconds": self._options["seconds"],
                 "normalise": "zero mean, unit variance over the clip" if self._normalise else "none",
                 "padding": "masked" if self._masked else "zeros",

@@ -16,7 +16,7 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperNetwork
 
-from featurecache.encoders import AudioView
+from featurecache.encoders import CHANNELS, AudioView, Channels
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.network import COMPILE, FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
 from featurecache.encoders.sharing import Loaded, load_once
@@ -35,6 +35,7 @@ KNOWN_OPTIONS = {
     "norm": ("final", "none"),
     "batch": None,
     "mel": ("host", "device"),
+    "channels": CHANNELS,
     "compile": COMPILE,
 }
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
@@ -60,6 +61,7 @@ class WhisperEncoder:
         norm: str = "final",
         batch: int | None = None,
         mel: str = "host",
+        channels: Channels = "mean",
         compile: str = "no",
     ) -> None:
         """Put together what `open` loads; without a network only `view`, `shape` and `preprocess` are of use."""
@@ -68,7 +70,7 @@ class WhisperEncoder:
         self._weights, self._provenance = weights, provenance
         self._samples = config.max_source_positions * MEL_FRAMES_PER_TOKEN * extractor.hop_length
         rate = extractor.sampling_rate
-        self.view = AudioView(sampling_rate=rate, max_duration_s=self._samples / rate)
+        self.view = AudioView(rate, self._samples / rate, channels)
         self.shape = (tokens, config.d_model)
         self.pooling, self.norm, self.mel, self.compile = pooling, norm, mel, compile
         self.needs_valid = pooling == "valid"
@@ -87,7 +89,8 @@ class WhisperEncoder:
 
         Options: `tokens` (64), `pooling` (padded, as published, or valid: over the clip's own duration), `layer` (all
         blocks), `norm` (final or none), `batch`, `mel` (host: decode workers compute the log-mel; device: the device
-        does, from the waveform, for GPUs that decode workers cannot keep busy), `compile`.
+        does, from the waveform, for GPUs that decode workers cannot keep busy), `channels` (mean, as published, or
+        standard: the down-mix of ITU-R BS.775, in which speech in the centre of 5.1 sound stays), `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
@@ -138,6 +141,7 @@ class WhisperEncoder:
             "layer": spec.tap["blocks"],
             "norm": "none" if spec.tap["norm"] == "none" else "final",
             "mel": spec.preprocessing.get("mel", "host"),
+            "channels": spec.preprocessing["channels"],
         }
         if "compiled" in spec.architecture:
             options["compile"] = "yes"
@@ -187,7 +191,7 @@ class WhisperEncoder:
             },
             preprocessing={
                 "sampling_rate": extractor.sampling_rate,
-                "channels": "mean",
+                "channels": self.view.channels,
                 "samples": self._samples,
                 "mel_bins": extractor.feature_size,
                 "n_fft": extractor.n_fft,
