@@ -12,7 +12,7 @@ TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-inde
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 'torch>=2.6,<2.14' $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 'torch>=2.8,<2.14' $(TORCH_INDEX)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,parquet,dev]'
 	touch $(STAMP)
 

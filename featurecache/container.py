@@ -111,7 +111,7 @@ def opened(path: Path, deadline: float = math.inf) -> Iterator[av.container.Inpu
         name = os.path.join(os.devnull, "recording" + ending)  # a place where no file can be
         try:
             container = av.open(
-                _Bytes(file, name, deadline), mode="r", metadata_errors="ignore", buffer_size=BUFFER_BYTES,
+                _Bytes(file, name, deadline), mode="r", buffer_size=BUFFER_BYTES, **unreadable_tags(av.__version__),
                 container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
             )  # fmt: skip
         except FFmpegError as error:
@@ -122,6 +122,11 @@ def opened(path: Path, deadline: float = math.inf) -> Iterator[av.container.Inpu
         with container:
             forget_labels(container)
             yield container
+
+
+def unreadable_tags(release: str) -> dict[str, str]:
+    """Settings of PyAV for titles in an unknown encoding, which are no reason to refuse; from 19 on it never does."""
+    return {} if int(release.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 
 def _pointer(file: BinaryIO) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from PIL import Image
 from stub_encoders import StubEncoder, stub_encoders
 
 from featurecache.clips import Clip
-from featurecache.container import FORMATS
+from featurecache.container import FORMATS, opened, unreadable_tags
 from featurecache.durations import stated_duration_s
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
@@ -215,3 +216,27 @@ def test_a_container_that_cannot_be_sought_is_read_from_its_beginning(tmp_path: 
     sound = decode(Clip("a", audio=path, start_s=9.2, end_s=9.7), [AUDIO])[0]
     assert sound.shape == (8_000,)
     assert np.argmax(np.abs(np.fft.rfft(sound))) == pytest.approx(600, abs=2)
+
+
+def wav_with_a_tag_of_no_known_encoding(path: Path) -> Path:
+    """A second of 16 kHz mono, whose title is in no encoding that its bytes could be read by."""
+    title = b"INFOINAM" + struct.pack("<I", 4) + b"\xe9\xe8\xff\xfe"
+    sound = b"\1\0" * 16_000
+    parts = (
+        b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16),
+        b"LIST" + struct.pack("<I", len(title)) + title,
+        b"data" + struct.pack("<I", len(sound)) + sound,
+    )
+    content = b"WAVE" + b"".join(parts)
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    return path
+
+
+def test_tags_in_an_unknown_encoding_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    with opened(wav_with_a_tag_of_no_known_encoding(tmp_path / "a.wav")) as wav:
+        assert wav.duration == 1_000_000
+
+
+@pytest.mark.parametrize(("release", "settings"), [("18.1.0", {"metadata_errors": "ignore"}), ("19.0.2", {})])
+def test_pyav_19_has_no_setting_for_unreadable_tags(release: str, settings: dict[str, str]) -> None:
+    assert unreadable_tags(release) == settings
