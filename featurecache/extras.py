@@ -74,7 +74,7 @@ def _mend(package: str) -> str:
 def _installed(module: str) -> bool:
     """Whether it can be found; a folder of that name in the working directory, such as wandb/, is no package."""
     spec = find_spec(module)
-    return spec is not None and spec.origin is not None
+    return spec is not None and not (spec.origin is None and spec.submodule_search_locations)
 
 
 def _modules() -> dict[str, list[str]]:

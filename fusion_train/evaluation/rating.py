@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.extras import require
 from featurecache.spec import canonical_json
 from featurecache.store.publish import replace_bytes
 from fusion_train.errors import DataError
+from fusion_train.metrics.reliability import krippendorff_alpha
 from fusion_train.seeding import generator
 
 QUESTIONS = {
@@ -113,7 +113,7 @@ def agreement(key_file: Path, ratings: Sequence[Path]) -> Agreement:
     if not count:
         raise DataError(str(key_file), expected="ratings", got="files without any")
     return Agreement(
-        _means(key["key"], numbers, table), {q: _alpha(v) for q, v in table.items()}, len(documents), count
+        _means(key["key"], numbers, table), {q: krippendorff_alpha(v) for q, v in table.items()}, len(documents), count
     )
 
 
@@ -133,17 +133,6 @@ def _means(
         rated = {question: values[:, mine][np.isfinite(values[:, mine])] for question, values in table.items()}
         means[system] = {question: float(values.mean()) for question, values in rated.items() if len(values)}
     return means
-
-
-def _alpha(values: np.ndarray) -> float | None:
-    require("scores", "krippendorff", subject="agreement")
-    import krippendorff
-
-    twice = np.isfinite(values).sum(axis=0) > 1
-    rated = values[:, twice]
-    if not twice.any() or len(np.unique(rated[np.isfinite(rated)])) < 2:
-        return None  # alpha is not defined
-    return float(krippendorff.alpha(reliability_data=values, level_of_measurement="ordinal"))
 
 
 def _read(path: Path, keys: set[str]) -> dict[str, Any]:
