@@ -146,7 +146,7 @@ def verify_export(
     kept = [name for name in ("run", "store", "clips", "check") if name in where]
     there = {name: absolute(where[name], out) for name in kept} if run is None else {}
     named = {name: absolute(place, out) for name, place in where.get("weights", {}).items()} | dict(weights or {})
-    run = run or Run(there["run"])
+    run = run or Run(there.get("run", out / "the run that the certificate does not name"))
     if not run.exists:
         raise ExportError(
             str(out), expected=f"the run it was made from at {run.folder}", got="none there",

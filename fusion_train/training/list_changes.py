@@ -69,13 +69,13 @@ def check_lists(
         return None
     if not accept:
         raise DataError(
-            changed, expected=f"the clips that {run.folder} began with", got=f"{len(differing)} differences",
+            changed, expected=f"the clips that {run.folder} began with", got=_counted(differing),
             next_step=f"Take the file from a copy, start another run with --out, or accept it: fusion-train resume "
             f"{run.folder} --clips-changed.", problems=differing,
         )  # fmt: skip
     folders = checkpoint.published(run.checkpoints)
     step = checkpoint.read_state(folders[-1]).step if folders else 0
-    say(f"{changed}: {len(differing)} differences to what {run.folder} began with; accepted from step {step} on")
+    say(f"{changed}: {_counted(differing)} to what {run.folder} began with; accepted from step {step} on")
     change = {"step": step, "before": dict(before), "differences": len(differing)}
     return replace(known, lists=now, pool_sha256=None, list_changes=[*known.list_changes, change])
 
@@ -86,6 +86,10 @@ def _of_earlier_release(run: Run, config: Config) -> dict[str, str]:
         return {}
     files = read_document(run.pool / ABOUT, CheckpointError, "the pool of a run").get("key", {}).get("files", [])
     return dict(zip((CLIP_LIST, *config.data.exclude, *config.data.corrections), files, strict=False))
+
+
+def _counted(differing: Sequence[str]) -> str:
+    return f"{len(differing)} difference" + ("s" if len(differing) > 1 else "")
 
 
 def differing_clips(run: Run, known: RunRecord, bench: Workbench) -> list[str]:
