@@ -7,6 +7,7 @@ the same clock tick would go unnoticed. Without a usable memo everything still w
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import os
@@ -75,6 +76,13 @@ class _Memo:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._place: tuple[int, Path] | None = None
+        self._inherited: list[sqlite3.Connection | None] = []
+        """Connections of the process that this one was forked from, which SQLite forbids to use or to close here."""
+
+    def close(self) -> None:
+        """Close the connection; the next question opens it again."""
+        with self._lock:
+            self._let_go()
 
     def get(self, identity: _Identity) -> str | None:
         path, *rest = identity
@@ -92,20 +100,35 @@ class _Memo:
                 return []
 
     def _connect(self) -> sqlite3.Connection:
-        place = (os.getpid(), cache_folder())  # a connection must not cross a fork
+        place = (os.getpid(), cache_folder())
         if self._connection is None or self._place != place:
+            self._let_go()
             place[1].mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(
-                place[1] / "hashes.sqlite", timeout=5, isolation_level=None, check_same_thread=False
-            )
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = OFF")  # losing the memo costs nothing
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,"
-                " ctime_ns INTEGER, inode INTEGER, sha256 TEXT) WITHOUT ROWID"
-            )
-            self._connection, self._place = connection, place
+            self._connection, self._place = _opened(place[1] / "hashes.sqlite"), place
         return self._connection
+
+    def _let_go(self) -> None:
+        if self._place is not None and self._place[0] != os.getpid():
+            self._inherited.append(self._connection)
+        elif self._connection is not None:
+            self._connection.close()
+        self._connection = self._place = None
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = OFF")  # losing the memo costs nothing
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,"
+            " ctime_ns INTEGER, inode INTEGER, sha256 TEXT) WITHOUT ROWID"
+        )
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 _memo = _Memo()
+atexit.register(_memo.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,31 @@ def test_a_source_depends_on_what_the_view_sees_and_nothing_else(tmp_path: Path)
     assert clip_source(Clip("a", video=video, image=image), PEAK) == clip_source(Clip("a", image=image), PEAK)
     video.write_bytes(b"Video")
     assert clip_source(clip, PEAK) not in sources
+
+
+def test_the_memo_closes_what_it_opened_and_leaves_alone_what_it_inherited(
+    settled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def noted(*place: object, **how: object) -> sqlite3.Connection:
+        opened.append(connect(*place, **how))  # type: ignore[call-overload]
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
+    for folder in ("one", "two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
+        file_sha256(settled)
+    first, second = opened
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        first.execute("SELECT 1")
+    child = os.getpid() + 1
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: child)
+        file_sha256(settled)
+        assert second.execute("SELECT 1").fetchone() == (1,)
+        hashing._memo.close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            opened[2].execute("SELECT 1")
+    second.close()

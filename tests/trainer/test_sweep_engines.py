@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,7 @@ def command(llama, material, tmp_path):
 
 
 def outcomes(folder: Path) -> dict[str, Outcome]:
-    with sqlite3.connect(folder / "sweep" / "trials.sqlite") as table:
+    with closing(sqlite3.connect(folder / "sweep" / "trials.sqlite")) as table:
         keys = [key for (key,) in table.execute("SELECT key FROM trials ORDER BY rowid")]
     found = [TrialTable(folder / "sweep").read(key) for key in keys]
     return {outcome.name: outcome for outcome in found}
