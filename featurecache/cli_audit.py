@@ -13,7 +13,7 @@ from rich.table import Table
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, STORE
 from featurecache.cli_similarity import FEATURES, NUM_SHOWN, ready
-from featurecache.console import tables
+from featurecache.console import say, tables
 from featurecache.errors import ClipListError
 from featurecache.jsonl import dump_lines
 
@@ -51,9 +51,9 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     found = run(ready(featurecache.open_store(store), features), listed, label)
     _print_audit(found)
     for line in (*listed.notices, *differences_in_words(length_differences(listed))):
-        click.echo(line)
+        say(line)
     if given["out"] is None:
-        click.echo("--out audit writes a sheet to review them on.")
+        say("--out audit writes a sheet to review them on.")
         return
     from featurecache.similarity.review import review_sheet
 
@@ -62,8 +62,8 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     sheet = folder / "review.html"
     sheet.write_text(review_sheet(found, listed, sheet), encoding="utf-8")
     (folder / "doubts.jsonl").write_bytes(dump_lines(map(asdict, found.doubts)))
-    click.echo(f"{sheet}: open it in a browser, decide, save decisions.json, then")
-    click.echo("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
+    say(f"{sheet}: open it in a browser, decide, save decisions.json, then")
+    say("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
 
 
 @click.command("map")
@@ -97,7 +97,7 @@ def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method:
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
     store_map.draw_map(points, store_map.groups_of(listed, here, by), by, title, picture)
     page.write_text(store_map.map_page(points, listed, here, title), encoding="utf-8")
-    click.echo(f"{picture}, {page}")
+    say(f"{picture}, {page}")
 
 
 COMMANDS = [audit, draw_map]
@@ -119,7 +119,7 @@ def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> No
     found = decided(document if isinstance(document, dict) else {}, clips)
     replace_bytes(out, dump_corrections(found).encode())
     count = len(document.get("decisions", {}))
-    click.echo(f"{count} decided, {len(found)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")
+    say(f"{count} decided, {len(found)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")
 
 
 def _print_audit(found: Audit) -> None:
@@ -137,9 +137,9 @@ def _print_audit(found: Audit) -> None:
     for each in found.agreement:
         total = each.same + each.other
         share = f"{each.same / total:.1%} of {total}" if total else "none"
-        click.echo(f"{each.dataset or 'all'}: responses to {each.response!r} conclude the {found.task} label in {share}"
+        say(f"{each.dataset or 'all'}: responses to {each.response!r} conclude the {found.task} label in {share}"
                    + (f"; {each.silent} name none, or several" if each.silent else ""))  # fmt: skip
-    click.echo(
+    say(
         f"{len(found.doubts)} of {found.num_clips} {found.task} labels are doubtful; the judges agree with "
         f"{found.accuracy:.1%} of the labels, and see no more than these features show"
     )

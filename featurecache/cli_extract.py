@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,10 @@ from rich.table import Table
 
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, listed, settings_of, weights_of
-from featurecache.console import size_text, tables
+from featurecache.console import say, size_text, tables
 from featurecache.errors import EncoderError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
+from featurecache.outside_text import json_text
 from featurecache.progress import duration, show_progress
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.protocols import Status
@@ -93,12 +93,10 @@ def extract(as_json: bool, **given: Any) -> None:
             from featurecache.engines import local
 
             devices = given["devices"] or [given["device"]]
-            summary = local.run(
-                work, devices, rank=given["rank"], notify=lambda line: click.echo(line, err=True), **how
-            )
+            summary = local.run(work, devices, rank=given["rank"], notify=lambda line: say(line, err=True), **how)
     _print_summary(summary)
     if as_json:
-        click.echo(json.dumps(summary.to_dict(), sort_keys=True))
+        say(json_text(summary.to_dict(), sort_keys=True))
     if summary.failed:
         raise click.exceptions.Exit(1)
 
@@ -124,7 +122,7 @@ def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
         found = forecast(work, devices, calibrate=calibrate, headers=headers, held=_held(work), advance=progress)
     _print_forecast(found)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), sort_keys=True))
+        say(json_text(found.to_dict(), sort_keys=True))
 
 
 COMMANDS = [extract, plan]
@@ -202,26 +200,26 @@ def _print_summary(summary: Summary) -> None:
     tables().print(table)
     for name, tally in summary.by_feature.items():
         for reason, count in tally.reasons.most_common():
-            click.echo(f"{name}: {count} failed: {reason}")
+            say(f"{name}: {count} failed: {reason}")
     for clip_id, notice in list(summary.notices.items())[:MAX_NOTICES]:
-        click.echo(f"notice: {clip_id}: {notice}")
+        say(f"notice: {clip_id}: {notice}")
     if len(summary.notices) > MAX_NOTICES:
-        click.echo(f"notice: … and {len(summary.notices) - MAX_NOTICES} more; `--json` has them all")
+        say(f"notice: … and {len(summary.notices) - MAX_NOTICES} more; `--json` has them all")
     if summary.num_clips:
         times = Table("part", "seconds", "of", "share")
         for part in summary.parts():
             times.add_row(part.name, f"{part.busy_s:.1f}", part.capacity, f"{part.share:.0%}")
         tables().print(times)
-        click.echo(
+        say(
             f"{summary.num_clips} clips in {duration(summary.wall_s)} ({summary.clips_per_s:.2f} clips/s);"
             f" the bottleneck: {summary.bottleneck}"
         )
     else:
-        click.echo("Nothing to do: every clip was decided earlier.")
+        say("Nothing to do: every clip was decided earlier.")
     if summary.left:
-        click.echo(f"{summary.left} clips are left to other ranks, or to other runs at work now.")
+        say(f"{summary.left} clips are left to other ranks, or to other runs at work now.")
     if summary.failed:
-        click.echo("`fcache retry` extracts failed clips again.")
+        say("`fcache retry` extracts failed clips again.")
 
 
 def _print_forecast(found: Forecast) -> None:
@@ -235,18 +233,16 @@ def _print_forecast(found: Forecast) -> None:
         table.add_row(item.feature, shape, *counts)
     tables().print(table)
     free = "" if found.free_bytes is None else f", {size_text(found.free_bytes)} free"
-    click.echo(f"{size_text(total_bytes(found.estimates))} to write{free}")
+    say(f"{size_text(total_bytes(found.estimates))} to write{free}")
     if found.headers_read:
         some = found.headers_read < found.num_clips and found.unreadable
         in_all = f", about {found.expected_failures} in all" if some else ""
         opened = f"the files of {found.headers_read} of {found.num_clips} clips opened"
-        click.echo(f"{opened}: {len(found.unreadable)} would fail{in_all}")
+        say(f"{opened}: {len(found.unreadable)} would fail{in_all}")
     for reason, ids in found.reasons().items():
-        click.echo(f"  {len(ids)} × {reason}: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}")
+        say(f"  {len(ids)} × {reason}: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}")
     for line in (*found.notices, *differences_in_words(found.lengths)):
-        click.echo(line)
+        say(line)
     if found.seconds is not None:
         trial = f"{found.clips_per_s:.2f} clips/s in a trial of {found.trial_clips} clips here"
-        click.echo(
-            f"{trial} (the bottleneck: {found.bottleneck}): about {duration(found.seconds)} for {found.num_left}"
-        )
+        say(f"{trial} (the bottleneck: {found.bottleneck}): about {duration(found.seconds)} for {found.num_left}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from featurecache.console import tables
+from featurecache.console import say, tables
 from featurecache.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -79,21 +79,21 @@ def _list(importers: Sequence[Importer]) -> None:
         folds = f", {importer.folds} folds" if importer.folds else ""
         table.add_row(importer.name, importer.title, ", ".join(importer.splits) + folds)
     tables().print(table)
-    click.echo("`fcache import NAME` says what an importer reads.")
+    say("`fcache import NAME` says what an importer reads.")
 
 
 def _describe(importer: Importer) -> None:
     from featurecache.importers.importing import options_text
 
-    click.echo(f"{importer.title}: `fcache import {importer.name} FOLDER` reads")
+    say(f"{importer.title}: `fcache import {importer.name} FOLDER` reads")
     for line in importer.layout:
-        click.echo(f"  {line}")
+        say(f"  {line}")
     if importer.splits:
         folds = f"; --fold 1 to {importer.folds} [{importer.default_fold}]" if importer.folds else ""
-        click.echo(f"Splits: {', '.join(importer.splits)}{folds}")
+        say(f"Splits: {', '.join(importer.splits)}{folds}")
     for line in options_text(importer.options):
-        click.echo(line)
-    click.echo(f"Rights: {importer.licence}")
+        say(line)
+    say(f"Rights: {importer.licence}")
 
 
 def _print(summary: ImportSummary) -> None:
@@ -112,27 +112,25 @@ def _print(summary: ImportSummary) -> None:
         _print_counts(task, labels, splits)
     for what, read, published in summary.against_published():
         same = "as published" if read == published else f"{published} published"
-        click.echo(f"{what}: {read} in the tables, {same}")
+        say(f"{what}: {read} in the tables, {same}")
     for reason, rows in summary.left_out.items():
         shown = ", ".join(rows[:SHOWN_EXAMPLES]) + (", …" if len(rows) > SHOWN_EXAMPLES else "")
-        click.echo(f"left out: {_number(len(rows), 'row')}: {reason} ({shown})")
+        say(f"left out: {_number(len(rows), 'row')}: {reason} ({shown})")
     if summary.missing:
         fate = "kept" if summary.kept_missing else "left out"
-        click.echo(f"media missing: {_number(len(summary.missing), 'clip')}, {fate}")
+        say(f"media missing: {_number(len(summary.missing), 'clip')}, {fate}")
         for line in summary.missing[:SHOWN_EXAMPLES]:
-            click.echo(f"  {line}")
+            say(f"  {line}")
         if len(summary.missing) > SHOWN_EXAMPLES:
-            click.echo(f"  … and {len(summary.missing) - SHOWN_EXAMPLES} more")
+            say(f"  … and {len(summary.missing) - SHOWN_EXAMPLES} more")
     for note in summary.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     for line in differences_in_words(summary.lengths):
-        click.echo(line)
-    click.echo(f"{_number(sum(summary.by_split.values()), 'clip')} in {summary.path}")
+        say(line)
+    say(f"{_number(sum(summary.by_split.values()), 'clip')} in {summary.path}")
     if summary.media_root is not None:
-        click.echo(
-            f"Media paths are relative to {summary.media_root}: name it with --media-root when you use this list."
-        )
-    click.echo(f"Rights: {summary.importer.licence}")
+        say(f"Media paths are relative to {summary.media_root}: name it with --media-root when you use this list.")
+    say(f"Rights: {summary.importer.licence}")
 
 
 def _print_counts(of: str, counts: dict[str, Any], splits: Sequence[str]) -> None:
@@ -143,7 +141,7 @@ def _print_counts(of: str, counts: dict[str, Any], splits: Sequence[str]) -> Non
         table.add_row(name, *(str(counts[name][split]) for split in splits))
     tables().print(table)
     if len(ordered) > MAX_SHOWN_LABELS:
-        click.echo(f"… and {len(ordered) - MAX_SHOWN_LABELS} more of {of}")
+        say(f"… and {len(ordered) - MAX_SHOWN_LABELS} more of {of}")
 
 
 def _number(count: int, noun: str) -> str:

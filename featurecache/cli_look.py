@@ -11,7 +11,7 @@ from rich.table import Table
 
 import featurecache
 from featurecache.cli_options import NAMES, STORE
-from featurecache.console import counted, size_text, tables
+from featurecache.console import counted, say, size_text, tables
 from featurecache.progress import show_progress
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ def info(store: str) -> None:
     tables().print(table)
     for each in found.features:
         for reason, count in each.failures.items():
-            click.echo(f"{each.name}: {count} failed: {reason}")
+            say(f"{each.name}: {count} failed: {reason}")
     if any(each.num_pending for each in found.features):
-        click.echo("`fcache extract` does what is pending.")
+        say("`fcache extract` does what is pending.")
     for name, problem in found.damaged.items():
-        click.echo(f"{name}: damaged: {problem}")
+        say(f"{name}: damaged: {problem}")
     raise click.exceptions.Exit(1 if found.damaged else 0)
 
 
@@ -63,11 +63,11 @@ def show(clip_id: str, store: str, plot: str | None) -> None:
 
     for clip in describe_clip(featurecache.open_store(store), clip_id):
         record = clip.record
-        click.echo(f"{clip.feature.name}: {record.status.name.lower()}, shard {record.shard} slot {record.slot}")
+        say(f"{clip.feature.name}: {record.status.name.lower()}, shard {record.shard} slot {record.slot}")
         for label, text in _told(clip):
-            click.echo(f"  {label:<9} {text}")
+            say(f"  {label:<9} {text}")
         if plot is not None and clip.statistics:
-            click.echo(f"  {'drawn in':<9} {draw_clip(clip.feature, clip_id, plot)}")
+            say(f"  {'drawn in':<9} {draw_clip(clip.feature, clip_id, plot)}")
 
 
 def _told(clip: ClipDescription) -> list[tuple[str, str]]:
@@ -120,9 +120,9 @@ def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool) ->
     _list("damage", report.damage, everything)
     _list("notice", report.notices, everything)
     rows = f"{counted(report.num_shards, 'shard')}, {counted(report.num_rows, 'row')}, {size_text(report.num_bytes)}"
-    click.echo(f"{store}: {rows} {'looked at quickly' if quick else 'checked'}: {report.verdict}")
+    say(f"{store}: {rows} {'looked at quickly' if quick else 'checked'}: {report.verdict}")
     if report.damage:
-        click.echo("`fcache repair` mends it.")
+        say("`fcache repair` mends it.")
     raise click.exceptions.Exit(report.exit_code)
 
 
@@ -132,10 +132,10 @@ def _list(title: str, problems: Sequence[Problem], everything: bool) -> None:
     for problem in problems:
         counted[problem.kind] += 1
         if everything or counted[problem.kind] <= LISTED_OF_A_KIND:
-            click.echo(f"{title}: {problem}")
+            say(f"{title}: {problem}")
     for kind, count in counted.items():
         if not everything and count > LISTED_OF_A_KIND:
-            click.echo(f"{title}: … and {count - LISTED_OF_A_KIND} more ({kind}); --all lists them")
+            say(f"{title}: … and {count - LISTED_OF_A_KIND} more ({kind}); --all lists them")
 
 
 @click.command()
@@ -152,7 +152,7 @@ def diff(left: str, right: str, names: tuple[str, ...]) -> None:
 
     found = compare_stores(featurecache.open_store(left), featurecache.open_store(right), list(names) or None)
     for each in found:
-        click.echo(str(each))
+        say(str(each))
     raise click.exceptions.Exit(0 if all(each.same for each in found) else 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +13,11 @@ from rich.table import Table
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
 from featurecache.cli_store import encoder_opener
-from featurecache.console import tables
+from featurecache.console import say, tables
 from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import ClipListError, StoreError
 from featurecache.jsonl import dump_lines
+from featurecache.outside_text import json_text
 from featurecache.progress import show_progress
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def index(store: str, features: tuple[str, ...]) -> None:
     kept = approximate_index(opened, neighbourhood)
     how = "exact search" if kept is None else f"approximate search, {kept.nprobe} of {kept.nlist} lists read"
     place = index_folder(opened.location, "")
-    click.echo(f"{count} vectors computed; {len(neighbourhood)} clips, {', '.join(weights)}: {how}; {place}")
+    say(f"{count} vectors computed; {len(neighbourhood)} clips, {', '.join(weights)}: {how}; {place}")
 
 
 @click.command()
@@ -107,12 +107,12 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
         shown.append((clip, [f"{similarity:.3f}  {clip_id}", said, clip.text or ""]))
     if given["as_json"]:
         for row in rows:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            say(json_text(row))
     else:
         _print_neighbours(rows, neighbourhood.names)
     if given["sheet"] is not None:
         contact_sheet(shown, given["sheet"], first_is_query=True)
-        click.echo(f"contact sheet: {given['sheet']}", err=given["as_json"])
+        say(f"contact sheet: {given['sheet']}", err=given["as_json"])
 
 
 PAIR_OPTIONS = [
@@ -237,7 +237,7 @@ def _rule(store: LocalStore, neighbourhood: Neighbourhood, clips: ClipList, give
             )  # fmt: skip
     else:
         rule = known_calibration(store, neighbourhood)
-    click.echo(rule.describe())
+    say(rule.describe())
     return rule
 
 
@@ -289,20 +289,20 @@ def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], de
         tables().print(table)
     more = len(found.pairs) - NUM_SHOWN
     if more > 0:
-        click.echo(f"… and {more} more pairs")
+        say(f"… and {more} more pairs")
     kinds = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in ("same media", "same content", "near")}
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
-    click.echo(f"pairs: {said}; {len(found.groups)} groups; {len(found.exclusion)} clips to leave out")
+    say(f"pairs: {said}; {len(found.groups)} groups; {len(found.exclusion)} clips to leave out")
     out = given["out"]
     if out is None:
         if found.exclusion:
-            click.echo(f"--out {default} writes them as a clip list, with the pairs beside it.")
+            say(f"--out {default} writes them as a clip list, with the pairs beside it.")
         return
     if found.exclusion:
         root = Path(given["media_root"]) if given["media_root"] else None
         write_clips((clips.by_id(clip_id) for clip_id in found.exclusion), out, root)
-        click.echo(f"{out}: leave them out with --set 'data.exclude=[{out.name}]'")
+        say(f"{out}: leave them out with --set 'data.exclude=[{out.name}]'")
     pairs = out.with_suffix(".pairs.jsonl")
     pairs.parent.mkdir(parents=True, exist_ok=True)
     pairs.write_bytes(dump_lines(map(asdict, found.pairs)))
-    click.echo(f"{pairs}: every pair and its evidence")
+    say(f"{pairs}: every pair and its evidence")

@@ -10,7 +10,7 @@ import click
 
 import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, NAMES, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
-from featurecache.console import counted, size_text
+from featurecache.console import counted, say, size_text
 from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.progress import show_progress
 from featurecache.spec import STORED_DTYPES
@@ -49,9 +49,9 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
     with show_progress("retry") as progress:
         summary = again.retry(opened, listed, chosen, open_for, ids or None, advance=progress)
     for name, tally in summary.by_feature.items():
-        click.echo(f"{name}: {tally.ok} ok, {tally.failed} failed, {tally.absent} absent")
+        say(f"{name}: {tally.ok} ok, {tally.failed} failed, {tally.absent} absent")
         for reason, count in tally.reasons.most_common():
-            click.echo(f"  {count} failed: {reason}")
+            say(f"  {count} failed: {reason}")
     raise click.exceptions.Exit(1 if any(tally.failed for tally in summary.by_feature.values()) else 0)
 
 
@@ -85,13 +85,13 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, plac
         how = recomputer(opened, listed, encoder_opener(given))
     report = repair_store(opened, how, names or None)
     for line in report.mended:
-        click.echo(f"mended: {line}")
+        say(f"mended: {line}")
     for line in report.left:
-        click.echo(f"left: {line}")
+        say(f"left: {line}")
     for name, shard in report.pending:
-        click.echo(f"left: {name}, shard {shard}: `fcache extract` computes it anew")
+        say(f"left: {name}, shard {shard}: `fcache extract` computes it anew")
     made = counted(len(report.recomputed), "row") + (" computed anew" if place is None else f" taken from {place}")
-    click.echo(f"{len(report.mended)} mended, {made}, {len(report.left) + len(report.pending)} left")
+    say(f"{len(report.mended)} mended, {made}, {len(report.left) + len(report.pending)} left")
     raise click.exceptions.Exit(1 if report.left or report.pending else 0)
 
 
@@ -109,16 +109,16 @@ def gc(store: str, delete: bool) -> None:
     opened = _to_change(store)
     garbage = sweep(opened) if delete else mark(opened)
     for path in [*garbage.temporary, *(path for _, path in garbage.orphans)]:
-        click.echo(f"{'removed' if delete else 'would remove'}: {path.relative_to(opened.root)}")
+        say(f"{'removed' if delete else 'would remove'}: {path.relative_to(opened.root)}")
     for path in garbage.foreign:
-        click.echo(f"left alone, not of this store: {path.relative_to(opened.root)}")
+        say(f"left alone, not of this store: {path.relative_to(opened.root)}")
     if garbage.superseded_bytes:
         size = size_text(garbage.superseded_bytes)
-        click.echo(f"{size} of rows were superseded by retries; `fcache convert --compact` copies without them")
+        say(f"{size} of rows were superseded by retries; `fcache convert --compact` copies without them")
     if not (garbage.temporary or garbage.orphans):
-        click.echo("nothing to remove")
+        say("nothing to remove")
     else:
-        click.echo(f"{size_text(garbage.num_bytes)} {'freed' if delete else 'to free; --delete frees them'}")
+        say(f"{size_text(garbage.num_bytes)} {'freed' if delete else 'to free; --delete frees them'}")
 
 
 @click.command()
@@ -149,7 +149,7 @@ def convert(source: str, target: str, names: tuple[str, ...], form: str | None, 
         )
     for each in done:
         there = f"{counted(each.num_shards, 'shard')}, {size_text(each.num_bytes)} in {target}"
-        click.echo(f"{each.name}: {counted(each.num_clips, 'clip')} copied; {there}")
+        say(f"{each.name}: {counted(each.num_clips, 'clip')} copied; {there}")
 
 
 @click.command("import-npy")
@@ -172,9 +172,9 @@ def import_npy(folder: str, store: str, name: str | None, dtype: str, prefix: st
         done = run(Path(folder), opened, name, prefix=prefix, stored_dtype=dtype, retry=retry, progress=progress)
     for each in done:
         earlier = f", {each.num_earlier} read earlier" if each.num_earlier else ""
-        click.echo(f"{each.name}: {counted(each.num_ok, 'clip')} imported, {len(each.failures)} failed{earlier}")
+        say(f"{each.name}: {counted(each.num_ok, 'clip')} imported, {len(each.failures)} failed{earlier}")
         for clip_id, reason in each.failures.items():
-            click.echo(f"  {clip_id}: {reason}")
+            say(f"  {clip_id}: {reason}")
     raise click.exceptions.Exit(1 if any(each.failures for each in done) else 0)
 
 
@@ -202,7 +202,7 @@ def _with_encoder(store: LocalStore, names: Sequence[str]) -> list[str]:
             next_step="Name others with --name, or install the encoder.",
         )
     if without:
-        click.echo(f"left out, as their encoders are not installed: {told}", err=True)
+        say(f"left out, as their encoders are not installed: {told}", err=True)
     return chosen
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.console import Console
 
 from featurecache.errors import FeatureCacheError, suggest
 from featurecache.extras import import_failure, require_all
 from featurecache.interrupt import Interrupted
+from featurecache.outside_text import printable
+from featurecache.screen import Screen
 
 HELP = ["-h", "--help"]
 
@@ -32,13 +33,23 @@ class _EndsInWords(click.Command):
         except FeatureCacheError as error:
             _end(ctx, error)
         except Interrupted as stopped:
-            click.echo(str(stopped), err=True)
+            say(stopped, err=True)
             ctx.exit(1)
+        except click.ClickException as error:
+            error.message = printable(error.message)
+            raise
         except Exception as error:  # whatever a library may raise while it is imported
             explained = import_failure(error, extra=self.extra or "explore", subject=str(ctx.info_name))
             if explained is None:
                 raise
             _end(ctx, explained)
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **settings)
+        except click.ClickException as error:
+            error.message = printable(error.message)
+            raise
 
 
 class TrainerTool(_EndsInWords):
@@ -61,14 +72,19 @@ class CommandGroup(_EndsInWords, click.Group):
 
 
 def _end(ctx: click.Context, error: FeatureCacheError) -> None:
-    click.echo(f"error: {error}", err=True)
+    say(f"error: {error}", err=True)
     ctx.exit(error.exit_code)
 
 
-def tables() -> Console:
+def say(text: object = "", *, err: bool = False) -> None:
+    """Print a line to standard output, or error; nothing in it acts on the terminal."""
+    click.echo(printable(text), err=err)
+
+
+def tables() -> Screen:
     """A console for tables, which wraps none of them when it is not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    console = Screen()
+    return console if console.is_terminal else Screen(width=160)
 
 
 def size_text(num_bytes: float) -> str:

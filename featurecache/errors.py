@@ -28,6 +28,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from featurecache.outside_text import one_line
+
 MAX_LISTED_PROBLEMS = 20
 MAX_SUGGESTED_AMONG = 10_000
 
@@ -54,15 +56,15 @@ class FeatureCacheError(Exception):
         super().__init__(self._message())
 
     def _message(self) -> str:
-        said = [f"expected {self.expected}"] if self.expected else []
+        said = [f"expected {one_line(self.expected)}"] if self.expected else []
         if self.got:
-            said.append(f"got {self.got}" if self.expected else self.got)
-        line = self.subject + (": " + ", ".join(said) if said else "")
+            said.append(f"got {one_line(self.got)}" if self.expected else one_line(self.got))
+        line = one_line(self.subject) + (": " + ", ".join(said) if said else "")
         if not line.endswith((".", "?", "!")):
             line += "."
         if self.next_step:
-            line += " " + self.next_step
-        listed = [f"\n  {problem}" for problem in self.problems[:MAX_LISTED_PROBLEMS]]
+            line += " " + one_line(self.next_step)
+        listed = [f"\n  {one_line(problem)}" for problem in self.problems[:MAX_LISTED_PROBLEMS]]
         if len(self.problems) > MAX_LISTED_PROBLEMS:
             listed.append(f"\n  … and {len(self.problems) - MAX_LISTED_PROBLEMS} more")
         return line + "".join(listed)

@@ -5,6 +5,8 @@
     html_text     HTML: element content and quoted attributes
     script_json   a JSON document inside a <script> element
     markdown_text Markdown, in one line, without any of its marks
+    figure_text   drawings of matplotlib, without formulas
+    json_text     JSON, in one line
 
 Everything that either package shows goes through one of these (`console` for terminals). This module imports the
 standard library alone: exported models carry it.
@@ -57,6 +59,11 @@ def script_json(document: Any) -> str:
 def markdown_text(text: object) -> str:
     """Return text in one line that Markdown shows as it is."""
     return _MARKDOWN_MARKS.sub(r"\\\1", one_line(text))
+
+
+def figure_text(text: object) -> str:
+    """Return text in one line for a drawing of matplotlib, where `$` would begin a formula."""
+    return one_line(text).replace("$", r"\$")
 
 
 def json_text(value: Any, **layout: Any) -> str:

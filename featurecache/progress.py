@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from featurecache.outside_text import one_line
+from featurecache.screen import Screen
 
 LINE_EVERY_S = 15.0
 SHORTEST_S = 1e-3  # a rate over less time than this says nothing
@@ -37,7 +39,7 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
     if not shown:
         yield lambda done, total, note="": None
         return
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     if not console.is_terminal:
         lines = _Lines(title, unit, already)
         try:
@@ -46,21 +48,21 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
             lines.close()
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit + "  {task.fields[rate]}"),
+        TextColumn(unit + "  {task.fields[rate]}", markup=False),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with RichProgress(*columns, console=console) as bars:
-        task = bars.add_task(title, total=None, rate="", note="")
+        task = bars.add_task(one_line(title), total=None, rate="", note="")
         began: list[float] = []
 
         def update(done: int, total: int, note: str = "") -> None:
             began[:] = began or [time.monotonic()]
             rate = _rate(done - already, time.monotonic() - began[0], unit)
-            bars.update(task, completed=done, total=total, rate=rate, note=note)
+            bars.update(task, completed=done, total=total, rate=rate, note=one_line(note))
 
         yield update
 
@@ -91,7 +93,7 @@ class _Lines:
 
     def close(self) -> None:
         if self._unsaid:
-            print(self._unsaid, file=sys.stderr, flush=True)
+            print(one_line(self._unsaid), file=sys.stderr, flush=True)
             self._unsaid = ""
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from featurecache.console import HELP, CommandGroup
+from featurecache.console import HELP, CommandGroup, say
 from fusion_train.cli_evaluate import contrast_command, evaluate_command, score_command
 from fusion_train.cli_exact import replay, verify_resume_command
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
@@ -76,7 +76,7 @@ def main(
             raise click.UsageError(f"write --{given[0].replace('overrides', 'set')} after {ctx.invoked_subcommand}")
         return
     if stage is None:
-        click.echo(ctx.get_help())
+        say(ctx.get_help())
         ctx.exit(2)
     from fusion_train.config import load_config
     from fusion_train.run import Run, latest_finished
@@ -87,11 +87,11 @@ def main(
     initial = Run(init) if init else None
     if initial is None and settings.init_stage is not None and not run.exists:
         initial = latest_finished(run.folder.parent, settings.init_stage)
-        click.echo(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
+        say(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
     _print_result(
         run.folder,
         train(settings, store=store or "features.zarr", clips=clips or "clips.jsonl", run=run, initial=initial,
-              say=click.echo),
+              say=say),
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool)
             store=store or absolute(record.store, run),
             clips=clips or absolute(record.clips, run),
             run=stopped,
-            say=click.echo,
+            say=say,
             clips_changed=clips_changed,
         ),
     )
@@ -152,8 +152,8 @@ def import_released_command(
 
     settings = load_config(config, stage, overrides)
     places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
-    import_released(file, settings, **places, run=Run(out), say=click.echo)
-    click.echo(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
+    import_released(file, settings, **places, run=Run(out), say=say)
+    say(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
 
 
 COMMANDS = (
@@ -170,7 +170,7 @@ def _print_result(folder: Path, result: dict[str, Any]) -> None:
     if not this_process().is_main_process:
         return
     scores = "".join(f", {name} {value:.4f}" for name, value in result["scores"].items())
-    click.echo(f"{folder}: finished at step {result['step']}{scores}")
+    say(f"{folder}: finished at step {result['step']}{scores}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from featurecache.console import tables
+from featurecache.console import say, tables
 from fusion_train.cli_options import CLIPS, STORE
 
 _SCORING = (
@@ -85,7 +85,7 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     main = this_process().is_main_process
     rows = ask_bench(
         bench, workbench, files, modalities=shown, batch_size=given["batch_size"], again=given["again"],
-        say=click.echo if main else _nothing,
+        say=say if main else _nothing,
     )  # fmt: skip
     if not main:
         return
@@ -93,9 +93,9 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         scores = score_rows(bench, rows, _helpers(given), out)
         print_scores(scores)
     if bench_name:
-        click.echo(f"report: {write_report(scores, out)}")
+        say(f"report: {write_report(scores, out)}")
     else:
-        click.echo(f"predictions: {files[task]}")
+        say(f"predictions: {files[task]}")
 
 
 @click.command("score")
@@ -145,7 +145,7 @@ def score_command(path: Path, bench_name: str | None, set_name: str | None, task
     out = given["out"] or (path if path.is_dir() else path.parent / f"{path.stem}-scores")
     scores = score_rows(bench, rows, _helpers(given), out)
     print_scores(scores)
-    click.echo(f"report: {write_report(scores, out)}")
+    say(f"report: {write_report(scores, out)}")
 
 
 @click.command("contrast")
@@ -179,7 +179,7 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     replace_bytes(out / "contrast.tex", table.latex().encode())
     page = contrast_page(table, f"{bench.title}: {len(folders)} sets of answers").write(out / "contrast.html")
     tables().print(for_terminal(table, bench.title))
-    click.echo(f"report: {page}")
+    say(f"report: {page}")
 
 
 def print_scores(scores: Any) -> None:
@@ -191,10 +191,10 @@ def print_scores(scores: Any) -> None:
     console.print(for_terminal(summary_table(scores), scores.bench.title))
     for name, mean in scores.means.items():
         missing = f"not formed, without {', '.join(mean.missing)}"
-        click.echo(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}'}")
+        say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}'}")
     for each in scores.sets.values():
         for note in each.scored.notes:
-            click.echo(f"{each.name}: {note}")
+            say(f"{each.name}: {note}")
         if each.scored.confusion is not None and len(scores.sets) == 1:
             console.print(for_terminal(confusion_table(each.scored), "reference by prediction"))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from featurecache.console import say
 from fusion_train.cli_options import CLIPS, CONFIG, SET, STORE
 
 
@@ -35,11 +36,11 @@ def verify_resume_command(
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
         found = verify_resume(
             settings, store=store or "features.zarr", clips=clips or "clips.jsonl", folder=Path(folder), steps=steps,
-            kills=kills, seed=seed, say=click.echo,
+            kills=kills, seed=seed, say=say,
         )  # fmt: skip
     for line in found.differing[:20]:
-        click.echo(f"differs: {line}", err=True)
-    click.echo(
+        say(f"differs: {line}", err=True)
+    say(
         f"{found.tensors} tensors after {steps} steps and {len(found.kills)} kills: "
         + (f"{len(found.differing)} differ" if found.differing else "all equal to the bit")
     )
@@ -60,14 +61,14 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
     from fusion_train.training.diverged import replay as replay_step
 
     step, samples = replay_step(Run(run), store=store, clips=clips)
-    click.echo(f"step {step}, each sample alone and without dropout:")
+    say(f"step {step}, each sample alone and without dropout:")
     for one in samples:
-        click.echo(f"  {one.sample.clip.id:24} {one.sample.task.name:12} loss {one.loss:10.4g}  "
+        say(f"  {one.sample.clip.id:24} {one.sample.task.name:12} loss {one.loss:10.4g}  "
                    f"gradient {one.gradient_norm:10.4g}")  # fmt: skip
     wrong = [one.sample.clip.id for one in samples if not one.finite]
     if not wrong:
-        click.echo("all are finite alone: lower optim.lr, or clip with optim.max_grad_norm")
+        say("all are finite alone: lower optim.lr, or clip with optim.max_grad_norm")
     elif len(wrong) == len(samples):
-        click.echo("none is finite: the weights are at fault, not a clip; lower optim.lr or set optim.max_grad_norm")
+        say("none is finite: the weights are at fault, not a clip; lower optim.lr or set optim.max_grad_norm")
     else:
-        click.echo(f"not finite alone: {', '.join(wrong)}; look at what is stored of them: fcache show ID")
+        say(f"not finite alone: {', '.join(wrong)}; look at what is stored of them: fcache show ID")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from featurecache.console import tables
+from featurecache.console import say, tables
 from fusion_train.cli_options import CLIPS, CONFIG, SET, STORE
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ def plan(
 
     settings = load_config(config, stage, overrides)
     made = make_plan(
-        settings, store or "features.zarr", clips or "clips.jsonl", gpu=gpu, utilisation=utilisation, say=click.echo
+        settings, store or "features.zarr", clips or "clips.jsonl", gpu=gpu, utilisation=utilisation, say=say
     )
     console = tables()
     for table in _tables(made, settings.optim.micro_batch_size):
         console.print(table)
     card = made.gpu
-    click.echo(
+    say(
         f"{made.steps:,} steps, {made.samples:,} samples: {made.flops.total * made.samples:.2e} FLOP, "
         f"{made.hours:.3g} hours of one {card.name} at {made.utilisation:.0%} of its published "
         f"{card.bf16_tflops:g} TFLOP/s"
     )
     if made.advice:
-        click.echo(f"does not fit the {card.memory_gib} GiB of one {card.name}. {made.advice}")
+        say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {made.advice}")
 
 
 def _tables(plan: Plan, micro_batch: int | str) -> list[Table]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from featurecache.console import tables
+from featurecache.console import say, tables
+from featurecache.outside_text import json_text
 
 if TYPE_CHECKING:
     from fusion_train.predict.opening import OpenedModel
@@ -76,16 +76,16 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
         from fusion_train.predict.answer_file import asked, row
 
         for answer in answers:
-            click.echo(json.dumps(row(answer, asked(opened, question)), ensure_ascii=False))
+            say(json_text(row(answer, asked(opened, question))))
     elif given["out"] is None:
         tables().print(_table(answers, question))
     failures = [answer for answer in answers if answer.error is not None]
     for answer in failures:
-        click.echo(f"error: {answer.error}", err=True)
-    click.echo(timings.line(), err=True)
+        say(f"error: {answer.error}", err=True)
+    say(timings.line(), err=True)
     for place, kind in ((given["out"], "answers"), (given["look"], "pictures")):
         if place is not None:
-            click.echo(f"{kind}: {place}", err=True)
+            say(f"{kind}: {place}", err=True)
     raise SystemExit(1 if failures else 0)
 
 
@@ -122,10 +122,10 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted
     try:
         with serving(opened, host=host, port=port, limits=limits, examples=offered) as address:
-            click.echo(f"{address} shows {opened.name}; Ctrl-C ends it")
+            say(f"{address} shows {opened.name}; Ctrl-C ends it")
             threading.Event().wait()
     except KeyboardInterrupt:
-        click.echo("ended; uploads are deleted")
+        say("ended; uploads are deleted")
 
 
 def encoder_places(weights: tuple[str, ...]) -> dict[str, str]:
@@ -158,7 +158,7 @@ def _ask(
         clips = ClipList(clip for clip in clips if clip.id not in done)
         already = total - len(clips)
         if already:
-            click.echo(f"{already} of {total} clips were answered before", err=True)
+            say(f"{already} of {total} clips were answered before", err=True)
         stop = stack.enter_context(StopRequest())
         report = stack.enter_context(show_progress("predict", already=already))
         report(already, total)
@@ -182,13 +182,13 @@ def _ask(
 def _note_untrained(opened: OpenedModel, question: Question) -> None:
     trained = opened.processor.tasks
     if trained and question.task.name not in trained:
-        click.echo(f"note: this model was not trained on the task {question.task.name}; it was on "
+        say(f"note: this model was not trained on the task {question.task.name}; it was on "
                    + ", ".join(trained), err=True)  # fmt: skip
 
 
 def _table(answers: list[Answer], question: Question) -> Table:
     asked = question.words or question.task.name
-    table = Table(title=escape(asked), title_justify="left")
+    table = Table(title=asked, title_justify="left")
     table.add_column("clip", overflow="fold")
     table.add_column("answer", overflow="fold")
     closed = any(answer.probabilities for answer in answers)
@@ -200,12 +200,12 @@ def _table(answers: list[Answer], question: Question) -> Table:
     table.add_column("shown")
     for answer in answers:
         if answer.error is not None:
-            table.add_row(escape(answer.clip.id), "[red]not answered", *[""] * (closed + looked + 1))
+            table.add_row(answer.clip.id, Text("not answered", style="red"), *[""] * (closed + looked + 1))
             continue
         ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
-        cells = [escape(answer.clip.id), escape(answer.text or "")]
+        cells = [answer.clip.id, answer.text or ""]
         if closed:
-            cells.append(escape(", ".join(f"{label} {value:.3f}" for label, value in ranked)))
+            cells.append(", ".join(f"{label} {value:.3f}" for label, value in ranked))
         if looked:
             drops = answer.evidence.drops(answer.probabilities, answer.text or "") if answer.evidence else {}
             cells.append(", ".join(f"{modality} {value:+.3f}" for modality, value in drops.items()))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from featurecache.console import tables
+from featurecache.console import say, tables
 
 
 @click.command()
@@ -32,8 +32,8 @@ def rate(answers: tuple[str, ...], out: Path, clips: int, media: str, seed: int)
     sheet = write_sheet(
         {name: read_predictions(file) for name, _, file in named}, out, clips=clips, seed=seed, media=media
     )
-    click.echo(f"for the raters: {sheet}")
-    click.echo(f"not for them:   {out / 'key.json'}; then: fusion-train agreement {out} ratings-*.json")
+    say(f"for the raters: {sheet}")
+    say(f"not for them:   {out / 'key.json'}; then: fusion-train agreement {out} ratings-*.json")
 
 
 @click.command()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from featurecache.console import say
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -30,5 +32,5 @@ def report(run: Path, out: Path | None) -> None:
 
     page, numbers = write_report(Run(run), out)
     if lost := damage(Run(run)):
-        click.echo(f"note: {lost}", err=True)
-    click.echo(f"{page}, {numbers}")
+        say(f"note: {lost}", err=True)
+    say(f"{page}, {numbers}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurecache.cli_options import listed
-from featurecache.console import tables
+from featurecache.console import say, tables
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 
 if TYPE_CHECKING:
@@ -78,17 +78,17 @@ def sweep(
     if check_only:
         from fusion_train.sweeps.check import check
 
-        check(asked, **places, say=click.echo)
+        check(asked, **places, say=say)
         return
     folder = out or Path("sweeps") / asked.name
     outcomes = run_sweep(
         asked, **places, out=folder, initial=Run(init) if init else None, retry=retry,
-        open_crew=_crew(engine, devices, ray_address, ray_actors), say=click.echo,
+        open_crew=_crew(engine, devices, ray_address, ray_actors), say=say,
     )  # fmt: skip
     print_report(read_results(folder))
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
-        click.echo(f"failed: {outcome.name}: {outcome.error}", err=True)
+        say(f"failed: {outcome.name}: {outcome.error}", err=True)
     if failed:
         raise SystemExit(1)
 
@@ -125,5 +125,5 @@ def print_report(results: Results, out: Path | None = None) -> None:
     shown = table.only(["variant", results.measure.main, SPREAD, "seeds", "p (Holm)", "seconds"])
     tables().print(for_terminal(shown, results.about["name"]))
     for variant, verdict in table.only(["variant", VERDICT]).rows:
-        click.echo(f"{variant}: {verdict}")
-    click.echo(f"report: {page}; results.csv, results.tex and results.json beside {results.folder / 'sweep.json'}")
+        say(f"{variant}: {verdict}")
+    say(f"report: {page}; results.csv, results.tex and results.json beside {results.folder / 'sweep.json'}")

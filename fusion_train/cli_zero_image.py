@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from featurecache.console import say
 from fusion_train.cli_options import STORE
 
 
@@ -23,4 +24,4 @@ def zero_image(store: str | None, name: str, weights: str | None, device: str, o
     """
     from fusion_train.data.zero_image import make_zero_image
 
-    make_zero_image(store or "features.zarr", name, out, weights=weights, device=device, say=click.echo)
+    make_zero_image(store or "features.zarr", name, out, weights=weights, device=device, say=say)

@@ -45,9 +45,11 @@ def llm_config(name: str) -> Any:
 
 
 def positions_of(config: Any) -> int | None:
-    """Tokens of one sample that a model of this configuration was made for; None where it says none."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
+    """Tokens of one sample that a model of this configuration has places for; None where positions are computed."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    rotary = getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None)
+    return positions if isinstance(positions, int) and positions > 0 and not rotary else None
 
 
 def skeleton(config: Any) -> nn.Module:

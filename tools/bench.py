@@ -7,13 +7,15 @@ output is one JSON object of figures and ratios; without it they are printed one
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+
+from featurecache.console import say
+from featurecache.outside_text import json_text
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -38,9 +40,9 @@ def _runner(measure: Any) -> Any:
     def run(as_json: bool, **options: Any) -> None:
         figures = measure(**options)
         for key, value in figures.items():
-            click.echo(f"{key}: {value}")
+            say(f"{key}: {value}")
         if as_json:
-            click.echo(json.dumps(figures, sort_keys=True))
+            say(json_text(figures, sort_keys=True))
 
     return run
 

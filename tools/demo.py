@@ -21,11 +21,12 @@ from pathlib import Path
 import click
 from make_demo_clips import make_clips
 from make_demo_models import make_models
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from featurecache.errors import FeatureCacheError
 from featurecache.jsonl import require_objects
+from featurecache.screen import Screen
 
 TOOLS = Path(__file__).resolve().parent
 SHOWN = {"audio and video": None, "audio only": "audio", "video only": "image,video"}
@@ -53,12 +54,12 @@ class Journey:
     """What was done, how long it took, where it lies."""
 
     folder: Path
-    console: Console
+    console: Screen
     parts: list[tuple[str, float, str]] = field(default_factory=list)
 
     @contextmanager
     def part(self, title: str, place: str) -> Iterator[None]:
-        self.console.rule(f"[bold]{title}")
+        self.console.rule(Text(title, style="bold"))
         began = time.perf_counter()
         yield
         self.parts.append((title, time.perf_counter() - began, place))
@@ -66,7 +67,7 @@ class Journey:
     def run(self, *arguments: str) -> None:
         """Run one command, shown as typed; its failure ends the demo with its exit code."""
         shown = shlex.join("python" if part == sys.executable else _short(part) for part in arguments)
-        self.console.print(f"[cyan]$ {shown}", highlight=False)
+        self.console.print(Text(f"$ {shown}", style="cyan"))
         done = subprocess.run(arguments, cwd=self.folder, check=False)
         if done.returncode:
             raise SystemExit(done.returncode)
@@ -86,7 +87,7 @@ class Journey:
 @click.option("--clips", "num_clips", default=360, show_default=True)
 def main(out: Path, num_clips: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    journey = Journey(out, Console())
+    journey = Journey(out, Screen())
     make_material(journey, num_clips)
     extract(journey)
     train(journey)
@@ -168,7 +169,7 @@ def draw(journey: Journey) -> None:
         draw_runs(runs, scores, "Demo: perception, then cognition", journey.folder / "figure.png")
 
 
-def report(console: Console, hits: dict[str, float]) -> None:
+def report(console: Screen, hits: dict[str, float]) -> None:
     table = Table(title="held-out hit rate")
     table.add_column("shown")
     table.add_column("right", justify="right")

@@ -15,7 +15,8 @@ import click
 import yaml
 from demo import ENCODERS, Journey, script
 from demo_encoders import make_hub_encoders
-from rich.console import Console
+
+from featurecache.screen import Screen
 
 SWEEPS = Path(__file__).resolve().parents[1] / "configs" / "sweeps"
 SMALL = {
@@ -32,7 +33,7 @@ SMALL = {
 def main(out: Path) -> None:
     if not (out / "models" / "videomae").is_dir():
         make_hub_encoders(out / "models", seed=0)
-    journey = Journey(out, Console())
+    journey = Journey(out, Screen())
     for sweep in ("tokens", "encoders"):
         with journey.part(f"features of the sweep {sweep}", f"{out}/features.zarr"):
             for command in commands(sweep):

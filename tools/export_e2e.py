@@ -15,7 +15,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from featurecache.console import TrainerTool, tables
+from featurecache.console import TrainerTool, say, tables
 from fusion_train.cli_predict import encoder_places
 
 
@@ -61,8 +61,8 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
         int(given["check"]) if number else NUM_CHECKED, given["dtype"], given["device"], not given["merge"],
         None if number else given["check"],
     )  # fmt: skip
-    figures = verify_export(verify, sources, run, click.echo, named) if verify else export_run(
-        run, out, named, sources, click.echo)  # type: ignore[arg-type]  # fmt: skip
+    figures = verify_export(verify, sources, run, say, named) if verify else export_run(
+        run, out, named, sources, say)  # type: ignore[arg-type]  # fmt: skip
     table = Table(title=f"{verify or out}: every bound holds")
     for column in ("what", "measured", "bound"):
         table.add_column(column, justify="left" if column == "what" else "right")

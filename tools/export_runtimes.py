@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from featurecache.console import TrainerTool
+from featurecache.console import TrainerTool, say
 
 
 @click.command(cls=TrainerTool, context_settings={"max_content_width": 100})
@@ -30,7 +30,7 @@ def main(folder: Path, out: Path, onnx: bool) -> None:
     found = write_runtimes(open_model(folder, "cpu"), out, onnx=onnx)
     for name, value in found.items():
         verdict = "ok" if value <= LARGEST_DIFFERENCE else f"MORE THAN {LARGEST_DIFFERENCE:.0e}"
-        click.echo(f"{name}: largest relative difference {value:.1e}, {verdict}")
+        say(f"{name}: largest relative difference {value:.1e}, {verdict}")
     raise SystemExit(1 if any(not value <= LARGEST_DIFFERENCE for value in found.values()) else 0)
 
 

@@ -21,6 +21,7 @@ from demo_cues import EMOTIONS, LOOK_OF, VOICE_OF, sentences
 from demo_face import FPS, HEIGHT, LOOKS, WIDTH, Person, film
 from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
 
+from featurecache.console import say
 from featurecache.jsonl import dump_lines
 
 SPLITS = ("train",) * 7 + ("val",) + ("test",) * 2
@@ -131,7 +132,7 @@ def write_mp4(path: Path, frames: np.ndarray, sound: np.ndarray | None) -> None:
 def main(out: str, num_clips: int, seed: int, workers: int, awkward: bool) -> None:
     path = make_clips(out, num_clips, seed, workers, awkward)
     size_bytes = sum(file.stat().st_size for file in (path.parent / "clips").iterdir())
-    click.echo(f"{path}: {num_clips + len(AWKWARD) * awkward} clips, {size_bytes / 1e6:.1f} MB")
+    say(f"{path}: {num_clips + len(AWKWARD) * awkward} clips, {size_bytes / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from demo_encoders import make_eva, make_whisper
 from demo_language import make_language_model
 
 from featurecache.clips import load_clips
+from featurecache.console import say
 
 
 def make_models(folder: str | Path, seed: int = 0, corpus: str | Path | None = None) -> dict[str, Path]:
@@ -49,7 +50,7 @@ def main(out: str, seed: int, corpus: str | None, threads: int) -> None:
     torch.set_num_threads(threads)
     for name, path in make_models(out, seed, corpus).items():
         size_bytes = sum(file.stat().st_size for file in path.iterdir())
-        click.echo(f"{name:8s} {path}  {size_bytes / 1e6:.1f} MB")
+        say(f"{name:8s} {path}  {size_bytes / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

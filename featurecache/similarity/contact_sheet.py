@@ -15,10 +15,12 @@ from featurecache.clips import Clip
 from featurecache.encoders import FramesView
 from featurecache.errors import MediaError
 from featurecache.media import Absent, decode
+from featurecache.outside_text import one_line
 
 TILE = (240, 180)
 CAPTION_LINES, LINE_PIXELS, MARGIN = 3, 16, 8
 MAX_COLUMNS = 5
+MAX_CAPTION_CHARACTERS = 200  # more than a tile shows
 FONT_PIXELS = 13
 INK, PAPER, EMPTY, FRAME = (24, 24, 24), (255, 255, 255), (222, 222, 222), (178, 34, 34)
 
@@ -60,6 +62,7 @@ def _thumbnail(clip: Clip) -> tuple[Image.Image | None, str]:
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Shorten a line to a tile's width."""
+    text = one_line(text)[:MAX_CAPTION_CHARACTERS]
     if draw.textlength(text, font=font) <= TILE[0]:
         return text
     while text and draw.textlength(text + "…", font=font) > TILE[0]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips import Clip, ClipList
+from featurecache.outside_text import script_json
 from featurecache.similarity.audit import Audit, Doubt
 
 TEMPLATE = Path(__file__).with_name("review.html")
@@ -28,9 +29,7 @@ def review_sheet(audit: Audit, clips: ClipList, path: Path) -> str:
     rows = [_row(doubt, clips, labels[doubt.dataset], path.parent) for doubt in audit.doubts]
     sheet = {"task": audit.task, "clips": rows}
     sheet["key"] = hashlib.sha256(json.dumps(sheet, sort_keys=True).encode()).hexdigest()[:16]
-    # "</" would end the script early; JSON reads "<\/" as the same text.
-    text = json.dumps(sheet, ensure_ascii=False).replace("</", "<\\/")
-    return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, text)
+    return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, script_json(sheet))
 
 
 def _row(doubt: Doubt, clips: ClipList, labels: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Shapes: N clips, R axes -> (N, 2). Principal components, or UMAP where it is ins
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from featurecache.clips import ClipList
 from featurecache.errors import StoreError
 from featurecache.extras import require
+from featurecache.outside_text import figure_text, script_json
 
 TEMPLATE = Path(__file__).with_name("store_map.html")
 PLACEHOLDER = "/*MAP*/null"
@@ -65,9 +65,9 @@ def draw_map(points: np.ndarray, groups: Sequence[str], by: str, title: str, pat
         some = points[groups_array == name]
         colour = f"C{number}" if number < 10 else None
         axes.scatter(*some.T, s=14, alpha=0.75, linewidths=0, color=colour if number < MAX_COLOURS else "lightgrey",
-                     label=f"{name} ({len(some)})" if number < MAX_COLOURS else None)  # fmt: skip
-    axes.set(xticks=[], yticks=[], title=title)
-    axes.legend(title=by, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
+                     label=f"{figure_text(name)} ({len(some)})" if number < MAX_COLOURS else None)  # fmt: skip
+    axes.set(xticks=[], yticks=[], title=figure_text(title))
+    axes.legend(title=figure_text(by), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -83,5 +83,4 @@ def map_page(points: np.ndarray, clips: ClipList, ids: Sequence[str], title: str
         "y": np.round(scaled[:, 1], 4).tolist(), "ids": list(ids), "texts": [clips.by_id(i).text or "" for i in ids],
         "groups": {key: groups_of(clips, ids, key) for key in keys or ["dataset"]},
     }  # fmt: skip
-    text = json.dumps(document, ensure_ascii=False).replace("</", "<\\/")
-    return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, text)
+    return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, script_json(document))

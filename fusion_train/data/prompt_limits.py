@@ -24,7 +24,7 @@ class PromptLimits:
     tokens: int = MAX_PROMPT_TOKENS
     """Of a prompt, soft tokens included."""
     positions: int | None = None
-    """Of prompt and answer together: what the language model was made for; None for no such limit."""
+    """Of prompt and answer together, where the language model has learned so many; None for no such limit."""
     too_long: TooLong = "refuse"
     """cut: the clip's words are cut to the longest beginning that fits. The others raise."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from featurecache.outside_text import figure_text
 from fusion_train.metrics import ClassificationScores
 from fusion_train.run import Run
 
@@ -23,7 +24,7 @@ def draw_runs(runs: Sequence[Run], scores: ClassificationScores, title: str, pat
     _curves(curves, runs)
     draw_confusion(matrix, scores.confusion, scores.labels)
     matrix.set_title(f"{scores.num_clips} held-out clips, {scores.accuracy:.1%} right")
-    figure.suptitle(title)
+    figure.suptitle(figure_text(title))
     figure.savefig(path, dpi=DPI)
 
 
@@ -60,6 +61,7 @@ def draw_confusion(axes: Axes, confusion: np.ndarray, labels: Sequence[str]) -> 
         if counts[row, column]:
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=9)
+    labels = [figure_text(label) for label in labels]
     answers = [*labels, "(other)"][: counts.shape[1]]
     axes.set_xticks(range(len(answers)), answers, rotation=40, ha="right")
     axes.set_yticks(range(len(labels)), labels)

@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featurecache.outside_text import html_text
 from featurecache.spec import canonical_json
 from featurecache.store.publish import replace_bytes
 from fusion_train.errors import DataError
@@ -149,12 +149,8 @@ def _read(path: Path, keys: set[str]) -> dict[str, Any]:
 def _page(items: Sequence[tuple[int, str, list[str]]], references: Mapping[str, str], sheet_id: str, media: str) -> str:
     cards = []
     for place, clip, texts in items:
-        video = (
-            f'<video controls preload="none" src="{escape(media + clip + ".mp4", quote=True)}"></video>'
-            if media
-            else ""
-        )
-        reference = f"<p class=reference>{escape(references[clip])}</p>" if references[clip] else ""
+        video = f'<video controls preload="none" src="{html_text(media + clip + ".mp4")}"></video>' if media else ""
+        reference = f"<p class=reference>{html_text(references[clip])}</p>" if references[clip] else ""
         shown = "".join(_answer(f"{place}.{number}", text) for number, text in enumerate(texts, start=1))
         cards.append(f"<section><h2>Clip {place}</h2>{video}{reference}{shown}</section>")
     template = (files("fusion_train.evaluation") / "rating_sheet.html").read_text(encoding="utf-8")
@@ -168,5 +164,5 @@ def _answer(number: str, text: str) -> str:
             f'<label><input type=radio name="{number} {question}" value={value}>{value}</label>'
             for value in range(LOWEST, HIGHEST + 1)
         )
-        rows.append(f"<div class=question><span>{escape(asked)}</span><span>{choices}</span></div>")
-    return f"<article><h3>Answer {number}</h3><blockquote>{escape(text)}</blockquote>{''.join(rows)}</article>"
+        rows.append(f"<div class=question><span>{html_text(asked)}</span><span>{choices}</span></div>")
+    return f"<article><h3>Answer {number}</h3><blockquote>{html_text(text)}</blockquote>{''.join(rows)}</article>"

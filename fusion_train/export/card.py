@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurecache.outside_text import markdown_text
 from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.models.parts import count_by_part
@@ -61,7 +62,7 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         "---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: video-text-to-text",
         *([] if Path(config.model.llm).exists() else [f"base_model: {config.model.llm}"]),
         "license: other", "tags: [emotion-recognition, multimodal, custom_code]", "---", "",
-        f"# {run.name}", "",
+        f"# {markdown_text(run.name)}", "",
         "A multimodal language model that names and explains the emotion of a person in a short clip, from face, voice "
         "and words. Frozen encoders, a fusion module, linear projectors and a language model with LoRA, "
         "after Emotion-LLaMAv2 (arXiv 2601.16449).", "",
@@ -70,7 +71,7 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         *([ADAPTER] if adapter else []), LABELS.format(task=closed) if closed else "", "",
         "## Parts", "",
         "| part | what | trained parameters |", "|---|---|---:|",
-        f"| language model | {Path(config.model.llm).name}, {about['dtype']}, LoRA "
+        f"| language model | {markdown_text(Path(config.model.llm).name)}, {about['dtype']}, LoRA "
         f"{'beside it' if adapter else 'merged'} | {parts.get('lora', 0):,} |",
         f"| fusion | {config.model.fusion.name} | {parts.get('fusion', 0):,} |",
         *(f"| {name.replace('.', ' ')} | linear | {count:,} |" for name, count in parts.items() if "." in name),
@@ -79,8 +80,8 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         "## Training", "",
         f"Stage {config.stage}, step {about['run']['step']} of {config.optim.steps}, batch {config.optim.batch_size}, "
         f"learning rate {config.optim.lr:g}, seed {config.seed}; tasks {', '.join(config.data.tasks)}.",
-        f"Started from the run {Path(record.initial['run']).name}, step {record.initial['step']}." if record.initial
-        else "Trained parts started from their seed.", "",
+        f"Started from the run {markdown_text(Path(record.initial['run']).name)}, step {record.initial['step']}."
+        if record.initial else "Trained parts started from their seed.", "",
         *_data(bench), "",
         "| feature | fingerprint of its spec |", "|---|---|",
         *(f"| {modality} | `{value}` |" for modality, value in bench.reader.fingerprints.items()), "",
@@ -103,11 +104,11 @@ def _data(bench: Workbench) -> list[str]:
     counts: dict[str, int] = {}
     for clip in bench.clips.in_split(split):
         counts[clip.dataset or "(unnamed)"] = counts.get(clip.dataset or "(unnamed)", 0) + 1
-    lines = [f"| dataset | clips in the split {split} | labels |", "|---|---:|---|"]
+    lines = [f"| dataset | clips in the split {markdown_text(split)} | labels |", "|---|---:|---|"]
     for dataset, count in counts.items():
         sets = bench.label_sets.get("" if dataset == "(unnamed)" else dataset, {})
         said = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in sets.items())
-        lines.append(f"| {dataset} | {count} | {said} |")
+        lines.append(f"| {markdown_text(dataset)} | {count} | {markdown_text(said)} |")
     return lines
 
 
@@ -115,5 +116,5 @@ def _scores(run: Run) -> list[str]:
     scores = run.result.get("scores", {}) if run.finished else {}
     if not scores:
         return ["The run was not scored while it trained."]
-    return [f"Accuracy on the split {run.config().data.eval_split} at the last step: "
-            + ", ".join(f"{task} {value:.4f}" for task, value in scores.items()) + "."]  # fmt: skip
+    return [f"Accuracy on the split {markdown_text(run.config().data.eval_split)} at the last step: "
+            + ", ".join(f"{markdown_text(task)} {value:.4f}" for task, value in scores.items()) + "."]  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from featurecache.outside_text import markdown_text
 from featurecache.spec import Spec
 from featurecache.store.publish import replace_bytes
 from fusion_train.documents import write_document
@@ -167,7 +168,8 @@ def page(document: Mapping[str, Any]) -> str:
         "# Does this model compute what was trained?",
         "",
         f"**{'Yes' if document['passed'] else 'No'}**, by {len(rows)} questions on {clips} raw clips"
-        f" of the split {document['split']}, on {document['device']}; {document['asked']} clips were asked for.",
+        f" of the split {markdown_text(document['split'])}, on {document['device']}; "
+        f"{document['asked']} clips were asked for.",
         "",
         f"Greedy text equal on {texts} of {len(rows)} questions, features equal to the last bit on {equal}; "
         f"merging moved no logit by more than {max(row['merge_logits'] for row in rows):.1e}.",
@@ -182,7 +184,7 @@ def page(document: Mapping[str, Any]) -> str:
         lines.append(f"| {figure['name']} | {figure['measured']:.2e} | {figure['bound']:.2e} | {holds}"
                      f" | {figure['reason']} |")  # fmt: skip
     run = document["run"]
-    lines += ["", f"Run {run['name']}, step {run['step']}, configuration {run['config_hash']}."]
+    lines += ["", f"Run {markdown_text(run['name'])}, step {run['step']}, configuration {run['config_hash']}."]
     lines += ["", "| feature | fingerprint |", "|---|---|"]
     lines += [f"| {modality} | `{value}` |" for modality, value in document["fingerprints"].items()]
     lines += ["", "| file | sha256 |", "|---|---|"]

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from featurecache.clips import Clip, ClipList
 from featurecache.extras import require
+from featurecache.outside_text import markdown_text
 from fusion_train.errors import ConfigError
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.picture import draw_drops, draw_sound, draw_weights, frames_figure
@@ -84,7 +85,7 @@ def build_page(opened: OpenedModel, limits: PageLimits, examples: Sequence[Clip]
     tasks = list(opened.processor.tasks) or ["emotion"]
     with gr.Blocks(title=f"{opened.name}: ask about a clip", analytics_enabled=False,
                    delete_cache=(SWEPT_EVERY_S, KEPT_S)) as page:  # fmt: skip
-        gr.Markdown(f"## Ask {opened.name} about a clip\n"
+        gr.Markdown(f"## Ask {markdown_text(opened.name)} about a clip\n"
                     f"At most {limits.clip_s:g} s and {limits.megabytes} MB. What a face or a voice shows is not what "
                     "a person feels.")  # fmt: skip
         with gr.Row():
@@ -134,7 +135,7 @@ def shown(answer: Answer | None) -> list[Any]:
     if answer is None:
         return ["**Choose a clip first.**", *[None] * 5]
     if answer.error is not None or answer.evidence is None:
-        return [f"**Not answered.** {_plain(str(answer.error))}", *[None] * 5]
+        return [f"**Not answered.** {markdown_text(str(answer.error))}", *[None] * 5]
     evidence = answer.evidence
     frames = Figure(figsize=(WIDE[0], 3.2), layout="constrained")
     frames_figure(evidence, frames)
@@ -147,18 +148,13 @@ def shown(answer: Answer | None) -> list[Any]:
     draw_weights(weights.subplots(), evidence)
     seen = ", ".join(answer.shown) or "words alone"
     return [
-        f"### {_plain(answer.text or '')}\nshown: {seen}",
+        f"### {markdown_text(answer.text or '')}\nshown: {seen}",
         answer.probabilities or None,
         drops,
         frames,
         sound,
         weights,
     ]
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join("\\" + mark if mark in "\\`*_{}[]<>()#+-!|~$&" else mark for mark in text)
 
 
 def _gradio() -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from featurecache.outside_text import figure_text
 from fusion_train.predict.evidence import Evidence
 from fusion_train.predict.pipeline import Answer
 
@@ -41,7 +42,7 @@ def draw_answer(answer: Answer, path: Path) -> None:
     draw_drops(right, answer)
     text = " ".join((answer.text or "").split())
     short = text if len(text) <= TITLE_CHARACTERS else text[: TITLE_CHARACTERS - 1] + "…"
-    figure.suptitle(f"{answer.clip.id}: {short}")
+    figure.suptitle(figure_text(f"{answer.clip.id}: {short}"))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
 
@@ -129,7 +130,7 @@ def draw_probabilities(axes: Axes, probabilities: Mapping[str, float]) -> None:
         axes.set_axis_off()
         return
     ranked = sorted(probabilities.items(), key=lambda item: item[1])
-    bars = axes.barh([label for label, _ in ranked], [value for _, value in ranked], color="0.45")
+    bars = axes.barh([figure_text(label) for label, _ in ranked], [value for _, value in ranked], color="0.45")
     axes.bar_label(bars, [f"{value:.3f}" for _, value in ranked], padding=3, fontsize=8)
     axes.set(xlim=(0, 1.15))
     axes.set_title("label probability", fontsize=9)
@@ -145,4 +146,4 @@ def draw_drops(axes: Axes, answer: Answer) -> None:
     axes.bar_label(bars, [f"{value:+.3f}" for value in drops.values()], padding=3, fontsize=8)
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set(xlim=(min(-0.2, *drops.values()) - 0.15, max(0.2, *drops.values()) + 0.2))
-    axes.set_title(f'drop in the probability of "{answer.text}" without', fontsize=9)
+    axes.set_title(figure_text(f'drop in the probability of "{answer.text}" without'), fontsize=9)

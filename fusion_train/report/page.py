@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 import re
-from html import escape
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from featurecache.outside_text import html_text
 from featurecache.store.publish import replace_bytes
 from fusion_train.report.tables import Table
 
@@ -39,17 +39,17 @@ class Page:
 
     def __init__(self, title: str, lead: str = "") -> None:
         self.title = title
-        self._parts = [f"<h1>{escape(title)}</h1>"]
+        self._parts = [f"<h1>{html_text(title)}</h1>"]
         if lead:
             self.text(lead)
 
     def heading(self, text: str, level: int = 2) -> None:
-        self._parts.append(f"<h{level}>{escape(text)}</h{level}>")
+        self._parts.append(f"<h{level}>{html_text(text)}</h{level}>")
 
     def text(self, text: str, kind: str = "") -> None:
         """A paragraph; `kind` may be note or warning."""
         named = f' class="{kind}"' if kind else ""
-        self._parts.append(f"<p{named}>{escape(text)}</p>")
+        self._parts.append(f"<p{named}>{html_text(text)}</p>")
 
     def table(self, table: Table) -> None:
         self._parts.append(table.html())
@@ -63,7 +63,8 @@ class Page:
         self._parts.append(f'<div class="side">{"".join(shown)}</div>')
 
     def html(self) -> str:
-        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(self.title)}'
+        title = html_text(self.title)
+        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}'
         return (
             f'<!doctype html>\n<html lang="en"><head>{head}</title><style>{STYLE}</style></head>\n<body>\n'
             + "\n".join(self._parts)
@@ -80,4 +81,4 @@ def _drawing(figure: Figure, caption: str) -> str:
     with rc_context({"svg.hashsalt": "featurecache", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     svg = re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
-    return f"<figure>{svg}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
+    return f"<figure>{svg}{f'<figcaption>{html_text(caption)}</figcaption>' if caption else ''}</figure>"

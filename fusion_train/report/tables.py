@@ -6,7 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
+
+from featurecache.outside_text import html_text, one_line, printable
 
 Cell = str | float | int | None
 """A float is shown with two places, a smaller one by its first digit, None as a dash."""
@@ -33,11 +34,11 @@ class Table:
 
     def html(self) -> str:
         right = self.numeric()
-        lines = ["<table>"] + ([f"<caption>{escape(self.caption)}</caption>"] if self.caption else [])
-        cells = (f"<th{_side(right[n])}>{escape(name)}</th>" for n, name in enumerate(self.header))
+        lines = ["<table>"] + ([f"<caption>{html_text(self.caption)}</caption>"] if self.caption else [])
+        cells = (f"<th{_side(right[n])}>{html_text(name)}</th>" for n, name in enumerate(self.header))
         lines.append(f"<thead><tr>{''.join(cells)}</tr></thead><tbody>")
         for number, row in enumerate(self.rows):
-            cells = (f"<td{_side(right[n])}>{escape(shown(cell))}</td>" for n, cell in enumerate(row))
+            cells = (f"<td{_side(right[n])}>{html_text(shown(cell))}</td>" for n, cell in enumerate(row))
             bold = ' class="strong"' if number in self.emphasised else ""
             lines.append(f"<tr{bold}>{''.join(cells)}</tr>")
         return '<div class="scroll">' + "\n".join([*lines, "</tbody></table>"]) + "</div>"
@@ -46,8 +47,8 @@ class Table:
         """Numbers in full, empty where there is none."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.header)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in self.rows)
+        writer.writerow(map(printable, self.header))
+        writer.writerows([printable(cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows)
         return text.getvalue()
 
     def latex(self) -> str:
@@ -84,4 +85,4 @@ def _side(right: bool) -> str:
 
 
 def _latex(text: str) -> str:
-    return text.translate(_LATEX)
+    return one_line(text).translate(_LATEX)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
+from featurecache.outside_text import figure_text
 from featurecache.store.publish import replace_bytes
 from fusion_train.comparison import Comparison
 from fusion_train.report.page import Page
@@ -278,7 +279,7 @@ def _curves(results: Results) -> Figure | None:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8)
+    figure.legend(handles.values(), map(figure_text, handles), loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 

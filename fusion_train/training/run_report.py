@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from featurecache.outside_text import figure_text
 from featurecache.store.publish import replace_bytes
 from fusion_train import checkpoint
 from fusion_train.config import Config
@@ -203,7 +204,9 @@ def _curves(
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     axes = figure.subplots()
     for name, (steps, values) in curves.items():
-        axes.plot(steps, values, marker=marker or ("o" if len(steps) < 3 else ""), label=name, linewidth=1.4)
+        axes.plot(
+            steps, values, marker=marker or ("o" if len(steps) < 3 else ""), label=figure_text(name), linewidth=1.4
+        )
     positive = all(value > 0 for _, values in curves.values() for value in values)
     axes.set(xlabel="step", ylabel=label, yscale="log" if log and positive else "linear")
     axes.grid(alpha=0.3)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from featurecache.extras import require
+from featurecache.outside_text import one_line
 from fusion_train.config import LogConfig
 from fusion_train.errors import ConfigError
 
@@ -33,7 +34,7 @@ class TensorBoard:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add_scalar(one_line(name), value, step)
 
     def close(self) -> None:
         self._board.close()

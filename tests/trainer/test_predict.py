@@ -354,7 +354,7 @@ def test_the_first_pass_of_the_language_model_is_the_prefix():
 def test_any_file_name_is_answered_and_a_stopped_prediction_goes_on_after_it(exported, tmp_path):
     folder, out = tmp_path / "clips", tmp_path / "answers.jsonl"
     folder.mkdir()
-    names = ["a\u2028b", "a\x85b", os.fsdecode(b"caf\xe9"), "\x1b[31mred", "[laughs] [/]", "plain"]
+    names = ["a\u2028b", "a\x85b", os.fsdecode(b"caf\xe9"), "\x1b[31mred", "[laughs] [bold]", "plain"]
     write_clip(tmp_path / "one.mp4", sound=sine(1.0))
     for name in names:
         shutil.copy(tmp_path / "one.mp4", os.fsencode(folder / f"{name}.mp4"))
@@ -370,6 +370,6 @@ def test_any_file_name_is_answered_and_a_stopped_prediction_goes_on_after_it(exp
     table = invoke("--model", exported, folder)
     assert table.exit_code == 0
     assert "\x1b" not in table.stdout + table.stderr
-    assert "[laughs] [/].mp4" in table.stdout
+    assert "[laughs] [bold].mp4" in table.stdout
     assert r"\x1b[31mred.mp4" in table.stdout
     assert r"caf\udce9.mp4" in table.stdout

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from toy import LABELS, make_config, save_llama, write_features
+from transformers import GPT2Config, LlamaConfig
 
 from fusion_train.assemble import assemble
 from fusion_train.config import Config
@@ -17,6 +18,7 @@ from fusion_train.data.streams import make_stream
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError
 from fusion_train.evaluation.evaluate import evaluate
+from fusion_train.language_model import positions_of
 from fusion_train.planning.plan import make_plan
 from fusion_train.run import Run
 from fusion_train.training.held_out import HeldOut
@@ -85,12 +87,12 @@ def test_a_cut_text_is_the_longest_beginning_that_fits_the_same_for_answering(ma
     clip, task = bench.clips.by_id("t3"), find_task("emotion")
     sample = Sample(clip, task, tuple(LABELS), "happy")
     encoded, limits = bench.collator.encode(sample), bench.collator.limits
-    assert limits.positions == 512
-    assert 500 < encoded.length <= 512
+    assert limits.positions is None
     asked = bench.collator.prompt_ids(sample, [True] * 3)
-    assert limits.answering - 10 < len(asked) <= limits.answering == 384
+    assert limits.answering - 10 < len(asked) <= limits.answering == 3800
+    assert encoded.prompt == asked
     whole = bench.collator.frame_tokens(sample)
-    assert whole > 3000
+    assert whole > 10_000
     assert len(evaluate(bench, HeldOut(bench).clips, "emotion").predictions) == 4
 
 
@@ -131,6 +133,15 @@ def test_evaluation_finds_long_texts_before_it_asks(material, tmp_path):
     samples = [Sample(clip, find_task("emotion"), tuple(LABELS), "sad") for clip in bench.clips.in_split("val")]
     with pytest.raises(DataError, match="1 of 4 clips of faces"):
         fitting_samples(samples, bench.collator, "faces", lambda text: None)
+
+
+def test_a_model_of_learned_positions_takes_no_more_than_it_has():
+    assert positions_of(GPT2Config(n_positions=64)) == 64
+    assert positions_of(LlamaConfig(max_position_embeddings=64)) is None
+    limits = PromptLimits(positions=64, too_long="cut")
+    assert (limits.answering, limits.beside(10)) == (48, 54)
+    ids = limits.fit(lambda text: [1] * (len(text) + 4), "x" * 100, limits.beside(10), "a")
+    assert len(ids) == 54
 
 
 def test_the_longest_that_fits_is_found():
