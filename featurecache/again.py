@@ -16,7 +16,7 @@ from featurecache.encoders import Encoder, open_encoder, registered
 from featurecache.errors import FingerprintError
 from featurecache.extract import Summary, extract
 from featurecache.preparation import current_source
-from featurecache.repair import Outcome, Recompute, outcome_of
+from featurecache.recompute import Outcome, Recompute, outcome_of
 from featurecache.spec import Spec
 from featurecache.store import open_store
 from featurecache.store.local import LocalStore
@@ -52,14 +52,18 @@ def opener(weights: Mapping[str, str | None], options: Mapping[str, Mapping[str,
 
 
 def to_retry(writer: StoredFeatureWriter, clips: ClipList, encoder: Encoder) -> list[str]:
-    """Clips of the list that failed, or whose media are not those that their tokens were made from."""
+    """Clips of the list that failed, or whose media are not those that their tokens were made from.
+
+    Clips that failed again in a retry that was stopped are not chosen: that retry is finished first.
+    """
+    stopped = writer.stopped_retry()
     chosen = []
     for clip in clips:
         record = writer.record(clip.id)
         if record is None:
             continue
         changed = record.source and current_source(clip, encoder.view) not in ("", record.source)
-        if record.status is Status.FAILED or changed:
+        if changed or (record.status is Status.FAILED and clip.id not in stopped):
             chosen.append(clip.id)
     return chosen
 
@@ -74,18 +78,20 @@ def retry(
 ) -> Summary:
     """Plan the clips to retry (or `ids`) anew in the named features, and extract them.
 
+    Stopped in between, the same call goes on with what was planned.
+
     Raises:
         FingerprintError: the encoder that opens is not the one the feature was made with.
     """
     tallies: Summary | None = None
-    for name in names:
-        spec = store.spec(name)
-        encoder = open_for(spec)
-        writer = store.writer(name, spec)
-        writer.retry(to_retry(writer, clips, encoder) if ids is None else list(ids))
+    encoders = {name: open_for(store.spec(name)) for name in names}
+    writers = {name: store.writer(name, store.spec(name)) for name in names}
+    _plan_retry(writers, clips, encoders, ids)
+    for name, writer in writers.items():
         wanted = {clip_id for shard in writer.pending() for clip_id in shard.ids}
         some = ClipList(clip for clip in clips if clip.id in wanted)
-        summary = extract(store, some, {name: encoder}, stored_dtype=spec.stored_dtype, **extraction)
+        spec = store.spec(name)
+        summary = extract(store, some, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **extraction)
         if tallies is None:
             tallies = summary
         else:
@@ -93,6 +99,21 @@ def retry(
             tallies.num_clips += summary.num_clips
             tallies.wall_s += summary.wall_s
     return tallies or Summary({})
+
+
+def _plan_retry(
+    writers: Mapping[str, StoredFeatureWriter],
+    clips: ClipList,
+    encoders: Mapping[str, Encoder],
+    ids: Sequence[str] | None,
+) -> None:
+    """Plan in every feature before anything is extracted, so that a retry that was stopped is known again."""
+    goes_on = ids is not None and any(writer.stopped_retry() == set(ids) for writer in writers.values())
+    for name, writer in writers.items():
+        if ids is None:
+            writer.retry(to_retry(writer, clips, encoders[name]))
+        elif not (goes_on and writer.planned_last() == set(ids)):
+            writer.retry(list(ids))
 
 
 def recomputer(store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extraction: Any) -> Recompute:
@@ -107,7 +128,7 @@ def recomputer(store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extr
         spec = store.spec(name)  # repair mends it first
         if spec.encoder not in registered():
             reason = f"its encoder {spec.encoder} is not installed"
-            yield from (Outcome(clip_id, Status.FAILED, "", reason=reason) for clip_id in ids)
+            yield from (Outcome(clip_id, Status.FAILED, "", reason=reason, tried=False) for clip_id in ids)
             return
         if name not in encoders:
             encoders[name] = open_for(spec)
@@ -122,6 +143,6 @@ def recomputer(store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extr
                 if clip_id in listed:
                     yield outcome_of(aside[name], clip_id)
                 else:
-                    yield Outcome(clip_id, Status.FAILED, "", reason="not in the clip list when it was repaired")
+                    yield Outcome(clip_id, Status.FAILED, "", reason="not in the clip list", tried=False)
 
     return recompute

@@ -17,7 +17,7 @@ from featurecache.spec import STORED_DTYPES
 
 if TYPE_CHECKING:
     from featurecache.again import OpenEncoder
-    from featurecache.repair import Recompute
+    from featurecache.recompute import Recompute
     from featurecache.store.local import LocalStore
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
@@ -225,7 +225,7 @@ def _to_change(store: str) -> LocalStore:
 def _taken_from(place: str, store: LocalStore) -> Recompute:
     """How to take lost rows from a copy of a store, or from the files it was imported from."""
     from featurecache.importers.npy import taken_from_files
-    from featurecache.repair import taken_from
+    from featurecache.recompute import taken_from
 
     try:
         copy = featurecache.open_store(place)

@@ -1,24 +1,25 @@
 """Mend a damaged store: rebuild what follows from the rest, and recompute exactly the rows that are lost.
 
-In this order: the root, the spec (from the copy beside the array), the plan (from the commit records), records
-(dropped; their shards become pending), derived files, then shards: sound rows are copied, bad ones recomputed, and the
-new file takes the place of the old in one step. Files are never edited in place; a reader that has the old one mapped
-keeps it.
+In this order: the root, the spec (from the copy beside the array), the plan (from the commit records), derived files,
+shards whose record is damaged or missing (recomputed whole), then rows: sound ones are copied, bad ones recomputed, and
+the new file takes the place of the old in one step. Files are never edited in place; a reader that has the old one
+mapped keeps it. A damaged record stays where it is until its shard is whole again: until then readers are refused, and
+a repair that was killed is followed by one that finds the same damage.
 This module knows no encoder: `Recompute` is handed in.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import CorruptStoreError, FingerprintError
+from featurecache.errors import CorruptStoreError
+from featurecache.recompute import Outcome, Recompute
 from featurecache.store.direct import open_shard
-from featurecache.store.feature import StoredFeature
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard, spec_kept_in_array
 from featurecache.store.local import LocalStore
 from featurecache.store.mapped import map_file
@@ -29,67 +30,7 @@ from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record
 from featurecache.store.writer import StoredFeatureWriter, StoredShardWriter
 from featurecache.verify import feature_folders, root_problems
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What recomputing one clip gave: tokens (K, D), or why there are none."""
-
-    clip_id: str
-    status: Status
-    source: str
-    tokens: np.ndarray | None = None
-    reason: str = ""
-    rows: Sequence[np.ndarray] = ()
-    """Instead of tokens: an array for each part, as another store holds them."""
-    stated: Mapping[str, float] = field(default_factory=dict)
-    """With rows: their absmax and measured errors."""
-
-    def write(self, shard_writer: StoredShardWriter, slot: int) -> None:
-        """Decide one slot."""
-        if self.status is Status.FAILED:
-            shard_writer.fail(slot, self.reason, self.source)
-        elif self.status is Status.ABSENT:
-            shard_writer.absent(slot, self.reason, self.source)
-        elif self.tokens is None:
-            shard_writer.put_rows(slot, self.rows, self.source, self.stated)
-        else:
-            shard_writer.put(slot, self.tokens, self.source)
-
-
-def outcome_of(feature: StoredFeature, clip_id: str) -> Outcome:
-    """What another feature of the same spec holds of a clip."""
-    clip = feature.record(clip_id)
-    if clip is None:
-        return Outcome(clip_id, Status.FAILED, "", reason="not extracted")
-    rows, stated = feature.disk_rows(clip_id) if clip.status is Status.OK else ((), {})
-    return Outcome(clip_id, clip.status, clip.source, reason=clip.reason, rows=rows, stated=stated)
-
-
-Recompute = Callable[[str, Sequence[str]], Iterable[Outcome]]
-"""Called with a feature's name and clip ids; gives one outcome a clip, in any order."""
-
-
-def taken_from(other: LocalStore, store: LocalStore) -> Recompute:
-    """A `Recompute` that takes the rows of `store` from a copy of it, in whatever format.
-
-    Raises (when called):
-        StoreNotFoundError: the copy does not have the feature.
-        FingerprintError: it has it under another spec.
-    """
-
-    def take(name: str, ids: Sequence[str]) -> Iterable[Outcome]:
-        copy, spec = other[name], store.spec(name)  # mended by now
-        if copy.fingerprint != spec.fingerprint:
-            raise FingerprintError(
-                copy.subject,
-                expected=f"the spec of {store.location}/{name}",
-                got="another; stored != found",
-                next_step="Name a copy of this store.",
-                problems=spec.differences(copy.spec),
-            )
-        return [outcome_of(copy, clip_id) for clip_id in ids]
-
-    return take
+SUPERSEDED = "its row was lost; a later shard holds the clip"
 
 
 @dataclass
@@ -111,7 +52,7 @@ class RepairReport:
 def repair_store(
     store: LocalStore, recompute: Recompute | None = None, names: Sequence[str] | None = None
 ) -> RepairReport:
-    """Mend the named features, by default all.
+    """Mend the named features, by default all. Killed at any instant, the same call ends with the same bytes.
 
     Without `recompute`, rows that are lost stay damaged and are listed; everything else is mended.
 
@@ -127,16 +68,26 @@ def repair_store(
         if not _mend_spec(store, name, report):
             continue
         _mend_plan(store, name, report)
-        dropped = _drop_records(store, name, report)
+        _drop_unplanned(store, name, report)
         found = inspect_feature(store.folder(name), name, store.format)
         assert found.spec is not None
-        writer = store.writer(name, found.spec)  # writes derived files
+        damaged = {
+            problem.shard: problem
+            for problem in found.problems
+            if problem.kind == "record" and problem.shard is not None
+        }
+        writer = store.writer(name, found.spec, unread=damaged)  # writes derived files
         report.mended += [str(problem) for problem in found.problems if problem.kind in ("derived", "stale")]
-        for shard in sorted(found.records):
-            problems = list(inspect_shard(found, shard))
+        for shard in writer.shards():
+            if shard.number in damaged:
+                _refill_shard(writer, writer.begin(shard), damaged[shard.number], recompute, report)
+        for shard in writer.pending():
+            if any(path.exists() for path in found.form.paths(found.folder, shard.number, found.parts)):
+                _finish_shard(writer, shard, recompute, report)
+        for number in sorted(found.records):
+            problems = list(inspect_shard(found, number))
             if any(problem.damage for problem in problems):
-                _mend_shard(found, writer, shard, problems, recompute, report)
-        _fill(writer, dropped, recompute, report)
+                _mend_shard(found, writer, number, problems, recompute, report)
     return report
 
 
@@ -190,16 +141,15 @@ def _misplaced_segments(paths: list[Path]) -> dict[int, Segment]:
     return found
 
 
-def _drop_records(store: LocalStore, name: str, report: RepairReport) -> list[int]:
+def _drop_unplanned(store: LocalStore, name: str, report: RepairReport) -> None:
+    """Remove records of shards without planned clips; damaged records of planned shards stay until refilled."""
     found = inspect_feature(store.folder(name), name, store.format)
-    dropped = []
+    planned = found.planned()
     for problem in found.problems:
-        if problem.kind == "record" and problem.path is not None and problem.shard is not None:
+        if problem.kind == "record" and problem.path is not None and problem.shard not in planned:
             with writing(problem.path):
                 problem.path.unlink(missing_ok=True)
-            dropped.append(problem.shard)
-            report.mended.append(f"{problem}; the record was dropped")
-    return dropped
+            report.mended.append(f"{problem}; no plan names its clips, so the record was dropped")
 
 
 def _mend_shard(
@@ -215,13 +165,18 @@ def _mend_shard(
     ok = np.flatnonzero(record.columns["status"] == Status.OK).tolist()
     lost = {record.encoded_id(slot).decode(): slot for slot in ok if slot not in rows}
     if lost and recompute is None:
-        report.left.append(f"{found.name}, shard {shard}: {_rows(lost)} must be recomputed: {', '.join(sorted(lost))}")
+        made = _rows(len(lost))
+        report.left.append(f"{found.name}, shard {shard}: {made} must be recomputed: {', '.join(sorted(lost))}")
         return
     outcomes = {outcome.clip_id: outcome for outcome in recompute(found.name, list(lost))} if recompute and lost else {}
     why = {clip_id: _hindrance(outcomes.get(clip_id), record.clip(slot).source) for clip_id, slot in lost.items()}
+    for clip_id in [clip_id for clip_id, reason in why.items() if reason and _superseded(writer, clip_id, shard)]:
+        outcomes[clip_id] = Outcome(clip_id, Status.FAILED, record.clip(lost[clip_id]).source, reason=SUPERSEDED)
+        why[clip_id] = ""
     if any(why.values()):
         told = ", ".join(f"{clip_id} ({reason})" for clip_id, reason in sorted(why.items()) if reason)
-        report.left.append(f"{found.name}, shard {shard}: {_rows(lost)} lost; cannot be made again: {told}")
+        made = _rows(len(lost))
+        report.left.append(f"{found.name}, shard {shard}: {made} lost; cannot be made again: {told}")
         return
     with writer.begin(
         Shard(shard, tuple(record.encoded_id(slot).decode() for slot in range(len(record))))
@@ -251,10 +206,6 @@ def _sound_rows(found: Inspection, record: Record, problems: list[Problem]) -> d
     return rows
 
 
-def _rows(lost: Mapping[str, int]) -> str:
-    return f"{len(lost)} row{'s' if len(lost) != 1 else ''}"
-
-
 def _hindrance(outcome: Outcome | None, source: str) -> str:
     """Why an outcome does not restore tokens made from `source`; empty where it does."""
     if outcome is None:
@@ -280,21 +231,53 @@ def _refill(
     Outcome(clip.id, clip.status, clip.source, None, clip.reason, rows or (), stated).write(shard_writer, slot)
 
 
-def _fill(writer: StoredFeatureWriter, dropped: list[int], recompute: Recompute | None, report: RepairReport) -> None:
-    """Recompute the shards whose record was dropped, or say that extraction will."""
-    for shard in [shard for shard in writer.pending() if shard.number in dropped]:
-        if recompute is None:
-            report.pending.append((writer.name, shard.number))
-            continue
-        slots = {clip_id: slot for slot, clip_id in enumerate(shard.ids)}
-        with writer.begin(shard) as shard_writer:
-            for outcome in recompute(writer.name, shard.ids):
-                outcome.write(shard_writer, slots.pop(outcome.clip_id))
-            if slots:
-                raise CorruptStoreError(
-                    writer.subject,
-                    expected=f"an outcome for every clip of shard {shard.number}",
-                    got=f"none for {len(slots)}",
-                )
-            shard_writer.commit()
-        report.recomputed += [(writer.name, clip_id) for clip_id in shard.ids]
+def _finish_shard(writer: StoredFeatureWriter, shard: Shard, recompute: Recompute | None, report: RepairReport) -> None:
+    """Fill a shard whose file was published and whose record is missing: its writer died, or the record was lost."""
+    shard_writer = None if recompute is None else writer.claim(shard)
+    if shard_writer is None:
+        report.pending.append((writer.name, shard.number))
+        return
+    problem = Problem("orphan", writer.name, "its file has no commit record", shard.number)
+    _refill_shard(writer, shard_writer, problem, recompute, report)
+
+
+def _refill_shard(
+    writer: StoredFeatureWriter,
+    shard_writer: StoredShardWriter,
+    problem: Problem,
+    recompute: Recompute | None,
+    report: RepairReport,
+) -> None:
+    """Recompute every row of a shard whose record is lost, and commit it with a new record; or change nothing."""
+    shard = shard_writer.shard
+    slots = {clip_id: slot for slot, clip_id in enumerate(shard.ids)}
+    why = dict.fromkeys(slots, "nothing came of it")
+    with shard_writer:
+        for outcome in recompute(writer.name, shard.ids) if recompute else ():
+            del why[outcome.clip_id]
+            if outcome.tried:
+                outcome.write(shard_writer, slots[outcome.clip_id])
+            elif _superseded(writer, outcome.clip_id, shard.number):
+                shard_writer.fail(slots[outcome.clip_id], SUPERSEDED)
+            else:
+                why[outcome.clip_id] = outcome.reason
+        if not why:
+            shard_writer.commit(replacing=problem.kind == "record")
+            report.mended.append(str(problem))
+            report.recomputed += [(writer.name, clip_id) for clip_id in shard.ids]
+            return
+    if recompute is None:
+        report.left.append(f"{problem}; {_rows(len(slots))} must be recomputed: {', '.join(sorted(slots))}")
+    else:
+        told = ", ".join(f"{clip_id} ({reason})" for clip_id, reason in sorted(why.items()))
+        report.left.append(f"{problem}; {_rows(len(why))} cannot be made again: {told}")
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' if count != 1 else ''}"
+
+
+def _superseded(writer: StoredFeatureWriter, clip_id: str, shard: int) -> bool:
+    """Whether a later shard holds the clip, so that no reader is given this row."""
+    record = writer.record(clip_id)
+    return record is not None and record.shard > shard

@@ -18,11 +18,12 @@ import numpy as np
 
 from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
 from featurecache.hashing import file_sha256
-from featurecache.repair import Outcome, Recompute
+from featurecache.recompute import Outcome, Recompute
 from featurecache.spec import Spec
 from featurecache.store.layout import id_problem
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Shard, Status
+from featurecache.store.records import clean_reason
 from featurecache.store.writer import StoredFeatureWriter, encode_tokens
 
 SHAPES_ASKED = 32
@@ -91,7 +92,8 @@ def taken_from_files(folder: Path, store: LocalStore) -> Recompute:
                 source = hashlib.sha256(data).hexdigest()
                 rows, stated = encode_tokens(_tokens(data, spec.shape), spec)
             except (OSError, ValueError, KeyError, EOFError) as error:
-                yield Outcome(clip_id, Status.FAILED, source, reason=_reason(error))
+                found = not isinstance(error, KeyError)
+                yield Outcome(clip_id, Status.FAILED, source, reason=_reason(error), tried=found)
             else:
                 yield Outcome(clip_id, Status.OK, source, rows=rows, stated=stated)
 
@@ -157,8 +159,10 @@ def _import_folder(
     writer = store.writer(name, unverified_spec(name, shape, stored_dtype))
     writer.plan(list(files))
     failed, changed = _stale(writer, files)
+    still: dict[str, str] = {}
     if retry:
-        writer.retry([*failed, *changed])
+        still = {clip_id: reason for clip_id in failed if (reason := _fails_as_before(writer, clip_id, files[clip_id]))}
+        writer.retry([*(clip_id for clip_id in failed if clip_id not in still), *changed])
     elif changed:
         raise FingerprintError(
             writer.subject,
@@ -168,9 +172,11 @@ def _import_folder(
             problems=changed,
         )
     pending = writer.pending()
-    total = sum(len(shard.ids) for shard in pending)
-    failures: dict[str, str] = {}
-    done = 0
+    pending_ids = {clip_id for shard in pending for clip_id in shard.ids}
+    total = len(pending_ids)
+    failures = {clip_id: reason for clip_id, reason in still.items() if clip_id not in pending_ids}
+    total += len(failures)
+    done = len(failures)
     for shard in pending:
         if progress:
             progress(done, total)
@@ -190,6 +196,20 @@ def _stale(writer: StoredFeatureWriter, files: dict[str, Path]) -> tuple[list[st
         elif record is not None and file_sha256(path) != record.source:
             changed.append(clip_id)
     return failed, changed
+
+
+def _fails_as_before(writer: StoredFeatureWriter, clip_id: str, path: Path) -> str:
+    """Why a file that failed fails again, where its record says the same; otherwise an empty string."""
+    source = ""
+    try:
+        data = path.read_bytes()
+        source = hashlib.sha256(data).hexdigest()
+        encode_tokens(_tokens(data, writer.shape), writer.spec)
+    except (OSError, ValueError, EOFError) as error:
+        record = writer.record(clip_id)
+        same = record is not None and (record.source, record.reason) == (source, clean_reason(_reason(error)))
+        return _reason(error) if same else ""
+    return ""
 
 
 def _import_shard(writer: StoredFeatureWriter, shard: Shard, files: dict[str, Path], failures: dict[str, str]) -> int:

@@ -29,7 +29,7 @@ from featurecache.store.copying import empty
 from featurecache.store.feature import StoredFeature
 from featurecache.store.lease import sole_writer
 from featurecache.store.protocols import Status
-from featurecache.store.publish import make_folder, replace_bytes
+from featurecache.store.publish import make_folder, replace_bytes, sweep
 from featurecache.store.records import Record
 
 INDEX_FORMAT = 1
@@ -87,6 +87,8 @@ class FeatureIndex:
             return self._update(progress)
 
     def _update(self, progress: Progress) -> int:
+        for folder in (self.folder, self._vectors):
+            sweep(folder)  # what a killed update left
         summaries: dict[int, np.ndarray] = {}
         if self.space is None or self._outgrown(self.space):
             shutil.rmtree(self._vectors, ignore_errors=True)

@@ -9,7 +9,8 @@ Safe after fork (nothing but maps and numbers is shared) and cheap to pickle (a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -42,8 +43,17 @@ class StoredFeature:
     """One feature of a store on disk; implements `Feature`."""
 
     def __init__(
-        self, location: str, folder: FeatureFolder, name: str, form: ShardFormat, spec: Spec, verify: Verify
+        self,
+        location: str,
+        folder: FeatureFolder,
+        name: str,
+        form: ShardFormat,
+        spec: Spec,
+        verify: Verify,
+        unread: Container[int] = (),
     ) -> None:
+        """Read all commit records but those of the shards `unread`, whose records a repair found damaged."""
+        self._unread = unread
         self.location = location
         self.name = name
         self.spec = spec
@@ -75,7 +85,7 @@ class StoredFeature:
 
     def _load_records(self) -> None:
         for shard in numbered(self.folder.records, RECORD_DIGITS):
-            if shard not in self._catalogue:
+            if shard not in self._catalogue and shard not in self._unread:
                 self._add(load_record(self.folder.record(shard), shard, self.fingerprint))
 
     def _add(self, record: Record) -> None:
@@ -245,25 +255,44 @@ class StoredFeature:
         if self._catalogue.all_ok(entries):
             return entries
         records = self._catalogue.records
-        missing, reasons = [], []
+        missing: dict[str, str] = {}
         for clip_id, entry, (place, slot) in zip(ids, entries, self._catalogue.locate_all(entries), strict=True):
             if entry < 0:
-                missing.append(clip_id)
-                reasons.append(f"{clip_id}: not extracted")
+                missing[clip_id] = "not extracted"
             elif records[place].columns["status"][slot] != Status.OK:
-                missing.append(clip_id)
                 clip = records[place].clip(slot)
-                reasons.append(f"{clip_id}: {clip.status.name.lower()}, {clip.reason or 'no reason given'}")
-        known = self.ids if len(missing) == 1 else ()
+                missing[clip_id] = f"{clip.status.name.lower()}, {clip.reason or 'no reason given'}"
+        later = self._committed_later(list(missing))
+        missing |= dict.fromkeys(later, "committed since this store was opened")
+        steps = ["Open the store again for what was committed since (or call `refresh()`)."] if later else []
+        if len(later) < len(missing):
+            steps.append("Run `fcache extract` for new clips, `fcache retry` for failed ones.")
+        known = self.ids if len(missing) == 1 and not later else ()
         raise MissingFeatureError(
             self.subject,
             expected="tokens of every clip asked for",
-            got=f"none for {len(missing)}",
-            next_step="Run `fcache extract` for new clips, `fcache retry` for failed ones."
-            + suggest(missing[0], known),
-            problems=reasons,
-            clip_ids=missing,
+            got=f"none for {len(missing)}"
+            + (f", of which {len(later)} committed since it was opened" if later else ""),
+            next_step=" ".join(steps) + suggest(next(iter(missing)), known),
+            problems=[f"{clip_id}: {reason}" for clip_id, reason in missing.items()],
+            clip_ids=list(missing),
         )
+
+    def _committed_later(self, ids: Sequence[str]) -> list[str]:
+        """Those of some clips that have tokens in shards committed since the feature was opened.
+
+        The feature itself stays as it was opened: what is read does not change under a running training.
+        """
+        later = Catalogue()
+        for shard in self._shards_now():
+            if shard not in self._catalogue and shard not in self._unread:
+                with contextlib.suppress(CorruptStoreError, OSError):  # the next opening says so
+                    later.add(load_record(self.folder.record(shard), shard, self.fingerprint))
+        return [clip_id for clip_id, status in zip(ids, later.statuses(ids), strict=True) if status == Status.OK]
+
+    def _shards_now(self) -> list[int]:
+        """Numbers of the shards that have a commit record now."""
+        return numbered(self.folder.records, RECORD_DIGITS)
 
     def _row(self, place: int, slot: int, part: int) -> np.ndarray:
         """(row_bytes,) uint8 of one row, unchecked: a view (its base is the map) or what was unpacked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
@@ -88,11 +89,18 @@ class LocalStore:
         )
 
     def writer(
-        self, name: str, spec: Spec, *, shard_rows: int | None = None, codec: str = "none"
+        self,
+        name: str,
+        spec: Spec,
+        *,
+        shard_rows: int | None = None,
+        codec: str = "none",
+        unread: Container[int] = (),
     ) -> StoredFeatureWriter:
         """Open a feature for extraction, creating it where there is none.
 
-        `shard_rows` and `codec` count at creation only.
+        `shard_rows` and `codec` count at creation only. Commit records of the shards `unread` are not looked at; repair
+        names those that are damaged.
 
         Raises:
             FingerprintError: the feature exists under another spec; every differing field is named.
@@ -128,5 +136,5 @@ class LocalStore:
             )
         self._features.pop(name, None)
         return StoredFeatureWriter(
-            self.location, folder, name, self.format, stored, self.verify, shard_rows=shard_rows, codec=codec
+            self.location, folder, name, self.format, stored, self.verify, shard_rows, codec, unread
         )

@@ -162,7 +162,7 @@ class RecordBuilder:
         self._columns["status"][slot] = status
         if digest:
             self._columns["source"][slot * SOURCE_BYTES : (slot + 1) * SOURCE_BYTES] = np.frombuffer(digest, "|u1")
-        self._reasons[slot] = _clean(reason)
+        self._reasons[slot] = clean_reason(reason)
         for name, value in values.items():
             self._columns[name][slot] = value
 
@@ -254,7 +254,7 @@ def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
-def _clean(reason: str) -> str:
+def clean_reason(reason: str) -> str:
     """One printable line of bounded length: reasons may quote media and file names."""
     line = "".join(char if char.isprintable() else " " for char in reason)
     return line if len(line) <= MAX_REASON_CHARACTERS else line[: MAX_REASON_CHARACTERS - 1] + "…"

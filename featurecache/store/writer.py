@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,8 +56,9 @@ class StoredFeatureWriter(StoredFeature):
         verify: Verify,
         shard_rows: int | None = None,
         codec: str = "none",
+        unread: Container[int] = (),
     ) -> None:
-        super().__init__(location, folder, name, form, spec, verify)
+        super().__init__(location, folder, name, form, spec, verify, unread)
         row_bytes = self.parts[0].row_bytes
         if row_bytes > MAX_ROW_BYTES:
             raise SpecError(
@@ -102,6 +103,26 @@ class StoredFeatureWriter(StoredFeature):
             wanted = [data for data in encoded if data not in pending]
             if not wanted or self._publish(wanted):
                 return
+
+    def stopped_retry(self) -> set[str]:
+        """Clips of retries that were stopped: of segments that plan clips anew and have shards that are pending."""
+        self._plan.refresh()
+        committed = set(numbered(self.folder.records, RECORD_DIGITS))
+        before: set[bytes] = set()
+        stopped: set[bytes] = set()
+        for segment in self._plan.segments:
+            encoded = segment.encoded_ids()
+            if not before.isdisjoint(encoded) and any(
+                end > begin and shard not in committed for shard, begin, end in segment.shards()
+            ):
+                stopped.update(encoded)
+            before.update(encoded)
+        return {data.decode() for data in stopped}
+
+    def planned_last(self) -> set[str]:
+        """Clips of the newest segment."""
+        self._plan.refresh()
+        return {data.decode() for data in self._plan.segments[-1].encoded_ids()} if self._plan.segments else set()
 
     def plan_like(self, segment: Segment) -> None:
         """Plan the very shards of another store's segment, for copies that keep its division.

@@ -16,7 +16,7 @@ import pytest
 from small_stores import build, clip_ids, contents, fill, make_spec, source_of, tokens_of
 
 import featurecache
-from featurecache.errors import WriteError
+from featurecache.errors import MissingFeatureError, WriteError
 from featurecache.store import publish, writer
 from featurecache.store.lease import Lease
 from featurecache.store.protocols import Status
@@ -299,3 +299,33 @@ def test_a_commit_lock_that_is_never_let_go_is_a_clear_error(tmp_path: Path, mon
         fill(feature)
     fill(feature)
     assert feature.counts[Status.FAILED] == 0
+
+
+def test_an_opened_store_says_which_clips_were_committed_since(place: Path, kind: str) -> None:
+    writer = build(place, kind).writer("whisper", make_spec())
+    feature = featurecache.open_store(place)["whisper"]
+    failed, absent = clip_ids(10)[5], clip_ids(10)[4]
+    new = clip_ids(15)[12:]
+    writer.plan(new[:2])
+    writer.retry([failed])
+    fill(writer)
+    for read in (feature.read, lambda ids: feature[ids[0]]):
+        with pytest.raises(MissingFeatureError) as caught:
+            read([new[0], failed])
+        assert f"{new[0]}: committed since this store was opened" in caught.value.problems
+        assert "Open the store again" in str(caught.value)
+        assert "fcache extract" not in str(caught.value)
+    with pytest.raises(MissingFeatureError) as caught:
+        feature.read([clip_ids(1)[0], new[1], absent, failed, new[2]])
+    assert caught.value.clip_ids == [new[1], absent, failed, new[2]]
+    assert caught.value.problems == [
+        f"{new[1]}: committed since this store was opened",
+        f"{absent}: absent, no audio stream",
+        f"{failed}: committed since this store was opened",
+        f"{new[2]}: not extracted",
+    ]
+    assert "fcache extract" in str(caught.value)
+    assert new[0] not in feature  # what was opened stays as it was
+    feature.refresh()
+    assert np.array_equal(feature[new[0]], tokens_of(new[0]).astype(feature.dtype))
+    assert feature.read([failed, new[1]]).shape == (2, *feature.shape)
