@@ -7,6 +7,7 @@ store.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.errors import CorruptStoreError, StoreNotFoundError
+from featurecache.errors import CorruptStoreError, StoreError, StoreNotFoundError
 from featurecache.spec import Spec
 from featurecache.store.direct import OpenFile
 from featurecache.store.feature import StoredFeature, Verify, feature_not_found
@@ -24,18 +25,21 @@ from featurecache.store.layout import (
     FEATURE_NAME,
     RECORD_DIGITS,
     SCALES_ENDING,
+    SEGMENT_DIGITS,
     FeatureFolder,
     numbered,
 )
 from featurecache.store.local import LocalStore
-from featurecache.store.plan import MAX_SEGMENT_BYTES, Plan
+from featurecache.store.plan import Plan, load_segment
 from featurecache.store.publish import make_folder, replace_bytes
 from featurecache.store.records import MAX_RECORD_BYTES
 from featurecache.store.remote_files import RemoteFiles
 from featurecache.store.shard_cache import ShardCache, default_cache_folder, is_shard
 
-MAX_TEXT_BYTES = 16 << 20
+MAX_TEXT_BYTES = 4 << 20
 """Most that a spec or a root file may be."""
+MAX_PLAN_BYTES = 1 << 30
+"""Most that the plan segments of a feature may be together; those of ten million clips are."""
 
 
 class RemoteStore(LocalStore):
@@ -114,11 +118,21 @@ class RemoteStore(LocalStore):
                 folder.record(shard).unlink(missing_ok=True)  # dropped by a repair
         return True
 
+    def mirror_new_records(self, folder: FeatureFolder) -> None:
+        """Bring the commit records here that are not here yet; the others are not asked for."""
+        sizes = {path: size for path, size in self._record_sizes(folder).items() if not (self.root / path).is_file()}
+        for path, data in self.files.read_all(sizes, MAX_RECORD_BYTES).items():
+            self._keep(self.root / path, data)
+
     def _mirror_plan(self, folder: FeatureFolder) -> None:
-        number = 0
-        while (data := self.files.read(self._below(folder.segment(number)), MAX_SEGMENT_BYTES)) is not None:
+        left = MAX_PLAN_BYTES
+        for number in range(10**SEGMENT_DIGITS):
+            data = self.files.read(self._below(folder.segment(number)), left)
+            if data is None:
+                return
             self._keep(folder.segment(number), data)
-            number += 1
+            load_segment(folder.segment(number), number)  # a server that answers to every name is found out
+            left -= len(data)
 
     def _record_sizes(self, folder: FeatureFolder) -> dict[str, int | None]:
         """Paths of the records there may be: as listed, or else as planned."""
@@ -164,6 +178,11 @@ class RemoteFeature(StoredFeature):
         """
         self._store.mirror(self.name)
         super().refresh()
+
+    def _shards_now(self) -> list[int]:
+        with contextlib.suppress(StoreError):  # a server that is gone is no reason for another error
+            self._store.mirror_new_records(self.folder)
+        return super()._shards_now()
 
     def _open_shard(self, path: Path, num_bytes: int) -> OpenFile:
         return self._store.open_shard(path, num_bytes)

@@ -337,3 +337,18 @@ def test_a_data_loader_reads_a_store(small_store: LocalStore, workers: int) -> N
     assert first["eva"].dtype == torch.bfloat16
     assert first["whisper"].shape == (4, 5, 6)
     assert first["whisper"][0].numpy().tobytes() == small_store["whisper"][first["id"][0]].tobytes()
+
+
+def test_clips_committed_to_a_remote_store_since_it_was_opened_are_told_from_new_ones(
+    small_store: LocalStore, cache: Path
+) -> None:
+    url = uploaded(small_store)
+    feature = featurecache.open_store(url, cache=cache)["whisper"]
+    writer = small_store.writer("whisper", make_spec())
+    writer.plan(clip_ids(13))
+    fill(writer)
+    assert uploaded(small_store) == url
+    with pytest.raises(MissingFeatureError, match="Open the store again"):
+        feature.read(clip_ids(13))
+    feature.refresh()
+    assert np.array_equal(feature[clip_ids(13)[12]], tokens_of(clip_ids(13)[12]).astype(np.float16))
