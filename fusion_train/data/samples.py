@@ -98,6 +98,21 @@ def answer_of(clip: Clip, task: Task) -> str | None:
     return next((answer for _, answer in answers_of(clip, task)), None)
 
 
+def with_answers(clips: ClipList, task: Task) -> list[Clip]:
+    """Clips that the list has an answer for.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [clip for clip in clips if answers_of(clip, task)]
+    if not found:
+        raise DataError(
+            f'task "{task.name}"', expected="clips with an answer to it", got=f"none of {len(clips)} clips",
+            next_step="Choose another with --task, or add it to the clip list.",
+        )  # fmt: skip
+    return found
+
+
 def answers_of(clip: Clip, task: Task) -> list[tuple[str | None, str]]:
     """Every (question of the clip's own or None, answer) that the clip list has for a task.
 

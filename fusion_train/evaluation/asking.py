@@ -167,12 +167,9 @@ def _answer_all(
 
 
 def _row(asking: Asking, sample: Sample, answered: Mapping[str, Any]) -> dict[str, Any]:
-    clip = sample.clip
-    known = {"split": clip.split, "speaker": clip.speaker, "dialogue": clip.dialogue, "tags": list(clip.tags)}
     return {
         **row_of(sample),
-        **{key: value for key, value in known.items() if value},
-        "reference": asking.references[clip.id],
+        "reference": asking.references[sample.clip.id],
         **answered,
         "by": dict(asking.by),
     }

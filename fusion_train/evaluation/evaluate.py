@@ -21,7 +21,7 @@ from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompt_limits import MAX_NEW_TOKENS
 from fusion_train.data.prompts import Task, encode_answer, find_task
-from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets
+from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets, with_answers
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError, DivergedError
 from fusion_train.metrics import ClassificationScores, classification_scores
@@ -96,21 +96,6 @@ def closed_tasks(bench: Workbench, clips: ClipList) -> list[str]:
     """Tasks of the configuration with one label a clip, in its order, that some of `clips` has an answer to."""
     chosen = [find_task(name) for name in bench.config.data.tasks]
     return [task.name for task in chosen if task.answer == "label" and any(answer_of(c, task) for c in clips)]
-
-
-def with_answers(clips: ClipList, task: Task) -> list[Clip]:
-    """Clips that the list has an answer for.
-
-    Raises:
-        DataError: there is none.
-    """
-    found = [clip for clip in clips if answers_of(clip, task)]
-    if not found:
-        raise DataError(
-            f'task "{task.name}"', expected="clips with an answer to it", got=f"none of {len(clips)} clips",
-            next_step="Choose another with --task, or add it to the clip list.",
-        )  # fmt: skip
-    return found
 
 
 def hidden_of(bench: Workbench, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
@@ -234,12 +219,15 @@ def prompt_hash(bench: Workbench, sample: Sample) -> str:
 
 
 def row_of(sample: Sample) -> dict[str, Any]:
-    """What a prediction says of its clip and of what was asked."""
+    """What a prediction says of its clip (as far as the list says it, so that it can be scored alone) and its task."""
+    clip = sample.clip
+    known = {"split": clip.split, "speaker": clip.speaker, "dialogue": clip.dialogue, "tags": list(clip.tags)}
     return {
-        "id": sample.clip.id,
-        "dataset": sample.clip.dataset,
+        "id": clip.id,
+        "dataset": clip.dataset,
         "task": sample.task.name,
         "hidden": list(sample.hidden),
+        **{key: value for key, value in known.items() if value},
     }
 
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 
-from featurecache.clips import load_clips
 from featurecache.errors import FeatureCacheError
+from fusion_train.assemble import assemble
 from fusion_train.config import Config
 from fusion_train.data.batches import FeatureReader
-from fusion_train.data.prompts import find_task
-from fusion_train.data.samples import answers_of
 from fusion_train.errors import ConfigError, DataError
-from fusion_train.evaluation.evaluate import with_answers
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.sweeps.companies import batch_key
-from fusion_train.sweeps.expectation import clusters_of, expect, said_before
+from fusion_train.sweeps.expectation import told_before
 from fusion_train.sweeps.halving import rung_steps
 from fusion_train.sweeps.probe_tier import announce
-from fusion_train.sweeps.results import clusters_in
 from fusion_train.sweeps.sweep_file import Sweep
 from fusion_train.sweeps.work import Cost
 
@@ -37,12 +33,15 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
         try:
             for config in trial.stages:
                 FeatureReader.open(store, config.features.used)
+                if config.model.llm is None:  # what trains without a language model is quickly built as it will be
+                    assemble(config, store, clips)
                 if config.optim.shard_base:
                     raise ConfigError(
                         "optim.shard_base", expected="false, since a trial trains in one process", got="true",
                         next_step="Quantise the base instead: model.quantised: nf4.",
                     )  # fmt: skip
-            costs[trial.variant] = cost_of(trial.config, store, clips, counted, sweep.split)
+            stages = [cost_of(config, store, clips, counted, sweep.split) for config in trial.stages]
+            costs[trial.variant] = stages[-1]
         except FeatureCacheError as error:
             problems.append(f"{trial.variant}: {error}")
     if problems:
@@ -70,28 +69,6 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Calla
         say(f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
             "little; name later shares of the steps in halving.at")  # fmt: skip
     say(told_before(sweep, clips))
-
-
-def told_before(sweep: Sweep, clips: str) -> str:
-    """Say what the sweep can tell, counting its seeds and the clusters of its clips.
-
-    Raises:
-        DataError: references that the metric cannot take.
-        ConfigError: a pilot that cannot be used.
-    """
-    task = find_task(sweep.task)
-    scored = with_answers(load_clips(clips).in_split(sweep.split), task)
-    answers = {clip.id: answers_of(clip, task)[0][1] for clip in scored}
-    references = sweep.measure.scored([{"id": clip_id, "reference": answer, "prediction": answer}
-                                       for clip_id, answer in answers.items()])  # fmt: skip
-    clustered_by, named = clusters_in(scored)
-    ids = references.clip_ids
-    clusters = clusters_of(ids, named)
-    expected = expect(sweep, references, [str(answers[clip_id]) for clip_id in ids], clusters)
-    num_seeds, comparisons = len({trial.seed for trial in sweep.trials}), len(sweep.variants) - 1
-    return (f"{sweep.task} on {len(ids)} clips of {sweep.split}, {comparisons} "
-            f"comparison{'s' if comparisons != 1 else ''} with {sweep.reference}: "
-            + said_before(expected, references.main, num_seeds, len(set(clusters)), clustered_by))  # fmt: skip
 
 
 def cost_of(

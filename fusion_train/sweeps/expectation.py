@@ -16,10 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from featurecache.clips import load_clips
 from fusion_train.comparison import Variance, detectable
+from fusion_train.data.prompts import find_task
+from fusion_train.data.samples import answers_of, with_answers
 from fusion_train.errors import ConfigError
 from fusion_train.metrics.scored import Scored
 from fusion_train.statistics import LEVEL, MIN_CLUSTERS
+from fusion_train.sweeps.results import clusters_in
 from fusion_train.sweeps.sweep_file import Assumptions, Sweep
 
 RESULTS = "results.json"
@@ -104,3 +108,25 @@ def read_pilot(folder: Path, figure: str) -> Variance:
 def clusters_of(clips: Sequence[str], named: Mapping[str, Hashable]) -> list[Hashable]:
     """(clips,) the cluster of each; a clip that belongs to none is a cluster of its own."""
     return [named.get(clip, ("clip", clip)) for clip in clips]
+
+
+def told_before(sweep: Sweep, clips: str) -> str:
+    """Say what the sweep can tell, counting its seeds and the clusters of its clips.
+
+    Raises:
+        DataError: references that the metric cannot take.
+        ConfigError: a pilot that cannot be used.
+    """
+    task = find_task(sweep.task)
+    scored = with_answers(load_clips(clips).in_split(sweep.split), task)
+    answers = {clip.id: answers_of(clip, task)[0][1] for clip in scored}
+    references = sweep.measure.scored([{"id": clip_id, "reference": answer, "prediction": answer}
+                                       for clip_id, answer in answers.items()])  # fmt: skip
+    clustered_by, named = clusters_in(scored)
+    ids = references.clip_ids
+    clusters = clusters_of(ids, named)
+    expected = expect(sweep, references, [str(answers[clip_id]) for clip_id in ids], clusters)
+    num_seeds, comparisons = len({trial.seed for trial in sweep.trials}), len(sweep.variants) - 1
+    return (f"{sweep.task} on {len(ids)} clips of {sweep.split}, {comparisons} "
+            f"comparison{'s' if comparisons != 1 else ''} with {sweep.reference}: "
+            + said_before(expected, references.main, num_seeds, len(set(clusters)), clustered_by))  # fmt: skip

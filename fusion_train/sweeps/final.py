@@ -11,7 +11,8 @@ from featurecache.clips import ClipList
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble
 from fusion_train.data.prompts import find_task
-from fusion_train.evaluation.evaluate import Evaluation, evaluate, with_answers
+from fusion_train.data.samples import with_answers
+from fusion_train.evaluation.evaluate import Evaluation, evaluate
 from fusion_train.models.company import Company, evaluating
 from fusion_train.sweeps.companies import shares_base
 from fusion_train.sweeps.scoring import evaluate_together

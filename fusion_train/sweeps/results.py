@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from featurecache.clips import Clip, load_clips
 from featurecache.errors import ClipListError
 from fusion_train.comparison import Comparison, compare_all
+from fusion_train.documents import read_document
 from fusion_train.errors import DataError
 from fusion_train.evaluation.lines import read_lines
 from fusion_train.metrics.registry import METRICS
@@ -21,7 +22,7 @@ from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.measure import Measure, Rows, choose_measure
 from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
-from fusion_train.sweeps.work import ABOUT, PREDICTIONS
+from fusion_train.sweeps.work import ABOUT, PREDICTIONS, PREDICTIONS_SHA256
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_results(folder: Path) -> Results:
     if not (folder / ABOUT).is_file() or not (folder / FILE).is_file():
         raise DataError(str(folder), expected="the folder of a sweep", got=f"no {ABOUT}, no {FILE}",
                         next_step="Name the folder that fusion-train sweep wrote.")  # fmt: skip
-    about = json.loads((folder / ABOUT).read_text())
+    about = read_document(folder / ABOUT, DataError, "what a sweep says of itself", "Run fusion-train sweep again.")
     table = TrialTable(folder)
     outcomes = [table.read(key) for key in about["keys"]]
     measure = choose_measure(about["task"], about["metric"], about["main"])
@@ -87,6 +88,7 @@ def read_results(folder: Path) -> Results:
     for outcome in outcomes:
         path = folder / outcome.name / PREDICTIONS
         if outcome.state == DONE and path.is_file():
+            refuse_damaged(path, outcome)
             rows = by_variant.setdefault(outcome.variant, {})[outcome.seed] = read_lines(path)
             scored[outcome.name] = measure.scored(rows)
     reference = by_variant.pop(about["reference"], {})
@@ -97,6 +99,20 @@ def read_results(folder: Path) -> Results:
     rungs = _rungs(table, about, outcomes)
     correlations = {rung: rank_correlation(early, finals) for rung, early in rungs.items()}
     return Results(folder, about, outcomes, measure, scored, comparisons, clustered_by, rungs, correlations)
+
+
+def refuse_damaged(path: Path, outcome: Outcome) -> None:
+    """Compare a trial's answers with the hash that its row keeps.
+
+    Raises:
+        DataError: they are not what was written.
+    """
+    written = (outcome.scores or {}).get(PREDICTIONS_SHA256)
+    if written is not None and hashlib.sha256(path.read_bytes()).hexdigest() != written:
+        raise DataError(
+            str(path), expected="the answers that the trial gave", got="a file that was changed or damaged",
+            next_step="Delete it and run the same fusion-train sweep: the trial is asked again, not trained again.",
+        )  # fmt: skip
 
 
 def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:

@@ -9,7 +9,6 @@ found and only it is kept. The table is written here alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -18,19 +17,21 @@ from typing import Any
 
 from featurecache.progress import duration
 from featurecache.store.lease import sole_writer
-from featurecache.store.publish import make_folder, replace_bytes
+from featurecache.store.publish import make_folder
+from fusion_train.documents import read_document, write_document
+from fusion_train.errors import DataError
 from fusion_train.run import LOCK, Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
-from fusion_train.sweeps.check import told_before
 from fusion_train.sweeps.companies import companies, shares_base
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines import Crew, here
+from fusion_train.sweeps.expectation import told_before
 from fusion_train.sweeps.judge import stop_those_behind
 from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.scheduling import Round, rounds
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
-from fusion_train.sweeps.work import ABOUT, Answer, Cost, Group, Trained, Work
+from fusion_train.sweeps.work import ABOUT, PREDICTIONS, Answer, Cost, Group, Trained, Work
 
 OpenCrew = Callable[[Work, Callable[[str], None]], AbstractContextManager[Crew]]
 
@@ -95,13 +96,19 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool) -> TrialTable:
     table = TrialTable(out)
     everything = [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]
     table.add(everything)
-    before = json.loads((out / ABOUT).read_text()) if (out / ABOUT).is_file() else about
+    before = about
+    if (out / ABOUT).is_file():
+        before = read_document(
+            out / ABOUT, DataError, "what a sweep says of itself", "Delete it and run the same command."
+        )
     asked_anew = any(before[name] != about[name] for name in ("task", "split"))
     again = {FAILED: retry, DONE: asked_anew}
     for trial in everything:
-        if again.get(table.outcome(trial).state):
+        state = table.outcome(trial).state
+        unanswered = state == DONE and not (trial.folder(out, len(trial.stages) - 1) / PREDICTIONS).is_file()
+        if again.get(state) or unanswered:
             table.write(trial, state=WAITING, error=None)
-    replace_bytes(out / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
+    write_document(out / ABOUT, about)
     return table
 
 

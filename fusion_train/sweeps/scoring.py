@@ -11,6 +11,7 @@ import torch
 from featurecache.clips import ClipList
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompts import find_task
+from fusion_train.data.samples import with_answers
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.evaluation.evaluate import (
     EVAL_BATCH_SIZE,
@@ -23,7 +24,6 @@ from fusion_train.evaluation.evaluate import (
     questions,
     refuse_not_finite,
     row_of,
-    with_answers,
 )
 from fusion_train.models.company import AnsweringTogether, Company
 from fusion_train.models.emotion_llama import EmotionLlama

@@ -14,6 +14,8 @@ from fusion_train.sweeps.sweep_file import Trial
 
 ABOUT = "sweep.json"
 """What `report` reads beside the table: names, the reference, where the clip list is."""
+PREDICTIONS_SHA256 = "predictions_sha256"
+"""Key of a finished trial's scores: the hash of that file."""
 PREDICTIONS = "predictions.jsonl"
 """In a finished trial's folder: what it answered to every clip."""
 
@@ -98,3 +100,5 @@ class Answer:
     """Its machine is gone, which says nothing of the group: it is to be trained again as it is."""
     stopped: bool = False
     """All trials are saved where they were, on request."""
+    unwritable: str | None = None
+    """The disk is full or refuses, which is no trial's fault: all wait where they were."""

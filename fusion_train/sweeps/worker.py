@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from featurecache.errors import FeatureCacheError
+from featurecache.errors import FeatureCacheError, WriteError
+from featurecache.hashing import file_sha256
 from featurecache.interrupt import Interrupted
 from featurecache.machine import free_memory_bytes
 from fusion_train.evaluation.evaluate import Evaluation
@@ -18,7 +21,7 @@ from fusion_train.sweeps.companies import shares_base
 from fusion_train.sweeps.final import evaluate_finished
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
-from fusion_train.sweeps.work import Answer, Cost, Group, Room, Trained, Work
+from fusion_train.sweeps.work import PREDICTIONS, PREDICTIONS_SHA256, Answer, Cost, Group, Room, Trained, Work
 from fusion_train.training.devices import matrix_peak
 from fusion_train.training.held_out import overall
 from fusion_train.training.train import train
@@ -27,6 +30,9 @@ USABLE = 0.9
 """Share of the free memory that groups may be planned with."""
 ISOLATED = (FeatureCacheError, RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 """What a trial may fail with without ending the sweep: our errors, and those of a variant's own code or of memory."""
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def said(error: BaseException) -> str:
@@ -63,6 +69,12 @@ class Worker:
             return Answer(tuple(self.train(group)))
         except Interrupted:
             return Answer(stopped=True)
+        except WriteError as error:
+            return Answer(unwritable=str(error))
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            return Answer(unwritable=str(error))
         except ISOLATED as error:
             return Answer(error=said(error), damaged=not isinstance(error, FeatureCacheError))
 
@@ -92,7 +104,7 @@ class Worker:
                     if each.run.finished and group.stage == len(trial.stages) - 1]  # fmt: skip
         scored = self._scored([asked[place] for place in finished], [trained.get(place) for place in finished])
         for place, outcome in zip(finished, scored, strict=True):
-            own = {"error": outcome} if isinstance(outcome, str) else {"scores": outcome.summary()}
+            own = {"error": outcome} if isinstance(outcome, str) else {"scores": _kept(outcome, asked[place])}
             found[place] = replace(found[place], step=asked[place].run.result["step"], **own)
         return found
 
@@ -115,10 +127,17 @@ class Worker:
             return []
         try:
             return [*evaluate_finished(asked, members, self._work, self._base)]
+        except WriteError:
+            raise  # nobody's fault
         except ISOLATED as error:
             if len(asked) == 1:
                 return [said(error)]
             return [self._scored([each], [member])[0] for each, member in zip(asked, members, strict=True)]
+
+
+def _kept(outcome: Evaluation, asked: Asked) -> dict[str, Any]:
+    """What the table keeps of a trial's answers: the scores, and the hash of the file that verdicts are formed of."""
+    return {**outcome.summary(), PREDICTIONS_SHA256: file_sha256(asked.run.folder / PREDICTIONS)}
 
 
 def _trained(member: Member, together: int, until: int | None) -> Trained:

@@ -68,3 +68,22 @@ def model(exported: Path) -> EmotionLlamaForCausalLM:
 @pytest.fixture(scope="session")
 def processor(exported: Path) -> EmotionLlamaProcessor:
     return EmotionLlamaProcessor.from_pretrained(exported, trust_remote_code=True)
+
+
+FAST = ("optim.steps=2", "log.peak_tflops=1", "log.eval_every=100")
+
+
+@pytest.fixture
+def sweep(llama, material, tmp_path):
+    """Write a sweep file, get the command that runs it."""
+
+    def write(text: str, *overrides: str) -> list[str]:
+        (tmp_path / "base.yaml").write_text(make_config(llama, *FAST, *overrides).to_yaml())
+        (tmp_path / "mine.yaml").write_text(text)
+        return [
+            "sweep", str(tmp_path / "mine.yaml"), "--config", str(tmp_path / "base.yaml"),
+            "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
+            "--out", str(tmp_path / "sweep"), "--engine", "here",
+        ]  # fmt: skip
+
+    return write

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from toy import make_config
 
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError, DataError
@@ -19,24 +18,6 @@ from fusion_train.sweeps.results import read_results
 from fusion_train.sweeps.sweep_file import Halving, load_sweep
 from fusion_train.sweeps.trials import TrialTable
 from fusion_train.sweeps.work import Cost
-
-FAST = ("optim.steps=2", "log.peak_tflops=1", "log.eval_every=100")
-
-
-@pytest.fixture
-def sweep(llama, material, tmp_path):
-    """Write a sweep file, get the command that runs it."""
-
-    def write(text: str, *overrides: str) -> list[str]:
-        (tmp_path / "base.yaml").write_text(make_config(llama, *FAST, *overrides).to_yaml())
-        (tmp_path / "mine.yaml").write_text(text)
-        return [
-            "sweep", str(tmp_path / "mine.yaml"), "--config", str(tmp_path / "base.yaml"),
-            "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
-            "--out", str(tmp_path / "sweep"), "--engine", "here",
-        ]  # fmt: skip
-
-    return write
 
 
 def invoke(command: list[str]):
