@@ -11,8 +11,8 @@ import click
 from rich.table import Table
 
 import featurecache
-from featurecache.cli_options import CLIPS, MEDIA_ROOT, STORE
-from featurecache.cli_similarity import FEATURES, NUM_SHOWN, ready
+from featurecache.cli_options import CLIPS, INDEX, MEDIA_ROOT, STORE
+from featurecache.cli_similarity import COMPARE, FEATURES, NUM_SHOWN, compared_clips, files_of_index, ready
 from featurecache.console import say, tables
 from featurecache.errors import ClipListError
 from featurecache.jsonl import dump_lines
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @STORE
 @CLIPS
 @FEATURES
+@INDEX
 @MEDIA_ROOT
 @click.option("--label", default="emotion", show_default=True, help="Label task to audit.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for review.html and doubts.jsonl.")
@@ -48,7 +49,9 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     from featurecache.durations import differences_in_words, length_differences
     from featurecache.similarity.audit import audit as run
 
-    found = run(ready(featurecache.open_store(store), features), listed, label)
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    found = run(ready(opened, features, files, "overall"), listed, label)
     _print_audit(found)
     for line in (*listed.notices, *differences_in_words(length_differences(listed))):
         say(line)
@@ -70,6 +73,8 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
 @STORE
 @CLIPS
 @FEATURES
+@INDEX
+@COMPARE
 @MEDIA_ROOT
 @click.option("--by", default="dataset", show_default=True, help="dataset, split, speaker or a label task.")
 @click.option("--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True)
@@ -79,11 +84,14 @@ def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method:
 
     \b
     Example: fcache map --by emotion --out map
+             fcache map --by emotion --compare label:emotion
     """
     from featurecache.similarity import store_map
 
     listed = featurecache.load_clips(clips, given["media_root"])
-    neighbourhood = ready(featurecache.open_store(store), features)
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    neighbourhood = compared_clips(opened, features, files, given["compare"], listed).neighbourhood
     here = [clip.id for clip in listed if clip.id in neighbourhood]
     if not here:
         raise ClipListError(
@@ -93,7 +101,7 @@ def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method:
     if by not in known:
         raise ClipListError("--by", expected="one of " + ", ".join(sorted(known)), got=by)
     points = store_map.positions(neighbourhood.vectors[[neighbourhood.place(clip_id) for clip_id in here]], method)
-    title = f"{len(here)} clips by {', '.join(neighbourhood.names)} ({method})"
+    title = f"{len(here)} clips by {', '.join(neighbourhood.names)}, {given['compare']} ({method})"
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
     store_map.draw_map(points, store_map.groups_of(listed, here, by), by, title, picture)
     page.write_text(store_map.map_page(points, listed, here, title), encoding="utf-8")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
 import featurecache
-from featurecache.cli_options import NAMES, STORE
+from featurecache.cli_options import INDEX, NAMES, STORE
 from featurecache.console import counted, say, size_text, tables
 from featurecache.progress import show_progress
 
@@ -104,8 +105,9 @@ def _numbers(values: dict[str, float], *names: str) -> str:
 @STORE
 @click.option("--quick", is_flag=True, help="Plan, records, sizes and indices only; rows are not read.")
 @click.option("--all", "everything", is_flag=True, help=f"List more than {LISTED_OF_A_KIND} problems of a kind.")
-def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool) -> None:
-    """Check a store, or the features named, against its own records; nothing is changed.
+@INDEX
+def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool, index_at: Path | None) -> None:
+    """Check a store, or the features named, against its own records, and the similarity index; nothing is changed.
 
     Exit code 1 where there is damage; notices are of unfinished work and oddities.
 
@@ -116,7 +118,7 @@ def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool) ->
 
     opened = featurecache.open_store(store)
     with show_progress("verify", "shards") as progress:
-        report = verify_store(opened, names or None, quick=quick, progress=progress)
+        report = verify_store(opened, names or None, quick=quick, progress=progress, index=index_at)
     _list("damage", report.damage, everything)
     _list("notice", report.notices, everything)
     rows = f"{counted(report.num_shards, 'shard')}, {counted(report.num_rows, 'row')}, {size_text(report.num_bytes)}"

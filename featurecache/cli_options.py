@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +20,11 @@ WEIGHTS = click.option(
 OPTIONS = click.option(
     "--option", "settings", multiple=True, metavar="NAME.KEY=VALUE", help="An option of an encoder: whisper.tokens=32."
 )
+
+INDEX = click.option(
+    "--index", "index_at", type=click.Path(file_okay=False, path_type=Path), default=None, metavar="DIR",
+    help="Where the similarity index is kept; by default beside the store.",
+)  # fmt: skip
 
 
 def listed(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ import click
 from rich.table import Table
 
 import featurecache
-from featurecache.cli_options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
+from featurecache.cli_options import CLIPS, INDEX, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
 from featurecache.cli_store import encoder_opener
-from featurecache.console import say, tables
+from featurecache.console import counted, say, tables
 from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import ClipListError, StoreError
 from featurecache.jsonl import dump_lines
@@ -21,8 +21,12 @@ from featurecache.outside_text import json_text
 from featurecache.progress import show_progress
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from featurecache.clips import ClipList
+    from featurecache.similarity.calibration import Calibration
     from featurecache.similarity.doubles import Doubles
+    from featurecache.similarity.index_files import IndexFiles
     from featurecache.similarity.search import Neighbourhood
     from featurecache.store.local import LocalStore
 
@@ -30,29 +34,34 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, 
 FEATURES = click.option(
     "--feature", "features", multiple=True, metavar="NAME[=WEIGHT]", help="Compare by these; by default by all, alike."
 )
+COMPARE = click.option(
+    "--compare", default="overall", show_default=True, metavar="overall|content|label:TASK",
+    help="How clips sound and look as a whole; what is said or shown; or what a probe of a label tells apart.",
+)  # fmt: skip
 NUM_SHOWN = 20
 
 
 @click.command()
 @STORE
 @FEATURES
-def index(store: str, features: tuple[str, ...]) -> None:
+@INDEX
+def index(store: str, features: tuple[str, ...], index_at: Path | None) -> None:
     """Bring the similarity index beside a store up to date; the other commands do it by themselves.
 
     \b
     Example: fcache index
     """
-    from featurecache.similarity.index import index_folder
     from featurecache.similarity.search import approximate_index, open_neighbourhood
 
     opened = featurecache.open_store(store)
+    files = files_of_index(opened, index_at)
     weights = feature_weights(features, opened)
-    count = _update(opened, list(weights))
-    neighbourhood = open_neighbourhood(opened, weights)
-    kept = approximate_index(opened, neighbourhood)
+    count = _update(opened, list(weights), files)
+    neighbourhood = open_neighbourhood(opened, weights, files=files)
+    kept = approximate_index(opened, neighbourhood, files)
+    files.require_written()
     how = "exact search" if kept is None else f"approximate search, {kept.nprobe} of {kept.nlist} lists read"
-    place = index_folder(opened.location, "")
-    say(f"{count} vectors computed; {len(neighbourhood)} clips, {', '.join(weights)}: {how}; {place}")
+    say(f"{count} vectors computed; {len(neighbourhood)} clips, {', '.join(weights)}: {how}; {files.root}")
 
 
 @click.command()
@@ -64,6 +73,8 @@ def index(store: str, features: tuple[str, ...]) -> None:
 @OPTIONS
 @MEDIA_ROOT
 @DEVICE
+@INDEX
+@COMPARE
 @click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="How many neighbours.")
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Draw them into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a neighbour.")
@@ -72,31 +83,36 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
 
     \b
     Example: fcache similar clip_001 -k 10 --sheet near.png
+             fcache similar clip_001 --compare label:emotion
              fcache similar film.mp4 --feature whisper=2 --feature eva-temporal
     """
     from featurecache.clips import Clip
     from featurecache.similarity.contact_sheet import contact_sheet
     from featurecache.similarity.search import approximate_index
 
-    opened, neighbourhood, listed = _opened(store, clips, features, given)
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    listed = featurecache.load_clips(clips, given["media_root"])
+    compared = compared_clips(opened, features, files, given["compare"], listed)
+    neighbourhood = compared.neighbourhood
     if query in neighbourhood or not Path(query).is_file():
         vector = neighbourhood.vectors[neighbourhood.place(query)][None]
-        asked = listed.by_id(query)
+        wanted = listed.by_id(query)
     else:
         from featurecache.similarity.media_vectors import media_vectors
 
-        asked = _file_clip(Path(query), Clip)
+        wanted = _file_clip(Path(query), Clip)
         open_for = encoder_opener(given)
-        encoders = {name: open_for(opened.spec(name)) for name in neighbourhood.names}
-        _, vector, _ = media_vectors(opened, neighbourhood, [asked], encoders)
-    wanted = given["count"] + 1
-    kept = approximate_index(opened, neighbourhood)
-    similarities, places = neighbourhood.search(vector, wanted, kept)
+        encoders = {name: open_for(opened.spec(name)) for name in compared.source.names}
+        _, vector, _ = media_vectors(opened, compared.source, [wanted], encoders, files)
+        vector = compared.project(vector)
+    kept = approximate_index(opened, neighbourhood, files) if neighbourhood is compared.source else None
+    similarities, places = neighbourhood.search(vector, given["count"] + 1, kept)
     parts, by_id = neighbourhood.split(vector), {clip.id: clip for clip in listed}
-    rows, shown = [], [(asked, ["query", asked.id])]
+    rows, shown = [], [(wanted, ["query", wanted.id])]
     for similarity, place in zip(similarities[0].tolist(), places[0].tolist(), strict=True):
         clip_id = neighbourhood.ids[place]
-        if clip_id == asked.id or len(rows) == given["count"]:
+        if clip_id == wanted.id or len(rows) == given["count"]:
             continue
         clip = by_id.get(clip_id) or Clip(id=clip_id)
         own = neighbourhood.parts([place])
@@ -123,11 +139,12 @@ PAIR_OPTIONS = [
     OPTIONS,
     MEDIA_ROOT,
     DEVICE,
-    click.option("--calibrate", is_flag=True, help="Measure the threshold on altered copies of some clips first."),
+    INDEX,
+    click.option("--calibrate", is_flag=True, help="Measure on altered copies of some clips first."),
     click.option("--calibration-clips", type=click.IntRange(4), default=40, show_default=True),
     click.option(
         "--max-false-positives", type=click.FloatRange(0, 0.5), default=1e-3, show_default=True,
-        help="Share of pairs of different clips that a calibration lets pass.",
+        help="Share of pairs that matter (same text, other speaker; nearest clips) that a calibration lets pass.",
     ),
     click.option(
         "--out", type=click.Path(path_type=Path), default=None, help="Clip list of what to leave out, beside --clips."
@@ -154,9 +171,8 @@ def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) 
     from featurecache.similarity.doubles import find_duplicates
 
     _check_out(given, clips)
-    opened, neighbourhood, listed = _opened(store, clips, features, given)
-    rule = _rule(opened, neighbourhood, listed, given)
-    with show_progress("compare") as progress:
+    opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
+    with show_progress("compare", "pairs") as progress:
         found = find_duplicates(opened, neighbourhood, listed, rule, advance=progress)
     _print_doubles(found, listed, given, "duplicates.jsonl")
 
@@ -175,11 +191,11 @@ def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: s
     from featurecache.similarity.doubles import find_leaks
 
     _check_out(given, clips)
-    opened, neighbourhood, listed = _opened(store, clips, features, given)
+    listed = featurecache.load_clips(clips, given["media_root"])
     sides = [_split(listed, side) for side in (train, test)]
-    rule = _rule(opened, neighbourhood, listed, given)
-    with show_progress("compare") as progress:
-        found = find_leaks(opened, neighbourhood, *sides, rule, advance=progress)
+    opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
+    with show_progress("compare", "pairs") as progress:
+        found = find_leaks(opened, neighbourhood, listed, *sides, rule, advance=progress)
     _print_doubles(found, listed, given, "leaks.jsonl")
 
 
@@ -202,43 +218,94 @@ def feature_weights(given: Sequence[str], store: LocalStore) -> dict[str, float]
     return weights or dict.fromkeys(plain or store.names, 1.0)
 
 
-def ready(store: LocalStore, features: Sequence[str]) -> Neighbourhood:
-    """Clips to compare, once the indices of the features asked for are up to date."""
+def ready(store: LocalStore, features: Sequence[str], files: IndexFiles, comparison: str) -> Neighbourhood:
+    """Clips to compare, once the indices of the features in use are up to date."""
     from featurecache.similarity.search import open_neighbourhood
 
     weights = feature_weights(features, store)
-    _update(store, list(weights))
-    return open_neighbourhood(store, weights)
+    _update(store, list(weights), files)
+    return open_neighbourhood(store, weights, comparison, files)
 
 
-def _opened(
+@dataclass(frozen=True)
+class Compared:
+    """Clips to compare, and how vectors of other media become comparable with them."""
+
+    source: Neighbourhood
+    """In the space of the index."""
+    neighbourhood: Neighbourhood
+    project: Callable[[np.ndarray], np.ndarray]
+    """(Q, R) vectors as in `source` -> (Q, R') as in `neighbourhood`."""
+
+
+def compared_clips(
+    store: LocalStore, features: Sequence[str], files: IndexFiles, compare: str, clips: ClipList
+) -> Compared:
+    """Clips to compare as `--compare` says, once the indices of the features in use are up to date.
+
+    Raises:
+        StoreError: `compare` is none of the ways.
+        ClipListError: the label does not tell two classes apart.
+    """
+    from featurecache.similarity.space import CONTENT, OVERALL
+
+    way, colon, task = compare.partition(":")
+    if compare not in (OVERALL, CONTENT) and not (way == "label" and task):
+        tasks = sorted({f"label:{name}" for clip in clips for name, value in clip.labels.items()
+                        if isinstance(value, str)})  # fmt: skip
+        raise StoreError(f"--compare {compare}", expected=" | ".join([OVERALL, CONTENT, *tasks]), got=repr(compare))
+    source = ready(store, features, files, OVERALL if colon else way)
+    if not colon:
+        return Compared(source, source, lambda vectors: vectors)
+    from featurecache.similarity.label_space import label_neighbourhood
+
+    neighbourhood, project = label_neighbourhood(source, clips, task)
+    return Compared(source, neighbourhood, project)
+
+
+def _ruled(
     store: str, clips: str, features: Sequence[str], given: Mapping[str, Any]
-) -> tuple[LocalStore, Neighbourhood, ClipList]:
-    opened = featurecache.open_store(store)
-    return opened, ready(opened, features), featurecache.load_clips(clips, given["media_root"])
-
-
-def _update(store: LocalStore, names: Sequence[str]) -> int:
-    from featurecache.similarity.search import update_indices
-
-    with show_progress("index") as progress:
-        return update_indices(store, names, progress)
-
-
-def _rule(store: LocalStore, neighbourhood: Neighbourhood, clips: ClipList, given: Mapping[str, Any]) -> Any:
+) -> tuple[LocalStore, Neighbourhood, ClipList, Calibration]:
+    """Store, clips compared as copies are found, their list, and the rule for pairs, which is printed."""
     from featurecache.similarity.doubles import calibrate, known_calibration
+    from featurecache.similarity.space import COPIES
 
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    listed = featurecache.load_clips(clips, given["media_root"])
+    neighbourhood = ready(opened, features, files, COPIES)
     if given["calibrate"]:
         with show_progress("alter", "copies") as progress:
             rule = calibrate(
-                store, neighbourhood, clips, encoder_opener(given),
+                opened, neighbourhood, listed, encoder_opener(given),
                 num_clips=given["calibration_clips"], max_false_positive_rate=given["max_false_positives"],
-                advance=progress,
+                files=files, advance=progress,
             )  # fmt: skip
     else:
-        rule = known_calibration(store, neighbourhood)
+        rule = known_calibration(opened, neighbourhood, files)
     say(rule.describe())
-    return rule
+    return opened, neighbourhood, listed, rule
+
+
+def files_of_index(store: LocalStore, folder: Path | None) -> IndexFiles:
+    """The files of a store's indices, in the folder of `--index` where it is named."""
+    from featurecache.similarity.index_files import index_files
+
+    return index_files(store.location, folder)
+
+
+def _update(store: LocalStore, names: Sequence[str], files: IndexFiles) -> int:
+    """Bring the indices up to the store, and say what was damaged and where nothing could be written."""
+    from featurecache.similarity.search import update_indices
+
+    with show_progress("index") as progress:
+        count = update_indices(store, names, progress, files)
+    for error in files.damaged:
+        say(f"{error.subject} was damaged and is made anew: {error.got}", err=True)
+    if files.refused is not None:
+        why = f"{files.root} cannot be written ({files.refused.got})"
+        say(f"{why}: the index is kept in memory; --index DIR keeps it in another folder", err=True)
+    return count
 
 
 def _file_clip(path: Path, clip: Any) -> Any:
@@ -281,7 +348,7 @@ def _check_out(given: Mapping[str, Any], clips: str) -> None:
 def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], default: str) -> None:
     from featurecache.clip_writing import write_clips
 
-    table = Table("clip", "is", "as", "similarity", "less alike of the two", "confidence")
+    table = Table("clip", "is", "as", "similarity", "in time", "confidence")
     for pair in found.pairs[:NUM_SHOWN]:
         numbers = (f"{pair.similarity:.3f}", f"{pair.agreement:.3f}", f"{pair.confidence:.2f}")
         table.add_row(pair.a, pair.kind, pair.b, *numbers)
@@ -292,7 +359,11 @@ def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], de
         say(f"… and {more} more pairs")
     kinds = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in ("same media", "same content", "near")}
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
-    say(f"pairs: {said}; {len(found.groups)} groups; {len(found.exclusion)} clips to leave out")
+    say(f"pairs: {said}; {counted(len(found.groups), 'group')}; "
+               f"{counted(len(found.exclusion), 'clip')} to leave out")  # fmt: skip
+    if found.undecided:
+        undecided = f"{counted(found.undecided, 'pair')} alike by averages could not be compared in time"
+        say(f"{undecided}: media that cannot be read, or in which nothing happens")
     out = given["out"]
     if out is None:
         if found.exclusion:

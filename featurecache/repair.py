@@ -28,7 +28,7 @@ from featurecache.store.protocols import Shard, Status
 from featurecache.store.publish import replace_bytes, writing
 from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record
 from featurecache.store.writer import StoredFeatureWriter, StoredShardWriter
-from featurecache.verify import feature_folders, root_problems
+from featurecache.verify import feature_folders, index_problems, root_problems
 
 SUPERSEDED = "its row was lost; a later shard holds the clip"
 
@@ -88,6 +88,11 @@ def repair_store(
             problems = list(inspect_shard(found, number))
             if any(problem.damage for problem in problems):
                 _mend_shard(found, writer, number, problems, recompute, report)
+    for problem in index_problems(store, names or feature_folders(store)):
+        if problem.damage and problem.path is not None:
+            with writing(problem.path):
+                problem.path.unlink()
+            report.mended.append(str(problem))
     return report
 
 

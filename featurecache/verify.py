@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from featurecache.errors import StoreError
+from featurecache.similarity.index_files import faults, index_files
 from featurecache.store.feature import feature_not_found
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard
 from featurecache.store.layout import FEATURE_NAME, SCALES_ENDING, FeatureFolder
@@ -73,9 +75,14 @@ def _by_kind(problems: Sequence[Problem]) -> str:
 
 
 def verify_store(
-    store: LocalStore, names: Sequence[str] | None = None, *, quick: bool = False, progress: Progress | None = None
+    store: LocalStore,
+    names: Sequence[str] | None = None,
+    *,
+    quick: bool = False,
+    progress: Progress | None = None,
+    index: Path | None = None,
 ) -> VerifyReport:
-    """Check the named features, by default all.
+    """Check the named features, by default all, and unless `quick` their similarity indices, beside them or in `index`.
 
     Raises:
         StoreNotFoundError: no such feature.
@@ -104,7 +111,17 @@ def verify_store(
             if progress:
                 progress(report.num_shards, total)
         report.problems += _twins(each)
+    if not quick:
+        report.problems += index_problems(store, [each.name for each in found], index)
     return report
+
+
+def index_problems(store: LocalStore, names: Sequence[str], index: Path | None = None) -> list[Problem]:
+    """What is wrong with the similarity indices of some features, which are derived and lie beside the store."""
+    return [
+        Problem("similarity", fault.feature, fault.message, path=fault.path, damage=fault.damage)
+        for fault in faults(index_files(store.location, index), names)
+    ]
 
 
 def inspect_store(store: LocalStore, names: Sequence[str] | None = None) -> list[Inspection]:

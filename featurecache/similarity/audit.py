@@ -11,7 +11,6 @@ Shapes: N clips, R axes, C classes.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +20,11 @@ import numpy as np
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import ClipListError
 from featurecache.extras import require
+from featurecache.similarity.label_space import PROBE_C, grouped_folds, judgeable
 from featurecache.similarity.search import Neighbour, Neighbourhood, nearest_rows
 
-NUM_FOLDS = 5
 NUM_NEIGHBOURS = 15
 NUM_EVIDENCE = 5
-PROBE_C = 10.0
-MIN_A_CLASS = NUM_FOLDS
-"""Fewer clips of a class cannot be in every fold."""
 _CONCLUSION = re.compile(r"<answer>\s*(.*?)\s*(?:</answer>|$)", re.DOTALL)
 
 
@@ -107,7 +103,7 @@ def audit(neighbourhood: Neighbourhood, clips: ClipList, task: str, *, seed: int
     noise: list[ClassNoise] = []
     agreed = judged = 0
     for dataset, chosen in sorted(by_dataset.items()):
-        some = _judgeable(chosen, task)
+        some = judgeable(chosen, task)
         probabilities, classes = _judge(neighbourhood, some, task, seed)
         given = np.array([classes.index(clip.labels[task]) for clip in some])
         agreed += int((probabilities.argmax(1) == given).sum())
@@ -121,34 +117,15 @@ def audit(neighbourhood: Neighbourhood, clips: ClipList, task: str, *, seed: int
     return Audit(task, judged, tuple(doubts), tuple(noise), agreed / judged, tuple(agreements(clips, task)))
 
 
-def _judgeable(clips: Sequence[Clip], task: str) -> list[Clip]:
-    counts = Counter(clip.labels[task] for clip in clips)
-    enough = {label for label, count in counts.items() if count >= MIN_A_CLASS}
-    if len(enough) < 2:
-        raise ClipListError(
-            f"--label {task}" + (f", dataset {clips[0].dataset}" if clips[0].dataset else ""),
-            expected=f"two classes of at least {MIN_A_CLASS} clips with tokens",
-            got=", ".join(f"{label} {count}" for label, count in counts.most_common()),
-            next_step="Extract more clips, or choose another label.",
-        )
-    return [clip for clip in clips if clip.labels[task] in enough]
-
-
 def _judge(neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, seed: int) -> tuple[np.ndarray, list[str]]:
     """(N, C) out-of-fold probabilities, and the classes."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
 
     classes = sorted({clip.labels[task] for clip in clips})
     labels = np.array([classes.index(clip.labels[task]) for clip in clips])
     vectors = neighbourhood.vectors[[neighbourhood.place(clip.id) for clip in clips]]
-    groups = [clip.dialogue or clip.speaker or clip.id for clip in clips]
     probabilities = np.zeros((len(clips), len(classes)))
-    folds = StratifiedGroupKFold(min(NUM_FOLDS, len(set(groups))), shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # of a group-wise fold
-        split = list(folds.split(vectors, labels, groups))
-    for train, test in split:
+    for train, test in grouped_folds(clips, labels, seed):
         similarity, nearest = nearest_rows(vectors[test], vectors[train], NUM_NEIGHBOURS)
         votes = np.full((len(test), len(classes)), 1e-3)
         for c in range(len(classes)):

@@ -1,4 +1,4 @@
-"""Copies of a clip as they turn up in the wild: encoded again, cropped, cut, mirrored, louder or softer, sped up.
+"""Copies of a clip as they turn up: encoded again, cropped, cut, mirrored, louder, softer, noisy, resized, sped up.
 
 They are what the threshold for near duplicates is calibrated on. Each is a real file: decoded, filtered by libavfilter
 and encoded as H.264 and AAC. The part of the recording that the clip uses becomes the whole file.
@@ -24,6 +24,8 @@ Filters = Sequence[tuple[str, str]]
 FRAMES_PER_S = 25
 GOOD_CRF, POOR_CRF = "20", "36"
 GOOD_AUDIO_BITS, POOR_AUDIO_BITS = 128_000, 24_000
+NOISE = "exprs=val(ch)+0.01*(random(ch)*2-1):c=same"
+"""White noise of -45 dB of full scale."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ AUGMENTATIONS = (
                  audio=[("atrim", "start=0.5"), ("asetpts", "PTS-STARTPTS")]),
     Augmentation("mirrored", video=[("hflip", "")]),
     Augmentation("gain −8 dB", audio=[("volume", "0.4")]),
+    Augmentation("gain +6 dB", audio=[("volume", "2.0")]),
+    Augmentation("noise", video=[("noise", "alls=8:allf=t")], audio=[("aeval", NOISE)]),
+    Augmentation("half size", video=[("scale", "iw/2:ih/2")]),
     Augmentation("1.05× speed", video=[("setpts", "PTS/1.05")], audio=[("atempo", "1.05")]),
 )  # fmt: skip
 

@@ -1,17 +1,17 @@
-"""Clips that are the same: exactly, by the hashes that the store already keeps, or nearly, by their vectors.
+"""Clips that are the same: exactly, by the hashes that the store already keeps, or nearly.
 
 - same media: the hash of the media bytes and the part of them used is equal.
 - same content: tokens of every feature that both have are equal to the bit, so what was decoded was equal too.
-- near: the pair is more alike than a threshold, over all features, and sound and picture agree: the less alike of the
-  two is above a floor. Threshold, floor and confidence come from a calibration (see `calibration`).
+- near: averages of tokens are alike over all features and in the less alike of sound and picture, and the recordings
+  agree in time (see `agreement`). Thresholds and confidence come from a calibration (see `calibration`).
 
 Recall falls on what the encoders cannot tell; the calibration says how far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,9 @@ NUM_CANDIDATES = 32
 """Neighbours of a clip that are looked at."""
 QUERIES_AT_ONCE = 4096
 
+Agree = Callable[[str, str], float | None]
+"""How far two clips agree in time; None where their media cannot be compared."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -35,8 +38,9 @@ class Pair:
     kind: str
     """same media | same content | near"""
     similarity: float
+    """Of averages."""
     agreement: float
-    """Similarity of the modality that is less alike."""
+    """In time, of the less of sound and picture."""
     confidence: float
     """0 to 1; 1 for exact ones."""
 
@@ -57,7 +61,7 @@ class PairScorer:
         self.modalities = sorted(set(self._modality.values()))
 
     def __call__(self, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Feature name -> (n, R) vectors of both sides -> (n,) similarity and (n,) agreement.
+        """Feature name -> (n, R) vectors of both sides -> (n,) similarity, and (n,) that of the less alike modality.
 
         A modality counts where both have it; a pair without a common one scores −1.
         """
@@ -95,38 +99,71 @@ def exact_pairs(store: LocalStore, names: Sequence[str], wanted: Callable[[str],
             yield Pair(first, clip_id, "same content", 1.0, 1.0, 1.0)
 
 
+@dataclass
+class NearPairs:
+    """Near pairs, and how many could not be decided."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    undecided: int = 0
+    """Pairs alike by averages whose media cannot be compared in time."""
+
+
 def near_pairs(
     neighbourhood: Neighbourhood,
     specs: Mapping[str, Spec],
     calibration: Calibration,
+    agree: Agree,
     queries: Sequence[str],
     among: Sequence[str] | None = None,
     *,
+    known: Set[frozenset[str]] = frozenset(),
     num_candidates: int = NUM_CANDIDATES,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[Pair]:
-    """Pairs of a clip of `queries` with one of `among` (by default of `queries` too) that pass the calibration."""
+) -> NearPairs:
+    """Pairs of a clip of `queries` with one of `among` (by default of `queries` too) that pass the calibration.
+
+    Pairs in `known` are left out. `agree` says how far two clips agree in time, or None.
+    """
+    candidates = list(_screened(neighbourhood, specs, calibration, queries, among, num_candidates))
+    found = NearPairs()
+    advance(0, len(candidates))
+    for number, (a, b, similarity) in enumerate(sorted(candidates)):
+        if frozenset((a, b)) not in known:
+            agreement = agree(a, b)
+            if agreement is None:
+                found.undecided += 1
+            elif agreement >= calibration.agreement:
+                confidence = float(calibration.confidence(np.array(agreement)))
+                found.pairs.append(Pair(a, b, "near", similarity, agreement, confidence))
+        advance(number + 1, len(candidates))
+    return found
+
+
+def _screened(
+    neighbourhood: Neighbourhood,
+    specs: Mapping[str, Spec],
+    calibration: Calibration,
+    queries: Sequence[str],
+    among: Sequence[str] | None,
+    num_candidates: int,
+) -> Iterator[tuple[str, str, float]]:
+    """Yield pairs whose averages are alike, and their similarity."""
     scorer = PairScorer(neighbourhood, specs)
     rows = np.array([neighbourhood.place(clip_id) for clip_id in queries], np.int64)
     others = rows if among is None else np.array([neighbourhood.place(clip_id) for clip_id in among], np.int64)
     candidates = neighbourhood.vectors[others]
-    found: set[tuple[int, int]] = set()
-    advance(0, len(rows))
+    seen: set[tuple[int, int]] = set()
     for begin in range(0, len(rows), QUERIES_AT_ONCE):
         some = rows[begin : begin + QUERIES_AT_ONCE]
-        similarities, nearest = nearest_rows(neighbourhood.vectors[some], candidates, num_candidates)
+        similarities, nearest = nearest_rows(neighbourhood.vectors[some], candidates, num_candidates + 1)
         near = np.argwhere(similarities >= min(0.0, calibration.threshold))
         left, right = some[near[:, 0]], others[nearest[near[:, 0], near[:, 1]]]
-        similarity, agreement = scorer(neighbourhood.parts(left), neighbourhood.parts(right))
-        for n in np.flatnonzero(calibration.passes(similarity, agreement)).tolist():
+        similarity, floor = scorer(neighbourhood.parts(left), neighbourhood.parts(right))
+        for n in np.flatnonzero(calibration.screens(similarity, floor)).tolist():
             pair = (min(int(left[n]), int(right[n])), max(int(left[n]), int(right[n])))
-            if pair[0] == pair[1] or pair in found:
-                continue
-            found.add(pair)
-            confidence = float(calibration.confidence(similarity[n : n + 1])[0])
-            yield Pair(neighbourhood.ids[int(left[n])], neighbourhood.ids[int(right[n])], "near",
-                       float(similarity[n]), float(agreement[n]), confidence)  # fmt: skip
-        advance(begin + len(some), len(rows))
+            if pair[0] != pair[1] and pair not in seen:
+                seen.add(pair)
+                yield neighbourhood.ids[int(left[n])], neighbourhood.ids[int(right[n])], float(similarity[n])
 
 
 def groups(pairs: Iterable[Pair]) -> list[list[str]]:

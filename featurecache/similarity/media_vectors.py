@@ -16,13 +16,18 @@ from featurecache.encoders import Encoder
 from featurecache.errors import MediaError
 from featurecache.extract import Summary, extract
 from featurecache.similarity.index import open_index
+from featurecache.similarity.index_files import IndexFiles
 from featurecache.similarity.search import Neighbourhood
 from featurecache.store import open_store
 from featurecache.store.local import LocalStore
 
 
 def media_vectors(
-    store: LocalStore, neighbourhood: Neighbourhood, clips: Sequence[Clip], encoders: Mapping[str, Encoder]
+    store: LocalStore,
+    neighbourhood: Neighbourhood,
+    clips: Sequence[Clip],
+    encoders: Mapping[str, Encoder],
+    files: IndexFiles | None = None,
 ) -> tuple[list[str], np.ndarray, Summary]:
     """Encode clips as the features of `store` were; ids of those with tokens, (B, R) vectors, and what failed.
 
@@ -40,9 +45,10 @@ def media_vectors(
                 summary = ran
             else:
                 summary.by_feature |= ran.by_feature
+        indices = {name: open_index(store[name], files) for name in names}
         ids, vectors = [], []
         for clip in clips:
-            here = {name: open_index(store[name]).project(made[name].read([clip.id]))
+            here = {name: indices[name].project(made[name].read([clip.id]), neighbourhood.comparison)
                     for name in names if clip.id in made[name]}  # fmt: skip
             if here:
                 ids.append(clip.id)

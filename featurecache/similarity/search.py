@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
-from featurecache.errors import MissingFeatureError, StoreError, suggest
-from featurecache.similarity.index import Progress, index_folder, open_index
+from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreError, suggest
+from featurecache.similarity.index import Progress, open_index
+from featurecache.similarity.index_files import APPROXIMATE, CHECKSUM, IndexFiles, file_crc32c, index_files
+from featurecache.similarity.space import OVERALL
 from featurecache.store.local import LocalStore
-from featurecache.store.publish import make_folder, replace_bytes
 
 MAX_EXACT = 200_000
 RECALL_AT = 10
@@ -43,8 +45,14 @@ class Neighbour:
 class Neighbourhood:
     """Clips that can be asked for their nearest."""
 
-    def __init__(self, parts: Mapping[str, tuple[Sequence[str], np.ndarray]], weights: Mapping[str, float]) -> None:
-        """`parts`: feature name -> (ids, (N, R) vectors of length 1)."""
+    def __init__(
+        self,
+        parts: Mapping[str, tuple[Sequence[str], np.ndarray]],
+        weights: Mapping[str, float],
+        comparison: str = OVERALL,
+    ) -> None:
+        """`parts`: feature name -> (ids, (N, R) vectors of length 1); `comparison` says of which kind (see `space`)."""
+        self.comparison = comparison
         self.weights = {name: float(weights[name]) for name in parts}
         self._axes = {name: vectors.shape[1] for name, (_, vectors) in parts.items()}
         places: dict[str, int] = {}
@@ -169,40 +177,70 @@ def recall_at(exact: np.ndarray, found: np.ndarray) -> float:
     return float(np.sum(same) / exact.size)
 
 
-def update_indices(store: LocalStore, names: Sequence[str] | None = None, progress: Progress | None = None) -> int:
+def update_indices(
+    store: LocalStore,
+    names: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    files: IndexFiles | None = None,
+) -> int:
     """Bring the indices of some features (by default all) up to the store; returns how many clips were computed."""
-    told = progress or (lambda done, total: None)
-    return sum(open_index(store[name]).update(told) for name in names or store.names)
+    return sum(open_index(store[name], files).update(progress or (lambda done, total: None))
+               for name in names or store.names)  # fmt: skip
 
 
-def open_neighbourhood(store: LocalStore, weights: Mapping[str, float] | None = None) -> Neighbourhood:
-    """Read the indices of some features, by default all alike.
+def open_neighbourhood(
+    store: LocalStore,
+    weights: Mapping[str, float] | None = None,
+    comparison: str = OVERALL,
+    files: IndexFiles | None = None,
+) -> Neighbourhood:
+    """Read the indices of some features, by default all alike, to compare clips `overall` or by `content`.
 
     Raises:
         StoreError: an index is missing or behind the store; weights that are not above 0.
+        CorruptStoreError: a file of an index contradicts its checksum.
     """
     weights = dict(weights or dict.fromkeys(store.names, 1.0))
     wrong = [f"{name}={weight}" for name, weight in weights.items() if not weight > 0]
     if wrong or not weights:
         raise StoreError("--feature", expected="weights above 0", got=", ".join(wrong) or "no feature")
-    return Neighbourhood({name: open_index(store[name]).vectors() for name in weights}, weights)
+    parts = {name: open_index(store[name], files).vectors(comparison) for name in weights}
+    return Neighbourhood(parts, weights, comparison)
 
 
-def approximate_index(store: LocalStore, neighbourhood: Neighbourhood) -> Any:
-    """Return the faiss index kept for these clips, built where there is none; None up to `MAX_EXACT` clips."""
+def approximate_index(store: LocalStore, neighbourhood: Neighbourhood, files: IndexFiles | None = None) -> Any:
+    """Return the faiss index kept for these clips, built where there is none or a damaged one; None up to `MAX_EXACT`
+    clips."""
     if len(neighbourhood) <= MAX_EXACT:
         return None
     import faiss
 
-    folder = index_folder(store.location, "approximate")
-    path = folder / f"{neighbourhood.digest}.faiss"
-    if not path.is_file():
+    files = files or index_files(store.location)
+    name = f"{APPROXIMATE}/{neighbourhood.digest}"
+    stated = _measured(files, name)
+    if stated is None:
         index, measured = build_approximate(neighbourhood)
-        make_folder(folder)
-        for old in folder.iterdir():
-            old.unlink()
-        replace_bytes(path, faiss.serialize_index(index).tobytes())
-        replace_bytes(path.with_suffix(".json"), json.dumps(measured).encode())
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-    index.nprobe = int(json.loads(path.with_suffix(".json").read_text())["lists_read"])
+        files.remove(APPROXIMATE)
+        data = faiss.serialize_index(index).tobytes()
+        files.write(f"{name}.faiss", data)
+        stated = {**measured, CHECKSUM: google_crc32c.value(data)}
+        files.keep(f"{name}.stated", stated, {})
+    if files.refused is None:
+        index = faiss.read_index(str(files.root / f"{name}.faiss"), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    else:
+        index = faiss.deserialize_index(np.frombuffer(files.read(f"{name}.faiss"), np.uint8))
+    index.nprobe = int(stated["lists_read"])
     return index
+
+
+def _measured(files: IndexFiles, name: str) -> dict[str, Any] | None:
+    """What was measured when a faiss index was built; None where one of its two files is missing or damaged."""
+    try:
+        stated, _ = files.load(f"{name}.stated")
+        sound = file_crc32c(files.root / f"{name}.faiss") == stated[CHECKSUM]
+    except FileNotFoundError:
+        return None
+    except CorruptStoreError as error:
+        files.damaged.append(error)
+        return None
+    return stated if sound else None

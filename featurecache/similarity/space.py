@@ -1,10 +1,23 @@
-"""The space in which clips of one feature are compared: summaries, centred, whitened, of length 1.
+"""The axes that clips of one feature are compared along: principal axes of the store's own standardised summaries.
 
-Encoder tokens share a large common part and a few loud channels; a plain cosine sees little else. Principal axes of the
-store's own summaries, each divided by its deviation, make every independent way in which clips differ count alike.
+Encoder tokens share a large common part and a few loud channels; a plain cosine sees little else. So every channel of
+a summary is centred and divided by its deviation, and the result is projected on its first principal axes. What is kept
+of a clip are its coordinates on them. Three comparisons are made of the same coordinates, each for its purpose:
+
+- `overall`: the coordinates as they are. How clips sound or look as a whole; a few strong axes decide (how aroused,
+  who speaks, how loud). For neighbours, maps and labels.
+- `content`: axes that rest on many clips, each divided by its deviation, so that what tells one sentence or scene from
+  another counts as much as what is strong. Emotion is weaker in it.
+- `copies`: all axes that rest on some clips, divided likewise. What makes a recording unlike all others; emotion is all
+  but lost. For duplicates and leaks.
+
+docs/similarity.md has what each finds on acted speech.
 
 Shapes: B clips, W width of a summary (2D), R axes kept (at most 128). Similarity of two clips is the product of their
-vectors, −1 to 1; clips that have nothing to do with one another lie around 0.
+vectors of length 1, −1 to 1; clips that have nothing to do with one another lie around 0.
+
+Axes and coordinates are computed in double precision and rounded to half precision, so that equal stores give equal
+bytes whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -13,25 +26,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+OVERALL, CONTENT, COPIES = "overall", "content", "copies"
+
 MAX_AXES = 128
-CLIPS_AN_AXIS = 4
-"""Axes that rest on fewer clips than this are noise."""
+CLIPS_AN_AXIS = {CONTENT: 16, COPIES: 4}
+"""Axes that rest on fewer clips than this are not divided by their deviation, but left out."""
 SMALLEST_DEVIATION = 1e-3
 """Of the largest axis; below it lies the rounding of half precision."""
 NUM_FITTED = 2048
 """Clips that a space is fitted on, at most: 16 an axis."""
 MAX_EXACT = 512
-OVERSAMPLED, NUM_ITERATIONS = 32, 4
+OVERSAMPLED, NUM_ITERATIONS = 32, 6
+KEPT_BITS = 11
+LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
 class Space:
-    """A fitted projection."""
+    """Fitted axes."""
 
     mean: np.ndarray
     """(W,) float32."""
     axes: np.ndarray
-    """(W, R) float32; projecting on them whitens."""
+    """(W, R) float32; a summary less the mean, projected on them, gives a clip's coordinates."""
+    deviations: np.ndarray
+    """(R,) float32 of the coordinates, largest first."""
     num_fitted: int
 
     @classmethod
@@ -44,43 +63,67 @@ class Space:
         count = len(summaries)
         if count < 2:
             raise ValueError("expected at least two clips")
-        mean = summaries.mean(0, dtype=np.float64)
-        scale = np.sqrt(np.square(summaries - mean.astype(np.float32)).mean(0, dtype=np.float64))
+        wide = summaries.astype(np.float64)
+        mean = wide.mean(0)
+        scale = np.sqrt(np.square(wide - mean).mean(0))
         scale = np.where(scale > 0, scale, 1)
-        centred = (summaries - mean.astype(np.float32)) / scale.astype(np.float32)
-        deviations, directions = _principal(centred, MAX_AXES)
+        deviations, directions = _principal((wide - mean) / scale, MAX_AXES)
         if deviations[0] < 1e-6:
             raise ValueError("expected clips that differ")
-        kept = min(max(1, count // CLIPS_AN_AXIS), int((deviations > SMALLEST_DEVIATION * deviations[0]).sum()))
-        axes = directions[:, :kept] / deviations[:kept] / scale[:, None]
-        return cls(mean.astype(np.float32), np.ascontiguousarray(axes, np.float32), count)
+        kept = int((deviations > SMALLEST_DEVIATION * deviations[0]).sum())
+        axes = _rounded(directions[:, :kept] / scale[:, None])
+        return cls(_rounded(mean), np.ascontiguousarray(axes), _rounded(deviations[:kept]), count)
 
     @property
     def num_axes(self) -> int:
         return self.axes.shape[1]
 
-    def project(self, summaries: np.ndarray) -> np.ndarray:
-        """(B, W) -> (B, R) float32 vectors of length 1."""
-        import torch
+    def num_whitened(self, comparison: str) -> int:
+        """How many of the first axes `content` or `copies` compare."""
+        return min(max(1, self.num_fitted // CLIPS_AN_AXIS[comparison]), self.num_axes)
 
-        with torch.inference_mode():
-            vectors = (torch.from_numpy(summaries) - torch.from_numpy(self.mean)) @ torch.from_numpy(self.axes)
-            return torch.nn.functional.normalize(vectors).numpy()
+    def scale(self, comparison: str) -> np.ndarray:
+        """(R,) float32: what coordinates are multiplied by before they are compared."""
+        if comparison == OVERALL:
+            return np.ones(self.num_axes, np.float32)
+        counted = np.arange(self.num_axes) < self.num_whitened(comparison)
+        return np.where(counted, 1 / self.deviations, 0).astype(np.float32)
+
+    def coordinates(self, summaries: np.ndarray) -> np.ndarray:
+        """(B, W) float32 -> (B, R) float32, numbers that float16 holds exactly."""
+        exact = (summaries.astype(np.float64) - self.mean) @ self.axes.astype(np.float64)
+        return exact.clip(-LARGEST_HALF, LARGEST_HALF).astype(np.float16).astype(np.float32)
+
+    def unit(self, coordinates: np.ndarray, comparison: str) -> np.ndarray:
+        """(B, R) coordinates -> (B, R) float32 vectors of length 1."""
+        scaled = coordinates * self.scale(comparison)
+        return scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+
+    def project(self, summaries: np.ndarray, comparison: str) -> np.ndarray:
+        """(B, W) -> (B, R) float32 vectors of length 1."""
+        return self.unit(self.coordinates(summaries), comparison)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """float32 of the nearest numbers of 11 bits: differences in the last bits of a sum do not show."""
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    return np.ldexp(np.round(mantissa * 2**KEPT_BITS) / 2**KEPT_BITS, exponent).astype(np.float32)
 
 
 def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B, W) -> deviations (n,) along the first n <= `most` principal axes, largest first, and the axes (W, n)."""
+    """(B, W) -> deviations (n,) along the first n <= `most` principal axes, largest first, and the axes (W, n).
+
+    The largest component of every axis is positive.
+    """
     count, width = centred.shape
     if min(count, width) <= MAX_EXACT:
         _, values, right = np.linalg.svd(centred, full_matrices=False)
-        return values[:most] / np.sqrt(count), right[:most].T
-    # Subspace iteration: the leading axes of a large matrix, without the rest of its spectrum.
-    import torch  # its linear algebra is several times as fast as NumPy's on some processors
-
-    matrix = torch.from_numpy(centred)
-    basis = torch.from_numpy(np.random.default_rng(0).standard_normal((width, most + OVERSAMPLED)).astype(np.float32))
-    with torch.inference_mode():
+        axes = right[:most].T
+    else:  # subspace iteration: the leading axes of a large matrix, without the rest of its spectrum
+        basis = np.random.default_rng(0).standard_normal((width, most + OVERSAMPLED))
         for _ in range(NUM_ITERATIONS):
-            basis = torch.linalg.qr(matrix.T @ (matrix @ basis))[0]
-        _, values, right = torch.linalg.svd(matrix @ basis, full_matrices=False)
-        return values[:most].numpy() / np.sqrt(count), (basis @ right[:most].T).numpy()
+            basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+        _, values, right = np.linalg.svd(centred @ basis, full_matrices=False)
+        axes = basis @ right[:most].T
+    signs = np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    return values[:most] / np.sqrt(count), axes * signs

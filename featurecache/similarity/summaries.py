@@ -2,13 +2,19 @@
 
 Shapes: B clips, K tokens, D encoder width; (B, K, D) in any stored dtype in, (B, 2D) float32 out.
 Mean and spread do not depend on the order of tokens, so a clip that was cut or slowed down stays near itself.
-A few clips at a time are widened into one buffer that stays in the processor's cache: seven times as fast as widening
-all of them (4.4 against 0.6 GB/s of float16 a core).
+A few clips at a time are widened into one buffer that stays in the processor's cache: several times as fast as widening
+all of them. Tokens are added element by element in one fixed order, so that a clip's summary depends neither on its
+neighbours nor on the number of threads.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 BUFFER_BYTES = 5 << 20
 
@@ -26,12 +32,21 @@ def summarise(tokens: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         out = torch.empty(count, 2 * width)
         buffer = torch.empty(min(at_once, count), num_tokens, width)
-        average = torch.full((1, num_tokens), 1 / num_tokens)  # a matrix product is quicker than a strided reduction
         for begin in range(0, count, at_once):
             some = stored[begin : begin + at_once]
             values = buffer[: len(some)].copy_(some)
-            mean = torch.matmul(average, values)  # [b, 1, d]
-            square = torch.matmul(average, values.sub_(mean).square_())
-            out[begin : begin + at_once, :width] = mean[:, 0]
-            out[begin : begin + at_once, width:] = square[:, 0].clamp_(min=0).sqrt_()
+            mean = _total(values.clone()) / num_tokens  # [b, d]
+            square = _total(values.sub_(mean[:, None]).square_()) / num_tokens
+            out[begin : begin + at_once, :width] = mean
+            out[begin : begin + at_once, width:] = square.sqrt_()
         return out.numpy()
+
+
+def _total(values: torch.Tensor) -> torch.Tensor:
+    """(b, K, D) -> (b, D), the sum over K by halves; overwrites `values`."""
+    length = values.shape[1]
+    while length > 1:
+        half = length // 2
+        values[:, :half] += values[:, length - half : length]
+        length -= half
+    return values[:, 0]

@@ -137,6 +137,12 @@ class Catalogue:
         self._build()
         return np.flatnonzero(self._ok & ~self._superseded)
 
+    def ok_slots(self) -> list[np.ndarray]:
+        """For every record, by shard number, its slots that have tokens and are the truth of their clip."""
+        entries = self.ok_entries()
+        parts = np.split(entries, np.searchsorted(entries, self._starts[1:-1])) if self._ordered else []
+        return [part - begin for part, begin in zip(parts, self._starts, strict=False)]
+
     def all_ok(self, entries: Sequence[int]) -> bool:
         """Whether every one of these entries exists and has tokens."""
         return not entries or (min(entries) >= 0 and bool(self._ok[entries].all()))

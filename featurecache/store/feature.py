@@ -352,6 +352,10 @@ class StoredFeature:
         """Every commit record, by shard."""
         return self._catalogue.records
 
+    def ok_slots(self) -> list[np.ndarray]:
+        """For every record of `committed`, its slots that have tokens and are not superseded by a retry."""
+        return self._catalogue.ok_slots()
+
     def record(self, clip_id: str) -> ClipRecord | None:
         """What the commit record says of a clip, or None where no shard holds it."""
         entry = self._catalogue.find([clip_id])[0]

@@ -35,8 +35,8 @@ class Problem:
     """One thing that is not as it should be."""
 
     kind: str
-    """Damage: root, spec, derived, plan, record, shard, index, row. Notice: pending, orphan, foreign, temporary, empty,
-    stale, zero, equal, twins."""
+    """Damage: root, spec, derived, plan, record, shard, index, row, similarity. Notice: pending, orphan, foreign,
+    temporary, empty, stale, zero, equal, twins."""
     feature: str
     message: str
     shard: int | None = None

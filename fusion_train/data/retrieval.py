@@ -2,9 +2,10 @@
 
 A clip is shown the labels (and the short reasons, where asked for) of the `k` nearest clips of the training split that
 have the label its task asks for: never its own, never those of its duplicates, never those of its dialogue. Nearness is
-judged by the modalities that the model is shown, so a hidden one cannot tell. A duplicate is what `fcache duplicates`
-takes for one, by the same rule. The same for training, evaluation and export (`memory_of`): what a clip is shown is a
-pure function of the store, the clip list and the settings.
+judged by the modalities that the model is shown, so a hidden one cannot tell. A duplicate is any clip whose averaged
+tokens are far more alike than those of clips drawn at random: copies are passed over, and some clips that are none,
+since an exported model holds no media that could be compared in time. The same for training, evaluation and export
+(`memory_of`): what a clip is shown is a pure function of the store, the clip list and the settings.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from torch import Tensor
 import featurecache
 from featurecache.clips import Clip, ClipList
 from featurecache.similarity.calibration import Calibration
-from featurecache.similarity.doubles import known_calibration
+from featurecache.similarity.doubles import cautious_rule
 from featurecache.similarity.duplicates import PairScorer, modality
 from featurecache.similarity.index import open_index
 from featurecache.similarity.search import Neighbourhood, open_neighbourhood
-from featurecache.similarity.space import Space
+from featurecache.similarity.space import COPIES, OVERALL, Space
 from featurecache.spec import Spec
 from fusion_train.data.encoding_text import Words, encode_text
 from fusion_train.data.prompts import PromptFormat, Task
@@ -43,6 +44,7 @@ class Retrieval:
     def __init__(
         self,
         neighbourhood: Neighbourhood,
+        copies: Neighbourhood,
         specs: Mapping[str, Spec],
         rule: Calibration,
         pool: ClipList,
@@ -54,17 +56,19 @@ class Retrieval:
     ) -> None:
         """Args as in `Config.retrieval`; those besides:
 
+        neighbourhood, copies: the clips compared overall, which says what is near, and as copies are found.
         pool: the clips that may be shown; those without tokens never are.
         features: modality -> feature, in the reader's order. spaces: feature -> that of its index.
         """
         self.neighbourhood, self.specs, self.rule, self.features = neighbourhood, specs, rule, dict(features)
+        self._copies = copies
         self.spaces = dict(spaces)
         self.k, self._reasons = k, reasons
         self._scorer = PairScorer(neighbourhood, specs)
         self.pool = [clip for clip in pool if clip.id in neighbourhood]
         self._rows = np.array([neighbourhood.place(clip.id) for clip in self.pool], np.int64)
         self._vectors = neighbourhood.vectors[self._rows]
-        self._parts = neighbourhood.split(self._vectors)
+        self._parts = copies.parts(self._rows)
         self._nearest = lru_cache(MAX_REMEMBERED)(self._find)
 
     @property
@@ -89,9 +93,10 @@ class Retrieval:
     def _find(self, clip_id: str, dialogue: str | None, key: str, seen: tuple[str, ...]) -> tuple[int, ...]:
         place = self.neighbourhood.place(clip_id)
         own = self.neighbourhood.parts([place])
+        joined = self.neighbourhood.join({name: own[name] for name in seen})[0]
+        own = self._copies.parts([place])
         query = {name: own[name] if name in seen else np.zeros_like(own[name]) for name in own}
-        joined = self.neighbourhood.join({name: query[name] for name in seen})[0]
-        same = self.rule.passes(
+        same = self.rule.screens(
             *self._scorer({name: np.broadcast_to(query[name], part.shape) for name, part in self._parts.items()},
                           self._parts)
         )  # fmt: skip
@@ -137,11 +142,12 @@ def open_retrieval(store: str, features: Mapping[str, str], pool: ClipList, *, k
         ConfigError: no clip of the training split has tokens.
     """
     opened = featurecache.open_store(store)
-    neighbourhood = open_neighbourhood(opened, dict.fromkeys(features.values(), 1.0))
+    weights = dict.fromkeys(features.values(), 1.0)
+    neighbourhood, copies = (open_neighbourhood(opened, weights, comparison) for comparison in (OVERALL, COPIES))
     specs = {name: opened[name].spec for name in neighbourhood.names}
     spaces = {name: open_index(opened[name]).require_space() for name in neighbourhood.names}
-    rule = known_calibration(opened, neighbourhood)
-    retrieval = Retrieval(neighbourhood, specs, rule, pool, features, spaces, k=k, reasons=reasons)
+    rule = cautious_rule(opened, copies)
+    retrieval = Retrieval(neighbourhood, copies, specs, rule, pool, features, spaces, k=k, reasons=reasons)
     if not retrieval.pool:
         raise ConfigError("retrieval.k", expected="training clips with tokens to retrieve from", got="none")
     return retrieval
@@ -156,6 +162,7 @@ def memory_of(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]
     for name, feature in retrieval.features.items():
         space = retrieval.spaces[feature]
         tensors |= {f"{name}_mean": torch.from_numpy(space.mean), f"{name}_axes": torch.from_numpy(space.axes),
+                    f"{name}_scale": torch.from_numpy(space.scale(COPIES)),
                     f"{name}_vectors": torch.from_numpy(parts[feature])}  # fmt: skip
         kind = modality(retrieval.specs[feature])
         modalities[name] = {"width": len(space.mean), "axes": space.num_axes, "kind": kind}

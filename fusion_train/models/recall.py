@@ -2,8 +2,8 @@
 
 A prompt holds one `RECALL_TOKEN - n` where what is recalled for key n (emotion, sentiment, …) goes. A clip's features
 become a vector as in the similarity index: mean and deviation of the tokens a channel, centred, projected, length 1.
-Training clips that are the same clip by the calibrated rule are passed over; the `k` nearest of the rest are put in as
-token ids that were tokenised once, one by one.
+Training clips that are far more alike than clips drawn at random are passed over as possible copies; the `k` nearest of
+the rest are put in as token ids that were tokenised once, one by one.
 
 Shapes: B clips, N training clips, K tokens, D width, R axes, T tokens of the longest text. Knows no tokenizer or store.
 """
@@ -38,6 +38,7 @@ class Recall(nn.Module):
         for name, sizes in self.modalities.items():
             self.register_buffer(f"{name}_mean", torch.zeros(sizes["width"]))
             self.register_buffer(f"{name}_axes", torch.zeros(sizes["width"], sizes["axes"]))
+            self.register_buffer(f"{name}_scale", torch.ones(sizes["axes"]))
             self.register_buffer(f"{name}_vectors", torch.zeros(settings["num_clips"], sizes["axes"]))
         for number, (count, longest) in enumerate(settings["keys"].values()):
             self.register_buffer(f"rows_{number}", torch.zeros(count, dtype=torch.int64))
@@ -86,17 +87,18 @@ class Recall(nn.Module):
     def _recalled(self, key: int, query: Mapping[str, Tensor]) -> list[int]:
         """Token ids that replace a place, for one clip: (R,) a modality."""
         rows, texts = getattr(self, f"rows_{key}"), getattr(self, f"texts_{key}")
-        cosine, both, kinds = [], [], []
+        cosine, likeness, both, kinds = [], [], [], []
         shown = sum(bool(vector.any()) for vector in query.values())
         for name, vector in query.items():
             vectors = getattr(self, f"{name}_vectors")[rows]
             cosine.append(vectors @ vector)
+            likeness.append(self._whitened(name, vectors) @ self._whitened(name, vector))
             both.append(vectors.any(dim=1) & bool(vector.any()))
             kinds.append(self.modalities[name]["kind"])
         has = torch.stack([getattr(self, f"{name}_vectors")[rows].any(dim=1) for name in query]).sum(dim=0)
         products, common = torch.stack(cosine), torch.stack(both)  # [m, n]
         nearness = products.sum(dim=0) / (shown * has).clamp(min=1).sqrt()
-        same = self._same(products, common, kinds)
+        same = self._same(torch.stack(likeness), common, kinds)
         order = nearness.masked_fill(same, -torch.inf).argsort(descending=True, stable=True)
         chosen = [n for n in order[: self.settings["k"]].tolist() if not bool(same[n])]
         if not chosen:
@@ -107,8 +109,13 @@ class Recall(nn.Module):
             ids += (self.settings["separator"] if number else []) + text[text != PADDING].tolist()
         return ids + list(self.settings["end"])
 
+    def _whitened(self, name: str, vectors: Tensor) -> Tensor:
+        """(…, R) vectors -> (…, R) of length 1 as copies are found; see `featurecache.similarity.space`."""
+        scaled = vectors * getattr(self, f"{name}_scale")
+        return scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
     def _same(self, products: Tensor, common: Tensor, kinds: Sequence[str]) -> Tensor:
-        """(N,) bool: whether the calibrated rule takes a training clip for the clip asked about; see `duplicates`."""
+        """(N,) bool: whether a training clip may be a copy of the clip in question, by (M, N) whitened products."""
         counted = products * common
         similarity = counted.sum(dim=0) / common.sum(dim=0).clamp(min=1)
         agreement = torch.full_like(similarity, torch.inf)

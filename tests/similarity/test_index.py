@@ -11,9 +11,10 @@ import pytest
 
 from featurecache.errors import MissingFeatureError, StoreError
 from featurecache.similarity import search
-from featurecache.similarity.index import index_folder, open_index
+from featurecache.similarity.index import open_index
+from featurecache.similarity.index_files import index_files
 from featurecache.similarity.search import Neighbourhood, build_approximate, open_neighbourhood, update_indices
-from featurecache.similarity.space import Space
+from featurecache.similarity.space import CONTENT, COPIES, OVERALL, Space
 from featurecache.similarity.summaries import summarise
 
 
@@ -31,10 +32,21 @@ def test_a_space_whitens_whichever_gram_matrix_is_smaller(count: int) -> None:
     random = np.random.default_rng(1)
     summaries = random.standard_normal((count, 30)) @ random.standard_normal((30, 30)) + 5
     space = Space.fit(summaries.astype(np.float32))
-    projected = (summaries - space.mean) @ space.axes
-    covariance = projected.T @ projected / count
-    np.testing.assert_allclose(covariance, np.eye(space.num_axes), atol=5e-2)
-    assert np.allclose(np.linalg.norm(space.project(summaries.astype(np.float32)), axis=1), 1)
+    coordinates = space.coordinates(summaries.astype(np.float32))
+    count_whitened = space.num_whitened(COPIES)
+    whitened = (coordinates * space.scale(COPIES))[:, :count_whitened]
+    np.testing.assert_allclose(whitened.T @ whitened / count, np.eye(count_whitened), atol=5e-2)
+    for comparison in (OVERALL, CONTENT, COPIES):
+        vectors = space.project(summaries.astype(np.float32), comparison)
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+
+
+def test_overall_similarity_is_that_of_standardised_summaries() -> None:
+    summaries = np.random.default_rng(2).standard_normal((60, 30)) * np.geomspace(1, 50, 30) + 3
+    standard = (summaries - summaries.mean(0)) / summaries.std(0)
+    standard /= np.linalg.norm(standard, axis=1, keepdims=True)
+    vectors = Space.fit(summaries.astype(np.float32)).project(summaries.astype(np.float32), OVERALL)
+    np.testing.assert_allclose(vectors @ vectors.T, standard @ standard.T, atol=5e-3)
 
 
 def test_the_nearest_are_those_of_brute_force(tmp_path: Path) -> None:
@@ -83,7 +95,7 @@ def test_a_retried_clip_counts_once_and_by_its_new_tokens(tmp_path: Path) -> Non
         open_shard.commit()
     store = featurecache.open_store(tmp_path / "s.zarr")
     update_indices(store)
-    ids, vectors = open_index(store["face"]).vectors()
+    ids, vectors = open_index(store["face"]).vectors(COPIES)
     assert sorted(ids) == [clip.id for clip in clips]
     np.testing.assert_allclose(vectors[ids.index("c003")], vectors[ids.index("c006")], atol=1e-6)
 
@@ -97,9 +109,9 @@ def test_without_an_index_the_error_says_what_to_run(tmp_path: Path) -> None:
 def test_an_index_of_another_fingerprint_is_not_used(tmp_path: Path) -> None:
     store = planted.write_store(tmp_path / "s.zarr", planted.planted_clips(30))
     update_indices(store)
-    face = index_folder(store.location, "face")
-    shutil.rmtree(face)
-    shutil.copytree(index_folder(store.location, "voice"), face)
+    root = index_files(store.location).root
+    shutil.rmtree(root / "face")
+    shutil.copytree(root / "voice", root / "face")
     with pytest.raises(StoreError, match="another fingerprint"):
         open_neighbourhood(store)
     update_indices(store)
@@ -108,7 +120,7 @@ def test_an_index_of_another_fingerprint_is_not_used(tmp_path: Path) -> None:
 
 def test_a_store_behind_its_index_is_noticed(tmp_path: Path) -> None:
     clips = planted.planted_clips(60)
-    update_indices(planted.write_store(tmp_path / "s.zarr", clips[:30]))
+    update_indices(planted.write_store(tmp_path / "s.zarr", clips[:48]))
     with pytest.raises(StoreError, match="without"):
         open_neighbourhood(planted.write_store(tmp_path / "s.zarr", clips))
 
@@ -167,7 +179,7 @@ def test_a_large_store_keeps_its_approximate_index(tmp_path: Path, monkeypatch: 
     clips = open_neighbourhood(store)
     first = search.approximate_index(store, clips)
     kept = sorted((tmp_path / "s.zarr.similar" / "approximate").iterdir())
-    assert [path.suffix for path in kept] == [".faiss", ".json"]
+    assert [path.suffix for path in kept] == [".faiss", ".stated"]
     again = search.approximate_index(store, clips)
     assert again.nprobe == first.nprobe
     assert sorted((tmp_path / "s.zarr.similar" / "approximate").iterdir()) == kept

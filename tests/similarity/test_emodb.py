@@ -1,0 +1,41 @@
+"""On real acted speech: ten sentences by ten actors are no copies of each other, and their copies are found.
+
+Runs where the environment variable EMODB names a folder with the recordings of the Berlin Database of Emotional Speech
+(03a01Fa.wav: speaker, sentence, emotion, version).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache.clips import Clip
+from featurecache.similarity.agreement import agreement, moments_of
+from featurecache.similarity.augment import AUGMENTATIONS, augment
+from featurecache.similarity.calibration import UNCALIBRATED_AGREEMENT
+
+FOLDER = Path(os.environ.get("EMODB", ""))
+RECORDINGS = sorted(FOLDER.glob("*.wav")) if os.environ.get("EMODB") else []
+SENTENCE = "a01"
+NUM_ALTERED = 6
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not RECORDINGS, reason="EMODB names no folder of recordings")]
+
+
+def test_the_same_sentence_is_no_pair_and_its_copies_are(tmp_path: Path) -> None:
+    clips = [Clip(path.stem, audio=path) for path in RECORDINGS if path.stem[2:5] == SENTENCE]
+    moments = {clip.id: moments_of(clip) for clip in clips}
+    others = [agreement(moments[a.id], moments[b.id]) for a, b in itertools.combinations(clips, 2)]
+    assert max(value for value in others if value is not None) < UNCALIBRATED_AGREEMENT - 0.05
+    for how in AUGMENTATIONS:
+        if how.video and not how.audio:
+            continue
+        copies = []
+        for clip in clips[:: len(clips) // NUM_ALTERED]:
+            augment(clip, how, tmp_path / "copy.mp4")
+            copies.append(agreement(moments[clip.id], moments_of(Clip("copy", audio=tmp_path / "copy.mp4"))))
+        assert np.min(copies) > UNCALIBRATED_AGREEMENT, how.name
