@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from toy import make_config
 
 from featurecache.errors import FingerprintError, MediaError, WeightsError
 from fusion_train.assemble import reassemble
-from fusion_train.data.prompts import encode_answer
+from fusion_train.data.prompts import encode_answer, find_task
+from fusion_train.data.samples import Sample
 from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
 from fusion_train.export.exporting import Sources, export_run, verify_export
@@ -90,6 +92,22 @@ def test_raw_clips_give_the_logits_of_the_store_bit_for_bit(trained, model, proc
         features = bench.reader.read([clip.id], present)
         cached = label_log_probabilities(bench.model, inputs["input_ids"].tolist(), features, present, ids)
         assert torch.equal(model.label_probabilities(ids, **inputs), cached.softmax(1))
+
+
+@pytest.mark.parametrize("words", ["</s> so <s>", "so </s>", "我很高兴" * 1000], ids=["special", "end", "long"])
+def test_an_exported_processor_asks_in_the_tokens_of_training(trained, processor, words):
+    bench = reassemble(trained.run)
+    clip = replace(trained.clips.by_id("v0"), text=words)
+    sample = Sample(clip, find_task("emotion"), tuple(processor.labels("emotion", "toy")), "happy")
+    if len(words) > 1000:
+        for ask in (lambda: bench.collator.encode(sample), lambda: processor(video=trained.video("v0"), text=words)):
+            with pytest.raises(DataError, match="expected at most 3800 prompt tokens"):
+                ask()
+        return
+    ids = processor(video=trained.video("v0"), text=words, task="emotion", dataset="toy")["input_ids"][0].tolist()
+    assert ids == bench.collator.encode(sample).prompt
+    assert ids.count(bench.tokenizer.bos_token_id) == 1
+    assert bench.tokenizer.eos_token_id not in ids
 
 
 def test_a_batch_answers_as_its_clips_alone(trained, model, processor):

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from exporting import SILENT
 from recordings import sine, write_clip
 
+from featurecache.outside_text import markdown_text
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.predict import page
@@ -71,7 +72,7 @@ def test_nothing_and_nonsense_are_answered_in_words(opened, tmp_path):
     said = shown(answer_one(opened, str(tmp_path / "bad.mp4"), "", "emotion", "", PageLimits()))
     assert said[0].startswith("**Not answered.** clip")
     assert said[1:] == [None] * 5
-    assert page._plain("<b>*x*") == "\\<b\\>\\*x\\*"
+    assert markdown_text("<b>*x*") == "\\<b\\>\\*x\\*"
 
 
 def test_a_playlist_without_an_end_is_refused_and_the_next_request_is_answered(opened, trained, tmp_path):
