@@ -74,9 +74,10 @@ class FeatureIndex:
             return None
         if header.get("fitted_to") != self._fitted_to[1] or header.get("fingerprint") != self.feature.fingerprint:
             return None
-        width = arrays["mean"].size
-        axes = np.ascontiguousarray(arrays["axes"].reshape(width, -1))
-        return Space(arrays["mean"], axes, arrays["deviations"], header["num_fitted"])
+        mean, deviations, axes = (
+            arrays[name].copy() for name in ("mean", "deviations", "axes")
+        )  # writable, for tensors
+        return Space(mean, axes.reshape(mean.size, -1), deviations, header["num_fitted"])
 
     def check(self) -> Checked:
         """Read every file of coordinates and compare checksums."""

@@ -100,6 +100,14 @@ def test_a_retried_clip_counts_once_and_by_its_new_tokens(tmp_path: Path) -> Non
     np.testing.assert_allclose(vectors[ids.index("c003")], vectors[ids.index("c006")], atol=1e-6)
 
 
+def test_a_space_that_was_read_may_become_tensors(tmp_path: Path) -> None:
+    store = planted.write_store(tmp_path / "s.zarr", planted.planted_clips(30))
+    update_indices(store)
+    space = open_index(store["face"]).require_space()
+    assert space.axes.shape == (len(space.mean), len(space.deviations))
+    assert all(array.flags.writeable and array.flags.c_contiguous for array in (space.mean, space.axes))
+
+
 def test_without_an_index_the_error_says_what_to_run(tmp_path: Path) -> None:
     store = planted.write_store(tmp_path / "s.zarr", planted.planted_clips(30))
     with pytest.raises(StoreError, match=r"got none\. Run `fcache index`"):
