@@ -51,7 +51,8 @@ LOUD_PIECE = 0.5
 """Of the strongest piece: weaker ones say little."""
 MAX_SPEED, SLACK = 0.12, 4
 """How much a copy may be slowed down or sped up, and steps by which a piece may lie beside its place."""
-MAX_REMEMBERED = 512
+MAX_REMEMBERED = 256
+DECODE_LIMIT_S = 120.0
 UNDECIDED = -1.0
 
 
@@ -74,7 +75,7 @@ def moments_of(clip: Clip) -> Moments:
     count = round(min(MAX_FRAMES, max(2.0, FRAMES_PER_S * (duration_s or 2.0))))
     sound_view, film_view = AudioView(SAMPLING_RATE, MAX_SOUND_S), FramesView(count, "uniform", still=False)
     views = [sound_view, film_view if clip.video else FramesView(1, "middle", still=True)]
-    sound, frames = decode_each(clip, views)
+    sound, frames = decode_each(clip, views, DECODE_LIMIT_S)
     heard = _spectrogram(sound) if isinstance(sound, np.ndarray) else None
     film = still = None
     if isinstance(frames, np.ndarray):
