@@ -90,8 +90,9 @@ def retry(
     for name, writer in writers.items():
         wanted = {clip_id for shard in writer.pending() for clip_id in shard.ids}
         some = ClipList(clip for clip in clips if clip.id in wanted)
-        spec = store.spec(name)
-        summary = extract(store, some, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **extraction)
+        # All of them failed before, perhaps alike, and may do so again.
+        how = {"stored_dtype": store.spec(name).stored_dtype, "first_clips": None, **extraction}
+        summary = extract(store, some, {name: encoders[name]}, **how)
         if tallies is None:
             tallies = summary
         else:
@@ -137,7 +138,8 @@ def recomputer(store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extr
         with tempfile.TemporaryDirectory(prefix="fcache-repair-") as folder:
             aside = open_store(Path(folder) / "features.zarr", "a")
             if len(some):
-                extract(aside, some, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **extraction)
+                how = {"first_clips": None, **extraction}
+                extract(aside, some, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **how)
             listed = set(some.ids)
             for clip_id in ids:
                 if clip_id in listed:

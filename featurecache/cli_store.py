@@ -12,6 +12,7 @@ import featurecache
 from featurecache.cli_options import CLIPS, MEDIA_ROOT, NAMES, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
 from featurecache.console import counted, say, size_text
 from featurecache.errors import StoreError, StoreNotFoundError
+from featurecache.interrupt import StopRequest
 from featurecache.progress import show_progress
 from featurecache.spec import STORED_DTYPES
 
@@ -46,8 +47,9 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
     chosen = _with_encoder(opened, names)
     open_for = encoder_opener(given)
     listed = featurecache.load_clips(clips, given["media_root"])
-    with show_progress("retry") as progress:
-        summary = again.retry(opened, listed, chosen, open_for, ids or None, advance=progress)
+    with StopRequest() as stop, show_progress("retry") as progress:
+        how = {"advance": progress, "stop": lambda: stop.requested}
+        summary = again.retry(opened, listed, chosen, open_for, ids or None, **how)
     for name, tally in summary.by_feature.items():
         say(f"{name}: {tally.ok} ok, {tally.failed} failed, {tally.absent} absent")
         for reason, count in tally.reasons.most_common():

@@ -54,7 +54,6 @@ def feature_info(feature: StoredFeature) -> FeatureInfo:
     if counts[Status.FAILED]:
         failures.update(clip.reason for clip in feature.records() if clip.status is Status.FAILED)
     committed = {record.shard for record in feature.committed}
-    planned = Plan(feature.folder).shards()
     return FeatureInfo(
         name=feature.name,
         fingerprint=feature.fingerprint,
@@ -64,11 +63,23 @@ def feature_info(feature: StoredFeature) -> FeatureInfo:
         num_ok=counts[Status.OK],
         num_failed=counts[Status.FAILED],
         num_absent=counts[Status.ABSENT],
-        num_pending=sum(end - begin for _, shard, begin, end in planned if shard not in committed),
+        num_pending=_num_pending(feature, committed),
         num_shards=len(committed),
         num_bytes=sum(sum(record.file_bytes) for record in feature.committed),
         failures=dict(failures.most_common()),
     )
+
+
+def _num_pending(feature: StoredFeature, committed: set[int]) -> int:
+    """Clips that a planned shard without a record is to hold, but for those that a later shard has decided."""
+    num_pending = 0
+    for segment, shard, begin, end in Plan(feature.folder).shards():
+        if shard not in committed:
+            ids = [encoded.decode() for encoded in segment.encoded_ids(begin, end)]
+            known = [clip_id for clip_id, status in zip(ids, feature.statuses(ids), strict=True) if status >= 0]
+            decided = sum(record.shard > shard for record in map(feature.record, known) if record is not None)
+            num_pending += len(ids) - decided
+    return num_pending
 
 
 @dataclass

@@ -58,7 +58,7 @@ def _decided(
     listed = set(clips.ids)
     for unit in units:
         # A clip to be retried has a record, and is to be done again.
-        to_do = {clip_id for feature, shard in unit.shards if feature == name for clip_id in shard.ids}
+        to_do = unit.to_do(name)
         done = dict.fromkeys(clip_id for feature, shard in unit.committed if feature == name for clip_id in shard.ids)
         for clip_id in done:
             if clip_id in listed and clip_id not in to_do:

@@ -11,24 +11,27 @@ kill and a resume in between. This module knows no media format and no store for
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from featurecache.clips import ClipList
 from featurecache.earlier import count_decided, refuse_changed
 from featurecache.encoders import Encoder
-from featurecache.errors import MediaError
+from featurecache.errors import FeatureCacheError, MediaError, WriteError
+from featurecache.first_failures import FIRST_CLIPS, FirstFailures
 from featurecache.interrupt import Interrupted
-from featurecache.lanes import BATCHES_WAITING, Batch, Lanes, forward_key
+from featurecache.lanes import BATCHES_WAITING, Lanes, forward_key
 from featurecache.machine import usable_cores
-from featurecache.preparation import CLIP_LIMIT_S, Job, PreparedClip, prepare_all
+from featurecache.open_units import OpenUnits
+from featurecache.preparation import CLIP_LIMIT_S, PreparedClip, prepare_all
 from featurecache.spec import STORED_BYTES
 from featurecache.store.layout import default_shard_rows
 from featurecache.store.protocols import FeatureWriter, Store
 from featurecache.summary import Summary
-from featurecache.units import OpenUnit, Unit, num_clips, plan_units
+from featurecache.units import OpenUnit, num_clips, plan_units
 
 
 def extract(
@@ -44,6 +47,7 @@ def extract(
     shard_clips: int | None = None,
     replicas: Sequence[Mapping[str, Encoder]] = (),
     clip_limit_s: float | None = CLIP_LIMIT_S,
+    first_clips: int | None = FIRST_CLIPS,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
@@ -54,13 +58,15 @@ def extract(
     process works on is left to it. `replicas` are the same encoders on further devices, which share the
     batches. A clip that takes longer than `clip_limit_s` to decode fails. `advance` is told clips done and to do, first
     of none done; `stop` is asked after every clip. Memory holds at most `Summary.max_clips_held` clips' inputs, and one
-    clip's frames a worker.
+    clip's frames a worker. However a run ends, the clips that it has finished are committed.
 
     Raises:
         FingerprintError: a feature was made by another spec, or clips in it from other media.
-        MediaError: more than `max_failures` clips failed.
+        MediaError: more than `max_failures` clips failed; or, without `max_failures`, the first `first_clips` of a
+            feature all failed alike, and none of them is recorded.
         WriteError: the disk is full or refuses.
-        Interrupted: `stop` said so; what is committed stays, and the same call goes on from there.
+        Interrupted: `stop` said so; the same call goes on from there.
+        Exception: whatever is raised that no clip's media are to blame for, by an encoder or by this program.
     """
     began = time.perf_counter()
     sharing = {name: forward_key(encoder) for name, encoder in encoders.items()}
@@ -77,84 +83,60 @@ def extract(
     in_flight = workers + max(workers, *(encoder.batch_size for encoder in encoders.values()))
     summary.workers, summary.lanes, summary.writers = workers, 1 + len(replicas), 1
     summary.max_clips_held = in_flight + _clips_behind(encoders, sharing, summary.lanes)
-    work = _Work(chosen, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing))
+    first = FirstFailures(first_clips if max_failures is None else None)
+    work = OpenUnits(chosen, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing, first))
     lanes = Lanes([encoders, *replicas], summary)
     advance(0, total)
     try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-            for prepared in prepare_all(work.jobs(), pool, in_flight, sharing, clip_limit_s):
+        with (
+            ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
+            contextlib.closing(prepare_all(work.jobs(), pool, in_flight, sharing, clip_limit_s)) as all_prepared,
+        ):
+            for prepared in all_prepared:
                 for batch in work.take(prepared):
                     lanes.submit(batch)
                 _count(summary, prepared)
                 advance(summary.num_clips, total)
                 stop_at(max_failures, summary)
                 if stop():
-                    raise Interrupted("Stopped; finished shards are kept. Run the same command to go on.")
+                    raise Interrupted
         for batch in work.rest():
             lanes.submit(batch)
+        lanes.finish()
+        first.finish()
+        stop_at(max_failures, summary)
+    except Exception as error:
+        tell_kept(error, _keep_finished(work, lanes, failed=isinstance(error, Interrupted)))
+        raise
     finally:
-        try:
-            lanes.finish()  # what was handed over is written, also when stopped
-        finally:
-            work.close()
-    stop_at(max_failures, summary)
+        lanes.abandon()
+        work.close()
     summary.left = sum(num_clips(unit) for unit in plan_units(writers, clips))
     summary.wall_s = time.perf_counter() - began
     return summary
 
 
-class _Work:
-    """The units of this run, opened one after another as clips are asked for, closed once they are written."""
+def _keep_finished(work: OpenUnits, lanes: Lanes, *, failed: bool) -> int:
+    """Commit what a run that ends early has finished; return how many clips of this run are committed in all."""
+    with contextlib.suppress(Exception):  # the run ends for a reason of its own, and that is the one to be told
+        for batch in work.begun():
+            lanes.submit(batch)
+        lanes.finish()
+    lanes.abandon()
+    with contextlib.suppress(WriteError):
+        work.keep(failed=failed)
+    return work.num_kept
 
-    def __init__(self, chosen: Iterable[Unit], open_unit: Callable[[Unit], OpenUnit]) -> None:
-        self._chosen, self._open_unit = chosen, open_unit
-        self._open: deque[OpenUnit] = deque()
-        self._by_clip: dict[str, OpenUnit] = {}
-        self._ended: deque[OpenUnit] = deque()
-        """Units all of whose clips were given out, but whose unlisted ones are not decided yet."""
 
-    def jobs(self) -> Iterator[Job]:
-        """Yield every clip of every unit that is ours to do."""
-        held: list[Unit] = []
-        for unit in self._chosen:
-            if not (yield from self._jobs_of(unit)):
-                held.append(unit)
-        for unit in held:  # once more: the holder may have died
-            yield from self._jobs_of(unit)
-
-    def _jobs_of(self, unit: Unit) -> Generator[Job, None, bool]:
-        """Yield the clips of one unit; return whether it was ours to do."""
-        self._close_written()
-        opened = self._open_unit(unit)
-        self._open.append(opened)
-        if not opened.claim():
-            self._open.pop().close()
-            return False
-        for clip, encoders in opened.jobs():
-            self._by_clip[clip.id] = opened
-            yield clip, encoders
-        self._ended.append(opened)
-        return True
-
-    def take(self, prepared: PreparedClip) -> list[Batch]:
-        """Decide a clip; return the batches that are full now."""
-        return [*self.rest(), *self._by_clip.pop(prepared.clip.id).take(prepared.clip.id, prepared.by_feature)]
-
-    def rest(self) -> list[Batch]:
-        """Batches that are full once clips outside the list are decided."""
-        batches: list[Batch] = []
-        while self._ended:
-            batches += self._ended.popleft().finish()
-        return batches
-
-    def close(self) -> None:
-        """Give up what is not committed."""
-        while self._open:
-            self._open.pop().close()
-
-    def _close_written(self) -> None:
-        while self._open and self._open[0].written:
-            self._open.popleft().close()
+def tell_kept(error: Exception, kept: int) -> None:
+    """Say in an error that ended an extraction how many clips are kept."""
+    said = f"{kept} clip{' that is' if kept == 1 else 's that are'} finished {'is' if kept == 1 else 'are'} kept."
+    if isinstance(error, Interrupted):
+        error.kept, error.args = kept, (f"Stopped; {said} Run the same command to go on.",)
+    elif isinstance(error, FeatureCacheError) and kept:
+        error.next_step = " ".join(filter(None, (error.next_step, said)))
+    elif kept:
+        error.add_note(said)
 
 
 def open_writers(
@@ -202,7 +184,7 @@ def stop_at(max_failures: int | None, summary: Summary) -> None:
             "extraction",
             expected=f"at most {max_failures} failed clips (--max-failures)",
             got=f"{failed}",
-            next_step="Finished shards are kept. Mend the media or raise the limit, then run the same command.",
+            next_step="Mend the media or raise the limit, then run the same command.",
             problems=[f"{count} × {reason}" for reason, count in reasons.most_common()],
         )
 

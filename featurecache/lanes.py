@@ -117,6 +117,12 @@ class Lanes:
         self._writing.join()
         self._raise()
 
+    def abandon(self) -> None:
+        """End the threads; what is not written by now is given up. Nothing is left to give up after `finish`."""
+        self._error = self._error or _Abandoned()
+        for thread in (*self._encoding, self._writing):
+            thread.join()
+
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
@@ -187,6 +193,10 @@ class Lanes:
     def _spend(self, part: str, seconds: float) -> None:
         with self._timing:
             setattr(self._summary, part, getattr(self._summary, part) + seconds)
+
+
+class _Abandoned(Exception):  # noqa: N818 -- it only ends threads
+    """Nothing more is to be done."""
 
 
 class _Copy:

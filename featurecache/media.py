@@ -24,6 +24,7 @@ from featurecache.clips import MEDIA_KINDS, Clip
 from featurecache.container import PointerError
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
+from featurecache.faults import machine_at_fault, raised_inside
 from featurecache.frame_memory import Reservation
 from featurecache.frames import frame_indices
 from featurecache.recording import Absent, Decoded, Recording, media_error
@@ -129,8 +130,18 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
         return media_error(clip, f"its {kind} file", str(error))
     except PointerError as error:
         return media_error(clip, f"its {kind} file to be a recording itself", str(error))
-    except (FFmpegError, OSError) as error:
+    except FFmpegError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return media_error(clip, f"its {kind} file to be readable", _in_words(error))
+    except OSError as error:
+        if machine_at_fault(error):
+            raise
+        return media_error(clip, f"its {kind} file to be readable", _in_words(error))
+    except (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
+        if not raised_inside(error, "av"):
+            raise
+        return media_error(clip, f"its {kind} file to be readable", "damage within it")
 
 
 MEANINGS = {

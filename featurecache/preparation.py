@@ -17,6 +17,7 @@ import numpy as np
 from featurecache.clips import Clip
 from featurecache.encoders import Encoder, View
 from featurecache.errors import EncoderError, FeatureCacheError, MediaError
+from featurecache.faults import machine_at_fault
 from featurecache.frame_memory import FRAME_MEMORY, Reservation
 from featurecache.media import Absent, decode_each
 from featurecache.sources import clip_source
@@ -65,12 +66,19 @@ def prepare(
     sharing: Mapping[str, str] | None = None,
     limit_s: float | None = None,
 ) -> PreparedClip:
-    """Hash, decode and preprocess one clip for `encoders`, by feature name; never raises for a bad clip.
+    """Hash, decode and preprocess one clip for `encoders`, by feature name; bad media are a result, no error.
 
     Features with an equal value in `sharing` get one and the same input. Decoding stops after `limit_s`.
+
+    Raises:
+        Exception: whatever is no fault of the clip's media, with a note that names the clip.
     """
-    with FRAME_MEMORY.reserve() as memory:
-        return _prepare(clip, encoders, sharing or {}, limit_s, memory)
+    try:
+        with FRAME_MEMORY.reserve() as memory:
+            return _prepare(clip, encoders, sharing or {}, limit_s, memory)
+    except Exception as error:
+        error.add_note(f'This happened while clip "{clip.id}" was prepared; its media are not at fault.')
+        raise
 
 
 def _prepare(
@@ -83,25 +91,25 @@ def _prepare(
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
     notices: list[str] = []
-    decoded = _attempt(lambda: decode_each(clip, views, limit_s, memory, notices))
+    decoded = decode_each(clip, views, limit_s, memory, notices)
     decoded_at = time.perf_counter()
-    sources = {view: _attempt(lambda view=view: clip_source(clip, view)) for view in dict.fromkeys(views)}
+    sources = {view: _source_of(clip, view) for view in dict.fromkeys(views)}
     hashed_at = time.perf_counter()
     results: dict[str, Prepared] = {}
-    inputs: dict[str, np.ndarray | Absent | Exception] = {}
+    inputs: dict[str, np.ndarray | MediaError] = {}
     for index, (name, encoder) in enumerate(encoders.items()):
-        source = sources[encoder.view]
-        result = view = decoded if isinstance(decoded, Exception) else decoded[index]
-        valid = None
-        if isinstance(source, Exception) and not isinstance(result, Exception):
-            result = source  # tokens of a file that is gone or changes meanwhile are of no file
-        if not isinstance(result, Exception | Absent):
+        source, view = sources[encoder.view], decoded[index]
+        if isinstance(source, OSError) and not isinstance(view, MediaError):
+            results[name] = Prepared("", failed=reason_of(source))  # tokens of a file that is gone are of no file
+        elif isinstance(view, MediaError):
+            results[name] = Prepared("" if isinstance(source, OSError) else source, failed=reason_of(view))
+        elif isinstance(view, Absent):
+            results[name] = Prepared(source, absent=view.reason)  # type: ignore[arg-type]
+        else:
             key = sharing.get(name, name)
             if key not in inputs:
-                inputs[key] = _attempt(lambda view=view, encoder=encoder: encoder.preprocess(view))
-            result = inputs[key]
-            valid = _num_valid(name, encoder, view)
-        results[name] = _prepared("" if isinstance(source, Exception) else source, result, valid)
+                inputs[key] = _preprocessed(encoder, view)
+            results[name] = _prepared(name, encoder, source, view, inputs[key])  # type: ignore[arg-type]
     ended = time.perf_counter()
     return PreparedClip(clip, results, hashed_at - decoded_at, decoded_at - began, ended - hashed_at, notices)
 
@@ -138,30 +146,35 @@ def current_source(clip: Clip, view: View) -> str:
         return ""
 
 
-def _attempt(work):  # type: ignore[no-untyped-def]
-    """Return what `work` returns, or its exception: one bad clip must not end the extraction of a million."""
+def _source_of(clip: Clip, view: View) -> str | OSError:
+    """Return the clip's source hash, or why its file cannot be read."""
     try:
-        return work()
-    except Exception as error:  # noqa: BLE001  (the one broad except of the project; the reason goes into the record)
+        return clip_source(clip, view)
+    except OSError as error:
+        if machine_at_fault(error):
+            raise
         return error
 
 
-def _num_valid(feature: str, encoder: Encoder, view: np.ndarray) -> int | None:
-    """How many tokens a clip fills, None where the encoder's pooling does not ask."""
+def _preprocessed(encoder: Encoder, view: np.ndarray) -> np.ndarray | MediaError:
+    """Return an encoder's input, or its MediaError: it alone says that a clip is at fault and not the encoder."""
+    try:
+        return encoder.preprocess(view)
+    except MediaError as error:
+        return error
+
+
+def _prepared(
+    feature: str, encoder: Encoder, source: str, view: np.ndarray, given: np.ndarray | MediaError
+) -> Prepared:
+    if isinstance(given, MediaError):
+        return Prepared(source, failed=reason_of(given))
     if not getattr(encoder, "needs_valid", False):
-        return None
-    valid = encoder.num_valid(view)  # type: ignore[attr-defined]
+        return Prepared(source, input=given)
+    valid = int(encoder.num_valid(view))  # type: ignore[attr-defined]
     if valid < 1:
         raise EncoderError(f"{feature}: num_valid", expected="at least 1 token of a clip", got=str(valid))
-    return int(valid)
-
-
-def _prepared(source: str, result: np.ndarray | Absent | Exception, valid: int | None) -> Prepared:
-    if isinstance(result, Absent):
-        return Prepared(source, absent=result.reason)
-    if isinstance(result, Exception):
-        return Prepared(source, failed=reason_of(result))
-    return Prepared(source, input=result, valid=valid)
+    return Prepared(source, input=given, valid=valid)
 
 
 def reason_of(error: Exception) -> str:

@@ -9,7 +9,6 @@ This module knows no clip list and no encoder.
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featurecache.clips import Clip
+from featurecache.faults import raised_inside
 from featurecache.recording import media_error
 from featurecache.regular_file import open_regular
 
@@ -24,8 +24,6 @@ PROGRAM_FORMATS = frozenset({"EPS", "WMF"})
 """Pictures that Pillow has another program draw (Ghostscript, the system), which could read any file."""
 SCALED_TO_16_BITS = frozenset({"PNG", "PPM"})
 """Formats whose grey pictures of more than 8 bits Pillow may give as 32-bit numbers from 0 to 65535."""
-DAMAGE = (SyntaxError, ValueError, EOFError, RuntimeError, LookupError, ArithmeticError, MemoryError, struct.error)
-"""What Pillow raises of damaged pictures besides OSError."""
 MAX_STILL_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
 
@@ -105,8 +103,10 @@ def _opened(clip: Clip, path: Path) -> Iterator[Image.Image]:
         if error.errno is not None:
             raise
         raise media_error(clip, whole, _in_words(error)) from error  # Pillow's own, which has a text alone
-    except DAMAGE as error:
-        raise media_error(clip, whole, _in_words(error)) from error
+    except Exception as error:
+        if not raised_inside(error, "PIL"):
+            raise
+        raise media_error(clip, whole, _in_words(error)) from error  # its decoders raise anything on damaged bytes
 
 
 def _in_words(error: Exception) -> str:

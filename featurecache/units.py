@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from featurecache.clips import Clip, ClipList
 from featurecache.encoders import Encoder
+from featurecache.first_failures import FirstFailures
 from featurecache.lanes import Batch, Member
 from featurecache.preparation import Prepared
-from featurecache.store.protocols import FeatureWriter, Shard, ShardWriter
+from featurecache.store.protocols import FeatureWriter, NotFiniteError, Shard, ShardWriter
 from featurecache.summary import Summary, Tally
 
 NOT_IN_LIST = "not in the clip list when its shard was extracted"
+LATER = Prepared("", failed="decided in a later shard")
+"""Stands for a clip that a later shard holds."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,17 @@ class Unit:
     shards: tuple[tuple[str, Shard], ...]
     """Those still to do."""
     committed: tuple[tuple[str, Shard], ...] = ()
+    later: Mapping[tuple[str, int], frozenset[str]] = field(default_factory=dict)
+    """Clips of shards to do that a later shard has decided, by feature and shard number."""
+
+    def to_do(self, feature: str) -> set[str]:
+        """Clips that one feature has yet to decide."""
+        return {
+            clip_id
+            for name, shard in self.shards
+            if name == feature
+            for clip_id in set(shard.ids) - self.later.get((name, shard.number), frozenset())
+        }
 
 
 def plan_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> list[Unit]:
@@ -66,13 +80,14 @@ def plan_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> list[Un
         members = [shards[index] for index in groups[leader]]
         to_do = tuple((name, shard) for name, shard in members if (name, shard.number) in pending)
         done = tuple((name, shard) for name, shard in members if (name, shard.number) not in pending)
-        units.append(Unit(to_do, done))
+        later = {(name, shard.number): writers[name].decided_later(shard) for name, shard in to_do}
+        units.append(Unit(to_do, done, later))
     return units
 
 
 def num_clips(unit: Unit) -> int:
     """How many clips a unit decides."""
-    return len({clip_id for _, shard in unit.shards for clip_id in shard.ids})
+    return len(set().union(*(unit.to_do(name) for name, _ in unit.shards)))
 
 
 class OpenUnit:
@@ -89,17 +104,22 @@ class OpenUnit:
         clips: ClipList,
         summary: Summary,
         sharing: Mapping[str, str],
+        first: FirstFailures,
     ) -> None:
         """Prepare to write `unit`; features with an equal value in `sharing` take their tokens from one forward."""
         self._writers, self._encoders, self._clips, self._summary = writers, encoders, clips, summary
-        self._sharing = sharing
+        self._sharing, self._first = sharing, first
         self._listed = set(clips.ids)
         self._shards = unit.shards
+        self._kept: set[tuple[str, str]] = set()
+        """Features and clips that `keep` committed."""
         self._wanted: dict[str, list[tuple[int, int]]] = {}
         """Where each clip goes: (index of the shard, slot)."""
-        for index, (_, shard) in enumerate(self._shards):
+        for index, (name, shard) in enumerate(self._shards):
+            later = unit.later.get((name, shard.number), frozenset())
             for slot, clip_id in enumerate(shard.ids):
-                self._wanted.setdefault(clip_id, []).append((index, slot))
+                if clip_id not in later:
+                    self._wanted.setdefault(clip_id, []).append((index, slot))
         self._open: dict[int, _OpenShard | None] = {}
         """None is a shard that another process works on."""
         self._stack = ExitStack()
@@ -142,7 +162,39 @@ class OpenUnit:
             if clip_id not in self._listed:
                 for index, slot in places:
                     full += self._decide(index, slot, Prepared("", failed=NOT_IN_LIST))
+        for index in range(len(self._shards)):
+            opened = self._opened(index)
+            full += [] if opened is None else opened.rest()
         return [_one_forward([batch]) for batch in full]
+
+    def begun(self) -> list[Batch]:
+        """Return the batches that are not full, with what they hold: for a run that stops here."""
+        opened = [shard for shard in self._open.values() if shard is not None]
+        return self._joined([batch for shard in opened for batch in shard.rest(partly=True)])
+
+    def keep(self, *, failed: bool) -> None:
+        """Commit what is decided of shards that are not whole; without `failed`, not the clips that failed.
+
+        Raises:
+            WriteError: the disk is full or refuses.
+        """
+        for shard in self._open.values():
+            if shard is not None and not shard.committed:
+                self._kept.update((shard.name, clip_id) for clip_id in shard.keep(failed=failed))
+
+    @property
+    def num_kept(self) -> int:
+        """Clips of the list that this unit has decided, and that are committed in every feature that wanted them."""
+
+        def is_kept(clip_id: str, index: int) -> bool:
+            opened = self._open.get(index)
+            name = self._shards[index][0]
+            return opened is not None and (opened.committed or (name, clip_id) in self._kept)
+
+        return sum(
+            clip_id in self._listed and all(is_kept(clip_id, index) for index, _ in places)
+            for clip_id, places in self._wanted.items()
+        )
 
     def _decide(self, index: int, slot: int, prepared: Prepared) -> list[_FullBatch]:
         opened = self._opened(index)
@@ -166,8 +218,9 @@ class OpenUnit:
                 self._open[index] = None
             else:
                 self._stack.enter_context(writer)
-                size = self._encoders[name].batch_size
-                self._open[index] = _OpenShard(name, shard, writer, size, self._summary.by_feature[name])
+                size, tally = self._encoders[name].batch_size, self._summary.by_feature[name]
+                later = self._writers[name].decided_later(shard)
+                self._open[index] = _OpenShard(name, shard, writer, size, tally, self._first, later)
         return self._open[index]
 
 
@@ -188,46 +241,83 @@ def _one_forward(batches: Sequence[_FullBatch]) -> Batch:
 class _OpenShard:
     """One shard while it is written. Batch g is slots g·B … g·B + B − 1; it is full when all of them are decided."""
 
-    def __init__(self, name: str, shard: Shard, writer: ShardWriter, batch_size: int, tally: Tally) -> None:
-        self._name, self._shard, self._writer, self._batch_size, self._tally = name, shard, writer, batch_size, tally
+    def __init__(
+        self,
+        name: str,
+        shard: Shard,
+        writer: ShardWriter,
+        batch_size: int,
+        tally: Tally,
+        first: FirstFailures,
+        later: frozenset[str],
+    ) -> None:
+        """Begin with the clips of `later` decided: a later shard holds them."""
+        self.name = name
+        self._shard, self._writer, self._batch_size, self._tally = shard, writer, batch_size, tally
+        self._first = first
         self._written = 0
         self._batches: dict[int, dict[int, Prepared]] = {}
+        for slot, clip_id in enumerate(shard.ids):
+            if clip_id in later:
+                number, position = divmod(slot, batch_size)
+                self._batches.setdefault(number, {})[position] = LATER
         self.committed = False
 
     def take(self, slot: int, prepared: Prepared) -> _FullBatch | None:
         """Note what became of a slot; return its batch once that is full."""
         number, position = divmod(slot, self._batch_size)
         batch = self._batches.setdefault(number, {})
-        batch[position] = prepared
-        first = number * self._batch_size
-        if len(batch) < min(self._batch_size, len(self._shard.ids) - first):
+        if position in batch:  # decided later by a run that stopped after this one was planned
             return None
-        del self._batches[number]
+        batch[position] = prepared
+        return self._give_out(number) if self._is_full(number) else None
+
+    def rest(self, *, partly: bool = False) -> list[_FullBatch]:
+        """Batches that were full from the beginning, and with `partly` also those that are not full."""
+        chosen = [number for number in sorted(self._batches) if partly or self._is_full(number)]
+        return [self._give_out(number) for number in chosen]
+
+    def keep(self, *, failed: bool) -> list[str]:
+        """Commit what is decided as a shard of its own; returns the clips."""
+        return self._writer.commit_decided(failed=failed and self._first.trusts(self.name))
+
+    def _is_full(self, number: int) -> bool:
+        return len(self._batches[number]) == min(self._batch_size, len(self._shard.ids) - number * self._batch_size)
+
+    def _give_out(self, number: int) -> _FullBatch:
+        batch, first = self._batches.pop(number), number * self._batch_size
         inputs = {at: each.input for at, each in batch.items() if each.input is not None}
         valid = {at: each.valid for at, each in batch.items() if each.valid is not None}
-        return _FullBatch(inputs, Member(self._name, valid, lambda rows: self._write(first, batch, rows)))
+        return _FullBatch(inputs, Member(self.name, valid, lambda rows: self._write(first, batch, rows)))
 
     def _write(self, first: int, batch: Mapping[int, Prepared], rows: Mapping[int, np.ndarray]) -> None:
         for position, prepared in sorted(batch.items()):
             self._write_one(first + position, prepared, rows.get(position))
         if self._written == len(self._shard.ids):
-            self._writer.commit()
-            self.committed = True
+            self._first.commit(self.name, self._commit)
+
+    def _commit(self) -> None:
+        self._writer.commit()
+        self.committed = True
 
     def _write_one(self, slot: int, prepared: Prepared, tokens: np.ndarray | None) -> None:
         self._written += 1
+        if prepared is LATER:
+            self._writer.decided_later(slot)
+            return
         failed = prepared.failed
         if tokens is not None:
             try:
                 self._writer.put(slot, tokens, prepared.source)
                 self._tally.ok += 1
-                return
-            except ValueError as error:  # NaN or infinity, also from overflow of the stored dtype
+            except NotFiniteError as error:
                 failed = f"the encoder's output cannot be stored: {error}"
+        if failed != NOT_IN_LIST:
+            self._first.note(self.name, self._shard.ids[slot], failed)
         if failed:
             self._writer.fail(slot, failed, prepared.source)
             self._tally.failed += 1
             self._tally.reasons[failed] += 1
-        else:
+        elif tokens is None:
             self._writer.absent(slot, prepared.absent, prepared.source)
             self._tally.absent += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -10,17 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import recordings as rec
 from PIL import Image
+from stored_rows import rows_of
 from stub_encoders import stub_encoders
 
 from featurecache import load_clips, open_store
-from featurecache.again import recomputer
+from featurecache.again import recomputer, retry
 from featurecache.clips import ClipList
+from featurecache.describe import store_info
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import FingerprintError, MediaError
 from featurecache.extract import extract, parse_rank
@@ -30,6 +34,7 @@ from featurecache.preparation import reason_of
 from featurecache.repair import repair_store
 from featurecache.store.protocols import Status
 from featurecache.units import plan_units
+from featurecache.verify import verify_store
 
 NAMES = ("whisper", "eva-global", "eva-temporal")
 NUM_PLAIN = 6
@@ -325,21 +330,86 @@ def test_too_many_failures_stop_the_run_with_their_reasons(clips: ClipList, tmp_
     assert list(open_store(tmp_path / "s")["loudness"].ids)[:4] == ["c0", "c1", "c2", "c3"]
 
 
-def test_stopping_keeps_finished_shards_and_resuming_gives_the_same_bytes(
-    reference: Path, clips: ClipList, encoders: dict[str, Encoder], tmp_path: Path
+def stopping_after(count: int) -> Callable[[], bool]:
+    """Ask an extraction to stop once it has done so many clips."""
+    asked = itertools.count(1)
+    return lambda: next(asked) >= count
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.wds"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_stopping_keeps_every_finished_clip_and_resuming_does_none_of_them_again(
+    clips: ClipList,
+    encoders: dict[str, Encoder],
+    tmp_path: Path,
+    name: str,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for stop_after in (1, 3, 6):
-        asked = iter(range(1000))
-        with pytest.raises(Interrupted, match="same command"):
-            extract(
-                open_store(tmp_path / "s", "a"),
-                clips,
-                encoders,
-                shard_clips=4,
-                stop=lambda asked=asked, stop_after=stop_after: next(asked) >= stop_after,
-            )
-    extract(open_store(tmp_path / "s", "a"), clips, encoders, shard_clips=4)
-    assert contents(tmp_path / "s") == contents(reference)
+    for encoder in encoders.values():
+        monkeypatch.setattr(encoder, "batch_size", batch)
+    extract(open_store(tmp_path / "whole" / name, "a"), clips, encoders, shard_clips=8, workers=1)
+    done, location = 0, tmp_path / name
+    for stop_after in (2, 3, 5):
+        store, stop = open_store(location, "a"), stopping_after(stop_after)
+        with pytest.raises(Interrupted, match=f"{stop_after} clips that are finished are kept.*same command") as caught:
+            extract(store, clips, encoders, shard_clips=8, workers=1, stop=stop)
+        done += stop_after
+        assert caught.value.kept == stop_after
+        assert [len(rows) for rows in rows_of(location).values()] == [done] * len(NAMES)
+        assert all(feature.num_pending == len(clips) - done for feature in store_info(open_store(location)).features)
+        assert not verify_store(open_store(location)).damage
+    summary = extract(open_store(location, "a"), clips, encoders, shard_clips=8)
+    assert summary.num_clips == len(clips) - done
+    assert sum(summary.by_feature["whisper"].earlier.values()) == done
+    assert rows_of(location) == rows_of(tmp_path / "whole" / name)
+    assert not verify_store(open_store(location)).damage
+    assert extract(open_store(location, "a"), clips, encoders).num_clips == 0
+    assert all(feature.num_pending == 0 for feature in store_info(open_store(location)).features)
+
+
+def test_a_stopped_rank_leaves_the_division_among_ranks_as_it_was(clips: ClipList, tmp_path: Path) -> None:
+    def run(rank: int, location: Path = tmp_path / "s", **how: object) -> int:
+        store = open_store(location, "a")
+        return extract(store, clips, stub_encoders(), shard_clips=4, rank=(rank, 3), **how).num_clips  # type: ignore[arg-type]
+
+    with pytest.raises(Interrupted):
+        run(1, stop=stopping_after(2))
+    assert [run(rank) for rank in (2, 1, 0)] == [4, 2, 5]
+    assert [run(rank, tmp_path / "whole") for rank in range(3)] == [5, 4, 4]
+    assert rows_of(tmp_path / "s") == rows_of(tmp_path / "whole")
+
+
+def test_a_clip_kept_by_a_stop_is_known_to_be_changed_and_retried(collection: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    shutil.copytree(collection, folder)
+    clips, some = load_clips(folder / "clips.jsonl"), {"loudness": stub_encoders()["loudness"]}
+    with pytest.raises(Interrupted):
+        extract(open_store(tmp_path / "s", "a"), clips, some, stop=stopping_after(4))
+    shutil.copy(folder / "c4.mp4", folder / "c0.mp4")
+    with pytest.raises(FingerprintError, match="fcache retry"):
+        extract(open_store(tmp_path / "s", "a"), clips, some)
+    retry(open_store(tmp_path / "s", "a"), clips, ["loudness"], lambda spec: some[spec.encoder])
+    feature = open_store(tmp_path / "s")["loudness"]
+    assert np.array_equal(feature["c0"], feature["c4"])
+    assert len(feature.ids) == NUM_PLAIN + 2
+
+
+def test_a_run_that_ends_at_too_many_failures_keeps_what_is_usable_and_records_no_failure(
+    clips: ClipList, tmp_path: Path
+) -> None:
+    failing = [clips.by_id("bad"), clips.by_id("gone")]
+    rest = [clip for clip in clips if clip not in failing]
+    with pytest.raises(MediaError, match=r"--max-failures.* finished are kept"):
+        extract(
+            open_store(tmp_path / "s", "a"), ClipList([*rest[:4], *failing, *rest[4:]]), stub_encoders(),
+            max_failures=3, workers=1,
+            advance=lambda done, total: time.sleep(0.1),  # failures are counted when they are written
+        )  # fmt: skip
+    feature = open_store(tmp_path / "s")["loudness"]
+    assert list(feature.ids)[:4] == [clip.id for clip in rest[:4]]
+    assert len(feature.ids) < NUM_PLAIN + 2
+    assert feature.counts[Status.FAILED] == 0
 
 
 STUB_WORKER = """

@@ -81,7 +81,11 @@ class Encoder(Protocol):
         ...
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
-        """One clip: (S,) float32 or (F, H, W, 3) uint8 in, the network's fixed-shape input (without batch) out."""
+        """One clip: (S,) float32 or (F, H, W, 3) uint8 in, the network's fixed-shape input (without batch) out.
+
+        Raises:
+            MediaError: the clip is at fault; it is recorded as failed. Any other error stops the run.
+        """
         ...
 
     def forward(self, batch: np.ndarray) -> Any:

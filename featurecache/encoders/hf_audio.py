@@ -135,7 +135,7 @@ class HfAudioEncoder:
     def preprocess(self, view: np.ndarray) -> np.ndarray:
         """(S,) float32 waveform in, (samples,) float32 out, NaN after the clip's own."""
         samples = view[: self._samples].astype(np.float32, copy=False)
-        if self._normalise:
+        if self._normalise and len(samples):
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + VARIANCE_FLOOR)
         padded = np.full(self._samples, np.nan, np.float32)
         padded[: len(samples)] = samples

@@ -4,7 +4,7 @@
 
 Every worker runs the ordinary `extract`, so the same bytes come out. A unit is given to one worker at a time; when a
 worker dies, with its process or its node, what it was given goes back to the desk and a new worker takes its place.
-What it had committed stays, so its open shards alone are done again. Store, clip list and media must be reachable
+What it had committed stays, so only its open shards are done again. Store, clip list and media must be reachable
 under the same paths from every node. Needs the extra `ray`.
 """
 
@@ -22,7 +22,7 @@ from featurecache.earlier import count_decided, refuse_changed
 from featurecache.engines import Work
 from featurecache.engines.cluster import cluster
 from featurecache.errors import EncoderError
-from featurecache.extract import extract, open_writers, stop_at
+from featurecache.extract import extract, open_writers, stop_at, tell_kept
 from featurecache.interrupt import Interrupted
 from featurecache.store import open_store
 from featurecache.store.lease import LEASE_S
@@ -108,8 +108,8 @@ class Worker:
         writers, units = self._units()
         return {name: count_decided(name, writer, units, self._clips) for name, writer in writers.items()}
 
-    def run(self) -> Summary | None:
-        """Extract units until the desk has none; None where it was told to stop."""
+    def run(self) -> Summary | int:
+        """Extract units until the desk has none; where it was told to stop, return how many clips are kept."""
         asked: list[Any] = []
 
         def take(num_units: int) -> Iterator[int]:
@@ -129,8 +129,8 @@ class Worker:
                 take=take, max_failures=self._work.max_failures, advance=advance, stop=stop,
                 **self._work.extract_options,
             )  # fmt: skip
-        except Interrupted:
-            return None
+        except Interrupted as stopped:
+            return stopped.kept
         _get(self._desk.report.remote(self._number, summary.num_clips))
         return summary
 
@@ -204,12 +204,15 @@ class _Crew:
         ray, desk = self._ray, self._desk
         running = {self._workers[number].run.remote(): number for number in numbers}
         summaries: list[Summary] = []
-        stopped = False
+        stopped, kept = False, 0
         while running:
             for future in ray.wait(list(running), timeout=POLL_S)[0]:
                 number = running.pop(future)
                 try:
-                    summaries += [summary for summary in [ray.get(future)] if summary is not None]
+                    done = ray.get(future)
+                    if isinstance(done, Summary):
+                        summaries.append(done)
+                    kept += done.num_clips if isinstance(done, Summary) else done
                     ray.get(desk.ended.remote(number, False))
                 except ray.exceptions.RayActorError as error:
                     self._replace(number, error)
@@ -223,7 +226,9 @@ class _Crew:
                 stopped = True
                 ray.get(desk.stop.remote())
         if stopped:
-            raise Interrupted("Stopped; finished shards are kept. Run the same command to go on.")
+            error = Interrupted()
+            tell_kept(error, kept)
+            raise error
         return summaries
 
     def _start(self, number: int) -> None:

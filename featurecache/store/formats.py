@@ -67,8 +67,19 @@ class ShardSink(Protocol):
         """Write one clip: a C-contiguous array for each part."""
         ...
 
+    def holds(self, slot: int, checksums: Sequence[int]) -> bool:
+        """Whether the rows of a slot are there whole; `checksums` are the crc32c of each part's, uncompressed."""
+        ...
+
+    def renumber(self, shard: int, encoded_ids: list[bytes], slots: Sequence[int]) -> None:
+        """Go on as another shard, with what was in these slots, which ascend, in slots 0, 1, …; drop the rest."""
+        ...
+
     def finish(self, builder: RecordBuilder) -> list[tuple[TemporaryFile, Path]]:
-        """Complete the files; where they go; offsets, if the format has any, are set in the record's columns."""
+        """Complete the files; where they go; offsets, if the format has any, are set in the record's columns.
+
+        May be called again, where the shard could not be committed.
+        """
         ...
 
     def close(self) -> None:

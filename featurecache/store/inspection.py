@@ -242,9 +242,15 @@ def _inspect_records(found: Inspection) -> None:
             found.note("record", message, shard=shard, path=path)
         else:
             found.records[shard] = record
-    for shard in sorted(set(planned) - set(numbers)):
-        _, begin, end = planned[shard]
-        found.note("pending", f"{end - begin} planned clips are not extracted", shard=shard, damage=False)
+    pending = sorted(set(planned) - set(numbers))
+    last_held: dict[bytes, int] = {}  # by clip, the last shard that holds it
+    if pending and len(found.segments) > 1:  # within one segment a clip is planned once
+        for shard, record in sorted(found.records.items()):
+            last_held.update(dict.fromkeys(record.encoded_ids(), shard))
+    for shard in pending:
+        segment, begin, end = planned[shard]
+        count = sum(last_held.get(encoded, -1) < shard for encoded in segment.encoded_ids(begin, end))
+        found.note("pending", f"{count} planned clips are not extracted", shard=shard, damage=False)
 
 
 def _record_problem(

@@ -93,6 +93,10 @@ class Feature(Protocol):
         ...
 
 
+class NotFiniteError(ValueError):
+    """Tokens that hold NaN or infinity, perhaps only after rounding to the stored dtype: the fault of one clip."""
+
+
 class ShardWriter(Protocol):
     """Writes one shard; nothing of it is visible before `commit` returns, and all of it afterwards.
 
@@ -103,14 +107,22 @@ class ShardWriter(Protocol):
     shard: Shard
 
     def put(self, slot: int, tokens: np.ndarray, source: str) -> None:
-        """Write (K, D) tokens (float32 or the stored dtype); NaN or infinity is refused with ValueError."""
+        """Write (K, D) tokens (float32 or the stored dtype); NaN or infinity is refused with NotFiniteError."""
         ...
 
     def fail(self, slot: int, reason: str, source: str = "") -> None: ...
 
     def absent(self, slot: int, reason: str, source: str = "") -> None: ...
 
+    def decided_later(self, slot: int) -> None:
+        """Decide a slot whose clip a later shard holds, as `FeatureWriter.decided_later` says."""
+        ...
+
     def commit(self) -> None: ...
+
+    def commit_decided(self, *, failed: bool = True) -> list[str]:
+        """Commit the decided slots as a shard of their own, and give up the rest; returns their clips."""
+        ...
 
     def abort(self) -> None: ...
 
@@ -142,6 +154,10 @@ class FeatureWriter(Feature, Protocol):
 
     def pending(self) -> list[Shard]:
         """Planned shards without a commit record, by number."""
+        ...
+
+    def decided_later(self, shard: Shard) -> frozenset[str]:
+        """Clips of a pending shard that are decided, in a later shard: a run was stopped in the midst of this one."""
         ...
 
     def begin(self, shard: Shard) -> ShardWriter:

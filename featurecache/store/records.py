@@ -80,6 +80,9 @@ class Record:
         text, starts = self._texts
         return text[starts[slot] : starts[slot + 1]].tobytes()
 
+    def encoded_ids(self) -> Iterator[bytes]:
+        return (self.encoded_id(slot) for slot in range(len(self)))
+
     def clip(self, slot: int) -> ClipRecord:
         """What is known of the clip in one slot."""
         column = self.columns
@@ -165,6 +168,24 @@ class RecordBuilder:
         self._reasons[slot] = clean_reason(reason)
         for name, value in values.items():
             self._columns[name][slot] = value
+
+    def part(self, shard: int, slots: Sequence[int]) -> RecordBuilder:
+        """Return the builder of another shard that holds these slots, in this order, as they were decided here."""
+        encoded = [self.encoded_id(slot) for slot in slots]
+        taken = RecordBuilder(shard, encoded, *self._stated[1:])
+        for name, column in self._columns.items():
+            if name not in ("ids", "ids_starts"):
+                taken._columns[name] = column.reshape(self.decided.size, -1)[slots].reshape(-1)
+        taken._reasons = [self._reasons[slot] for slot in slots]
+        taken.decided = self.decided[slots]
+        return taken
+
+    def encoded_id(self, slot: int) -> bytes:
+        starts = self._columns["ids_starts"]
+        return self._columns["ids"][starts[slot] : starts[slot + 1]].tobytes()
+
+    def reason(self, slot: int) -> str:
+        return self._reasons[slot]
 
     def column(self, name: str) -> np.ndarray:
         """One column, to be filled in."""

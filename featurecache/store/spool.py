@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from featurecache.store.publish import TemporaryFile
@@ -33,6 +33,16 @@ class Spool:
         for offset in range(begin, begin + length, COPY_BYTES):
             target.write(os.pread(self._file.fd, min(COPY_BYTES, begin + length - offset), offset))
         return length
+
+    def read(self, key: Hashable) -> bytes | None:
+        """One piece; None where it was not put."""
+        self._file.flush()
+        begin, length = self._places.get(key, (0, -1))
+        return None if length < 0 else os.pread(self._file.fd, length, begin)
+
+    def rename(self, keys: Mapping[Hashable, Hashable]) -> None:
+        """Give pieces other keys, and forget those that have none in `keys`."""
+        self._places = {keys[key]: place for key, place in self._places.items() if key in keys}
 
     def close(self) -> None:
         self._file.close()

@@ -50,7 +50,7 @@ class WebDatasetFormat:
         return [part.column("offset") for part in geometry.parts]
 
     def paths(self, folder: FeatureFolder, shard: int, parts: Sequence[Part]) -> list[Path]:
-        return [folder.root / f"{shard:08d}.tar"]
+        return [tar_path(folder, shard)]
 
     def is_shard(self, relative: str) -> bool:
         return _SHARD.fullmatch(relative) is not None
@@ -59,7 +59,7 @@ class WebDatasetFormat:
         return 0
 
     def sink(self, geometry: Geometry, shard: int, encoded_ids: list[bytes]) -> TarSink:
-        return TarSink(geometry, self.paths(geometry.folder, shard, geometry.parts)[0], encoded_ids)
+        return TarSink(geometry, tar_path(geometry.folder, shard), encoded_ids)
 
     def begin(self, record: Record, slot: int, part: Part) -> int | None:
         return int(record.columns[part.column("offset")][slot])
@@ -106,7 +106,19 @@ class TarSink:
         for part, row in zip(self._geometry.parts, rows, strict=True):
             self._spool.put((slot, part.name), row.reshape(-1).view(np.uint8).data)
 
+    def holds(self, slot: int, checksums: Sequence[int]) -> bool:
+        rows = [self._spool.read((slot, part.name)) or b"" for part in self._geometry.parts]
+        return [google_crc32c.value(row) for row in rows] == list(checksums)
+
+    def renumber(self, shard: int, encoded_ids: list[bytes], slots: Sequence[int]) -> None:
+        parts = self._geometry.parts
+        self._spool.rename({(old, part.name): (new, part.name) for new, old in enumerate(slots) for part in parts})
+        self._path = tar_path(self._geometry.folder, shard)
+        self._ids = encoded_ids
+
     def finish(self, builder: RecordBuilder) -> list[tuple[TemporaryFile, Path]]:
+        if self._file is not None:  # of a commit that was refused
+            self._file.close()
         file = self._file = TemporaryFile(self._geometry.folder.temporary)
         end = 0
         record = builder.build((1,))
@@ -122,6 +134,11 @@ class TarSink:
         self._spool.close()
         if self._file is not None:
             self._file.close()
+
+
+def tar_path(folder: FeatureFolder, shard: int) -> Path:
+    """The file of a shard."""
+    return folder.root / f"{shard:08d}.tar"
 
 
 def tar_key(clip_id: str) -> str:

@@ -35,12 +35,13 @@ from featurecache.store.layout import (
 )
 from featurecache.store.lease import LEASE_S, Lease
 from featurecache.store.plan import Plan, Segment, make_segment, publish_segment
-from featurecache.store.protocols import Shard, Status
+from featurecache.store.protocols import NotFiniteError, Shard, Status
 from featurecache.store.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
 from featurecache.store.quantize import LARGEST, dequantise, measured_error, quantise
 from featurecache.store.records import QUANTISED_COLUMNS, RecordBuilder, load_record
 
 COMMIT_PATIENCE_S = 30.0
+DECIDED_LATER = "a later shard holds it: an extraction was stopped in the midst of this one"
 
 
 class StoredFeatureWriter(StoredFeature):
@@ -68,6 +69,8 @@ class StoredFeatureWriter(StoredFeature):
             sweep(folder.temporary)
             Lease.sweep(folder.leases)
         self._plan = Plan(folder)
+        self._again: tuple[int, dict[bytes, list[int]]] = (0, {})
+        """Number of segments looked at, and what `_planned_again` found in them."""
         first = self._plan.segments[0] if self._plan.segments else None
         self.shard_rows: int = first.shard_rows if first else shard_rows or default_shard_rows(row_bytes)
         self.codec: str = first.codec if first else codec
@@ -99,7 +102,9 @@ class StoredFeatureWriter(StoredFeature):
         """
         encoded = encode_ids(ids)
         while True:
-            pending = {clip_id.encode() for shard in self.pending() for clip_id in shard.ids}
+            pending = {
+                clip_id.encode() for shard in self.pending() for clip_id in set(shard.ids) - self.decided_later(shard)
+            }
             wanted = [data for data in encoded if data not in pending]
             if not wanted or self._publish(wanted):
                 return
@@ -142,11 +147,21 @@ class StoredFeatureWriter(StoredFeature):
                 next_step="Copy to a fresh place, or with --compact.",
             )
 
-    def _publish(self, encoded: list[bytes]) -> bool:
+    def plan_kept(self, encoded: list[bytes]) -> int:
+        """Plan one shard for clips of a pending one, after all others, and return its number.
+
+        Raises:
+            WriteError: the disk is full or refuses.
+        """
+        while (segment := self._publish(encoded)) is None:
+            pass
+        return segment.first_shard
+
+    def _publish(self, encoded: list[bytes]) -> Segment | None:
+        """Plan clips on fresh shards; None where another worker published a segment first."""
         first = max(self._plan.end_shard, *(shard + 1 for shard in numbered(self.folder.records, RECORD_DIGITS)), 0)
-        return self._publish_segment(
-            make_segment(len(self._plan.segments), first, self.shard_rows, self.codec, encoded)
-        )
+        segment = make_segment(len(self._plan.segments), first, self.shard_rows, self.codec, encoded)
+        return segment if self._publish_segment(segment) else None
 
     def _publish_segment(self, segment: Segment) -> bool:
         published = publish_segment(self.folder, segment)
@@ -199,6 +214,31 @@ class StoredFeatureWriter(StoredFeature):
             for segment, number, begin, end in self._plan.shards()
             if number not in committed
         ]
+
+    def decided_later(self, shard: Shard) -> frozenset[str]:
+        """Clips of a pending shard that a committed shard after it holds; what they have there is the truth."""
+        again = self._planned_again()
+        if not again:
+            return frozenset()
+        return frozenset(
+            clip_id for clip_id in shard.ids
+            if any(number > shard.number and self.folder.record(number).exists()
+                   for number in again.get(clip_id.encode(), ()))
+        )  # fmt: skip
+
+    def _planned_again(self) -> dict[bytes, list[int]]:
+        """Shards that hold clips which an earlier shard holds too, by encoded id."""
+        if self._again[0] != len(self._plan.segments):
+            again: dict[bytes, list[int]] = {}
+            seen: set[bytes] = set()
+            if len(self._plan.segments) > 1:
+                for segment, number, begin, end in self._plan.shards():
+                    for encoded in segment.encoded_ids(begin, end):
+                        if encoded in seen:
+                            again.setdefault(encoded, []).append(number)
+                        seen.add(encoded)
+            self._again = (len(self._plan.segments), again)
+        return self._again[1]
 
     def begin(self, shard: Shard) -> StoredShardWriter:
         """Start writing one pending shard.
@@ -253,7 +293,8 @@ class StoredShardWriter:
         """Write (K, D) tokens.
 
         Raises:
-            ValueError: another shape or dtype, NaN or infinity (also after rounding), or a slot that is decided.
+            NotFiniteError: NaN or infinity, also after rounding.
+            ValueError: another shape or dtype, or a slot that is decided.
             WriteError: the disk is full or refuses.
         """
         rows, stated = encode_tokens(tokens, self._feature.spec)
@@ -264,8 +305,12 @@ class StoredShardWriter:
         parts = self._feature.parts
         checksums = {part.column("crc32c"): google_crc32c.value(row) for part, row in zip(parts, rows, strict=True)}
         self._builder.set(slot, Status.OK, source, **checksums, **stated)
-        with writing(self._subject):
-            self._sink.put(slot, rows)
+        try:
+            with writing(self._subject):
+                self._sink.put(slot, rows)
+        except WriteError:
+            self._builder.decided[slot] = False
+            raise
         if self._lease:
             self._lease.renew()
 
@@ -276,6 +321,50 @@ class StoredShardWriter:
     def absent(self, slot: int, reason: str, source: str = "") -> None:
         """Record that a clip does not have the modality."""
         self._builder.set(slot, Status.ABSENT, source, reason)
+
+    def decided_later(self, slot: int) -> None:
+        """Record that a later shard holds the clip, which is the truth of it: nothing is written twice."""
+        self._builder.set(slot, Status.FAILED, "", DECIDED_LATER)
+
+    def commit_decided(self, *, failed: bool = True) -> list[str]:
+        """Commit what is decided and give up the rest; returns the clips. The shard is not written to any more.
+
+        They become a shard of their own, planned after all others, so that the plan of the rest stays what it was: the
+        shard begun is pending still, and whoever writes it finds these clips decided later. Without `failed`, clips
+        that failed are given up too.
+
+        Raises:
+            WriteError: the disk is full or refuses.
+        """
+        decided = np.flatnonzero(self._builder.decided).tolist()
+        later = {slot for slot in decided if self._builder.reason(slot) == DECIDED_LATER}
+        slots = [slot for slot in decided if slot not in later and self._to_keep(slot, failed)]
+        ids = tuple(self.shard.ids[slot] for slot in slots)
+        if len(slots) + len(later) == len(self.shard.ids):
+            self.commit()
+            return list(ids)
+        if not slots:
+            self.abort()
+            return []
+        encoded = [clip_id.encode() for clip_id in ids]
+        number = self._feature.plan_kept(encoded)
+        with writing(self._subject):
+            self._sink.renumber(number, encoded, slots)
+        self._builder = self._builder.part(number, slots)
+        self.shard = Shard(number, ids)
+        self.commit()
+        return list(ids)
+
+    def _to_keep(self, slot: int, failed: bool) -> bool:
+        """Whether a decided slot has anything to keep: a row that is there whole, or a reason of its own."""
+        status = self._builder.column("status")[slot]
+        if status == Status.FAILED:
+            return failed
+        checksums = [int(self._builder.column(part.column("crc32c"))[slot]) for part in self._feature.parts]
+        try:
+            return status != Status.OK or self._sink.holds(slot, checksums)
+        except OSError:
+            return False
 
     def commit(self, *, replacing: bool = False) -> None:
         """Make the shard visible, whole. Where another worker was first, nothing changes, unless `replacing` (repair).
@@ -318,7 +407,8 @@ def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dic
     """Tokens (K, D) as they are stored, an array for each part; their largest magnitude and measured errors.
 
     Raises:
-        ValueError: another shape or dtype, NaN or infinity, or a value too large for the stored dtype.
+        NotFiniteError: NaN or infinity, or a value too large for the stored dtype.
+        ValueError: another shape or dtype.
     """
     tokens = np.asarray(tokens)
     if tokens.shape != spec.shape:
@@ -333,7 +423,7 @@ def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dic
     row = np.ascontiguousarray(tokens)
     absmax, finite = magnitude(row)
     if not finite:
-        raise ValueError(f"tokens: expected finite numbers of {logical}, got NaN or infinity")
+        raise NotFiniteError(f"tokens: expected finite numbers of {logical}, got NaN or infinity")
     if spec.stored_dtype in LARGEST:
         q, scales = quantise(exact, spec.stored_dtype)
         return [q, scales], {"absmax": absmax, **measured_error(exact, dequantise(q, scales))}

@@ -11,6 +11,7 @@ Source: Zarr v3 core and sharding-indexed codec specifications. Which slots have
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ class ZarrFormat:
         return [part.column(name) for part in geometry.parts for name in ("offset", "length", "packed_crc32c")]
 
     def paths(self, folder: FeatureFolder, shard: int, parts: Sequence[Part]) -> list[Path]:
-        return [_array_folder(folder, part) / "c" / str(shard) / "0" / "0" for part in parts]
+        return shard_paths(folder, shard, parts)
 
     def is_shard(self, relative: str) -> bool:
         return _SHARD.fullmatch(relative) is not None
@@ -127,6 +128,24 @@ class ZarrSink:
         for file, part, row in zip(self._files, self._geometry.parts, rows, strict=True):
             file.write_at(row.reshape(-1).view(np.uint8).data, slot * part.row_bytes)
 
+    def holds(self, slot: int, checksums: Sequence[int]) -> bool:
+        for file, part, crc in zip(self._files, self._geometry.parts, checksums, strict=True):
+            file.flush()
+            if google_crc32c.value(os.pread(file.fd, part.row_bytes, slot * part.row_bytes)) != crc:
+                return False
+        return True
+
+    def renumber(self, shard: int, encoded_ids: list[bytes], slots: Sequence[int]) -> None:
+        # In place: rows only move down, so that this also works on a disk that is full.
+        for file, part in zip(self._files, self._geometry.parts, strict=True):
+            file.flush()
+            size = part.row_bytes
+            for new, old in enumerate(slots):
+                if new != old:
+                    os.pwrite(file.fd, os.pread(file.fd, size, old * size).ljust(size, b"\0"), new * size)
+            os.ftruncate(file.fd, len(slots) * size)
+        self._paths = shard_paths(self._geometry.folder, shard, self._geometry.parts)
+
     def finish(self, builder: RecordBuilder) -> list[tuple[TemporaryFile, Path]]:
         status = builder.column("status")
         for file, part in zip(self._files, self._geometry.parts, strict=True):
@@ -158,8 +177,22 @@ class ArchiveSink:
             self._spool.put((number, slot), packed)
             self._checksums[number, slot] = google_crc32c.value(packed)
 
+    def holds(self, slot: int, checksums: Sequence[int]) -> bool:
+        keys = [(number, slot) for number in range(len(checksums))]
+        rows = {key: self._spool.read(key) for key in keys}
+        return all(row is not None and google_crc32c.value(row) == self._checksums[key] for key, row in rows.items())
+
+    def renumber(self, shard: int, encoded_ids: list[bytes], slots: Sequence[int]) -> None:
+        parts = range(len(self._geometry.parts))
+        keys = {(number, old): (number, new) for new, old in enumerate(slots) for number in parts}
+        self._spool.rename(keys)
+        self._checksums = {keys[key]: crc for key, crc in self._checksums.items() if key in keys}
+        self._paths = shard_paths(self._geometry.folder, shard, self._geometry.parts)
+
     def finish(self, builder: RecordBuilder) -> list[tuple[TemporaryFile, Path]]:
         status = builder.column("status")
+        while self._files:  # of a commit that was refused
+            self._files.pop().close()
         for number, part in enumerate(self._geometry.parts):
             file = TemporaryFile(self._geometry.folder.temporary)
             self._files.append(file)
@@ -176,6 +209,11 @@ class ArchiveSink:
     def close(self) -> None:
         for file in [self._spool, *self._files]:
             file.close()
+
+
+def shard_paths(folder: FeatureFolder, shard: int, parts: Sequence[Part]) -> list[Path]:
+    """The file of each part of a shard."""
+    return [_array_folder(folder, part) / "c" / str(shard) / "0" / "0" for part in parts]
 
 
 def shard_index(status: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, shard_rows: int) -> bytes:

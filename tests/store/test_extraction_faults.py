@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -21,6 +23,7 @@ import numpy as np
 import pytest
 from extracting import NUM_CLIPS, NUM_SHARDS, committed, extract_all, extraction, make_clips
 from small_stores import contents
+from stored_rows import rows_of
 
 import featurecache
 from featurecache.errors import WriteError
@@ -93,6 +96,49 @@ def test_killed_at_a_random_instant_and_resumed_equals_uninterrupted(
         shutil.rmtree(location.parent)
         assert ended < 4 * times + 20, "the instants miss the work"
     print(f"{name}: {killed} kills, {midway} with some shards committed; {ended} instants came too late")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_what_is_finished_kept_and_said(
+    clip_list: Path, tmp_path: Path, name: str, whole: dict[str, bytes], number: signal.Signals
+) -> None:
+    location = tmp_path / name
+    program = [sys.executable, "-c", SLOW_PROGRAM, str(clip_list), str(location)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        for line in child.stdout:
+            if line.strip() == "5":
+                child.send_signal(number)
+                if number == signal.SIGHUP:  # shell and kernel both send one
+                    child.send_signal(number)
+                break
+        said = child.stderr.read()
+    assert child.returncode == 1
+    kept = int(re.search(r"Stopped; (\d+) clips that are finished are kept", said)[1])
+    assert 5 <= kept < NUM_CLIPS
+    assert [len(rows) for rows in rows_of(location).values()] == [kept, kept]
+    assert undamaged(location)
+    assert extract_all(clip_list, location) == NUM_CLIPS - kept
+    assert rows_of(location) == rows_of(tmp_path / "whole" / name)
+
+
+SLOW_PROGRAM = """
+import sys, time
+from featurecache import load_clips, open_store
+from featurecache.extract import extract
+from featurecache.interrupt import Interrupted, StopRequest
+from stub_encoders import stub_encoders
+
+clips, store = load_clips(sys.argv[1]), open_store(sys.argv[2], "a")
+def advance(done, total):
+    print(done, flush=True)
+    time.sleep(0.1)
+try:
+    with StopRequest() as stop:
+        extract(store, clips, stub_encoders(), shard_clips=100, workers=1, advance=advance, stop=lambda: stop.requested)
+except Interrupted as stopped:
+    sys.exit(str(stopped))
+"""
 
 
 @some_or(40, few=1)
@@ -185,7 +231,7 @@ def resize(disk: Path, pages: int) -> None:
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_after_any_page_is_a_clear_error_and_resumable(
-    clip_list: Path, small_disk: Path, name: str, whole: dict[str, bytes]
+    clip_list: Path, small_disk: Path, tmp_path: Path, name: str, whole: dict[str, bytes]
 ) -> None:
     refused = 0
     for pages in range(1, 400):
@@ -200,7 +246,8 @@ def test_a_disk_that_is_full_after_any_page_is_a_clear_error_and_resumable(
         resize(small_disk, 4096)
         assert undamaged(location)
         extract_all(clip_list, location)
-        assert contents(location) == whole
+        assert undamaged(location)
+        assert rows_of(location) == rows_of(tmp_path / "whole" / name)
         shutil.rmtree(location)
     print(f"{name}: the disk was full at {refused} sizes")
     assert refused > NUM_SHARDS
@@ -227,6 +274,7 @@ def test_a_limit_of_file_size_at_any_byte_is_a_clear_error_and_resumable(
         refused += 1
         assert undamaged(location)
         extract_all(clip_list, location)
-        assert contents(location) == whole
+        assert undamaged(location)
+        assert rows_of(location) == rows_of(tmp_path / "whole" / name)
         shutil.rmtree(location.parent)
     print(f"{name}: {refused} limits")
