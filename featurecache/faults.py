@@ -22,11 +22,12 @@ def machine_at_fault(error: OSError) -> bool:
     return error.errno in MACHINE
 
 
-def raised_inside(error: BaseException, package: str) -> bool:
-    """Whether a package itself raised the error; False where it was called wrongly, or called back into other code."""
+def raised_here(error: BaseException) -> bool:
+    """Whether this package raised the error, or called a library wrongly; False where a library itself raised it."""
     trace = error.__traceback__
     if trace is None:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package
+    innermost = str(trace.tb_frame.f_globals.get("__name__", ""))
+    return innermost.partition(".")[0] == __name__.partition(".")[0]

@@ -24,7 +24,7 @@ from featurecache.clips import MEDIA_KINDS, Clip
 from featurecache.container import PointerError
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
-from featurecache.faults import machine_at_fault, raised_inside
+from featurecache.faults import machine_at_fault, raised_here
 from featurecache.frame_memory import Reservation
 from featurecache.frames import frame_indices
 from featurecache.recording import Absent, Decoded, Recording, media_error
@@ -139,7 +139,7 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
             raise
         return media_error(clip, f"its {kind} file to be readable", _in_words(error))
     except (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
-        if not raised_inside(error, "av"):
+        if raised_here(error):
             raise
         return media_error(clip, f"its {kind} file to be readable", "damage within it")
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featurecache.clips import Clip
-from featurecache.faults import raised_inside
+from featurecache.faults import raised_here
 from featurecache.recording import media_error
 from featurecache.regular_file import open_regular
 
@@ -104,7 +104,7 @@ def _opened(clip: Clip, path: Path) -> Iterator[Image.Image]:
             raise
         raise media_error(clip, whole, _in_words(error)) from error  # Pillow's own, which has a text alone
     except Exception as error:
-        if not raised_inside(error, "PIL"):
+        if raised_here(error):
             raise
         raise media_error(clip, whole, _in_words(error)) from error  # its decoders raise anything on damaged bytes
 

@@ -137,7 +137,7 @@ def test_whatever_pillow_says_of_a_picture_is_the_pictures_fault(error: Exceptio
     source = "def load(self):\n    raise copy.copy(error)\n"
     scope: dict[str, object] = {"error": error, "copy": copy}
     exec(source, scope)
-    for module, expected in (("PIL.SomePlugin", MediaError), ("featurecache.media", type(error))):
+    for module, expected in (("PIL.SomePlugin", MediaError), ("featurecache.still", type(error))):
         scope["__name__"] = module
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("PIL.PngImagePlugin.PngImageFile.load", scope["load"])
