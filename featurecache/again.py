@@ -113,7 +113,7 @@ def _plan_retry(
     for name, writer in writers.items():
         if ids is None:
             writer.retry(to_retry(writer, clips, encoders[name]))
-        elif not (goes_on and writer.planned_last() == set(ids)):
+        elif not (goes_on and writer.planned_last(set(ids))):
             writer.retry(list(ids))
 
 

@@ -395,6 +395,17 @@ def test_a_clip_kept_by_a_stop_is_known_to_be_changed_and_retried(collection: Pa
     assert len(feature.ids) == NUM_PLAIN + 2
 
 
+def test_a_stopped_retry_of_named_clips_goes_on_and_does_none_of_them_twice(clips: ClipList, tmp_path: Path) -> None:
+    some = {"loudness": stub_encoders()["loudness"]}
+    extract(open_store(tmp_path / "s", "a"), clips, some)
+    how = ([*clips[:5].ids], lambda spec: some[spec.encoder])
+    with pytest.raises(Interrupted, match="2 clips"):
+        retry(open_store(tmp_path / "s", "a"), clips, ["loudness"], how[1], how[0], workers=1, stop=stopping_after(2))
+    summary = retry(open_store(tmp_path / "s", "a"), clips, ["loudness"], how[1], how[0])
+    assert summary.num_clips == 3
+    assert {open_store(tmp_path / "s")["loudness"].record(clip_id).shard for clip_id in how[0]} == {1, 2}
+
+
 def test_a_run_that_ends_at_too_many_failures_keeps_what_is_usable_and_records_no_failure(
     clips: ClipList, tmp_path: Path
 ) -> None:

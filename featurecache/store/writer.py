@@ -124,10 +124,12 @@ class StoredFeatureWriter(StoredFeature):
             before.update(encoded)
         return {data.decode() for data in stopped}
 
-    def planned_last(self) -> set[str]:
-        """Clips of the newest segment."""
+    def planned_last(self, ids: set[str]) -> bool:
+        """Whether the newest segment plans these clips; those that stops have made of some of them are passed over."""
         self._plan.refresh()
-        return {data.decode() for data in self._plan.segments[-1].encoded_ids()} if self._plan.segments else set()
+        wanted = {clip_id.encode() for clip_id in ids}
+        planned = (set(segment.encoded_ids()) for segment in reversed(self._plan.segments))
+        return next((these for these in planned if not these < wanted), None) == wanted
 
     def plan_like(self, segment: Segment) -> None:
         """Plan the very shards of another store's segment, for copies that keep its division.
