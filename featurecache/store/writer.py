@@ -313,16 +313,21 @@ class StoredShardWriter:
         except WriteError:
             self._builder.decided[slot] = False
             raise
-        if self._lease:
-            self._lease.renew()
+        self._renew()
 
     def fail(self, slot: int, reason: str, source: str = "") -> None:
         """Record that a clip has no tokens because something went wrong."""
         self._builder.set(slot, Status.FAILED, source, reason)
+        self._renew()
 
     def absent(self, slot: int, reason: str, source: str = "") -> None:
         """Record that a clip does not have the modality."""
         self._builder.set(slot, Status.ABSENT, source, reason)
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._lease:
+            self._lease.renew()
 
     def decided_later(self, slot: int) -> None:
         """Record that a later shard holds the clip, which is the truth of it: nothing is written twice."""

@@ -20,6 +20,7 @@ from transformers import (
 
 from fusion_train.data.packing import Encoded, pack
 from fusion_train.language_model import build_model
+from fusion_train.models import packed_attention
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.packed_attention import Layout, Segment
 from fusion_train.models.parts import trained_parameters
@@ -155,3 +156,40 @@ def test_the_mask_and_the_segments_say_the_same():
     first, second = index.keys.chunk(2)
     assert first.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
     assert torch.equal(second, first + layout.length)
+
+
+def reference_varlen(
+    q, k, v, ends_q, ends_k, longest_q, longest_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
+    """What variable-length attention promises, segment by segment: q (tokens, heads, width); windows end-aligned."""
+    outputs = []
+    for segment in range(len(ends_q) - 1):
+        own, keys = (slice(int(ends[segment]), int(ends[segment + 1])) for ends in (ends_q, ends_k))
+        count, total = own.stop - own.start, keys.stop - keys.start
+        assert count <= longest_q
+        assert total <= longest_k
+        ahead = torch.arange(total)[None] - (torch.arange(count)[:, None] + total - count)
+        left, right = (float("inf") if side < 0 else side for side in window_size)
+        seen = (ahead <= right) & (ahead >= -left)
+        heads = (tensor.transpose(0, 1) for tensor in (q[own], k[keys], v[keys]))
+        outputs.append(torch.nn.functional.scaled_dot_product_attention(
+            *heads, attn_mask=seen, scale=scale, enable_gqa=enable_gqa).transpose(0, 1))  # fmt: skip
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_variable_length_attention_sees_what_segments_see(monkeypatch, window, heads):
+    layout = Layout((Segment(0, 5), Segment(5, 9, prefix=(0, 5)), Segment(9, 12, prefix=(0, 5)), Segment(12, 19)))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, count, layout.length, 8) for count in (heads[0], heads[1], heads[1]))
+    monkeypatch.setattr(packed_attention, "_varlen", lambda: reference_varlen)
+    quick = packed_attention._attend_varlen(query, key, value, layout, 0.3, window)
+    slow = packed_attention._attend_by_segment(query, key, value, layout, 0.3, 0.0, window)
+    torch.testing.assert_close(quick, slow)
+    seen = layout.mask()[0, 0].clone()
+    if window is None:
+        dense = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, scale=0.3, enable_gqa=heads[0] != heads[1]
+        )
+        torch.testing.assert_close(quick, dense.transpose(1, 2))
