@@ -8,6 +8,7 @@ the clock before believing that end. This module knows no clip and decodes nothi
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -71,12 +72,13 @@ class PointerError(OSError):
 
 
 class _Bytes:
-    """The bytes of one regular file, with the length that it had at first, until the deadline."""
+    """The first bytes of one regular file, at most those that it had when it was opened, until the deadline."""
 
-    def __init__(self, file: BinaryIO, name: str, deadline: float) -> None:
+    def __init__(self, file: BinaryIO, name: str, deadline: float, num_bytes: int | None) -> None:
         self.name = name
         self._file, self._deadline = file, deadline
-        self._size = os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size
+        self._size = size if num_bytes is None else min(size, num_bytes)
         self._place = 0
 
     def read(self, num_bytes: int) -> bytes:
@@ -98,8 +100,14 @@ class _Bytes:
 
 
 @contextmanager
-def opened(path: Path, deadline: float = math.inf) -> Iterator[av.container.InputContainer]:
-    """Open a recording and find its streams; `deadline` is one of `time.monotonic`, after which it seems to end.
+def opened(
+    path: Path, deadline: float = math.inf, num_bytes: int | None = None
+) -> Iterator[av.container.InputContainer]:
+    """Open a recording and find its streams.
+
+    Args:
+        deadline: one of `time.monotonic`, after which the file seems to end.
+        num_bytes: where the file is to end besides; None takes all of it.
 
     Raises:
         PointerError: it names other files.
@@ -111,14 +119,15 @@ def opened(path: Path, deadline: float = math.inf) -> Iterator[av.container.Inpu
         name = os.path.join(os.devnull, "recording" + ending)  # a place where no file can be
         try:
             container = av.open(
-                _Bytes(file, name, deadline), mode="r", buffer_size=BUFFER_BYTES, **unreadable_tags(av.__version__),
+                _Bytes(file, name, deadline, num_bytes), mode="r", buffer_size=BUFFER_BYTES,
+                **unreadable_tags(av.__version__),
                 container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
             )  # fmt: skip
         except FFmpegError as error:
             pointer = _pointer(file)
             if pointer is None:
                 raise
-            raise PointerError(f"{pointer}, which points to other places") from error
+            raise PointerError(errno.EPERM, f"{pointer}, which points to other places") from error
         with container:
             forget_labels(container)
             yield container

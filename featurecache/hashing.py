@@ -37,12 +37,12 @@ def file_sha256(path: str | Path) -> str:
     """
     resolved = Path(os.path.realpath(path))
     for _ in range(MAX_READINGS):
-        before = _identity(resolved)
+        before = file_identity(resolved)
         known = _memo.get(before)
         if known is not None:
             return known
         digest = _digest(resolved)
-        if _identity(resolved) == before:  # otherwise it was written while we read: read again
+        if file_identity(resolved) == before:  # otherwise it was written while we read: read again
             break
     else:
         raise OSError(errno.EBUSY, "a file that changes while it is read")
@@ -51,10 +51,11 @@ def file_sha256(path: str | Path) -> str:
     return digest
 
 
-_Identity = tuple[str, int, int, int, int]
+Identity = tuple[str, int, int, int, int]
 
 
-def _identity(path: Path) -> _Identity:
+def file_identity(path: Path) -> Identity:
+    """Return the path of a file with what changes when its bytes do: size, times and inode."""
     stat = path.stat()
     return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
@@ -84,12 +85,12 @@ class _Memo:
         with self._lock:
             self._let_go()
 
-    def get(self, identity: _Identity) -> str | None:
+    def get(self, identity: Identity) -> str | None:
         path, *rest = identity
         rows = self._ask("SELECT size, mtime_ns, ctime_ns, inode, sha256 FROM hashes WHERE path = ?", (path,))
         return rows[0][4] if rows and list(rows[0][:4]) == rest else None
 
-    def put(self, identity: _Identity, digest: str) -> None:
+    def put(self, identity: Identity, digest: str) -> None:
         self._ask("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?, ?)", (*identity, digest))
 
     def _ask(self, statement: str, values: tuple) -> list[tuple]:  # type: ignore[type-arg]

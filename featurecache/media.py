@@ -127,9 +127,9 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
     except FileNotFoundError:
         return media_error(clip, f"its {kind} file", "no such file")
     except NotAFileError as error:
-        return media_error(clip, f"its {kind} file", str(error))
+        return media_error(clip, f"its {kind} file", error.strerror)
     except PointerError as error:
-        return media_error(clip, f"its {kind} file to be a recording itself", str(error))
+        return media_error(clip, f"its {kind} file to be a recording itself", error.strerror)
     except FFmpegError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise

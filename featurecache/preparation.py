@@ -6,6 +6,7 @@ they went in, and only a bounded number is in flight, so memory does not grow wi
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from featurecache.encoders import Encoder, View
 from featurecache.errors import EncoderError, FeatureCacheError, MediaError
 from featurecache.faults import machine_at_fault
 from featurecache.frame_memory import FRAME_MEMORY, Reservation
-from featurecache.media import Absent, decode_each
+from featurecache.hashing import Identity, file_identity
+from featurecache.media import Absent, decode_each, media_files
 from featurecache.sources import clip_source
 
 CLIP_LIMIT_S = 300.0
@@ -90,10 +92,13 @@ def _prepare(
 ) -> PreparedClip:
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
+    before = _identities(clip, views)
     notices: list[str] = []
     decoded = decode_each(clip, views, limit_s, memory, notices)
     decoded_at = time.perf_counter()
     sources = {view: _source_of(clip, view) for view in dict.fromkeys(views)}
+    if _identities(clip, views) != before:
+        sources = dict.fromkeys(views, OSError(errno.EBUSY, "a file that changes while it is read"))
     hashed_at = time.perf_counter()
     results: dict[str, Prepared] = {}
     inputs: dict[str, np.ndarray | MediaError] = {}
@@ -112,6 +117,18 @@ def _prepare(
             results[name] = _prepared(name, encoder, source, view, inputs[key])  # type: ignore[arg-type]
     ended = time.perf_counter()
     return PreparedClip(clip, results, hashed_at - decoded_at, decoded_at - began, ended - hashed_at, notices)
+
+
+def _identities(clip: Clip, views: Sequence[View]) -> list[Identity | None]:
+    """Tell whether files change between decoding and hashing: their tokens would be those of no file."""
+    files = dict.fromkeys(path for view in views for path in media_files(clip, view))
+    found: list[Identity | None] = []
+    for path in files:
+        try:
+            found.append(file_identity(path))
+        except OSError:
+            found.append(None)
+    return found
 
 
 Job = tuple[Clip, Mapping[str, Encoder]]

@@ -26,6 +26,7 @@ from featurecache.clips import Clip
 from featurecache.container import opened
 from featurecache.encoders import AudioView, FramesView, View
 from featurecache.errors import MediaError
+from featurecache.extent import Extent, extent_of
 from featurecache.frame_memory import MAX_CLIP_BYTES, Reservation
 from featurecache.frames import FramePicker, frame_indices
 from featurecache.track import Track, count_missing, note_pictures
@@ -74,6 +75,9 @@ class Recording:
         self._seek = self._sought = self._start_s >= SEEK_FROM_S
         self.notice = ""
         """What a person should know of the clip beside its frames and sound."""
+        self._extent: Extent | None = None
+        self._num_bytes: int | None = None
+        """Where the file is to end for libav."""
         self._longest_s = 0.0
         self._skipped = False
 
@@ -89,10 +93,9 @@ class Recording:
         self._longest_s = max((view.max_duration_s for view in audio_views), default=0.0)
         tracks = self._scan(bool(frame_views), bool(audio_views))
         if "video" not in tracks:
-            results.update(dict.fromkeys(frame_views, Absent("no video stream")))
+            results.update(dict.fromkeys(frame_views, self._none_of("video")))
         if "audio" not in tracks:
-            missing = self._error("an audio stream", "none") if self.kind == "audio" else Absent("no audio stream")
-            results.update(dict.fromkeys(audio_views, missing))
+            results.update(dict.fromkeys(audio_views, self._none_of("audio")))
         pickers: dict[View, FramePicker] = {}
         collectors: dict[View, WaveformCollector] = {}
         for view in views:
@@ -126,6 +129,12 @@ class Recording:
             if not streams:
                 raise self._error("a stream of sound" + " or pictures" * (self.kind == "video"), "none")
 
+    def _none_of(self, kind: str) -> Absent | MediaError:
+        """Tell that no stream of a kind was found; where a file was cut short, there may have been one."""
+        if self._extent is not None and self._extent.lacking:
+            return self._error(f"a whole file, to tell whether it has {kind}", "one that is cut short before any")
+        return self._error("an audio stream", "none") if kind == self.kind == "audio" else Absent(f"no {kind} stream")
+
     def _error(self, expected: str, got: str) -> MediaError:
         return media_error(self.clip, f"{expected} in its {self.kind} file", got)
 
@@ -151,7 +160,7 @@ class Recording:
     def _opened(self, want_video: bool, want_audio: bool):  # type: ignore[no-untyped-def]
         """Open the file while the block runs; gives it and the streams to read, by kind, sought to before the clip."""
         try:
-            with opened(self.path, self._deadline) as container:
+            with opened(self.path, self._deadline, self._num_bytes) as container:
                 self._in_time()
                 streams = self._chosen_streams(container, want_video, want_audio)
                 if self._seek:
@@ -186,8 +195,11 @@ class Recording:
     def _scan(self, want_video: bool, want_audio: bool) -> dict[str, Track]:
         """Read every packet of the clip's part of the file, decoding none."""
         with self._opened(want_video, want_audio) as (container, streams):
+            extent = self._measure(container.format.name)
             if not streams:
                 return {}
+            if self._num_bytes is not None and self._num_bytes < container.size:
+                return self._scan(want_video, want_audio)
             origin_s = _origin_us(container) / av.time_base
             tracks = {kind: self._track(stream.time_base, origin_s) for kind, stream in streams.items()}
             promised = {kind: [entry.timestamp for entry in each.index_entries] for kind, each in streams.items()}
@@ -200,8 +212,15 @@ class Recording:
             self.notice = self._shortened(streams, tracks, origin_s)
             for kind, track in tracks.items():
                 if not track.dts or track.dts[-1] < track.end:
-                    count_missing(streams[kind], track, promised[kind], self.path)
+                    count_missing(streams[kind], track, promised[kind], extent)
             return tracks
+
+    def _measure(self, form: str) -> Extent:
+        """Find out how far the file holds sound and pictures: libav may take what follows for some."""
+        if self._extent is None:
+            self._extent = extent_of(self.path, form)
+            self._num_bytes = self._extent.end
+        return self._extent
 
     def _shortened(self, streams, tracks: dict[str, Track], origin_s: float) -> str:  # type: ignore[no-untyped-def]
         """Say that the file ends well before `end_s`; nothing of one whose times do not say where it ends."""
@@ -286,8 +305,9 @@ class Recording:
             indices = frame_indices(view, total, self.clip.peak_frame)
         except ValueError as error:
             raise MediaError(f'clip "{self.clip.id}"', got=str(error)) from error
-        if max(indices) >= len(inside):
-            raise self._error(f"{total} frames", f"{len(inside)}; the file is cut short")
+        about = missing and track.missing_guessed
+        if max(indices) >= len(inside) or (about and indices != frame_indices(view, len(inside), self.clip.peak_frame)):
+            raise self._error(f"{'about ' * about}{total} frames", f"{len(inside)}; the file is cut short")
         if not track.by_time:
             return FramePicker([inside[index][0] for index in indices], False, aspect)
         return FramePicker([inside[index][1] for index in indices], True, aspect, track.doubtful())
@@ -364,7 +384,8 @@ class Recording:
         if lacking and (collector.problem or not collector.done):
             whole = len(track.pts) - len(track.damaged)
             got = f"{whole} ({len(samples) / collector.sampling_rate:.2f} s); the file is cut short"
-            return self._error(f"{whole + lacking} audio packets", got)
+            about = "about " * (track.missing > 0 and track.missing_guessed)
+            return self._error(f"{about}{whole + lacking} audio packets", got)
         if collector.problem:
             return self._error(*collector.problem)
         if not len(samples):

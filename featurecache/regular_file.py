@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -23,7 +24,7 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise NotAFileError("a folder" if stat.S_ISDIR(mode) else "a pipe or a device")
+            raise NotAFileError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "a pipe or a device")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)

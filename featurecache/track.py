@@ -1,9 +1,9 @@
 """What the packets of one stream say: every frame's time, and whether the file holds all that it promises.
 
 Counts in headers are often absent or wrong, so frames are counted by their packets. Whether a file was cut short is
-told from its index, or else from the duration that its header states. Times may contradict the order in which frames
-are displayed: a file joined from two begins again in its middle, AVI counts packets and calls that time. What packets
-show of this is told here; the rest shows when frames are decoded. This module decodes nothing.
+told from its index, from the duration that its header states, or from its size. Times may contradict the order in
+which frames are displayed: a file joined from two begins again in its middle, AVI counts packets and calls that time.
+What packets show of this is told here; the rest shows when frames are decoded. This module decodes nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
+from featurecache.extent import Extent
 from featurecache.frames import SQUARE, displayed_width
 
 DURATION_SLACK_S = 1.0  # a header's duration may exceed the last packet by rounding
-STREAMED_RIFF_BYTES = (8, 0xFFFFFFFF + 8)  # what a WAV header states when the length was not known
+EXACT_FORMATS = frozenset({"flac", "tta", "wv", "ape"})
+"""Containers whose header states the number of samples."""
+INDEXED_FORMATS = frozenset({"mov", "matroska", "rm"})
+"""Containers that store an index of times, mp4 of all packets; libav indexes others by bytes or by what it has read."""
+PARTIAL_FORMATS = frozenset({"wav", "w64", "aiff", "au", "caf", "sox", "adx"})
+"""Containers without packets, of which libav reads so many bytes at a time."""
 
 
 @dataclass
@@ -34,6 +39,8 @@ class Track:
     """Times of packets that the file holds in part only."""
     missing: int = 0
     """Packets that the file promises after its last one."""
+    missing_guessed: bool = False
+    """Whether that number is a guess, though not that there are some."""
     num_pixels: int = 0
     """Of a frame, as the header states its size and as it is displayed."""
     pixel_aspect: Fraction = SQUARE
@@ -99,37 +106,43 @@ def note_pictures(stream, track: Track) -> None:  # type: ignore[no-untyped-def]
     track.reorders = stream.codec_context.has_b_frames
 
 
-def count_missing(stream, track: Track, promised: list[int], path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Fill in how many packets the file's index, or else the stream's own duration, promises beyond the last one."""
+def count_missing(stream, track: Track, promised: list[int], extent: Extent) -> None:  # type: ignore[no-untyped-def]
+    """Fill in how many packets the file should hold beyond its last one.
+
+    A stored index tells, or the duration that the stream states, or the bytes that the file lacks, which is a guess.
+    """
     if not track.dts:
-        track.missing = len(promised)
+        track.missing, track.missing_guessed = (len(promised), False) if promised else (int(bool(extent.lacking)), True)
         return
-    last = max(track.dts)
-    track.missing = sum(1 for dts in promised if last < dts < track.end)
-    duration_s = _stated_duration_s(stream, path)
-    if track.missing or duration_s is None or len(track.dts) < 2:
-        return
+    formats = set(stream.container.format.name.split(","))
+    if formats & PARTIAL_FORMATS and not extent.lacking:
+        track.damaged.clear()  # the last packet is shorter than others, which libav takes for damage
     first = stream.start_time if stream.start_time is not None else track.dts[0]
-    packet_s = float((last - track.dts[0]) * stream.time_base) / (len(track.dts) - 1)
-    stated_end_s = min(duration_s, float((track.end - first) * stream.time_base))
+    last = max(track.dts)
+    packet_s = float((last - min(track.dts)) * stream.time_base) / max(len(track.dts) - 1, 1)
     last_shown = max((time for time in track.pts if time is not None), default=last)
-    lacking_s = stated_end_s - (float((last_shown - first) * stream.time_base) + packet_s)
-    if lacking_s > DURATION_SLACK_S and packet_s > 0:
+    end_s = float((last_shown - first) * stream.time_base) + packet_s
+    wanted_s = float((track.end - first) * stream.time_base)
+    beyond = sum(1 for dts in promised if last < dts < track.end) if formats & INDEXED_FORMATS else 0
+    if end_s >= wanted_s:
+        return
+    duration_s = _stated_duration_s(stream, formats)
+    slack_s = 1.5 * packet_s if formats & EXACT_FORMATS else DURATION_SLACK_S
+    lacking_s = 0.0 if duration_s is None else min(duration_s, wanted_s) - end_s
+    if "mov" in formats and beyond:
+        track.missing = beyond
+    elif lacking_s > slack_s and packet_s > 0:
         track.missing = round(lacking_s / packet_s)
+    elif extent.lacking or beyond:
+        track.missing = max(1, beyond, round((extent.lacking or 0) / max(extent.end, 1) * len(track.dts)))
+        track.missing_guessed = True
 
 
-def _stated_duration_s(stream, path: Path) -> float | None:  # type: ignore[no-untyped-def]
+def _stated_duration_s(stream, formats: set[str]) -> float | None:  # type: ignore[no-untyped-def]
     """Return the duration that the stream's header states; None where the container only estimates one."""
-    form = stream.container.format.name
-    if form == "flac" and stream.duration is not None:
+    if formats & EXACT_FORMATS and stream.duration is not None:
         return float(stream.duration * stream.time_base)
-    if form == "wav" and stream.duration is not None:  # libav shortens it to what the file holds
-        with path.open("rb") as file:
-            riff_bytes = int.from_bytes(file.read(8)[4:], "little") + 8
-        held_bytes = path.stat().st_size
-        whole = riff_bytes in STREAMED_RIFF_BYTES or riff_bytes <= held_bytes
-        return float(stream.duration * stream.time_base) * (1 if whole else riff_bytes / held_bytes)
-    if "matroska" in form:
+    if "matroska" in formats:
         stated = stream.metadata.get("DURATION", "").split(":")
         if len(stated) == 3 and all(part.replace(".", "", 1).isdigit() for part in stated):
             end_s = int(stated[0]) * 3600 + int(stated[1]) * 60 + float(stated[2])  # a time, from the file's zero

@@ -95,6 +95,49 @@ def write_sound(container, stream, samples: np.ndarray, layout: str, rate: int) 
     container.mux(stream.encode(None))
 
 
+def write_interleaved(
+    path: Path,
+    sound: np.ndarray,
+    rate: int,
+    codec: str,
+    video: tuple[str, dict[str, str]] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Write (S,) samples, and 10 noisy frames a second beside them, packet by packet in the order of their times."""
+    with av.open(str(path), "w", container_options=container_options or {}) as container:
+        pictures = None
+        if video is not None:
+            pictures = container.add_stream(video[0], rate=10, options=video[1])
+            pictures.width, pictures.height = WIDTH, HEIGHT
+            pictures.pix_fmt = "yuvj420p" if video[0] == "mjpeg" else "yuv420p"
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="flt", layout="mono")
+        frame.sample_rate = rate
+        context = stream.codec_context
+        resampler = av.AudioResampler(
+            format=context.format, layout="mono", rate=rate, frame_size=context.frame_size or 1024
+        )
+        heard = shown = 0
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            while pictures is not None and shown * rate <= heard * 10:
+                _write_noise(container, pictures, shown)
+                shown += 1
+            part.pts, part.time_base = heard, Fraction(1, rate)
+            heard += part.samples
+            container.mux(stream.encode(part))
+        if pictures is not None:
+            container.mux(pictures.encode(None))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _write_noise(container, stream, number: int) -> None:  # type: ignore[no-untyped-def]
+    noise = np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    frame = av.VideoFrame.from_ndarray(noise, format="rgb24")
+    frame.pts, frame.time_base = number, Fraction(1, 10)
+    container.mux(stream.encode(frame))
+
+
 def write_wav(path: Path, channels: np.ndarray, *, rate: int = RATE, kind: str = "i2", mask: int | None = None) -> Path:
     """Write (C, S) samples in [-1, 1] as a WAV file; kind is u1, i2, i3, i4, i8, f4 or f8, `mask` names channels."""
     num_channels, num_bytes = len(channels), int(kind[1])
