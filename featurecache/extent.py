@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from featurecache.item_chains import CHAINS, amr_end
+from featurecache.item_chains import CHAINS, amr_end, chain_end
 from featurecache.regular_file import open_regular
 from featurecache.stated_sizes import STATED_SIZES
 
@@ -43,7 +43,7 @@ def extent_of(path: Path, form: str) -> Extent:
             if name == "amr":
                 return _by_items(amr_end(file, size), size)
             if name in CHAINS:
-                return _by_items(next(filter(None, (chain.end(file, size) for chain in CHAINS[name])), None), size)
+                return _by_items(chain_end(CHAINS[name], file, size), size)
     return Extent(size, None)
 
 

@@ -3,8 +3,8 @@
 The last items are found from the file's end: a place where several follow each other, the last of which ends the sound.
 What comes after is a tag, padding or leftovers, or the beginning of an item that the file does not hold whole.
 
-`end` takes an open file and its size; it gives the byte after the last whole item and how many bytes the file lacks of
-the next, 0 where no item begins there, or None where no chain is found.
+`chain_end` and `amr_end` take an open file and its size; they give the byte after the last whole item and how many
+bytes the file lacks of the next, 0 where no item begins there, or None where no chain is found.
 Sources: ISO 11172-3, 13818-1 and 13818-7, ATSC A/52, RFC 3533, RFC 4867, the FLV and WavPack specifications.
 """
 
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-WINDOW_BYTES = 1 << 17
+WINDOW_BYTES = 1 << 15
+MAX_TRIED = 20_000  # places; a file made to have more is not judged
 MAX_WINDOW_BYTES = 1 << 24  # a tag may hold pictures; what follows even longer leftovers is not looked for
 
 Item = tuple[int, object] | None
@@ -36,34 +37,23 @@ class Chain:
     mark_bytes: int = 2
     """How many bytes at the beginning of all items of a chain are the same."""
 
-    def end(self, file: BinaryIO, size: int) -> tuple[int, int] | None:
-        """Find the last chain of a file; see above."""
-        window = WINDOW_BYTES
-        while True:
-            start = max(0, size - window)
-            data = os.pread(file.fileno(), size - start, start)
-            found = self._last(data, 1 if start == 0 else self.min_items)
-            if found is not None:
-                return start + found[0], found[1]
-            if start == 0:
-                lone = self._at(data, 0)
-                return None if lone is None else (size, max(0, lone[0] - size))
-            if window >= MAX_WINDOW_BYTES:
-                return None
-            window *= 4
+    def last(self, data: bytes, from_start: bool) -> tuple[int, int] | None:
+        """Return the end of the last chain in the tail of a file and what is lacking there.
 
-    def _last(self, data: bytes, min_alone: int) -> tuple[int, int] | None:
-        """Return the end of the last chain in `data` and what is lacking there."""
-        found, place = None, 0
-        while (match := self.begins.search(data, place)) is not None:
-            place = match.start()
+        With `from_start` the tail is the whole file, in which one item is enough.
+        """
+        found, place, tried = None, 0, 0
+        while tried < MAX_TRIED and (match := self.begins.search(data, place)) is not None:
+            place, tried = match.start(), tried + 1
             end, count, last = self._follow(data, place)
-            if count >= (self.min_items if found else min_alone):
+            if count >= (1 if from_start and found is None else self.min_items):
                 found = end, self._lacking(data, end, last)
                 place = end
             else:
                 place += 1
-        return found
+        if found is None and from_start and (alone := self._at(data, 0)) is not None:
+            return len(data), max(0, alone[0] - len(data))
+        return None if tried == MAX_TRIED else found
 
     def _follow(self, data: bytes, place: int) -> tuple[int, int, tuple[object, bytes]]:
         count, kind, head = 0, None, b""
@@ -198,6 +188,21 @@ CHAINS: dict[str, tuple[Chain, ...]] = {
 }
 """libav's name of a container format -> what its items may be."""
 
+
+def chain_end(chains: Sequence[Chain], file: BinaryIO, size: int) -> tuple[int, int] | None:
+    """Find the last chain of a file that is of one of these kinds; see above."""
+    window = WINDOW_BYTES
+    while True:
+        start = max(0, size - window)
+        data = os.pread(file.fileno(), size - start, start)
+        found = next(filter(None, (chain.last(data, start == 0) for chain in chains)), None)
+        if found is not None:
+            return start + found[0], found[1]
+        if start == 0 or window >= MAX_WINDOW_BYTES:
+            return None
+        window *= 8
+
+
 AMR_FRAMES = {
     b"#!AMR\n": {0: 13, 1: 14, 2: 16, 3: 18, 4: 20, 5: 21, 6: 27, 7: 32, 8: 6, 15: 1},
     b"#!AMR-WB\n": {0: 18, 1: 24, 2: 33, 3: 37, 4: 41, 5: 47, 6: 51, 7: 59, 8: 61, 9: 6, 14: 1, 15: 1},
@@ -206,7 +211,7 @@ AMR_FRAMES = {
 
 
 def amr_end(file: BinaryIO, size: int) -> tuple[int, int] | None:
-    """As `Chain.end`, of AMR, whose frames have no mark to find them by: they are followed from the first."""
+    """As `chain_end`, of AMR, whose frames have no mark to find them by: they are followed from the first."""
     data = os.pread(file.fileno(), min(size, MAX_WINDOW_BYTES), 0)
     mark = next((mark for mark in AMR_FRAMES if data.startswith(mark)), None)
     if mark is None or len(data) < size:

@@ -14,7 +14,10 @@ from test_channels import written
 from featurecache.clips import Clip
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
+from featurecache.extent import extent_of
+from featurecache.item_chains import CHAINS
 from featurecache.media import decode, decode_each
+from featurecache.stated_sizes import STATED_SIZES
 
 AUDIO = AudioView()
 EIGHT = FramesView(8, "uniform", still=False)
@@ -241,3 +244,22 @@ def test_written_files_are_what_is_heard(tmp_path: Path) -> None:
     tones = np.stack([rec.sine(1.0, 300), rec.sine(1.0, 300)])
     sound = decode(Clip("a", audio=written(tmp_path / "a.aiff", "pcm_s16be", tones, "stereo")), [AUDIO])[0]
     assert np.abs(sound - tones[0]).max() < 1e-3
+
+
+def test_no_bytes_make_the_search_for_an_end_fail(made, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(7)
+    forms = [*STATED_SIZES, *CHAINS, "amr"]
+    sources = [made(kind).read_bytes()[:20_000] for kind in ("wav pcm_s16le", "avi pcm_s16le", "mkv", "mp4 faststart",
+               "ogg libopus", "mp3 libmp3lame", "aiff pcm_s16be", "caf alac", "asf", "flv", "ts", "amr")]  # fmt: skip
+    path = tmp_path / "a"
+    for number in range(120):
+        data = bytearray(sources[number % len(sources)] if number % 5 else rng.bytes(int(rng.integers(0, 3000))))
+        for _ in range(int(rng.integers(0, 40))):
+            if data:
+                data[int(rng.integers(min(len(data), 400)))] = int(rng.choice((0, 1, 0x7F, 0x80, 0xFF)))
+        path.write_bytes(data[: int(rng.integers(0, len(data) + 1))] if number % 2 else data)
+        size = path.stat().st_size
+        for form in forms:
+            extent = extent_of(path, form)
+            assert 0 <= extent.end <= size
+            assert extent.lacking is None or extent.lacking >= 0
