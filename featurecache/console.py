@@ -11,7 +11,7 @@ import click
 
 from featurecache.errors import FeatureCacheError, suggest
 from featurecache.extras import import_failure, require_all
-from featurecache.interrupt import Interrupted
+from featurecache.interrupt import Interrupted, ending_on_signals, terminal_is_gone
 from featurecache.outside_text import printable
 from featurecache.screen import Screen
 
@@ -29,11 +29,17 @@ class _EndsInWords(click.Command):
         try:
             if self.extra and not set(HELP) & set(ctx.args):
                 require_all(self.extra, subject=str(ctx.info_name))
-            return super().invoke(ctx)
+            with ending_on_signals():
+                return super().invoke(ctx)
         except FeatureCacheError as error:
             _end(ctx, error)
         except Interrupted as stopped:
             say(stopped, err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt as ended:
+            say(
+                f"stopped by {str(ended) or 'SIGINT'}. What was finished is kept; run the same command again.", err=True
+            )
             ctx.exit(1)
         except click.ClickException as error:
             error.message = printable(error.message)
@@ -77,8 +83,15 @@ def _end(ctx: click.Context, error: FeatureCacheError) -> None:
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print a line to standard output, or error; nothing in it acts on the terminal."""
-    click.echo(printable(text), err=err)
+    """Print a line to standard output, or error; nothing in it acts on the terminal.
+
+    A terminal that closed is no error: what is at work is to be saved first.
+    """
+    try:
+        click.echo(printable(text), err=err)
+    except OSError as error:
+        if not terminal_is_gone(error):
+            raise
 
 
 def tables() -> Screen:

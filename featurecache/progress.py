@@ -15,6 +15,7 @@ from typing import Protocol
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from featurecache.interrupt import terminal_is_gone
 from featurecache.outside_text import one_line
 from featurecache.screen import Screen
 
@@ -55,7 +56,7 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with RichProgress(*columns, console=console) as bars:
+    with _Bars(*columns, console=console) as bars:
         task = bars.add_task(one_line(title), total=None, rate="", note="")
         began: list[float] = []
 
@@ -65,6 +66,17 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
             bars.update(task, completed=done, total=total, rate=rate, note=one_line(note))
 
         yield update
+
+
+class _Bars(RichProgress):
+    """Bars that end quietly where the terminal closed."""
+
+    def stop(self) -> None:
+        try:
+            super().stop()
+        except OSError as error:
+            if not terminal_is_gone(error):
+                raise
 
 
 class _Lines:
@@ -93,8 +105,12 @@ class _Lines:
 
     def close(self) -> None:
         if self._unsaid:
-            print(one_line(self._unsaid), file=sys.stderr, flush=True)
-            self._unsaid = ""
+            line, self._unsaid = one_line(self._unsaid), ""
+            try:
+                print(line, file=sys.stderr, flush=True)
+            except OSError as error:
+                if not terminal_is_gone(error):
+                    raise
 
 
 def _rate(done: int, elapsed_s: float, unit: str) -> str:

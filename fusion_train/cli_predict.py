@@ -109,7 +109,6 @@ def demo(
     fusion-train demo --model my-model
     fusion-train demo --model my-model --examples clips.jsonl --port 8000
     """
-    import signal
     import threading
 
     from fusion_train.predict.clips import collect_clips
@@ -119,7 +118,6 @@ def demo(
     offered = list(collect_clips([examples])) if examples else []
     opened = open_model(folder, device, base, encoder_places(weights))
     limits = PageLimits(clip_s=max_seconds, megabytes=max_megabytes)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads are deleted
     try:
         with serving(opened, host=host, port=port, limits=limits, examples=offered) as address:
             say(f"{address} shows {opened.name}; Ctrl-C ends it")

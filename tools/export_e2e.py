@@ -8,7 +8,6 @@ What is measured and how it is bounded: fusion_train/export.
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,6 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
     from fusion_train.export.exporting import NUM_CHECKED, Sources, export_run, verify_export
     from fusion_train.run import Run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half written is taken away
     run = Run(folder) if folder else None
     sources = Sources(
         given["store"], given["clips"], given["checkpoint"], given["split"],

@@ -128,7 +128,7 @@ def train_together(
 
     Raises:
         FeatureCacheError: settings, data or checkpoints that do not serve, before any of them is trained on.
-        Interrupted: SIGINT, SIGTERM or `stop` said so; all members are saved and resume from there.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or `stop` said so; all members are saved and resume from there.
     """
     for each in asked:
         refuse_other_configuration(each.run, each.config)

@@ -82,7 +82,7 @@ def train(
         WriteError: another process is training this run.
         DivergedError: the loss is not finite, and the step is kept for `fusion-train replay`; or a score is not.
         DeviceMemoryError: a step does not fit into the device's memory.
-        Interrupted: SIGINT, SIGTERM or `stop`; the run resumes from here.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or `stop`; the run resumes from here.
     """
     refuse_other_configuration(run, config)
     if run.exists and run.finished:

@@ -27,11 +27,11 @@ from fusion_train.run import Run
 from fusion_train.sweeps.budget import Estimate, admitted, estimate, share_of_steps, used_up
 from fusion_train.sweeps.companies import companies
 from fusion_train.sweeps.dispatch import dispatch
-from fusion_train.sweeps.engines.processes import environment
+from fusion_train.sweeps.engines.processes import crew, environment
 from fusion_train.sweeps.judge import stop_those_behind
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import DONE, FAILED, STOPPED, WAITING, Outcome, TrialTable
-from fusion_train.sweeps.work import Answer, Cost, Group, Room, Trained
+from fusion_train.sweeps.work import Answer, Cost, Group, Room, Trained, Work
 
 COST = Cost(trained=1, soft_tokens=448, flops=1e12, shared_bytes=100, own_bytes=10)
 FOUR = "variants:\n" + "".join(f"  {name}: {{optim: {{lr: {n + 1}e-4}}}}\n" for n, name in enumerate("abcd"))
@@ -224,6 +224,19 @@ def test_a_stop_may_be_requested_from_elsewhere():
         assert request.requested
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_that_somebody_stopped_fails_no_trial(load, tmp_path, number):
+    lines: list[str] = []
+    with crew(Work("features.zarr", "clips.jsonl", tmp_path, "emotion", "val"), lines.append) as workers:
+        workers.begin(0, groups(load("seeds: [0]\nvariants: {a: {}}\n"))[0])
+        os.kill(workers._workers[0]._process.pid, number)
+        found: list[tuple[int, Answer]] = []
+        while not found:
+            found = workers.answers()
+    assert found == [(0, Answer(stopped=True))]
+    assert lines == [f"a worker was ended by {signal.Signals(number).name}"]
+
+
 def test_a_driver_of_workers_elsewhere_imports_no_torch():
     modules = "fusion_train.sweeps.running, fusion_train.sweeps.engines.processes, fusion_train.sweeps.report"
     said = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"],
@@ -347,7 +360,7 @@ def wait_until(true, seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(command, start, tmp_path, how):
     text = "seeds: [0, 1]\nvariants:\n  conv: {model: {fusion: {name: conv}}}\n  conv-attention: {}\n"
     asked = command(text, "optim.steps=600", "checkpoint.every=20")
@@ -359,7 +372,7 @@ def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(comm
     assert len(workers) == 2
     driver.send_signal(how)
     said, _ = driver.communicate(timeout=60)
-    if how == signal.SIGINT:
+    if how != signal.SIGKILL:
         assert driver.returncode == 1, said
         assert "same command" in said
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 20)

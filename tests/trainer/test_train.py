@@ -189,23 +189,48 @@ def test_the_schedule_is_the_published_one(llama):
     assert learning_rate(49_999, optim) == pytest.approx(1e-6, rel=1e-3)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(config, material, tmp_path):
-    """A real process, stopped by a real signal, resumed by the command it names."""
-    (tmp_path / "mine.yaml").write_text(config.model_copy(update={"optim": config.optim.model_copy(
-        update={"steps": 100_000})}).to_yaml())  # fmt: skip
-    command = [sys.executable, "-m", "fusion_train.cli", "--stage", "perception",
-               "--config", str(tmp_path / "mine.yaml"),
+def started_training(config: Config, material: Path, folder: Path, **streams) -> subprocess.Popen:
+    """A process that trains without end in `folder`/run, and has kept a checkpoint."""
+    endless = config.model_copy(update={"optim": config.optim.model_copy(update={"steps": 100_000})})
+    (folder / "mine.yaml").write_text(endless.to_yaml())
+    command = ["-m", "fusion_train.cli", "--stage", "perception", "--config", str(folder / "mine.yaml"),
                "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
-               "--out", str(tmp_path / "run")]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+               "--out", str(folder / "run")]  # fmt: skip
+    process = subprocess.Popen([sys.executable, *streams.pop("before", ()), *command], **streams)
     deadline = time.monotonic() + 60
-    while not checkpoint.published(tmp_path / "run" / "checkpoints") and time.monotonic() < deadline:
+    while not checkpoint.published(folder / "run" / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.1)
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None
+    return process
+
+
+def test_sigterm_saves_and_says_how_to_go_on(llama, material, tmp_path):
+    """A real process, stopped by a real signal, resumed by the command it names."""
+    config = make_config(llama, "checkpoint.every=3")
+    process = started_training(config, material, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"fusion-train resume {tmp_path / 'run'}" in errors
     assert not Run(tmp_path / "run").finished
     state = checkpoint.read_state(checkpoint.choose(tmp_path / "run" / "checkpoints", "last"))
-    assert state.step > 0
+    assert f"stopped after step {state.step}." in errors
+
+
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+def test_a_closed_terminal_loses_no_step(llama, material, tmp_path):
+    config = make_config(llama, "checkpoint.every=3", "log.eval_every=1")  # a line on the terminal after every step
+    master, slave = os.openpty()
+    process = started_training(config, material, tmp_path, before=("-c", TAKE_TERMINAL), start_new_session=True,
+                               stdin=slave, stdout=slave, stderr=slave)  # fmt: skip
+    os.close(slave)
+    os.close(master)
+    assert process.wait(60) == 1
+    steps = [checkpoint.read_state(folder).step for folder in checkpoint.published(tmp_path / "run" / "checkpoints")]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == max(row["step"] for row in rows)

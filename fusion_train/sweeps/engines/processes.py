@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
-from featurecache.interrupt import StopRequest
+from featurecache.interrupt import SIGNALS, Interrupted, StopRequest
 from featurecache.machine import usable_cores
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.engines import POLL_S, child
@@ -124,6 +124,8 @@ class _Process:
 
     def _await(self, say: Callable[[str], None]) -> None:
         if (gone := self.receive(say)) is not None:
+            if gone.stopped:
+                raise Interrupted("stopped. Go on with the same command.")
             raise ConfigError(f"device {self.device}", expected="a worker that starts", got=gone.error)
 
     def begin(self, group: Group) -> None:
@@ -142,6 +144,9 @@ class _Process:
             message = self.stream.recv()
         except (EOFError, OSError):
             self._fit = self.busy = False
+            if -self._process.wait() in SIGNALS:  # somebody stopped it before it was training: no trial's fault
+                say(f"a worker {_how(self._process.returncode)}")
+                return Answer(stopped=True)
             return Answer(error=f"its process {_how(self._process.wait())}", damaged=True)
         if isinstance(message, Room):
             self._room = self._room or message
