@@ -22,6 +22,8 @@ MAX_WINDOW_BYTES = 1 << 24  # a tag may hold pictures; what follows even longer 
 
 Item = tuple[int, object] | None
 """Length in bytes, and what all items of one chain have in common."""
+HEAD_BYTES = 27 + 255  # of the longest header, that of an Ogg page
+UNKNOWN_BYTES = HEAD_BYTES + 1  # an item whose own header is not there whole
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Chain:
     """One kind of item."""
 
     begins: re.Pattern[bytes]
-    header_bytes: int
+    least_bytes: int
     item: Callable[[bytes], Item]
-    """The first `header_bytes` bytes of an item -> the item; None where they are of none."""
+    """The first bytes of an item, at least `least_bytes` of them -> the item; None where they are of none."""
     min_items: int = 3
     """So many in a row are no accident."""
     mark_bytes: int = 2
@@ -60,25 +62,25 @@ class Chain:
         while (item := self._at(data, place)) is not None and (not count or item[1] == kind):
             if place + item[0] > len(data):
                 break
-            kind, head, count = item[1], data[place : place + self.header_bytes], count + 1
+            kind, head, count = item[1], data[place : place + self.mark_bytes], count + 1
             place += item[0]
         return place, count, (kind, head)
 
     def _lacking(self, data: bytes, end: int, last: tuple[object, bytes]) -> int:
         """Return how many bytes are missing of an item that begins at `end`; 0 where none does."""
-        rest, (kind, head) = data[end : end + self.header_bytes], last
+        rest, (kind, mark) = data[end : end + HEAD_BYTES], last
         if not rest.strip(b"\0"):
             return 0  # padding
-        if len(rest) < self.header_bytes:
-            return 1 if rest[: self.mark_bytes] == head[: self.mark_bytes][: len(rest)] else 0
+        if len(rest) < self.least_bytes:
+            return 1 if rest[: self.mark_bytes] == mark[: len(rest)] else 0
         item = self.item(rest)
         if item is None or item[1] != kind:
             return 0
         return max(0, end + item[0] - len(data))
 
     def _at(self, data: bytes, place: int) -> Item:
-        head = data[place : place + self.header_bytes]
-        item = self.item(head) if len(head) == self.header_bytes else None
+        head = data[place : place + HEAD_BYTES]
+        item = self.item(head) if len(head) >= self.least_bytes else None
         return item if item is not None and item[0] > 0 else None
 
 
@@ -139,6 +141,8 @@ def ogg_page(head: bytes) -> Item:
     if head[:5] != b"OggS\0":
         return None
     segments = head[26]
+    if len(head) < 27 + segments:
+        return UNKNOWN_BYTES, "Ogg"
     return 27 + segments + sum(head[27 : 27 + segments]), "Ogg"
 
 
@@ -160,6 +164,8 @@ def program_pack(head: bytes) -> Item:
         return None
     if head[3] == 0xB9:
         return 4, "MPEG"
+    if len(head) < 14:
+        return UNKNOWN_BYTES, "MPEG"
     if head[3] == 0xBA:
         return 14 + (head[13] & 7) if head[4] >> 6 == 1 else 12, "MPEG"
     return 6 + int.from_bytes(head[4:6], "big"), "MPEG"
@@ -180,10 +186,10 @@ CHAINS: dict[str, tuple[Chain, ...]] = {
     "aac": (Chain(re.compile(rb"\xff[\xf0\xf1\xf8\xf9]"), 7, adts_frame),),
     "ac3": (Chain(re.compile(rb"\x0b\x77"), 6, ac3_frame),),
     "eac3": (Chain(re.compile(rb"\x0b\x77"), 6, ac3_frame),),
-    "ogg": (Chain(re.compile(rb"OggS\x00"), 27 + 255, ogg_page, min_items=2),),
+    "ogg": (Chain(re.compile(rb"OggS\x00"), 27, ogg_page, min_items=2),),
     "wv": (Chain(re.compile(rb"wvpk"), 8, wavpack_block, min_items=2),),
     "flv": (Chain(re.compile(rb"(?s)[\x08\x09\x12].{7}\x00\x00\x00"), 11, flv_tag, min_items=4),),
-    "mpeg": (Chain(re.compile(rb"\x00\x00\x01[\xba-\xff]"), 14, program_pack),),
+    "mpeg": (Chain(re.compile(rb"\x00\x00\x01[\xba-\xff]"), 4, program_pack),),
     "mpegts": (_transport(188, 0), _transport(192, 4), _transport(204, 0)),
 }
 """libav's name of a container format -> what its items may be."""

@@ -119,6 +119,22 @@ def test_whole_files_are_taken_and_cut_ones_refused(made, kind: str) -> None:  #
             assert "cut short" in str(sound), (numerator, sound)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_files_and_silence_are_whole(tmp_path: Path, kind: str) -> None:
+    """Their last items are smaller than others' headers."""
+    form, codec, rate, video, options = KINDS[kind]
+    if {codec, video[0] if video else codec} - set(av.codecs_available):
+        pytest.skip(f"this libav has no {codec}")
+    for seconds in (0.3, 2.2):
+        path = tmp_path / f"a.{form}"
+        rec.write_interleaved(path, np.zeros(round(seconds * rate)), rate, codec, video, options)
+        found = sound_of(path)
+        assert isinstance(found, np.ndarray), found
+        assert len(found) == pytest.approx(seconds * 16_000, abs=16_000 * CODEC_DELAY_S)
+        if form == "mpg":  # writers other than libav end with a code of four bytes
+            assert np.array_equal(sound_of(as_file(path, path.read_bytes() + b"\0\0\1\xb9")), found)
+
+
 def tag(kind: str) -> bytes:
     """What is found after the last frame of sound files."""
     id3 = b"TAG" + b"Title".ljust(125, b"\0")
