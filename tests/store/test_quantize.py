@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -87,3 +89,10 @@ def test_the_error_of_zeros_says_whether_they_stayed_zeros():
     assert measured_error(zeros, zeros) == {"error_rms": 0.0, "error_max": 0.0, "error_cosine": 1.0}
     assert measured_error(zeros, other) == {"error_rms": 0.0, "error_max": 1.0, "error_cosine": 0.0}
     assert measured_error(other, zeros) == {"error_rms": 1.0, "error_max": 1.0, "error_cosine": 0.0}
+
+
+def test_tokens_are_the_same_where_torch_is_not_loaded(monkeypatch):
+    q, scales = quantise(np.random.default_rng(1).standard_normal((40, 7)).astype(np.float32), "int8")
+    restored = dequantise(q, scales)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert np.array_equal(dequantise(q, scales), restored)

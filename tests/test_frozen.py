@@ -1,0 +1,24 @@
+"""Values that pass between modules are frozen: what a function was handed is what it still is when it returns."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+FILLED_IN = {"Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts"}
+"""Those that are filled in after they are made, or moved to a device."""
+FOLDERS = ["featurecache/store", *(f"fusion_train/{name}" for name in ("metrics", "data", "models", "training"))]
+FILES = [path for folder in FOLDERS for path in sorted((PROJECT / folder).glob("*.py"))]
+FILES += [PROJECT / "fusion_train" / name for name in ("statistics.py", "comparison.py")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_dataclasses_are_frozen(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            said = [ast.unparse(decorator) for decorator in node.decorator_list]
+            made = [text for text in said if text.startswith("dataclass")]
+            assert node.name in FILLED_IN or all("frozen=True" in text for text in made), node.name
