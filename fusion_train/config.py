@@ -168,6 +168,8 @@ class OptimConfig(Section):
     """Compute activations a second time to keep fewer; auto: where the memory model asks for it."""
     compile: bool = False
     """torch.compile of the language model's layers in training, without attention; rows of any layout share a graph."""
+    loss_per: Literal["sample", "token"] = "token"
+    """Mean over samples (the published set-up: every answer weighs alike) or over supervised tokens."""
     shard_base: bool = False
     """Share the frozen layers out over the processes (FSDP2); the trained parts stay whole on each."""
     deterministic: bool = False

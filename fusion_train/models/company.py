@@ -113,19 +113,17 @@ class Company:
         logits = self.llm(**together).logits.chunk(len(asked))
         return [member.losses(mine, **tensors) for (member, _), mine in zip(present, logits, strict=True)]
 
-    def learn(self, tensors: Mapping[str, Any], weigh: Callable[[int, Tensor], Tensor]) -> list[ModelOutput]:
-        """Forward, and backward of `weigh(place, loss)` of each present member; outputs come back without a graph."""
+    def learn(self, tensors: Mapping[str, Any], weigh: Callable[[int, ModelOutput], Tensor]) -> list[ModelOutput]:
+        """Forward, and backward of `weigh(place, output)` of each present member; outputs come back without a graph."""
         if self.stacked:
             outputs = self.forward(tensors)
-            torch.stack(
-                [weigh(n, out.loss_sum) for n, out in zip(self._present, outputs, strict=True)]
-            ).sum().backward()
-            return [ModelOutput(out.loss_sum.detach(), out.sample_losses) for out in outputs]
+            torch.stack([weigh(n, out) for n, out in zip(self._present, outputs, strict=True)]).sum().backward()
+            return [out.detached() for out in outputs]
         outputs = []
         for n in self._present:  # backward at once, so that the activations of one member are in memory
             out = self._alone(n, tensors)
-            weigh(n, out.loss_sum).backward()
-            outputs.append(ModelOutput(out.loss_sum.detach(), out.sample_losses))
+            weigh(n, out).backward()
+            outputs.append(out.detached())
         return outputs
 
     def _alone(self, place: int, tensors: Mapping[str, Any]) -> ModelOutput:

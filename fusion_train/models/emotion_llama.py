@@ -37,7 +37,11 @@ class ModelOutput:
     loss_sum: Tensor
     """Sum of the losses of the supervised tokens; the caller knows over how many to average."""
     sample_losses: Tensor
-    """The same sum sample by sample, without a gradient."""
+    """(B,) the same sum sample by sample."""
+
+    def detached(self) -> ModelOutput:
+        """The same without a graph."""
+        return ModelOutput(self.loss_sum.detach(), self.sample_losses.detach())
 
 
 class EmotionLlama(nn.Module):
@@ -156,7 +160,7 @@ class EmotionLlama(nn.Module):
     def losses(self, logits: Tensor, targets: Tensor, owners: Tensor, num_samples: int, **_rest: Any) -> ModelOutput:
         """Logits (1, S, V) at the supervised places; (S,) what each must predict and whose it is -> their losses."""
         losses = F.cross_entropy(logits[0].float(), targets, reduction="none")  # [s]
-        by_sample = torch.zeros(num_samples, device=losses.device).index_add_(0, owners, losses.detach())
+        by_sample = torch.zeros(num_samples, device=losses.device).index_add(0, owners, losses)
         return ModelOutput(losses.sum(), by_sample)
 
 

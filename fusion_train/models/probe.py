@@ -49,4 +49,4 @@ class Probe(nn.Module):
     def forward(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor, targets: Tensor) -> ModelOutput:
         """`logits`, and the loss of the class `targets` (B,) of each clip."""
         losses = F.cross_entropy(self.logits(features, present, allowed), targets, reduction="none")
-        return ModelOutput(losses.sum(), losses.detach())
+        return ModelOutput(losses.sum(), losses)

@@ -31,6 +31,7 @@ from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import DivergedError, FusionTrainError
 from fusion_train.language_model import build_model, load_llm
 from fusion_train.models.company import Company, evaluating, shared_copy
+from fusion_train.models.emotion_llama import ModelOutput
 from fusion_train.planning.sizes import work_of
 from fusion_train.processes import this_process
 from fusion_train.run import Run, absolute
@@ -51,6 +52,7 @@ from fusion_train.training.held_out import HeldOut, summarise
 from fusion_train.training.journal import Journal
 from fusion_train.training.list_changes import check_lists
 from fusion_train.training.memory_budget import Budget, choose_budget
+from fusion_train.training.objective import LOSS_PER, loss_of, total_of
 from fusion_train.training.optimizer import gradient_norms, make_optimizer, set_learning_rates
 from fusion_train.training.tally import Tally
 
@@ -254,22 +256,25 @@ def _step(company: Company, here: Sequence[int], members: Sequence[Member], batc
     """One optimizer step of every member that is here."""
     present = [members[n] for n in here]
     device = present[0].bench.device
-    total = sum(batch.num_supervised for batch in batches)
     for n, member in zip(here, present, strict=True):
         member.rates = set_learning_rates(member.optimizer, step, member.config.optim)
         company.streams[n].seed(derive(member.config.seed, "dropout", step, 0))
         member.loss = torch.zeros((), device=device)
 
-    def weigh(n: int, loss: torch.Tensor) -> torch.Tensor:
-        scaler = members[n].accelerator.scaler
-        return loss * (1 / total) if scaler is None else scaler.scale(loss * (1 / total))
-
+    totals = {per: sum(total_of(batch, per) for batch in batches) for per in LOSS_PER}
     for batch in batches:
+
+        def weigh(n: int, output: ModelOutput, batch: Batch = batch) -> torch.Tensor:
+            scaler, per = members[n].accelerator.scaler, members[n].config.optim.loss_per
+            loss = loss_of(output, batch, per) * (1 / totals[per])
+            return loss if scaler is None else scaler.scale(loss)
+
         with present[0].accelerator.autocast():
             outputs = company.learn(batch.to(device).tensors(), weigh)
         for member, output in zip(present, outputs, strict=True):
             member.tally.count(batch.asked, output.sample_losses)
-            member.loss += output.loss_sum / total
+            per = member.config.optim.loss_per
+            member.loss += loss_of(output, batch, per) / totals[per]
     for member in present:
         error = _apply(member, step)
         if error is not None:

@@ -1,7 +1,7 @@
 """One optimizer step: forward and backward of its micro-batches, one average over processes, AdamW.
 
-The loss of a step is the mean over all supervised tokens of its global batch, whatever the number of devices and
-micro-batches. Dropout is a pure function of (seed, step, process).
+The loss of a step is a mean over its global batch (see `objective`), whatever the number of devices and micro-batches.
+Dropout is a pure function of (seed, step, process).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fusion_train.data.batches import Batch
 from fusion_train.errors import DivergedError
 from fusion_train.models.parts import learning_parameters
 from fusion_train.seeding import derive
+from fusion_train.training.objective import loss_of, total_of
 from fusion_train.training.optimizer import gradient_norms
 from fusion_train.training.parallel import average_gradients
 from fusion_train.training.tally import Counts, Tally
@@ -33,22 +34,24 @@ def train_step(
     config: Config,
     step: int,
 ) -> tuple[float, dict[str, float]]:
-    """Train on the micro-batches of a step; returns the loss a supervised token, gradient norms by part.
+    """Train on the micro-batches of a step; returns the loss, gradient norms by part.
 
     Raises:
         DivergedError: loss or gradient is not finite; the weights are those before the step.
     """
     torch.manual_seed(derive(config.seed, "dropout", step, accelerator.process_index))
-    supervised = torch.tensor(sum(batch.num_supervised for batch in batches), device=accelerator.device)
-    total = int(accelerator.reduce(supervised, reduction="sum"))
+    per = config.optim.loss_per
+    parts = torch.tensor(sum(total_of(batch, per) for batch in batches), device=accelerator.device)
+    total = int(accelerator.reduce(parts, reduction="sum"))
     loss = torch.zeros((), device=accelerator.device)
     for batch in batches:
         with accelerator.autocast():
             output = model(**batch.to(accelerator.device).tensors())
-        # Gradients are averaged over processes; the loss is a mean over the tokens of all of them.
-        accelerator.backward(output.loss_sum * (accelerator.num_processes / total))
+        part = loss_of(output, batch, per)
+        # Gradients are averaged over processes; the loss is a mean over what all of them have.
+        accelerator.backward(part * (accelerator.num_processes / total))
         tally.count(batch.asked, output.sample_losses)
-        loss += output.loss_sum.detach() / total
+        loss += part.detach() / total
     mean_loss = float(accelerator.reduce(loss, reduction="sum"))
     _refuse_not_finite("loss", mean_loss, step, batches)
     average_gradients(learning_parameters(model).values())

@@ -36,22 +36,6 @@ def test_the_reported_loss_is_that_of_all_micro_batches(llama, material, tmp_pat
     assert losses[micro] == pytest.approx(losses[4], rel=1e-4)
 
 
-def test_a_step_returns_the_mean_over_the_tokens_of_all_its_micro_batches(llama, material):
-    config = make_config(llama, "optim.micro_batch_size=1", "optim.batch_size=4", "model.fusion.dropout=0",
-                         "model.lora.dropout=0")  # fmt: skip
-    bench = assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
-    accelerator = make_accelerator(config.optim)
-    feed = Feed(config, make_stream(bench, lambda line: None), bench.collator, num_processes=1, process=0, budget=4096)
-    batches = next(iter(feed.steps(0, 1)))
-    assert len(batches) == 4
-    with torch.no_grad():
-        sums = [float(bench.model(**batch.tensors()).loss_sum) for batch in batches]
-    expected = sum(sums) / sum(batch.num_supervised for batch in batches)
-    optimizer = make_optimizer(bench.model, config.optim)
-    loss, _ = stepping.train_step(bench.model, optimizer, batches, Tally(None), accelerator, config, 0)
-    assert loss == pytest.approx(expected, rel=1e-5)
-
-
 class OfProcess:
     """An accelerator that says it is of another process."""
 

@@ -1,0 +1,34 @@
+"""What a step minimises: the mean loss over the supervised tokens of its global batch, or over its samples.
+
+token     every supervised token weighs alike, so a reason of 60 tokens weighs as much as 30 labels of 2 tokens
+sample    mean over the tokens of a sample, then over samples, so every answer weighs alike; this is what the published
+          set-up computes (one sample per GPU, mean over its tokens, gradients averaged over GPUs)
+
+Both are sums over micro-batches divided by one total, so they do not depend on micro-batches, packing, shared prefixes
+or the number of processes. Source: released code, `train.py` with batch_size_train 1 (see docs/training.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fusion_train.models.emotion_llama import ModelOutput
+
+LossPer = Literal["sample", "token"]
+LOSS_PER: tuple[LossPer, ...] = ("sample", "token")
+
+
+def total_of(batch: Any, per: LossPer) -> int:
+    """Return what a micro-batch adds to the total that its loss is divided by: supervised tokens, or samples."""
+    return batch.num_supervised if per == "token" else len(batch.asked)
+
+
+def loss_of(output: ModelOutput, batch: Any, per: LossPer) -> Tensor:
+    """Return a micro-batch's part of the loss, before division by the total: a scalar with its graph."""
+    if per == "token":
+        return output.loss_sum
+    lengths = torch.tensor([max(asked.num_supervised, 1) for asked in batch.asked], dtype=torch.float32)
+    return (output.sample_losses / lengths.to(output.sample_losses.device, non_blocking=True)).sum()
