@@ -56,7 +56,7 @@ def optimizers(models):
 def step_together(company, optimizers, tensors, seed, scale=0.1):
     for stream in company.streams:
         stream.seed(seed)
-    outputs = company.learn(tensors, lambda place, loss: loss * scale)
+    outputs = company.learn(tensors, lambda place, output: output.loss_sum * scale)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
