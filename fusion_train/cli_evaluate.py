@@ -99,7 +99,7 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
 
 
 @click.command("score")
-@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--bench", "bench_name", help="A shipped bench or a file; PATH is a folder of SET.jsonl, or a file with --set."
 )
@@ -111,41 +111,78 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
 @click.option("--task", help="What was asked; the rows say it, if not.")
 @click.option("--split", default="test", show_default=True, help="Split of the clip list, with --clips.")
 @click.option("--clips", help="Clip list with the references; the rows' own, if not.")
+@click.option("--selected-from", type=click.IntRange(1), metavar="N",
+              help="The best of N candidates on these clips, such as epochs: PATH… are all of them, or the best.",
+              )  # fmt: skip
+@click.option("--correlation", type=click.FloatRange(0, 1), metavar="R",
+              help="With the best of N alone: assumed between the errors of two candidates.  [default: 0]")  # fmt: skip
 @scoring_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: beside PATH]")
-def score_command(path: Path, bench_name: str | None, set_name: str | None, task: str | None, **given: Any) -> None:
+def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str | None, **given: Any) -> None:
     """Score predictions from their file alone, those of other systems too: {"id": "a1", "prediction": "happy"} a line.
 
     \b
     fusion-train score runs/cognition/predictions-test-emotion.jsonl
     fusion-train score theirs.jsonl --metric hit --clips clips.jsonl --wheels emotion_wheel
     fusion-train score answers/ --bench mer-unibench --clips clips.jsonl --wheels emotion_wheel
+    fusion-train score epoch-*.jsonl --selected-from 12 --metric hit --clips clips.jsonl
     """
     from featurecache.clips import load_clips
-    from fusion_train.evaluation.bench_runs import join_references, read_bench, score_rows
-    from fusion_train.evaluation.benches import Bench, BenchSet, load_bench
-    from fusion_train.evaluation.prediction_rows import read_predictions
+    from fusion_train.evaluation.bench_runs import score_rows
+    from fusion_train.evaluation.benches import load_bench
     from fusion_train.evaluation.score_report import write_report
+    from fusion_train.evaluation.selecting import select
 
     clips = load_clips(given["clips"]) if given["clips"] else None
     bench = load_bench(bench_name) if bench_name else None
-    if path.is_dir():
-        if bench is None:
-            raise click.UsageError("a folder of answers needs --bench")
-        rows = read_bench(bench, path, clips)
-    else:
-        answers = read_predictions(path)
-        if bench is None:
-            asked = BenchSet(split=given["split"], task=task or answers[0].get("task") or "emotion",
-                             metric=given["metric"], main=given["main_figure"])  # fmt: skip
-            set_name, bench = asked.task, Bench(title=path.name, sets={asked.task: asked})
-        elif set_name not in bench.sets:
-            raise click.UsageError(f"--set: one of {', '.join(bench.sets)}")
-        rows = {set_name: join_references(answers, bench.sets[set_name], clips)}
-    out = given["out"] or (path if path.is_dir() else path.parent / f"{path.stem}-scores")
-    scores = score_rows(bench, rows, _helpers(given), out)
+    number = given["selected_from"]
+    if bench is None or set_name:
+        paths = tuple(file for path in paths for file in (_answer_files(path) if number and path.is_dir() else [path]))
+    if len(paths) > 1 and number is None:
+        raise click.UsageError("several candidates need --selected-from N: the best of them is reported")
+    if given["correlation"] is not None and number is None:
+        raise click.UsageError("--correlation needs --selected-from N")
+    first = paths[0]
+    out = given["out"] or (first if first.is_dir() else first.parent / f"{first.stem}-scores")
+    candidates = {}
+    for path in paths:
+        asked, rows = _answers(path, bench, set_name, clips, given)
+        candidates[path.stem if len({p.stem for p in paths}) == len(paths) else str(path)] = score_rows(
+            asked, rows, _helpers(given), out
+        )
+    scores = candidates[next(iter(candidates))] if number is None else select(candidates, number, given["correlation"])
     print_scores(scores)
     say(f"report: {write_report(scores, out)}")
+
+
+def _answer_files(folder: Path) -> list[Path]:
+    """Files of predictions in a folder of candidates."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jsonl", ".csv"))
+    if not files:
+        raise click.UsageError(f"{folder}: expected files of predictions (.jsonl, .csv), got none")
+    return files
+
+
+def _answers(path: Path, bench: Any, set_name: str | None, clips: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+    """The bench of one PATH, and its rows by set."""
+    from fusion_train.evaluation.bench_runs import join_references, read_bench
+    from fusion_train.evaluation.benches import Bench, BenchSet
+    from fusion_train.evaluation.prediction_rows import read_predictions
+
+    if path.is_dir():
+        if bench is None:
+            raise click.UsageError("a folder of answers needs --bench, or --selected-from N for one of candidates")
+        return bench, read_bench(bench, path, clips)
+    answers = read_predictions(path)
+    if bench is None:
+        asked = BenchSet(split=given["split"], task=given["task"] or answers[0].get("task") or "emotion",
+                         metric=given["metric"], main=given["main_figure"])  # fmt: skip
+        number = given["selected_from"]
+        title = path.name if number is None else f"best of {number} candidates"
+        set_name, bench = asked.task, Bench(title=title, sets={asked.task: asked})
+    elif set_name not in bench.sets:
+        raise click.UsageError(f"--set: one of {', '.join(bench.sets)}")
+    return bench, {set_name: join_references(answers, bench.sets[set_name], clips)}
 
 
 @click.command("contrast")
@@ -184,14 +221,25 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
 
 def print_scores(scores: Any) -> None:
     """Show what a bench gave: figures of every set, means, what must be known beside them."""
-    from fusion_train.evaluation.score_report import confusion_table, summary_table
+    from fusion_train.evaluation.score_report import (
+        confusion_table,
+        is_selected,
+        selection_lines,
+        selection_table,
+        summary_table,
+    )
     from fusion_train.report.terminal import for_terminal
 
     console = tables()
     console.print(for_terminal(summary_table(scores), scores.bench.title))
     for name, mean in scores.means.items():
         missing = f"not formed, without {', '.join(mean.missing)}"
-        say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}'}")
+        lowered = f", corrected {mean.corrected * 100:.2f}" if mean.corrected is not None else ""
+        say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}{lowered}'}")
+    if is_selected(scores):
+        console.print(for_terminal(selection_table(scores), "corrected for the choice among candidates"))
+        for line in selection_lines(scores):
+            say(line)
     for each in scores.sets.values():
         for note in each.scored.notes:
             say(f"{each.name}: {note}")

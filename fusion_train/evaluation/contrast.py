@@ -61,15 +61,20 @@ def difference(base: SetScore, other: SetScore, name: str) -> Difference:
     Raises:
         DataError: they answer other clips.
     """
-    mine, theirs = base.scored.clip_ids, other.scored.clip_ids
-    if mine != theirs:
-        odd = sorted(set(mine) ^ set(theirs))
-        raise DataError(
-            f"{name}: {base.title}", expected="the same clips", got=f"{len(odd)} others",
-            next_step=suggest(odd[0], mine).strip() or None, problems=odd,
-        )  # fmt: skip
+    refuse_other_clips(base, other, name)
     scores = [jackknife(each.scored.resample, base.clusters, each.scored.per_clip) for each in (other, base)]
     return Difference(scores[0].value - scores[1].value, difference_interval(scores[0].minus(scores[1])))
+
+
+def refuse_other_clips(base: SetScore, other: SetScore, name: str) -> None:
+    """Raise DataError where `other`, the answers of `name`, scores other clips than `base`."""
+    expected, got = base.scored.clip_ids, other.scored.clip_ids
+    if expected != got:
+        odd = sorted(set(expected) ^ set(got))
+        raise DataError(
+            f"{name}: {base.title}", expected="the same clips", got=f"{len(odd)} others",
+            next_step=suggest(odd[0], expected).strip() or None, problems=odd,
+        )  # fmt: skip
 
 
 def contrast_page(table: Table, title: str) -> Page:

@@ -7,7 +7,7 @@ to judge the figure, classes, confusion matrix, further metrics, tagged clips ag
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ from fusion_train.evaluation.scoring import BenchScores, SetScore
 from fusion_train.metrics.scored import Scored
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
+from fusion_train.selection import Selection
 from fusion_train.statistics import clusters_missing
 
 OURS = "ours"
+CORRECTED = ("corrected", "corrected from", "corrected to", "best of")
+"""Columns of scores that are the best of several, chosen on the same clips."""
+NO_CORRECTION = "no correction is possible from one cluster"
 
 
 def write_report(scores: BenchScores, folder: Path) -> Path:
@@ -37,24 +41,52 @@ def write_report(scores: BenchScores, folder: Path) -> Path:
 
 def overview_table(scores: BenchScores) -> Table:
     """One row a set, then the means; one column for us, its interval, and one for each rival."""
-    rivals = scores.bench.published
-    table = Table(["set", "figure", OURS, "from", "to", *(rival.name for rival in rivals)])
+    rivals, selected = scores.bench.published, is_selected(scores)
+    corrected = CORRECTED if selected else ()
+    table = Table(["set", "figure", OURS, "from", "to", *corrected, *(rival.name for rival in rivals)])
     rows: list[list[Cell]] = []
     for name, asked in scores.bench.sets.items():
         published = [rival.scores.get(name) for rival in rivals]
         each = scores.sets.get(name)
         if each is None:
-            rows.append([asked.title or name, None, None, None, None, *published])
+            rows.append([asked.title or name, None, None, None, None, *[None] * len(corrected), *published])
             continue
         scale = scale_of(each.scored)
         interval = (each.interval.low * scale, each.interval.high * scale) if each.interval else (None, None)
-        rows.append([each.title, figure_name(each.scored), each.scored.value * scale, *interval, *published])
+        rows.append([each.title, figure_name(each.scored), each.scored.value * scale, *interval,
+                     *(_corrected(each.selection, scale) if each.selection else ()), *published])  # fmt: skip
     for name, mean in scores.means.items():
-        value = None if mean.value is None else mean.value * 100
-        rows.append([f"mean: {name}", None, value, None, None, *(rival.means.get(name) for rival in rivals)])
+        value, lowered = (None if share is None else share * 100 for share in (mean.value, mean.corrected))
+        beside = [lowered, None, None, None] if selected else []
+        rows.append([f"mean: {name}", None, value, None, None, *beside, *(rival.means.get(name) for rival in rivals)])
     table.rows = rows  # type: ignore[assignment]
     table.emphasised = frozenset(range(len(scores.bench.sets), len(rows)))
     return table
+
+
+def is_selected(scores: BenchScores) -> bool:
+    """Whether the sets' answers are the best of several candidates."""
+    return any(each.selection for each in scores.sets.values())
+
+
+def _corrected(found: Selection, scale: float) -> list[Cell]:
+    """The columns `CORRECTED`."""
+    bounds = (found.interval.low, found.interval.high) if found.interval else (None, None)
+    numbers = (found.corrected, *bounds)
+    return [*(None if number is None else number * scale for number in numbers), found.num_candidates]
+
+
+def selection_table(scores: BenchScores) -> Table:
+    """For a terminal: one row per set whose answers are the best of several, with and without the correction."""
+    rows: list[Sequence[Cell]] = []
+    for each in scores.sets.values():
+        if each.selection is not None:
+            scale = scale_of(each.scored)
+            value, low, high, count = _corrected(each.selection, scale)
+            between = NO_CORRECTION if value is None else clusters_missing(len(set(each.clusters)),
+                f"{each.clustered_by}s") if low is None else f"{low:.2f} to {high:.2f}"  # fmt: skip
+            rows.append([each.title, each.scored.value * scale, value, between, count])
+    return Table(["set", "as chosen", "corrected", "interval 95 %", "best of"], rows)
 
 
 def summary_table(scores: BenchScores) -> Table:
@@ -85,6 +117,8 @@ def page_of(scores: BenchScores, overview: Table) -> Page:
         if mean.missing:
             page.text(f"{name} is not formed: no answers to {', '.join(mean.missing)}.", "note")
     page.text("Per cent, except ratings from 1 to 10. Intervals: 95 % over clusters of clips (jackknife, t).", "note")
+    for line in selection_lines(scores):
+        page.text(line, "warning")
     for rival in scores.bench.published:
         page.text(": ".join(filter(None, [rival.name, "; ".join(filter(None, [rival.source, rival.note]))])), "note")
     for each in scores.sets.values():
@@ -147,8 +181,9 @@ def as_json(scores: BenchScores) -> dict[str, Any]:
         "bench": scores.bench.title,
         "comparable": scores.comparable,
         "sets": {name: _set_json(each) for name, each in scores.sets.items()},
-        "means": {name: {"value": mean.value, "missing": list(mean.missing)} for name, mean in scores.means.items()},
-    }
+        "means": {name: {"value": mean.value, "missing": list(mean.missing), "corrected": mean.corrected}
+                  for name, mean in scores.means.items()},
+    }  # fmt: skip
 
 
 def _set_json(each: SetScore) -> dict[str, Any]:
@@ -157,6 +192,7 @@ def _set_json(each: SetScore) -> dict[str, Any]:
         **_scored_json(each.scored),
         "interval": {**(asdict(each.interval) if each.interval else {"low": None, "high": None, "level": None}),
                      "clusters": len(set(each.clusters)), "clustered_by": each.clustered_by},
+        "selection": each.selection and {**asdict(each.selection), "method": each.selection.method},
         "also": {name: _scored_json(other) for name, other in each.also.items()},
         "subsets": subsets,
     }  # fmt: skip
@@ -173,6 +209,12 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "notes": list(scored.notes),
         "comparable": scored.comparable,
     }
+
+
+def selection_lines(scores: BenchScores) -> list[str]:
+    """How scores were corrected that are the best of several; the same method is said once."""
+    methods = dict.fromkeys(each.selection.method for each in scores.sets.values() if each.selection)
+    return [f"Chosen and scored on the same clips: {method}." for method in methods]
 
 
 def interval_text(each: SetScore) -> str:

@@ -16,6 +16,7 @@ from fusion_train.errors import DataError
 from fusion_train.evaluation.benches import Bench, BenchSet
 from fusion_train.metrics.registry import score
 from fusion_train.metrics.scored import Scored, Settings
+from fusion_train.selection import Selection
 from fusion_train.statistics import Interval, interval_of, jackknife
 
 THE_REST = "the rest"
@@ -38,6 +39,8 @@ class SetScore:
     """Further metrics of the same answers."""
     subsets: Mapping[str, Scored | str] = field(default_factory=dict)
     """Tag -> the main metric over its clips, and over the rest; a text where they have no score."""
+    selection: Selection | None = None
+    """Of a set whose best answers were chosen on its own clips."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Mean:
 
     value: float | None
     missing: tuple[str, ...] = ()
+    corrected: float | None = None
+    """The same mean of scores that are corrected for selection; None where one is not."""
 
 
 @dataclass(frozen=True)

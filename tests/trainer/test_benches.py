@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from test_train import run_training
@@ -266,6 +267,66 @@ def test_predictions_of_another_system_are_scored_against_the_clip_list(folder, 
     assert result.exit_code == 0, result.output
     assert "not comparable" in result.output
     assert "labels a clip" in " ".join(result.output.split())
+
+
+def candidates(folder: Path, count: int, clips: int) -> list[Path]:
+    """Answers of equally good candidates, right on two clips of three."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    return [
+        write_rows(folder / f"epoch-{number:02d}.jsonl", [
+            {"id": f"c{n}", "reference": "happy", "prediction": "happy" if random.random() < 2 / 3 else "sad"}
+            for n in range(clips)])
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def test_the_best_of_several_candidates_is_corrected_for_the_choice(tmp_path):
+    files = candidates(tmp_path / "epochs", 20, 100)
+    result = invoke("score", tmp_path / "epochs", "--selected-from", 20, "--out", tmp_path / "all")
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "all" / "scores.json").read_text())["sets"]["emotion"]
+    selection = scores["selection"]
+    assert selection["naive"] == scores["figures"]["accuracy"] > 0.72
+    assert 2 / 3 - 0.1 < selection["corrected"] < selection["naive"] - 0.02
+    assert selection["interval"]["low"] < 2 / 3 < selection["interval"]["high"]
+    assert f"{100 * selection['corrected']:.2f}" in result.output
+    header, row = (tmp_path / "all" / "scores.csv").read_text().splitlines()
+    assert header.startswith("set,figure,ours,from,to,corrected,corrected from,corrected to,best of")
+    assert row.startswith(f"emotion (epoch-{selection['best']:02d}),accuracy,{100 * selection['naive']:g}")
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "Chosen and scored on the same clips" in page
+
+    best = files[selection["best"]]
+    result = invoke("score", best, "--selected-from", 20, "--correlation", 0.5, "--out", tmp_path / "one")
+    assert result.exit_code == 0, result.output
+    alone = json.loads((tmp_path / "one" / "scores.json").read_text())["sets"]["emotion"]["selection"]
+    error = (selection["naive"] * (1 - selection["naive"]) / 99) ** 0.5
+    assert alone["corrected"] == pytest.approx(selection["naive"] - error * 0.5**0.5 * 1.867475, abs=1e-6)
+    assert "errors correlate with 0.50" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        ([], "several candidates need --selected-from"),
+        (["--selected-from", 5], "expected 3, the number of candidates"),
+        (["--selected-from", 3, "--correlation", 0.5], "from which it is known"),
+    ],
+)
+def test_candidates_that_are_not_those_named_are_refused(tmp_path, rest, said):
+    result = invoke("score", *candidates(tmp_path / "epochs", 3, 10), *rest)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+
+
+def test_candidates_of_other_clips_are_refused(tmp_path):
+    files = candidates(tmp_path / "epochs", 2, 10)
+    files[1].write_text("".join(files[1].read_text().splitlines(keepends=True)[1:]))
+    result = invoke("score", *files, "--selected-from", 2)
+    assert result.exit_code == 2
+    assert "the same clips" in result.output
+    assert "c0" in result.output
 
 
 @pytest.mark.parametrize(
