@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from featurecache.clips import ClipList
+from featurecache.crash_guard import CrashGuard, notes_folder
 from featurecache.earlier import count_decided, refuse_changed
 from featurecache.encoders import Encoder
 from featurecache.errors import FeatureCacheError, MediaError, WriteError
@@ -48,6 +49,7 @@ def extract(
     replicas: Sequence[Mapping[str, Encoder]] = (),
     clip_limit_s: float | None = CLIP_LIMIT_S,
     first_clips: int | None = FIRST_CLIPS,
+    guard: CrashGuard | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
@@ -59,6 +61,8 @@ def extract(
     batches. A clip that takes longer than `clip_limit_s` to decode fails. `advance` is told clips done and to do, first
     of none done; `stop` is asked after every clip. Memory holds at most `Summary.max_clips_held` clips' inputs, and one
     clip's frames a worker. However a run ends, the clips that it has finished are committed.
+    A clip that crashes this process in its decoder fails in the next one, which finds it named in the store's folder or
+    where `guard` keeps its notes.
 
     Raises:
         FingerprintError: a feature was made by another spec, or clips in it from other media.
@@ -85,12 +89,14 @@ def extract(
     summary.max_clips_held = in_flight + _clips_behind(encoders, sharing, summary.lanes)
     first = FirstFailures(first_clips if max_failures is None else None)
     work = OpenUnits(chosen, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing, first))
+    notes = [writer.work_folder for writer in writers.values()]
+    watch = guard or CrashGuard([*notes, notes_folder(store.location)], workers)
     lanes = Lanes([encoders, *replicas], summary)
     advance(0, total)
     try:
         with (
             ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
-            contextlib.closing(prepare_all(work.jobs(), pool, in_flight, sharing, clip_limit_s)) as all_prepared,
+            contextlib.closing(prepare_all(work.jobs(), pool, in_flight, sharing, clip_limit_s, watch)) as all_prepared,
         ):
             for prepared in all_prepared:
                 for batch in work.take(prepared):
@@ -111,7 +117,17 @@ def extract(
     finally:
         lanes.abandon()
         work.close()
-    summary.left = sum(num_clips(unit) for unit in plan_units(writers, clips))
+        if guard is None:
+            watch.close()
+    left = [unit for unit in plan_units(writers, clips) if unit.shards]
+    summary.left = sum(map(num_clips, left))
+    if guard is None:
+        undecided = {clip_id for unit in left for name, _ in unit.shards for clip_id in unit.to_do(name)}
+        watch.forget(
+            lambda clip_id: (
+                clip_id not in undecided and all(writer.record(clip_id) is not None for writer in writers.values())
+            )
+        )
     summary.wall_s = time.perf_counter() - began
     return summary
 

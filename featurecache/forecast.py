@@ -7,17 +7,20 @@ in the run itself.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips import ClipList
+from featurecache.clips import Clip, ClipList
+from featurecache.crash_guard import CrashGuard, notes_folder
 from featurecache.durations import length_differences
 from featurecache.engines import Work
+from featurecache.errors import MediaError, WriteError
 from featurecache.estimate import Estimate, estimate, free_bytes
 from featurecache.extract import extract
 from featurecache.media import header_problem
@@ -117,12 +120,13 @@ def forecast(
     clips = work.load_clips()
     estimates = estimate(work.features, len(clips), held, stored_dtype=work.stored_dtype)
     opened = _spread(clips, headers)
-    unreadable = _read_headers(opened, advance) if headers else {}
-    lengths = length_differences(clip for clip in opened if clip.id not in unreadable)
-    readable = ClipList(clip for clip in clips if clip.id not in unreadable)
     trial_clips, clips_per_s, bottleneck = 0, 0.0, None
-    if calibrate and len(readable):
-        trial_clips, clips_per_s, bottleneck = _trial(work, devices, readable, calibrate)
+    with _guard(work) as guard:
+        unreadable = _read_headers(opened, guard, advance) if headers else {}
+        lengths = length_differences(clip for clip in opened if clip.id not in unreadable)
+        readable = ClipList(clip for clip in clips if clip.id not in unreadable)
+        if calibrate and len(readable):
+            trial_clips, clips_per_s, bottleneck = _trial(work, devices, readable, calibrate, guard)
     return Forecast(
         estimates, len(clips), free_bytes(work.store), min(headers, len(clips)), unreadable,
         lengths, clips.notices, trial_clips, clips_per_s, bottleneck,
@@ -135,17 +139,37 @@ def _spread(clips: ClipList, count: int) -> ClipList:
     return ClipList(clips[number * len(clips) // count] for number in range(count))
 
 
-def _read_headers(clips: ClipList, advance: Callable[[int, int], None]) -> dict[str, str]:
+@contextlib.contextmanager
+def _guard(work: Work) -> Iterator[CrashGuard | None]:
+    """Keep notes in the user's cache, since a forecast writes into no store; none where that cannot be written."""
+    try:
+        guard = CrashGuard([notes_folder(work.store)], max(HEADER_THREADS, work.workers))
+    except WriteError:
+        yield None
+        return
+    try:
+        yield guard
+    finally:
+        guard.close()
+
+
+def _read_headers(clips: ClipList, guard: CrashGuard | None, advance: Callable[[int, int], None]) -> dict[str, str]:
+    def problem_of(clip: Clip) -> MediaError | None:
+        with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as apart:
+            return header_problem(clip) if apart is None else apart.header_problem(clip)
+
     unreadable = {}
     with ThreadPoolExecutor(HEADER_THREADS, thread_name_prefix="header") as pool:
-        for number, (clip, problem) in enumerate(zip(clips, pool.map(header_problem, clips), strict=True), start=1):
+        for number, (clip, problem) in enumerate(zip(clips, pool.map(problem_of, clips), strict=True), start=1):
             if problem is not None:
                 unreadable[clip.id] = reason_of(problem)
             advance(number, len(clips))
     return unreadable
 
 
-def _trial(work: Work, devices: Sequence[str], clips: ClipList, count: int) -> tuple[int, float, str | None]:
+def _trial(
+    work: Work, devices: Sequence[str], clips: ClipList, count: int, guard: CrashGuard | None
+) -> tuple[int, float, str | None]:
     """Return how many clips were tried, clips a second, and the bottleneck."""
     encoders, *replicas = work.open_encoders(devices)
     batch = max(encoder.batch_size for encoder in encoders.values()) * len(devices)
@@ -154,7 +178,7 @@ def _trial(work: Work, devices: Sequence[str], clips: ClipList, count: int) -> t
 
         def run(name: str, some: ClipList) -> Any:
             store = open_store(Path(folder) / name, "a")
-            return extract(store, some, encoders, replicas=replicas, **work.extract_options)
+            return extract(store, some, encoders, replicas=replicas, guard=guard, **work.extract_options)
 
         began = time.perf_counter()
         summary = run("first.zarr", _spread(clips, batch))

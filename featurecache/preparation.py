@@ -6,6 +6,7 @@ they went in, and only a bounded number is in flight, so memory does not grow wi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featurecache.clips import Clip
+from featurecache.crash_guard import CrashGuard
 from featurecache.encoders import Encoder, View
 from featurecache.errors import EncoderError, FeatureCacheError, MediaError
 from featurecache.faults import machine_at_fault
@@ -67,17 +69,19 @@ def prepare(
     encoders: Mapping[str, Encoder],
     sharing: Mapping[str, str] | None = None,
     limit_s: float | None = None,
+    guard: CrashGuard | None = None,
 ) -> PreparedClip:
     """Hash, decode and preprocess one clip for `encoders`, by feature name; bad media are a result, no error.
 
-    Features with an equal value in `sharing` get one and the same input. Decoding stops after `limit_s`.
+    Features with an equal value in `sharing` get one and the same input. Decoding stops after `limit_s`. With a
+    `guard`, a crash of the decoder costs the process once, and this clip alone after that.
 
     Raises:
         Exception: whatever is no fault of the clip's media, with a note that names the clip.
     """
     try:
         with FRAME_MEMORY.reserve() as memory:
-            return _prepare(clip, encoders, sharing or {}, limit_s, memory)
+            return _prepare(clip, encoders, sharing or {}, limit_s, memory, guard)
     except Exception as error:
         error.add_note(f'This happened while clip "{clip.id}" was prepared; its media are not at fault.')
         raise
@@ -89,12 +93,17 @@ def _prepare(
     sharing: Mapping[str, str],
     limit_s: float | None,
     memory: Reservation,
+    guard: CrashGuard | None,
 ) -> PreparedClip:
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
     before = _identities(clip, views)
     notices: list[str] = []
-    decoded = decode_each(clip, views, limit_s, memory, notices)
+    with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as apart:
+        if apart is None:
+            decoded = decode_each(clip, views, limit_s, memory, notices)
+        else:
+            decoded = apart.decode_each(clip, views, limit_s, notices)
     decoded_at = time.perf_counter()
     sources = {view: _source_of(clip, view) for view in dict.fromkeys(views)}
     if _identities(clip, views) != before:
@@ -140,12 +149,13 @@ def prepare_all(
     in_flight: int,
     sharing: Mapping[str, str] | None = None,
     limit_s: float | None = None,
+    guard: CrashGuard | None = None,
 ) -> Iterator[PreparedClip]:
     """Prepare clips on the pool and yield them in order; at most `in_flight` are held at once."""
     waiting: deque[Future[PreparedClip]] = deque()
     try:
         for clip, encoders in jobs:
-            waiting.append(pool.submit(prepare, clip, encoders, sharing, limit_s))
+            waiting.append(pool.submit(prepare, clip, encoders, sharing, limit_s, guard))
             if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:

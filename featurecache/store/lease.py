@@ -38,7 +38,7 @@ class Lease:
         path = folder / name
         for _ in range(3):  # losing a race means that someone else is at work
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            if _lock(fd) and _same_file(path, fd):
+            if lock_now(fd) and _same_file(path, fd):
                 os.utime(fd)
                 return cls(path, fd)
             idle_s = time.time() - os.fstat(fd).st_mtime
@@ -53,11 +53,13 @@ class Lease:
 
     @staticmethod
     def sweep(folder: Path) -> None:
-        """Remove the leases of dead processes."""
+        """Remove the leases of dead processes, and nothing else that lies there."""
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if not path.name.isdigit():
+                continue
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                if _lock(fd):
+                if lock_now(fd):
                     os.unlink(path)
                 os.close(fd)
 
@@ -109,7 +111,8 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.writer")
 
 
-def _lock(fd: int) -> bool:
+def lock_now(fd: int) -> bool:
+    """Lock a file; False where another process has it, True where the file system knows no locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -133,6 +134,11 @@ class ShardWriter(Protocol):
 
 class FeatureWriter(Feature, Protocol):
     """A feature open for extraction."""
+
+    @property
+    def work_folder(self) -> Path:
+        """Where processes note what they are at; no part of what is stored."""
+        ...
 
     def plan(self, ids: Sequence[str]) -> None:
         """Plan every clip of `ids` that is not planned yet, in this order, on fresh shards.

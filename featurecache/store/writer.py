@@ -199,6 +199,11 @@ class StoredFeatureWriter(StoredFeature):
     def geometry(self) -> Geometry:
         return Geometry(self.folder, self.name, self.spec, self.parts, self.shard_rows, self.codec)
 
+    @property
+    def work_folder(self) -> Path:
+        """Where processes note what they are at; no part of what is stored."""
+        return self.folder.leases
+
     def shards(self) -> list[Shard]:
         """Every planned shard that holds clips, committed or not, by number."""
         self._plan.refresh()

@@ -6,22 +6,30 @@ the rate is that of the slowest. A bad clip becomes an answer with an error in i
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
+import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
 from featurecache.clips import Clip, ClipList
+from featurecache.crash_guard import CrashGuard
 from featurecache.durations import stated_duration_s
-from featurecache.errors import FeatureCacheError, MediaError
+from featurecache.errors import FeatureCacheError, MediaError, WriteError
+from featurecache.hashing import cache_folder
 from featurecache.machine import usable_cores
+from featurecache.media import decode_each
 from featurecache.progress import duration
 from fusion_train.errors import DivergedError
 from fusion_train.models.answering import NotFinite
@@ -88,8 +96,12 @@ def predict(
     cores = usable_cores()
     workers = limits.workers or min(8, cores if opened.device.type == "cuda" else max(1, cores // 2))
     alone = len(clips) <= limits.batch_size  # one batch: nothing to overlap, and a new thread starts cold
-    with ThreadPoolExecutor(workers, "decode") as decoding, ThreadPoolExecutor(1, "encode") as encoding:
-        prepared = _decoded(opened, clips, question, limits, timings, decoding, workers)
+    with (
+        _guard(workers) as guard,
+        ThreadPoolExecutor(workers, "decode") as decoding,
+        ThreadPoolExecutor(1, "encode") as encoding,
+    ):
+        prepared = _decoded(opened, clips, question, limits, timings, decoding, workers, guard)
         waiting: deque[Callable[[], _Encoded]] = deque()
 
         def answered() -> Sequence[Answer]:
@@ -121,7 +133,7 @@ def _counted(answers: Sequence[Answer], timings: Timings, began: float) -> Seque
 
 def _decoded(
     opened: OpenedModel, clips: ClipList, question: Question, limits: Limits, timings: Timings,
-    pool: ThreadPoolExecutor, workers: int,
+    pool: ThreadPoolExecutor, workers: int, guard: CrashGuard,
 ) -> Iterator[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]]:  # fmt: skip
     """Prepare clips on threads, in order, those with one set of labels after another; few are held at once.
 
@@ -133,7 +145,7 @@ def _decoded(
     jobs = ((labels, clip) for labels, group in by_labels.items() for clip in group)
     ahead: deque[tuple[tuple[str, ...], Clip, Callable[[], PreparedClip | FeatureCacheError]]] = deque()
     for labels, clip in jobs:
-        work = partial(_prepare, opened, clip, labels, question, limits, timings)
+        work = partial(_prepare, opened, clip, labels, question, limits, timings, guard)
         ahead.append((labels, clip, work if len(clips) == 1 else pool.submit(work).result))
         if len(ahead) >= limits.batch_size + workers:
             yield _waited(ahead.popleft())
@@ -149,16 +161,44 @@ def _waited(
 
 
 def _prepare(
-    opened: OpenedModel, clip: Clip, labels: tuple[str, ...], question: Question, limits: Limits, timings: Timings
-) -> PreparedClip | FeatureCacheError:
+    opened: OpenedModel, clip: Clip, labels: tuple[str, ...], question: Question, limits: Limits, timings: Timings,
+    guard: CrashGuard,
+) -> PreparedClip | FeatureCacheError:  # fmt: skip
     with timings.spent("decode"):
         try:
-            refuse_long(clip, limits.clip_s, limits.decode_s)
-            prepared = opened.processor.prepare(clip, question.task.name, question.words, labels, limits.decode_s)
+            with guard.decoding(media_key(clip)) as apart:
+                problem = None if apart is None else apart.header_problem(clip)
+                if problem is not None:
+                    raise problem
+                refuse_long(clip, limits.clip_s, limits.decode_s)
+                how = (question.task.name, question.words, labels, limits.decode_s)
+                prepared = opened.processor.prepare(
+                    clip, *how, decode=decode_each if apart is None else apart.decode_each
+                )
             refuse_nothing_shown(clip, prepared, question)
             return prepared
         except FeatureCacheError as error:
             return error
+
+
+@contextlib.contextmanager
+def _guard(workers: int) -> Iterator[CrashGuard]:
+    """Watch over decoding, with notes in the user's cache, or a folder that is thrown away where that cannot be."""
+    with contextlib.ExitStack() as stack:
+        try:
+            guard = CrashGuard([cache_folder() / "decoding" / "predict"], workers)
+        except WriteError:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="decoding-"))
+            guard = CrashGuard([Path(folder)], workers)
+        stack.callback(guard.close)
+        yield guard
+        guard.forget_apart()
+
+
+def media_key(clip: Clip) -> str:
+    """Name the media of a clip whatever its id is, which another folder may use too."""
+    paths = [os.path.realpath(path) for path in (clip.video, clip.audio, clip.image) if path is not None]
+    return hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def refuse_long(clip: Clip, limit_s: float, read_s: float) -> None:

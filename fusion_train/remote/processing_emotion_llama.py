@@ -9,7 +9,7 @@ Shapes: B clips, L tokens of the longest prompt (padded on the left), M modaliti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from transformers import BatchFeature, ProcessorMixin
 
 from featurecache.clips import Clip
 from featurecache.crop import parse_crop
+from featurecache.encoders import View
 from featurecache.errors import MediaError
-from featurecache.media import Absent, decode_each
+from featurecache.media import Absent, Decoded, decode_each
 from fusion_train.data.prompt_limits import PromptLimits, TooLong
 from fusion_train.data.prompts import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.errors import DataError
@@ -29,6 +30,9 @@ from fusion_train.models.answering import pad_left
 from fusion_train.models.recall import RECALL_TOKEN
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
+
+Decode = Callable[[Clip, Sequence[View], float | None], list[Decoded | MediaError]]
+"""`media.decode_each` without its further arguments, or what stands in for it."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ class EmotionLlamaProcessor(ProcessorMixin):
 
     def prepare(
         self, clip: Clip, task: str, question: str | None = None, labels: Sequence[str] = (),
-        limit_s: float | None = None,
+        limit_s: float | None = None, decode: Decode = decode_each,
     ) -> PreparedClip:  # fmt: skip
-        """Decode, preprocess and tokenise one clip; for threads.
+        """Decode, preprocess and tokenise one clip; for threads. `decode` stands in for `decode_each`.
 
         Raises:
             MediaError: a file that cannot be decoded, or takes longer than `limit_s`.
@@ -129,7 +133,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         """
         asked = find_task(task)
         encoders = {name: encoder for name, encoder in self._preprocess.items() if name in asked.modalities}
-        found = decode_each(clip, [encoder.view for encoder in encoders.values()], limit_s)
+        found = decode(clip, [encoder.view for encoder in encoders.values()], limit_s)
         views: dict[str, np.ndarray] = {}
         for name, result in zip(encoders, found, strict=True):
             if isinstance(result, MediaError):
