@@ -114,6 +114,10 @@ def opened(
         av.error.FFmpegError, OSError: it is no recording, or cannot be read.
     """
     with open_regular(path) as file:
+        if not os.fstat(
+            file.fileno()
+        ).st_size:  # some formats have no header, so nothing at all would be sound for them
+            raise OSError(errno.ENODATA, "an end before any content")
         # The ending tells formats apart that have no mark of their own; of the rest of a name libav learns nothing.
         ending = path.suffix if path.suffix[1:].isalnum() else ""
         name = os.path.join(os.devnull, "recording" + ending)  # a place where no file can be

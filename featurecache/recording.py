@@ -44,6 +44,10 @@ SKIPPING_CODECS = frozenset({"h264", "mpeg2video"})
 """Codecs whose decoders leave out exactly the frames that no other frame is predicted from, when told to."""
 
 
+TAGS = (b"ID3", b"TAG", b"APETAGEX")
+"""How what is no frame of MPEG audio, and harms none, begins."""
+
+
 @dataclass(frozen=True)
 class Absent:
     """The clip does not have what the view asks for; the reason is for a person."""
@@ -402,8 +406,9 @@ def _decode_packet(packet, sinks: list) -> None:  # type: ignore[no-untyped-def,
         if packet.stream.type == "audio":
             frames = [without_labels(frame) for frame in frames]
     except FFmpegError as error:
-        for sink in sinks:
-            sink.refused(error)
+        if not bytes(packet)[:8].startswith(TAGS):  # files joined byte for byte have tags within
+            for sink in sinks:
+                sink.refused(error)
         return
     for frame in frames:
         for sink in sinks:
