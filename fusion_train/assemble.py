@@ -23,7 +23,7 @@ from fusion_train.data.prompt_limits import PromptLimits
 from fusion_train.data.retrieval import RecalledTokens, open_retrieval
 from fusion_train.data.samples import LabelSets, label_sets
 from fusion_train.errors import ConfigError, DataError
-from fusion_train.language_model import build_model, load_llm, load_tokenizer, positions_of
+from fusion_train.language_model import build_model, load_llm, load_tokenizer, positions_of, refuse_foreign_tokens
 from fusion_train.models.parts import trained_parameters
 from fusion_train.processes import this_process
 from fusion_train.quantised_base import quantise_base
@@ -105,7 +105,9 @@ def assemble(
         probe, probe_collator = build_probe(config, reader, sets, clip_list)
         return Workbench(config, clip_list, clips, reader, sets, None, probe, probe_collator)
     tokenizer = load_tokenizer(config.model.llm)
-    model = build_model(config, load(config.model.llm, config.model.llm_dtype), reader.shapes)
+    llm = load(config.model.llm, config.model.llm_dtype)
+    refuse_foreign_tokens(tokenizer, llm, config.prompt.format(), config.model.llm)
+    model = build_model(config, llm, reader.shapes)
     recall = {}
     if config.retrieval.k:
         pool = clip_list.in_split(data.train_split)

@@ -13,7 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from featurecache.encoders.network import align
 from fusion_train.config import Config
+from fusion_train.data.prompts import PromptFormat
 from fusion_train.errors import ConfigError, ModelError
+from fusion_train.family_check import abilities_of
+from fusion_train.models.answering import plain_generation
 from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.lora import add_lora
@@ -72,6 +75,28 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def refuse_foreign_tokens(tokenizer: Any, llm: nn.Module, prompt: PromptFormat, name: str) -> None:
+    """Raise ModelError where a text, or the prompt's format, may hold tokens that `llm` has no embedding for.
+
+    Control tokens beyond the embedding that the format does not write (Gemma 3 has one, for pictures) do no harm: texts
+    are encoded without control tokens.
+    """
+    count = llm.get_input_embeddings().num_embeddings
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= count}
+    written = prompt.template + (prompt.picture_template or "") + prompt.said + prompt.recalled
+    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    used = [token for token in sorted(beyond, key=beyond.__getitem__)
+            if token not in control or token in ends or token in written]  # fmt: skip
+    if used:
+        raise ModelError(
+            f'model.llm "{name}"', expected=f"a tokenizer of at most {count:,} tokens, as many as the embedding has",
+            got=f"{len(used)} beyond them, such as {used[0]!r} ({beyond[used[0]]})",
+            next_step="Save the model's own tokenizer beside it, or the model after "
+            f"model.resize_token_embeddings({max(beyond.values()) + 1}).",
+        )  # fmt: skip
+
+
 def load_llm(name: str, dtype: str) -> nn.Module:
     """Load the frozen base.
 
@@ -100,13 +125,16 @@ def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> Emotio
 
     Raises:
         ConfigError: settings, or a feature, that the model cannot be built for.
+        ModelError: a language model of a family that cannot be trained or answered with here.
     """
     settings = config.model
     _refuse_patches_left_over(config, shapes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial weights"))
-        width = llm_width(llm.config)
+        width = llm_width(llm)
+        llm.generation_config = plain_generation(getattr(llm, "generation_config", None))
         use_packed_attention(llm)
+        abilities = abilities_of(llm)
         if settings.lora.r:
             llm = add_lora(llm, **settings.lora.model_dump())
         else:
@@ -115,8 +143,9 @@ def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> Emotio
         options = settings.fusion.model_dump(exclude={"name"}) | {"num_tokens": count}
         fusion = build_fusion(settings.fusion.name, shapes.fusion_dims(), **options)
         model = EmotionLlama(
-            llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width, fusion_tokens=count
-        )
+            llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width, fusion_tokens=count,
+            abilities=abilities,
+        )  # fmt: skip
     freeze_parts(model, settings.frozen)
     return model
 

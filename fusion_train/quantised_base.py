@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from featurecache.extras import require
+from fusion_train.errors import ConfigError
 from fusion_train.models.fp8_linear import Fp8Linear
 
 Quantised = Literal["fp8", "int8", "nf4"]
@@ -26,7 +27,7 @@ def quantise_base(llm: nn.Module, kind: Quantised, device: torch.device, compute
         compute: dtype that nf4 is multiplied in.
 
     Raises:
-        ConfigError: bitsandbytes is not installed.
+        ConfigError: bitsandbytes is not installed, or the base has no linear layers (GPT-2).
     """
     make = {"fp8": _fp8, "int8": _int8, "nf4": _nf4}[kind]
     head = llm.get_output_embeddings()
@@ -34,6 +35,11 @@ def quantise_base(llm: nn.Module, kind: Quantised, device: torch.device, compute
         (name, module) for name, module in llm.named_modules()
         if type(module) is nn.Linear and module is not head and ".lora_" not in name
     ]  # fmt: skip
+    if not chosen:
+        raise ConfigError(
+            f"model.quantised={kind}", expected="a base with linear layers",
+            got=f"none in {llm.config.get_text_config().model_type}", next_step="Use --set model.quantised=null.",
+        )  # fmt: skip
     for name, module in chosen:
         parent, _, own = name.rpartition(".")
         setattr(llm.get_submodule(parent), own, make(module, device, compute))

@@ -66,6 +66,7 @@ def make_config(bench: Workbench, attached: Attached, recall: Mapping[str, Any] 
         tasks=bench.config.data.tasks,
         recall=recall,
         absent=bench.config.features.absent,
+        answers_in_batches=bench.model.abilities.batching,
         tie_word_embeddings=bool(llm.tie_word_embeddings),
         architectures=["EmotionLlamaForCausalLM"],
     )  # fmt: skip
@@ -97,13 +98,10 @@ def constants_of(bench: Workbench) -> tuple[dict[str, Any] | None, Constants]:
 
 
 def generation_defaults(bench: Workbench) -> GenerationConfig:
-    """Greedy decoding, as evaluation does it; what else the base asks for, such as a repetition penalty, stays."""
-    tokenizer = bench.tokenizer
+    """Greedy decoding, as evaluation does it."""
+    eos = bench.tokenizer.eos_token_id
     settings = copy.deepcopy(bench.model.llm.generation_config)
-    settings.update(
-        do_sample=False, temperature=None, top_p=None, top_k=None, max_length=None, max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    settings.update(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos, pad_token_id=eos)
     return settings
 
 

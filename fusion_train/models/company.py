@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_train.models.answering import plain_generation
 from fusion_train.models.emotion_llama import EmotionLlama, ModelOutput
-from fusion_train.models.packed_attention import use_packed_attention
+from fusion_train.models.packed_attention import row_logits, use_packed_attention
 
 ADAPTER = "default"
 
@@ -83,6 +84,7 @@ class Company:
         self.streams = [RandomStream(device) for _ in members]
         self._present = list(range(len(members)))
         self.llm = shared_copy(base)
+        self.llm.generation_config = plain_generation(self.llm.generation_config)
         use_packed_attention(self.llm)
         adapted = [_adapted_layers(member.llm) for member in members]
         for name in sorted(set().union(*adapted)):
@@ -105,13 +107,15 @@ class Company:
         if not self.stacked:
             return [self._alone(n, tensors) for n in self._present]
         present = [(self._members[n], self.streams[n]) for n in self._present]
-        asked = []
+        embedded = []
         for member, stream in present:
             with stream.drawing():
-                asked.append(member.llm_inputs(**tensors))
-        together = {**asked[0], "inputs_embeds": torch.cat([each["inputs_embeds"] for each in asked])}
-        logits = self.llm(**together).logits.chunk(len(asked))
-        return [member.losses(mine, **tensors) for (member, _), mine in zip(present, logits, strict=True)]
+                embedded.append(member.embed(tensors["token_ids"], tensors["features"], tensors["present"]))
+        layout = {name: tensors[name] for name in ("position_ids", "kept", "layout")}
+        together = present[0][0].abilities.packing
+        logits = row_logits(self.llm, torch.cat(embedded), **layout, together=together).chunk(len(present))
+        of_losses = {name: tensors[name] for name in ("targets", "owners", "num_samples")}
+        return [member.losses(own, **of_losses) for (member, _), own in zip(present, logits, strict=True)]
 
     def learn(self, tensors: Mapping[str, Any], weigh: Callable[[int, ModelOutput], Tensor]) -> list[ModelOutput]:
         """Forward, and backward of `weigh(place, output)` of each present member; outputs come back without a graph."""
@@ -136,6 +140,7 @@ class AnsweringTogether:
 
     def __init__(self, company: Company, members: Sequence[EmotionLlama]) -> None:
         self.llm = company.llm
+        self.abilities = members[0].abilities
         self._members = members
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -25,9 +25,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_train.models.fusion_inputs import fusion_inputs
-from fusion_train.models.packed_attention import Layout, attention_arguments
+from fusion_train.models.packed_attention import Layout, row_logits
 from fusion_train.models.projectors import Projectors, join_patches
 from fusion_train.models.streams import DEFAULT_FUSION_TOKENS, SOFT_TOKEN, STREAMS, FeatureShapes
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a language model computes for several samples at once as for each alone; `family_check` measures it."""
+
+    packing: bool = True
+    """Samples of a row, isolated by its layout."""
+    batching: bool = True
+    """Prompts padded on the left, and labels as continuations of one cache."""
 
 
 @dataclass
@@ -56,9 +66,11 @@ class EmotionLlama(nn.Module):
         fusion_width: int,
         llm_width: int,
         fusion_tokens: int | None = None,
+        abilities: Abilities | None = None,
     ) -> None:
         super().__init__()
         self.llm = llm
+        self.abilities = abilities or Abilities()
         self.fusion = fusion
         self.shapes = shapes
         self.fusion_tokens = (fusion_tokens or fusion_token_count(shapes)) if fusion is not None else 0
@@ -126,36 +138,22 @@ class EmotionLlama(nn.Module):
         """Prompt ids and features -> (B, L, H), ready for the LLM as `inputs_embeds`."""
         return self.splice(token_ids, *self.soft_tokens(features, present))
 
-    def forward(self, **tensors: Any) -> ModelOutput:
-        """Summed loss over the supervised tokens of a row of samples; takes what the two methods below take."""
-        return self.losses(self.llm(**self.llm_inputs(**tensors)).logits, **tensors)
-
-    def llm_inputs(
-        self,
-        token_ids: Tensor,
-        position_ids: Tensor,
-        kept: Tensor,
-        layout: Layout,
-        features: Mapping[str, Tensor],
-        present: Tensor,
-        **_rest: Any,
-    ) -> dict[str, Any]:
-        """What the language model is called with.
+    def forward(
+        self, token_ids: Tensor, position_ids: Tensor, kept: Tensor, layout: Layout, features: Mapping[str, Tensor],
+        present: Tensor, **of_losses: Any,
+    ) -> ModelOutput:  # fmt: skip
+        """Summed loss over the supervised tokens of a row of samples.
 
         Args:
             token_ids, position_ids: (1, L); soft places in the order of the rows of `features`.
-            kept: (S,) places whose prediction is supervised.
+            kept: (S,) places whose prediction is supervised, ascending.
             layout: which tokens see which.
             features: modality -> (G, K, D); present: (G, M).
+            of_losses: what `losses` takes besides the logits.
         """
         embedded = self.embed(token_ids, features, present)
-        return {
-            "inputs_embeds": embedded,
-            "position_ids": position_ids,
-            "logits_to_keep": kept,
-            "use_cache": False,
-            **attention_arguments(self.llm, layout, embedded),
-        }
+        logits = row_logits(self.llm, embedded, position_ids, kept, layout, together=self.abilities.packing)
+        return self.losses(logits, **of_losses)
 
     def losses(self, logits: Tensor, targets: Tensor, owners: Tensor, num_samples: int, **_rest: Any) -> ModelOutput:
         """Logits (1, S, V) at the supervised places; (S,) what each must predict and whose it is -> their losses."""
@@ -170,6 +168,6 @@ def fusion_token_count(shapes: FeatureShapes) -> int:
     return counts.pop() if len(counts) == 1 else DEFAULT_FUSION_TOKENS
 
 
-def llm_width(config: Any) -> int:
-    """Width of a transformers causal LM's input embeddings, from its config."""
-    return int(config.get_text_config().hidden_size)
+def llm_width(llm: nn.Module) -> int:
+    """Width of the input embeddings of a causal LM of transformers."""
+    return int(llm.get_input_embeddings().embedding_dim)

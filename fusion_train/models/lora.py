@@ -1,8 +1,8 @@
 """Low-rank adapters on the language model, through peft.
 
 Published: r 64, alpha 16, dropout 0.05, on `q_proj` and `v_proj` of all 32 layers, no bias: 33,554,432 parameters,
-fp32 over a base of any dtype. The target is a regular expression that cannot reach an encoder attached to the same
-model: a Whisper encoder has `q_proj` modules too.
+fp32 over a base of any dtype. The target is a regular expression over the decoder's own layers, so that it cannot reach
+an encoder attached to the same model: a Whisper encoder and a vision tower have `q_proj` modules too.
 """
 
 from __future__ import annotations
@@ -13,25 +13,53 @@ from collections.abc import Sequence
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fusion_train.errors import ConfigError
+from fusion_train.models.decoder import decoder_layers
+
+FIRST_CHOICES = (("q_proj", "v_proj"), ("query_key_value",), ("c_attn",), ("qkv_proj",), ("Wqkv",), ("in_proj",))
+"""Names of the projections that carry queries and values, over the families of transformers."""
 
 
 def add_lora(llm: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> PeftModel:
     """Freeze `llm` and add LoRA to its `targets`.
 
     Raises:
-        ConfigError: no layer of that name; the names of the linear layers there are, are listed.
+        ConfigError: no layer of that name, with the names there are; or peft refuses a layer of this family.
     """
-    linear = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    prefix, layers = decoder_layers(llm)
+    linear = {
+        name.rsplit(".", 1)[-1]: module for name, module in layers.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }  # fmt: skip
+    family = llm.config.get_text_config().model_type
     unknown = [target for target in targets if target not in linear]
     if unknown:
-        raise ConfigError("model.lora.targets", expected="among " + ", ".join(sorted(linear)), got=", ".join(unknown))
-    pattern = r".*\.layers\.\d+\..*\.(" + "|".join(map(re.escape, targets)) + ")"
+        usual = next((names for names in FIRST_CHOICES if all(name in linear for name in names)), ())
+        raise ConfigError(
+            "model.lora.targets", expected=f"among the layers of {family}: " + ", ".join(sorted(linear)),
+            got=", ".join(unknown),
+            next_step=f"Use --set 'model.lora.targets=[{', '.join(usual)}]'." if usual else None,
+        )  # fmt: skip
+    if family == "mpt":
+        raise ConfigError(
+            "model.lora.r", expected="0 for mpt, since peft passes no embeddings on to it", got=str(r),
+            next_step="Use --set model.lora.r=0, or a base of another family.",
+        )  # fmt: skip
+    pattern = re.escape(prefix) + r"\.\d+\.(?:.*\.)?(?:" + "|".join(map(re.escape, targets)) + ")"
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, bias="none", task_type="CAUSAL_LM"
-    )
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, bias="none", task_type="CAUSAL_LM",
+        fan_in_fan_out=all(isinstance(linear[target], Conv1D) for target in targets),
+    )  # fmt: skip
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 for checkpointing by a name that it has deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        return get_peft_model(llm, config)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # layers of both kinds: peft sets each
+        try:
+            return get_peft_model(llm, config)
+        except ValueError as error:  # such as `out_proj` of Mamba, whose kernel reads the weight past the layer
+            raise ConfigError(
+                "model.lora.targets", expected=f"layers of {family} that peft adapts", got=" ".join(str(error).split()),
+                next_step="Choose others of: " + ", ".join(sorted(linear)) + ".",
+            ) from error  # fmt: skip

@@ -8,7 +8,8 @@ prefix, all of that prefix:
 
 No work is done between segments: on a GPU by variable-length flash attention, elsewhere a segment at a time. Position
 ids go on from the prefix, so that a question's positions are those that it has alone. A model whose attention cannot
-be replaced gets the same pattern as a mask (L, L).
+be replaced gets the same pattern as a mask (L, L). A model that a layout does not isolate (recurrent or convolutional
+layers, ALiBi, …; `family_check` measures it) gets each sample in a forward pass of its own.
 Shapes: R rows of one layout, L tokens of a row, A heads, D width of a head. Knows no tokenizer and no clip.
 """
 
@@ -119,6 +120,32 @@ def attention_arguments(llm: nn.Module, layout: Layout, inputs: Tensor) -> dict[
         return {"attention_mask": seen}
     lowest = torch.finfo(inputs.dtype).min
     return {"attention_mask": torch.zeros_like(seen, dtype=inputs.dtype).masked_fill(~seen, lowest)}
+
+
+def row_logits(
+    llm: nn.Module, inputs: Tensor, position_ids: Tensor, kept: Tensor, layout: Layout, *, together: bool
+) -> Tensor:
+    """Logits (R, S, V) at the places `kept` (S,), ascending, of rows `inputs` (R, L, H) of one layout.
+
+    Args:
+        together: all samples of a row in one forward pass; else each sample, its prefix before it, in its own.
+    """
+    if together:
+        return llm(
+            inputs_embeds=inputs, position_ids=position_ids, logits_to_keep=kept, use_cache=False,
+            **attention_arguments(llm, layout, inputs),
+        ).logits  # fmt: skip
+    places = kept.tolist()
+    parts = []
+    for s in layout.segments:
+        own = [place - s.start + s.first_position for place in places if s.start <= place < s.stop]
+        if own:
+            before = inputs[:, slice(*s.prefix)] if s.prefix else inputs[:, :0]
+            sample = torch.cat([before, inputs[:, s.start : s.stop]], dim=1)
+            parts.append(
+                llm(inputs_embeds=sample, logits_to_keep=torch.tensor(own, device=kept.device), use_cache=False).logits
+            )
+    return torch.cat(parts, dim=1)
 
 
 def packed_attention(

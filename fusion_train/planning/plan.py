@@ -20,7 +20,8 @@ from fusion_train.data.prompt_limits import PromptLimits
 from fusion_train.data.samples import SampleStream, answer_limits, label_sets, near_classes
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import ModelError
-from fusion_train.language_model import llm_config, load_tokenizer, positions_of
+from fusion_train.language_model import llm_config, load_tokenizer, positions_of, refuse_foreign_tokens
+from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import count_by_part, learning_parameters
 from fusion_train.models.streams import FeatureShapes
 from fusion_train.planning import costs
@@ -97,7 +98,7 @@ def make_plan(
     model = model_skeleton(config, shapes)
     llm, lora = llm_shape(model.llm), lora_shape(model.llm)
     alike = (batches, *model.soft_counts.items())
-    lengths = (counted or {}).get(alike) or _lengths(config, reader, clips, model.soft_counts, say, asked_split)
+    lengths = (counted or {}).get(alike) or _lengths(config, reader, clips, model, say, asked_split)
     if counted is not None:
         counted[alike] = lengths
     budget = within(config, model, int(card.memory_gib * 2**30 * SAFETY))
@@ -164,10 +165,11 @@ def _lengths(
     config: Config,
     reader: FeatureReader | None,
     clips: str,
-    soft_counts: dict[str, int],
+    model: EmotionLlama,
     say: Callable[[str], None],
     asked_split: str | None = None,
 ) -> Lengths:
+    soft_counts = model.soft_counts
     soft = sum(soft_counts.values())
     assumed = Lengths(
         soft, ASSUMED_TEXT_TOKENS, ASSUMED_ANSWER_TOKENS, soft + ASSUMED_TEXT_TOKENS + ASSUMED_ANSWER_TOKENS, "assumed"
@@ -179,6 +181,7 @@ def _lengths(
     except ModelError as error:
         say(f"lengths assumed, since there is no tokenizer to count with: {error}")
         return assumed
+    refuse_foreign_tokens(tokenizer, model.llm, config.prompt.format(), config.model.llm or "")
     data = config.data
     listed = adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
     train_clips = listed.in_split(data.train_split)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fusion_train.config import Config
 from fusion_train.data.samples import Asked
 from fusion_train.errors import ConfigError
 from fusion_train.language_model import build_model, llm_config, skeleton
+from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import count_by_part
 from fusion_train.models.probe import Probe
@@ -37,29 +41,47 @@ def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:
 def llm_shape(llm: nn.Module) -> LlmShape:
     """Sizes of a causal LM of transformers, with or without LoRA around it."""
     config = llm.config.get_text_config()
-    heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width = llm.get_input_embeddings().embedding_dim
+    heads = _size(config, "num_attention_heads") or 0  # none in a recurrent model
+    head_width = _size(config, "head_dim") or (width // heads if heads else 0)
     head = llm.get_output_embeddings()
     matrices = {
         name: module for name, module in llm.named_modules()
-        if hasattr(module, "weight") and hasattr(module, "in_features") and ".lora_" not in name and module is not head
+        if (isinstance(module, Conv1D) or (hasattr(module, "weight") and hasattr(module, "in_features")))
+        and ".lora_" not in name and module is not head
     }  # fmt: skip
-    layer_parameters = sum(module.in_features * module.out_features for module in matrices.values()
+    layer_parameters = sum(math.prod(_sides(module)) for module in matrices.values()
                            if not hasattr(module, "base_layer"))  # fmt: skip
+    widest = max((max(_sides(module)) for module in matrices.values()), default=width)
     counted = {id(module.weight) for module in (*matrices.values(), head)}
     others = sum(p.numel() for name, p in llm.named_parameters() if id(p) not in counted and ".lora_" not in name)
     return LlmShape(
-        width=config.hidden_size,
-        layers=config.num_hidden_layers,
-        intermediate=config.intermediate_size,
+        width=width,
+        layers=len(decoder_layers(llm)[1]),
+        intermediate=_size(config, "intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner") or widest,
         query_width=heads * head_width,
-        key_width=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
+        key_width=(_size(config, "num_key_value_heads", "num_kv_heads") or heads) * head_width,
         heads=heads,
-        vocabulary=config.vocab_size,
+        vocabulary=head.weight.shape[0],
         layer_parameters=layer_parameters,
         head_parameters=head.weight.numel(),
         other_parameters=others,
     )
+
+
+def _sides(matrix: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer or of GPT-2's Conv1D, whatever its weight is stored as."""
+    return (matrix.nx, matrix.nf) if isinstance(matrix, Conv1D) else (matrix.in_features, matrix.out_features)
+
+
+def _size(config: Any, *names: str) -> int | None:
+    """The first of these sizes that a configuration states; the largest where it has one per layer."""
+    for name in names:
+        value = getattr(config, name, None)
+        sizes = [size for size in (value if isinstance(value, list | tuple) else [value]) if isinstance(size, int)]
+        if sizes and max(sizes) > 0:
+            return max(sizes)
+    return None
 
 
 def lora_shape(llm: nn.Module) -> LoraShape:

@@ -108,7 +108,7 @@ def predict(
             return _counted(_answer(opened, question, *waiting.popleft()(), timings, look), timings, began)
 
         try:
-            for item in _batched(prepared, limits.batch_size):
+            for item in _batched(prepared, limits.batch_size if opened.model.config.answers_in_batches else 1):
                 if isinstance(item, Answer):
                     yield item
                     continue

@@ -23,6 +23,7 @@ from featurecache.encoders.checkpoint import Checkpoint
 from featurecache.encoders.network import align
 from featurecache.errors import FingerprintError, WeightsError, suggest
 from featurecache.hashing import file_sha256
+from fusion_train.models.answering import plain_generation
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 
@@ -92,7 +93,9 @@ def open_base(config: EmotionLlamaConfig, name: str) -> nn.Module:
     if sorted(files.values()) != sorted(reference["files"].values()):
         raise FingerprintError(f'base "{name}"', expected="the weights that the adapters were trained on",
                                got="others of the same size", next_step=advice)  # fmt: skip
-    return AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, reference["dtype"])).eval()
+    llm = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, reference["dtype"])).eval()
+    llm.generation_config = plain_generation(llm.generation_config)  # what it leaves open is taken from the base's
+    return llm
 
 
 def open_networks(config: EmotionLlamaConfig, weights: Mapping[str, str]) -> nn.ModuleDict:

@@ -35,6 +35,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         base_reference: Mapping[str, Any] | None = None,
         recall: Mapping[str, Any] | None = None,
         absent: str = "hidden",
+        answers_in_batches: bool = True,
         **kwargs: Any,
     ) -> None:
         """Keep what an export wrote.
@@ -51,6 +52,8 @@ class EmotionLlamaConfig(PreTrainedConfig):
             tasks: that it was trained on.
             base_reference: of the adapter-only form: {"name": …, "files": {name: sha256}, "dtype": …} of the base.
             recall: settings of the `Recall` over its training clips; None where it was trained without.
+            answers_in_batches: whether prompts padded on the left, and labels that continue a cache, mean the same;
+                False for recurrent layers and the like, whose prompts are answered one by one.
             absent: hidden, or visible: `StandIns` are seen in place of a modality that a clip lacks.
         """
         if isinstance(text_config, Mapping):
@@ -68,6 +71,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         self.base_reference = None if base_reference is None else dict(base_reference)
         self.recall = dict(recall) if recall else None
         self.absent = absent
+        self.answers_in_batches = answers_in_batches
         super().__init__(**kwargs)
 
     @property

@@ -17,12 +17,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -30,7 +32,7 @@ from featurecache.encoders import Encoder
 from featurecache.encoders.network import FrozenNetwork, align, round_products
 from featurecache.errors import WeightsError
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
-from fusion_train.models.emotion_llama import EmotionLlama, llm_width
+from fusion_train.models.emotion_llama import Abilities, EmotionLlama, llm_width
 from fusion_train.models.recall import Recall
 from fusion_train.models.stand_ins import StandIns
 from fusion_train.models.streams import IGNORED_LABEL, SOFT_TOKEN
@@ -64,13 +66,15 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         shapes = config.feature_shapes
         fusion = chosen_fusion(config.fusion["name"], shapes.fusion_dims(), **config.fusion["options"])
+        llm = AutoModelForCausalLM.from_config(config.text_config)
         self.emotion_llama = EmotionLlama(
-            AutoModelForCausalLM.from_config(config.text_config),
+            llm,
             fusion,
             shapes,
             fusion_width=config.fusion["options"].get("out_dim", 0),
-            llm_width=llm_width(config.text_config),
+            llm_width=llm_width(llm),
             fusion_tokens=config.fusion.get("tokens"),
+            abilities=Abilities(batching=config.answers_in_batches),
         )
         specs = {entry["network"]: entry["spec"] for entry in config.encoders.values()}
         self.networks = nn.ModuleDict()
@@ -253,9 +257,14 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         embedded = self.embed(input_ids, present, features)
         settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
         rest = settings.update(**options)
-        return self.emotion_llama.llm.generate(
-            inputs_embeds=embedded, attention_mask=attention_mask, generation_config=settings, **rest
-        )
+        generate = partial(self.emotion_llama.llm.generate, generation_config=settings, **rest)
+        if self.config.answers_in_batches or len(embedded) == 1:
+            return generate(inputs_embeds=embedded, attention_mask=attention_mask)
+        rows = [
+            generate(inputs_embeds=row[mask.bool()][None])[0]
+            for row, mask in zip(embedded, attention_mask, strict=True)
+        ]
+        return pad_sequence(rows, batch_first=True, padding_value=settings.pad_token_id)
 
     @torch.inference_mode()
     def label_probabilities(

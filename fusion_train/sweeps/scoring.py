@@ -34,7 +34,7 @@ def evaluate_together(
     bench: Workbench, company: Company, members: Sequence[EmotionLlama], clips: ClipList, task_name: str
 ) -> list[Evaluation]:
     """What `evaluate` gives for each of the members, all of them present in the company."""
-    if not company.stacked:
+    if not company.stacked or not members[0].abilities.batching:
         return [evaluate(replace(bench, model=member), clips, task_name) for member in members]
     task, count = find_task(task_name), len(members)
     samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, None))

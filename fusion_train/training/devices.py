@@ -11,12 +11,13 @@ from torch import nn
 
 from fusion_train.config import Config, OptimConfig
 from fusion_train.errors import ConfigError
+from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import trained_parameters
 from fusion_train.planning.peak import measured_peak_flops
 from fusion_train.processes import this_process
 from fusion_train.training.memory_budget import Budget, fitting
-from fusion_train.training.parallel import decoder_layers, equal_on_all, shard_base
+from fusion_train.training.parallel import equal_on_all, shard_base
 
 SMALLER_BASE = "Set model.quantised=nf4; fusion-train plan --gpu NAME says what fits."
 
@@ -69,7 +70,7 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: Bu
         else:
             base.gradient_checkpointing_enable({"use_reentrant": False})
     if optim.compile:  # in parts: a checkpointed layer is compiled whole or not at all, and attention is left out
-        for layer in decoder_layers(model.llm):
+        for layer in decoder_layers(model.llm)[1]:
             for part in layer.children():
                 part.compile(dynamic=True)
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from fusion_train.errors import ConfigError
+from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.parts import trained_parameters
 
 
@@ -72,17 +73,10 @@ def shard_base(model: nn.Module, accelerator: Accelerator) -> None:
         )  # fmt: skip
     trained = set(trained_parameters(model).values())
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in decoder_layers(model.llm):
+    for layer in decoder_layers(model.llm)[1]:
         frozen = [p for p in layer.parameters() if p not in trained]
         if any(not p.is_floating_point() or p.dtype.itemsize < 2 for p in frozen):
             raise ConfigError(
                 "optim.shard_base", expected="a base in float32, float16 or bfloat16", got="a quantised one"
             )
         fully_shard(layer, mesh=mesh, ignored_params=trained)
-
-
-def decoder_layers(llm: nn.Module) -> list[nn.Module]:
-    """The layers of a causal LM of transformers, in order."""
-    base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
-    lists = [module for name, module in base.named_modules() if name.rsplit(".", 1)[-1] == "layers"]
-    return list(lists[0]) if lists else []
