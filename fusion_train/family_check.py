@@ -117,7 +117,7 @@ class _Check:
     def _refused(self, what: str, got: str) -> ModelError:
         return ModelError(
             f'model family "{self.family}"', expected=f"{what} of one sample as a causal language model gives it",
-            got=" ".join(got.split())[:200],
+            got=" ".join(got.split()).partition(". ")[0][:200],
             next_step="Choose a base of another family with --set model.llm=FOLDER, such as Llama, Qwen or Mistral.",
         )  # fmt: skip
 
