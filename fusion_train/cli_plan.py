@@ -38,6 +38,7 @@ def plan(
     fusion-train plan --gpu rtx-4090 --set optim.micro_batch_size=2
     """
     from fusion_train.config import load_config
+    from fusion_train.planning.cautions import cautions, split_sizes
     from fusion_train.planning.plan import make_plan
 
     settings = load_config(config, stage, overrides)
@@ -53,6 +54,8 @@ def plan(
         f"{made.hours:.3g} hours of one {card.name} at {made.utilisation:.0%} of its published "
         f"{card.bf16_tflops:g} TFLOP/s"
     )
+    for line in cautions(settings, on_cpu=False, **split_sizes(settings, clips or "clips.jsonl")):
+        say(line)
     if made.advice:
         say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {made.advice}")
 

@@ -34,6 +34,7 @@ def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ..
 @INIT
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: sweeps/NAME]")
 @click.option("--retry", is_flag=True, help="Take trials up again that failed.")
+@click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed; trials record it.")
 @click.option("--budget", "budget", multiple=True, callback=_budget, metavar="hours=H|trials=N",
               help="What all runs of this command together may cost: device time, trials. Repeatable.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray", "here"]), default="local", show_default=True,
@@ -51,6 +52,7 @@ def sweep(
     init: Path | None,
     out: Path | None,
     retry: bool,
+    clips_changed: bool,
     budget: dict[str, Any],
     engine: str,
     devices: list[str],
@@ -83,6 +85,7 @@ def sweep(
     folder = out or Path("sweeps") / asked.name
     outcomes = run_sweep(
         asked, **places, out=folder, initial=Run(init) if init else None, retry=retry,
+        clips_changed=clips_changed,
         open_crew=_crew(engine, devices, ray_address, ray_actors), say=say,
     )  # fmt: skip
     print_report(read_results(folder))

@@ -280,9 +280,47 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
     values.pop("stages", None)
     if stage is not None:
         merge(values, stage_settings(config, stage))
+    overrides = list(overrides)
     for text in overrides:
         merge(values, parse_override(text))
+    fit_to_length(values, own_settings(config, stage, overrides))
     return validate(values, str(config or DEFAULT))
+
+
+def own_settings(config: str | Path | None, stage: str | None, overrides: Iterable[str]) -> dict[str, Any]:
+    """The settings that the user named: those of a file of their own and the overrides, none of what is shipped."""
+    own: dict[str, Any] = {}
+    if config is not None and os.path.isfile(config):
+        own = dict(_mapping(parse_yaml(Path(config).read_bytes(), str(config)), str(config)))
+        stages = own.pop("stages", None)
+        merge(own, _mapping(_mapping(stages, "stages").get(stage), "stages") if stage else {})
+    for text in overrides:
+        merge(own, parse_override(text))
+    return own
+
+
+def fit_to_length(values: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Shorten in place what a run of these steps would never reach, unless the user named it: to the published shares.
+
+    The recipe of 50,000 steps warms up for 1,000, is kept every 1,000 and scored every 5,000.
+    """
+    optim = values.get("optim") or {}
+    steps = optim.get("steps", OptimConfig().steps) if isinstance(optim, Mapping) else None
+    if not isinstance(steps, int) or steps < 1:
+        return  # `validate` says what is wrong
+    for section, name, first, share in (
+        ("optim", "warmup_steps", steps, 50),
+        ("checkpoint", "every", steps + 1, 50),
+        ("log", "eval_every", steps + 1, 10),
+    ):
+        there, named = values.get(section) or {}, own.get(section) or {}
+        if not isinstance(there, Mapping) or not isinstance(named, Mapping) or name in named:
+            continue
+        default = Config.model_fields[section].default
+        value = there.get(name, getattr(default, name))
+        if isinstance(value, int) and value >= first:
+            least = 0 if name == "warmup_steps" else 1
+            merge(values, {section: {name: max(steps // share, least)}})
 
 
 def stage_settings(config: str | Path | None, stage: str) -> dict[str, Any]:

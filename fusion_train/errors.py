@@ -3,6 +3,7 @@
 FusionTrainError
 ├── ConfigError         unknown key, wrong type, or a combination that cannot work
 ├── DataError           the clip list or the store cannot serve this run
+│   └── ListChangedError    the clip list is no longer the one that a run or sweep began with
 ├── CheckpointError     no checkpoint, a damaged one, or one of another configuration
 ├── ModelError          the language model cannot be loaded or does not fit
 ├── ExportError         the run, its encoders or the folder do not allow an export
@@ -28,6 +29,10 @@ class ConfigError(FusionTrainError):
 
 class DataError(FusionTrainError):
     """The clip list or the store cannot serve this run."""
+
+
+class ListChangedError(DataError):
+    """The clip list, or a file laid over it, is no longer the one that a run or sweep began with."""
 
 
 class CheckpointError(FusionTrainError):

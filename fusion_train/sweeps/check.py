@@ -9,8 +9,10 @@ from fusion_train.assemble import assemble
 from fusion_train.config import Config
 from fusion_train.data.batches import FeatureReader
 from fusion_train.errors import ConfigError, DataError
+from fusion_train.planning.cautions import cautions, split_sizes
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
+from fusion_train.processes import this_process
 from fusion_train.sweeps.companies import batch_key
 from fusion_train.sweeps.expectation import told_before
 from fusion_train.sweeps.halving import rung_steps
@@ -62,6 +64,13 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Calla
                 f"{cost.flops / 1e12:,.1f} TFLOP a trial, memory {cost.shared_bytes / 2**20:,.0f} MiB shared "
                 f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own")  # fmt: skip
     announce(sweep, say)
+    on_cpu = this_process().device.type == "cpu"
+    configs = [(trial.variant, config) for trial in sweep.trials for config in trial.stages]
+    said = [(variant, line) for variant, config in configs
+            for line in cautions(config, on_cpu=on_cpu, **split_sizes(config, clips))]  # fmt: skip
+    for line in dict.fromkeys(line for _, line in said):
+        variants = [*dict.fromkeys(variant for variant, other in said if other == line)]
+        say(line if len(variants) == len(sweep.variants) else f"{', '.join(variants)}: {line}")
     optim = [trial.config.optim for trial in sweep.trials]
     warmup = max(each.warmup_steps for each in optim)
     early = [rung for rung in rung_steps(sweep.halving, max(each.steps for each in optim)) if rung <= warmup]

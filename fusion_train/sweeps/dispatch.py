@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from featurecache.errors import WriteError
 from featurecache.interrupt import Interrupted
 from fusion_train.sweeps.engines import Crew
 from fusion_train.sweeps.work import Answer, Group
@@ -28,7 +27,7 @@ def dispatch(
         used_up: told how long what is at work has been so, all together; once it says yes, nothing more is begun.
 
     Raises:
-        WriteError: the disk is full or refuses; what was at work waits where its last checkpoints are.
+        FeatureCacheError: no trial's fault, such as a full disk; what was at work waits where its checkpoints are.
         Interrupted: a stop was requested; what was at work has been saved.
     """
     left = deque(groups)
@@ -45,11 +44,8 @@ def dispatch(
             break
         for worker, answer in crew.answers():
             group, began = busy.pop(worker)
-            if answer.unwritable is not None:
-                raise WriteError(
-                    "sweep", expected="a disk that takes what trials write", got=answer.unwritable,
-                    next_step="Free space; then run the same command. No trial is marked as failed by this.",
-                )  # fmt: skip
+            if answer.halt is not None:
+                raise answer.halt
             if answer.lost:
                 left.appendleft(group)
             elif answer.error is not None and len(group.trials) > 1:

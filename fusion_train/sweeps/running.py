@@ -18,8 +18,9 @@ from typing import Any
 from featurecache.progress import duration
 from featurecache.store.lease import sole_writer
 from featurecache.store.publish import make_folder
+from fusion_train.data.list_files import CLIP_LIST, list_hashes
 from fusion_train.documents import read_document, write_document
-from fusion_train.errors import DataError
+from fusion_train.errors import DataError, ListChangedError
 from fusion_train.run import LOCK, Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
 from fusion_train.sweeps.companies import companies, shares_base
@@ -32,6 +33,8 @@ from fusion_train.sweeps.scheduling import Round, rounds
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
 from fusion_train.sweeps.work import ABOUT, PREDICTIONS, Answer, Cost, Group, Trained, Work
+
+SAYS, DELETE_IT = "what a sweep says of itself", "Delete it and run the same command."
 
 OpenCrew = Callable[[Work, Callable[[str], None]], AbstractContextManager[Crew]]
 
@@ -62,6 +65,7 @@ def run_sweep(
     out: Path,
     initial: Run | None = None,
     retry: bool = False,
+    clips_changed: bool = False,
     open_crew: OpenCrew = here.crew,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
@@ -70,27 +74,59 @@ def run_sweep(
     Args:
         initial: run that the first stage of every trial starts from.
         retry: take failed trials up again.
+        clips_changed: go on though the clip list changed since the sweep began, and record that.
         open_crew: who trains; see `engines`.
 
     Raises:
         ConfigError: the budget has no room for one seed, or a device is not there.
         DataError: a variant cannot run; nothing was started.
+        ListChangedError: the clip list is another one; nothing was started, all trials are as they were.
         WriteError: another process is running this sweep.
         Interrupted: stopped on request; the same command goes on.
     """
     work = Work(store, clips, out, sweep.task, sweep.split, str(initial.folder) if initial else None,
-                sweep.trials[0].config.optim.precision)  # fmt: skip
+                sweep.trials[0].config.optim.precision, clips_changed)  # fmt: skip
     with sole_writer(out / LOCK, out), open_crew(work, say) as crew:
+        lists = _lists(sweep, clips, out, clips_changed, say)
         costs = crew.check(sweep)
-        return _run(Running(sweep, _table(sweep, clips, out, retry), costs, crew, say))
+        return _run(Running(sweep, _table(sweep, clips, out, retry, lists), costs, crew, say))
 
 
-def _table(sweep: Sweep, clips: str, out: Path, retry: bool) -> TrialTable:
+def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str], None]) -> dict[str, str]:
+    """The hashes of the files that say which clips there are.
+
+    Raises:
+        ListChangedError: one of them changed since the first trial of this sweep began, and this is not accepted.
+    """
+    now = {}
+    for config in (config for trial in sweep.trials for config in trial.stages):
+        now |= list_hashes(config, clips)
+    stages = [[Run(trial.folder(out, number)) for number in range(len(trial.stages))] for trial in sweep.trials]
+    begun = sum(any(run.exists for run in runs) for runs in stages)
+    if not begun or all(runs[-1].finished for runs in stages) or not (out / ABOUT).is_file():
+        return now
+    before = read_document(out / ABOUT, DataError, SAYS, DELETE_IT).get("lists", {})
+    if not before and not accept:
+        return {}  # of an earlier release: its trials say themselves what they began with
+    names = [clips if name == CLIP_LIST else name for name in before if name in now and now[name] != before[name]]
+    if not names:
+        return now
+    if not accept:
+        raise ListChangedError(
+            ", ".join(names), expected=f"the clips that {out} began with", got="another file",
+            next_step="Take it from a copy and run the same command, or accept it with --clips-changed: trials left "
+            f"would learn from other clips than the {begun} begun. No trial is marked as failed by this.",
+        )  # fmt: skip
+    say(f"{', '.join(names)}: changed since {out} began; accepted. {begun} of its trials began with the earlier clips")
+    return now
+
+
+def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, str]) -> TrialTable:
     """The table with all trials in it, and what `report` needs beside it."""
     make_folder(out)
     about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
              "reference": sweep.reference, "variants": sweep.variants,
-             "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out),
+             "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out), "lists": lists,
              "told_before": told_before(sweep, clips), "keys": [trial.key for trial in sweep.trials],
              "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()}}  # fmt: skip
     table = TrialTable(out)
@@ -98,9 +134,7 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool) -> TrialTable:
     table.add(everything)
     before = about
     if (out / ABOUT).is_file():
-        before = read_document(
-            out / ABOUT, DataError, "what a sweep says of itself", "Delete it and run the same command."
-        )
+        before = read_document(out / ABOUT, DataError, SAYS, DELETE_IT)
     asked_anew = any(before[name] != about[name] for name in ("task", "split"))
     again = {FAILED: retry, DONE: asked_anew}
     for trial in everything:

@@ -36,7 +36,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurecache.errors import suggest
-from fusion_train.config import Config, load_config, merge, read_yaml, stage_settings, validate
+from fusion_train.config import (
+    Config,
+    fit_to_length,
+    load_config,
+    merge,
+    own_settings,
+    read_yaml,
+    stage_settings,
+    validate,
+)
 from fusion_train.data.prompts import find_task
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.measure import Measure, choose_measure
@@ -200,6 +209,10 @@ def load_sweep(
                     values = copy.deepcopy(recipe(str(stage)))
                     for layer in (asked.settings, laid, {"seed": seed}):
                         merge(values, copy.deepcopy(layer))
+                    own = own_settings(config, str(stage), overrides)
+                    for layer in (asked.settings, laid):
+                        merge(own, copy.deepcopy(layer))
+                    fit_to_length(values, own)
                     chain.append(validate(values, f'variant "{variant}"'))
                 trials.append(Trial(variant, seed, tuple(chain)))
             except ConfigError as error:
@@ -262,6 +275,7 @@ def _probes(
         kept["data"]["tasks"] = [asked.task]
     if asked.probe and asked.probe.steps:
         merge(kept, {"optim": {"steps": asked.probe.steps}})
+    fit_to_length(kept, {})
     name = f"{variant}.{PROBE}"
     return tuple(Trial(name, seed, (validate({**kept, "seed": seed}, name),), fresh=True)
                  for seed in asked.seeds)  # fmt: skip

@@ -122,8 +122,12 @@ def train_together(
     until: int | None = None,
     say: Callable[[str], None] = print,
     stop: Callable[[], bool] = lambda: False,
+    clips_changed: bool = False,
 ) -> list[Member]:
     """Train runs that take the same batches, to their end or to step `until`; each is checkpointed and scored there.
+
+    Args:
+        clips_changed: go on with a clip list that changed since a run began, and record that.
 
     Returns:
         The members in the order asked; one that diverged has its `error`.
@@ -140,19 +144,24 @@ def train_together(
     budget = choose_budget(first.config, first.model, next(llm.parameters()).device)
     # Recomputed activations would draw their dropout again from whoever's turn it is.
     company = Company(llm, [bench.model for bench in benches], stacked=False if budget.checkpointing else None)
-    for each in asked:
-        if each.run.exists:
-            check_lists(each.run, each.run.record(), first, say=say)
-    stream = make_stream(first, say, kept=asked[0].run.pool if asked[0].run.exists else None)
+    changed = [
+        check_lists(each.run, each.run.record(), first, accept=clips_changed, say=say) if each.run.exists else None
+        for each in asked
+    ]
+    kept = asked[0].run.pool if asked[0].run.exists and not any(changed) else None
+    stream = make_stream(first, say, kept=kept)
     rows = budget.tokens // len(benches) if company.stacked else budget.tokens
     feed = Feed(first.config, stream, first.collator, num_processes=1, process=0, budget=max(rows, 1))
     held_out = HeldOut(first) if first.config.data.eval_split is not None else None
     summary = summarise(first, stream, held_out)
     with ExitStack() as open_journals:
-        for each in asked:
+        for each, record in zip(asked, changed, strict=True):
             open_journals.enter_context(each.run.writing())
-            refuse_other_pool(each.run, each.run.record() if each.run.exists else None, stream.pool)
-            keep_pool(stream, each.run.pool, held_out.split if held_out else (), summary, anew=not each.run.exists)
+            refuse_other_pool(each.run, record or (each.run.record() if each.run.exists else None), stream.pool)
+            anew = record is not None or not each.run.exists
+            keep_pool(stream, each.run.pool, held_out.split if held_out else (), summary, anew=anew)
+            if record is not None:
+                each.run.keep(replace(record, pool_sha256=stream.pool.sha256))
         members = [_join(each, bench, store, clips, budget, stream.pool.sha256, open_journals)
                    for each, bench in zip(asked, benches, strict=True)]  # fmt: skip
         for line in summary:

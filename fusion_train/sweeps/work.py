@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featurecache.errors import FeatureCacheError
 from fusion_train.sweeps.sweep_file import Trial
 
 ABOUT = "sweep.json"
@@ -35,6 +36,8 @@ class Work:
     """Run that the first stage of every trial starts from."""
     precision: str = "fp32"
     """In which the peak of a device is measured."""
+    clips_changed: bool = False
+    """Trials go on though the clip list changed since they began; each records it."""
 
 
 @dataclass(frozen=True)
@@ -100,5 +103,5 @@ class Answer:
     """Its machine is gone, which says nothing of the group: it is to be trained again as it is."""
     stopped: bool = False
     """All trials are saved where they were, on request."""
-    unwritable: str | None = None
-    """The disk is full or refuses, which is no trial's fault: all wait where they were."""
+    halt: FeatureCacheError | None = None
+    """The sweep ends with this, which is no trial's fault: all wait where they were."""

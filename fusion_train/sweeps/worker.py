@@ -13,6 +13,7 @@ from featurecache.errors import FeatureCacheError, WriteError
 from featurecache.hashing import file_sha256
 from featurecache.interrupt import Interrupted
 from featurecache.machine import free_memory_bytes
+from fusion_train.errors import ListChangedError
 from fusion_train.evaluation.evaluate import Evaluation
 from fusion_train.processes import this_process
 from fusion_train.run import Run
@@ -38,6 +39,13 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 def said(error: BaseException) -> str:
     """What the table keeps of an error."""
     return str(error) if isinstance(error, FeatureCacheError) else f"{type(error).__name__}: {error}"
+
+
+def _disk_refuses(error: Exception) -> WriteError:
+    return WriteError(
+        "sweep", expected="a disk that takes what trials write", got=str(error),
+        next_step="Free space; then run the same command. No trial is marked as failed by this.",
+    )  # fmt: skip
 
 
 class Worker:
@@ -69,12 +77,14 @@ class Worker:
             return Answer(tuple(self.train(group)))
         except Interrupted:
             return Answer(stopped=True)
+        except ListChangedError as error:
+            return Answer(halt=error)
         except WriteError as error:
-            return Answer(unwritable=str(error))
+            return Answer(halt=_disk_refuses(error))
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
-            return Answer(unwritable=str(error))
+            return Answer(halt=_disk_refuses(error))
         except ISOLATED as error:
             return Answer(error=said(error), damaged=not isinstance(error, FeatureCacheError))
 
@@ -92,7 +102,7 @@ class Worker:
         if left and shares_base(asked[0].config):
             members = train_together(
                 [asked[place] for place in left], store=self._work.store, clips=self._work.clips, base=self._base,
-                until=group.until, say=self._say, stop=self._stop,
+                until=group.until, say=self._say, stop=self._stop, clips_changed=self._work.clips_changed,
             )  # fmt: skip
             for place, member in zip(left, members, strict=True):
                 found[place] = _trained(member, len(members), group.until)
@@ -118,7 +128,8 @@ class Worker:
             self._say(f"{asked.run.name}: {line.removeprefix(f'{asked.run.folder}: ')}")
 
         result = train(asked.config, store=self._work.store, clips=self._work.clips, run=asked.run,
-                       initial=asked.initial, say=say, stop=self._stop)  # fmt: skip
+                       initial=asked.initial, say=say, stop=self._stop,
+                       clips_changed=self._work.clips_changed)  # fmt: skip
         return Trained(result["step"], result["seconds"], together=1)
 
     def _scored(self, asked: Sequence[Asked], members: Sequence[Member | None]) -> list[Evaluation | str]:
@@ -127,7 +138,7 @@ class Worker:
             return []
         try:
             return [*evaluate_finished(asked, members, self._work, self._base)]
-        except WriteError:
+        except (WriteError, ListChangedError):
             raise  # nobody's fault
         except ISOLATED as error:
             if len(asked) == 1:

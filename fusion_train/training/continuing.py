@@ -13,12 +13,12 @@ from torch import nn
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench
 from fusion_train.config import Config
+from fusion_train.data.list_files import list_hashes
 from fusion_train.data.pool import Pool
 from fusion_train.errors import CheckpointError
 from fusion_train.models.probe import Probe
 from fusion_train.run import Run, RunRecord, relative
 from fusion_train.training.averaging import Averaged
-from fusion_train.training.list_changes import list_hashes
 
 
 def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None) -> dict[str, Any]:

@@ -9,38 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from featurecache.clips import load_clips
-from featurecache.hashing import file_sha256
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench
 from fusion_train.config import Config
+from fusion_train.data.list_files import CLIP_LIST, list_hashes
 from fusion_train.data.pool import ABOUT, CLIPS, HELD_OUT, Pool, kept_rows, rows_of
 from fusion_train.data.streams import make_stream
 from fusion_train.documents import read_document
-from fusion_train.errors import CheckpointError, DataError
+from fusion_train.errors import CheckpointError, ListChangedError
 from fusion_train.run import Run, RunRecord
-
-CLIP_LIST = "clips"
-"""Name of the clip list among the files."""
-
-
-def list_hashes(config: Config, clips: str | Path) -> dict[str, str]:
-    """Return the sha256 of the clip list and of the files laid over it, by their names in the configuration.
-
-    Raises:
-        ClipListError: one of them is not there.
-    """
-    files = {CLIP_LIST: Path(clips)}
-    files |= {name: Path(clips).parent / name for name in (*config.data.exclude, *config.data.corrections)}
-    if (zero_image := config.features.zero_image) is not None and config.features.absent == "visible":
-        files[zero_image] = Path(zero_image) if Path(zero_image).is_file() else Path(clips).parent / zero_image
-    for path in files.values():
-        if not path.is_file():
-            load_clips(path)  # says what is wrong
-    return {name: file_sha256(path) for name, path in files.items()}
 
 
 def check_lists(
@@ -55,7 +34,7 @@ def check_lists(
         The record to keep, with the change in it, where other clips are accepted; else None.
 
     Raises:
-        DataError: the lists changed in what this run trains on or is scored by; every clip that differs is named.
+        ListChangedError: what this run trains on or is scored by changed; every clip that differs is named.
     """
     now = list_hashes(bench.config, bench.clips_file)
     before = known.lists or _of_earlier_release(run, bench.config)
@@ -68,10 +47,10 @@ def check_lists(
         say(f"{changed}: changed since {run.folder} began, but not in the clips that it trains on and is scored by")
         return None
     if not accept:
-        raise DataError(
+        raise ListChangedError(
             changed, expected=f"the clips that {run.folder} began with", got=_counted(differing),
             next_step=f"Take the file from a copy, start another run with --out, or accept it: fusion-train resume "
-            f"{run.folder} --clips-changed.", problems=differing,
+            f"{run.folder} --clips-changed, for a trial the sweep's command with --clips-changed.", problems=differing,
         )  # fmt: skip
     folders = checkpoint.published(run.checkpoints)
     step = checkpoint.read_state(folders[-1]).step if folders else 0

@@ -27,6 +27,7 @@ from fusion_train.data.pool import KeptClips
 from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import DivergedError
 from fusion_train.models.parts import learning_parameters
+from fusion_train.planning.cautions import cautions
 from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, absolute
 from fusion_train.training.averaging import Averaged
@@ -141,7 +142,9 @@ def _train(
     optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
     averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
     start = resume(run, bench.model, optimizer, averaged, accelerator, known)
-    for line in summary:
+    scored_clips = {"num_scored": len(held_out.split)} if held_out else {}
+    warned = cautions(config, num_clips=len(stream), on_cpu=accelerator.device.type == "cpu", **scored_clips)
+    for line in (*summary, *(warned if known is None else ())):
         say(line)
     say(f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
         f"{len(stream)} clips an epoch, {sum(p.numel() for p in learning_parameters(bench.model).values()):,} "

@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from click.testing import CliRunner
 
 from featurecache.errors import FeatureCacheError
 from fusion_train.cli import main
+from fusion_train.documents import read_document, write_document
+from fusion_train.errors import DataError
+from fusion_train.run import Run
 from fusion_train.sweeps.report import as_json
 from fusion_train.sweeps.results import read_results
 
@@ -74,6 +78,48 @@ def test_a_full_disk_is_no_trials_fault_and_the_same_command_goes_on(sweep, tmp_
     assert "No trial is marked as failed" in result.output
     again = invoke(command)
     assert again.exit_code == 0, again.output
+    assert {row["state"] for row in rows(tmp_path).values()} == {"done"}
+
+
+@pytest.mark.parametrize("noticed_by", ["sweep", "trial"])
+@pytest.mark.parametrize("probe", [False, True])
+def test_a_changed_clip_list_is_no_trials_fault(sweep, tmp_path, monkeypatch, noticed_by, probe):
+    text = "variants:\n  a: {}\n  b: {model: {fusion: {name: conv}}}\n"
+    command = sweep((PROBES if probe else "seeds: [0]\n") + text)
+    place = command.index("--clips") + 1
+    original = Path(command[place]).read_text()
+    listed = tmp_path / "clips.jsonl"
+    command[place] = str(listed)
+    listed.write_text(original)
+
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fusion_train.checkpoint.save_file", full)
+        assert invoke(command).exit_code == 1
+    about = tmp_path / "sweep" / "sweep.json"
+    if noticed_by == "trial":  # as of a release whose sweeps kept no hashes
+        kept = read_document(about, DataError, "")
+        del kept["lists"]
+        write_document(about, kept)
+    rows_then = [json.loads(line) for line in original.splitlines()]
+    rows_then[1]["labels"]["emotion"] = "angry"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows_then))
+    refused = invoke(command)
+    assert refused.exit_code == 2, refused.output
+    assert "--clips-changed" in refused.output
+    assert "failed:" not in refused.output
+    table = sqlite3.connect(tmp_path / "sweep" / "trials.sqlite")
+    assert set(table.execute("SELECT state FROM trials")) == {("waiting",)}
+    table.close()
+    if probe:
+        listed.write_text(original)
+        assert invoke(command).exit_code == 0
+    else:
+        accepted = invoke([*command, "--clips-changed"])
+        assert accepted.exit_code == 0, accepted.output
+        assert len(Run(tmp_path / "sweep" / "a-seed0").record().list_changes) == 1
     assert {row["state"] for row in rows(tmp_path).values()} == {"done"}
 
 
