@@ -119,7 +119,9 @@ def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
     work = _work(given)
     devices = given["devices"] or [given["device"]]
     with show_progress("headers") as progress:
-        found = forecast(work, devices, calibrate=calibrate, headers=headers, held=_held(work), advance=progress)
+        found = forecast(
+            work, devices, calibrate=calibrate, headers=headers, held=_held(work, devices[0]), advance=progress
+        )
     _print_forecast(found)
     if as_json:
         say(json_text(found.to_dict(), sort_keys=True))
@@ -181,12 +183,22 @@ def _only_local(given: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _held(work: Work) -> dict[str, int]:
-    """Return how many of the clips each feature has decided already; a store not yet made has none."""
+def _held(work: Work, device: str) -> dict[str, int]:
+    """Return how many of the clips each feature has decided already; a store not yet made has none.
+
+    Raises:
+        FingerprintError: a feature was made otherwise, so that an extraction would refuse it.
+    """
+    from featurecache.store.local import refuse_other_spec
+
     try:
         store = featurecache.open_store(work.store)
     except StoreNotFoundError:
         return {}
+    for name, opening in work.features.items():
+        if name in store:
+            asked = opening.open(device).spec(work.stored_dtype)
+            refuse_other_spec(f"{work.store}/{name}", store.spec(name), asked)
     ids = work.load_clips().ids
     features = {name: store[name] for name in work.features if name in store}
     return {name: int((feature.statuses(ids) >= 0).sum()) for name, feature in features.items()}

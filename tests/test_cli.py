@@ -239,6 +239,16 @@ def test_engines_refuse_each_others_options(folder: Path) -> None:
     assert "--rank: expected --engine local" in result.output
 
 
+def test_plan_refuses_what_extract_would_refuse(folder: Path) -> None:
+    assert fcache(*EXTRACT).exit_code == 0
+    same = fcache("plan", *EXTRACT[1:], "--calibrate", "0")
+    assert same.exit_code == 0, same.output
+    for command in (["plan", *EXTRACT[1:]], EXTRACT):
+        refused = fcache(*command, "--dtype", "float32")
+        assert refused.exit_code == 2, refused.output
+        assert "stored_dtype: float16 != float32" in refused.output.replace("'", "").replace('"', "")
+
+
 def test_a_time_limit_a_clip_is_a_reason(folder: Path) -> None:
     result = fcache(*EXTRACT, "--clip-limit", "0.000001")
     assert result.exit_code == 1

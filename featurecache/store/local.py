@@ -125,16 +125,22 @@ class LocalStore:
                     publish_bytes(self.root / file, data)
             publish_bytes(folder.spec, spec.to_json().encode(), folder.temporary)
         stored = self.spec(name)
-        if stored.fingerprint != spec.fingerprint:
-            differences = stored.differences(spec)
-            raise FingerprintError(
-                f"{self.location}/{name}",
-                expected=f"the spec it was made with ({stored.fingerprint[:12]}…)",
-                got=f"another in {len(differences)} fields ({spec.fingerprint[:12]}…), stored != asked for",
-                next_step="Use --name for a second feature, or ask for what is stored.",
-                problems=differences,
-            )
+        refuse_other_spec(f"{self.location}/{name}", stored, spec)
         self._features.pop(name, None)
         return StoredFeatureWriter(
             self.location, folder, name, self.format, stored, self.verify, shard_rows, codec, unread
         )
+
+
+def refuse_other_spec(subject: str, stored: Spec, spec: Spec) -> None:
+    """Raise FingerprintError where a feature was made by another spec than the one asked for; every field is named."""
+    if stored.fingerprint == spec.fingerprint:
+        return
+    differences = stored.differences(spec)
+    raise FingerprintError(
+        subject,
+        expected=f"the spec it was made with ({stored.fingerprint[:12]}…)",
+        got=f"another in {len(differences)} fields ({spec.fingerprint[:12]}…), stored != asked for",
+        next_step="Use --name for a second feature, or ask for what is stored.",
+        problems=differences,
+    )
