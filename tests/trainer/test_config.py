@@ -111,9 +111,9 @@ def test_a_mistyped_sweep_is_answered_with_the_shipped_sweeps():
 
 
 def test_a_mapping_that_only_one_configuration_has_is_one_difference():
-    without = load_config(overrides=["data.mixture=null", "optim.steps=7"])
+    without = load_config(overrides=["data.mixture=null", "optim.batch_size=7"])
     differing = load_config(overrides=["data.mixture={a: 1, b: 2}"]).differences(without)
-    assert differing == ["data.mixture: {a, b} != None", "optim.steps: 50000 != 7"]
+    assert differing == ["data.mixture: {a, b} != None", "optim.batch_size: 4 != 7"]
 
 
 def test_a_mixture_can_be_switched_off():
