@@ -165,6 +165,8 @@ def test_precision_and_recall_of_every_clip_and_wheel(wheels):
         ("classification", "macro F1", [2, 1, 1, 0], (4 / 5 + 2 / 3) / 2),
         ("classification", "weighted F1", [2, 1, 1, 0], (3 * 4 / 5 + 2 / 3) / 4),
         ("classification", "UAR", [3, 1, 0, 0], 3 / 4),  # a class that is not drawn enters no mean
+        ("classification", "macro F1", [3, 0, 0, 0], 1.0),
+        ("classification", "weighted F1", [3, 0, 0, 0], 1.0),
         ("multi-label", "mAP", [2, 1, 1, 0], ((1 * 2 / 3 + 3 / 4 * 1 / 3) + (1 / 2 * 1 + 1 / 4 * 0)) / 2),
         ("multi-label", "F1 micro", [2, 1, 1, 0], 2 * 3 / 8),
     ],
@@ -174,6 +176,14 @@ def test_figures_of_a_resampled_set_are_those_of_the_clips_it_draws(metric, main
     predictions = {"1": "a", "2": "b", "3": "b", "4": "x"}
     scored = score(metric, references, predictions, main=main)
     assert scored.resample(np.array(counts, float)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("main", ["F", "precision", "recall"])
+def test_a_resampled_set_without_a_clip_that_a_wheel_knows_scores_0(main):
+    scored = score("open-vocabulary", {"1": "anger", "2": "neutral"}, {"1": "anger, happy", "2": "anger"}, main=main)
+    assert scored.value == pytest.approx({"F": 2 / 3, "precision": 1 / 2, "recall": 1}[main])
+    assert scored.resample(np.array([0.0, 2.0])) == 0.0
+    assert scored.resample(np.array([3.0, 2.0])) == pytest.approx(scored.value)
 
 
 def test_what_the_registry_says_of_a_set():

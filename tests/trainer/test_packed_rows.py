@@ -51,6 +51,13 @@ def test_the_last_token_of_a_prompt_is_never_shared():
     assert packed.own_tokens == [4, 3, 2]
 
 
+def test_sharing_ends_where_any_prompt_differs_upwards_or_downwards():
+    for other in (4, 7):
+        packed = pack([Encoded([1, 5, 6, 9], [10], "a"), FIRST, Encoded([1, other, 6, 9], [11], "a")])
+        assert packed.layout.segments == (Segment(0, 1), Segment(1, 5, (0, 1)), Segment(5, 10, (0, 1)),
+                                          Segment(10, 14, (0, 1)))  # fmt: skip
+
+
 def test_prompts_that_differ_at_once_share_nothing():
     packed = pack(
         [Encoded([1, 5], [10], "a"), Encoded([2, 5], [11], "a"), Encoded([3], [12], "c"), Encoded([3], [4], "c")]
