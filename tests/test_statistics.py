@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusion_train.statistics import MAX_GROUPS, interval_of, jackknife
+from fusion_train.statistics import MAX_GROUPS, Jackknife, difference_interval, interval_of, jackknife
 
 
 def mean_of(values: np.ndarray):
@@ -70,3 +70,22 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(size, together):
         interval = interval_of(jackknife(mean_of(hits), np.repeat(range(size), together).tolist(), hits))
         covered.append(interval.low <= 0.677 <= interval.high)  # the mean of the chances
     assert np.mean(covered) >= 0.925
+
+
+def test_a_difference_of_two_scores_is_taken_value_by_value():
+    random = np.random.default_rng(5)
+    first, second = random.random(40), random.random(40)
+    clusters = (np.arange(40) // 2).tolist()
+    minus = jackknife(mean_of(first), clusters).minus(jackknife(mean_of(second), clusters))
+    direct = jackknife(lambda counts: float(np.average(first - second, weights=counts)), clusters)
+    assert minus.value == pytest.approx(direct.value)
+    np.testing.assert_allclose(minus.without, direct.without)
+    assert minus.num_clusters == 20
+    interval, expected = difference_interval(minus), interval_of(direct, share=False)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_share_of_1_or_0_that_rounding_spreads_has_the_interval_of_one_that_is_not_spread():
+    spread = np.array([1e-16, 0, 0, 0, 1e-15])
+    assert interval_of(Jackknife(1.0, 1.0 - spread, 5)).low == pytest.approx(0.025 ** (1 / 5))
+    assert interval_of(Jackknife(0.0, spread, 5)).high == pytest.approx(1 - 0.025 ** (1 / 5))

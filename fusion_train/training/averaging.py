@@ -23,7 +23,6 @@ class Averaged:
         self._parameters = learning_parameters(model)
         self._average = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters after optimizer step `step`, from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))

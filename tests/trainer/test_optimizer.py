@@ -138,3 +138,11 @@ def test_the_average_is_in_the_model_for_a_while_and_the_weights_come_back_after
     assert torch.equal(model["fusion"].weight, weights)
     averaged.load(averaged.tensors() | {"fusion.weight": torch.full((2, 3), 7.0)})
     assert torch.equal(averaged.tensors()["fusion.weight"], torch.full((2, 3), 7.0))
+
+
+def test_an_average_continued_from_parameters_records_no_graph():
+    model = make_parts()
+    averaged = Averaged(model, decay=0.9)
+    averaged.load(dict(model.named_parameters()))
+    averaged.update(0)
+    assert not any(tensor.requires_grad for tensor in averaged.tensors().values())
