@@ -61,6 +61,14 @@ def test_matrices_decay_and_vectors_do_not_part_by_part():
     assert {(group["lr"], group["betas"]) for group in optimizer.param_groups} == {(1.0, (0.8, 0.95))}
 
 
+def test_a_single_number_does_not_decay():
+    model = make_parts()
+    model["fusion"].register_parameter("gain", nn.Parameter(torch.tensor(1.0)))
+    groups = make_optimizer(model, OPTIM).param_groups
+    assert [[p.ndim for p in group["params"]] for group in groups] == [[2], [0, 1], [2]]
+    assert groups[1]["weight_decay"] == 0.0
+
+
 def test_groups_take_the_rate_of_the_step_times_their_factor():
     optimizer = make_optimizer(make_parts(), OPTIM)
     assert set_learning_rates(optimizer, 1, OPTIM) == pytest.approx({"fusion": 0.14, "projectors": 0.56})
