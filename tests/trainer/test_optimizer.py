@@ -65,7 +65,7 @@ def test_a_single_number_does_not_decay():
     model = make_parts()
     model["fusion"].register_parameter("gain", nn.Parameter(torch.tensor(1.0)))
     groups = make_optimizer(model, OPTIM).param_groups
-    assert [[p.ndim for p in group["params"]] for group in groups] == [[2], [0, 1], [2]]
+    assert [[p.ndim for p in group["params"]] for group in groups] == [[2], [1, 0], [2]]
     assert groups[1]["weight_decay"] == 0.0
 
 
