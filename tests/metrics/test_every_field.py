@@ -220,3 +220,15 @@ def test_what_the_registry_says_of_a_set():
 def test_what_is_no_sentiment_score_is_named(value):
     with pytest.raises(DataError, match="sentiment scores, got 1 others"):
         score("waf", {"1": value, "2": -1}, {"1": "positive", "2": "negative"})
+
+
+class SilentOnSome(LexicalJudge):
+    def rate(self, kind, clip_id, reference, prediction):
+        return None if clip_id in ("a", "c", "d") and kind == "label" else 1.0
+
+
+def test_clips_after_one_without_a_rating_are_rated_too():
+    texts = dict.fromkeys("abcde", "x")
+    scores = overlap_scores(texts, texts, SilentOnSome())
+    assert (scores.clip_ids, scores.num_clips, scores.num_unrated) == (("b", "e"), 5, 3)
+    assert scores.ratings.tolist() == [[1.0, 1.0], [1.0, 1.0]]
