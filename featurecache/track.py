@@ -111,19 +111,19 @@ def count_missing(stream, track: Track, promised: list[int], extent: Extent) -> 
 
     A stored index tells, or the duration that the stream states, or the bytes that the file lacks, which is a guess.
     """
-    if not track.dts:
-        track.missing, track.missing_guessed = (len(promised), False) if promised else (int(bool(extent.lacking)), True)
-        return
     formats = set(stream.container.format.name.split(","))
+    last = max(track.dts, default=track.start - 1)
+    beyond = sum(1 for dts in promised if last < dts < track.end) if formats & INDEXED_FORMATS else 0
+    if not track.dts:
+        track.missing, track.missing_guessed = beyond or int(bool(extent.lacking)), not beyond
+        return
     if formats & PARTIAL_FORMATS and not extent.lacking:
         track.damaged.clear()  # the last packet is shorter than others, which libav takes for damage
     first = stream.start_time if stream.start_time is not None else track.dts[0]
-    last = max(track.dts)
     packet_s = float((last - min(track.dts)) * stream.time_base) / max(len(track.dts) - 1, 1)
     last_shown = max((time for time in track.pts if time is not None), default=last)
     end_s = float((last_shown - first) * stream.time_base) + packet_s
     wanted_s = float((track.end - first) * stream.time_base)
-    beyond = sum(1 for dts in promised if last < dts < track.end) if formats & INDEXED_FORMATS else 0
     if end_s >= wanted_s:
         return
     duration_s = _stated_duration_s(stream, formats)

@@ -213,7 +213,7 @@ def test_the_limit_holds_while_a_file_is_opened_searched_and_read(
     assert time.monotonic() - began < 1.0
 
 
-def test_a_container_that_cannot_be_sought_is_read_from_its_beginning(tmp_path: Path) -> None:
+def test_a_part_late_in_a_file_without_an_index_is_found(tmp_path: Path) -> None:
     tone = np.concatenate([rec.sine(9.0, 300), rec.sine(1.0, 1200)])
     path = rec.write_clip(tmp_path / "a.aac", num_frames=0, sound=tone, audio_codec="aac")
     sound = decode(Clip("a", audio=path, start_s=9.2, end_s=9.7), [AUDIO])[0]

@@ -127,6 +127,19 @@ def test_a_gap_between_packets_is_not_filled_but_counted_in_times(tmp_path: Path
     assert "got no samples" in str(gap)
 
 
+@pytest.mark.parametrize(
+    ("form", "codec"),
+    [("wav", "pcm_s16le"), ("aiff", "pcm_s16be"), ("mp3", "libmp3lame"), ("m4a", "aac"), ("mka", "flac"),
+     ("flac", "flac"), ("avi", "pcm_s16le"), ("ogg", "flac"), ("aac", "aac"), ("ts", "ac3"), ("amr", "libopencore_amrnb")],
+)  # fmt: skip
+def test_a_part_beyond_the_end_is_no_file_cut_short(tmp_path: Path, form: str, codec: str) -> None:
+    rate = {"amr": 8000, "ts": 48_000}.get(form, 16_000)
+    path = rec.write_interleaved(tmp_path / f"a.{form}", rec.sine(3.0, 440, rate), rate, codec)
+    for start_s in (3.5, 30.0):
+        (beyond,) = decode_each(Clip("a", audio=path, start_s=start_s), [AUDIO])
+        assert "expected sound in this part in its audio file, got no samples" in str(beyond)
+
+
 @pytest.mark.parametrize("form", ["wav", "mp3", "ogg", "m4a", "flac", "aac", "avi", "mkv", "ts", "amr", "bin", ""])
 def test_an_empty_file_says_that_it_is(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"a.{form}"
