@@ -130,7 +130,8 @@ def test_a_gap_between_packets_is_not_filled_but_counted_in_times(tmp_path: Path
 @pytest.mark.parametrize(
     ("form", "codec"),
     [("wav", "pcm_s16le"), ("aiff", "pcm_s16be"), ("mp3", "libmp3lame"), ("m4a", "aac"), ("mka", "flac"),
-     ("flac", "flac"), ("avi", "pcm_s16le"), ("ogg", "flac"), ("aac", "aac"), ("ts", "ac3"), ("amr", "libopencore_amrnb")],
+     ("flac", "flac"), ("avi", "pcm_s16le"), ("ogg", "flac"), ("aac", "aac"), ("ts", "ac3"),
+     ("amr", "libopencore_amrnb")],
 )  # fmt: skip
 def test_a_part_beyond_the_end_is_no_file_cut_short(tmp_path: Path, form: str, codec: str) -> None:
     rate = {"amr": 8000, "ts": 48_000}.get(form, 16_000)
