@@ -13,9 +13,10 @@ from rich.table import Table
 import featurecache
 from featurecache.cli_options import CLIPS, INDEX, MEDIA_ROOT, STORE
 from featurecache.cli_similarity import COMPARE, FEATURES, NUM_SHOWN, compared_clips, files_of_index, ready
-from featurecache.console import say, tables
+from featurecache.console import OutputPath, say, tables
 from featurecache.errors import ClipListError
 from featurecache.jsonl import dump_lines
+from featurecache.store.publish import replace_bytes
 
 if TYPE_CHECKING:
     from featurecache.similarity.audit import Audit
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @INDEX
 @MEDIA_ROOT
 @click.option("--label", default="emotion", show_default=True, help="Label task to audit.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for review.html and doubts.jsonl.")
+@click.option("--out", type=OutputPath("folder"), default=None, help="Folder for review.html and doubts.jsonl.")
 @click.option(
     "--decisions", type=click.Path(path_type=Path), default=None, help="What a review sheet saved: write corrections."
 )
@@ -61,10 +62,9 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     from featurecache.similarity.review import review_sheet
 
     folder: Path = given["out"]
-    folder.mkdir(parents=True, exist_ok=True)
     sheet = folder / "review.html"
-    sheet.write_text(review_sheet(found, listed, sheet), encoding="utf-8")
-    (folder / "doubts.jsonl").write_bytes(dump_lines(map(asdict, found.doubts)))
+    replace_bytes(sheet, review_sheet(found, listed, sheet).encode("utf-8"))
+    replace_bytes(folder / "doubts.jsonl", dump_lines(map(asdict, found.doubts)))
     say(f"{sheet}: open it in a browser, decide, save decisions.json, then")
     say("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
 
@@ -78,7 +78,7 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
 @MEDIA_ROOT
 @click.option("--by", default="dataset", show_default=True, help="dataset, split, speaker or a label task.")
 @click.option("--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("map"), show_default=True, help="NAME.png, .html")
+@click.option("--out", type=OutputPath("name"), default=Path("map"), show_default=True, help="NAME.png, .html")
 def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method: str, out: Path, **given: Any) -> None:
     """Draw every clip as a point in two dimensions, as a picture and as a page to point at.
 
@@ -104,7 +104,7 @@ def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method:
     title = f"{len(here)} clips by {', '.join(neighbourhood.names)}, {given['compare']} ({method})"
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
     store_map.draw_map(points, store_map.groups_of(listed, here, by), by, title, picture)
-    page.write_text(store_map.map_page(points, listed, here, title), encoding="utf-8")
+    replace_bytes(page, store_map.map_page(points, listed, here, title).encode("utf-8"))
     say(f"{picture}, {page}")
 
 
@@ -113,7 +113,6 @@ COMMANDS = [audit, draw_map]
 
 def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> None:
     from featurecache.corrections import decided, dump_corrections
-    from featurecache.store.publish import replace_bytes
 
     if not decisions.is_file():
         raise ClipListError(

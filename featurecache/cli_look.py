@@ -12,7 +12,7 @@ from rich.table import Table
 
 import featurecache
 from featurecache.cli_options import INDEX, NAMES, STORE
-from featurecache.console import counted, say, size_text, tables
+from featurecache.console import OutputPath, counted, say, size_text, tables
 from featurecache.progress import show_progress
 
 if TYPE_CHECKING:
@@ -53,8 +53,14 @@ def info(store: str) -> None:
 @click.command()
 @click.argument("clip_id")
 @STORE
-@click.option("--plot", default=None, metavar="FOLDER", help="Also draw its tokens: a PNG for each feature.")
-def show(clip_id: str, store: str, plot: str | None) -> None:
+@click.option(
+    "--plot",
+    type=OutputPath("folder"),
+    default=None,
+    metavar="FOLDER",
+    help="Also draw its tokens: a PNG for each feature.",
+)
+def show(clip_id: str, store: str, plot: Path | None) -> None:
     """Say what is known of one clip in every feature.
 
     \b

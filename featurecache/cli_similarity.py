@@ -13,12 +13,13 @@ from rich.table import Table
 import featurecache
 from featurecache.cli_options import CLIPS, INDEX, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
 from featurecache.cli_store import encoder_opener
-from featurecache.console import counted, say, tables
+from featurecache.console import OutputPath, counted, say, tables
 from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import ClipListError, StoreError
 from featurecache.jsonl import dump_lines
 from featurecache.outside_text import json_text
 from featurecache.progress import show_progress
+from featurecache.store.publish import replace_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,7 @@ def index(store: str, features: tuple[str, ...], index_at: Path | None) -> None:
 @INDEX
 @COMPARE
 @click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="How many neighbours.")
-@click.option("--sheet", type=click.Path(path_type=Path), default=None, help="Draw them into this PNG.")
+@click.option("--sheet", type=OutputPath("file"), default=None, help="Draw them into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a neighbour.")
 def similar(query: str, store: str, clips: str, features: tuple[str, ...], **given: Any) -> None:
     """List the clips nearest to a clip of the list, or to a media file.
@@ -147,7 +148,7 @@ PAIR_OPTIONS = [
         help="Share of pairs that matter (same text, other speaker; nearest clips) that a calibration lets pass.",
     ),
     click.option(
-        "--out", type=click.Path(path_type=Path), default=None, help="Clip list of what to leave out, beside --clips."
+        "--out", type=OutputPath("file"), default=None, help="Clip list of what to leave out, beside --clips."
     ),
 ]  # fmt: skip
 
@@ -374,6 +375,5 @@ def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], de
         write_clips((clips.by_id(clip_id) for clip_id in found.exclusion), out, root)
         say(f"{out}: leave them out with --set 'data.exclude=[{out.name}]'")
     pairs = out.with_suffix(".pairs.jsonl")
-    pairs.parent.mkdir(parents=True, exist_ok=True)
-    pairs.write_bytes(dump_lines(map(asdict, found.pairs)))
+    replace_bytes(pairs, dump_lines(map(asdict, found.pairs)))
     say(f"{pairs}: every pair and its evidence")

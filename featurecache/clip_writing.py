@@ -37,7 +37,6 @@ def write_clips(clips: Iterable[Clip], path: Path, media_root: Path | None = Non
         rows.append(row)
     if problems:
         raise ClipListError(str(path), expected="a valid clip list", got="problems", problems=problems)
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_bytes(path, dump_lines(rows))
 
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -14,13 +15,16 @@ from featurecache.extras import import_failure, require_all
 from featurecache.interrupt import Interrupted, ending_on_signals, terminal_is_gone
 from featurecache.outside_text import printable
 from featurecache.screen import Screen
+from featurecache.store.publish import refused_write, require_writable
 
 HELP = ["-h", "--help"]
 
 
 class _EndsInWords(click.Command):
-    """A command that turns the project's exceptions, and packages that are missing or broken, into a message and an
-    exit code. A subclass that cannot do without an extra names it in `extra`: it does not start without; help is shown.
+    """A command that turns the project's exceptions, packages that are missing or broken, and what the disk refuses
+    into a message and an exit code.
+
+    A subclass that cannot do without an extra names it in `extra`: it does not start without; help is shown.
     """
 
     extra: str | None = None
@@ -46,6 +50,7 @@ class _EndsInWords(click.Command):
             raise
         except Exception as error:  # whatever a library may raise while it is imported
             explained = import_failure(error, extra=self.extra or "explore", subject=str(ctx.info_name))
+            explained = explained or refused_write(error, str(ctx.info_name))
             if explained is None:
                 raise
             _end(ctx, explained)
@@ -53,9 +58,28 @@ class _EndsInWords(click.Command):
     def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
         try:
             return super().make_context(*arguments, **settings)
+        except FeatureCacheError as error:
+            say(f"error: {error}", err=True)
+            raise click.exceptions.Exit(error.exit_code) from error
         except click.ClickException as error:
             error.message = printable(error.message)
             raise
+
+
+class OutputPath(click.Path):
+    """Where a command writes: refused while the command line is read, before any work, where it cannot be written.
+
+    A `name` is one that endings are put to, or either a file or a folder; only what it lies in is looked at.
+    """
+
+    def __init__(self, kind: Literal["file", "folder", "name"]) -> None:
+        super().__init__(path_type=Path)
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        require_writable(path.parent if self._kind == "name" else path, folder=self._kind != "file")
+        return path
 
 
 class TrainerTool(_EndsInWords):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from featurecache.errors import CorruptStoreError, MissingFeatureError, SpecError, suggest
+from featurecache.outside_text import file_name
 from featurecache.store.feature import StoredFeature
 from featurecache.store.local import LocalStore
 from featurecache.store.plan import Plan
 from featurecache.store.protocols import ClipRecord, Status
+from featurecache.store.publish import replace_bytes
 
 HEAT_MAP_PIXELS = 512
 MARGIN_PIXELS = 20
@@ -182,7 +185,9 @@ def heat_map(tokens: np.ndarray, path: Path, title: str = "") -> None:
     sheet.paste(legend.resize((LEGEND_PIXELS, MARGIN_PIXELS // 2)), (MARGIN_PIXELS, below))
     told = f"-{CLIPPED_AT:g} to +{CLIPPED_AT:g} standard deviations of the channel"
     pen.text((2 * MARGIN_PIXELS + LEGEND_PIXELS, below - 1), told, fill="black")
-    sheet.save(path, "PNG")
+    drawn = io.BytesIO()
+    sheet.save(drawn, "PNG")
+    replace_bytes(path, drawn.getvalue())
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
@@ -195,7 +200,6 @@ def _colours(values: np.ndarray) -> np.ndarray:
 
 def draw_clip(feature: StoredFeature, clip_id: str, folder: str | Path) -> Path:
     """Draw one clip's tokens into a folder; returns the picture's path."""
-    path = Path(folder) / f"{clip_id.replace('/', '_')}.{feature.name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / file_name(clip_id, f".{feature.name}.png")
     heat_map(feature[clip_id], path, f"{feature.name}: {clip_id}")
     return path

@@ -7,6 +7,7 @@
     markdown_text Markdown, in one line, without any of its marks
     figure_text   drawings of matplotlib, without formulas
     json_text     JSON, in one line
+    file_name     a name that a file can have
 
 Everything that either package shows goes through one of these (`console` for terminals). This module imports the
 standard library alone: exported models carry it.
@@ -14,17 +15,22 @@ standard library alone: exported models carry it.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
 from reprlib import Repr
 from typing import Any
+from urllib.parse import quote
 
 _LINE_BREAKS = re.compile("[\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029]+")
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control codes but for tab and line feed, other line breaks, direction overrides, lone surrogates."""
 _JSON_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MARKDOWN_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+\-!|~$&])")
+
+MAX_FILE_NAME = 200
+"""Bytes; disks allow 255, and temporary files and lock files get a longer name."""
 
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
@@ -54,6 +60,17 @@ def script_json(document: Any) -> str:
     """Return JSON that cannot end, or open, anything in the HTML around it."""
     text = json_text(document)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def file_name(text: str, ending: str) -> str:
+    """Return a file name of text and an ending: separators and control codes as %XX, and of a long one the beginning
+    and a hash, so that different texts get different names.
+    """
+    quoted = quote(text, safe=" ")
+    if len(quoted) + len(ending) > MAX_FILE_NAME:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        quoted = f"{quoted[: MAX_FILE_NAME - len(ending) - 17]}-{digest}"
+    return quoted + ending
 
 
 def markdown_text(text: object) -> str:

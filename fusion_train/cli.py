@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from featurecache.console import HELP, CommandGroup, say
+from featurecache.console import HELP, CommandGroup, OutputPath, say
 from fusion_train.cli_evaluate import contrast_command, evaluate_command, score_command
 from fusion_train.cli_exact import replay, verify_resume_command
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
@@ -50,7 +50,7 @@ class TrainerCommands(CommandGroup):
 @STORE
 @CLIPS
 @INIT
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/STAGE]")
+@click.option("--out", type=OutputPath("folder"), help="Folder of the run.  [default: runs/STAGE]")
 @SET
 @click.version_option(package_name="featurecache")
 @click.pass_context
@@ -126,7 +126,7 @@ def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool)
 
 @main.command("import-released")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--out", type=OutputPath("folder"), required=True, help="Folder of the run.")
 @click.option("--stage", default="cognition", show_default=True, help="Stage that the checkpoint is of.")
 @CONFIG
 @STORE

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from featurecache.console import say, tables
+from featurecache.console import OutputPath, say, tables
 from fusion_train.cli_options import CLIPS, STORE
 
 _SCORING = (
@@ -46,7 +46,7 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips asked at once.")
 @click.option("--again", is_flag=True, help="Forget the answers there are.")
 @scoring_options
-@click.option("--out", type=click.Path(path_type=Path), help="Predictions file, or folder of a bench.")
+@click.option("--out", type=OutputPath("name"), help="Predictions file, or folder of a bench.")
 def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str, **given: Any) -> None:
     """Score a run on held-out clips; every prediction is written as a JSON line, and a stopped run goes on.
 
@@ -117,7 +117,7 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
 @click.option("--correlation", type=click.FloatRange(0, 1), metavar="R",
               help="With the best of N alone: assumed between the errors of two candidates.  [default: 0]")  # fmt: skip
 @scoring_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: beside PATH]")
+@click.option("--out", type=OutputPath("folder"), help="Folder of the report.  [default: beside PATH]")
 def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str | None, **given: Any) -> None:
     """Score predictions from their file alone, those of other systems too: {"id": "a1", "prediction": "happy"} a line.
 
@@ -190,7 +190,7 @@ def _answers(path: Path, bench: Any, set_name: str | None, clips: Any, given: di
 @click.option("--bench", "bench_name", required=True, help="The bench that all of them answer.")
 @click.option("--clips", help="Clip list with the references; the rows' own, if not.")
 @scoring_options
-@click.option("--out", type=click.Path(path_type=Path), default=Path("contrast"), show_default=True, help="Folder.")
+@click.option("--out", type=OutputPath("folder"), default=Path("contrast"), show_default=True, help="Folder.")
 def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | None, out: Path, **given: Any) -> None:
     """Set answers to one bench side by side: differences to the first, with intervals on the same clips.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from featurecache.console import say, tables
-from featurecache.outside_text import json_text
+from featurecache.console import OutputPath, say, tables
+from featurecache.outside_text import file_name, json_text
 
 if TYPE_CHECKING:
     from fusion_train.predict.opening import OpenedModel
@@ -38,9 +37,9 @@ SHOWN_LABELS = 3
 @click.option("--choices", help="Answers to choose among, such as yes,no.")
 @click.option("--text", help="What is said in the clips, where no clip list says it.")
 @click.option("--split", help="Of a clip list, only this split.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON lines; a second run goes on where it was.")
+@click.option("--out", type=OutputPath("file"), help="JSON lines; a second run goes on where it was.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output in place of a table.")
-@click.option("--look", type=click.Path(path_type=Path), help="Folder for one PNG a clip: what the model looked at.")
+@click.option("--look", type=OutputPath("folder"), help="Folder for one PNG a clip: what the model looked at.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1))
 @click.option(
     "--workers", default=0, type=click.IntRange(0), help="Decoding threads.  [default: one a core; on a CPU half]"
@@ -161,13 +160,14 @@ def _ask(
         report = stack.enter_context(show_progress("predict", already=already))
         report(already, total)
         for answer in answer_clips(opened, clips, question, limits=limits, timings=timings, look=look is not None):
-            if file:
-                file.write(answer)
+            written = answer
             if look and answer.evidence is not None:
                 from fusion_train.predict.picture import draw_answer
 
-                draw_answer(answer, look / f"{quote(answer.clip.id, safe=' ')}.png")
+                draw_answer(answer, look / file_name(answer.clip.id, ".png"))
                 answer = replace(answer, evidence=replace(answer.evidence, views={}))  # frames of a million clips
+            if file:
+                file.write(written)  # after its picture: a clip that has an answer is not asked again
             answers.append(answer)
             report(already + len(answers), total)
             if stop.requested:

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from featurecache.console import say, tables
+from featurecache.console import OutputPath, say, tables
 
 
 @click.command()
 @click.argument("answers", nargs=-1, required=True, metavar="NAME=FILE…")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("rating"), show_default=True, help="Folder.")
+@click.option("--out", type=OutputPath("folder"), default=Path("rating"), show_default=True, help="Folder.")
 @click.option("--clips", type=click.IntRange(1), default=50, show_default=True, help="Clips on the sheet.")
 @click.option("--media", default="", metavar="PREFIX", help="What stands before ID.mp4 to find a video from the sheet.")
 @click.option("--seed", default=0, show_default=True, help="Draws clips and orders.")

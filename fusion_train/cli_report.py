@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from featurecache.console import say
+from featurecache.console import OutputPath, say
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: report.html in the run's folder]")
+@click.option("--out", type=OutputPath("file"), help="The page.  [default: report.html in the run's folder]")
 def report(run: Path, out: Path | None) -> None:
     """Write a run's curves and tables as one HTML page that opens from disk, and its numbers as CSV.
 

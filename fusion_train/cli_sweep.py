@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurecache.cli_options import listed
-from featurecache.console import say, tables
+from featurecache.console import OutputPath, say, tables
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ..
 @STORE
 @CLIPS
 @INIT
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: sweeps/NAME]")
+@click.option("--out", type=OutputPath("folder"), help="Folder of the runs.  [default: sweeps/NAME]")
 @click.option("--retry", is_flag=True, help="Take trials up again that failed.")
 @click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed; trials record it.")
 @click.option("--budget", "budget", multiple=True, callback=_budget, metavar="hours=H|trials=N",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featurecache.console import say
+from featurecache.console import OutputPath, say
 from fusion_train.cli_options import STORE
 
 
@@ -15,7 +15,7 @@ from fusion_train.cli_options import STORE
 @click.option("--name", default="eva-global", show_default=True, help="The image feature in the store.")
 @click.option("--weights", help="Checkpoint that made the feature, where the store does not know it.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
-@click.option("--out", type=click.Path(path_type=Path), default="zero-image.safetensors", show_default=True)
+@click.option("--out", type=OutputPath("file"), default="zero-image.safetensors", show_default=True)
 def zero_image(store: str | None, name: str, weights: str | None, device: str, out: Path) -> None:
     """Encode an all-zero image once, for runs in which absent modalities are seen (--config released).
 

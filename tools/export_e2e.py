@@ -14,13 +14,13 @@ from typing import Any
 import click
 from rich.table import Table
 
-from featurecache.console import TrainerTool, say, tables
+from featurecache.console import OutputPath, TrainerTool, say, tables
 from fusion_train.cli_predict import encoder_places
 
 
 @click.command(cls=TrainerTool, context_settings={"max_content_width": 100})
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Run to export.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; must not hold anything.")
+@click.option("--out", type=OutputPath("folder"), help="Folder to write; must not hold anything.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Measure an exported folder again; writes nothing.")
 @click.option("--weights", multiple=True, metavar="NAME=PATH_OR_ID",
               help="Checkpoint of an encoder, where it is not the hub id in its spec; repeatable.")  # fmt: skip

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import click
 
-from featurecache.console import TrainerTool, say
+from featurecache.console import OutputPath, TrainerTool, say
 
 
 @click.command(cls=TrainerTool, context_settings={"max_content_width": 100})
 @click.option("--model", "folder", type=click.Path(path_type=Path), required=True, help="Exported folder, merged.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=OutputPath("folder"), required=True, help="Folder to write.")
 @click.option("--onnx/--no-onnx", default=False, help="Also ONNX (extra `onnx`).")
 def main(folder: Path, out: Path, onnx: bool) -> None:
     """Write graphs of encoders and fusion, and the language model alone; fails where a graph differs.

@@ -20,6 +20,7 @@ from featurecache.errors import ClipListError, DatasetError, suggest
 from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import Findings
 from featurecache.importers.folders import contents
+from featurecache.store.publish import require_writable
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
         DatasetError: an option, split or fold that the importer does not have, a folder in another layout, a label
             outside the vocabulary, no clip at all, or no media file of any clip.
         ClipListError: the list is there already, or would not be valid.
+        WriteError: it cannot be written.
     """
+    require_writable(target.path)
     request = _checked(importer, request)
     findings = Findings()
     clips = [clip for clip in importer.read(request, findings) if not clip.split or request.wants(clip.split)]

@@ -6,6 +6,7 @@ so.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from featurecache.encoders import FramesView
 from featurecache.errors import MediaError
 from featurecache.media import Absent, decode
 from featurecache.outside_text import one_line
+from featurecache.store.publish import replace_bytes
 
 TILE = (240, 180)
 CAPTION_LINES, LINE_PIXELS, MARGIN = 3, 16, 8
@@ -44,8 +46,9 @@ def contact_sheet(clips: Sequence[tuple[Clip, Sequence[str]]], path: Path, *, fi
             draw.rectangle((x - 2, y - 2, x + TILE[0] + 1, y + TILE[1] + 1), outline=FRAME, width=3)
         for place, line in enumerate(lines[:CAPTION_LINES]):
             draw.text((x, y + TILE[1] + 3 + place * LINE_PIXELS), _fit(draw, line, font), INK, font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "PNG")
+    drawn = io.BytesIO()
+    sheet.save(drawn, "PNG")
+    replace_bytes(path, drawn.getvalue())
 
 
 def _thumbnail(clip: Clip) -> tuple[Image.Image | None, str]:

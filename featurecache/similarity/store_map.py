@@ -5,6 +5,7 @@ Shapes: N clips, R axes -> (N, 2). Principal components, or UMAP where it is ins
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from featurecache.clips import ClipList
 from featurecache.errors import StoreError
 from featurecache.extras import require
 from featurecache.outside_text import figure_text, script_json
+from featurecache.store.publish import replace_bytes
 
 TEMPLATE = Path(__file__).with_name("store_map.html")
 PLACEHOLDER = "/*MAP*/null"
@@ -68,8 +70,9 @@ def draw_map(points: np.ndarray, groups: Sequence[str], by: str, title: str, pat
                      label=f"{figure_text(name)} ({len(some)})" if number < MAX_COLOURS else None)  # fmt: skip
     axes.set(xticks=[], yticks=[], title=figure_text(title))
     axes.legend(title=figure_text(by), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    replace_bytes(path, drawn.getvalue())
 
 
 def map_page(points: np.ndarray, clips: ClipList, ids: Sequence[str], title: str) -> str:

@@ -15,7 +15,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from featurecache.errors import WriteError
 from featurecache.machine import sync
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
+"""Names of temporary files in full, so that nobody else's file is taken for one."""
 BLOCK_BYTES = 2 << 20
 SEND_BYTES = 8 << 20
 """After so many bytes the disk is asked to begin, so that the final fsync finds little left to do."""
@@ -34,33 +38,88 @@ if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 
+_AGAIN = "and run the same command again: what was committed is untouched."
+_ELSEWHERE = "Name another place."
+_REFUSALS = {
+    errno.ENOSPC: ("free space", "the disk is full", f"Free space {_AGAIN}"),
+    errno.EDQUOT: ("free space", "the quota is used up", f"Free space {_AGAIN}"),
+    errno.EFBIG: (
+        "a file of this size to be allowed", "the file size limit was reached", f"Raise the limit (ulimit -f) {_AGAIN}"
+    ),
+    errno.EROFS: ("a writable disk", "it is read-only", f"Name another place, or make it writable {_AGAIN}"),
+    errno.EACCES: ("permission to write", "none", f"Name another place, or grant it {_AGAIN}"),
+    errno.EPERM: ("permission to write", "none", f"Name another place, or grant it {_AGAIN}"),
+    errno.EIO: ("to be written", "an error of the disk", f"Mend the disk {_AGAIN}"),
+    errno.ENOTDIR: ("a folder to write to", "a file where a folder should be", _ELSEWHERE),
+    errno.EEXIST: ("a folder to write to", "a file where a folder should be", _ELSEWHERE),
+    errno.EISDIR: ("a file to write", "a folder of that name", _ELSEWHERE),
+    errno.ENAMETOOLONG: ("a name that the disk can hold", "one that is too long", _ELSEWHERE),
+    errno.ELOOP: ("a place to write", "links that lead in a circle", _ELSEWHERE),
+}  # fmt: skip
+_SQLITE = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS, sqlite3.SQLITE_IOERR: errno.EIO}
+_RUST = re.compile(r"\(os error (\d+)\)")
+
+
 def write_error(subject: str | Path, error: OSError) -> WriteError:
     """Say what the disk refused, and what to do, in the project's form."""
-    reasons = {
-        errno.ENOSPC: ("free space", "the disk is full", "Free space and run the same command again"),
-        errno.EDQUOT: ("free space", "the quota is used up", "Free space and run the same command again"),
-        errno.EFBIG: (
-            "a file of this size to be allowed",
-            "the file size limit was reached",
-            "Raise the limit (ulimit -f) and run the same command again",
-        ),
-        errno.EROFS: ("a writable disk", "it is read-only", "Make it writable and run the same command again"),
-        errno.EACCES: ("permission to write", "none", "Grant it and run the same command again"),
-    }
-    expected, got, step = reasons.get(
-        error.errno or 0,
-        ("to be written", f"{os.strerror(error.errno or 0)}", "Mend the disk and run the same command again"),
+    expected, got, step = _REFUSALS.get(
+        error.errno or 0, ("to be written", os.strerror(error.errno or 0), f"Mend the disk {_AGAIN}")
     )
-    return WriteError(str(subject), expected=expected, got=got, next_step=f"{step}: what was committed is untouched.")
+    return WriteError(str(subject), expected=expected, got=got, next_step=step)
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The refusal of a disk that an exception tells of, in whatever form a library raises it; otherwise None."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, sqlite3.Error):
+        number = _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+    elif found := _RUST.search(str(error)):  # safetensors
+        number = int(found[1])
+    else:  # torch's archives
+        number = errno.EIO if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error) else None
+    return None if number is None else OSError(number, os.strerror(number))
+
+
+def refused_write(error: BaseException, subject: str) -> WriteError | None:
+    """The error to show for a refusal of the disk that no module has put into words; None for any other exception."""
+    refusal = disk_error(error)
+    if refusal is None or refusal.errno not in _REFUSALS:
+        return None
+    return write_error(refusal.filename if isinstance(refusal.filename, str) else subject, refusal)
 
 
 @contextlib.contextmanager
 def writing(subject: str | Path) -> Iterator[None]:
-    """Turn an OSError of the block into a WriteError that names `subject`."""
+    """Turn what a disk refuses inside the block into a WriteError that names `subject`."""
     try:
         yield
-    except OSError as error:
-        raise write_error(subject, error) from error
+    except Exception as error:
+        refusal = disk_error(error)
+        if refusal is None:
+            raise
+        raise write_error(subject, refusal) from error
+
+
+def require_writable(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place for an output before the work for it is done; nothing is left there.
+
+    Args:
+        folder: whether `path` is to be a folder.
+
+    Raises:
+        WriteError: it is a folder where a file is to be, or the other way round; or nothing can be written there.
+    """
+    with writing(path):
+        if not folder and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place = path if folder else Path(os.path.realpath(path)).parent
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if folder or not _is_special(path):
+            TemporaryFile(place).close()
 
 
 class TemporaryFile:
@@ -174,14 +233,28 @@ def publish_bytes(target: Path, data: bytes, temporary_folder: Path | None = Non
 
 
 def replace_bytes(target: Path, data: bytes, temporary_folder: Path | None = None) -> None:
-    """Write a derived file, replacing what was there in one step.
+    """Write a derived file, replacing what was there in one step. A link stays, and what it leads to is replaced.
+
+    A device or pipe (/dev/stdout) is written to. Temporary files of dead processes beside the target are removed.
 
     Raises:
         WriteError: the disk is full or refuses.
     """
-    with writing(target), TemporaryFile(temporary_folder or target.parent) as file:
-        file.write(data)
-        file.replace(target)
+    with writing(target):
+        if _is_special(target):
+            target.write_bytes(data)
+            return
+        real = Path(os.path.realpath(target))
+        if temporary_folder is None:
+            sweep(real.parent, shared=True)
+        with TemporaryFile(temporary_folder or real.parent) as file:
+            file.write(data)
+            file.replace(real)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a device, a pipe or a socket is there: nothing may take its place."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def publish_folder(temporary: Path, target: Path) -> bool:
@@ -232,10 +305,19 @@ def sync_folder(folder: Path) -> None:
     _sync_path(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def sweep(folder: Path, *, dry_run: bool = False) -> list[Path]:
-    """Remove the temporary files of dead processes; returns them. Those of living ones are left alone."""
-    swept = []
-    for path in sorted(folder.glob(TEMPORARY_PREFIX + "*")) if folder.is_dir() else []:
+def sweep(folder: Path, *, dry_run: bool = False, shared: bool = False) -> list[Path]:
+    """Remove the temporary files of dead processes; returns them. Those of living ones are left alone.
+
+    Args:
+        shared: whether others keep files in the folder, so that only names that this module gives count.
+    """
+    swept: list[Path] = []
+    left: list[Path] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX) and entry.is_file(follow_symlinks=False):
+                left += [Path(entry)] if not shared or _TEMPORARY.fullmatch(entry.name) else []
+    for path in sorted(left):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

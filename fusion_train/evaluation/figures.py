@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from featurecache.outside_text import figure_text
+from featurecache.store.publish import replace_bytes
 from fusion_train.metrics import ClassificationScores
 from fusion_train.run import Run
 
@@ -25,7 +27,9 @@ def draw_runs(runs: Sequence[Run], scores: ClassificationScores, title: str, pat
     draw_confusion(matrix, scores.confusion, scores.labels)
     matrix.set_title(f"{scores.num_clips} held-out clips, {scores.accuracy:.1%} right")
     figure.suptitle(figure_text(title))
-    figure.savefig(path, dpi=DPI)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    replace_bytes(path, drawn.getvalue())
 
 
 def _curves(axes: Axes, runs: Sequence[Run]) -> None:

@@ -7,6 +7,7 @@ adds to them. One process writes a file at a time (`sole_writer`). This module k
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,21 +29,28 @@ class AppendedLines:
         with ExitStack() as held:
             held.enter_context(sole_writer(beside(path), path))
             with writing(path):
-                make_folder(path.parent)
+                make_folder(Path(os.path.realpath(path)).parent)
                 self._open()
             self._held = held.pop_all()
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Add rows; they are on the disk when this returns."""
+        """Add rows; they are on the disk when this returns. Where the disk is full, the file is left as it was."""
         data = dump_lines(rows)
         with writing(self.path):
-            if not self._whole:
+            if self._kept and not self._whole:
                 os.ftruncate(self._fd, self.path.read_bytes().rfind(b"\n") + 1)
-                self._whole = True
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
-            sync(self._fd)
+            self._whole = True
+            before = os.fstat(self._fd).st_size
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+                if self._kept:
+                    sync(self._fd)
+            except OSError:
+                if self._kept:
+                    os.ftruncate(self._fd, before)  # half a line is no answer
+                raise
 
     def rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
         """Publish these rows in place of all that are there."""
@@ -53,7 +61,9 @@ class AppendedLines:
 
     def _open(self) -> None:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        sync_folder(self.path.parent)
+        self._kept = stat.S_ISREG(os.fstat(self._fd).st_mode)  # otherwise a pipe or device, such as /dev/stdout
+        if self._kept:
+            sync_folder(self.path.parent)
 
     def __enter__(self) -> AppendedLines:
         return self

@@ -25,7 +25,7 @@ from featurecache.encoders import Encoder, View
 from featurecache.encoders.network import resolve_device
 from featurecache.spec import Spec
 from featurecache.store.lease import beside, sole_writer
-from featurecache.store.publish import make_folder, publish_folder
+from featurecache.store.publish import make_folder, publish_folder, require_writable, writing
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble
 from fusion_train.errors import ExportError, ParityError
@@ -89,6 +89,7 @@ def export_run(
         WriteError: another process is writing `out`.
     """
     refuse_occupied(out)
+    require_writable(out, folder=True)
     with sole_writer(beside(out), out):
         return _export_run(run, out, weights, sources, say)
 
@@ -109,8 +110,9 @@ def _export_run(
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         say(f"writing {out}")
-        write_folder(temporary, bench, attached)
-        write_card(temporary, run, bench, parts, about | {"num_clips": num_clips(references)})
+        with writing(out):
+            write_folder(temporary, bench, attached)
+            write_card(temporary, run, bench, parts, about | {"num_clips": num_clips(references)})
         about |= {"files": file_hashes(temporary), "where": locate(run, bench, weights, sources, out)}
         specs, places = bench.reader.specs, referred(bench, weights) if sources.adapter else {}
         del bench, attached

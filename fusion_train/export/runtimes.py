@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ from torch import Tensor, nn
 from featurecache.encoders import AudioView, Encoder, View
 from featurecache.encoders.network import FrozenNetwork
 from featurecache.extras import require
+from featurecache.store.publish import make_folder, publish_folder, require_writable, writing
 from fusion_train.errors import ExportError
+from fusion_train.export.exporting import refuse_occupied
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.remote.encoding import needs_valid, rebuild_encoder
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
@@ -75,10 +79,30 @@ def write_runtimes(opened: OpenedModel, out: Path, *, onnx: bool) -> dict[str, f
     """Write every part; returns graph file -> largest relative difference.
 
     Raises:
-        ExportError: an encoder that computes in another dtype than float32, or `onnx` without its packages.
+        ExportError: an encoder that computes in another dtype than float32, `onnx` without its packages, or a folder
+            `out` that holds something.
+        WriteError: the disk is full or refuses; `out` is not there.
     """
+    refuse_occupied(out)
+    require_writable(out, folder=True)
     graphs = make_graphs(opened)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        with writing(out):
+            found = _write_parts(opened, graphs, temporary, onnx=onnx)
+        temporary.chmod(0o755)  # mkdtemp keeps others out
+        if not publish_folder(temporary, out):
+            refuse_occupied(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return found
+
+
+def _write_parts(
+    opened: OpenedModel, graphs: Mapping[str, tuple[nn.Module, tuple[Tensor, ...]]], out: Path, *, onnx: bool
+) -> dict[str, float]:
+    """Write every graph, the language model and what was measured; returns that."""
     found: dict[str, float] = {}
     for name, (module, inputs) in graphs.items():
         with torch.no_grad():

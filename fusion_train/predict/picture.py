@@ -7,6 +7,7 @@ pooling is over the clip's own time) with the k-th cell of the frames, so the tw
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from featurecache.outside_text import figure_text
+from featurecache.store.publish import replace_bytes
 from fusion_train.predict.evidence import Evidence
 from fusion_train.predict.pipeline import Answer
 
@@ -29,6 +31,7 @@ def draw_answer(answer: Answer, path: Path) -> None:
 
     Raises:
         ValueError: the answer was made without evidence.
+        WriteError: the disk is full or refuses.
     """
     if answer.evidence is None:
         raise ValueError(f"{answer.clip.id}: answered without evidence")
@@ -43,8 +46,9 @@ def draw_answer(answer: Answer, path: Path) -> None:
     text = " ".join((answer.text or "").split())
     short = text if len(text) <= TITLE_CHARACTERS else text[: TITLE_CHARACTERS - 1] + "…"
     figure.suptitle(figure_text(f"{answer.clip.id}: {short}"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    replace_bytes(path, drawn.getvalue())
 
 
 def frames_figure(evidence: Evidence, figure: Figure) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +22,11 @@ from toy import LABELS
 from featurecache.clips import Clip, ClipList
 from featurecache.errors import MediaError
 from featurecache.jsonl import require_objects
+from featurecache.store.publish import write_error
 from fusion_train.cli import main
 from fusion_train.documents import write_document
 from fusion_train.errors import DataError, ExportError
+from fusion_train.evaluation.lines import AppendedLines
 from fusion_train.export.integrity import read_certificate
 from fusion_train.models.attention import Attention
 from fusion_train.models.conv_attention import ConvAttention
@@ -373,3 +377,57 @@ def test_any_file_name_is_answered_and_a_stopped_prediction_goes_on_after_it(exp
     assert "[laughs] [bold].mp4" in table.stdout
     assert r"\x1b[31mred.mp4" in table.stdout
     assert r"caf\udce9.mp4" in table.stdout
+
+
+def test_a_picture_that_does_not_fit_costs_no_answer_and_is_drawn_by_the_next_run(
+    exported, trained, tmp_path, monkeypatch
+):
+    from fusion_train.predict import picture
+
+    written, drawn = picture.replace_bytes, []
+
+    def full(path: Path, data: bytes) -> None:
+        drawn.append(path)
+        if len(drawn) == 2:
+            raise write_error(path, OSError(errno.ENOSPC, "full"))
+        written(path, data)
+
+    given = ["--model", exported, trained.video("v0"), trained.video("v1"), trained.video("v2")]
+    given += ["--out", tmp_path / "answers.jsonl", "--look", tmp_path / "look"]
+    with monkeypatch.context() as patched:
+        patched.setattr(picture, "replace_bytes", full)
+        result = invoke(*given)
+    assert result.exit_code == 1, result.output
+    assert "error:" in result.stderr
+    assert "the disk is full" in result.stderr
+    assert [row["id"] for row in require_objects(tmp_path / "answers.jsonl", DataError)] == ["v0.mp4"]
+    result = invoke(*given)
+    assert result.exit_code == 0, result.output
+    assert [row["id"] for row in require_objects(tmp_path / "answers.jsonl", DataError)] == [
+        "v0.mp4",
+        "v1.mp4",
+        "v2.mp4",
+    ]
+    assert len(list((tmp_path / "look").iterdir())) == 3
+
+
+@pytest.mark.parametrize("option", ["--out", "--look"])
+def test_a_place_that_cannot_be_written_is_told_before_the_model_is_opened(tmp_path, option):
+    (tmp_path / "file").write_text("mine")
+    result = invoke("--model", tmp_path / "no-model", tmp_path / "a.mp4", option, tmp_path / "file" / "answers")
+    assert result.exit_code == 1, result.output
+    assert "a file where a folder should be" in result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_answers_may_go_to_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    with AppendedLines(pipe) as lines:
+        lines.append([{"id": "a"}])
+        lines.append([{"id": "b"}])
+    reader.join()
+    assert received == [b'{"id": "a"}\n{"id": "b"}\n']
