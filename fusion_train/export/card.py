@@ -81,7 +81,8 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         f"Stage {config.stage}, step {about['run']['step']} of {config.optim.steps}, batch {config.optim.batch_size}, "
         f"learning rate {config.optim.lr:g}, seed {config.seed}; tasks {', '.join(config.data.tasks)}.",
         f"Started from the run {markdown_text(Path(record.initial['run']).name)}, step {record.initial['step']}."
-        if record.initial else "Trained parts started from their seed.", "",
+        if record.initial else "Trained parts started from their seed.",
+        f"Weights: {markdown_text(about['run']['weights'])}.", "",
         *_data(bench), "",
         "| feature | fingerprint of its spec |", "|---|---|",
         *(f"| {modality} | `{value}` |" for modality, value in bench.reader.fingerprints.items()), "",

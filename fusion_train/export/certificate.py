@@ -185,6 +185,8 @@ def page(document: Mapping[str, Any]) -> str:
                      f" | {figure['reason']} |")  # fmt: skip
     run = document["run"]
     lines += ["", f"Run {markdown_text(run['name'])}, step {run['step']}, configuration {run['config_hash']}."]
+    if "weights" in run:  # certificates of earlier releases do not say it
+        lines += ["", f"Weights: {markdown_text(run['weights'])}."]
     lines += ["", "| feature | fingerprint |", "|---|---|"]
     lines += [f"| {modality} | `{value}` |" for modality, value in document["fingerprints"].items()]
     lines += ["", "| file | sha256 |", "|---|---|"]

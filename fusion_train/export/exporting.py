@@ -45,6 +45,7 @@ from fusion_train.export.parity import (
     reference,
     refuse_other_media,
 )
+from fusion_train.export.weights_chosen import weights_chosen
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
 from fusion_train.run import Run, absolute, relative
@@ -230,7 +231,13 @@ def measure(
 def describe(run: Run, bench: Workbench, sources: Sources, step: int, split: str) -> dict[str, Any]:
     """What a certificate says of its origin; no path enters it."""
     return {
-        "run": {"name": run.name, "step": step, "config_hash": bench.config.hash, "finished": run.finished},
+        "run": {
+            "name": run.name,
+            "step": step,
+            "config_hash": bench.config.hash,
+            "finished": run.finished,
+            "weights": weights_chosen(run, sources.which),
+        },
         "fingerprints": bench.reader.fingerprints,
         "form": "adapter" if sources.adapter else "merged",
         "dtype": sources.dtype or bench.config.model.llm_dtype,

@@ -24,6 +24,8 @@ class Table:
     header: Sequence[str]
     rows: list[Sequence[Cell]] = field(default_factory=list)
     caption: str = ""
+    note: str = ""
+    """What must stand beside the rows wherever they are shown, except in CSV."""
     emphasised: frozenset[int] = frozenset()
     """Rows in bold."""
 
@@ -41,7 +43,8 @@ class Table:
             cells = (f"<td{_side(right[n])}>{html_text(shown(cell))}</td>" for n, cell in enumerate(row))
             bold = ' class="strong"' if number in self.emphasised else ""
             lines.append(f"<tr{bold}>{''.join(cells)}</tr>")
-        return '<div class="scroll">' + "\n".join([*lines, "</tbody></table>"]) + "</div>"
+        note = f'<p class="warning">{html_text(self.note)}</p>' if self.note else ""
+        return '<div class="scroll">' + "\n".join([*lines, "</tbody></table>"]) + f"</div>{note}"
 
     def csv(self) -> str:
         """Numbers in full, empty where there is none."""
@@ -61,6 +64,8 @@ class Table:
             texts = [_latex(shown(cell)) for cell in row]
             texts = [rf"\textbf{{{text}}}" for text in texts] if number in self.emphasised else texts
             lines.append(" & ".join(texts) + r" \\")
+        if self.note:
+            lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {_latex(self.note)}}} \\"]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def numeric(self) -> list[bool]:

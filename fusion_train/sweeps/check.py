@@ -17,6 +17,7 @@ from fusion_train.sweeps.companies import batch_key
 from fusion_train.sweeps.expectation import told_before
 from fusion_train.sweeps.halving import rung_steps
 from fusion_train.sweeps.probe_tier import announce
+from fusion_train.sweeps.scored_weights import choosing_splits, optimism_notice, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep
 from fusion_train.sweeps.work import Cost
 
@@ -28,6 +29,7 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
         DataError: variants that cannot run; all are listed, with what the sweep file says about their needs. Or
             references that the metric cannot take.
     """
+    sweep = resolve_scoring(sweep, clips)
     costs: dict[str, Cost | None] = {}
     problems: list[str] = []
     counted: dict[Hashable, Lengths] = {}
@@ -77,6 +79,8 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Calla
     if early:
         say(f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
             "little; name later shares of the steps in halving.at")  # fmt: skip
+    notice = optimism_notice(sweep.weights, sweep.split, choosing_splits(sweep))
+    say(f"scored on {sweep.split}, with the {sweep.weights} weights" + (f"; {notice}" if notice else ""))
     say(told_before(sweep, clips))
 
 

@@ -1,6 +1,6 @@
-"""Ask finished trials the sweep's question, each with its best weights; those on one base together (`scoring`).
+"""Ask finished trials the question of the sweep, with the weights that it scores; those on one base together.
 
-A trial that was asked the same clips when its best weights were scored is not asked again.
+A trial that was asked the same clips when these weights were scored is not asked again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fusion_train.data.samples import with_answers
 from fusion_train.evaluation.evaluate import Evaluation, evaluate
 from fusion_train.models.company import Company, evaluating
 from fusion_train.sweeps.companies import shares_base
+from fusion_train.sweeps.scored_weights import BEST
 from fusion_train.sweeps.scoring import evaluate_together
 from fusion_train.sweeps.together import Asked, Member, SharedBase, benches_of
 from fusion_train.sweeps.work import PREDICTIONS, Work
@@ -36,11 +37,11 @@ def evaluate_finished(
         known = [member.bench if member is not None else None for member in members]
         opened = benches_of(asked, known, store=work.store, clips=work.clips, base=base)
     else:
-        opened = [reassemble(each.run, store=work.store, clips=work.clips) for each in asked]
+        opened = [reassemble(each.run, store=work.store, clips=work.clips, which=work.weights) for each in asked]
     first = opened[0]
     clips = first.reader.usable(first.clips.in_split(work.split), config.data.failed_clips)
     found = {place: answered for place, member in enumerate(members)
-             if member is not None and (answered := _answered(member, clips, work.task)) is not None}  # fmt: skip
+             if member is not None and (answered := _answered(member, clips, work)) is not None}  # fmt: skip
     left = [place for place in range(len(asked)) if place not in found]
     evaluated = _evaluate([asked[place] for place in left], [opened[place] for place in left], clips, work, base)
     found |= zip(left, evaluated, strict=True)
@@ -49,18 +50,19 @@ def evaluate_finished(
     return [found[place] for place in range(len(asked))]
 
 
-def _answered(member: Member, clips: ClipList, task: str) -> Evaluation | None:
-    """What a trial's best weights answered to these clips when they were scored; None if they were asked others."""
-    if member.best is None:
+def _answered(member: Member, clips: ClipList, work: Work) -> Evaluation | None:
+    """What the weights answered to these clips when they were scored; None if they were asked others."""
+    kept = member.best if work.weights == BEST else member.last
+    if kept is None:
         return None
-    step, scored = member.best
-    evaluation = scored.answers.get(task)
+    step, scored = kept
+    evaluation = scored.answers.get(work.task)
     if (
         evaluation is None
-        or checkpoint.read_state(checkpoint.choose(member.asked.run.checkpoints, "best")).step != step
+        or checkpoint.read_state(checkpoint.choose(member.asked.run.checkpoints, work.weights)).step != step
     ):
         return None
-    wanted = sorted(clip.id for clip in with_answers(clips, find_task(task)))
+    wanted = sorted(clip.id for clip in with_answers(clips, find_task(work.task)))
     return evaluation if wanted == [row["id"] for row in evaluation.predictions] else None
 
 
@@ -73,8 +75,8 @@ def _evaluate(
     if not shares_base(config):
         return [evaluate(bench, clips, work.task) for bench in opened]
     for each, bench in zip(asked, opened, strict=True):
-        best = checkpoint.choose(each.run.checkpoints, "best")
-        checkpoint.load_model(best, bench.model, name=checkpoint.best_weights(best))
+        folder = checkpoint.choose(each.run.checkpoints, work.weights)
+        checkpoint.load_model(folder, bench.model, name=checkpoint.best_weights(folder))
     if len(opened) == 1:
         return [evaluate(opened[0], clips, work.task)]
     llm = base.plain(config.model.llm or "", config.model.llm_dtype)

@@ -59,13 +59,19 @@ def variant_table(results: Results) -> Table:
             f"{finished} of {len(mine)}",
             sum(outcome.seconds or 0.0 for outcome in mine),
             *(_compared(compared) if compared else [None] * len(COMPARED)),
+            f"{results.weights}; {results.optimism}" if results.optimism else results.weights,
             told,
         ])  # fmt: skip
     rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
-    header = ["variant", results.figures[0], SPREAD, *results.figures[1:], "seeds", "seconds", *COMPARED, VERDICT]
-    return Table(header, rows, emphasised=frozenset(  # type: ignore[arg-type]
+    header = ["variant", results.figures[0], SPREAD, *results.figures[1:], "seeds", "seconds", *COMPARED, "weights",
+              VERDICT]  # fmt: skip
+    return Table(header, rows, note=_sentence(results.optimism), emphasised=frozenset(  # type: ignore[arg-type]
         number for number, row in enumerate(rows) if row[0] == results.about["reference"]
     ))  # fmt: skip
+
+
+def _sentence(text: str | None) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _compared(found: Comparison) -> list[Cell]:
@@ -83,7 +89,7 @@ def page_of(results: Results, variants: Table) -> Page:
     failed = [outcome for outcome in results.outcomes if outcome.error]
     if failed:
         page.text(f"{len(failed)} of {len(results.outcomes)} trials failed; their errors stand below.", "warning")
-    page.table(variants.only([name for name in variants.header if name not in (*COMPARED, VERDICT)]))
+    page.table(variants.only([name for name in variants.header if name not in (*COMPARED, "weights", VERDICT)]))
     page.text("Per cent, means over seeds.", "note")
     for note in results.notes:
         page.text(note, "note")
@@ -140,6 +146,7 @@ def _settings(results: Results) -> Table:
             "trained on": config.data.train_split,
             "checkpoints chosen on": config.data.eval_split or "none",
             "scored on": results.about["split"],
+            "weights scored": results.weights,
         }
         for name, value in values.items():
             shown.setdefault(name, []).append(str(value))
@@ -150,7 +157,8 @@ def _settings(results: Results) -> Table:
 
 def as_json(results: Results) -> dict[str, object]:
     return {
-        "sweep": {key: results.about[key] for key in ("name", "task", "metric", "main", "split", "reference")},
+        "sweep": {key: results.about[key] for key in ("name", "task", "metric", "main", "split", "reference")}
+        | {"weights": results.weights, "optimism": results.optimism},
         "trials": [asdict(each) | {"figures": _figures(results, each)} for each in results.outcomes],
         "comparisons": [{**asdict(each), "verdict": each.verdict} for each in results.comparisons],
         "rank_correlations": results.correlations,
@@ -207,7 +215,8 @@ def paper_table(results: Results) -> Table:
             difference = f"{difference} [{each.interval.low * 100:.2f}, {each.interval.high * 100:.2f}]"
         p = None if each is None or each.p_holm is None else "< 0.001" if each.p_holm < 0.001 else f"{each.p_holm:.3f}"
         rows.append([variant, f"{score[0] * 100:.2f}{spread} ({count})", difference, p])
-    return Table(["variant", f"{results.measure.main} (seeds)", "difference [95 %]", "p (Holm)"], rows)  # type: ignore[arg-type]
+    return Table(["variant", f"{results.measure.main} (seeds)", "difference [95 %]", "p (Holm)"], rows,  # type: ignore[arg-type]
+                 note=_sentence(results.optimism))  # fmt: skip
 
 
 def _sources(results: Results) -> Table:

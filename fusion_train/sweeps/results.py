@@ -20,6 +20,7 @@ from fusion_train.metrics.scored import Scored
 from fusion_train.run import absolute
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.measure import Measure, Rows, choose_measure
+from fusion_train.sweeps.scored_weights import BEST, optimism_notice
 from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
 from fusion_train.sweeps.work import ABOUT, PREDICTIONS, PREDICTIONS_SHA256
@@ -49,6 +50,18 @@ class Results:
     def notes(self) -> list[str]:
         """What the metric says must be known beside its figures."""
         return list(dict.fromkeys(note for each in self.scored.values() for note in each.notes))
+
+    @property
+    def weights(self) -> str:
+        """Which weights of each trial were scored, and what chose them."""
+        chosen_on = self.about.get("chosen_on", [])
+        name = str(self.about.get("weights", BEST))
+        return f"{name}, chosen on {', '.join(chosen_on)}" if name == BEST and chosen_on else name
+
+    @property
+    def optimism(self) -> str | None:
+        """What stands beside every table where the scored clips chose the weights."""
+        return optimism_notice(self.about.get("weights", BEST), self.about["split"], self.about.get("chosen_on", []))
 
     @property
     def caveats(self) -> list[str]:

@@ -30,6 +30,7 @@ from fusion_train.sweeps.expectation import told_before
 from fusion_train.sweeps.judge import stop_those_behind
 from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.scheduling import Round, rounds
+from fusion_train.sweeps.scored_weights import BEST, choosing_splits, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
 from fusion_train.sweeps.work import ABOUT, PREDICTIONS, Answer, Cost, Group, Trained, Work
@@ -84,7 +85,8 @@ def run_sweep(
         WriteError: another process is running this sweep.
         Interrupted: stopped on request; the same command goes on.
     """
-    work = Work(store, clips, out, sweep.task, sweep.split, str(initial.folder) if initial else None,
+    sweep = resolve_scoring(sweep, clips)
+    work = Work(store, clips, out, sweep.task, sweep.split, sweep.weights, str(initial.folder) if initial else None,
                 sweep.trials[0].config.optim.precision, clips_changed)  # fmt: skip
     with sole_writer(out / LOCK, out), open_crew(work, say) as crew:
         lists = _lists(sweep, clips, out, clips_changed, say)
@@ -125,6 +127,7 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
     """The table with all trials in it, and what `report` needs beside it."""
     make_folder(out)
     about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
+             "weights": sweep.weights, "chosen_on": choosing_splits(sweep),
              "reference": sweep.reference, "variants": sweep.variants,
              "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out), "lists": lists,
              "told_before": told_before(sweep, clips), "keys": [trial.key for trial in sweep.trials],
@@ -135,7 +138,7 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
     before = about
     if (out / ABOUT).is_file():
         before = read_document(out / ABOUT, DataError, SAYS, DELETE_IT)
-    asked_anew = any(before[name] != about[name] for name in ("task", "split"))
+    asked_anew = any(before.get(name, BEST) != about[name] for name in ("task", "split", "weights"))
     again = {FAILED: retry, DONE: asked_anew}
     for trial in everything:
         state = table.outcome(trial).state

@@ -3,7 +3,8 @@
     task: emotion               asked of the held-out clips
     metric: classification      of the answers, by name as in a bench; default: the task's own
     main: accuracy              the figure of it that is compared; default: the metric's own
-    split: val                  where; default: the recipe's data.eval_split
+    split: val                  where; default: test, or data.eval_split where the list has no test clips to ask
+    weights: best | last        of each trial; default: best, or last where the scored clips choose the best
     stage: perception           file under configs/stages; a variant may name another, or a chain of them
     seeds: [0, 1, 2]            every variant is trained with each
     reference: conv-attention   what the others are compared with; default: the last variant
@@ -31,7 +32,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -109,6 +110,7 @@ class SweepFile(BaseModel):
     metric: str | None = None
     main: str | None = None
     split: str | None = None
+    weights: Literal["best", "last"] | None = None
     stage: str = "perception"
     seeds: tuple[int, ...] = Field(DEFAULT_SEEDS, min_length=1)
     reference: str | None = None
@@ -158,6 +160,9 @@ class Sweep:
     task: str
     measure: Measure
     split: str
+    """Whose clips are scored; empty where the clip list decides (see scored_weights.py)."""
+    weights: str
+    """`best` or `last`; empty where the scored split decides."""
     reference: str
     probe: ProbeTier | None
     halving: Halving | None
@@ -230,7 +235,6 @@ def load_sweep(
             next_step=suggest(reference, asked.variants).strip() or None,
         )  # fmt: skip
     measure = choose_measure(asked.task, asked.metric, asked.main)
-    split = asked.split or trials[0].config.data.eval_split or "val"
     if asked.probe and find_task(asked.task).answer != "label":
         raise ConfigError(
             f"{file}: probe", expected="a task with one label a clip, since a probe answers no other", got=asked.task
@@ -239,7 +243,8 @@ def load_sweep(
         name=Path(file).stem,
         task=asked.task,
         measure=measure,
-        split=split,
+        split=asked.split or "",
+        weights=asked.weights or "",
         reference=reference,
         probe=asked.probe,
         halving=asked.halving,

@@ -103,6 +103,8 @@ class Member:
     finished: bool = False
     best: tuple[int, Scored] | None = None
     """The step of its best scoring in this process, and what it answered there."""
+    last: tuple[int, Scored] | None = None
+    """The same of its last scoring."""
     error: FusionTrainError | None = None
     rates: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
@@ -337,6 +339,7 @@ def _after(
             found = score_together(held_out, company, [member.bench.model for member in chosen])
         for member, scored in zip(chosen, found, strict=True):
             member.journal.scores(done, scored.scores)
+            member.last = done, scored
             if member.journal.is_best(done):
                 member.best = done, scored
             said = ", ".join(f"{name} {value:.3f}" for name, value in scored.scores.items())

@@ -32,6 +32,8 @@ class Work:
     task: str
     split: str
     """Whose clips a finished trial is asked."""
+    weights: str = "best"
+    """Of a finished trial: its `best` or its `last`."""
     initial: str | None = None
     """Run that the first stage of every trial starts from."""
     precision: str = "fp32"

@@ -63,6 +63,13 @@ def test_every_modality_is_absent_from_a_question_of_the_certificate(exported):
     assert "audio in 1, image in 1, video in 1 of these questions; in 2 of them one was withheld" in page
 
 
+def test_card_and_certificate_say_how_the_weights_were_chosen(exported):
+    said = json.loads((exported / "certificate.json").read_text())["run"]["weights"]
+    assert said.startswith(("the best of", "the only ones scored", "the last ones"))
+    assert f"Weights: {said}." in (exported / "CERTIFICATE.md").read_text()
+    assert f"Weights: {said}." in (exported / "README.md").read_text()
+
+
 def test_every_bound_has_a_reason_and_a_page_says_so(exported):
     certificate = json.loads((exported / "certificate.json").read_text())
     page = (exported / "CERTIFICATE.md").read_text()
