@@ -1,19 +1,28 @@
 # `make demo` and `make test` need only Python >= 3.11, git and make; both set everything up and may be run again.
+#
+#   make test EXTRAS=test-all   with all packages that some test needs: none is skipped for want of one
+#   make test-lowest            with the lowest versions that pyproject.toml allows
+#   make test-highest           with the newest
+#   make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= train,parquet,dev
 BIN = $(VENV)/bin
-STAMP = $(VENV)/.installed
+comma = ,
+STAMP = $(VENV)/.installed-$(subst $(comma),+,$(EXTRAS))
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
+PIP_OPTIONS =
 
 # Without an NVIDIA GPU, the CPU build of torch: it is 200 MB instead of several GB.
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-slow coverage mutants lint bench clean
+.PHONY: demo test test-extras test-slow test-lowest test-highest coverage mutants lint bench clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 'torch>=2.8,<2.14' $(TORCH_INDEX)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,parquet,dev]'
+	$(PIP) --no-deps --retries 1 "$$($(BIN)/python tools/bounds.py show torch)" $(TORCH_INDEX)
+	$(PIP) -e '.[$(EXTRAS)]'
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -22,6 +31,10 @@ demo: $(STAMP)
 # A worker a core, one thread each: small networks gain nothing from more threads and lose much where they compete.
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+# Slow tests of what only an extra brings: with EXTRAS=test-all, all of them run.
+test-extras: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'extra and not gpu'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
@@ -43,9 +56,24 @@ mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py --sample $(SAMPLE) $(MODULES)
 
+# The linter is of one version for all, so that it is not run here.
+test-lowest: constraints-lowest.txt
+	$(MAKE) .venv-lowest/tested VENV=.venv-lowest PIP_OPTIONS='-c constraints-lowest.txt'
+	$(PYTHON) tools/bounds.py record
+
+test-highest:
+	$(MAKE) .venv-highest/tested VENV=.venv-highest PIP_OPTIONS='--upgrade --upgrade-strategy eager'
+
+.PHONY: $(VENV)/tested
+$(VENV)/tested: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+constraints-lowest.txt: pyproject.toml
+	$(PYTHON) tools/bounds.py write
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-lowest .venv-highest demo

@@ -62,6 +62,7 @@ def contents(folder: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_cluster_gives_the_bytes_of_a_local_run_though_its_workers_are_killed(work: Work) -> None:
     ray = pytest.importorskip("ray")

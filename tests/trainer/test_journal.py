@@ -148,6 +148,7 @@ def test_a_tracker_that_nobody_is_logged_in_to_says_what_to_do(config, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 def test_trackio_keeps_the_run_on_this_machine(llama, material, tmp_path):
     pytest.importorskip("trackio")
     (tmp_path / "mine.yaml").write_text(make_config(llama, "log.tracker=trackio", "log.project=toy").to_yaml())

@@ -216,6 +216,7 @@ def test_clicking_through_upload_answer_and_a_broken_file(served, browser, train
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 def test_the_command_serves_and_ends_cleanly(exported):
     pytest.importorskip("gradio")
     command = [str(Path(sys.executable).parent / "fusion-train"), "demo", "--model", str(exported)]

@@ -72,6 +72,7 @@ def test_encoders_in_half_precision_are_refused(opened, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_graphs_equal_the_modules(opened, tmp_path):
     for package in ("onnx", "onnxruntime", "onnxscript"):

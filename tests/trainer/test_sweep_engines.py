@@ -385,6 +385,7 @@ def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(comm
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_cluster_trains_the_same_weights_though_an_actor_is_killed(command, tmp_path):
     ray = pytest.importorskip("ray")
