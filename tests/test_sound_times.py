@@ -134,6 +134,8 @@ def test_a_gap_between_packets_is_not_filled_but_counted_in_times(tmp_path: Path
      ("amr", "libopencore_amrnb")],
 )  # fmt: skip
 def test_a_part_beyond_the_end_is_no_file_cut_short(tmp_path: Path, form: str, codec: str) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this libav has no {codec}")
     rate = {"amr": 8000, "ts": 48_000}.get(form, 16_000)
     path = rec.write_interleaved(tmp_path / f"a.{form}", rec.sine(3.0, 440, rate), rate, codec)
     for start_s in (3.5, 30.0):
