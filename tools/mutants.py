@@ -36,6 +36,8 @@ from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
+from featurecache.console import say
+
 CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "build" / "mutants"
 TREE = FOLDER / "tree"
@@ -262,7 +264,7 @@ def main(modules: Sequence[str], sample: int, seed: int, again: bool, minutes: f
                     break
                 results[item.job_id] = try_mutant(item, tests, limit_s)
                 database.set_result(item.job_id, results[item.job_id])
-        click.echo(report(module, chosen, results, table))
+        say(report(module, chosen, results, table))
 
 
 if __name__ == "__main__":
