@@ -60,7 +60,9 @@ class AppendedLines:
             self._open()
 
     def _open(self) -> None:
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        # A pipe is opened to write only, which waits for its reader: what is written before would be lost.
+        access = os.O_WRONLY if self.path.is_fifo() else os.O_RDWR | os.O_CREAT
+        self._fd = os.open(self.path, access | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._kept = stat.S_ISREG(os.fstat(self._fd).st_mode)  # otherwise a pipe or device, such as /dev/stdout
         if self._kept:
             sync_folder(self.path.parent)

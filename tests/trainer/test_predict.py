@@ -424,10 +424,11 @@ def test_answers_may_go_to_a_pipe(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader = threading.Timer(0.2, lambda: received.append(pipe.read_bytes()))  # comes after the writer
+    reader.daemon = True
     reader.start()
     with AppendedLines(pipe) as lines:
         lines.append([{"id": "a"}])
         lines.append([{"id": "b"}])
-    reader.join()
+    reader.join(timeout=30)
     assert received == [b'{"id": "a"}\n{"id": "b"}\n']
