@@ -26,7 +26,7 @@ def run(*command: str, cwd: Path) -> str:
 def tracked_files() -> list[str]:
     if not (ROOT / ".git").exists():
         pytest.skip("no git clone, so that nothing says which files are the project's own")
-    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", *PROJECT, cwd=ROOT).splitlines()
+    listed = run("git", "ls-files", "--cached", *PROJECT, cwd=ROOT).splitlines()
     return sorted(name for name in listed if (ROOT / name).is_file())
 
 
