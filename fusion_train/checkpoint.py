@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from featurecache.errors import WriteError
-from featurecache.store.publish import make_folder, publish_folder, writing
+from featurecache.store.publish import make_folder, make_temporary_folder, publish_folder, writing
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import part_of, trained_parameters
@@ -81,7 +80,7 @@ def save(
     make_folder(checkpoints)
     for leftover in checkpoints.glob(f"{PARTIAL_PREFIX}*"):  # a run has one writer
         shutil.rmtree(leftover)
-    folder = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=checkpoints))
+    folder = make_temporary_folder(checkpoints, PARTIAL_PREFIX)
     parameters = trained_parameters(model)
     with _complete_or_removed(folder):
         save_file({name: tensor.detach().contiguous() for name, tensor in parameters.items()},

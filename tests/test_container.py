@@ -7,7 +7,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -71,8 +70,8 @@ def test_what_points_to_other_files_is_refused_by_name(secrets: Path, tmp_path: 
             for field in ("video", "audio"):
                 began = time.monotonic()
                 clip = Clip("a", **{field: path})
-                results = decode_each(clip, [AUDIO, EIGHT] if field == "video" else [AUDIO], limit_s=5)
-                assert time.monotonic() - began < 2
+                results = decode_each(clip, [AUDIO, EIGHT] if field == "video" else [AUDIO], limit_s=60)
+                assert time.monotonic() - began < 30
                 for result in results:
                     assert isinstance(result, MediaError)
                     assert f'clip "a": expected its {field} file to be a recording itself, got {kind}' in str(result)
@@ -155,34 +154,34 @@ def test_pipes_devices_and_loops_of_links_are_refused_at_once(tmp_path: Path) ->
             assert isinstance(header_problem(clip), MediaError)
             assert stated_duration_s(clip) is None
             encoders = {**stub_encoders(), "still": StubEncoder("still", FIRST)}
-            reasons = {prepared.failed for prepared in prepare(clip, encoders, limit_s=5).by_feature.values()}
+            reasons = {prepared.failed for prepared in prepare(clip, encoders, limit_s=60).by_feature.values()}
             said = "a pipe or a device" if name in ("pipe", "zero", "linked") else ""
             assert any(reason and said in reason for reason in reasons)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 50
 
 
-def test_a_file_that_grows_is_read_to_the_end_that_it_had(tmp_path: Path) -> None:
+def test_a_file_that_grows_is_read_to_the_end_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows with every read, by more than was read."""
     path = rec.write_clip(tmp_path / "a.aac", num_frames=0, sound=rec.sine(1.0), audio_codec="aac")
-    data, stop = path.read_bytes(), threading.Event()
+    data, real, real_fstat = path.read_bytes(), os.pread, os.fstat
+    sizes, beyond = {}, []
 
-    def grow() -> None:
-        with path.open("ab", buffering=0) as file:
-            while not stop.is_set():
-                file.write(data)
-                time.sleep(0.0005)
+    def sized(descriptor: int) -> os.stat_result:
+        sizes[descriptor] = (found := real_fstat(descriptor)).st_size
+        return found
 
-    growing = threading.Thread(target=grow)
-    growing.start()
-    try:
-        began = time.monotonic()
-        prepared = prepare(Clip("a", audio=path), {"loudness": stub_encoders()["loudness"]}, limit_s=3)
-        assert time.monotonic() - began < 8
-    finally:
-        stop.set()
-        growing.join()
-    assert (
-        "a file that changes while it is read" in prepared.by_feature["loudness"].failed
-    )  # and its tokens are kept for no file
+    def growing(descriptor: int, num_bytes: int, place: int) -> bytes:
+        part = real(descriptor, num_bytes, place)
+        beyond.append(place + len(part) - sizes[descriptor])
+        with path.open("ab") as file:
+            file.write(data + part)
+        return part
+
+    monkeypatch.setattr("featurecache.container.os.fstat", sized)
+    monkeypatch.setattr("featurecache.container.os.pread", growing)
+    prepared = prepare(Clip("a", audio=path), {"loudness": stub_encoders()["loudness"]}, limit_s=60)
+    assert "a file that changes while it is read" in prepared.by_feature["loudness"].failed  # no file has its tokens
+    assert max(beyond) == 0
 
 
 @pytest.mark.parametrize("slow_from", [0, 3])
@@ -192,25 +191,24 @@ def test_the_limit_holds_while_a_file_is_opened_searched_and_read(
     """A frame, then gigabytes that hold none, from a disk that is slow."""
     path = rec.write_clip(tmp_path / "a.mp3", num_frames=0, sound=rec.sine(0.5), audio_codec="libmp3lame")
     os.truncate(path, 8 << 30)
-    real, reads = os.pread, []
+    real, reads, limit_s, read_s = os.pread, [], 0.4, 0.05
 
     def slowly(descriptor: int, num_bytes: int, place: int) -> bytes:
         reads.append(num_bytes)
-        time.sleep(0.05 if len(reads) > slow_from else 0)
+        time.sleep(read_s if len(reads) > slow_from else 0)
         return real(descriptor, num_bytes, place)
 
     monkeypatch.setattr("featurecache.container.os.pread", slowly)
     for read in (
-        lambda: decode_each(Clip("a", audio=path), [AUDIO], limit_s=0.4)[0],
-        lambda: decode_each(Clip("a", audio=path, start_s=20.0), [AUDIO], limit_s=0.4)[0],
+        lambda: decode_each(Clip("a", audio=path), [AUDIO], limit_s=limit_s)[0],
+        lambda: decode_each(Clip("a", audio=path, start_s=20.0), [AUDIO], limit_s=limit_s)[0],
+        lambda: stated_duration_s(Clip("a", audio=path), limit_s),
     ):
-        began = time.monotonic()
+        reads.clear()
         result = read()
-        assert time.monotonic() - began < 1.5
-        assert "expected decoding to take at most 0.4 s" in str(result)
-    began = time.monotonic()
-    stated_duration_s(Clip("a", audio=path), 0.4)
-    assert time.monotonic() - began < 1.0
+        # Counted, not timed: a loaded machine makes fewer reads within the limit, never more.
+        assert 0 < len(reads) <= slow_from + limit_s / read_s + 1
+        assert isinstance(result, float) or "expected decoding to take at most 0.4 s" in str(result)
 
 
 def test_a_part_late_in_a_file_without_an_index_is_found(tmp_path: Path) -> None:

@@ -82,15 +82,27 @@ def test_real_encoders_on_two_devices_give_the_bytes_of_one(
 
 
 def test_decoding_goes_on_while_the_encoder_works(clips: ClipList, tmp_path: Path) -> None:
-    class SlowToPrepare(Waiting):
+    """The third clip is prepared while the first batch, of two clips, is on the device: each waits for the other."""
+    at_work, third_prepared, met = threading.Event(), threading.Event(), []
+
+    class Meeting(Waiting):
+        prepared = 0
+
         def preprocess(self, view: np.ndarray) -> np.ndarray:
-            time.sleep(0.05)
+            self.prepared += 1
+            if self.prepared == 3:
+                met.append(at_work.wait(60))
+                third_prepared.set()
             return super().preprocess(view)
 
-    encoder = SlowToPrepare("loudness", 0.1)  # two clips a batch: as slow as preparing them
-    summary = extract(open_store(tmp_path / "s", "a"), clips, {"loudness": encoder}, workers=1)
-    assert summary.wall_s < 0.8 * (NUM_CLIPS * 0.05 + NUM_CLIPS / 2 * 0.1)
-    assert summary.bottleneck in ("encoder", "decode workers")
+        def forward(self, batch: np.ndarray) -> np.ndarray:
+            if self.calls == 0:
+                at_work.set()
+                met.append(third_prepared.wait(60))
+            return super().forward(batch)
+
+    extract(open_store(tmp_path / "s", "a"), clips, {"loudness": Meeting("loudness", 0.0)}, workers=1)
+    assert met == [True, True]
 
 
 def test_features_that_differ_in_pooling_alone_share_one_forward_and_one_preprocessing(

@@ -128,13 +128,14 @@ class TemporaryFile:
     Use as a context manager: leaving the block without `publish` or `replace` removes it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, private: bool = False) -> None:
+        """Create the file; its permissions follow the umask, or none but the owner may read it if `private`."""
         folder.mkdir(parents=True, exist_ok=True)
         self._unsent = 0
         self._block, self._filled, self._block_begin = bytearray(), 0, 0
         while True:
             self.path = folder / (TEMPORARY_PREFIX + secrets.token_hex(8))
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if private else 0o666)
             if _lock_now(self.fd) and os.fstat(self.fd).st_nlink == 1:
                 return
             os.close(self.fd)  # a sweeper came between creation and lock
@@ -200,7 +201,9 @@ class TemporaryFile:
         return True
 
     def replace(self, target: Path) -> None:
-        """Give the file its name, in place of what had it."""
+        """Give the file its name, in place of what had it: permissions, and owner where the system allows, stay."""
+        with contextlib.suppress(FileNotFoundError):
+            _copy_permissions(os.stat(target), self.fd)
         self.sync()
         made = make_folder(target.parent, sync=False)
         os.rename(self.path, target)
@@ -247,7 +250,8 @@ def replace_bytes(target: Path, data: bytes, temporary_folder: Path | None = Non
         real = Path(os.path.realpath(target))
         if temporary_folder is None:
             sweep(real.parent, shared=True)
-        with TemporaryFile(temporary_folder or real.parent) as file:
+        # Private from the start: who may not read the replaced file never reads what replaces it.
+        with TemporaryFile(temporary_folder or real.parent, private=real.exists()) as file:
             file.write(data)
             file.replace(real)
 
@@ -257,18 +261,29 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
+def make_temporary_folder(parent: Path, prefix: str) -> Path:
+    """Create a folder to fill for `publish_folder`; its permissions follow the umask, which those of mkdtemp do not."""
+    folder = parent / (prefix + secrets.token_hex(8))
+    folder.mkdir()
+    return folder
+
+
 def publish_folder(temporary: Path, target: Path) -> bool:
     """Give a finished folder its name unless the name is taken; every file of it is on the disk first.
 
     An empty folder of that name counts as free. Returns False, with nothing changed, where the name is taken.
+    Whoever may read the folder may read its files: safetensors, for one, writes files that only their owner may read.
 
     Raises:
         WriteError: the disk is full or refuses.
     """
     with writing(target):
+        readers = os.stat(temporary).st_mode & 0o666
         for folder, _, names in os.walk(temporary, topdown=False):
-            for name in names:
-                _sync_path(Path(folder) / name, os.O_RDONLY)
+            for path in (Path(folder) / name for name in names):
+                if (mode := path.stat().st_mode) & readers != readers:
+                    path.chmod(mode | readers)
+                _sync_path(path, os.O_RDONLY)
             sync_folder(Path(folder))
         try:
             os.rename(temporary, target)  # never replaces a folder that holds anything
@@ -320,7 +335,7 @@ def sweep(folder: Path, *, dry_run: bool = False, shared: bool = False) -> list[
     for path in sorted(left):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # another user's file in a shared folder is left to that user
             continue
         try:
             if _lock_now(fd):
@@ -331,6 +346,26 @@ def sweep(folder: Path, *, dry_run: bool = False, shared: bool = False) -> list[
         finally:
             os.close(fd)
     return swept
+
+
+def _copy_permissions(source: os.stat_result, fd: int) -> None:
+    """Give an open file the owner, the group and the permissions of another, as far as the system allows.
+
+    Where the group cannot be kept, the group of this process gets no more than everybody had.
+    """
+    mode = source.st_mode & 0o777
+    try:
+        os.fchown(fd, source.st_uid, source.st_gid)
+    except OSError:
+        try:
+            os.fchown(fd, -1, source.st_gid)
+        except OSError:
+            mode &= 0o707 | (mode & 0o007) << 3
+    try:
+        os.fchmod(fd, mode)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:  # a file system without permissions
+            raise
 
 
 def _link_without_replacing(source: Path, target: Path) -> None:

@@ -44,7 +44,6 @@ def align_file(path: Path) -> None:
             target.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
             for name in order:
                 _copy(source, target, data_start + header[name]["data_offsets"][0], _size(header[name]))
-        temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
         raise WriteError(

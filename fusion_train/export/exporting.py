@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -25,7 +24,13 @@ from featurecache.encoders import Encoder, View
 from featurecache.encoders.network import resolve_device
 from featurecache.spec import Spec
 from featurecache.store.lease import beside, sole_writer
-from featurecache.store.publish import make_folder, publish_folder, require_writable, writing
+from featurecache.store.publish import (
+    make_folder,
+    make_temporary_folder,
+    publish_folder,
+    require_writable,
+    writing,
+)
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble
 from fusion_train.errors import ExportError, ParityError
@@ -108,7 +113,7 @@ def _export_run(
         merge_and_ask(bench, references, sources.dtype)
     about = describe(run, bench, sources, step, split)
     make_folder(out.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    temporary = make_temporary_folder(out.parent, f".{out.name}-")
     try:
         say(f"writing {out}")
         with writing(out):
@@ -119,7 +124,6 @@ def _export_run(
         del bench, attached
         figures, rows = measure(temporary, references, specs, about, places, say)
         write_certificate(temporary, about, figures, rows)
-        temporary.chmod(0o755)  # mkdtemp keeps others out
         if not publish_folder(temporary, out):
             refuse_occupied(out)
     finally:

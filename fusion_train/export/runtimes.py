@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +29,13 @@ from torch import Tensor, nn
 from featurecache.encoders import AudioView, Encoder, View
 from featurecache.encoders.network import FrozenNetwork
 from featurecache.extras import require
-from featurecache.store.publish import make_folder, publish_folder, require_writable, writing
+from featurecache.store.publish import (
+    make_folder,
+    make_temporary_folder,
+    publish_folder,
+    require_writable,
+    writing,
+)
 from fusion_train.errors import ExportError
 from fusion_train.export.exporting import refuse_occupied
 from fusion_train.predict.opening import OpenedModel
@@ -87,11 +92,10 @@ def write_runtimes(opened: OpenedModel, out: Path, *, onnx: bool) -> dict[str, f
     require_writable(out, folder=True)
     graphs = make_graphs(opened)
     make_folder(out.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    temporary = make_temporary_folder(out.parent, f".{out.name}-")
     try:
         with writing(out):
             found = _write_parts(opened, graphs, temporary, onnx=onnx)
-        temporary.chmod(0o755)  # mkdtemp keeps others out
         if not publish_folder(temporary, out):
             refuse_occupied(out)
     finally:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from featurecache.store.publish import make_folder, writing
+from featurecache.store.publish import make_folder, replace_bytes
 from fusion_train.assemble import Workbench, assemble
 from fusion_train.checkpoint import copy_strictly
 from fusion_train.data.samples import Sample
@@ -49,8 +49,7 @@ def keep_for_replay(run: Run, bench: Workbench, step: int, clip_ids: list[str]) 
     """Write what a replay of `step` needs."""
     make_folder(run.diverged)
     tensors = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(bench.model).items()}
-    with writing(run.diverged):
-        save_file(tensors, run.diverged / WEIGHTS)
+    replace_bytes(run.diverged / WEIGHTS, save(tensors))
     about = {"step": step, "clips": clip_ids, "sha256": _sha256(run.diverged / WEIGHTS)}
     write_document(run.diverged / "batch.json", about)
 

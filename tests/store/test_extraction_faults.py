@@ -212,16 +212,21 @@ def test_extractions_at_the_same_time_do_every_clip_exactly_once(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that `resize` makes small; needs the right to mount."""
+    """A file system of its own that `resize` makes small; needs the right to mount.
+
+    A process of its own takes it away once the pipe to it is closed: also after this process was killed, or while files
+    of it are still mapped.
+    """
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting needs the right to")
-    try:
+    taking_away = ["sh", "-c", 'read -r _; exec umount --lazy "$0"', str(folder)]
+    with subprocess.Popen(taking_away, stdin=subprocess.PIPE, start_new_session=True) as process:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    assert process.returncode == 0
+    assert not os.path.ismount(folder)
 
 
 def resize(disk: Path, pages: int) -> None:

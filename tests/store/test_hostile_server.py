@@ -227,9 +227,9 @@ def test_a_transport_that_never_returns_is_left(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(http_files, "LEAST_BYTES_PER_S", 1 << 40)
     monkeypatch.setattr(remote_files, "PAUSE_S", 0.001)
     waiting = threading.Event()
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", lambda *_, **__: waiting.wait(20))
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", lambda *_, **__: waiting.wait(120))
     began = time.monotonic()
     with pytest.raises(StoreError, match="none in time"):
         featurecache.open_store("memory://somewhere", cache=tmp_path)
     waiting.set()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
