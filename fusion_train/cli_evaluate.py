@@ -105,7 +105,9 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
 )
 @click.option("--set", "set_name", help="Set of the bench that a file holds answers to.")
 @click.option(
-    "--metric", help="hit, open-vocabulary, waf, sentiment-three-way, classification, multi-label or overlap."
+    "--metric",
+    help="hit, open-vocabulary, waf, sentiment-three-way (each also -released), classification, multi-label or"
+    " overlap.",
 )
 @click.option("--main", "main_figure", help="Figure of the metric that stands first.")
 @click.option("--task", help="What was asked; the rows say it, if not.")

@@ -9,6 +9,7 @@ import hashlib
 import re
 
 from fusion_train.evaluation.text_models import Replies
+from fusion_train.metrics.negation import is_negated
 from fusion_train.metrics.overlap import Kind
 
 RATING_PROMPTS: dict[Kind, str] = {
@@ -49,8 +50,8 @@ class ModelJudge:
 
 
 def read_rating(reply: str) -> float | None:
-    """The number from 1 to 10 in a reply; None where there is none, or several different ones."""
-    found = {float(number) for number in _RATING.findall(reply)}
+    """The number from 1 to 10 that a reply gives, not one that it negates; None for none or several."""
+    found = {float(match[1]) for match in _RATING.finditer(reply) if not is_negated(reply, match.start())}
     return found.pop() if len(found) == 1 else None
 
 

@@ -10,11 +10,17 @@ import numpy as np
 
 from fusion_train.errors import DataError
 from fusion_train.metrics.classification import ClassificationScores, classification_scores
-from fusion_train.metrics.labels import one_label
+from fusion_train.metrics.labels import find_sentiment, one_label, read_sentiment
 from fusion_train.metrics.multi_label import multi_label_scores
 from fusion_train.metrics.overlap import overlap_scores
 from fusion_train.metrics.scored import Scored, Settings, mean_of
-from fusion_train.metrics.sentiment import SentimentScores, sentiment_scores, three_way_sentiment_scores
+from fusion_train.metrics.sentiment import (
+    Read,
+    SentimentScores,
+    sentiment_scores,
+    three_way_sentiment_scores,
+    whole_answer,
+)
 from fusion_train.metrics.wheel_scores import harmonic, hit_rate, open_vocabulary_scores
 from fusion_train.metrics.wheels import EmotionWheels
 
@@ -49,13 +55,19 @@ def open_vocabulary(references: References, predictions: Predictions, settings: 
 
 
 def waf(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
-    return _sentiment(sentiment_scores(_sentiment_numbers(references), predictions), main)
+    return _waf(references, predictions, main, read_sentiment)
+
+
+def waf_released(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
+    return _waf(references, predictions, main, find_sentiment)
 
 
 def three_way(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
-    signs = {-1: "negative", 0: "neutral", 1: "positive"}
-    words = {clip: signs[int(np.sign(number))] for clip, number in _sentiment_numbers(references).items()}
-    return _sentiment(three_way_sentiment_scores(words, predictions), main)
+    return _three_way(references, predictions, main, read_sentiment)
+
+
+def three_way_released(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
+    return _three_way(references, predictions, main, whole_answer)
 
 
 def classification(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
@@ -129,6 +141,16 @@ def _sentiment_numbers(references: References) -> dict[str, float]:
     if strange:
         raise DataError("references", expected="sentiment scores", got=f"{len(strange)} others", problems=strange)
     return numbers
+
+
+def _waf(references: References, predictions: Predictions, main: str, read: Read) -> Scored:
+    return _sentiment(sentiment_scores(_sentiment_numbers(references), predictions, read), main)
+
+
+def _three_way(references: References, predictions: Predictions, main: str, read: Read) -> Scored:
+    signs = {-1: "negative", 0: "neutral", 1: "positive"}
+    words = {clip: signs[int(np.sign(number))] for clip, number in _sentiment_numbers(references).items()}
+    return _sentiment(three_way_sentiment_scores(words, predictions, read), main)
 
 
 def _sentiment(scores: SentimentScores, main: str) -> Scored:

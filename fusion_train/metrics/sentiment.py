@@ -2,14 +2,16 @@
 
 WAF (as AffectGPT): clips with score 0 drop out; a clip is positive or not by the sign of its score, and predicted
 positive or not: neutral and unreadable answers count as not positive. Weighted F1 of the two classes.
-Three-way (as the released v2): clips whose reference is neutral drop out; weighted F1 of the strings, so that an answer
+Three-way (as the released v2): clips whose reference is neutral drop out; weighted F1 of the words, so that an answer
 "neutral" is wrong for either class.
+How an answer is read is an argument: `read_sentiment` reads negation, `find_sentiment` takes the word alone ("not
+positive" is positive), `whole_answer` takes the text as it stands, as the released scoring of v2 does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fusion_train.errors import DataError
@@ -19,6 +21,8 @@ from fusion_train.metrics.pairing import paired_ids
 
 SENTIMENTS = ("negative", "neutral", "positive")
 UNREADABLE = "(unreadable)"
+Read = Callable[[str], str | None]
+"""An answer -> a sentiment, or None where it says none."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,15 @@ class SentimentScores:
     classes: ClassificationScores
 
 
-def sentiment_scores(scores: Mapping[str, float], predictions: Mapping[str, str]) -> SentimentScores:
+def whole_answer(text: str) -> str | None:
+    """The text where it is a sentiment and nothing else, whatever its case."""
+    said = text.strip().lower()
+    return said if said in SENTIMENTS else None
+
+
+def sentiment_scores(
+    scores: Mapping[str, float], predictions: Mapping[str, str], read: Read = read_sentiment
+) -> SentimentScores:
     """WAF of answers against sentiment scores (negative below 0, positive above).
 
     Raises:
@@ -45,13 +57,15 @@ def sentiment_scores(scores: Mapping[str, float], predictions: Mapping[str, str]
     if strange:
         raise DataError("references", expected="finite scores", got=f"{len(strange)} others", problems=strange)
     kept = [clip for clip in ids if scores[clip] != 0]
-    answers = {clip: read_sentiment(predictions[clip]) for clip in kept}
+    answers = {clip: read(predictions[clip]) for clip in kept}
     truth = {clip: "positive" if scores[clip] > 0 else "not positive" for clip in kept}
     two_way = {clip: "positive" if answer == "positive" else "not positive" for clip, answer in answers.items()}
     return _scores(truth, two_way, answers, len(ids))
 
 
-def three_way_sentiment_scores(references: Mapping[str, str], predictions: Mapping[str, str]) -> SentimentScores:
+def three_way_sentiment_scores(
+    references: Mapping[str, str], predictions: Mapping[str, str], read: Read = read_sentiment
+) -> SentimentScores:
     """Weighted F1 of sentiment words on the clips whose reference is not neutral.
 
     Raises:
@@ -61,7 +75,7 @@ def three_way_sentiment_scores(references: Mapping[str, str], predictions: Mappi
     labels = {clip: references[clip].strip().lower() for clip in ids}
     refuse_outside({clip: [label] for clip, label in labels.items()}, SENTIMENTS)
     truth = {clip: label for clip, label in labels.items() if label != "neutral"}
-    answers = {clip: read_sentiment(predictions[clip]) for clip in truth}
+    answers = {clip: read(predictions[clip]) for clip in truth}
     return _scores(truth, {clip: answer or UNREADABLE for clip, answer in answers.items()}, answers, len(ids))
 
 

@@ -21,11 +21,13 @@ REFERENCES = {
     "multi-label": [LABELS[k % 4 :] for k in range(23)],
     "overlap": [f"A {LABELS[k % 4]} voice and a low brow" for k in range(23)],
 }
+REFERENCES |= {f"{name}-released": REFERENCES[name] for name in ("waf", "sentiment-three-way")}
 ANSWERS = {
     "waf": ["positive", "negative", "neutral", "what?"],
     "sentiment-three-way": ["positive", "negative", "neutral", "what?"],
     "overlap": ["A sad voice", "low brow", "nothing"],
 }
+ANSWERS |= {f"{name}-released": ANSWERS[name] for name in ("waf", "sentiment-three-way")}
 
 
 def by_clip(values) -> dict:

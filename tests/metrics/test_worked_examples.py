@@ -18,7 +18,8 @@ from fusion_train.metrics import (
     sentiment_scores,
     three_way_sentiment_scores,
 )
-from fusion_train.metrics.labels import label_list, one_label, parse_list, read_sentiment, spelt_as
+from fusion_train.metrics.labels import find_sentiment, label_list, one_label, parse_list, read_sentiment, spelt_as
+from fusion_train.metrics.registry import score
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +178,54 @@ def test_the_list_parser_reads_what_models_write():
 
 def test_sentiment_is_read_only_where_one_word_says_it():
     assert read_sentiment("It is Negative.") == "negative"
-    assert read_sentiment("not positive but negative") is None
+    assert read_sentiment("positive and negative") is None
     assert read_sentiment("positivity") is None
+    assert find_sentiment("It is not Negative.") == "negative"
+    assert find_sentiment("not positive but negative") is None
+
+
+SAYS_POSITIVE = [
+    "not only positive", "Not just positive but enthusiastic", "never not positive", "not non-positive",
+    "not sure, but positive", "I am not sure but it is positive", "positive, not negative", "not negative but positive",
+    "No doubt positive", "without a doubt positive", "nothing but positive", "cannot be anything but positive",
+    "Non-verbal cues are positive", "a notable positive tone", "No, positive", "neither sad nor angry, positive",
+    "does not smile and the tone is positive", "<think>not positive</think><answer>positive</answer>",
+    "非常积极", "不仅积极", "不错，积极", "不是消极而是积极", "不是不积极", "毫无疑问是积极的", "情感是positive的",
+]  # fmt: skip
+DOES_NOT = [
+    "not positive", "NOT 'positive'", "'not positive'", "isn't positive", "isn’t positive", "isnt positive",
+    "it is not at all positive", "I do not think that it is positive", "no positive emotion", "never positive",
+    "no longer positive", "not bad", "non-positive", "hardly positive", "far from positive", "anything but positive",
+    "cannot be called positive", "not very positive", "I doubt it is positive", "lack of positive cues",
+    "neither positive, negative nor neutral",
+    "不积极", "并非积极", "没有积极情绪", "不太积极", "并非positive", "谈不上积极",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAYS_POSITIVE)
+def test_what_only_looks_like_a_negation_negates_nothing(text):
+    assert read_sentiment(text) == "positive"
+
+
+@pytest.mark.parametrize("text", DOES_NOT)
+def test_a_negated_word_says_no_sentiment(text):
+    assert read_sentiment(text) is None
+
+
+def test_negation_leaves_the_other_words():
+    assert read_sentiment("not positive but negative") == read_sentiment("negative rather than positive") == "negative"
+    assert read_sentiment("neither positive nor negative") == read_sentiment("既不积极也不消极") == "neutral"
+    assert label_list("not 'happy' but 'sad'") == ["not", "but", "sad"]
+    assert label_list("['not happy', 'sad']") == ["not happy", "sad"]
+
+
+def test_waf_reads_negation_and_the_released_metrics_do_not():
+    scores, answers = {"1": 1.0, "2": -1.0, "3": -2.0}, {"1": "positive", "2": "not positive", "3": "Negative"}
+    assert score("waf", scores, answers).value == 1.0
+    assert score("waf-released", scores, answers).figures["accuracy"] == pytest.approx(2 / 3)
+    assert score("sentiment-three-way", scores, {**answers, "2": "negative."}).value == 1.0
+    released = score("sentiment-three-way-released", scores, {**answers, "2": "negative."})  # the string as it stands
+    assert released.figures["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_the_small_wheel_serves_and_says_that_it_is_not_comparable():
