@@ -129,7 +129,7 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
     fusion-train score answers/ --bench mer-unibench --clips clips.jsonl --wheels emotion_wheel
     fusion-train score epoch-*.jsonl --selected-from 12 --metric hit --clips clips.jsonl
     """
-    from featurecache.clips import load_clips
+    from featurecache.clips.clip_list import load_clips
     from fusion_train.evaluation.bench_runs import score_rows
     from fusion_train.evaluation.benches import load_bench
     from fusion_train.evaluation.score_report import write_report
@@ -199,8 +199,8 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     \b
     fusion-train contrast runs/r/eval/dfew runs/r/eval/dfew-audio runs/r/eval/dfew-without-fusion --bench dfew
     """
-    from featurecache.clips import load_clips
-    from featurecache.store.publish import replace_bytes
+    from featurecache.clips.clip_list import load_clips
+    from featurecache.files.publish import replace_bytes
     from fusion_train.evaluation.bench_runs import read_bench, score_rows
     from fusion_train.evaluation.benches import load_bench
     from fusion_train.evaluation.contrast import contrast, contrast_page
