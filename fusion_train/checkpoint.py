@@ -4,7 +4,7 @@
         model.safetensors       trained parameters by name
         averaged.safetensors    their moving average, where one is kept
         optimizer.safetensors   AdamW's exp_avg, exp_avg_sq and step by parameter name
-        state.json              step, configuration hash, fingerprints, gradient scaler, score, sha256 of the files
+        state.json              step, configuration hash, fingerprints, gradient scaler, scores, sha256 of the files
 
 `state.json` carries a checksum of its own (see `documents`), and every file is checked against its hash when it is
 loaded. Samples and dropout are pure functions of (seed, step), so a step number is the whole position; no random state
@@ -52,6 +52,8 @@ class State:
     scaler: Mapping[str, Any] = field(default_factory=dict)
     score: float | None = None
     """The score that picks the best checkpoint, where one was taken at this step."""
+    half_scores: Sequence[float | None] = ()
+    """The scores by which each half of the held-out clips picks its own, of a run that keeps these."""
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -230,14 +232,24 @@ def copy_strictly(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, 
             parameter.copy_(tensors[name])
 
 
-def best(checkpoints: Path) -> Path | None:
-    """The checkpoint with the highest score, the earliest of equals; None where none was scored. NaN is no score."""
+def best(checkpoints: Path, half: int | None = None) -> Path | None:
+    """The checkpoint with the highest score, the earliest of equals; None where none was scored. NaN is no score.
+
+    Args:
+        half: 0 or 1: the score on this half of the held-out clips, in place of that on all.
+    """
     scored = [
-        (state.score, -state.step, folder)
+        (score, -state.step, folder)
         for folder, state in _states(checkpoints)
-        if state.score is not None and math.isfinite(state.score)
+        if (score := _score(state, half)) is not None and math.isfinite(score)
     ]
     return max(scored)[2] if scored else None
+
+
+def _score(state: State, half: int | None) -> float | None:
+    if half is None:
+        return state.score
+    return state.half_scores[half] if half < len(state.half_scores) else None
 
 
 def choose(checkpoints: Path, which: str) -> Path:
@@ -268,7 +280,7 @@ def _states(checkpoints: Path) -> list[tuple[Path, State]]:
 
 
 def _retain(checkpoints: Path, keep: int, keep_every: int | None) -> None:
-    spared = {*published(checkpoints)[-keep:], best(checkpoints)}
+    spared = {*published(checkpoints)[-keep:], *(best(checkpoints, half) for half in (None, 0, 1))}
     if keep_every is not None:
         spared |= {folder for folder, state in _states(checkpoints) if state.step % keep_every == 0}
     for folder in published(checkpoints):

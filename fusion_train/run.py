@@ -2,8 +2,9 @@
 
     runs/perception/
         config.yaml            the resolved configuration
-        run.json               fingerprints and shapes of the features read, label sets, initial run, versions, and the
-                               hashes of config.yaml, of the clip list and of the files beside it
+        run.json               fingerprints and shapes of the features read, label sets, initial run, versions, halves
+                               of the held-out clips where weights are kept per half, and the hashes of config.yaml,
+                               of the clip list and of the files beside it
         metrics.jsonl          one line every `log.every` steps, one a scoring; see journal.py for the names
         tensorboard/
         checkpoints/step-00001000/{model,optimizer}.safetensors + state.json
@@ -65,6 +66,8 @@ class RunRecord:
     """Of the clips that are drawn from; see `data.pool`."""
     list_changes: Sequence[Mapping[str, Any]] = ()
     """Changes of the lists that were accepted with --clips-changed: step, hashes before, clips that differ."""
+    halves: Sequence[Sequence[str]] = ()
+    """Held-out clips of each half, where the run keeps the weights that each half chooses; see `data.halves`."""
 
 
 class Run:

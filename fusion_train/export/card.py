@@ -43,6 +43,9 @@ print(dict(zip(labels, model.label_probabilities(processor.label_ids(labels), **
 ```"""
 
 
+ACCURACY = "accuracy/"
+
+
 def write_card(folder: Path, run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[str, Any]) -> None:
     """Write README.md from the run; nothing in it is claimed that the run does not hold."""
     replace_bytes(folder / "README.md", card(run, bench, parts, about).encode())
@@ -86,7 +89,7 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         *_data(bench), "",
         "| feature | fingerprint of its spec |", "|---|---|",
         *(f"| {modality} | `{value}` |" for modality, value in bench.reader.fingerprints.items()), "",
-        "## Scores", "", *_scores(run), "",
+        "## Scores", "", scores_of(run, about["run"]["step"]), "",
         "## Proof", "",
         f"`CERTIFICATE.md`: this folder was loaded in a fresh process and compared with the trained model on "
         f"{about['num_clips']} raw clips.", "",
@@ -113,9 +116,12 @@ def _data(bench: Workbench) -> list[str]:
     return lines
 
 
-def _scores(run: Run) -> list[str]:
-    scores = run.result.get("scores", {}) if run.finished else {}
-    if not scores:
-        return ["The run was not scored while it trained."]
-    return [f"Accuracy on the split {markdown_text(run.config().data.eval_split)} at the last step: "
-            + ", ".join(f"{markdown_text(task)} {value:.4f}" for task, value in scores.items()) + "."]  # fmt: skip
+def scores_of(run: Run, step: int) -> str:
+    """What the weights of a step scored while the run trained."""
+    rows = [row for row in run.metric_rows() if row["step"] == step and "eval_loss" in row]
+    if not rows:
+        return f"The weights of step {step} were not scored while the run trained."
+    accuracies = [f"accuracy {markdown_text(name.removeprefix(ACCURACY))} {value:.4f}"
+                  for name, value in rows[-1].items() if name.startswith(ACCURACY)]  # fmt: skip
+    said = ", ".join([*accuracies, f"loss per supervised token {rows[-1]['eval_loss']:.4f}"])
+    return f"Of these weights (step {step}), on the split {markdown_text(run.config().data.eval_split)}: {said}."

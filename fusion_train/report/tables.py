@@ -26,6 +26,8 @@ class Table:
     caption: str = ""
     note: str = ""
     """What must stand beside the rows wherever they are shown, except in CSV."""
+    warned: bool = False
+    """Whether the note is a warning."""
     emphasised: frozenset[int] = frozenset()
     """Rows in bold."""
 
@@ -43,7 +45,8 @@ class Table:
             cells = (f"<td{_side(right[n])}>{html_text(shown(cell))}</td>" for n, cell in enumerate(row))
             bold = ' class="strong"' if number in self.emphasised else ""
             lines.append(f"<tr{bold}>{''.join(cells)}</tr>")
-        note = f'<p class="warning">{html_text(self.note)}</p>' if self.note else ""
+        kind = "warning" if self.warned else "note"
+        note = f'<p class="{kind}">{html_text(self.note)}</p>' if self.note else ""
         return '<div class="scroll">' + "\n".join([*lines, "</tbody></table>"]) + f"</div>{note}"
 
     def csv(self) -> str:

@@ -80,7 +80,8 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Calla
         say(f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
             "little; name later shares of the steps in halving.at")  # fmt: skip
     notice = optimism_notice(sweep.weights, sweep.split, choosing_splits(sweep))
-    say(f"scored on {sweep.split}, with the {sweep.weights} weights" + (f"; {notice}" if notice else ""))
+    say(f"scored on {sweep.split}, with the {sweep.weights} weights, since {sweep.why_weights}"
+        + (f"; {notice}" if notice else ""))  # fmt: skip
     say(told_before(sweep, clips))
 
 

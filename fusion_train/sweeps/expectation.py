@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from featurecache.clips import load_clips
 from fusion_train.comparison import Variance, detectable
+from fusion_train.data.clusters import clusters_in, clusters_of
 from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import answers_of, with_answers
 from fusion_train.errors import ConfigError
 from fusion_train.metrics.scored import Scored
 from fusion_train.statistics import LEVEL, MIN_CLUSTERS
-from fusion_train.sweeps.results import clusters_in
 from fusion_train.sweeps.sweep_file import Assumptions, Sweep
 
 RESULTS = "results.json"
@@ -103,11 +103,6 @@ def read_pilot(folder: Path, figure: str) -> Variance:
             got=f"one that compares {main}" if main != figure else "no measured variance",
         )  # fmt: skip
     return Variance(**{name: fmean(each[name] for each in measured) for name in ("seeds", "clusters", "interaction")})
-
-
-def clusters_of(clips: Sequence[str], named: Mapping[str, Hashable]) -> list[Hashable]:
-    """(clips,) the cluster of each; a clip that belongs to none is a cluster of its own."""
-    return [named.get(clip, ("clip", clip)) for clip in clips]
 
 
 def told_before(sweep: Sweep, clips: str) -> str:

@@ -65,13 +65,9 @@ def variant_table(results: Results) -> Table:
     rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
     header = ["variant", results.figures[0], SPREAD, *results.figures[1:], "seeds", "seconds", *COMPARED, "weights",
               VERDICT]  # fmt: skip
-    return Table(header, rows, note=_sentence(results.optimism), emphasised=frozenset(  # type: ignore[arg-type]
-        number for number, row in enumerate(rows) if row[0] == results.about["reference"]
-    ))  # fmt: skip
-
-
-def _sentence(text: str | None) -> str:
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+    return Table(header, rows, note=results.how_scored, warned=results.optimism is not None,  # type: ignore[arg-type]
+                 emphasised=frozenset(number for number, row in enumerate(rows)
+                                      if row[0] == results.about["reference"]))  # fmt: skip
 
 
 def _compared(found: Comparison) -> list[Cell]:
@@ -216,7 +212,7 @@ def paper_table(results: Results) -> Table:
         p = None if each is None or each.p_holm is None else "< 0.001" if each.p_holm < 0.001 else f"{each.p_holm:.3f}"
         rows.append([variant, f"{score[0] * 100:.2f}{spread} ({count})", difference, p])
     return Table(["variant", f"{results.measure.main} (seeds)", "difference [95 %]", "p (Holm)"], rows,  # type: ignore[arg-type]
-                 note=_sentence(results.optimism))  # fmt: skip
+                 note=results.how_scored)  # fmt: skip
 
 
 def _sources(results: Results) -> Table:

@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from featurecache.clips import Clip, load_clips
+from featurecache.clips import load_clips
 from featurecache.errors import ClipListError
 from fusion_train.comparison import Comparison, compare_all
+from fusion_train.data.clusters import clusters_in
 from fusion_train.documents import read_document
 from fusion_train.errors import DataError
 from fusion_train.evaluation.lines import read_lines
@@ -20,7 +21,7 @@ from fusion_train.metrics.scored import Scored
 from fusion_train.run import absolute
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.measure import Measure, Rows, choose_measure
-from fusion_train.sweeps.scored_weights import BEST, optimism_notice
+from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED, optimism_notice
 from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
 from fusion_train.sweeps.work import ABOUT, PREDICTIONS, PREDICTIONS_SHA256
@@ -56,7 +57,18 @@ class Results:
         """Which weights of each trial were scored, and what chose them."""
         chosen_on = self.about.get("chosen_on", [])
         name = str(self.about.get("weights", BEST))
+        if name == CROSS_FITTED:
+            return f"{name}, by halves of {self.about['split']}"
         return f"{name}, chosen on {', '.join(chosen_on)}" if name == BEST and chosen_on else name
+
+    @property
+    def how_scored(self) -> str:
+        """One sentence for every table: which weights were scored, and why these."""
+        said, why = f"Weights scored: {self.weights}", self.about.get("why_weights")
+        if self.about.get("weights") == CROSS_FITTED:
+            said += ": each half is scored with the weights that the other half chose"
+        why = f" ({why})" if why else ""
+        return f"{said}{why}.{f' {self.optimism[0].upper()}{self.optimism[1:]}.' if self.optimism else ''}"
 
     @property
     def optimism(self) -> str | None:
@@ -134,17 +146,6 @@ def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
         return clusters_in(load_clips(clips))
     except ClipListError:
         return "clips (the clip list is not where it was)", {}
-
-
-def clusters_in(clips: Iterable[Clip]) -> tuple[str, dict[str, Hashable]]:
-    """Name what clips have in common (dialogues, else speakers, else nothing), and the cluster of each that has one."""
-    listed = list(clips)
-    for key in ("dialogue", "speaker"):
-        named: dict[str, Hashable] = {clip.id: (clip.dataset, getattr(clip, key))
-                                      for clip in listed if getattr(clip, key)}  # fmt: skip
-        if named:
-            return f"{key}s", named
-    return "clips", {}
 
 
 def _rungs(table: TrialTable, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:

@@ -30,7 +30,7 @@ from fusion_train.sweeps.expectation import told_before
 from fusion_train.sweeps.judge import stop_those_behind
 from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.scheduling import Round, rounds
-from fusion_train.sweeps.scored_weights import BEST, choosing_splits, resolve_scoring
+from fusion_train.sweeps.scored_weights import BEST, choosing_splits, refuse_without_halves, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
 from fusion_train.sweeps.work import ABOUT, PREDICTIONS, Answer, Cost, Group, Trained, Work
@@ -90,8 +90,14 @@ def run_sweep(
                 sweep.trials[0].config.optim.precision, clips_changed)  # fmt: skip
     with sole_writer(out / LOCK, out), open_crew(work, say) as crew:
         lists = _lists(sweep, clips, out, clips_changed, say)
+        refuse_without_halves(sweep, everything(sweep), out)
         costs = crew.check(sweep)
         return _run(Running(sweep, _table(sweep, clips, out, retry, lists), costs, crew, say))
+
+
+def everything(sweep: Sweep) -> list[Trial]:
+    """Its trials, and the probes of its probe tier."""
+    return [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]
 
 
 def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str], None]) -> dict[str, str]:
@@ -127,20 +133,19 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
     """The table with all trials in it, and what `report` needs beside it."""
     make_folder(out)
     about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
-             "weights": sweep.weights, "chosen_on": choosing_splits(sweep),
+             "weights": sweep.weights, "why_weights": sweep.why_weights, "chosen_on": choosing_splits(sweep),
              "reference": sweep.reference, "variants": sweep.variants,
              "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out), "lists": lists,
              "told_before": told_before(sweep, clips), "keys": [trial.key for trial in sweep.trials],
              "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()}}  # fmt: skip
     table = TrialTable(out)
-    everything = [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]
-    table.add(everything)
+    table.add(everything(sweep))
     before = about
     if (out / ABOUT).is_file():
         before = read_document(out / ABOUT, DataError, SAYS, DELETE_IT)
     asked_anew = any(before.get(name, BEST) != about[name] for name in ("task", "split", "weights"))
     again = {FAILED: retry, DONE: asked_anew}
-    for trial in everything:
+    for trial in everything(sweep):
         state = table.outcome(trial).state
         unanswered = state == DONE and not (trial.folder(out, len(trial.stages) - 1) / PREDICTIONS).is_file()
         if again.get(state) or unanswered:

@@ -10,6 +10,7 @@ import torch
 
 from featurecache.clips import ClipList
 from fusion_train.assemble import Workbench
+from fusion_train.data.halves import Halves
 from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import with_answers
 from fusion_train.data.too_long import fitting_samples
@@ -27,7 +28,7 @@ from fusion_train.evaluation.evaluate import (
 )
 from fusion_train.models.company import AnsweringTogether, Company
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.training.held_out import HeldOut, not_finite_clips
+from fusion_train.training.held_out import HeldOut, Losses, not_finite_clips
 
 
 def evaluate_together(
@@ -65,26 +66,30 @@ class Scored:
     """By task."""
 
 
-def score_together(held_out: HeldOut, company: Company, members: Sequence[EmotionLlama]) -> list[Scored]:
-    """What `HeldOut.score` gives for each member, and the answers that it rests on."""
+def score_together(
+    held_out: HeldOut, company: Company, members: Sequence[EmotionLlama], halves: Sequence[Halves]
+) -> list[Scored]:
+    """What `HeldOut.score` gives for each member, and the answers that it rests on.
+
+    Args:
+        halves: of the held-out clips, by member.
+    """
     scored = [Scored() for _ in members]
     for task in held_out.tasks:
         found = evaluate_together(held_out.bench, company, members, held_out.clips, task)
         for mine, evaluation in zip(scored, found, strict=True):
             mine.answers[task] = evaluation
-            mine.scores[f"accuracy/{task}"] = float(evaluation.summary()["accuracy"])
-    for mine, loss in zip(scored, _losses(held_out, company, len(members)), strict=True):
-        mine.scores["eval_loss"] = loss
+    for mine, losses, own in zip(scored, _losses(held_out, company, len(members)), halves, strict=True):
+        mine.scores = held_out.scores(mine.answers, losses, own)
     return scored
 
 
 @torch.no_grad()
-def _losses(held_out: HeldOut, company: Company, count: int) -> list[float]:
-    totals, tokens = [0.0] * count, 0
+def _losses(held_out: HeldOut, company: Company, count: int) -> list[Losses]:
+    losses = [Losses() for _ in range(count)]
     for batch in held_out.batches():
         outputs = company.forward(batch.to(held_out.bench.device).tensors())
         for number, output in enumerate(outputs):
             refuse_not_finite(f"held-out loss of trial {number + 1}", not_finite_clips(batch, output.sample_losses), 0)
-        totals = [total + float(output.loss_sum) for total, output in zip(totals, outputs, strict=True)]
-        tokens += batch.num_supervised
-    return [total / tokens for total in totals]
+            losses[number].add(batch, output)
+    return losses

@@ -4,7 +4,7 @@
     metric: classification      of the answers, by name as in a bench; default: the task's own
     main: accuracy              the figure of it that is compared; default: the metric's own
     split: val                  where; default: test, or data.eval_split where the list has no test clips to ask
-    weights: best | last        of each trial; default: best, or last where the scored clips choose the best
+    weights: best | last | cross-fitted      of each trial; see scored_weights.py; default: what is not too high
     stage: perception           file under configs/stages; a variant may name another, or a chain of them
     seeds: [0, 1, 2]            every variant is trained with each
     reference: conv-attention   what the others are compared with; default: the last variant
@@ -110,7 +110,7 @@ class SweepFile(BaseModel):
     metric: str | None = None
     main: str | None = None
     split: str | None = None
-    weights: Literal["best", "last"] | None = None
+    weights: Literal["best", "last", "cross-fitted"] | None = None
     stage: str = "perception"
     seeds: tuple[int, ...] = Field(DEFAULT_SEEDS, min_length=1)
     reference: str | None = None
@@ -162,7 +162,7 @@ class Sweep:
     split: str
     """Whose clips are scored; empty where the clip list decides (see scored_weights.py)."""
     weights: str
-    """`best` or `last`; empty where the scored split decides."""
+    """`best`, `last` or `cross-fitted`; empty where the scored split decides."""
     reference: str
     probe: ProbeTier | None
     halving: Halving | None
@@ -173,6 +173,8 @@ class Sweep:
     trials: tuple[Trial, ...]
     probes: Mapping[str, tuple[Trial, ...]]
     """Variant -> its probe with every seed, trained before anything else; of the variants that have one."""
+    why_weights: str = ""
+    """Why these weights are scored; empty until `resolve_scoring`."""
 
     @property
     def variants(self) -> list[str]:

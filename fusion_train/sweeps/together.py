@@ -27,6 +27,7 @@ from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
 from fusion_train.data.feeding import Feed
+from fusion_train.data.halves import Halves
 from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import DivergedError, FusionTrainError
 from fusion_train.language_model import build_model, load_llm
@@ -39,6 +40,7 @@ from fusion_train.seeding import derive
 from fusion_train.sweeps.scoring import Scored, score_together
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.continuing import (
+    halves_of,
     make_record,
     refuse_other_configuration,
     refuse_other_pool,
@@ -83,6 +85,8 @@ class Asked:
     config: Config
     run: Run
     initial: Run | None = None
+    per_half: bool = False
+    """Keep also the weights that are best on each half of the held-out clips."""
 
 
 @dataclass
@@ -97,14 +101,14 @@ class Member:
     start: int
     journal: Journal
     tally: Tally
+    halves: Halves = ()
+    """Of its held-out clips, where it keeps the weights that each half chooses."""
     done: int = 0
     seconds: float = 0.0
     """Its share of the company's time."""
     finished: bool = False
-    best: tuple[int, Scored] | None = None
-    """The step of its best scoring in this process, and what it answered there."""
-    last: tuple[int, Scored] | None = None
-    """The same of its last scoring."""
+    scored: dict[int, Scored] = field(default_factory=dict)
+    """Step -> what it answered there, of the scorings in this process whose weights may be scored at the end."""
     error: FusionTrainError | None = None
     rates: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
@@ -154,6 +158,8 @@ def train_together(
     stream = make_stream(first, say, kept=kept)
     rows = budget.tokens // len(benches) if company.stacked else budget.tokens
     feed = Feed(first.config, stream, first.collator, num_processes=1, process=0, budget=max(rows, 1))
+    halves = [halves_of(each.run, first, record or (each.run.record() if each.run.exists else None), each.per_half)
+              for each, record in zip(asked, changed, strict=True)]  # fmt: skip
     held_out = HeldOut(first) if first.config.data.eval_split is not None else None
     summary = summarise(first, stream, held_out)
     with ExitStack() as open_journals:
@@ -164,8 +170,8 @@ def train_together(
             keep_pool(stream, each.run.pool, held_out.split if held_out else (), summary, anew=anew)
             if record is not None:
                 each.run.keep(replace(record, pool_sha256=stream.pool.sha256))
-        members = [_join(each, bench, store, clips, budget, stream.pool.sha256, open_journals)
-                   for each, bench in zip(asked, benches, strict=True)]  # fmt: skip
+        members = [_join(each, bench, store, clips, budget, stream.pool.sha256, of, open_journals)
+                   for each, bench, of in zip(asked, benches, halves, strict=True)]  # fmt: skip
         for line in summary:
             say(line)
         ends = [min(member.config.optim.steps, until or member.config.optim.steps) for member in members]
@@ -238,7 +244,14 @@ def _beside(first: Workbench, asked: Asked, base: SharedBase) -> Workbench:
 
 
 def _join(
-    asked: Asked, bench: Workbench, store: str, clips: str, budget: Budget, pool_sha256: str, journals: ExitStack
+    asked: Asked,
+    bench: Workbench,
+    store: str,
+    clips: str,
+    budget: Budget,
+    pool_sha256: str,
+    halves: Halves,
+    journals: ExitStack,
 ) -> Member:
     run, config = asked.run, asked.config
     accelerator = make_accelerator(config.optim)
@@ -248,7 +261,7 @@ def _join(
         initial = Run(absolute(known.initial["run"], run.folder))
     loaded = start_from(initial, run, bench.model, known) if initial else None
     if known is None:
-        run.create(config, replace(make_record(bench, store, clips, run, loaded), pool_sha256=pool_sha256))
+        run.create(config, replace(make_record(bench, store, clips, run, loaded, halves), pool_sha256=pool_sha256))
     place(bench.model, config, accelerator, budget)
     optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
     averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
@@ -256,7 +269,8 @@ def _join(
     journal = Journal(run.folder, start, config.log, enabled=True, peak_flops=peak_flops(accelerator, config),
                       about=config.model_dump(mode="json"))  # fmt: skip
     journals.enter_context(journal)
-    return Member(asked, bench, accelerator, optimizer, averaged, start, journal, Tally(work_of(bench.model)), start)
+    return Member(asked, bench, accelerator, optimizer, averaged, start, journal, Tally(work_of(bench.model)), halves,
+                  start)  # fmt: skip
 
 
 def _takes_part(member: Member, step: int, end: int) -> bool:
@@ -336,21 +350,22 @@ def _after(
         company.keep(asking)
         chosen = [members[n] for n in asking]
         with _averages(chosen), evaluating(company):
-            found = score_together(held_out, company, [member.bench.model for member in chosen])
+            found = score_together(held_out, company, [member.bench.model for member in chosen],
+                                   [member.halves for member in chosen])  # fmt: skip
         for member, scored in zip(chosen, found, strict=True):
             member.journal.scores(done, scored.scores)
-            member.last = done, scored
-            if member.journal.is_best(done):
-                member.best = done, scored
+            chosen_steps = member.journal.chosen_steps()
+            member.scored = {at: each for at, each in member.scored.items() if at in chosen_steps} | {done: scored}
             said = ", ".join(f"{name} {value:.3f}" for name, value in scored.scores.items())
             say(f"step {done}: {member.asked.run.name}: {said}")
     for n in sound:
         member = members[n]
         complete = done == member.config.optim.steps or member.journal.stalled()
-        due = done % member.config.checkpoint.every == 0 or member.journal.is_best(done)
+        due = done % member.config.checkpoint.every == 0 or done in member.journal.chosen_steps()
         if complete or done == ends[n] or due or stopping:
+            half_scores = member.journal.half_scores_at(done) if member.halves else ()
             save_checkpoint(member.asked.run, member.bench, member.optimizer, member.averaged, member.accelerator, done,
-                            member.journal.score_at(done))  # fmt: skip
+                            member.journal.score_at(done), half_scores)  # fmt: skip
         if complete:
             _finish(member)
     passed = time.perf_counter() - paused_since

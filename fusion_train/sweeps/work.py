@@ -33,7 +33,7 @@ class Work:
     split: str
     """Whose clips a finished trial is asked."""
     weights: str = "best"
-    """Of a finished trial: its `best` or its `last`."""
+    """Of a finished trial: its `best`, its `last`, or `cross-fitted`."""
     initial: str | None = None
     """Run that the first stage of every trial starts from."""
     precision: str = "fp32"

@@ -20,6 +20,7 @@ from fusion_train.run import Run
 from fusion_train.sweeps.check import check
 from fusion_train.sweeps.companies import shares_base
 from fusion_train.sweeps.final import evaluate_finished
+from fusion_train.sweeps.scored_weights import keeps_halves
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.together import Asked, Member, SharedBase, train_together
 from fusion_train.sweeps.work import PREDICTIONS, PREDICTIONS_SHA256, Answer, Cost, Group, Room, Trained, Work
@@ -121,7 +122,9 @@ class Worker:
     def _asked(self, trial: Trial, stage: int) -> Asked:
         start = None if trial.fresh else self._work.initial
         before = trial.folder(self._work.out, stage - 1) if stage else start
-        return Asked(trial.stages[stage], Run(trial.folder(self._work.out, stage)), Run(before) if before else None)
+        config, last = trial.stages[stage], stage == len(trial.stages) - 1
+        return Asked(config, Run(trial.folder(self._work.out, stage)), Run(before) if before else None,
+                     last and keeps_halves(config, self._work.weights, self._work.split))  # fmt: skip
 
     def _train_alone(self, asked: Asked) -> Trained:
         def say(line: str) -> None:  # several workers speak at once
@@ -129,7 +132,7 @@ class Worker:
 
         result = train(asked.config, store=self._work.store, clips=self._work.clips, run=asked.run,
                        initial=asked.initial, say=say, stop=self._stop,
-                       clips_changed=self._work.clips_changed)  # fmt: skip
+                       clips_changed=self._work.clips_changed, per_half=asked.per_half)  # fmt: skip
         return Trained(result["step"], result["seconds"], together=1)
 
     def _scored(self, asked: Sequence[Asked], members: Sequence[Member | None]) -> list[Evaluation | str]:

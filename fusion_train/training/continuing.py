@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench
 from fusion_train.config import Config
+from fusion_train.data.halves import Halves, split_halves
 from fusion_train.data.list_files import list_hashes
 from fusion_train.data.pool import Pool
 from fusion_train.errors import CheckpointError
@@ -46,7 +47,9 @@ def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None
     return loaded
 
 
-def make_record(bench: Workbench, store: str, clips: str, run: Run, initial: Mapping[str, Any] | None) -> RunRecord:
+def make_record(
+    bench: Workbench, store: str, clips: str, run: Run, initial: Mapping[str, Any] | None, halves: Halves = ()
+) -> RunRecord:
     packages = ("torch", "transformers", "peft", "accelerate", "featurecache")
     return RunRecord(
         store=relative(store, run.folder),
@@ -57,7 +60,24 @@ def make_record(bench: Workbench, store: str, clips: str, run: Run, initial: Map
         initial=initial,
         lists=list_hashes(bench.config, clips),
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
+        halves=halves,
     )
+
+
+def halves_of(run: Run, bench: Workbench, known: RunRecord | None, per_half: bool) -> Halves:
+    """Halves of the held-out clips whose best weights the run keeps: those recorded, or new ones of a run that begins.
+
+    Raises:
+        CheckpointError: the run began without, and the weights that they would have chosen are gone.
+    """
+    if known is None:
+        return split_halves(bench.clips.in_split(bench.config.data.eval_split or "")) if per_half else ()
+    if per_half and not known.halves:
+        raise CheckpointError(
+            str(run.folder), expected="a run that keeps the weights which each half of the held-out clips chooses",
+            got="one begun without", next_step="Set weights: last in the sweep file, or delete the run.",
+        )  # fmt: skip
+    return known.halves
 
 
 def refuse_other_configuration(run: Run, config: Config) -> None:
@@ -118,9 +138,10 @@ def save_checkpoint(
     accelerator: Accelerator,
     step: int,
     score: float | None,
+    half_scores: Sequence[float | None] = (),
 ) -> None:
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-    state = checkpoint.State(step, bench.config.hash, bench.reader.fingerprints, scaler, score)
+    state = checkpoint.State(step, bench.config.hash, bench.reader.fingerprints, scaler, score, half_scores)
     checkpoint.save(
         run.checkpoints, bench.model, optimizer.optimizer, state, keep=bench.config.checkpoint.keep,
         keep_every=bench.config.checkpoint.keep_every,

@@ -3,25 +3,37 @@
 The same questions are asked every time: one a clip, drawn as in training, with nothing hidden beyond the task. Where
 the split is large, `data.eval_clips` of its clips are asked, always the same ones. A clip whose label no training clip
 has cannot be answered rightly and is left out, with a notice.
+
+Where a run keeps the weights that each half of the clips chooses (`data.halves`), the score of each half is formed
+besides: the mean accuracy on its clips, or the negative loss where no task has one label a clip.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from featurecache.clips import Clip, ClipList
 from fusion_train.assemble import Workbench
+from fusion_train.data.halves import Halves
 from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import SampleStream, answer_limits, answer_of, closed_set
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import DataError
-from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, closed_tasks, evaluate, refuse_not_finite
+from fusion_train.evaluation.evaluate import (
+    EVAL_BATCH_SIZE,
+    Evaluation,
+    classified,
+    closed_tasks,
+    evaluate,
+    refuse_not_finite,
+)
 from fusion_train.models.probe import Probe
 from fusion_train.seeding import generator
 
@@ -29,11 +41,43 @@ MAX_CLASSES = 20
 """Labels named in a line of class counts."""
 
 
+HALF = "score/half-"
+"""What the score of a half is called, with its number from 1."""
+
+
+@dataclass
+class Losses:
+    """Loss of held-out clips, summed over supervised tokens."""
+
+    total: float = 0.0
+    tokens: int = 0
+    of_clip: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Clip id -> its loss and its supervised tokens."""
+
+    def add(self, batch: Any, output: Any) -> None:
+        self.total += float(output.loss_sum)
+        self.tokens += batch.num_supervised
+        for clip_id, asked, loss in zip(batch.clip_ids, batch.asked, output.sample_losses.tolist(), strict=True):
+            self.of_clip[clip_id] = loss, asked.num_supervised
+
+    def mean(self) -> float:
+        """Per supervised token."""
+        return self.total / self.tokens
+
+    def mean_of(self, clip_ids: Container[str]) -> float | None:
+        """The same over some of the clips; None where none of them was asked."""
+        chosen = [each for clip_id, each in self.of_clip.items() if clip_id in clip_ids]
+        return sum(loss for loss, _ in chosen) / sum(tokens for _, tokens in chosen) if chosen else None
+
+
 class HeldOut:
     """The held-out clips of a run."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, halves: Halves = ()) -> None:
         """Choose them.
+
+        Args:
+            halves: clip ids of two halves, which are scored besides.
 
         Raises:
             ClipListError, MissingFeatureError: no such split, or clips without features.
@@ -47,7 +91,7 @@ class HeldOut:
             clips = ClipList([clips[int(place)] for place in sorted(chosen)])
         limits = answer_limits(data, bench.tokenizer)
         usable = bench.reader.usable(clips, data.failed_clips)
-        self.bench = bench
+        self.bench, self._halves = bench, halves
         self.clips = fitting_clips(
             usable, data.tasks, bench.collator, bench.label_sets, limits, split=data.eval_split or "",
             say=self.notices.append,
@@ -63,12 +107,28 @@ class HeldOut:
         )
 
     def score(self) -> dict[str, float]:
-        """`accuracy/TASK` of every closed task, and `eval_loss`."""
+        """Ask all questions; see `scores`."""
         # Answering from cached keys would be a graph a layer, and there are few questions.
         compiled = self.bench.config.optim.compile
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            scores = {f"accuracy/{task}": self._accuracy(task) for task in self.tasks}
-            return scores | {"eval_loss": self._loss()}
+            answers = {task: evaluate(self.bench, self.clips, task) for task in self.tasks}
+            return self.scores(answers, self._losses())
+
+    def scores(
+        self, answers: Mapping[str, Evaluation], losses: Losses, halves: Halves | None = None
+    ) -> dict[str, float]:
+        """`accuracy/TASK` of every closed task, `eval_loss`, and `score/half-N` of every half that has clips.
+
+        Args:
+            halves: in place of the halves of these held-out clips.
+        """
+        found = {f"accuracy/{task}": float(answers[task].summary()["accuracy"]) for task in self.tasks}
+        found["eval_loss"] = losses.mean()
+        for number, half in enumerate(self._halves if halves is None else halves, start=1):
+            score = _score_of(frozenset(half), answers, losses)
+            if score is not None:
+                found[f"{HALF}{number}"] = score
+        return found
 
     def batches(self) -> Iterator[Any]:
         """The questions whose loss is taken, one a clip."""
@@ -76,23 +136,32 @@ class HeldOut:
             indices = range(start, min(start + EVAL_BATCH_SIZE, len(self._stream)))
             yield self.bench.collator([self._stream.draw(index) for index in indices])
 
-    def _accuracy(self, task: str) -> float:
-        return float(evaluate(self.bench, self.clips, task).summary()["accuracy"])
-
     @torch.no_grad()
-    def _loss(self) -> float:
+    def _losses(self) -> Losses:
         model, device = self.bench.model, self.bench.device
         was_training = model.training
         model.eval()
-        total, tokens, not_finite = 0.0, 0, []
+        losses, not_finite = Losses(), []
         for batch in self.batches():
             output = model(**batch.to(device).tensors())
             not_finite += not_finite_clips(batch, output.sample_losses)
-            total += float(output.loss_sum)
-            tokens += batch.num_supervised
+            losses.add(batch, output)
         model.train(was_training)
         refuse_not_finite("held-out loss", not_finite, len(self._stream))
-        return total / tokens
+        return losses
+
+
+def _score_of(half: Container[str], answers: Mapping[str, Evaluation], losses: Losses) -> float | None:
+    """What a half chooses weights by; None where it has no clips."""
+    accuracies = []
+    for task, answered in answers.items():
+        rows = [row for row in answered.predictions if row["id"] in half]
+        scores = classified(find_task(task), rows) if rows else None
+        accuracies += [scores.accuracy] if scores is not None else []
+    if accuracies:
+        return sum(accuracies) / len(accuracies)
+    loss = losses.mean_of(half)
+    return None if loss is None or answers else -loss
 
 
 def not_finite_clips(batch: Any, sample_losses: torch.Tensor) -> list[str]:

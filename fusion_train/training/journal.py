@@ -7,7 +7,7 @@ A line every `log.every` steps, averages over them:
     utilisation                                  arithmetic that had to be done over the peak of the devices
     data_wait_share                              share of the time in which the model waited for data
     missing/MODALITY · hidden/MODALITY           samples whose clip lacks it, or was not shown with it
-and a line a scoring: accuracy/TASK · eval_loss.
+and a line a scoring: accuracy/TASK · eval_loss · score/half-N where the run keeps weights per half.
 A resumed run drops the lines written after its checkpoint, so that every step stands once. How a line is written and
 checked: `metric_lines`.
 """
@@ -21,9 +21,10 @@ from typing import Any
 
 from featurecache.store.publish import replace_bytes
 from fusion_train.config import LogConfig
+from fusion_train.data.halves import NUM_HALVES
 from fusion_train.errors import CheckpointError
 from fusion_train.metric_lines import MetricLines, metric_line, read_metrics
-from fusion_train.training.held_out import overall
+from fusion_train.training.held_out import HALF, overall
 from fusion_train.training.tally import Counts
 from fusion_train.training.trackers import open_sinks
 
@@ -134,11 +135,20 @@ class Journal:
         """The score that picks the best checkpoint, where one was taken after this many steps."""
         return overall(self.scores_at(step))
 
-    def is_best(self, step: int) -> bool:
-        """Whether the score taken after this many steps is better than all before it."""
-        score = self.score_at(step)
-        before = [earlier for at in self._rows if at < step and (earlier := self.score_at(at)) is not None]
-        return score is not None and all(score > earlier for earlier in before)
+    def half_scores_at(self, step: int) -> tuple[float | None, ...]:
+        """The scores by which each half of the held-out clips chooses; None where it has none."""
+        return tuple(self.scores_at(step).get(f"{HALF}{number + 1}") for number in range(NUM_HALVES))
+
+    def chosen_steps(self) -> set[int]:
+        """Steps of the best scores so far: of all held-out clips, and of each half of them."""
+        chosen = set()
+        for half in (None, *range(NUM_HALVES)):
+            scored = [(score, -step) for step in self._rows if (score := self._score(step, half)) is not None]
+            chosen |= {-max(scored)[1]} if scored else set()
+        return chosen
+
+    def _score(self, step: int, half: int | None) -> float | None:
+        return self.score_at(step) if half is None else self.half_scores_at(step)[half]
 
     def stalled(self) -> bool:
         """Whether `log.patience` scorings in a row brought no better score than the best before them."""
@@ -149,7 +159,8 @@ class Journal:
         return max(scores[-patience:]) <= max(scores[:-patience])
 
     def _remember(self, step: int, row: Mapping[str, Any]) -> None:
-        scores = {name: float(value) for name, value in row.items() if name.startswith(("accuracy/", "eval_loss"))}
+        scored = ("accuracy/", "eval_loss", HALF)
+        scores = {name: float(value) for name, value in row.items() if name.startswith(scored)}
         if scores:
             self._rows[step] = scores
 

@@ -14,6 +14,7 @@ from typing import Any
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench
 from fusion_train.config import Config
+from fusion_train.data.halves import split_halves
 from fusion_train.data.list_files import CLIP_LIST, list_hashes
 from fusion_train.data.pool import ABOUT, CLIPS, HELD_OUT, Pool, kept_rows, rows_of
 from fusion_train.data.streams import make_stream
@@ -56,7 +57,8 @@ def check_lists(
     step = checkpoint.read_state(folders[-1]).step if folders else 0
     say(f"{changed}: {_counted(differing)} to what {run.folder} began with; accepted from step {step} on")
     change = {"step": step, "before": dict(before), "differences": len(differing)}
-    return replace(known, lists=now, pool_sha256=None, list_changes=[*known.list_changes, change])
+    halves = known.halves and split_halves(bench.clips.in_split(bench.config.data.eval_split or ""), known.halves)
+    return replace(known, lists=now, pool_sha256=None, list_changes=[*known.list_changes, change], halves=halves)
 
 
 def _of_earlier_release(run: Run, config: Config) -> dict[str, str]:

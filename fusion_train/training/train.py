@@ -32,6 +32,7 @@ from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, absolute
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.continuing import (
+    halves_of,
     make_record,
     refuse_other_configuration,
     refuse_other_pool,
@@ -64,6 +65,7 @@ def train(
     say: Callable[[str], None] = print,
     stop: Callable[[], bool] = lambda: False,
     clips_changed: bool = False,
+    per_half: bool = False,
 ) -> dict[str, Any]:
     """Train a run, or resume it where it was; a finished run is checked and returned as it is.
 
@@ -73,6 +75,7 @@ def train(
         initial: start from this run's best trained weights.
         stop: asked after every step whether to save and stop there.
         clips_changed: go on with a clip list that changed since the run began, and record that.
+        per_half: keep also the weights that are best on each half of the held-out clips; a run remembers it.
 
     Returns:
         The final scores and timings, as written to `finished.json`.
@@ -94,7 +97,7 @@ def train(
     refuse_missing_tracker(config.log)
     accelerator = make_accelerator(config.optim)
     with run.writing() if accelerator.is_main_process else nullcontext():
-        return _train(config, accelerator, store, clips, run, initial, say, stop, clips_changed)
+        return _train(config, accelerator, store, clips, run, initial, say, stop, clips_changed, per_half)
 
 
 def _train(
@@ -107,6 +110,7 @@ def _train(
     say: Callable[[str], None],
     stop: Callable[[], bool],
     clips_changed: bool,
+    per_half: bool,
 ) -> dict[str, Any]:
     leads = accelerator.is_main_process
     if not leads:
@@ -117,13 +121,14 @@ def _train(
         fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,
     )  # fmt: skip
     changed = check_lists(run, known, bench, accept=clips_changed, say=say) if known else None
+    halves = halves_of(run, bench, changed or known, per_half)
     stream = make_stream(bench, say, kept=run.pool if known and not changed else None)
     budget = choose_budget(config, bench.model, accelerator.device)
     feed = Feed(config, stream, bench.collator, num_processes=accelerator.num_processes,
                 process=accelerator.process_index, budget=budget.tokens)  # fmt: skip
     scored = config.data.eval_split is not None
     fresh = not isinstance(stream.pool.clips, KeptClips)  # a run that goes on has kept what it found of its clips
-    held_out = HeldOut(bench) if scored and fresh else None
+    held_out = HeldOut(bench, halves) if scored and fresh else None
 
     if known is not None and known.initial is not None:
         initial = Run(absolute(known.initial["run"], run.folder))
@@ -133,7 +138,7 @@ def _train(
         refuse_other_pool(run, changed or known, stream.pool)
         if fresh:
             keep_pool(stream, run.pool, held_out.split if held_out else (), summary, anew=True)
-        record = changed or known or make_record(bench, store, clips, run, loaded)
+        record = changed or known or make_record(bench, store, clips, run, loaded, halves)
         if known is None:
             run.create(config, replace(record, pool_sha256=stream.pool.sha256))
         elif changed is not None:
@@ -181,7 +186,7 @@ def _train(
             progress(done, config.optim.steps, f"loss {loss:.4f}, lr {max(rates.values()):.1e}")
             last, paused_since = done == config.optim.steps, time.perf_counter()
             if scored and (last or done % config.log.eval_every == 0):
-                held_out = held_out or HeldOut(bench)
+                held_out = held_out or HeldOut(bench, halves)
                 scores = _score(held_out, run, bench, optimizer, averaged, accelerator, done)
                 journal.scores(done, scores)
                 say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
@@ -190,8 +195,9 @@ def _train(
                     say(f"step {done}: no better accuracy (or loss, without one) in {config.log.patience} scorings; "
                         "training ends, and the best weights are kept")  # fmt: skip
             stopping = any_process(accelerator, request.requested)
-            if (last or done % config.checkpoint.every == 0 or stopping or journal.is_best(done)) and leads:
-                save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done))
+            if (last or done % config.checkpoint.every == 0 or stopping or done in journal.chosen_steps()) and leads:
+                save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done),
+                                journal.half_scores_at(done) if halves else ())  # fmt: skip
             if stopping and not last:
                 raise Interrupted(
                     f"{run.folder}: stopped after step {done}. Go on with: fusion-train resume {run.folder}"
@@ -202,7 +208,7 @@ def _train(
             journal.paused(waiting_since - paused_since)
         never_scored = start == config.optim.steps and not journal.scores_at(start)  # the last scoring failed
         if scored and never_scored:
-            journal.scores(start, _score(HeldOut(bench), run, bench, optimizer, averaged, accelerator, start))
+            journal.scores(start, _score(HeldOut(bench, halves), run, bench, optimizer, averaged, accelerator, start))
 
     result = {"step": done, "scores": journal.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
     if leads:

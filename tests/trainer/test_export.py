@@ -11,6 +11,7 @@ import torch
 from checkpoints import save_whisper
 from exporting import SILENT
 from safetensors.torch import load_file, save_file
+from test_train import run_training
 from toy import make_config
 
 from featurecache.errors import FingerprintError, MediaError, WeightsError
@@ -19,6 +20,7 @@ from fusion_train.data.prompts import encode_answer, find_task
 from fusion_train.data.samples import Sample
 from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
+from fusion_train.export.card import scores_of
 from fusion_train.export.exporting import Sources, export_run, verify_export
 from fusion_train.export.merge import merge_lora
 from fusion_train.models.answering import label_log_probabilities
@@ -68,6 +70,21 @@ def test_card_and_certificate_say_how_the_weights_were_chosen(exported):
     assert said.startswith(("the best of", "the only ones scored", "the last ones"))
     assert f"Weights: {said}." in (exported / "CERTIFICATE.md").read_text()
     assert f"Weights: {said}." in (exported / "README.md").read_text()
+
+
+def test_the_card_gives_the_scores_of_the_exported_weights_and_not_of_the_last(trained, exported, llama, material,
+                                                                               tmp_path):  # fmt: skip
+    step = json.loads((exported / "certificate.json").read_text())["run"]["step"]
+    assert scores_of(trained.run, step) in (exported / "README.md").read_text()
+    run = run_training(make_config(llama, "log.eval_every=1", "optim.lr=1e-2"), material, tmp_path / "run")
+    scored = {row["step"]: row for row in run.metric_rows() if "eval_loss" in row}
+    assert len({row["eval_loss"] for row in scored.values()}) == len(scored) == 6
+    for step, row in scored.items():
+        assert scores_of(run, step) == (
+            f"Of these weights (step {step}), on the split val: accuracy emotion {row['accuracy/emotion']:.4f}, "
+            f"loss per supervised token {row['eval_loss']:.4f}."
+        )
+    assert scores_of(run, 7) == "The weights of step 7 were not scored while the run trained."
 
 
 def test_every_bound_has_a_reason_and_a_page_says_so(exported):

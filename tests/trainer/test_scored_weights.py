@@ -50,7 +50,7 @@ def test_the_scored_clips_do_not_choose_the_weights(tmp_path, keys, settings, te
 
 def test_the_last_weights_are_scored_and_the_best_with_a_notice_on_every_table(sweep, tmp_path):
     settings = "seeds: [0]\nsettings: {log: {eval_every: 1}, optim: {steps: 4}}\n" + VARIANTS
-    result = CliRunner().invoke(main, sweep(settings))
+    result = CliRunner().invoke(main, sweep("weights: last\n" + settings))
     assert result.exit_code == 0, result.output
     folder = tmp_path / "sweep"
     assert "scored on val, with the last weights" in result.output
