@@ -14,7 +14,7 @@ except ModuleNotFoundError:
         "featurecache: expected Linux or macOS, got Windows, which has no fcntl. Install it in WSL 2 (wsl --install)."
     ) from None
 
-from featurecache.clips import Clip, ClipList, load_clips
+from featurecache.clips.clip_list import Clip, ClipList, load_clips
 from featurecache.errors import FeatureCacheError, MissingFeatureError
 from featurecache.spec import Spec
 from featurecache.store import open_store

@@ -12,10 +12,10 @@ import click
 
 from featurecache.errors import FeatureCacheError, suggest
 from featurecache.extras import import_failure, require_all
+from featurecache.files.publish import refused_write, require_writable
 from featurecache.interrupt import Interrupted, ending_on_signals, terminal_is_gone
 from featurecache.outside_text import printable
-from featurecache.screen import Screen
-from featurecache.store.publish import refused_write, require_writable
+from featurecache.terminal import Screen
 
 HELP = ["-h", "--help"]
 

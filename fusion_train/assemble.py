@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from featurecache.clips import ClipList, load_clips
-from featurecache.corrections import adjust
+from featurecache.clips.clip_list import ClipList, load_clips
+from featurecache.clips.corrections import adjust
 from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import FingerprintError, suggest
 from featurecache.spec import Spec

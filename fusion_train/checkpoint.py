@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from featurecache.errors import WriteError
-from featurecache.store.publish import make_folder, make_temporary_folder, publish_folder, writing
+from featurecache.files.publish import make_folder, make_temporary_folder, publish_folder, writing
+from featurecache.files.publish import make_folder, publish_folder, writing
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import part_of, trained_parameters

@@ -141,9 +141,9 @@ def _ask(
     from contextlib import ExitStack
     from dataclasses import replace
 
-    from featurecache.clips import ClipList
+    from featurecache.clips.clip_list import ClipList
     from featurecache.interrupt import Interrupted, StopRequest
-    from featurecache.progress import show_progress
+    from featurecache.terminal import show_progress
     from fusion_train.predict.answer_file import AnswerFile, asked
     from fusion_train.predict.pipeline import predict as answer_clips
 

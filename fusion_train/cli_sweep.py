@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurecache.cli_options import listed
+from featurecache.cli.options import listed
 from featurecache.console import OutputPath, say, tables
 from fusion_train.cli_options import CLIPS, CONFIG, INIT, SET, STORE
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import FeatureCacheError
-from featurecache.jsonl import parse_object
+from featurecache.files.jsonl import parse_object
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import json_text
 from featurecache.spec import canonical_json
-from featurecache.store.publish import replace_bytes
 
 CHECKSUM = "checksum"
 MAX_QUOTED = 200

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from featurecache.jsonl import parse_object
+from featurecache.files.jsonl import parse_object
 from featurecache.outside_text import json_text
 from featurecache.spec import canonical_json
 

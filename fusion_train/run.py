@@ -30,8 +30,8 @@ from urllib.parse import urlparse
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from featurecache.store.lease import sole_writer
-from featurecache.store.publish import make_folder, replace_bytes
+from featurecache.files.lease import sole_writer
+from featurecache.files.publish import make_folder, replace_bytes
 from fusion_train.config import Config, parse_yaml, validate
 from fusion_train.data.samples import LabelSets
 from fusion_train.documents import read_document, write_document

@@ -18,13 +18,13 @@ import recordings as rec
 from stub_encoders import stub_encoders
 
 from featurecache import load_clips, open_store
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.extract import extract
-from featurecache.frame_memory import FrameMemory
-from featurecache.frames import FramePicker
-from featurecache.media import decode, decode_each, header_problem
+from featurecache.extract.run import extract
+from featurecache.media.decode import decode, decode_each, header_problem
+from featurecache.media.frame_memory import FrameMemory
+from featurecache.media.frames import FramePicker
 from featurecache.store.protocols import Status
 
 SIXTEEN = FramesView(16, "uniform", still=False)
@@ -38,7 +38,7 @@ import faulthandler, sys
 from pathlib import Path
 faulthandler.enable()
 from featurecache import load_clips, open_store
-from featurecache.extract import extract
+from featurecache.extract.run import extract
 from stub_encoders import stub_encoders
 clips, store = load_clips(sys.argv[1]), open_store(sys.argv[2], "a")
 summary = extract(store, clips, stub_encoders(), shard_clips=50, workers=2, clip_limit_s=20)
@@ -176,7 +176,7 @@ def test_frames_nobody_asks_for_are_left_out_without_changing_the_others(
     view = FramesView(4, "uniform", still=False)
     skipping = decode(Clip("a", video=path), [view])[0]
     num_skipping = len(seen)
-    monkeypatch.setattr("featurecache.recording.SKIPPING_CODECS", frozenset())
+    monkeypatch.setattr("featurecache.media.recording.SKIPPING_CODECS", frozenset())
     whole = decode(Clip("a", video=path), [view])[0]
     assert np.array_equal(skipping, whole)
     assert num_skipping < (len(seen) - num_skipping) * 0.8
@@ -218,7 +218,7 @@ def test_clips_wait_for_each_others_frames_but_a_lone_one_never_waits() -> None:
 def test_more_frames_than_a_clip_may_have_are_refused_before_they_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurecache.recording.MAX_CLIP_BYTES", 1000)
+    monkeypatch.setattr("featurecache.media.recording.MAX_CLIP_BYTES", 1000)
     path = rec.write_clip(tmp_path / "a.mp4", sound=rec.sine(1.0))
     sound, frames = decode_each(Clip("a", video=path), [AudioView(), SIXTEEN])
     assert "GB of frames" in str(frames)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import recordings as rec
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.encoders import AudioView
-from featurecache.media import decode, decode_each
-from featurecache.similarity.augment import AUGMENTATIONS, augment
-from featurecache.waveform import WaveformCollector
+from featurecache.explore.augment import AUGMENTATIONS, augment
+from featurecache.media.decode import decode, decode_each
+from featurecache.media.waveform import WaveformCollector
 
 AUDIO = AudioView()
 FORMATS = ("u8", "s16", "s32", "s64", "flt", "dbl")
@@ -122,8 +122,8 @@ def test_labelled_channels_do_not_end_the_process(tmp_path: Path) -> None:
     tones = np.stack([rec.sine(0.5, 200 + 100 * number, 16_000) for number in range(8)])
     paths = [written(tmp_path / f"a.{kind}", "pcm_s16be", tones, "7.1") for kind in ("caf", "aiff", "mov")]
     program = (
-        "import gc, sys\nfrom pathlib import Path\nfrom featurecache.clips import Clip\n"
-        "from featurecache.encoders import AudioView\nfrom featurecache.media import decode, header_problem\n"
+        "import gc, sys\nfrom pathlib import Path\nfrom featurecache.clips.clip_list import Clip\n"
+        "from featurecache.encoders import AudioView\nfrom featurecache.media.decode import decode, header_problem\n"
         "for path in sys.argv[1:] * 20:\n"
         "    clip = Clip('a', audio=Path(path), start_s=0.1, end_s=0.3)\n"
         "    assert decode(clip, [AudioView()])[0].shape == (3200,) and header_problem(clip) is None\n"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurecache.clips import Clip, ClipList, Question, load_clips
-from featurecache.crop import Crop
+from featurecache.clips.clip_list import Clip, ClipList, Question, load_clips
+from featurecache.clips.crop import Crop
 from featurecache.errors import ClipListError
 
 

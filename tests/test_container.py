@@ -17,14 +17,14 @@ import recordings as rec
 from PIL import Image
 from stub_encoders import StubEncoder, stub_encoders
 
-from featurecache.clips import Clip
-from featurecache.container import FORMATS, opened, unreadable_tags
-from featurecache.durations import stated_duration_s
+from featurecache.clips.clip_list import Clip
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.media import decode, decode_each, header_problem
-from featurecache.preparation import prepare
-from featurecache.similarity.augment import AUGMENTATIONS, augment
+from featurecache.explore.augment import AUGMENTATIONS, augment
+from featurecache.extract.prepare import prepare
+from featurecache.media.container import FORMATS, opened, unreadable_tags
+from featurecache.media.decode import decode, decode_each, header_problem
+from featurecache.media.durations import stated_duration_s
 
 AUDIO = AudioView()
 FIRST = FramesView(1, "first", still=True)
@@ -104,8 +104,8 @@ def test_the_system_is_asked_for_no_second_file(secrets: Path, tmp_path: Path) -
     for path in lists[-2:]:
         path.write_bytes(b"nothing")
     program = (
-        "import sys\nfrom pathlib import Path\nfrom featurecache.clips import Clip\n"
-        "from featurecache.encoders import AudioView, FramesView\nfrom featurecache.media import decode_each\n"
+        "import sys\nfrom pathlib import Path\nfrom featurecache.clips.clip_list import Clip\n"
+        "from featurecache.encoders import AudioView, FramesView\nfrom featurecache.media.decode import decode_each\n"
         "for name in sys.argv[1:]:\n"
         "    decode_each(Clip('a', video=Path(name)), [AudioView(), FramesView(4, 'uniform', False)], 5)\n"
     )
@@ -198,7 +198,7 @@ def test_the_limit_holds_while_a_file_is_opened_searched_and_read(
         time.sleep(read_s if len(reads) > slow_from else 0)
         return real(descriptor, num_bytes, place)
 
-    monkeypatch.setattr("featurecache.container.os.pread", slowly)
+    monkeypatch.setattr("featurecache.media.container.os.pread", slowly)
     for read in (
         lambda: decode_each(Clip("a", audio=path), [AUDIO], limit_s=limit_s)[0],
         lambda: decode_each(Clip("a", audio=path, start_s=20.0), [AUDIO], limit_s=limit_s)[0],

@@ -18,22 +18,22 @@ from stored_rows import rows_of
 from stub_encoders import stub_encoders
 
 from featurecache import load_clips, open_store
-from featurecache.clips import Clip
-from featurecache.crop import Crop
-from featurecache.decoding_apart import DecodingApart
+from featurecache.clips.clip_list import Clip
+from featurecache.clips.crop import Crop
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.extract import extract
-from featurecache.in_flight import InFlight, left_behind
-from featurecache.media import Absent, decode_each
-from featurecache.verify import verify_store
+from featurecache.extract.run import extract
+from featurecache.maintenance.verify import verify_store
+from featurecache.media.crash_guard import InFlight, left_behind
+from featurecache.media.decode import Absent, decode_each
+from featurecache.media.isolated_decoding import DecodingApart
 
 NUM_CLIPS = 10
 CRASHING = """
 # Loaded by every interpreter that is started with this folder on its path, so by the child that decodes apart too.
 import ctypes, os, signal, time
 try:
-    from featurecache import recording
+    from featurecache.media import recording
 except ImportError:
     pass
 else:
@@ -57,7 +57,7 @@ else:
 PROGRAM = """
 import sys
 from featurecache import load_clips, open_store
-from featurecache.extract import extract
+from featurecache.extract.run import extract
 from stub_encoders import stub_encoders
 
 clips, store = load_clips(sys.argv[1]), open_store(sys.argv[2], "a")
@@ -202,7 +202,7 @@ PREDICTING = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.encoders import AudioView, FramesView
 from fusion_train.predict.pipeline import Limits, _guard, _prepare
 from fusion_train.predict.timing import Timings

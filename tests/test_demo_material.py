@@ -26,7 +26,7 @@ import make_demo_clips
 from demo_face import FPS, HEIGHT, LOOKS, WIDTH, Person, portraits
 from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
 
-from featurecache.clips import load_clips
+from featurecache.clips.clip_list import load_clips
 from featurecache.encoders import open_encoder
 from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
 

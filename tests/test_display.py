@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import recordings as rec
 
-from featurecache.clips import Clip
-from featurecache.crop import Crop
+from featurecache.clips.clip_list import Clip
+from featurecache.clips.crop import Crop
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.media import decode, decode_each
+from featurecache.media.decode import decode, decode_each
 
 FIRST = FramesView(1, "first", still=False)
 EIGHT: dict[str, tuple[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]]] = {

@@ -22,19 +22,19 @@ from stored_rows import rows_of
 from stub_encoders import stub_encoders
 
 from featurecache import load_clips, open_store
-from featurecache.again import recomputer, retry
-from featurecache.clips import ClipList
-from featurecache.describe import store_info
+from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import FingerprintError, MediaError
-from featurecache.extract import extract, parse_rank
+from featurecache.extract.prepare import reason_of
+from featurecache.extract.run import extract, parse_rank
+from featurecache.extract.work_units import plan_units
 from featurecache.interrupt import Interrupted
-from featurecache.media import decode
-from featurecache.preparation import reason_of
-from featurecache.repair import repair_store
+from featurecache.maintenance.describe import store_info
+from featurecache.maintenance.repair import repair_store
+from featurecache.maintenance.retry import recomputer, retry
+from featurecache.maintenance.verify import verify_store
+from featurecache.media.decode import decode
 from featurecache.store.protocols import Status
-from featurecache.units import plan_units
-from featurecache.verify import verify_store
 
 NAMES = ("whisper", "eva-global", "eva-temporal")
 NUM_PLAIN = 6
@@ -202,7 +202,7 @@ def test_a_rank_that_starts_late_takes_no_unit_of_another(clips: ClipList, tmp_p
 def test_a_clip_is_decoded_once_for_all_features(
     clips: ClipList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featurecache import preparation
+    from featurecache.extract import prepare as preparation
 
     decoded = []
     decode_each = preparation.decode_each
@@ -426,7 +426,7 @@ def test_a_run_that_ends_at_too_many_failures_keeps_what_is_usable_and_records_n
 STUB_WORKER = """
 import sys
 from featurecache import load_clips, open_store
-from featurecache.extract import extract
+from featurecache.extract.run import extract
 from stub_encoders import stub_encoders
 
 assert "torch" not in sys.modules
@@ -439,7 +439,7 @@ REAL_WORKER = """
 import sys
 from featurecache import load_clips, open_store
 from featurecache.encoders import open_encoder
-from featurecache.extract import extract
+from featurecache.extract.run import extract
 
 clips, store = load_clips(sys.argv[1]), open_store(sys.argv[2], "a")
 encoders = {}

@@ -15,13 +15,13 @@ import torch
 from stub_encoders import StubEncoder, stub_encoders
 
 from featurecache import load_clips, open_store
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import AudioView, Encoder, open_encoder
 from featurecache.errors import EncoderError, WriteError
-from featurecache.extract import extract
-from featurecache.lanes import Batch, Lanes, Member, forward_key
+from featurecache.extract.pipeline import Batch, Lanes, Member, forward_key
+from featurecache.extract.run import extract
+from featurecache.extract.stats import Summary, Tally, merged
 from featurecache.store.protocols import Status
-from featurecache.summary import Summary, Tally, merged
 
 NUM_CLIPS = 12
 

@@ -15,13 +15,15 @@ from click.testing import CliRunner
 from PIL import Image
 from stub_encoders import StubEncoder, stub_encoders
 
-from featurecache import load_clips, media, open_store, preparation
-from featurecache.again import retry
+from featurecache import load_clips, open_store
 from featurecache.cli import main
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.extract import extract
+from featurecache.extract import prepare as preparation
+from featurecache.extract.run import extract
+from featurecache.maintenance.retry import retry
+from featurecache.media import decode as media
 from featurecache.store.protocols import Status
 
 NUM_CLIPS = 12
@@ -80,7 +82,7 @@ def test_a_call_of_the_decoder_that_no_release_takes_ends_the_run(
     def wrong(*args: object) -> object:
         raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
 
-    monkeypatch.setattr("featurecache.recording.Recording.decode", wrong)
+    monkeypatch.setattr("featurecache.media.recording.Recording.decode", wrong)
     with pytest.raises(TypeError, match="metadata_errors"):
         extract(open_store(tmp_path / "s", "a"), many(folder, "video", "whole.mp4"), stub_encoders())
     assert not any(
@@ -118,7 +120,7 @@ def test_an_error_of_the_machine_is_not_the_files(
         raise OSError(number, "refused")
 
     if place == "decode":
-        monkeypatch.setattr("featurecache.recording.Recording.decode", refused)
+        monkeypatch.setattr("featurecache.media.recording.Recording.decode", refused)
     else:
         monkeypatch.setattr(preparation, "clip_source", refused)
     clips = many(folder, "video", "whole.mp4", 2)
@@ -137,7 +139,7 @@ def test_whatever_pillow_says_of_a_picture_is_the_pictures_fault(error: Exceptio
     source = "def load(self):\n    raise copy.copy(error)\n"
     scope: dict[str, object] = {"error": error, "copy": copy}
     exec(source, scope)
-    for module, expected in (("PIL.SomePlugin", MediaError), ("featurecache.still", type(error))):
+    for module, expected in (("PIL.SomePlugin", MediaError), ("featurecache.media.still", type(error))):
         scope["__name__"] = module
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("PIL.PngImagePlugin.PngImageFile.load", scope["load"])

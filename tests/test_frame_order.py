@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import recordings as rec
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.media import decode, decode_each
+from featurecache.media.decode import decode, decode_each
 
 NUM = 20
 ORDER = list(range(NUM))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from featurecache import hashing
-from featurecache.clips import Clip
-from featurecache.crop import Crop
+from featurecache.clips.clip_list import Clip
+from featurecache.clips.crop import Crop
 from featurecache.encoders import AudioView, FramesView
-from featurecache.hashing import cache_folder, file_sha256
-from featurecache.sources import clip_source
+from featurecache.files import hashing
+from featurecache.files.hashing import cache_folder, file_sha256
+from featurecache.media.source_hash import clip_source
 
 AUDIO, PEAK = AudioView(), FramesView(1, "peak", still=True)
 

@@ -21,7 +21,7 @@ from featurecache import console, interrupt, open_store
 from featurecache.cli import main
 from featurecache.console import CommandGroup
 from featurecache.interrupt import Ended, StopRequest, ending_on_signals
-from featurecache.progress import show_progress
+from featurecache.terminal import show_progress
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def test_progress_in_a_terminal_that_closed_does_not_stop_the_work(monkeypatch: 
 def test_a_retry_stops_at_a_shard_when_the_terminal_closes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whisper_folder: Path
 ) -> None:
-    from featurecache import preparation
+    from featurecache.extract import prepare as preparation
 
     shutil.copytree(whisper_folder, tmp_path / "whisper")
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.errors import ClipListError
-from featurecache.jsonl import dump_lines, parse_object, read_objects, require_objects
+from featurecache.files.jsonl import dump_lines, parse_object, read_objects, require_objects
 
 ROOT = Path(__file__).parents[1]
 ODD = ["a\u2028b", "a\x85b", "a\u2029b", "a\x0bb\x0cc\x1cd", "\udcff.mp4", "\x9b31m", "\x1b[31m", "é", "\r", "a\nb"]

@@ -10,12 +10,12 @@ import pytest
 import recordings as rec
 from PIL import Image
 
-from featurecache.clips import Clip
-from featurecache.crop import Crop
+from featurecache.clips.clip_list import Clip
+from featurecache.clips.crop import Crop
 from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.frames import FramePicker
-from featurecache.media import Absent, decode, decode_each, frame_indices, media_files
+from featurecache.media.decode import Absent, decode, decode_each, frame_indices, media_files
+from featurecache.media.frames import FramePicker
 
 AUDIO = AudioView()
 ALL_FRAMES = FramesView(20, "uniform", still=False)
@@ -104,7 +104,7 @@ def test_a_clip_late_in_a_long_file_is_the_same_as_when_the_file_is_read_through
     )
     clip = Clip("a", video=path, start_s=12.3, end_s=14.1)
     sought = decode(clip, [AUDIO, ALL_FRAMES])
-    monkeypatch.setattr("featurecache.recording.SEEK_FROM_S", float("inf"))
+    monkeypatch.setattr("featurecache.media.recording.SEEK_FROM_S", float("inf"))
     read = decode(clip, [AUDIO, ALL_FRAMES])
     assert np.array_equal(sought[1], read[1])
     assert sought[0].shape == read[0].shape == (28_800,)

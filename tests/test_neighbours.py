@@ -15,13 +15,13 @@ from hf_networks import AUDIO, CROPPED, IMAGE, PICTURE, save
 from PIL import Image
 
 from featurecache import load_clips, open_store
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import AudioView, Encoder, open_encoder
+from featurecache.encoders.pooling import average_over_time
 from featurecache.errors import FingerprintError
-from featurecache.extract import extract
-from featurecache.lanes import forward_key, pool, stack
-from featurecache.media import decode
-from featurecache.pooling import average_over_time
+from featurecache.extract.pipeline import forward_key, pool, stack
+from featurecache.extract.run import extract
+from featurecache.media.decode import decode
 from featurecache.spec import Spec
 
 BATCH = 3

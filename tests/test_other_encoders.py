@@ -13,9 +13,9 @@ from hf_networks import AUDIO, CROPPED, IMAGE, PICTURE, SPEECH, STABLE, save
 from safetensors.torch import load_file, save_file
 
 from featurecache.encoders import FramesView, encoder_factory, open_encoder
+from featurecache.encoders.pooling import average_over_time
 from featurecache.errors import EncoderError, WeightsError
-from featurecache.frames import frame_indices
-from featurecache.pooling import average_over_time
+from featurecache.media.frames import frame_indices
 from featurecache.spec import Spec
 
 

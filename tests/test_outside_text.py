@@ -28,8 +28,7 @@ from featurecache.outside_text import (
     script_json,
     shown,
 )
-from featurecache.progress import show_progress
-from featurecache.screen import Screen
+from featurecache.terminal import Screen, show_progress
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = [
@@ -130,8 +129,7 @@ def test_nothing_prints_in_another_way():
     """Every line goes through `say`, every table through `Screen`; pages through `outside_text`."""
     ours = {
         "featurecache/console.py",
-        "featurecache/screen.py",
-        "featurecache/progress.py",
+        "featurecache/terminal.py",
         "featurecache/outside_text.py",
     }
     paths = [

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from featurecache.encoders import open_encoder
-from featurecache.encoders.perturbed import undisturbed
+from featurecache.encoders.perturbed import parse_perturbation, undisturbed
 from featurecache.errors import EncoderError
-from featurecache.perturbations import parse_perturbation
 
 SOUND = np.sin(np.arange(16_000) / 20).astype(np.float32) * 0.3
 

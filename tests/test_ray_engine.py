@@ -12,9 +12,9 @@ import pytest
 import recordings as rec
 
 from featurecache import open_store
-from featurecache.engines import Opening, Work
 from featurecache.engines import local as local_engine
 from featurecache.errors import FeatureCacheError, WeightsError
+from featurecache.extract.job import EncoderSettings, ExtractionJob
 from featurecache.store.protocols import Status
 
 NUM_CLIPS = 12
@@ -39,7 +39,7 @@ def test_the_desk_gives_every_unit_out_once_and_again_what_a_dead_worker_had() -
 
 
 @pytest.fixture
-def work(tmp_path: Path, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+def work(tmp_path: Path, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ExtractionJob:
     """Twelve clips, one of them bad, in shards of two, by paths relative to the working directory."""
     lines = []
     for number in range(NUM_CLIPS):
@@ -48,8 +48,12 @@ def work(tmp_path: Path, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "3.mp4").write_bytes(b"nonsense" * 50)
     (tmp_path / "clips.jsonl").write_text("".join(lines))
     monkeypatch.chdir(tmp_path)
-    return Work(
-        "ray.zarr", "clips.jsonl", {"whisper": Opening("whisper", str(whisper_folder))}, workers=1, shard_clips=2
+    return ExtractionJob(
+        "ray.zarr",
+        "clips.jsonl",
+        {"whisper": EncoderSettings("whisper", str(whisper_folder))},
+        workers=1,
+        shard_clips=2,
     )
 
 
@@ -64,7 +68,7 @@ def contents(folder: str) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")
-def test_a_ray_cluster_gives_the_bytes_of_a_local_run_though_its_workers_are_killed(work: Work) -> None:
+def test_a_ray_cluster_gives_the_bytes_of_a_local_run_though_its_workers_are_killed(work: ExtractionJob) -> None:
     ray = pytest.importorskip("ray")
     from dataclasses import replace
 
@@ -92,7 +96,10 @@ def test_a_ray_cluster_gives_the_bytes_of_a_local_run_though_its_workers_are_kil
         assert again.num_clips == 0
         assert again.by_feature["whisper"].earlier[Status.OK] == NUM_CLIPS - 1
         with pytest.raises(WeightsError):
-            run(replace(work, store="x.zarr", features={"whisper": Opening("whisper", "nowhere/at/all")}), actors=1)
+            run(
+                replace(work, store="x.zarr", features={"whisper": EncoderSettings("whisper", "nowhere/at/all")}),
+                actors=1,
+            )
         with pytest.raises(FeatureCacheError, match="--max-failures"):
             run(replace(work, store="y.zarr", max_failures=0), actors=1)
     finally:

@@ -28,8 +28,8 @@ import featurecache
 from featurecache import cli as cache_cli
 from featurecache.console import CommandGroup, OutputPath
 from featurecache.errors import WriteError
-from featurecache.store import publish
-from featurecache.store.publish import disk_error, replace_bytes, require_writable, writing
+from featurecache.files import publish
+from featurecache.files.publish import disk_error, replace_bytes, require_writable, writing
 from fusion_train import cli as trainer_cli
 from fusion_train.evaluation.lines import AppendedLines, read_lines
 

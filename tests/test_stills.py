@@ -12,10 +12,10 @@ import pytest
 import recordings as rec
 from PIL import Image, ImageCms
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.encoders import FramesView
 from featurecache.errors import MediaError
-from featurecache.media import decode, decode_each, header_problem
+from featurecache.media.decode import decode, decode_each, header_problem
 
 PEAK = FramesView(1, "peak", still=True)
 LEVELS = np.linspace(0, 65_535, rec.HEIGHT * rec.WIDTH).round().astype(np.uint16).reshape(rec.HEIGHT, rec.WIDTH)

@@ -25,8 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from featurecache.errors import FeatureCacheError
-from featurecache.jsonl import require_objects
-from featurecache.screen import Screen
+from featurecache.files.jsonl import require_objects
+from featurecache.terminal import Screen
 
 TOOLS = Path(__file__).resolve().parent
 SHOWN = {"audio and video": None, "audio only": "audio", "video only": "image,video"}

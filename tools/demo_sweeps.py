@@ -16,7 +16,7 @@ import yaml
 from demo import ENCODERS, Journey, script
 from demo_encoders import make_hub_encoders
 
-from featurecache.screen import Screen
+from featurecache.terminal import Screen
 
 SWEEPS = Path(__file__).resolve().parents[1] / "configs" / "sweeps"
 SMALL = {

@@ -22,7 +22,7 @@ from demo_face import FPS, HEIGHT, LOOKS, WIDTH, Person, film
 from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
 
 from featurecache.console import say
-from featurecache.jsonl import dump_lines
+from featurecache.files.jsonl import dump_lines
 
 SPLITS = ("train",) * 7 + ("val",) + ("test",) * 2
 """Split of the rounds of six emotions, in turn."""

@@ -17,7 +17,7 @@ import torch
 from demo_encoders import make_eva, make_whisper
 from demo_language import make_language_model
 
-from featurecache.clips import load_clips
+from featurecache.clips.clip_list import load_clips
 from featurecache.console import say
 
 

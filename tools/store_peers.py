@@ -121,7 +121,7 @@ def webdataset(root: Path, name: str, ids: list[str], tokens: Any, order: Any, o
     import webdataset as wds
 
     import featurecache
-    from featurecache.convert import convert_store
+    from featurecache.maintenance.convert import convert_store
 
     location = root / "ours.wds"
     convert_store(featurecache.open_store(root / "ours.zarr"), featurecache.open_store(location, "a"), [name])

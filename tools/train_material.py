@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import featurecache
+from featurecache.files.jsonl import dump_lines
 from featurecache.importers.npy import unverified_spec
-from featurecache.jsonl import dump_lines
 
 SHAPES = {"whisper": (64, 1280), "eva-global": (1025, 1408), "eva-temporal": (64, 1408)}
 LABELS = ("angry", "happy", "neutral", "sad", "surprised", "worried")

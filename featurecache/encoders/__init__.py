@@ -11,52 +11,29 @@ A user's own encoder is a class with `open` below, registered under the entry po
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from featurecache.encoders.perturbed import PerturbedEncoder
+from featurecache.encoders.perturbed import PERTURB_OPTION, Perturbation, PerturbedEncoder, parse_perturbation
 from featurecache.errors import EncoderError, suggest
-from featurecache.perturbations import PERTURB_OPTION, Perturbation, parse_perturbation
 from featurecache.spec import Spec
+from featurecache.views import CHANNELS, AudioView, Channels, FramesView, View
 
+__all__ = [
+    "CHANNELS",
+    "AudioView",
+    "Channels",
+    "Encoder",
+    "EncoderFactory",
+    "FramesView",
+    "View",
+    "encoder_factory",
+    "open_encoder",
+    "registered",
+]
 ENTRY_POINTS = "featurecache.encoders"
-
-
-Channels = Literal["mean", "standard"]
-CHANNELS: tuple[Channels, ...] = ("mean", "standard")
-"""What `channels` may be; the first is the default."""
-
-
-@dataclass(frozen=True)
-class AudioView:
-    """The clip's waveform, mono, cut to `max_duration_s`."""
-
-    sampling_rate: int = 16_000
-    max_duration_s: float = 30.0
-    channels: Channels = "mean"
-    """How several channels become one (`downmix`)."""
-
-
-@dataclass(frozen=True)
-class FramesView:
-    """`count` RGB frames of the clip.
-
-    rule "uniform": the middles of `count` equal parts of the clip; a clip with fewer frames repeats its last one.
-    rule "peak" | "middle" | "first": that frame, or with `count` > 1 consecutive frames around it (from it, for
-    "first"), moved to lie inside the clip; "peak" falls back to "middle" where the list names no peak frame.
-    rule "window": consecutive frames around the middle, a fixed stand-in for the released code's random window.
-    A still image serves where there is no video, if `still` allows.
-    """
-
-    count: int
-    rule: Literal["uniform", "window", "peak", "middle", "first"]
-    still: bool
-
-
-View = AudioView | FramesView
 
 FRAMES_IMPLEMENTATION = 2
 """`implementation` in the specs of our encoders of frames.

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from featurecache.errors import EncoderError, WeightsError, suggest
-from featurecache.hashing import file_sha256
+from featurecache.files.hashing import file_sha256
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -24,15 +24,23 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from featurecache.encoders import FRAMES_IMPLEMENTATION, FramesView
+from featurecache.encoders import FRAMES_IMPLEMENTATION
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.lavis import read_lavis
-from featurecache.encoders.network import COMPILE, FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
-from featurecache.encoders.sharing import Loaded, load_once
-from featurecache.encoders.tap import block_count
-from featurecache.hashing import file_sha256
-from featurecache.pooling import average_over_grid
+from featurecache.encoders.network import (
+    COMPILE,
+    FrozenNetwork,
+    Loaded,
+    block_count,
+    compiled_fields,
+    load_once,
+    resolve_compute_dtype,
+    resolve_device,
+)
+from featurecache.encoders.pooling import average_over_grid
+from featurecache.files.hashing import file_sha256
 from featurecache.spec import Spec
+from featurecache.views import FramesView
 
 GLOBAL_BLOCKS = 39  # the global tap leaves out what a checkpoint has beyond these
 TEMPORAL_BLOCKS = 40

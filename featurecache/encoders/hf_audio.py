@@ -16,14 +16,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from featurecache.encoders import CHANNELS, AudioView, Encoder
+from featurecache.encoders import Encoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import AUDIO, Tapped, find_family, open_tap
 from featurecache.encoders.network import COMPILE
+from featurecache.encoders.pooling import average_sound
 from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
 from featurecache.encoders.whisper import WhisperEncoder
-from featurecache.pooling import average_sound
 from featurecache.spec import Spec
+from featurecache.views import CHANNELS, AudioView
 
 KNOWN_OPTIONS = {
     "tokens": 64,

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featurecache.encoders import FRAMES_IMPLEMENTATION, FramesView
+from featurecache.encoders import FRAMES_IMPLEMENTATION
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import IMAGE, VIDEO, Tapped, find_family, open_tap
 from featurecache.encoders.network import COMPILE
+from featurecache.encoders.pooling import average_over_grid
 from featurecache.errors import EncoderError
-from featurecache.pooling import average_over_grid
 from featurecache.spec import Spec
+from featurecache.views import FramesView
 
 _TAP = {"layer": None, "norm": ("final", "none"), "batch": None, "compile": COMPILE}
 IMAGE_OPTIONS = {

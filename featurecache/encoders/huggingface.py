@@ -21,10 +21,17 @@ import transformers
 from transformers.utils import logging
 
 from featurecache.encoders.checkpoint import Checkpoint
-from featurecache.encoders.network import FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
-from featurecache.encoders.sharing import Loaded, load_once
-from featurecache.encoders.tap import block_count, tap
-from featurecache.hashing import file_sha256
+from featurecache.encoders.network import (
+    FrozenNetwork,
+    Loaded,
+    block_count,
+    compiled_fields,
+    load_once,
+    resolve_compute_dtype,
+    resolve_device,
+    tap,
+)
+from featurecache.files.hashing import file_sha256
 
 
 @dataclass(frozen=True)

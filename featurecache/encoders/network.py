@@ -1,14 +1,22 @@
-"""Run a frozen network at a chosen precision.
+"""Run a frozen network at a chosen precision, cut it after any block, and share one copy in memory.
 
 float32 computes everything in float32. float16 and bfloat16 run matrix products in that dtype and keep the residual
 stream, norms and softmax in float32 (autocast), which costs no speed and keeps the precision of the sum over 40 blocks.
+
+A tap is a shallow copy of the network that shares every weight with it, whose list of blocks is cut and whose final
+norm may be left out; so one network in memory serves any number of taps. A shared network lives as long as an encoder
+holds it, so a sweep over token counts, or both EVA taps, load weights once. This module knows no family of networks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,3 +162,58 @@ def _without_tf32() -> Iterator[None]:
             if not _running:
                 for (place, name), value in zip(_SWITCHES, _before, strict=True):
                     setattr(place, name, value)
+
+
+def block_count(encoder: str, layer: int | None, available: int) -> int:
+    """Return how many blocks run: `layer`, or all where it is None.
+
+    Raises:
+        EncoderError: more blocks than there are.
+    """
+    if layer is not None and layer > available:
+        raise EncoderError(
+            f"{encoder}.layer", expected=f"at most {available}, the blocks of its weights", got=f"{layer}"
+        )
+    return layer or available
+
+
+def tap(module: torch.nn.Module, blocks: str, count: int, norm: str | None) -> torch.nn.Module:
+    """Return a copy that runs the first `count` of the blocks at the dotted path `blocks`, and no norm at path `norm`.
+
+    With `norm` None the network's own final norm, if it has one, stays. Weights are shared, not copied.
+    """
+    kept = list(module.get_submodule(blocks))[:count]
+    tapped = _with(module, blocks.split("."), torch.nn.ModuleList(kept))
+    return tapped if norm is None else _with(tapped, norm.split("."), torch.nn.Identity())
+
+
+def _with(module: torch.nn.Module, path: list[str], replacement: torch.nn.Module) -> torch.nn.Module:
+    changed = copy.copy(module)
+    inner = replacement if len(path) == 1 else _with(module._modules[path[0]], path[1:], replacement)  # type: ignore[arg-type]
+    changed._modules = {**module._modules, path[0]: inner}
+    return changed.eval()
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A network and what is to be said of it."""
+
+    network: FrozenNetwork | None
+    """None where only preprocessing is wanted."""
+    config: Any
+    weights: Mapping[str, str]
+    """sha256 by weight file."""
+    provenance: Mapping[str, str]
+
+
+_loaded: weakref.WeakValueDictionary[tuple[str, ...], Loaded] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def load_once(key: tuple[str, ...], load: Callable[[], Loaded]) -> Loaded:
+    """Return what `load` gave for this key, as long as somebody holds it."""
+    with _lock:
+        found = _loaded.get(key)
+        if found is None:
+            found = _loaded[key] = load()
+        return found

@@ -16,13 +16,21 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperNetwork
 
-from featurecache.encoders import CHANNELS, AudioView, Channels
 from featurecache.encoders.checkpoint import Checkpoint, read_options
-from featurecache.encoders.network import COMPILE, FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
-from featurecache.encoders.sharing import Loaded, load_once
-from featurecache.encoders.tap import block_count, tap
-from featurecache.pooling import average_sound
+from featurecache.encoders.network import (
+    COMPILE,
+    FrozenNetwork,
+    Loaded,
+    block_count,
+    compiled_fields,
+    load_once,
+    resolve_compute_dtype,
+    resolve_device,
+    tap,
+)
+from featurecache.encoders.pooling import average_sound
 from featurecache.spec import Spec
+from featurecache.views import CHANNELS, AudioView, Channels
 
 MEL_FRAMES_PER_TOKEN = 2  # the second convolution has stride 2
 PADDED_RULE = "adaptive average over time"

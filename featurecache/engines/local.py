@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from featurecache.engines import Work
-from featurecache.extract import extract
+from featurecache.extract.job import ExtractionJob
+from featurecache.extract.run import extract
+from featurecache.extract.stats import Summary
 from featurecache.store import open_store
-from featurecache.summary import Summary
 
 
 def run(
-    work: Work,
+    work: ExtractionJob,
     devices: Sequence[str] = ("auto",),
     *,
     rank: tuple[int, int] = (0, 1),

@@ -18,17 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featurecache.earlier import count_decided, refuse_changed
-from featurecache.engines import Work
 from featurecache.engines.cluster import cluster
 from featurecache.errors import EncoderError
-from featurecache.extract import extract, open_writers, stop_at, tell_kept
+from featurecache.extract.job import ExtractionJob
+from featurecache.extract.prior_records import count_decided, refuse_changed
+from featurecache.extract.run import extract, open_writers, stop_at, tell_kept
+from featurecache.extract.stats import Summary, Tally, merged
+from featurecache.extract.work_units import Unit, num_clips, plan_units
+from featurecache.files.lease import LEASE_S
 from featurecache.interrupt import Interrupted
 from featurecache.store import open_store
-from featurecache.store.lease import LEASE_S
 from featurecache.store.protocols import FeatureWriter
-from featurecache.summary import Summary, Tally, merged
-from featurecache.units import Unit, num_clips, plan_units
 
 POLL_S = 0.5
 RETRY_S = 10.0
@@ -86,7 +86,7 @@ class Desk:
 class Worker:
     """Holds the encoders on what Ray gave it, and extracts what the desk gives it."""
 
-    def __init__(self, work: Work, number: int, desk: Any) -> None:
+    def __init__(self, work: ExtractionJob, number: int, desk: Any) -> None:
         self._work, self._number, self._desk = work, number, desk
 
     def open(self) -> None:
@@ -144,7 +144,7 @@ class Worker:
 
 
 def run(
-    work: Work,
+    work: ExtractionJob,
     *,
     address: str | None = None,
     actors: int | None = None,
@@ -167,7 +167,7 @@ def run(
 class _Crew:
     """The driver's side: workers are started, watched and replaced."""
 
-    def __init__(self, ray: Any, work: Work, actors: int | None) -> None:
+    def __init__(self, ray: Any, work: ExtractionJob, actors: int | None) -> None:
         self._ray, self._work = ray, work
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         threads = min(work.workers, max(1, cpus // (actors or gpus or 1)))
@@ -271,7 +271,7 @@ class _Crew:
         return waited_s < LEASE_S + RETRY_S and self._of_first("plan") > 0
 
 
-def _with_absolute_paths(work: Work) -> Work:
+def _with_absolute_paths(work: ExtractionJob) -> ExtractionJob:
     """Workers start in other folders."""
 
     def absolute(place: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings, score, scores

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.importers import Importer, Request, plain_split
 from featurecache.importers.findings import Findings, Vocabulary
 from featurecache.importers.folders import VIDEO_SUFFIXES, first_of

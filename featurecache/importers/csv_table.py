@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from featurecache.clip_rows import NESTED_KEYS, NUMBER_KEYS, SCORE_SUFFIX, nest
-from featurecache.clips import MEDIA_KINDS, Clip, parse_row
+from featurecache.clips.clip_list import MEDIA_KINDS, Clip, parse_row
+from featurecache.clips.clip_rows import NESTED_KEYS, NUMBER_KEYS, SCORE_SUFFIX, nest
 from featurecache.errors import DatasetError, suggest
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings, list_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from featurecache.clips import Clip, Question
+from featurecache.clips.clip_list import Clip, Question
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings
 from featurecache.importers.image_text import IMAGES, Asked, annotation_files, clips_of, field, most_common

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache.clips import Clip
-from featurecache.crop import Crop
+from featurecache.clips.clip_list import Clip
+from featurecache.clips.crop import Crop
 from featurecache.importers import Importer, Option, Request
 from featurecache.importers.findings import Findings, Vocabulary, scores
 from featurecache.importers.folders import MediaFolder, first_of

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from featurecache.clips import Clip, Question
+from featurecache.clips.clip_list import Clip, Question
 from featurecache.errors import DatasetError
 from featurecache.importers import Option, Request
 from featurecache.importers.folders import contents

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featurecache.clip_writing import write_clips
-from featurecache.clips import MEDIA_KINDS, Clip, with_media_found
-from featurecache.durations import length_differences
+from featurecache.clips.clip_list import MEDIA_KINDS, Clip, with_media_found
+from featurecache.clips.writing import write_clips
 from featurecache.errors import ClipListError, DatasetError, suggest
+from featurecache.files.publish import require_writable
 from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import Findings
 from featurecache.importers.folders import contents
-from featurecache.store.publish import require_writable
+from featurecache.media.durations import length_differences
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Option, Request
 from featurecache.importers.findings import Findings, Vocabulary

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import Findings, Vocabulary

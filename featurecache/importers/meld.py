@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.importers import Importer, Request, plain_split
 from featurecache.importers.findings import Findings, Vocabulary
 from featurecache.importers.folders import MediaFolder, any_of, first_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.importers import Importer, Option, Request
 from featurecache.importers.findings import Findings, Vocabulary, scores
 from featurecache.importers.folders import MediaFolder, any_of, first_of

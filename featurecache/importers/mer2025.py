@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings, list_of, texts

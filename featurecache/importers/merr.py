@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings, Vocabulary, scores, texts

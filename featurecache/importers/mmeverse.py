@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import DatasetError, suggest
 from featurecache.importers import Importer, Option, Request, plain_split
 from featurecache.importers.findings import EMPTY_CELLS, Findings, list_of, score, texts

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.importers import Importer, Request, plain_split
 from featurecache.importers.findings import EMPTY_CELLS, Findings, Vocabulary, score, scores
 from featurecache.importers.folders import MediaFolders, any_of, first_of

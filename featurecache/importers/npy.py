@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
-from featurecache.hashing import file_sha256
-from featurecache.recompute import Outcome, Recompute
+from featurecache.files.hashing import file_sha256
+from featurecache.maintenance.recompute import Outcome, Recompute
 from featurecache.spec import Spec
 from featurecache.store.layout import id_problem
 from featurecache.store.local import LocalStore

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips import Clip, Question
+from featurecache.clips.clip_list import Clip, Question
 from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings

@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 
 from featurecache.errors import CorruptStoreError, SpecError
+from featurecache.files.publish import TEMPORARY_PREFIX
 from featurecache.spec import Spec
 from featurecache.store import columns
 from featurecache.store.direct import open_shard
@@ -23,7 +24,6 @@ from featurecache.store.layout import RECORD_DIGITS, SEGMENT_DIGITS, FeatureFold
 from featurecache.store.mapped import map_file
 from featurecache.store.plan import Plan, Segment, load_segment
 from featurecache.store.protocols import Status
-from featurecache.store.publish import TEMPORARY_PREFIX
 from featurecache.store.records import MAGIC as RECORD_MAGIC
 from featurecache.store.records import MAX_RECORD_BYTES, NEXT_STEP, QUANTISED_COLUMNS, Record, load_record
 

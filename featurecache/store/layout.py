@@ -21,7 +21,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from featurecache.clips import MAX_ID_BYTES
+from featurecache.clips.clip_list import MAX_ID_BYTES
 from featurecache.errors import StoreError
 
 STORE_FORMAT = 1

@@ -6,11 +6,11 @@ from collections.abc import Container
 from pathlib import Path
 
 from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
+from featurecache.files.publish import publish_bytes, sweep, writing
 from featurecache.spec import Spec
 from featurecache.store.feature import StoredFeature, Verify, feature_not_found
 from featurecache.store.formats import ShardFormat
 from featurecache.store.layout import FEATURE_NAME, FeatureFolder, check_feature_name
-from featurecache.store.publish import publish_bytes, sweep, writing
 from featurecache.store.writer import StoredFeatureWriter
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import CorruptStoreError
+from featurecache.files.publish import publish_bytes
 from featurecache.store import columns
 from featurecache.store.layout import MAX_SHARD_ROWS, MAX_SHARDS, SEGMENT_DIGITS, STORE_FORMAT, FeatureFolder, numbered
-from featurecache.store.publish import publish_bytes
 
 MAGIC = b"FCPLAN01"
 MAX_SEGMENT_BYTES = 4 << 30

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import CorruptStoreError, StoreError, StoreNotFoundError
+from featurecache.files.publish import make_folder, replace_bytes
 from featurecache.spec import Spec
 from featurecache.store.direct import OpenFile
 from featurecache.store.feature import StoredFeature, Verify, feature_not_found
@@ -31,7 +32,6 @@ from featurecache.store.layout import (
 )
 from featurecache.store.local import LocalStore
 from featurecache.store.plan import Plan, load_segment
-from featurecache.store.publish import make_folder, replace_bytes
 from featurecache.store.records import MAX_RECORD_BYTES
 from featurecache.store.remote_files import RemoteFiles
 from featurecache.store.shard_cache import ShardCache, default_cache_folder, is_shard

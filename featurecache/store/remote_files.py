@@ -20,8 +20,8 @@ from fsspec.asyn import sync
 from fsspec.callbacks import Callback
 
 from featurecache.errors import CorruptStoreError, FeatureCacheError, StoreError
+from featurecache.files.publish import TemporaryFile, write_error
 from featurecache.store import http_files
-from featurecache.store.publish import TemporaryFile, write_error
 
 ATTEMPTS = 3
 MAX_METADATA_BYTES = 2 << 30

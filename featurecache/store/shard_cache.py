@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from featurecache.files.publish import TemporaryFile, make_folder, sweep, writing
 from featurecache.store.direct import OpenFile
-from featurecache.store.publish import TemporaryFile, make_folder, sweep, writing
 
 DEFAULT_CACHE_BYTES = 64 << 30
 LOCK_ENDING = ".lock"

@@ -22,13 +22,12 @@ from urllib.parse import quote
 import google_crc32c
 import numpy as np
 
-from featurecache.store.formats import Geometry, Part, row_at
+from featurecache.files.publish import TemporaryFile
+from featurecache.store.formats import Geometry, Part, Spool, row_at
 from featurecache.store.layout import STORE_FORMAT, FeatureFolder
 from featurecache.store.plan import Plan
 from featurecache.store.protocols import Status
-from featurecache.store.publish import TemporaryFile
 from featurecache.store.records import Record, RecordBuilder
-from featurecache.store.spool import Spool
 
 _SHARD = re.compile(r"[0-9]{8}\.tar")
 

@@ -20,6 +20,8 @@ import google_crc32c
 import numpy as np
 
 from featurecache.errors import SpecError, StoreError, WriteError
+from featurecache.files.lease import LEASE_S, Lease
+from featurecache.files.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
 from featurecache.spec import Spec
 from featurecache.store.feature import StoredFeature, Verify
 from featurecache.store.formats import Geometry, ShardFormat
@@ -33,10 +35,8 @@ from featurecache.store.layout import (
     encode_ids,
     numbered,
 )
-from featurecache.store.lease import LEASE_S, Lease
 from featurecache.store.plan import Plan, Segment, make_segment, publish_segment
 from featurecache.store.protocols import NotFiniteError, Shard, Status
-from featurecache.store.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
 from featurecache.store.quantize import LARGEST, dequantise, measured_error, quantise
 from featurecache.store.records import QUANTISED_COLUMNS, RecordBuilder, load_record
 

@@ -23,13 +23,12 @@ import numpy as np
 from numcodecs import blosc
 
 from featurecache.errors import CorruptStoreError
-from featurecache.store.formats import Geometry, Part, ShardSink, row_at
+from featurecache.files.publish import TemporaryFile
+from featurecache.store.formats import Geometry, Part, ShardSink, Spool, row_at
 from featurecache.store.layout import SCALES_ENDING, STORE_FORMAT, FeatureFolder
 from featurecache.store.plan import Plan
 from featurecache.store.protocols import Status
-from featurecache.store.publish import TemporaryFile
 from featurecache.store.records import NEXT_STEP, Record, RecordBuilder
-from featurecache.store.spool import Spool
 
 MISSING = 2**64 - 1
 INDEX_ENTRY_BYTES = 16

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from featurecache.store.publish import replace_bytes
+from featurecache.files.publish import replace_bytes
 from fusion_train.config import FeaturesConfig
 from fusion_train.data.batches import FeatureReader
 from fusion_train.errors import ConfigError

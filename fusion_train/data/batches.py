@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import featurecache
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.errors import FingerprintError, MissingFeatureError
 from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.data.packing import Encoded, pack

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featurecache.clips import load_clips
-from featurecache.hashing import file_sha256
+from featurecache.clips.clip_list import load_clips
+from featurecache.files.hashing import file_sha256
 from fusion_train.config import Config
 
 CLIP_LIST = "clips"

@@ -23,9 +23,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from featurecache.clips import Clip, Question
-from featurecache.jsonl import dump_lines, parse_object, require_objects
-from featurecache.store.publish import make_folder, writing
+from featurecache.clips.clip_list import Clip, Question
+from featurecache.files.jsonl import dump_lines, parse_object, require_objects
+from featurecache.files.publish import make_folder, writing
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featurecache.progress import show_progress
 from featurecache.store.copying import empty
 from featurecache.store.protocols import Feature
+from featurecache.terminal import show_progress
 from fusion_train.data.batches import FeatureReader
 from fusion_train.models.fusion_inputs import resample
 

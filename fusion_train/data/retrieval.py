@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import featurecache
-from featurecache.clips import Clip, ClipList
-from featurecache.similarity.calibration import Calibration
-from featurecache.similarity.doubles import cautious_rule
-from featurecache.similarity.duplicates import PairScorer, modality
-from featurecache.similarity.index import open_index
-from featurecache.similarity.search import Neighbourhood, open_neighbourhood
-from featurecache.similarity.space import COPIES, OVERALL, Space
+from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.explore.calibration import Calibration
+from featurecache.explore.duplicates import PairScorer, modality
+from featurecache.explore.index import open_index
+from featurecache.explore.leaks import cautious_rule
+from featurecache.explore.projection import COPIES, OVERALL, Space
+from featurecache.explore.search import Neighbourhood, open_neighbourhood
 from featurecache.spec import Spec
 from fusion_train.data.encoding_text import Words, encode_text
 from fusion_train.data.prompts import PromptFormat, Task

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.clip_rows import SCORE_SUFFIX
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.clip_rows import SCORE_SUFFIX
 from featurecache.outside_text import shown
 from fusion_train.config import DataConfig
 from fusion_train.data.mixture import OnAbsent, weigh_datasets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from fusion_train.assemble import Workbench
 from fusion_train.data.pool import ABOUT, Pool
 from fusion_train.data.samples import SampleStream, answer_limits, near_classes

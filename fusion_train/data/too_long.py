@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.data.batches import Collator
 from fusion_train.data.prompts import MAX_TEXT_WORDS, Task, find_task
 from fusion_train.data.samples import AnswerLimits, LabelSets, Sample, answers_of, closed_set

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featurecache.errors import suggest
+from featurecache.files.jsonl import dump_lines
+from featurecache.files.lease import beside, sole_writer
+from featurecache.files.publish import replace_bytes
 from featurecache.interrupt import Interrupted
-from featurecache.jsonl import dump_lines
-from featurecache.store.lease import beside, sole_writer
-from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from featurecache.interrupt import StopRequest
-from featurecache.progress import show_progress
+from featurecache.terminal import show_progress
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompts import find_task
 from fusion_train.data.too_long import fitting_samples

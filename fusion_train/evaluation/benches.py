@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.errors import suggest
 from fusion_train.config import Section, preset_dir, read_yaml
 from fusion_train.data.prompts import Task, find_task

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips import Clip, ClipList
-from featurecache.jsonl import dump_lines
-from featurecache.store.publish import replace_bytes
+from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.files.jsonl import dump_lines
+from featurecache.files.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompt_limits import MAX_NEW_TOKENS
 from fusion_train.data.prompts import Task, encode_answer, find_task

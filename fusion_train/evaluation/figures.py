@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
-from featurecache.store.publish import replace_bytes
 from fusion_train.metrics import ClassificationScores
 from fusion_train.run import Run
 

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from featurecache.jsonl import dump_lines, require_objects
+from featurecache.files.jsonl import dump_lines, require_objects
+from featurecache.files.lease import beside, sole_writer
+from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from featurecache.machine import sync
-from featurecache.store.lease import beside, sole_writer
-from featurecache.store.publish import make_folder, replace_bytes, sync_folder, writing
 from fusion_train.errors import DataError
 
 

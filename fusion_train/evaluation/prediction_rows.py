@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips import ClipList
-from featurecache.csv_rows import read_csv
+from featurecache.clips.clip_list import ClipList
 from featurecache.errors import suggest
+from featurecache.files.csv_rows import read_csv
 from fusion_train.errors import DataError
 from fusion_train.evaluation.lines import read_lines
 

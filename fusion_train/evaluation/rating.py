@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import html_text
 from featurecache.spec import canonical_json
-from featurecache.store.publish import replace_bytes
 from fusion_train.errors import DataError
 from fusion_train.metrics.reliability import krippendorff_alpha
 from fusion_train.seeding import generator

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from featurecache.store.publish import replace_bytes
+from featurecache.files.publish import replace_bytes
 from fusion_train.evaluation.figures import draw_confusion
 from fusion_train.evaluation.scoring import BenchScores, SetScore
 from fusion_train.metrics.scored import Scored

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from featurecache.clips import NO_VALUES
+from featurecache.clips.clip_list import NO_VALUES
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benches import Bench, BenchSet
 from fusion_train.metrics.registry import score

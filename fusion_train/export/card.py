@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import markdown_text
-from featurecache.store.publish import replace_bytes
 from fusion_train.assemble import Workbench
 from fusion_train.models.parts import count_by_part
 from fusion_train.run import Run

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import markdown_text
 from featurecache.spec import Spec
-from featurecache.store.publish import replace_bytes
 from fusion_train.documents import write_document
 
 FORMAT = 1

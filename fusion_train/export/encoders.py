@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from featurecache.encoders import View, open_encoder
+from featurecache.encoders import open_encoder
 from featurecache.errors import suggest
 from featurecache.spec import Spec
+from featurecache.views import View
 from fusion_train.errors import ExportError
 from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 

@@ -19,18 +19,21 @@ from typing import Any
 
 import torch
 
-from featurecache.clips import load_clips
-from featurecache.encoders import Encoder, View
+from featurecache.clips.clip_list import load_clips
+from featurecache.encoders import Encoder
 from featurecache.encoders.network import resolve_device
+from featurecache.files.lease import beside, sole_writer
+from featurecache.files.publish import make_folder, publish_folder, require_writable, writing
 from featurecache.spec import Spec
-from featurecache.store.lease import beside, sole_writer
-from featurecache.store.publish import (
+from featurecache.files.lease import beside, sole_writer
+from featurecache.files.publish import (
     make_folder,
     make_temporary_folder,
     publish_folder,
     require_writable,
     writing,
 )
+from featurecache.views import View
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble
 from fusion_train.errors import ExportError, ParityError

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from featurecache.hashing import file_sha256
+from featurecache.files.hashing import file_sha256
 from fusion_train.documents import read_document
 from fusion_train.errors import ExportError
 from fusion_train.export.certificate import JSON_NAME, PAGE_NAME

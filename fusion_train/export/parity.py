@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from featurecache.clips import ClipList
-from featurecache.encoders import View
+from featurecache.clips.clip_list import ClipList
 from featurecache.errors import FingerprintError
-from featurecache.media import media_files
-from featurecache.sources import clip_source
+from featurecache.media.decode import media_files
+from featurecache.media.source_hash import clip_source
+from featurecache.views import View
 from fusion_train.assemble import Workbench
 from fusion_train.data.prompts import encode_answer, find_task
 from fusion_train.data.samples import Sample, answer_of, closed_set

@@ -26,16 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featurecache.encoders import AudioView, Encoder, View
+from featurecache.encoders import Encoder
 from featurecache.encoders.network import FrozenNetwork
 from featurecache.extras import require
-from featurecache.store.publish import (
+from featurecache.files.publish import (
     make_folder,
     make_temporary_folder,
     publish_folder,
     require_writable,
     writing,
 )
+from featurecache.files.publish import make_folder, publish_folder, require_writable, writing
+from featurecache.views import AudioView, View
 from fusion_train.errors import ExportError
 from fusion_train.export.exporting import refuse_occupied
 from fusion_train.predict.opening import OpenedModel

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featurecache.csv_rows import read_csv
 from featurecache.errors import suggest
-from featurecache.spreadsheet import first_sheet
+from featurecache.files.csv_rows import read_csv
+from featurecache.files.spreadsheet import first_sheet
 from fusion_train.errors import DataError
 from fusion_train.metrics.labels import parse_list
 

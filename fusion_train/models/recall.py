@@ -110,7 +110,7 @@ class Recall(nn.Module):
         return ids + list(self.settings["end"])
 
     def _whitened(self, name: str, vectors: Tensor) -> Tensor:
-        """(…, R) vectors -> (…, R) of length 1 as copies are found; see `featurecache.similarity.space`."""
+        """(…, R) vectors -> (…, R) of length 1 as copies are found; see `featurecache.explore.projection`."""
         scaled = vectors * getattr(self, f"{name}_scale")
         return scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featurecache.clips import load_clips
-from featurecache.corrections import adjust
+from featurecache.clips.clip_list import load_clips
+from featurecache.clips.corrections import adjust
 from fusion_train.config import Config
 
 MANY_EPOCHS = 100

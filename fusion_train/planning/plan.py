@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.clips import load_clips
-from featurecache.corrections import adjust
+from featurecache.clips.clip_list import load_clips
+from featurecache.clips.corrections import adjust
 from featurecache.errors import StoreError
 from fusion_train.config import Config
 from fusion_train.data.batches import Collator, FeatureReader

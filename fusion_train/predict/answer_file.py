@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from featurecache.jsonl import read_objects
+from featurecache.files.jsonl import read_objects
 from fusion_train.errors import DataError
 from fusion_train.evaluation.lines import AppendedLines
 from fusion_train.predict.opening import OpenedModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from featurecache.clips import Clip, ClipList, load_clips
+from featurecache.clips.clip_list import Clip, ClipList, load_clips
 from featurecache.errors import ClipListError
 
 LISTS = (".jsonl", ".csv", ".parquet")

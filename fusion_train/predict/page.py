@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.extras import require
 from featurecache.outside_text import markdown_text
 from fusion_train.errors import ConfigError

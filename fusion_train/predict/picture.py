@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
-from featurecache.store.publish import replace_bytes
 from fusion_train.predict.evidence import Evidence
 from fusion_train.predict.pipeline import Answer
 

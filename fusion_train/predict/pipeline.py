@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from featurecache.clips import Clip, ClipList
-from featurecache.crash_guard import CrashGuard
-from featurecache.durations import stated_duration_s
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.errors import FeatureCacheError, MediaError, WriteError
-from featurecache.hashing import cache_folder
+from featurecache.files.hashing import cache_folder
 from featurecache.machine import usable_cores
-from featurecache.media import decode_each
-from featurecache.progress import duration
+from featurecache.media.crash_guard import CrashGuard
+from featurecache.media.decode import decode_each
+from featurecache.media.durations import stated_duration_s
+from featurecache.terminal import duration
 from fusion_train.errors import DivergedError
 from fusion_train.models.answering import NotFinite
 from fusion_train.predict.evidence import Evidence, gather_evidence

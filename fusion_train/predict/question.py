@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import suggest
 from fusion_train.data.prompts import Task, find_task
 from fusion_train.errors import ConfigError

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from featurecache.encoders.checkpoint import Checkpoint
 from featurecache.encoders.network import align
 from featurecache.errors import FingerprintError, WeightsError, suggest
-from featurecache.hashing import file_sha256
+from featurecache.files.hashing import file_sha256
 from fusion_train.models.answering import plain_generation
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder

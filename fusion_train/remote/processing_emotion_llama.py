@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from featurecache.clips import Clip
-from featurecache.crop import parse_crop
-from featurecache.encoders import View
+from featurecache.clips.clip_list import Clip
+from featurecache.clips.crop import parse_crop
 from featurecache.errors import MediaError
-from featurecache.media import Absent, Decoded, decode_each
+from featurecache.media.decode import Absent, Decoded, decode_each
+from featurecache.views import View
 from fusion_train.data.prompt_limits import PromptLimits, TooLong
 from fusion_train.data.prompts import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.errors import DataError

@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import html_text
-from featurecache.store.publish import replace_bytes
 from fusion_train.report.tables import Table
 
 STYLE = """

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from featurecache.progress import duration
+from featurecache.terminal import duration
 from fusion_train.errors import ConfigError
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.sweeps.halving import rung_steps

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from featurecache.clips import load_clips
+from featurecache.clips.clip_list import load_clips
 from fusion_train.comparison import Variance, detectable
 from fusion_train.data.clusters import clusters_in, clusters_of
 from fusion_train.data.prompts import find_task

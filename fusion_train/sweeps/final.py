@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble
 from fusion_train.data.halves import NUM_HALVES, split_halves

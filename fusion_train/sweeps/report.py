@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
-from featurecache.store.publish import replace_bytes
 from fusion_train.comparison import Comparison
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from featurecache.clips import load_clips
+from featurecache.clips.clip_list import load_clips
+from featurecache.clips.clip_list import Clip, load_clips
 from featurecache.errors import ClipListError
 from fusion_train.comparison import Comparison, compare_all
 from fusion_train.data.clusters import clusters_in

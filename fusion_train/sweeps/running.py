@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featurecache.progress import duration
-from featurecache.store.lease import sole_writer
-from featurecache.store.publish import make_folder
+from featurecache.files.lease import sole_writer
+from featurecache.files.publish import make_folder
+from featurecache.terminal import duration
 from fusion_train.data.list_files import CLIP_LIST, list_hashes
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import DataError, ListChangedError

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from featurecache.clips import ClipList, load_clips
+from featurecache.clips.clip_list import ClipList, load_clips
 from fusion_train.config import Config
 from fusion_train.data.halves import num_clusters, split_halves
 from fusion_train.data.prompts import find_task

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from fusion_train.assemble import Workbench
 from fusion_train.data.halves import Halves
 from fusion_train.data.prompts import find_task

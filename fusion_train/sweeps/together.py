@@ -22,7 +22,7 @@ from torch import nn
 
 from featurecache.errors import FingerprintError
 from featurecache.interrupt import Interrupted, StopRequest
-from featurecache.progress import show_progress
+from featurecache.terminal import show_progress
 from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch

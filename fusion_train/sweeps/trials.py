@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import WriteError
-from featurecache.store.publish import make_folder
+from featurecache.files.publish import make_folder
 from fusion_train.errors import DataError
 from fusion_train.sweeps.sweep_file import Trial
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from featurecache.errors import FeatureCacheError, WriteError
-from featurecache.hashing import file_sha256
+from featurecache.files.hashing import file_sha256
 from featurecache.interrupt import Interrupted
 from featurecache.machine import free_memory_bytes
 from fusion_train.errors import ListChangedError

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.assemble import Workbench
 from fusion_train.data.halves import Halves
 from fusion_train.data.prompts import find_task

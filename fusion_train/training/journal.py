@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featurecache.store.publish import replace_bytes
+from featurecache.files.publish import replace_bytes
 from fusion_train.config import LogConfig
 from fusion_train.data.halves import NUM_HALVES
 from fusion_train.errors import CheckpointError

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.config import Config
 from fusion_train.data.batches import FeatureReader
 from fusion_train.data.pooled import PooledFeatures

@@ -12,8 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
-from featurecache.store.publish import replace_bytes
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.errors import DataError

@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from featurecache.interrupt import Interrupted, StopRequest
-from featurecache.progress import show_progress
+from featurecache.terminal import show_progress
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import Config

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 
-from featurecache.store.publish import make_folder, replace_bytes
+from featurecache.files.publish import make_folder, replace_bytes
 from fusion_train import checkpoint
 from fusion_train.config import Config, parse_yaml, validate
 from fusion_train.errors import CheckpointError

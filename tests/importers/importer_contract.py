@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from dataset_fixture import DatasetFixture
 
-from featurecache.clips import load_clips
+from featurecache.clips.clip_list import load_clips
 from featurecache.errors import DatasetError
 from featurecache.importers import Request, find_importer
 from featurecache.importers.importing import ImportSummary, Target, import_dataset

@@ -23,10 +23,10 @@ from stub_encoders import stub_encoders
 
 import featurecache
 from featurecache.cli import main
-from featurecache.clip_writing import write_clips
-from featurecache.clips import Clip, load_clips
+from featurecache.clips.clip_list import Clip, load_clips
+from featurecache.clips.writing import write_clips
 from featurecache.errors import ClipListError, DatasetError, MissingExtraError, SpreadsheetError
-from featurecache.extract import extract
+from featurecache.extract.run import extract
 from featurecache.importers import Importer, Request, find_importer, registered
 from featurecache.importers.findings import Findings, Vocabulary, list_of, score
 from featurecache.importers.folders import MediaFolder

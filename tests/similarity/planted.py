@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import featurecache
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.spec import Spec
 from featurecache.store.local import LocalStore
 

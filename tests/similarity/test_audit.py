@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from featurecache.cli import main
-from featurecache.clips import Clip, ClipList
-from featurecache.corrections import Correction, adjust, correct, decided, dump_corrections, load_corrections
+from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.corrections import Correction, adjust, correct, decided, dump_corrections, load_corrections
 from featurecache.errors import ClipListError
-from featurecache.similarity.audit import agreements, audit, concluded
-from featurecache.similarity.search import open_neighbourhood, update_indices
+from featurecache.explore.audit import agreements, audit, concluded
+from featurecache.explore.search import open_neighbourhood, update_indices
 
 COUNT = 120
 FLIPPED = {f"c{n:03d}" for n in range(5, COUNT, 17)}
@@ -91,8 +91,7 @@ def test_the_sheet_names_media_relative_to_itself_and_its_decisions_come_back(he
 
 
 def test_a_script_in_the_words_of_a_clip_stays_words(folder: Path) -> None:
-    from featurecache.similarity.audit import Audit, ClassNoise, Doubt
-    from featurecache.similarity.review import review_sheet
+    from featurecache.explore.audit import Audit, ClassNoise, Doubt, review_sheet
 
     clip = Clip("x", video=Path("x.mp4"), text="</script><script>alert(1)</script>", labels={"emotion": "a"})
     found = Audit("emotion", 1, (Doubt("x", "", "a", "b", 0.1, 0.9, ()),), (ClassNoise("", "a", 1, 0.0),), 0.0, ())

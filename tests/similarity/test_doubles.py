@@ -12,16 +12,16 @@ import pytest
 import recordings as rec
 import voices
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from featurecache.errors import CorruptStoreError
-from featurecache.similarity import calibration as cal
-from featurecache.similarity import doubles
-from featurecache.similarity.augment import AUGMENTATIONS, augment
-from featurecache.similarity.doubles import Doubles, find_duplicates, find_leaks, known_calibration
-from featurecache.similarity.duplicates import Pair, groups, near_pairs
-from featurecache.similarity.index_files import CALIBRATION, IndexFiles
-from featurecache.similarity.search import Neighbourhood, open_neighbourhood, update_indices
-from featurecache.similarity.space import COPIES
+from featurecache.explore import calibration as cal
+from featurecache.explore import leaks as doubles
+from featurecache.explore.augment import AUGMENTATIONS, augment
+from featurecache.explore.duplicates import Pair, groups, near_pairs
+from featurecache.explore.index_files import CALIBRATION, IndexFiles
+from featurecache.explore.leaks import Doubles, find_duplicates, find_leaks, known_calibration
+from featurecache.explore.projection import COPIES
+from featurecache.explore.search import Neighbourhood, open_neighbourhood, update_indices
 
 COUNT = 80
 PLANTED_STORE = {"c050": ("c002", 0.0), "c051": ("c003", 0.05)}
@@ -204,7 +204,7 @@ def test_similarity_of_one_modality_alone_is_that_modality(tmp_path: Path) -> No
     ids = ["a", "b"]
     unit = np.eye(2, dtype=np.float32)
     clips = Neighbourhood({"voice": (ids, unit), "face": (["a"], unit[:1])}, {"voice": 1.0, "face": 3.0})
-    from featurecache.similarity.duplicates import PairScorer
+    from featurecache.explore.duplicates import PairScorer
 
     scorer = PairScorer(clips, {name: planted.spec_of(name) for name in ("voice", "face")})
     similarity, agreement = scorer(clips.parts([0]), clips.parts([1]))

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurecache.clips import Clip
-from featurecache.similarity.agreement import agreement, moments_of
-from featurecache.similarity.augment import AUGMENTATIONS, augment
-from featurecache.similarity.calibration import UNCALIBRATED_AGREEMENT
+from featurecache.clips.clip_list import Clip
+from featurecache.explore.agreement import agreement, moments_of
+from featurecache.explore.augment import AUGMENTATIONS, augment
+from featurecache.explore.calibration import UNCALIBRATED_AGREEMENT
 
 FOLDER = Path(os.environ.get("EMODB", ""))
 RECORDINGS = sorted(FOLDER.glob("*.wav")) if os.environ.get("EMODB") else []

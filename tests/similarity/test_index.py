@@ -10,12 +10,11 @@ import planted
 import pytest
 
 from featurecache.errors import MissingFeatureError, StoreError
-from featurecache.similarity import search
-from featurecache.similarity.index import open_index
-from featurecache.similarity.index_files import index_files
-from featurecache.similarity.search import Neighbourhood, build_approximate, open_neighbourhood, update_indices
-from featurecache.similarity.space import CONTENT, COPIES, OVERALL, Space
-from featurecache.similarity.summaries import summarise
+from featurecache.explore import search
+from featurecache.explore.index import open_index
+from featurecache.explore.index_files import index_files
+from featurecache.explore.projection import CONTENT, COPIES, OVERALL, Space, summarise
+from featurecache.explore.search import Neighbourhood, build_approximate, open_neighbourhood, update_indices
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -18,12 +18,12 @@ from click.testing import CliRunner, Result
 import featurecache
 from featurecache.cli import main
 from featurecache.errors import CorruptStoreError
-from featurecache.similarity import index_files as files_module
-from featurecache.similarity import search
-from featurecache.similarity.calibration import Calibration
-from featurecache.similarity.index_files import CALIBRATION, IndexFiles, faults, index_files
-from featurecache.similarity.search import open_neighbourhood, update_indices
-from featurecache.verify import verify_store
+from featurecache.explore import index_files as files_module
+from featurecache.explore import search
+from featurecache.explore.calibration import Calibration
+from featurecache.explore.index_files import CALIBRATION, IndexFiles, faults, index_files
+from featurecache.explore.search import open_neighbourhood, update_indices
+from featurecache.maintenance.verify import verify_store
 
 
 def fcache(*arguments: str) -> Result:
@@ -104,7 +104,7 @@ def test_equal_stores_give_equal_bytes_with_any_number_of_threads(tmp_path: Path
     for number, threads in enumerate(("1", "2")):
         location = tmp_path / str(number) / "s.zarr"
         planted.write_store(location, clips)
-        code = f"import featurecache; from featurecache.similarity.search import update_indices as u; \
+        code = f"import featurecache; from featurecache.explore.search import update_indices as u; \
 u(featurecache.open_store({str(location)!r}))"
         subprocess.run(
             [sys.executable, "-c", code], check=True,

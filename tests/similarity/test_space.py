@@ -13,10 +13,10 @@ import voices
 from click.testing import CliRunner
 
 from featurecache.cli import main
-from featurecache.clips import ClipList
-from featurecache.similarity.label_space import label_neighbourhood
-from featurecache.similarity.search import Neighbourhood, open_neighbourhood, update_indices
-from featurecache.similarity.space import CONTENT, COPIES, OVERALL
+from featurecache.clips.clip_list import ClipList
+from featurecache.explore.label_projection import label_neighbourhood
+from featurecache.explore.projection import CONTENT, COPIES, OVERALL
+from featurecache.explore.search import Neighbourhood, open_neighbourhood, update_indices
 
 CLASSES, TOPICS, TAKES = 4, 12, 5
 WIDTH, TOKENS = 96, 4

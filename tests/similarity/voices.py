@@ -14,7 +14,7 @@ import numpy as np
 import planted
 
 import featurecache
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from featurecache.store.local import LocalStore
 
 RATE = 16_000

@@ -22,7 +22,7 @@ SHARD_CLIPS = 2
 NUM_SHARDS = 2 * NUM_CLIPS // SHARD_CLIPS  # of two features
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["featurecache.extract", "stub_encoders", "av", __name__])
+_context.set_forkserver_preload(["featurecache.extract.run", "stub_encoders", "av", __name__])
 
 
 def make_clips(folder: Path) -> Path:
@@ -42,7 +42,7 @@ def extract_all(clip_list: Path, location: Path) -> int:
     """Bring every clip into a store, as `fcache extract` does; returns the clips that were prepared."""
     from stub_encoders import stub_encoders
 
-    from featurecache.extract import extract
+    from featurecache.extract.run import extract
 
     store = open_store(location, "a")
     return extract(store, load_clips(clip_list), stub_encoders(), shard_clips=SHARD_CLIPS, workers=2).num_clips

@@ -18,12 +18,13 @@ from extracting import _context, make_clips
 from small_stores import KINDS, clip_ids, fill, make_spec, source_of, tokens_of
 
 import featurecache
-from featurecache import again, collect
-from featurecache.convert import convert_store
+from featurecache.explore.search import update_indices
 from featurecache.importers.npy import import_npy
-from featurecache.recompute import Outcome
-from featurecache.repair import repair_store
-from featurecache.similarity.search import update_indices
+from featurecache.maintenance import gc as collect
+from featurecache.maintenance import retry as again
+from featurecache.maintenance.convert import convert_store
+from featurecache.maintenance.recompute import Outcome
+from featurecache.maintenance.repair import repair_store
 from featurecache.store.protocols import Status
 
 CHANGES = ("link", "rename", "replace", "unlink", "remove", "rmdir", "mkdir", "write", "pwrite", "ftruncate")
@@ -168,7 +169,7 @@ def prepare_retry(folder: Path, kind: str) -> None:
     """Twelve clips of which four could not be read and now can, and two whose media changed; two rows a shard."""
     from stub_encoders import stub_encoders
 
-    from featurecache.extract import extract
+    from featurecache.extract.run import extract
 
     folder.mkdir(parents=True)
     listed = featurecache.load_clips(make_clips(folder))

@@ -17,10 +17,11 @@ from small_stores import build, clip_ids, contents, fill, make_spec, source_of, 
 
 import featurecache
 from featurecache.errors import MissingFeatureError, WriteError
-from featurecache.store import publish, writer
-from featurecache.store.lease import Lease
+from featurecache.files import publish
+from featurecache.files.lease import Lease
+from featurecache.maintenance.verify import verify_store
+from featurecache.store import writer
 from featurecache.store.protocols import Status
-from featurecache.verify import verify_store
 
 HERE = Path(__file__).parent
 

@@ -11,8 +11,8 @@ import torch
 from small_stores import make_spec, tokens_of
 
 import featurecache
-from featurecache.store import lease
-from featurecache.store.publish import publish_folder, replace_bytes
+from featurecache.files import lease
+from featurecache.files.publish import publish_folder, replace_bytes
 from fusion_train import checkpoint
 
 

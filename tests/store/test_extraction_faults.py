@@ -27,8 +27,8 @@ from stored_rows import rows_of
 
 import featurecache
 from featurecache.errors import WriteError
+from featurecache.maintenance.verify import verify_store
 from featurecache.store import writer
-from featurecache.verify import verify_store
 
 FORMATS = {"zarr": "features.zarr", "webdataset": "features.wds"}
 
@@ -125,7 +125,7 @@ def test_a_signal_ends_it_with_what_is_finished_kept_and_said(
 SLOW_PROGRAM = """
 import sys, time
 from featurecache import load_clips, open_store
-from featurecache.extract import extract
+from featurecache.extract.run import extract
 from featurecache.interrupt import Interrupted, StopRequest
 from stub_encoders import stub_encoders
 

@@ -16,16 +16,16 @@ import zarr
 from small_stores import KINDS, SHAPE, build, clip_ids, contents, fill, make_spec, source_of, tokens_of
 
 import featurecache
-from featurecache.compare import compare_stores
-from featurecache.convert import convert_store
 from featurecache.errors import CorruptStoreError, StoreError
+from featurecache.maintenance.convert import convert_store
+from featurecache.maintenance.diff import compare_stores
+from featurecache.maintenance.verify import verify_store
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.layout import MAX_SHARD_BYTES, default_shard_rows
 from featurecache.store.protocols import Status
 from featurecache.store.quantize import dequantise, measured_error, quantise
 from featurecache.store.webdataset_store import tar_key
 from featurecache.store.zarr_store import ARCHIVE_CODEC
-from featurecache.verify import verify_store
 
 
 def by_webdataset(shards: list[str]) -> list[dict]:

@@ -11,9 +11,9 @@ import pytest
 from small_stores import KINDS, build, contents
 
 import featurecache
+from featurecache.maintenance.verify import verify_store
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.local import LocalStore
-from featurecache.verify import verify_store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PLACES = {"zarr": "v1.zarr", "archive": "v1-archive.zarr", "webdataset": "v1.wds"}

@@ -18,8 +18,8 @@ from small_stores import build, make_spec
 
 import featurecache
 from featurecache.errors import CorruptStoreError, FeatureCacheError, SpecError
+from featurecache.maintenance.verify import verify_store
 from featurecache.store import columns, plan, records
-from featurecache.verify import verify_store
 
 SMALL_BYTES = 8 << 20
 

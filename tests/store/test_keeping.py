@@ -13,11 +13,11 @@ from small_stores import SHAPE, build, clip_ids, contents, fill, make_spec, sour
 
 import featurecache
 from featurecache.cli import main
-from featurecache.collect import mark, sweep
-from featurecache.compare import compare_stores
-from featurecache.describe import describe_clip, draw_clip, statistics, store_info
 from featurecache.errors import FingerprintError, MissingFeatureError, StoreError, StoreNotFoundError
 from featurecache.importers.npy import import_npy
+from featurecache.maintenance.describe import describe_clip, draw_clip, statistics, store_info
+from featurecache.maintenance.diff import compare_stores
+from featurecache.maintenance.gc import mark, sweep
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
 

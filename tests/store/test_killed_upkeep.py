@@ -24,11 +24,11 @@ from killing import (
 from small_stores import KINDS, contents
 
 import featurecache
-from featurecache.collect import sweep
 from featurecache.errors import CorruptStoreError, SpecError, StoreNotFoundError
-from featurecache.recompute import taken_from
-from featurecache.repair import repair_store
-from featurecache.verify import verify_store
+from featurecache.maintenance.gc import sweep
+from featurecache.maintenance.recompute import taken_from
+from featurecache.maintenance.repair import repair_store
+from featurecache.maintenance.verify import verify_store
 
 
 @pytest.mark.parametrize("times", [pytest.param(2, id="few"), pytest.param(50, marks=pytest.mark.slow, id="50")])

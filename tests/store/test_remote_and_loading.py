@@ -20,14 +20,14 @@ import pytest
 from small_stores import build, clip_ids, contents, fill, make_spec, tokens_of
 
 import featurecache
-from featurecache.compare import compare_stores
-from featurecache.convert import convert_store
-from featurecache.describe import store_info
 from featurecache.errors import CorruptStoreError, MissingFeatureError, StoreError, StoreNotFoundError
-from featurecache.loading import common_ids, iterate
+from featurecache.maintenance.convert import convert_store
+from featurecache.maintenance.describe import store_info
+from featurecache.maintenance.diff import compare_stores
+from featurecache.maintenance.verify import verify_store
 from featurecache.store import remote, remote_files
 from featurecache.store.local import LocalStore
-from featurecache.verify import verify_store
+from featurecache.store.prefetching import common_ids, iterate
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_batches_come_in_order_and_whole(small_store: LocalStore) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_loader_reads_a_store(small_store: LocalStore, workers: int) -> None:
     torch = pytest.importorskip("torch")
-    from featurecache.torch_dataset import FeatureDataset
+    from featurecache.store.torch_dataset import FeatureDataset
 
     other = small_store.writer("eva", make_spec("bfloat16", (2, 3)))
     other.plan(clip_ids(12))

@@ -10,10 +10,10 @@ from small_stores import clip_ids, make_spec, source_of, tokens_of
 
 import featurecache
 from featurecache.errors import WriteError
-from featurecache.repair import repair_store
+from featurecache.maintenance.repair import repair_store
+from featurecache.maintenance.verify import verify_store
 from featurecache.store.protocols import Status
 from featurecache.store.zarr_store import ARCHIVE_CODEC
-from featurecache.verify import verify_store
 
 KINDS = [("s.zarr", "none", "float16"), ("s.zarr", "none", "int8"), ("s.zarr", ARCHIVE_CODEC, "float16"),
          ("s.zarr", ARCHIVE_CODEC, "int8"), ("s.wds", "none", "float16"), ("s.wds", "none", "int8")]  # fmt: skip

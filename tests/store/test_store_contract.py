@@ -259,7 +259,7 @@ def test_a_moved_store_is_the_same_store(place: Path, kind: str) -> None:
 
 def test_reading_imports_no_torch(small_store) -> None:
     code = (
-        "import sys, featurecache; from featurecache.loading import iterate\n"
+        "import sys, featurecache; from featurecache.store.prefetching import iterate\n"
         f"store = featurecache.open_store({small_store.location!r})\n"
         "store['whisper'].read(list(store['whisper'].ids)); list(iterate(store))\n"
         "sys.exit('torch' in sys.modules)"

@@ -13,9 +13,9 @@ from small_stores import KINDS, build, clip_ids, contents, fill, make_spec, sour
 
 import featurecache
 from featurecache.errors import CorruptStoreError, SpecError
-from featurecache.repair import Outcome, Recompute, repair_store
+from featurecache.maintenance.repair import Outcome, Recompute, repair_store
+from featurecache.maintenance.verify import VerifyReport, verify_store
 from featurecache.store.protocols import Status
-from featurecache.verify import VerifyReport, verify_store
 
 
 def recompute_like(location: Path) -> Recompute:

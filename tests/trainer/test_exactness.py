@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from test_train import equal, run_training, weights
 from toy import make_config
 
-from featurecache.clips import Clip, Question
+from featurecache.clips.clip_list import Clip, Question
 from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.config import LogConfig

@@ -19,10 +19,10 @@ from recordings import sine, write_clip
 from torch import nn
 from toy import LABELS
 
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.errors import MediaError
-from featurecache.jsonl import require_objects
-from featurecache.store.publish import write_error
+from featurecache.files.jsonl import require_objects
+from featurecache.files.publish import write_error
 from fusion_train.cli import main
 from fusion_train.documents import write_document
 from fusion_train.errors import DataError, ExportError

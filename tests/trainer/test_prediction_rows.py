@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.jsonl import dump_lines
+from featurecache.files.jsonl import dump_lines
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benches import BenchSet
 from fusion_train.evaluation.prediction_rows import read_predictions

@@ -13,7 +13,7 @@ from test_train import equal, run_training, weights
 from toy import LABELS, make_config, write_features
 
 import featurecache
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.data.batches import FeatureReader

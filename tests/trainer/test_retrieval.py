@@ -10,9 +10,9 @@ import pytest
 from toy import SHAPES, feature_spec
 
 import featurecache
-from featurecache.clips import Clip, ClipList, load_clips
+from featurecache.clips.clip_list import Clip, ClipList, load_clips
 from featurecache.errors import StoreError
-from featurecache.similarity.search import open_neighbourhood, update_indices
+from featurecache.explore.search import open_neighbourhood, update_indices
 from fusion_train.assemble import assemble
 from fusion_train.config import Config
 from fusion_train.data.prompts import PromptFormat, find_task

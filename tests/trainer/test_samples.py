@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from featurecache.clips import Clip, ClipList, Question
+from featurecache.clips.clip_list import Clip, ClipList, Question
 from fusion_train.config import load_config
 from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import AnswerLimits, SampleStream, answer_of, label_sets, near_classes

@@ -14,8 +14,8 @@ from test_probe import make_probe
 
 import featurecache
 from featurecache.errors import WriteError
-from featurecache.similarity.search import update_indices
-from featurecache.store.lease import beside, sole_writer
+from featurecache.explore.search import update_indices
+from featurecache.files.lease import beside, sole_writer
 from fusion_train.evaluation.asking import ask
 from fusion_train.export.exporting import Sources, export_run
 from fusion_train.run import LOCK, Run
@@ -26,7 +26,7 @@ from fusion_train.training.train import train
 HOLD = """
 import sys, time
 from pathlib import Path
-from featurecache.store.lease import sole_writer
+from featurecache.files.lease import sole_writer
 with sole_writer(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(600)

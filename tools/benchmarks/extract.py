@@ -27,14 +27,14 @@ import numpy as np
 import torch
 
 import featurecache
-from featurecache.clips import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.encoders import Encoder
-from featurecache.engines import Opening, Work
 from featurecache.engines.local import run as run_local
-from featurecache.jsonl import dump_lines
-from featurecache.lanes import pool, stack
-from featurecache.media import decode_each
-from featurecache.preparation import prepare, prepare_all
+from featurecache.extract.job import EncoderSettings, ExtractionJob
+from featurecache.extract.pipeline import pool, stack
+from featurecache.extract.prepare import prepare, prepare_all
+from featurecache.files.jsonl import dump_lines
+from featurecache.media.decode import decode_each
 
 NUM_FILES = 4
 TURNS = 5
@@ -85,12 +85,14 @@ class Bench:
         path.write_bytes(dump_lines(rows))
         return path
 
-    def work(self, size: str, count: int, store: str, workers: int | None = None) -> Work:
+    def work(self, size: str, count: int, store: str, workers: int | None = None) -> ExtractionJob:
         """An extraction by all three encoders of one size."""
         if size not in self._weights:
             self._weights[size] = material.save_encoders(self.root / size, size)
-        features = {name: Opening(name, self._weights[size][name]) for name in NAMES}
-        return Work(str(self.root / store), str(self.clip_list(count)), features, workers=workers or self.workers)
+        features = {name: EncoderSettings(name, self._weights[size][name]) for name in NAMES}
+        return ExtractionJob(
+            str(self.root / store), str(self.clip_list(count)), features, workers=workers or self.workers
+        )
 
     def decode(self) -> dict[str, Any]:
         """Sound and all frames of three views, in one thread, against OpenCV and moviepy; seconds of processor time."""
@@ -247,10 +249,12 @@ class Bench:
         return figures
 
 
-def run_extract(work: Work, clips: ClipList, encoders: Mapping[str, Encoder], fresh: bool = False) -> Any:
+def run_extract(work: ExtractionJob, clips: ClipList, encoders: Mapping[str, Encoder], fresh: bool = False) -> Any:
     """Extract with encoders that are open already; `fresh` takes a store of its own each time."""
     location = work.store + f"-{time.perf_counter_ns()}" if fresh else work.store
-    return featurecache.extract.extract(featurecache.open_store(location, "a"), clips, encoders, **work.extract_options)
+    return featurecache.extract.run.extract(
+        featurecache.open_store(location, "a"), clips, encoders, **work.extract_options
+    )
 
 
 def _batches(clips: ClipList, encoders: Mapping[str, Encoder]) -> dict[str, list[np.ndarray]]:
@@ -313,16 +317,16 @@ if pinned:
 import torch
 if pinned:
     torch.set_num_threads(1)
-from featurecache.engines import Opening, Work
+from featurecache.extract.job import EncoderSettings, ExtractionJob
 from featurecache.engines.local import run
-features = {name: Opening(name, weights) for name, weights in work.pop("weights").items()}
-summary = run(Work(features=features, **work), ["cpu"], rank=(rank, count))
+features = {name: EncoderSettings(name, weights) for name, weights in work.pop("weights").items()}
+summary = run(ExtractionJob(features=features, **work), ["cpu"], rank=(rank, count))
 peak_kb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 print(json.dumps(summary.to_dict() | {"peak_MB": round(peak_kb / 1024, 1)}))
 """
 
 
-def _in_processes(work: Work, num_ranks: int, pinned: bool) -> list[dict[str, Any]]:
+def _in_processes(work: ExtractionJob, num_ranks: int, pinned: bool) -> list[dict[str, Any]]:
     """Extract in `num_ranks` processes at once; return what each summed up."""
     plain = {"store": work.store, "clips": work.clips, "workers": work.workers, "shard_clips": 8}
     plain["weights"] = {name: opening.weights for name, opening in work.features.items()}

@@ -20,7 +20,7 @@ from typing import Any
 import click
 import torch
 
-from featurecache.clips import ClipList
+from featurecache.clips.clip_list import ClipList
 from fusion_train.predict.clips import collect_clips
 from fusion_train.predict.opening import OpenedModel, open_model
 from fusion_train.predict.pipeline import Limits, predict
@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.predict.opening import open_processor
 folder, clip, task = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

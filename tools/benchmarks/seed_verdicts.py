@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from benchmarks.sweep import timed
-from featurecache.clips import load_clips
+from featurecache.clips.clip_list import load_clips
 from fusion_train.comparison import compare
 from fusion_train.evaluation.lines import read_lines
 from fusion_train.sweeps.measure import Measure

@@ -22,19 +22,19 @@ import numpy as np
 
 import featurecache
 from benchmarks.store_read import BATCH, make_tokens
-from featurecache.clips import Clip, ClipList
-from featurecache.importers.npy import unverified_spec
-from featurecache.similarity.doubles import find_duplicates, known_calibration
-from featurecache.similarity.label_space import label_neighbourhood
-from featurecache.similarity.search import (
+from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.explore.label_projection import label_neighbourhood
+from featurecache.explore.leaks import find_duplicates, known_calibration
+from featurecache.explore.projection import CONTENT, COPIES, OVERALL
+from featurecache.explore.search import (
     Neighbourhood,
     build_approximate,
     open_neighbourhood,
     recall_at,
     update_indices,
 )
-from featurecache.similarity.space import CONTENT, COPIES, OVERALL
-from featurecache.similarity.store_map import positions
+from featurecache.explore.store_map import positions
+from featurecache.importers.npy import unverified_spec
 
 SHAPE = (64, 1280)
 AXES = 128
@@ -137,7 +137,7 @@ def building(root: Path, megabytes: int) -> dict[str, Any]:
 CHILD = """
 import resource, shutil, sys, time
 import featurecache
-from featurecache.similarity.search import update_indices
+from featurecache.explore.search import update_indices
 place, what, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 shutil.rmtree(place + ".similar", ignore_errors=True)
 import numpy as np, torch
@@ -229,8 +229,8 @@ def best(call: Any, times: int = 5) -> tuple[float, Any]:
 
 def planted_duplicates(demo: Path) -> dict[str, Any]:
     """Altered copies of demo clips; threshold set on half of them, recall and false positives on the other half."""
-    from featurecache.again import opener
-    from featurecache.similarity.doubles import calibrate
+    from featurecache.explore.leaks import calibrate
+    from featurecache.extract.job import opener
 
     folders = {"whisper": "whisper", "eva-global": "eva", "eva-temporal": "eva"}
     models = {name: str(demo / "models" / folder) for name, folder in folders.items()}
@@ -251,7 +251,7 @@ def planted_noise(demo: Path) -> dict[str, Any]:
     """Wrong labels among the demo's training clips: precision of the top of the list, accuracy gained on test clips."""
     from sklearn.linear_model import LogisticRegression
 
-    from featurecache.similarity.audit import PROBE_C, audit
+    from featurecache.explore.audit import PROBE_C, audit
 
     found = open_neighbourhood(featurecache.open_store(demo / "features.zarr"))
     clips = featurecache.load_clips(demo / "clips.jsonl")

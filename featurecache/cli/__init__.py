@@ -1,0 +1,28 @@
+"""`fcache`: the command line of featurecache. Each command reads its options, calls the library, and prints.
+
+Exit codes: 0 done; 1 done with failures that are listed, or stopped and resumable; 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import click
+
+import featurecache
+from featurecache.cli import audit as cli_audit
+from featurecache.cli import extract as cli_extract
+from featurecache.cli import importing as cli_import
+from featurecache.cli import inspect_store as cli_look
+from featurecache.cli import maintenance as cli_store
+from featurecache.cli import similarity as cli_similarity
+from featurecache.console import HELP, CommandGroup
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": HELP})
+@click.version_option(featurecache.__version__, prog_name="fcache")
+def main() -> None:
+    """Run frozen encoders once; keep their tokens in a store that is never stale and never torn."""
+
+
+GROUPS = (cli_extract, cli_import, cli_look, cli_store, cli_similarity, cli_audit)
+for _command in (command for group in GROUPS for command in group.COMMANDS):
+    main.add_command(_command)

@@ -1,0 +1,5 @@
+"""`python -m featurecache.cli`."""
+
+from featurecache.cli import main
+
+main()

@@ -1,0 +1,152 @@
+"""Commands that look at labels: audit, map. Each calls the library and prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+import featurecache
+from featurecache.cli.options import CLIPS, INDEX, MEDIA_ROOT, STORE
+from featurecache.cli.similarity import COMPARE, FEATURES, NUM_SHOWN, compared_clips, files_of_index, ready
+from featurecache.console import OutputPath, say, tables
+from featurecache.errors import ClipListError
+from featurecache.files.jsonl import dump_lines
+from featurecache.files.publish import replace_bytes
+
+if TYPE_CHECKING:
+    from featurecache.explore.audit import Audit
+
+
+@click.command()
+@STORE
+@CLIPS
+@FEATURES
+@INDEX
+@MEDIA_ROOT
+@click.option("--label", default="emotion", show_default=True, help="Label task to audit.")
+@click.option("--out", type=OutputPath("folder"), default=None, help="Folder for review.html and doubts.jsonl.")
+@click.option(
+    "--decisions", type=click.Path(path_type=Path), default=None, help="What a review sheet saved: write corrections."
+)
+@click.option("--corrections", type=click.Path(path_type=Path), default=Path("corrections.jsonl"), show_default=True)
+def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given: Any) -> None:
+    """Rank doubtful labels by judges that never saw the clip, and write a sheet to review them on.
+
+    With --decisions, turn what the sheet saved into corrections; the clip list itself is never edited.
+
+    \b
+    Example: fcache audit --label emotion --out audit
+             fcache audit --decisions decisions.json --corrections corrections.jsonl
+    """
+    listed = featurecache.load_clips(clips, given["media_root"])
+    if given["decisions"] is not None:
+        _corrections(given["decisions"], listed, given["corrections"])
+        return
+    from featurecache.explore.audit import audit as run
+    from featurecache.media.durations import differences_in_words, length_differences
+
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    found = run(ready(opened, features, files, "overall"), listed, label)
+    _print_audit(found)
+    for line in (*listed.notices, *differences_in_words(length_differences(listed))):
+        say(line)
+    if given["out"] is None:
+        say("--out audit writes a sheet to review them on.")
+        return
+    from featurecache.explore.audit import review_sheet
+
+    folder: Path = given["out"]
+    sheet = folder / "review.html"
+    replace_bytes(sheet, review_sheet(found, listed, sheet).encode("utf-8"))
+    replace_bytes(folder / "doubts.jsonl", dump_lines(map(asdict, found.doubts)))
+    say(f"{sheet}: open it in a browser, decide, save decisions.json, then")
+    say("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
+
+
+@click.command("map")
+@STORE
+@CLIPS
+@FEATURES
+@INDEX
+@COMPARE
+@MEDIA_ROOT
+@click.option("--by", default="dataset", show_default=True, help="dataset, split, speaker or a label task.")
+@click.option("--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True)
+@click.option("--out", type=OutputPath("name"), default=Path("map"), show_default=True, help="NAME.png, .html")
+def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method: str, out: Path, **given: Any) -> None:
+    """Draw every clip as a point in two dimensions, as a picture and as a page to point at.
+
+    \b
+    Example: fcache map --by emotion --out map
+             fcache map --by emotion --compare label:emotion
+    """
+    from featurecache.explore import store_map
+
+    listed = featurecache.load_clips(clips, given["media_root"])
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    neighbourhood = compared_clips(opened, features, files, given["compare"], listed).neighbourhood
+    here = [clip.id for clip in listed if clip.id in neighbourhood]
+    if not here:
+        raise ClipListError(
+            clips, expected="clips of this store", got="none", next_step="Name their list with --clips."
+        )
+    known = {"dataset", "split", "speaker", *(task for clip in listed for task in clip.labels)}
+    if by not in known:
+        raise ClipListError("--by", expected="one of " + ", ".join(sorted(known)), got=by)
+    points = store_map.positions(neighbourhood.vectors[[neighbourhood.place(clip_id) for clip_id in here]], method)
+    title = f"{len(here)} clips by {', '.join(neighbourhood.names)}, {given['compare']} ({method})"
+    picture, page = out.with_suffix(".png"), out.with_suffix(".html")
+    store_map.draw_map(points, store_map.groups_of(listed, here, by), by, title, picture)
+    replace_bytes(page, store_map.map_page(points, listed, here, title).encode("utf-8"))
+    say(f"{picture}, {page}")
+
+
+COMMANDS = [audit, draw_map]
+
+
+def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> None:
+    from featurecache.clips.corrections import decided, dump_corrections
+
+    if not decisions.is_file():
+        raise ClipListError(
+            str(decisions), expected="what a review sheet saved", got="no such file",
+            next_step="Open audit/review.html, decide and save it, or make the sheet with fcache audit --label NAME.",
+        )  # fmt: skip
+    try:
+        document = json.loads(decisions.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipListError(str(decisions), expected="what a review sheet saved", got=str(error)) from error
+    found = decided(document if isinstance(document, dict) else {}, clips)
+    replace_bytes(out, dump_corrections(found).encode())
+    count = len(document.get("decisions", {}))
+    say(f"{count} decided, {len(found)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")
+
+
+def _print_audit(found: Audit) -> None:
+    table = Table("clip", "listed as", "judged", "believed", "nearest")
+    for doubt in found.doubts[:NUM_SHOWN]:
+        near = ", ".join(f"{label} {similarity:.2f}" for _, label, similarity in doubt.evidence)
+        table.add_row(
+            doubt.id, doubt.given, f"{doubt.suggested} ({doubt.probability:.0%})", f"{doubt.quality:.0%}", near
+        )
+    tables().print(table)
+    noise = Table("dataset", "class", "clips", "estimated wrong")
+    for each in found.noise:
+        noise.add_row(each.dataset, each.label, str(each.num_clips), f"{each.noise:.1%}")
+    tables().print(noise)
+    for each in found.agreement:
+        total = each.same + each.other
+        share = f"{each.same / total:.1%} of {total}" if total else "none"
+        say(f"{each.dataset or 'all'}: responses to {each.response!r} conclude the {found.task} label in {share}"
+                   + (f"; {each.silent} name none, or several" if each.silent else ""))  # fmt: skip
+    say(
+        f"{len(found.doubts)} of {found.num_clips} {found.task} labels are doubtful; the judges agree with "
+        f"{found.accuracy:.1%} of the labels, and see no more than these features show"
+    )

@@ -1,0 +1,260 @@
+"""Commands that make features: extract and plan. Each reads its options, calls the library, and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+import featurecache
+from featurecache.cli.options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, listed, settings_of, weights_of
+from featurecache.console import say, size_text, tables
+from featurecache.errors import EncoderError, StoreNotFoundError
+from featurecache.interrupt import StopRequest
+from featurecache.outside_text import json_text
+from featurecache.spec import STORED_DTYPES
+from featurecache.store.protocols import Status
+from featurecache.terminal import duration, show_progress
+
+MAX_NOTICES = 10
+
+if TYPE_CHECKING:
+    from featurecache.extract.forecast import Forecast
+    from featurecache.extract.job import ExtractionJob
+    from featurecache.extract.stats import Summary
+
+
+def _rank(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
+    from featurecache.extract.run import parse_rank
+
+    try:
+        return parse_rank(value)
+    except ValueError:
+        raise click.BadParameter(f"expected I/N with I from 0 to N - 1, got {value}") from None
+
+
+_WHAT = [
+    click.option("--encoder", "encoders", multiple=True, required=True, metavar="[FEATURE=]ENCODER",
+                 help="Encoder, and the name of its feature where it is another; may be repeated."),
+    CLIPS,
+    STORE,
+    WEIGHTS,
+    click.option("--name", default=None, help="Feature name, for a single encoder; otherwise the encoder's name."),
+    MEDIA_ROOT,
+    OPTIONS,
+    click.option("--dtype", type=click.Choice(STORED_DTYPES), default="float16", show_default=True),
+    click.option("--compute-dtype", default="auto", show_default=True, help="float32, float16, bfloat16 or auto."),
+    click.option("--compile", "compiled", is_flag=True, help="torch.compile the blocks; another fingerprint."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto."),
+    click.option("--devices", callback=listed, metavar="D,D…", help="Several at once: cuda:0,cuda:1."),
+    click.option("--workers", type=click.IntRange(1), default=None, help="Threads that decode; one a core by default."),
+    click.option("--batch-size", type=click.IntRange(1), default=None, help="Clips a batch, else fit for the device."),
+    click.option("--shard-clips", type=click.IntRange(1), default=None, help="Clips a shard, for a new feature."),
+    click.option("--clip-limit", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS",
+                 help="A clip that takes longer to decode fails; 0 for none."),
+]  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line of its own.")
+
+
+def _what(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what is to be extracted, and how."""
+    for option in reversed(_WHAT):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_what
+@click.option("--rank", callback=_rank, default="0/1", metavar="I/N", help="Do the I-th of N parts.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--ray-address", default=None, help="A running Ray cluster; else one found, or a local one.")
+@click.option("--ray-actors", type=click.IntRange(1), default=None, help="Processes; else one a GPU, or as CPUs allow.")
+@click.option("--max-failures", type=click.IntRange(0), default=None, help="Stop when more clips than this fail.")
+@JSON
+def extract(as_json: bool, **given: Any) -> None:
+    """Bring every clip of the list into the store, for every encoder named.
+
+    Running it again does what is left, and nothing twice.
+
+    \b
+    Example: fcache extract --encoder whisper --encoder eva-global --encoder eva-temporal
+    """
+    work = _work(given)
+    with StopRequest() as stop, show_progress("extract") as progress:
+        how: dict[str, Any] = {"advance": progress, "stop": lambda: stop.requested}
+        if given["engine"] == "ray":
+            from featurecache.engines import ray
+
+            _only_local(given)
+            summary = ray.run(work, address=given["ray_address"], actors=given["ray_actors"], **how)
+        else:
+            from featurecache.engines import local
+
+            devices = given["devices"] or [given["device"]]
+            summary = local.run(work, devices, rank=given["rank"], notify=lambda line: say(line, err=True), **how)
+    _print_summary(summary)
+    if as_json:
+        say(json_text(summary.to_dict(), sort_keys=True))
+    if summary.failed:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@_what
+@click.option("--calibrate", type=click.IntRange(0), default=8, show_default=True, metavar="CLIPS",
+              help="Extract so many clips into a store that is thrown away, to tell the time; 0 for none.")  # fmt: skip
+@click.option("--headers", type=click.IntRange(0), default=1000, show_default=True, metavar="CLIPS",
+              help="Open the media of so many clips, evenly chosen, to tell the failures; 0 for none.")  # fmt: skip
+@JSON
+def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
+    """Say what an extraction would write, how long it would take and what would fail, before it does.
+
+    \b
+    Example: fcache plan --encoder whisper --encoder eva-global
+    """
+    from featurecache.extract.forecast import forecast
+
+    work = _work(given)
+    devices = given["devices"] or [given["device"]]
+    with show_progress("headers") as progress:
+        found = forecast(
+            work, devices, calibrate=calibrate, headers=headers, held=_held(work, devices[0]), advance=progress
+        )
+    _print_forecast(found)
+    if as_json:
+        say(json_text(found.to_dict(), sort_keys=True))
+
+
+COMMANDS = [extract, plan]
+
+
+def _work(given: dict[str, Any]) -> ExtractionJob:
+    """Read the options of `_what`."""
+    from featurecache.extract.job import EncoderSettings, ExtractionJob
+    from featurecache.extract.run import default_workers
+
+    name = given["name"]
+    asked = [_labelled(value) for value in given["encoders"]]
+    if name is not None and len(asked) != 1:
+        raise EncoderError("--name", expected="a single --encoder", got=f"{len(asked)}", next_step="Run each alone.")
+    known = list(dict.fromkeys(each for pair in asked for each in reversed(pair)))
+    weights, options = weights_of(known, given["weights"]), settings_of(known, given["settings"])
+    compiled = {"compile": "yes"} if given["compiled"] else {}
+    features: dict[str, EncoderSettings] = {}
+    for label, encoder in asked:
+        own = {**options.get(encoder, {}), **options.get(label, {}), **compiled}
+        place = weights[label] if label in known and weights[label] else weights[encoder]
+        feature = name or label
+        if feature in features:
+            raise EncoderError(
+                f"--encoder {encoder}", expected="a feature name of its own", got=f'"{feature}" twice',
+                next_step=f"Name it: --encoder {feature}-2={encoder}.",
+            )  # fmt: skip
+        features[feature] = EncoderSettings(encoder, place, own, given["compute_dtype"], given["batch_size"])
+    return ExtractionJob(
+        store=given["store"],
+        clips=given["clips"],
+        features=features,
+        media_root=given["media_root"],
+        stored_dtype=given["dtype"],
+        workers=given["workers"] or default_workers(),
+        shard_clips=given["shard_clips"],
+        clip_limit_s=given["clip_limit"] or None,
+        max_failures=given.get("max_failures"),
+    )
+
+
+def _labelled(value: str) -> tuple[str, str]:
+    """Read `[FEATURE=]ENCODER`: (feature name, encoder). `hf-audio:owner/hubert-base` alone is named `hubert-base`."""
+    label, equals, encoder = value.partition("=")
+    if equals:
+        return label, encoder
+    return value.rstrip("/").rpartition("/")[2].rpartition(":")[2], value
+
+
+def _only_local(given: dict[str, Any]) -> None:
+    wrong = [f"--{key}" for key in ("devices",) if given[key]] + (["--rank"] if given["rank"] != (0, 1) else [])
+    if wrong:
+        raise EncoderError(
+            " and ".join(wrong), expected="--engine local", got="--engine ray, which divides the work itself",
+            next_step="Leave them out; --ray-actors sets how many processes there are.",
+        )  # fmt: skip
+
+
+def _held(work: ExtractionJob, device: str) -> dict[str, int]:
+    """Return how many of the clips each feature has decided already; a store not yet made has none.
+
+    Raises:
+        FingerprintError: a feature was made otherwise, so that an extraction would refuse it.
+    """
+    from featurecache.store.local import refuse_other_spec
+
+    try:
+        store = featurecache.open_store(work.store)
+    except StoreNotFoundError:
+        return {}
+    for name, opening in work.features.items():
+        if name in store:
+            asked = opening.open(device).spec(work.stored_dtype)
+            refuse_other_spec(f"{work.store}/{name}", store.spec(name), asked)
+    ids = work.load_clips().ids
+    features = {name: store[name] for name in work.features if name in store}
+    return {name: int((feature.statuses(ids) >= 0).sum()) for name, feature in features.items()}
+
+
+def _print_summary(summary: Summary) -> None:
+    table = Table("feature", "ok", "failed", "absent", "done earlier", "of these failed")
+    for name, tally in summary.by_feature.items():
+        earlier = str(sum(tally.earlier.values())), str(tally.earlier[Status.FAILED])
+        table.add_row(name, str(tally.ok), str(tally.failed), str(tally.absent), *earlier)
+    tables().print(table)
+    for name, tally in summary.by_feature.items():
+        for reason, count in tally.reasons.most_common():
+            say(f"{name}: {count} failed: {reason}")
+    for clip_id, notice in list(summary.notices.items())[:MAX_NOTICES]:
+        say(f"notice: {clip_id}: {notice}")
+    if len(summary.notices) > MAX_NOTICES:
+        say(f"notice: … and {len(summary.notices) - MAX_NOTICES} more; `--json` has them all")
+    if summary.num_clips:
+        times = Table("part", "seconds", "of", "share")
+        for part in summary.parts():
+            times.add_row(part.name, f"{part.busy_s:.1f}", part.capacity, f"{part.share:.0%}")
+        tables().print(times)
+        say(
+            f"{summary.num_clips} clips in {duration(summary.wall_s)} ({summary.clips_per_s:.2f} clips/s);"
+            f" the bottleneck: {summary.bottleneck}"
+        )
+    else:
+        say("Nothing to do: every clip was decided earlier.")
+    if summary.left:
+        say(f"{summary.left} clips are left to other ranks, or to other runs at work now.")
+    if summary.failed:
+        say("`fcache retry` extracts failed clips again.")
+
+
+def _print_forecast(found: Forecast) -> None:
+    from featurecache.extract.forecast import total_bytes
+    from featurecache.media.durations import differences_in_words
+
+    table = Table("feature", "tokens", "bytes a clip", "clips", "there already", "to write")
+    for item in found.estimates:
+        shape = f"{item.shape[0]} × {item.shape[1]}"
+        counts = (f"{item.clip_bytes:,}", str(item.num_clips), str(item.num_held), size_text(item.bytes_to_write))
+        table.add_row(item.feature, shape, *counts)
+    tables().print(table)
+    free = "" if found.free_bytes is None else f", {size_text(found.free_bytes)} free"
+    say(f"{size_text(total_bytes(found.estimates))} to write{free}")
+    if found.headers_read:
+        some = found.headers_read < found.num_clips and found.unreadable
+        in_all = f", about {found.expected_failures} in all" if some else ""
+        opened = f"the files of {found.headers_read} of {found.num_clips} clips opened"
+        say(f"{opened}: {len(found.unreadable)} would fail{in_all}")
+    for reason, ids in found.reasons().items():
+        say(f"  {len(ids)} × {reason}: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}")
+    for line in (*found.notices, *differences_in_words(found.lengths)):
+        say(line)
+    if found.seconds is not None:
+        trial = f"{found.clips_per_s:.2f} clips/s in a trial of {found.trial_clips} clips here"
+        say(f"{trial} (the bottleneck: {found.bottleneck}): about {duration(found.seconds)} for {found.num_left}")

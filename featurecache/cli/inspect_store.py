@@ -1,0 +1,167 @@
+"""Commands that look at a store and change nothing: info, show, verify, diff. Each calls the library and prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+
+import featurecache
+from featurecache.cli.options import INDEX, NAMES, STORE
+from featurecache.console import OutputPath, counted, say, size_text, tables
+from featurecache.terminal import show_progress
+
+if TYPE_CHECKING:
+    from featurecache.maintenance.describe import ClipDescription
+    from featurecache.store.inspection import Problem
+
+LISTED_OF_A_KIND = 20
+
+
+@click.command()
+@STORE
+def info(store: str) -> None:
+    """Say what a store holds: features, clips, bytes, failures by reason.
+
+    \b
+    Example: fcache info --store features.zarr
+    """
+    from featurecache.maintenance.describe import store_info
+
+    found = store_info(featurecache.open_store(store))
+    table = Table("feature", "tokens", "dtype", "ok", "failed", "absent", "pending", "shards", "bytes", "fingerprint")
+    for each in found.features:
+        clips = (each.num_ok, each.num_failed, each.num_absent, each.num_pending, each.num_shards)
+        shape = f"{each.shape[0]} × {each.shape[1]}"
+        size = size_text(each.num_bytes)
+        table.add_row(each.name, shape, each.stored_dtype, *map(str, clips), size, each.fingerprint[:12])
+    tables().print(table)
+    for each in found.features:
+        for reason, count in each.failures.items():
+            say(f"{each.name}: {count} failed: {reason}")
+    if any(each.num_pending for each in found.features):
+        say("`fcache extract` does what is pending.")
+    for name, problem in found.damaged.items():
+        say(f"{name}: damaged: {problem}")
+    raise click.exceptions.Exit(1 if found.damaged else 0)
+
+
+@click.command()
+@click.argument("clip_id")
+@STORE
+@click.option(
+    "--plot",
+    type=OutputPath("folder"),
+    default=None,
+    metavar="FOLDER",
+    help="Also draw its tokens: a PNG for each feature.",
+)
+def show(clip_id: str, store: str, plot: Path | None) -> None:
+    """Say what is known of one clip in every feature.
+
+    \b
+    Example: fcache show clip_001
+    """
+    from featurecache.maintenance.describe import describe_clip, draw_clip
+
+    for clip in describe_clip(featurecache.open_store(store), clip_id):
+        record = clip.record
+        say(f"{clip.feature.name}: {record.status.name.lower()}, shard {record.shard} slot {record.slot}")
+        for label, text in _told(clip):
+            say(f"  {label:<9} {text}")
+        if plot is not None and clip.statistics:
+            say(f"  {'drawn in':<9} {draw_clip(clip.feature, clip_id, plot)}")
+
+
+def _told(clip: ClipDescription) -> list[tuple[str, str]]:
+    """Lines about a clip in one feature: label and text."""
+    record, feature, numbers = clip.record, clip.feature, clip.statistics
+    origin = ", ".join(f"{key} {value}" for key, value in feature.spec.provenance.items())
+    told = [
+        ("encoder", feature.spec.encoder + (f"; {origin}" if origin else "")),
+        ("spec", feature.fingerprint),
+        ("media", record.source or "unreadable"),
+    ]
+    if record.reason:
+        told.append(("reason", record.reason))
+    if numbers:
+        shape = f"{feature.shape[0]} × {feature.shape[1]}"
+        told += [
+            ("tokens", f"{shape}, stored as {feature.spec.stored_dtype}, crc32c {record.crc32c:08x}"),
+            ("values", _numbers(numbers, "mean", "std", "min", "max")),
+            ("norms", _numbers(numbers, "token_norm_min", "token_norm_mean", "token_norm_max")),
+            ("", _numbers(numbers, "zero_tokens", "neighbour_cosine")),
+        ]
+    if record.errors:
+        told.append(("lost", _numbers(record.errors, *record.errors) + f" by {feature.spec.stored_dtype}"))
+    return told
+
+
+def _numbers(values: dict[str, float], *names: str) -> str:
+    said = (f"{name.removeprefix('token_norm_').removeprefix('error_')} {values[name]:.4g}" for name in names)
+    return "  ".join(each.replace("_", " ") for each in said)
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@STORE
+@click.option("--quick", is_flag=True, help="Plan, records, sizes and indices only; rows are not read.")
+@click.option("--all", "everything", is_flag=True, help=f"List more than {LISTED_OF_A_KIND} problems of a kind.")
+@INDEX
+def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool, index_at: Path | None) -> None:
+    """Check a store, or the features named, against its own records, and the similarity index; nothing is changed.
+
+    Exit code 1 where there is damage; notices are of unfinished work and oddities.
+
+    \b
+    Example: fcache verify --quick
+    """
+    from featurecache.maintenance.verify import verify_store
+
+    opened = featurecache.open_store(store)
+    with show_progress("verify", "shards") as progress:
+        report = verify_store(opened, names or None, quick=quick, progress=progress, index=index_at)
+    _list("damage", report.damage, everything)
+    _list("notice", report.notices, everything)
+    rows = f"{counted(report.num_shards, 'shard')}, {counted(report.num_rows, 'row')}, {size_text(report.num_bytes)}"
+    say(f"{store}: {rows} {'looked at quickly' if quick else 'checked'}: {report.verdict}")
+    if report.damage:
+        say("`fcache repair` mends it.")
+    raise click.exceptions.Exit(report.exit_code)
+
+
+def _list(title: str, problems: Sequence[Problem], everything: bool) -> None:
+    """Print problems, not too many of one kind."""
+    counted: Counter[str] = Counter()
+    for problem in problems:
+        counted[problem.kind] += 1
+        if everything or counted[problem.kind] <= LISTED_OF_A_KIND:
+            say(f"{title}: {problem}")
+    for kind, count in counted.items():
+        if not everything and count > LISTED_OF_A_KIND:
+            say(f"{title}: … and {count - LISTED_OF_A_KIND} more ({kind}); --all lists them")
+
+
+@click.command()
+@click.argument("left")
+@click.argument("right")
+@NAMES
+def diff(left: str, right: str, names: tuple[str, ...]) -> None:
+    """Say how two stores differ; exit code 1 where they do.
+
+    \b
+    Example: fcache diff features.zarr other.zarr
+    """
+    from featurecache.maintenance.diff import compare_stores
+
+    found = compare_stores(featurecache.open_store(left), featurecache.open_store(right), list(names) or None)
+    for each in found:
+        say(str(each))
+    raise click.exceptions.Exit(0 if all(each.same for each in found) else 1)
+
+
+COMMANDS = [info, show, verify, diff]

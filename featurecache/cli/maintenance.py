@@ -1,0 +1,238 @@
+"""Commands that keep a store: retry, repair, gc, convert, import-npy. Each calls the library and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import featurecache
+from featurecache.cli.options import CLIPS, MEDIA_ROOT, NAMES, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
+from featurecache.console import counted, say, size_text
+from featurecache.errors import StoreError, StoreNotFoundError
+from featurecache.interrupt import StopRequest
+from featurecache.spec import STORED_DTYPES
+from featurecache.terminal import show_progress
+
+if TYPE_CHECKING:
+    from featurecache.extract.job import OpenEncoder
+    from featurecache.maintenance.recompute import Recompute
+    from featurecache.store.local import LocalStore
+
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+FORMAT = click.option("--format", "form", type=click.Choice(["zarr", "webdataset"]), default=None,
+                      help="Of the store that is written; by default that of its name (.wds: webdataset).")  # fmt: skip
+
+
+@click.command()
+@STORE
+@CLIPS
+@NAMES
+@WEIGHTS
+@OPTIONS
+@MEDIA_ROOT
+@DEVICE
+@click.option("--id", "ids", multiple=True, help="Retry these clips, whatever became of them.")
+def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], **given: Any) -> None:
+    """Extract clips again that failed, or whose media have changed.
+
+    \b
+    Example: fcache retry --name whisper
+    """
+    from featurecache.maintenance import retry as again
+
+    opened = _to_change(store)
+    chosen = _with_encoder(opened, names)
+    open_for = encoder_opener(given)
+    listed = featurecache.load_clips(clips, given["media_root"])
+    with StopRequest() as stop, show_progress("retry") as progress:
+        how = {"advance": progress, "stop": lambda: stop.requested}
+        summary = again.retry(opened, listed, chosen, open_for, ids or None, **how)
+    for name, tally in summary.by_feature.items():
+        say(f"{name}: {tally.ok} ok, {tally.failed} failed, {tally.absent} absent")
+        for reason, count in tally.reasons.most_common():
+            say(f"  {count} failed: {reason}")
+    raise click.exceptions.Exit(1 if any(tally.failed for tally in summary.by_feature.values()) else 0)
+
+
+@click.command()
+@STORE
+@CLIPS
+@NAMES
+@WEIGHTS
+@OPTIONS
+@MEDIA_ROOT
+@DEVICE
+@click.option("--recompute/--no-recompute", default=True, show_default=True, help="Compute lost rows anew.")
+@click.option(
+    "--from", "place", default=None, help="Take lost rows from a copy of the store, or from the .npy files it is of."
+)
+def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, place: str | None, **given: Any) -> None:
+    """Mend what `fcache verify` finds; only rows that are lost are computed anew, or taken from a copy.
+
+    \b
+    Example: fcache repair --from backup.wds
+    """
+    from featurecache.maintenance.repair import repair_store
+    from featurecache.maintenance.retry import recomputer
+
+    opened = _to_change(store)
+    how = None
+    if place is not None:
+        how = _taken_from(place, opened)
+    elif recompute and Path(clips).is_file():
+        listed = featurecache.load_clips(clips, given["media_root"])  # type: ignore[arg-type]
+        how = recomputer(opened, listed, encoder_opener(given))
+    report = repair_store(opened, how, names or None)
+    for line in report.mended:
+        say(f"mended: {line}")
+    for line in report.left:
+        say(f"left: {line}")
+    for name, shard in report.pending:
+        say(f"left: {name}, shard {shard}: `fcache extract` computes it anew")
+    made = counted(len(report.recomputed), "row") + (" computed anew" if place is None else f" taken from {place}")
+    say(f"{len(report.mended)} mended, {made}, {len(report.left) + len(report.pending)} left")
+    raise click.exceptions.Exit(1 if report.left or report.pending else 0)
+
+
+@click.command()
+@STORE
+@click.option("--delete", is_flag=True, help="Remove it; without this it is only listed.")
+def gc(store: str, delete: bool) -> None:
+    """List leftovers of killed writers and shards without a record, and remove them with --delete.
+
+    \b
+    Example: fcache gc --delete
+    """
+    from featurecache.maintenance.gc import mark, sweep
+
+    opened = _to_change(store)
+    garbage = sweep(opened) if delete else mark(opened)
+    for path in [*garbage.temporary, *(path for _, path in garbage.orphans)]:
+        say(f"{'removed' if delete else 'would remove'}: {path.relative_to(opened.root)}")
+    for path in garbage.foreign:
+        say(f"left alone, not of this store: {path.relative_to(opened.root)}")
+    if garbage.superseded_bytes:
+        size = size_text(garbage.superseded_bytes)
+        say(f"{size} of rows were superseded by retries; `fcache convert --compact` copies without them")
+    if not (garbage.temporary or garbage.orphans):
+        say("nothing to remove")
+    else:
+        say(f"{size_text(garbage.num_bytes)} {'freed' if delete else 'to free; --delete frees them'}")
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@NAMES
+@FORMAT
+@click.option("--compress", is_flag=True, help="Pack rows (Zarr only): smaller by a tenth or so, and slower to read.")
+@click.option("--compact", is_flag=True, help="Leave out what retries superseded; shards are divided anew.")
+def convert(source: str, target: str, names: tuple[str, ...], form: str | None, compress: bool, compact: bool) -> None:
+    """Copy a store into another format, without loss. Stopped, it goes on where it was.
+
+    \b
+    Example: fcache convert features.zarr features.wds
+    """
+    from featurecache.maintenance.convert import convert_store
+    from featurecache.store.zarr_store import ARCHIVE_CODEC
+
+    opened = featurecache.open_store(target, mode="a", format=form)  # type: ignore[arg-type]
+    with show_progress("convert", "shards") as progress:
+        done = convert_store(
+            featurecache.open_store(source),
+            opened,
+            names or None,
+            codec=ARCHIVE_CODEC if compress else "none",
+            compact=compact,
+            progress=progress,
+        )
+    for each in done:
+        there = f"{counted(each.num_shards, 'shard')}, {size_text(each.num_bytes)} in {target}"
+        say(f"{each.name}: {counted(each.num_clips, 'clip')} copied; {there}")
+
+
+@click.command("import-npy")
+@click.argument("folder")
+@STORE
+@click.option("--name", default=None, help="Feature name; by default the folder's.")
+@click.option("--dtype", type=click.Choice(STORED_DTYPES), default="float16", show_default=True)
+@click.option("--prefix", default="", help="Put before every id, as `fcache import --prefix` does.")
+@click.option("--retry", is_flag=True, help="Read again what failed before, and files that have changed.")
+def import_npy(folder: str, store: str, name: str | None, dtype: str, prefix: str, retry: bool) -> None:
+    """Bring a folder of one .npy a clip, (1, K, D), into a store; its spec says that the origin is unverified.
+
+    \b
+    Example: fcache import-npy features/whisper-large-v3 --name whisper
+    """
+    from featurecache.importers.npy import import_npy as run
+
+    opened = featurecache.open_store(store, mode="a")
+    with show_progress("import") as progress:
+        done = run(Path(folder), opened, name, prefix=prefix, stored_dtype=dtype, retry=retry, progress=progress)
+    for each in done:
+        earlier = f", {each.num_earlier} read earlier" if each.num_earlier else ""
+        say(f"{each.name}: {counted(each.num_ok, 'clip')} imported, {len(each.failures)} failed{earlier}")
+        for clip_id, reason in each.failures.items():
+            say(f"  {clip_id}: {reason}")
+    raise click.exceptions.Exit(1 if any(each.failures for each in done) else 0)
+
+
+COMMANDS = [retry, repair, gc, convert, import_npy]
+
+
+def _with_encoder(store: LocalStore, names: Sequence[str]) -> list[str]:
+    """The named features, or all whose encoders are installed.
+
+    Raises:
+        StoreError: there is no such feature among them.
+    """
+    from featurecache.encoders import registered
+
+    known = registered()
+    without = {name: store.spec(name).encoder for name in names or store.names}
+    without = {name: encoder for name, encoder in without.items() if encoder not in known}
+    chosen = [name for name in names or store.names if name not in without]
+    told = ", ".join(f"{name} ({encoder})" for name, encoder in without.items())
+    if without and (names or not chosen):
+        raise StoreError(
+            "--name",
+            expected="features of encoders that are installed",
+            got=told,
+            next_step="Name others with --name, or install the encoder.",
+        )
+    if without:
+        say(f"left out, as their encoders are not installed: {told}", err=True)
+    return chosen
+
+
+def encoder_opener(given: Mapping[str, Any]) -> OpenEncoder:
+    """How to open the encoder that a feature was made with."""
+    from featurecache.encoders import registered
+    from featurecache.extract.job import opener
+
+    encoders = sorted(registered())
+    weights, options = weights_of(encoders, given["weights"]), settings_of(encoders, given["settings"])
+    return opener(weights, options, given["device"])
+
+
+def _to_change(store: str) -> LocalStore:
+    """Open a store that is there, for writing; a place without one is refused."""
+    featurecache.open_store(store)
+    return featurecache.open_store(store, mode="a")
+
+
+def _taken_from(place: str, store: LocalStore) -> Recompute:
+    """How to take lost rows from a copy of a store, or from the files it was imported from."""
+    from featurecache.importers.npy import taken_from_files
+    from featurecache.maintenance.recompute import taken_from
+
+    try:
+        copy = featurecache.open_store(place)
+    except StoreNotFoundError:
+        copy = None
+    if Path(place).is_dir() and (copy is None or not copy.names):
+        return taken_from_files(Path(place), store)
+    return taken_from(copy or featurecache.open_store(place), store)

@@ -1,0 +1,379 @@
+"""Commands that look for clips that are alike: index, similar, duplicates, leaks. Each calls the library and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+import featurecache
+from featurecache.cli.maintenance import encoder_opener
+from featurecache.cli.options import CLIPS, INDEX, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
+from featurecache.console import OutputPath, counted, say, tables
+from featurecache.encoders.perturbed import undisturbed
+from featurecache.errors import ClipListError, StoreError
+from featurecache.files.jsonl import dump_lines
+from featurecache.files.publish import replace_bytes
+from featurecache.outside_text import json_text
+from featurecache.terminal import show_progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from featurecache.clips.clip_list import ClipList
+    from featurecache.explore.calibration import Calibration
+    from featurecache.explore.index_files import IndexFiles
+    from featurecache.explore.leaks import Doubles
+    from featurecache.explore.search import Neighbourhood
+    from featurecache.store.local import LocalStore
+
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+FEATURES = click.option(
+    "--feature", "features", multiple=True, metavar="NAME[=WEIGHT]", help="Compare by these; by default by all, alike."
+)
+COMPARE = click.option(
+    "--compare", default="overall", show_default=True, metavar="overall|content|label:TASK",
+    help="How clips sound and look as a whole; what is said or shown; or what a probe of a label tells apart.",
+)  # fmt: skip
+NUM_SHOWN = 20
+
+
+@click.command()
+@STORE
+@FEATURES
+@INDEX
+def index(store: str, features: tuple[str, ...], index_at: Path | None) -> None:
+    """Bring the similarity index beside a store up to date; the other commands do it by themselves.
+
+    \b
+    Example: fcache index
+    """
+    from featurecache.explore.search import approximate_index, open_neighbourhood
+
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, index_at)
+    weights = feature_weights(features, opened)
+    count = _update(opened, list(weights), files)
+    neighbourhood = open_neighbourhood(opened, weights, files=files)
+    kept = approximate_index(opened, neighbourhood, files)
+    files.require_written()
+    how = "exact search" if kept is None else f"approximate search, {kept.nprobe} of {kept.nlist} lists read"
+    say(f"{count} vectors computed; {len(neighbourhood)} clips, {', '.join(weights)}: {how}; {files.root}")
+
+
+@click.command()
+@click.argument("query")
+@STORE
+@CLIPS
+@FEATURES
+@WEIGHTS
+@OPTIONS
+@MEDIA_ROOT
+@DEVICE
+@INDEX
+@COMPARE
+@click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="How many neighbours.")
+@click.option("--sheet", type=OutputPath("file"), default=None, help="Draw them into this PNG.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a neighbour.")
+def similar(query: str, store: str, clips: str, features: tuple[str, ...], **given: Any) -> None:
+    """List the clips nearest to a clip of the list, or to a media file.
+
+    \b
+    Example: fcache similar clip_001 -k 10 --sheet near.png
+             fcache similar clip_001 --compare label:emotion
+             fcache similar film.mp4 --feature whisper=2 --feature eva-temporal
+    """
+    from featurecache.clips.clip_list import Clip
+    from featurecache.explore.contact_sheet import contact_sheet
+    from featurecache.explore.search import approximate_index
+
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    listed = featurecache.load_clips(clips, given["media_root"])
+    compared = compared_clips(opened, features, files, given["compare"], listed)
+    neighbourhood = compared.neighbourhood
+    if query in neighbourhood or not Path(query).is_file():
+        vector = neighbourhood.vectors[neighbourhood.place(query)][None]
+        wanted = listed.by_id(query)
+    else:
+        from featurecache.explore.media_vectors import media_vectors
+
+        wanted = _file_clip(Path(query), Clip)
+        open_for = encoder_opener(given)
+        encoders = {name: open_for(opened.spec(name)) for name in compared.source.names}
+        _, vector, _ = media_vectors(opened, compared.source, [wanted], encoders, files)
+        vector = compared.project(vector)
+    kept = approximate_index(opened, neighbourhood, files) if neighbourhood is compared.source else None
+    similarities, places = neighbourhood.search(vector, given["count"] + 1, kept)
+    parts, by_id = neighbourhood.split(vector), {clip.id: clip for clip in listed}
+    rows, shown = [], [(wanted, ["query", wanted.id])]
+    for similarity, place in zip(similarities[0].tolist(), places[0].tolist(), strict=True):
+        clip_id = neighbourhood.ids[place]
+        if clip_id == wanted.id or len(rows) == given["count"]:
+            continue
+        clip = by_id.get(clip_id) or Clip(id=clip_id)
+        own = neighbourhood.parts([place])
+        by_feature = {name: round(float((parts[name] * own[name]).sum()), 4) for name in neighbourhood.names}
+        known = {"dataset": clip.dataset, "split": clip.split, "labels": dict(clip.labels), "text": clip.text}
+        rows.append({"id": clip_id, "similarity": round(similarity, 4), "features": by_feature, **known})
+        said = ", ".join(f"{task}: {value}" for task, value in clip.labels.items())
+        shown.append((clip, [f"{similarity:.3f}  {clip_id}", said, clip.text or ""]))
+    if given["as_json"]:
+        for row in rows:
+            say(json_text(row))
+    else:
+        _print_neighbours(rows, neighbourhood.names)
+    if given["sheet"] is not None:
+        contact_sheet(shown, given["sheet"], first_is_query=True)
+        say(f"contact sheet: {given['sheet']}", err=given["as_json"])
+
+
+PAIR_OPTIONS = [
+    STORE,
+    CLIPS,
+    FEATURES,
+    WEIGHTS,
+    OPTIONS,
+    MEDIA_ROOT,
+    DEVICE,
+    INDEX,
+    click.option("--calibrate", is_flag=True, help="Measure on altered copies of some clips first."),
+    click.option("--calibration-clips", type=click.IntRange(4), default=40, show_default=True),
+    click.option(
+        "--max-false-positives", type=click.FloatRange(0, 0.5), default=1e-3, show_default=True,
+        help="Share of pairs that matter (same text, other speaker; nearest clips) that a calibration lets pass.",
+    ),
+    click.option(
+        "--out", type=OutputPath("file"), default=None, help="Clip list of what to leave out, beside --clips."
+    ),
+]  # fmt: skip
+
+
+def _compares_pairs(command: Any) -> Any:
+    for option in reversed(PAIR_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_compares_pairs
+def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) -> None:
+    """Find clips that are the same: exact copies, and near ones (encoded again, cropped, cut, mirrored, sped up).
+
+    What --out writes is a clip list; `--set data.exclude=[FILE]` leaves its clips out of training and evaluation.
+
+    \b
+    Example: fcache duplicates --calibrate --out duplicates.jsonl
+    """
+    from featurecache.explore.leaks import find_duplicates
+
+    _check_out(given, clips)
+    opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
+    with show_progress("compare", "pairs") as progress:
+        found = find_duplicates(opened, neighbourhood, listed, rule, advance=progress)
+    _print_doubles(found, listed, given, "duplicates.jsonl")
+
+
+@click.command()
+@_compares_pairs
+@click.option("--train", required=True, metavar="[DATASET:]SPLIT", help="Training clips; their side is left out.")
+@click.option("--test", required=True, metavar="[DATASET:]SPLIT", help="Clips that are scored.")
+def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: str, **given: Any) -> None:
+    """Find training clips that are test clips, exactly or nearly; also across datasets.
+
+    \b
+    Example: fcache leaks --train train --test test --out leaks.jsonl
+             fcache leaks --train caer:train --test meld:test
+    """
+    from featurecache.explore.leaks import find_leaks
+
+    _check_out(given, clips)
+    listed = featurecache.load_clips(clips, given["media_root"])
+    sides = [_split(listed, side) for side in (train, test)]
+    opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
+    with show_progress("compare", "pairs") as progress:
+        found = find_leaks(opened, neighbourhood, listed, *sides, rule, advance=progress)
+    _print_doubles(found, listed, given, "leaks.jsonl")
+
+
+COMMANDS = [index, similar, duplicates, leaks]
+
+
+def feature_weights(given: Sequence[str], store: LocalStore) -> dict[str, float]:
+    """`NAME` or `NAME=WEIGHT` -> weight by feature; every undisturbed feature alike where none is named."""
+    weights = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            weights[name] = float(value) if equals else 1.0
+        except ValueError:
+            raise StoreError(f"--feature {text}", expected="NAME or NAME=WEIGHT", got=repr(value)) from None
+        store[name]  # an unknown name is an error that suggests the near one
+    if not weights and not store.names:
+        raise StoreError(store.location, expected="a feature", got="an empty store", next_step="Run `fcache extract`.")
+    plain = [name for name in store.names if undisturbed(store.spec(name)) == store.spec(name)]
+    return weights or dict.fromkeys(plain or store.names, 1.0)
+
+
+def ready(store: LocalStore, features: Sequence[str], files: IndexFiles, comparison: str) -> Neighbourhood:
+    """Clips to compare, once the indices of the features in use are up to date."""
+    from featurecache.explore.search import open_neighbourhood
+
+    weights = feature_weights(features, store)
+    _update(store, list(weights), files)
+    return open_neighbourhood(store, weights, comparison, files)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Clips to compare, and how vectors of other media become comparable with them."""
+
+    source: Neighbourhood
+    """In the space of the index."""
+    neighbourhood: Neighbourhood
+    project: Callable[[np.ndarray], np.ndarray]
+    """(Q, R) vectors as in `source` -> (Q, R') as in `neighbourhood`."""
+
+
+def compared_clips(
+    store: LocalStore, features: Sequence[str], files: IndexFiles, compare: str, clips: ClipList
+) -> Compared:
+    """Clips to compare as `--compare` says, once the indices of the features in use are up to date.
+
+    Raises:
+        StoreError: `compare` is none of the ways.
+        ClipListError: the label does not tell two classes apart.
+    """
+    from featurecache.explore.projection import CONTENT, OVERALL
+
+    way, colon, task = compare.partition(":")
+    if compare not in (OVERALL, CONTENT) and not (way == "label" and task):
+        tasks = sorted({f"label:{name}" for clip in clips for name, value in clip.labels.items()
+                        if isinstance(value, str)})  # fmt: skip
+        raise StoreError(f"--compare {compare}", expected=" | ".join([OVERALL, CONTENT, *tasks]), got=repr(compare))
+    source = ready(store, features, files, OVERALL if colon else way)
+    if not colon:
+        return Compared(source, source, lambda vectors: vectors)
+    from featurecache.explore.label_projection import label_neighbourhood
+
+    neighbourhood, project = label_neighbourhood(source, clips, task)
+    return Compared(source, neighbourhood, project)
+
+
+def _ruled(
+    store: str, clips: str, features: Sequence[str], given: Mapping[str, Any]
+) -> tuple[LocalStore, Neighbourhood, ClipList, Calibration]:
+    """Store, clips compared as copies are found, their list, and the rule for pairs, which is printed."""
+    from featurecache.explore.leaks import calibrate, known_calibration
+    from featurecache.explore.projection import COPIES
+
+    opened = featurecache.open_store(store)
+    files = files_of_index(opened, given["index_at"])
+    listed = featurecache.load_clips(clips, given["media_root"])
+    neighbourhood = ready(opened, features, files, COPIES)
+    if given["calibrate"]:
+        with show_progress("alter", "copies") as progress:
+            rule = calibrate(
+                opened, neighbourhood, listed, encoder_opener(given),
+                num_clips=given["calibration_clips"], max_false_positive_rate=given["max_false_positives"],
+                files=files, advance=progress,
+            )  # fmt: skip
+    else:
+        rule = known_calibration(opened, neighbourhood, files)
+    say(rule.describe())
+    return opened, neighbourhood, listed, rule
+
+
+def files_of_index(store: LocalStore, folder: Path | None) -> IndexFiles:
+    """The files of a store's indices, in the folder of `--index` where it is named."""
+    from featurecache.explore.index_files import index_files
+
+    return index_files(store.location, folder)
+
+
+def _update(store: LocalStore, names: Sequence[str], files: IndexFiles) -> int:
+    """Bring the indices up to the store, and say what was damaged and where nothing could be written."""
+    from featurecache.explore.search import update_indices
+
+    with show_progress("index") as progress:
+        count = update_indices(store, names, progress, files)
+    for error in files.damaged:
+        say(f"{error.subject} was damaged and is made anew: {error.got}", err=True)
+    if files.refused is not None:
+        why = f"{files.root} cannot be written ({files.refused.got})"
+        say(f"{why}: the index is kept in memory; --index DIR keeps it in another folder", err=True)
+    return count
+
+
+def _file_clip(path: Path, clip: Any) -> Any:
+    endings = {".wav": "audio", ".flac": "audio", ".mp3": "audio", ".m4a": "audio", ".ogg": "audio", ".opus": "audio",
+               ".png": "image", ".jpg": "image", ".jpeg": "image", ".webp": "image"}  # fmt: skip
+    return clip(id=path.name, **{endings.get(path.suffix.lower(), "video"): path})
+
+
+def _split(clips: ClipList, side: str) -> list[str]:
+    dataset, colon, split = side.rpartition(":")
+    chosen = [clip.id for clip in clips.in_split(split) if not colon or clip.dataset == dataset]
+    if not chosen:
+        known = sorted({clip.dataset for clip in clips.in_split(split) if clip.dataset})
+        raise ClipListError(side, expected="a dataset of this split: " + ", ".join(known), got=dataset)
+    return chosen
+
+
+def _print_neighbours(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    table = Table("clip", "similarity", *names, "dataset", "split", "labels", "text")
+    for row in rows:
+        labels = ", ".join(f"{task} {value}" for task, value in row["labels"].items())
+        shares = [f"{row['features'][name]:.3f}" for name in names]
+        texts = (row["dataset"] or "", row["split"] or "", labels, row["text"] or "")
+        table.add_row(row["id"], f"{row['similarity']:.3f}", *shares, *texts)
+    tables().print(table)
+
+
+def _check_out(given: Mapping[str, Any], clips: str) -> None:
+    """An exclusion is a clip list, and the trainer looks for it beside the list that it is laid over."""
+    out, folder = given["out"], Path(clips).parent
+    if out is not None and out.resolve().parent != folder.resolve():
+        raise ClipListError(
+            f"--out {out}",
+            expected=f"a file beside {clips}",
+            got="another folder",
+            next_step=f"Use {folder / out.name}.",
+        )
+
+
+def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], default: str) -> None:
+    from featurecache.clips.writing import write_clips
+
+    table = Table("clip", "is", "as", "similarity", "in time", "confidence")
+    for pair in found.pairs[:NUM_SHOWN]:
+        numbers = (f"{pair.similarity:.3f}", f"{pair.agreement:.3f}", f"{pair.confidence:.2f}")
+        table.add_row(pair.a, pair.kind, pair.b, *numbers)
+    if found.pairs:
+        tables().print(table)
+    more = len(found.pairs) - NUM_SHOWN
+    if more > 0:
+        say(f"… and {more} more pairs")
+    kinds = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in ("same media", "same content", "near")}
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
+    say(f"pairs: {said}; {counted(len(found.groups), 'group')}; "
+               f"{counted(len(found.exclusion), 'clip')} to leave out")  # fmt: skip
+    if found.undecided:
+        undecided = f"{counted(found.undecided, 'pair')} alike by averages could not be compared in time"
+        say(f"{undecided}: media that cannot be read, or in which nothing happens")
+    out = given["out"]
+    if out is None:
+        if found.exclusion:
+            say(f"--out {default} writes them as a clip list, with the pairs beside it.")
+        return
+    if found.exclusion:
+        root = Path(given["media_root"]) if given["media_root"] else None
+        write_clips((clips.by_id(clip_id) for clip_id in found.exclusion), out, root)
+        say(f"{out}: leave them out with --set 'data.exclude=[{out.name}]'")
+    pairs = out.with_suffix(".pairs.jsonl")
+    replace_bytes(pairs, dump_lines(map(asdict, found.pairs)))
+    say(f"{pairs}: every pair and its evidence")

@@ -1,0 +1,1 @@
+"""Extraction: clips in, committed shards of tokens out."""

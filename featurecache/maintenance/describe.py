@@ -1,0 +1,205 @@
+"""Describe a store and a clip: counts, bytes, failures by reason; provenance, statistics, a heat map of the tokens."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from featurecache.errors import CorruptStoreError, MissingFeatureError, SpecError, suggest
+from featurecache.files.publish import replace_bytes
+from featurecache.outside_text import file_name
+from featurecache.store.feature import StoredFeature
+from featurecache.store.local import LocalStore
+from featurecache.store.plan import Plan
+from featurecache.store.protocols import ClipRecord, Status
+
+HEAT_MAP_PIXELS = 512
+MARGIN_PIXELS = 20
+LEGEND_PIXELS = 120
+CLIPPED_AT = 3.0
+"""Standard deviations at which the colours of a heat map end."""
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One feature in numbers."""
+
+    name: str
+    fingerprint: str
+    encoder: str
+    shape: tuple[int, int]
+    stored_dtype: str
+    num_ok: int
+    num_failed: int
+    num_absent: int
+    num_pending: int
+    """Planned clips that no committed shard holds yet, and clips to be retried."""
+    num_shards: int
+    num_bytes: int
+    """Bytes of its shard files."""
+    failures: dict[str, int]
+    """Clips by reason, most frequent first."""
+
+
+def feature_info(feature: StoredFeature) -> FeatureInfo:
+    """Sum up one feature from its plan and commit records.
+
+    Raises:
+        CorruptStoreError: the plan is damaged.
+    """
+    counts = feature.counts
+    failures: Counter[str] = Counter()
+    if counts[Status.FAILED]:
+        failures.update(clip.reason for clip in feature.records() if clip.status is Status.FAILED)
+    committed = {record.shard for record in feature.committed}
+    return FeatureInfo(
+        name=feature.name,
+        fingerprint=feature.fingerprint,
+        encoder=feature.spec.encoder,
+        shape=feature.shape,
+        stored_dtype=feature.spec.stored_dtype,
+        num_ok=counts[Status.OK],
+        num_failed=counts[Status.FAILED],
+        num_absent=counts[Status.ABSENT],
+        num_pending=_num_pending(feature, committed),
+        num_shards=len(committed),
+        num_bytes=sum(sum(record.file_bytes) for record in feature.committed),
+        failures=dict(failures.most_common()),
+    )
+
+
+def _num_pending(feature: StoredFeature, committed: set[int]) -> int:
+    """Clips that a planned shard without a record is to hold, but for those that a later shard has decided."""
+    num_pending = 0
+    for segment, shard, begin, end in Plan(feature.folder).shards():
+        if shard not in committed:
+            ids = [encoded.decode() for encoded in segment.encoded_ids(begin, end)]
+            known = [clip_id for clip_id, status in zip(ids, feature.statuses(ids), strict=True) if status >= 0]
+            decided = sum(record.shard > shard for record in map(feature.record, known) if record is not None)
+            num_pending += len(ids) - decided
+    return num_pending
+
+
+@dataclass
+class StoreInfo:
+    """Every feature of a store that can be read, and why the others cannot."""
+
+    features: list[FeatureInfo] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+def store_info(store: LocalStore) -> StoreInfo:
+    """Sum up every feature."""
+    found = StoreInfo()
+    for name in store.names:
+        try:
+            found.features.append(feature_info(store[name]))
+        except (CorruptStoreError, SpecError) as error:
+            found.damaged[name] = str(error)
+    return found
+
+
+@dataclass(frozen=True)
+class ClipDescription:
+    """One clip in one feature."""
+
+    feature: StoredFeature
+    record: ClipRecord
+    statistics: dict[str, float]
+    """Of the tokens; empty where there are none."""
+
+
+def describe_clip(store: LocalStore, clip_id: str) -> list[ClipDescription]:
+    """What every feature knows of a clip.
+
+    Raises:
+        MissingFeatureError: no feature has heard of it.
+        CorruptStoreError: its bytes contradict its checksum.
+    """
+    found = []
+    for name in store.names:
+        feature = store[name]
+        record = feature.record(clip_id)
+        if record is not None:
+            numbers = statistics(feature[clip_id]) if record.status is Status.OK else {}
+            found.append(ClipDescription(feature, record, numbers))
+    if not found:
+        known = dict.fromkeys(each for name in store.names for each in store[name].ids)
+        raise MissingFeatureError(
+            f'clip "{clip_id}"',
+            got=f"not in {store.location}",
+            next_step="`fcache info` lists its features." + suggest(clip_id, known),
+            clip_ids=[clip_id],
+        )
+    return found
+
+
+def statistics(tokens: np.ndarray) -> dict[str, float]:
+    """Mean, spread and extremes of (K, D) tokens; norms of tokens, over the width D; how alike neighbours are."""
+    values = tokens.astype(np.float64)
+    norms = np.linalg.norm(values, axis=1)
+    products = (values[1:] * values[:-1]).sum(1)
+    lengths = norms[1:] * norms[:-1]
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "token_norm_min": float(norms.min()),
+        "token_norm_mean": float(norms.mean()),
+        "token_norm_max": float(norms.max()),
+        "zero_tokens": float((norms == 0).sum()),
+        "neighbour_cosine": float((products[lengths > 0] / lengths[lengths > 0]).mean())
+        if (lengths > 0).any()
+        else 0.0,
+    }
+
+
+def heat_map(tokens: np.ndarray, path: Path, title: str = "") -> None:
+    """Draw (K, D) tokens as a PNG: tokens down, channels across, each channel in its own standard deviations.
+
+    Blue is below the channel's mean, red above; averaged where there are more channels than pixels.
+    """
+    values = tokens.astype(np.float32)
+    spread = values.std(0)
+    values = (values - values.mean(0)) / np.where(spread > 0, spread, 1) / CLIPPED_AT
+    columns = np.array_split(np.arange(values.shape[1]), min(HEAT_MAP_PIXELS, values.shape[1]))
+    values = np.stack([values[:, group].mean(1) for group in columns], 1)
+    picture = _colours(values)
+    scale = (max(1, HEAT_MAP_PIXELS // picture.shape[1]), max(1, HEAT_MAP_PIXELS // picture.shape[0]))
+    map_ = Image.fromarray(np.repeat(np.repeat(picture, scale[1], 0), scale[0], 1))
+    sheet = Image.new("RGB", (map_.width + 2 * MARGIN_PIXELS, map_.height + 4 * MARGIN_PIXELS), "white")
+    sheet.paste(map_, (MARGIN_PIXELS, 2 * MARGIN_PIXELS))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN_PIXELS, 4), title, fill="black")
+    pen.text(
+        (MARGIN_PIXELS, MARGIN_PIXELS + 3), f"{tokens.shape[0]} tokens down, {tokens.shape[1]} channels across", "black"
+    )
+    legend = Image.fromarray(_colours(np.linspace(-1, 1, LEGEND_PIXELS, dtype=np.float32)[None]))
+    below = map_.height + 2 * MARGIN_PIXELS + 6
+    sheet.paste(legend.resize((LEGEND_PIXELS, MARGIN_PIXELS // 2)), (MARGIN_PIXELS, below))
+    told = f"-{CLIPPED_AT:g} to +{CLIPPED_AT:g} standard deviations of the channel"
+    pen.text((2 * MARGIN_PIXELS + LEGEND_PIXELS, below - 1), told, fill="black")
+    drawn = io.BytesIO()
+    sheet.save(drawn, "PNG")
+    replace_bytes(path, drawn.getvalue())
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """(H, W) of -1 to 1 in; (H, W, 3) out: blue, white, red."""
+    values = np.clip(values, -1, 1)
+    strength = (255 * (1 - np.abs(values))).astype(np.uint8)
+    full = np.full_like(strength, 255)
+    return np.stack([np.where(values >= 0, full, strength), strength, np.where(values <= 0, full, strength)], -1)
+
+
+def draw_clip(feature: StoredFeature, clip_id: str, folder: str | Path) -> Path:
+    """Draw one clip's tokens into a folder; returns the picture's path."""
+    path = Path(folder) / file_name(clip_id, f".{feature.name}.png")
+    heat_map(feature[clip_id], path, f"{feature.name}: {clip_id}")
+    return path

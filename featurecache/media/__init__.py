@@ -1,0 +1,1 @@
+"""Media of clips: from a recorded file to frames and a waveform."""
