@@ -30,7 +30,6 @@ from torch import nn
 
 from featurecache.errors import WriteError
 from featurecache.files.publish import make_folder, make_temporary_folder, publish_folder, writing
-from featurecache.files.publish import make_folder, publish_folder, writing
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import part_of, trained_parameters

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from featurecache.encoders import AudioView, FramesView
 from featurecache.spec import Spec
+from featurecache.views import AudioView, FramesView
 
 
 class _Array:

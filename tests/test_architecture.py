@@ -78,7 +78,7 @@ CACHE_LAYERS = (
     ("importers",),
     ("cli",),
 )
-"""Rooms of featurecache, lowest first; "" is `featurecache/__init__.py`. Rooms of one layer do not import each other."""
+"""Rooms of featurecache, lowest first; "" is the `__init__` of the package. Rooms of one layer are independent."""
 
 
 def room_of(name: str) -> str:

@@ -19,13 +19,13 @@ from stub_encoders import stub_encoders
 
 from featurecache import load_clips, open_store
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.extract.run import extract
 from featurecache.media.decode import decode, decode_each, header_problem
 from featurecache.media.frame_memory import FrameMemory
 from featurecache.media.frames import FramePicker
 from featurecache.store.protocols import Status
+from featurecache.views import AudioView, FramesView
 
 SIXTEEN = FramesView(16, "uniform", still=False)
 PEAK = FramesView(1, "peak", still=True)

@@ -14,10 +14,10 @@ import pytest
 import recordings as rec
 
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView
 from featurecache.explore.augment import AUGMENTATIONS, augment
 from featurecache.media.decode import decode, decode_each
 from featurecache.media.waveform import WaveformCollector
+from featurecache.views import AudioView
 
 AUDIO = AudioView()
 FORMATS = ("u8", "s16", "s32", "s64", "flt", "dbl")

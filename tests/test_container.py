@@ -18,13 +18,13 @@ from PIL import Image
 from stub_encoders import StubEncoder, stub_encoders
 
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.explore.augment import AUGMENTATIONS, augment
 from featurecache.extract.prepare import prepare
 from featurecache.media.container import FORMATS, opened, unreadable_tags
 from featurecache.media.decode import decode, decode_each, header_problem
 from featurecache.media.durations import stated_duration_s
+from featurecache.views import AudioView, FramesView
 
 AUDIO = AudioView()
 FIRST = FramesView(1, "first", still=True)

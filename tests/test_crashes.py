@@ -20,20 +20,20 @@ from stub_encoders import stub_encoders
 from featurecache import load_clips, open_store
 from featurecache.clips.clip_list import Clip
 from featurecache.clips.crop import Crop
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.extract.run import extract
 from featurecache.maintenance.verify import verify_store
 from featurecache.media.crash_guard import InFlight, left_behind
 from featurecache.media.decode import Absent, decode_each
 from featurecache.media.isolated_decoding import DecodingApart
+from featurecache.views import AudioView, FramesView
 
 NUM_CLIPS = 10
 CRASHING = """
 # Loaded by every interpreter that is started with this folder on its path, so by the child that decodes apart too.
 import ctypes, os, signal, time
 try:
-    from featurecache.media import recording
+    from featurecache.media.decode import recording
 except ImportError:
     pass
 else:
@@ -203,7 +203,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView, FramesView
+from featurecache.views import AudioView, FramesView
 from fusion_train.predict.pipeline import Limits, _guard, _prepare
 from fusion_train.predict.timing import Timings
 

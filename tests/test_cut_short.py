@@ -12,12 +12,12 @@ import recordings as rec
 from test_channels import written
 
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.media.decode import decode, decode_each
 from featurecache.media.extent import extent_of
 from featurecache.media.item_chains import CHAINS
 from featurecache.media.stated_sizes import STATED_SIZES
+from featurecache.views import AudioView, FramesView
 
 AUDIO = AudioView()
 EIGHT = FramesView(8, "uniform", still=False)

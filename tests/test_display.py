@@ -14,9 +14,9 @@ import recordings as rec
 
 from featurecache.clips.clip_list import Clip
 from featurecache.clips.crop import Crop
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.media.decode import decode, decode_each
+from featurecache.views import AudioView, FramesView
 
 FIRST = FramesView(1, "first", still=False)
 EIGHT: dict[str, tuple[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]]] = {

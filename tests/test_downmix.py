@@ -12,12 +12,13 @@ import pytest
 import recordings as rec
 
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView, open_encoder
+from featurecache.encoders import open_encoder
 from featurecache.encoders.whisper import WhisperEncoder
 from featurecache.errors import EncoderError, MediaError
 from featurecache.extract.pipeline import forward_key
 from featurecache.media.channels import channel_weights
 from featurecache.media.decode import decode, decode_each
+from featurecache.views import AudioView
 
 MEAN, STANDARD = AudioView(), AudioView(channels="standard")
 SIDE, BOTH = 0.5, 0.5**0.5

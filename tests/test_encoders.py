@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Blip2VisionModel, WhisperFeatureExtractor, WhisperModel
 
-from featurecache.encoders import AudioView, FramesView, encoder_factory, open_encoder, registered
+from featurecache.encoders import encoder_factory, open_encoder, registered
 from featurecache.encoders.pooling import average_over_grid, average_over_time, windows
 from featurecache.errors import EncoderError, WeightsError
 from featurecache.spec import Spec
+from featurecache.views import AudioView, FramesView
 
 
 @pytest.fixture(scope="module")

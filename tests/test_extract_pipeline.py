@@ -16,12 +16,13 @@ from stub_encoders import StubEncoder, stub_encoders
 
 from featurecache import load_clips, open_store
 from featurecache.clips.clip_list import ClipList
-from featurecache.encoders import AudioView, Encoder, open_encoder
+from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import EncoderError, WriteError
 from featurecache.extract.pipeline import Batch, Lanes, Member, forward_key
 from featurecache.extract.run import extract
 from featurecache.extract.stats import Summary, Tally, merged
 from featurecache.store.protocols import Status
+from featurecache.views import AudioView
 
 NUM_CLIPS = 12
 

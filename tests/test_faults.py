@@ -18,13 +18,13 @@ from stub_encoders import StubEncoder, stub_encoders
 from featurecache import load_clips, open_store
 from featurecache.cli import main
 from featurecache.clips.clip_list import ClipList
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
-from featurecache.extract import prepare as preparation
 from featurecache.extract.run import extract
+from featurecache.extract.run import prepare as preparation
 from featurecache.maintenance.retry import retry
-from featurecache.media import decode as media
+from featurecache.media.decode import decode as media
 from featurecache.store.protocols import Status
+from featurecache.views import AudioView, FramesView
 
 NUM_CLIPS = 12
 

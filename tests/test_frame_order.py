@@ -12,9 +12,9 @@ import pytest
 import recordings as rec
 
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.media.decode import decode, decode_each
+from featurecache.views import AudioView, FramesView
 
 NUM = 20
 ORDER = list(range(NUM))

@@ -11,10 +11,10 @@ import pytest
 
 from featurecache.clips.clip_list import Clip
 from featurecache.clips.crop import Crop
-from featurecache.encoders import AudioView, FramesView
 from featurecache.files import hashing
 from featurecache.files.hashing import cache_folder, file_sha256
 from featurecache.media.source_hash import clip_source
+from featurecache.views import AudioView, FramesView
 
 AUDIO, PEAK = AudioView(), FramesView(1, "peak", still=True)
 

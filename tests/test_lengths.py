@@ -14,11 +14,11 @@ from stub_encoders import stub_encoders
 from featurecache import load_clips, open_store
 from featurecache.cli import main
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView, FramesView
 from featurecache.extract.run import extract
 from featurecache.media.decode import decode_each
 from featurecache.media.durations import differences_in_words, length_difference, length_differences
 from featurecache.store.protocols import Status
+from featurecache.views import AudioView, FramesView
 
 VIEWS = [AudioView(), FramesView(4, "uniform", still=False)]
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from featurecache.clips.clip_list import Clip
 from featurecache.clips.crop import Crop
-from featurecache.encoders import AudioView, FramesView
 from featurecache.errors import MediaError
 from featurecache.media.decode import Absent, decode, decode_each, frame_indices, media_files
 from featurecache.media.frames import FramePicker
+from featurecache.views import AudioView, FramesView
 
 AUDIO = AudioView()
 ALL_FRAMES = FramesView(20, "uniform", still=False)

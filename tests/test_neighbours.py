@@ -16,13 +16,14 @@ from PIL import Image
 
 from featurecache import load_clips, open_store
 from featurecache.clips.clip_list import ClipList
-from featurecache.encoders import AudioView, Encoder, open_encoder
+from featurecache.encoders import Encoder, open_encoder
 from featurecache.encoders.pooling import average_over_time
 from featurecache.errors import FingerprintError
 from featurecache.extract.pipeline import forward_key, pool, stack
 from featurecache.extract.run import extract
 from featurecache.media.decode import decode
 from featurecache.spec import Spec
+from featurecache.views import AudioView
 
 BATCH = 3
 POOLED_SOUND = ({"pooling": "padded"}, {"pooling": "valid"}, {"pooling": "valid", "tokens": 5})

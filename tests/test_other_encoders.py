@@ -12,11 +12,12 @@ from checkpoints import save_eva, save_whisper
 from hf_networks import AUDIO, CROPPED, IMAGE, PICTURE, SPEECH, STABLE, save
 from safetensors.torch import load_file, save_file
 
-from featurecache.encoders import FramesView, encoder_factory, open_encoder
+from featurecache.encoders import encoder_factory, open_encoder
 from featurecache.encoders.pooling import average_over_time
 from featurecache.errors import EncoderError, WeightsError
 from featurecache.media.frames import frame_indices
 from featurecache.spec import Spec
+from featurecache.views import FramesView
 
 
 def reference(folder: Path, family: str) -> torch.nn.Module:

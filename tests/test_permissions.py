@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from featurecache.store import publish
-from featurecache.store.publish import TemporaryFile, make_temporary_folder, publish_folder, replace_bytes, sweep
+from featurecache.files import publish
+from featurecache.files.publish import TemporaryFile, make_temporary_folder, publish_folder, replace_bytes, sweep
 from fusion_train import checkpoint
 
 

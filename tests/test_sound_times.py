@@ -12,9 +12,9 @@ import recordings as rec
 from test_channels import written
 
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import AudioView
 from featurecache.errors import MediaError
 from featurecache.media.decode import decode, decode_each
+from featurecache.views import AudioView
 
 AUDIO = AudioView()
 BURST = (np.sin(2 * np.pi * 1000 * np.arange(320) / rec.RATE) * np.hanning(320)).astype(np.float32)  # 20 ms

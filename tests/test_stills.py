@@ -13,9 +13,9 @@ import recordings as rec
 from PIL import Image, ImageCms
 
 from featurecache.clips.clip_list import Clip
-from featurecache.encoders import FramesView
 from featurecache.errors import MediaError
 from featurecache.media.decode import decode, decode_each, header_problem
+from featurecache.views import FramesView
 
 PEAK = FramesView(1, "peak", still=True)
 LEVELS = np.linspace(0, 65_535, rec.HEIGHT * rec.WIDTH).round().astype(np.uint16).reshape(rec.HEIGHT, rec.WIDTH)

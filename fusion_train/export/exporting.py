@@ -23,9 +23,6 @@ from featurecache.clips.clip_list import load_clips
 from featurecache.encoders import Encoder
 from featurecache.encoders.network import resolve_device
 from featurecache.files.lease import beside, sole_writer
-from featurecache.files.publish import make_folder, publish_folder, require_writable, writing
-from featurecache.spec import Spec
-from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import (
     make_folder,
     make_temporary_folder,
@@ -33,6 +30,7 @@ from featurecache.files.publish import (
     require_writable,
     writing,
 )
+from featurecache.spec import Spec
 from featurecache.views import View
 from fusion_train import checkpoint
 from fusion_train.assemble import Workbench, reassemble

@@ -36,7 +36,6 @@ from featurecache.files.publish import (
     require_writable,
     writing,
 )
-from featurecache.files.publish import make_folder, publish_folder, require_writable, writing
 from featurecache.views import AudioView, View
 from fusion_train.errors import ExportError
 from fusion_train.export.exporting import refuse_occupied

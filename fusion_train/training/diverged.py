@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file, save
 
 from featurecache.files.publish import make_folder, replace_bytes
-from featurecache.files.publish import make_folder, writing
 from fusion_train.assemble import Workbench, assemble
 from fusion_train.checkpoint import copy_strictly
 from fusion_train.data.samples import Sample
