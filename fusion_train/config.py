@@ -21,13 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from featurecache.errors import suggest
 from featurecache.spec import canonical_json
-from fusion_train.data.mixture import OnAbsent
-from fusion_train.data.prompt_limits import TooLong
-from fusion_train.data.prompts import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 from fusion_train.errors import ConfigError, refuse_unknown
-from fusion_train.models.streams import MODALITIES
+from fusion_train.models.token_streams import MODALITIES
+from fusion_train.prompts.limits import TooLong
+from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 
 DEFAULT = "emotion_llama_v2"
+OnAbsent = Literal["refuse", "leave_out"]
+"""What to do about something that a setting names and the data lack."""
 MAX_EXTENDED = 8
 MAX_VALUES = 100_000
 """Of one YAML document, an alias counted as often as it stands."""

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from fusion_train import checkpoint
-from fusion_train.assemble import assemble
 from fusion_train.config import Config
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import trained_parameters
 from fusion_train.run import Run
-from fusion_train.training.continuing import make_record
+from fusion_train.run_context import assemble
 from fusion_train.training.optimizer import make_optimizer
+from fusion_train.training.resume import make_record
 
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"llama_proj\.(weight|bias)", r"projectors.image.\1"),

@@ -37,7 +37,7 @@ from fusion_train.data.samples import LabelSets
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.metric_lines import read_metrics
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.token_streams import FeatureShapes
 
 LOCK = ".writer"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusion_train.comparison import Variance, compare, compare_all, detectable, holm, needed_for
 from fusion_train.metrics.scored import Scored, mean_of
+from fusion_train.statistics.comparison import Variance, compare, compare_all, detectable, holm, needed_for
 
 
 def scored(values, of_set: bool = False) -> Scored:

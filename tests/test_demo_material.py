@@ -28,7 +28,7 @@ from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
 
 from featurecache.clips.clip_list import load_clips
 from featurecache.encoders import open_encoder
-from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
+from fusion_train.prompts.prompt import PromptFormat, encode_answer, encode_prompt, find_task
 
 
 @pytest.fixture(scope="module")

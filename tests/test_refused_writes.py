@@ -31,7 +31,7 @@ from featurecache.errors import WriteError
 from featurecache.files import publish
 from featurecache.files.publish import disk_error, replace_bytes, require_writable, writing
 from fusion_train import cli as trainer_cli
-from fusion_train.evaluation.lines import AppendedLines, read_lines
+from fusion_train.evaluation.append_only import AppendedLines, read_lines
 
 OUTPUTS = {"--out", "--sheet", "--look", "--plot"}
 CHECKED_LATER = {("import", "--out")}

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fusion_train.report.page import Page
-from fusion_train.report.tables import Table
-from fusion_train.report.terminal import for_terminal
+from fusion_train.report.tables import Table, for_terminal
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from scipy import stats
 
 from fusion_train.metrics.registry import score
 from fusion_train.metrics.scored import Scored, mean_of
-from fusion_train.selection import bound, correct, expected_maximum
+from fusion_train.statistics.selection import bound, correct, expected_maximum
 
 ALIKE_IN_CLUSTER = 0.05
 

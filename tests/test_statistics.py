@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusion_train.statistics import MAX_GROUPS, Jackknife, difference_interval, interval_of, jackknife
+from fusion_train.statistics.intervals import MAX_GROUPS, Jackknife, difference_interval, interval_of, jackknife
 
 
 def mean_of(values: np.ndarray):

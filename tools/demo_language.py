@@ -22,8 +22,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
-from fusion_train.models.streams import SOFT_TOKEN
+from fusion_train.models.token_streams import SOFT_TOKEN
+from fusion_train.prompts.prompt import PromptFormat, encode_answer, encode_prompt, find_task
 
 HIDDEN = 128
 NUM_BLOCKS = 2

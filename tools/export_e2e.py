@@ -15,7 +15,7 @@ import click
 from rich.table import Table
 
 from featurecache.console import OutputPath, TrainerTool, say, tables
-from fusion_train.cli_predict import encoder_places
+from fusion_train.cli.predict import encoder_places
 
 
 @click.command(cls=TrainerTool, context_settings={"max_content_width": 100})
@@ -50,7 +50,7 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
     number = given["check"].isdigit()
     if number and not int(given["check"]):
         raise click.UsageError("--check: expected at least 1")
-    from fusion_train.export.exporting import NUM_CHECKED, Sources, export_run, verify_export
+    from fusion_train.export.export_run import NUM_CHECKED, Sources, export_run, verify_export
     from fusion_train.run import Run
 
     run = Run(folder) if folder else None

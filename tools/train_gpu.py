@@ -26,18 +26,17 @@ from torch.nn import functional as F
 from train_material import SHAPES, save_clips, save_store, save_tokenizer
 from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
 
-from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import load_config
-from fusion_train.data.feeding import Feed
-from fusion_train.data.streams import make_stream
-from fusion_train.language_model import llm_config
-from fusion_train.planning.peak import measured_peak_flops
-from fusion_train.planning.sizes import work_of
+from fusion_train.data.loader import Feed
+from fusion_train.llm.loading import llm_config
+from fusion_train.planning.memory_budget import choose_budget
+from fusion_train.planning.sizes import measured_peak_flops, work_of
+from fusion_train.run_context import Workbench, assemble
 from fusion_train.training.devices import place
-from fusion_train.training.memory_budget import choose_budget
 from fusion_train.training.optimizer import make_optimizer
+from fusion_train.training.sample_stream import make_stream
 from fusion_train.training.step import train_step
-from fusion_train.training.tally import Tally
+from fusion_train.training.step_metrics import Tally
 
 NUM_CLIPS = 96
 CASE_S = {"cuda": 900.0, "cpu": 120.0}

@@ -20,14 +20,14 @@ import featurecache
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.errors import FingerprintError, MissingFeatureError
 from featurecache.store.protocols import ClipRecord, Feature, Status
+from fusion_train.data.batch_buffer import Arena, Spec
 from fusion_train.data.packing import Encoded, pack
-from fusion_train.data.prompt_limits import PromptLimits
-from fusion_train.data.prompts import PromptFormat, Task, encode_answer, encode_prompt
 from fusion_train.data.samples import Asked, Sample
-from fusion_train.data.staging import Arena, Spec
 from fusion_train.errors import DataError
 from fusion_train.models.packed_attention import Layout
-from fusion_train.models.streams import MODALITIES, FeatureShapes
+from fusion_train.models.token_streams import MODALITIES, FeatureShapes
+from fusion_train.prompts.limits import PromptLimits
+from fusion_train.prompts.prompt import PromptFormat, Task, encode_answer, encode_prompt
 
 ROW = ("token_ids", "position_ids", "kept", "targets", "owners")
 

@@ -9,12 +9,10 @@ of all that with a notice; `refuse` makes a dataset that is not at hand an error
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal
 
 from featurecache.errors import suggest
+from fusion_train.config import OnAbsent
 from fusion_train.errors import DataError
-
-OnAbsent = Literal["refuse", "leave_out"]
 
 
 def weigh_datasets(

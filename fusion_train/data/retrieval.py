@@ -27,10 +27,10 @@ from featurecache.explore.leaks import cautious_rule
 from featurecache.explore.projection import COPIES, OVERALL, Space
 from featurecache.explore.search import Neighbourhood, open_neighbourhood
 from featurecache.spec import Spec
-from fusion_train.data.encoding_text import Words, encode_text
-from fusion_train.data.prompts import PromptFormat, Task
 from fusion_train.errors import ConfigError
 from fusion_train.models.recall import PADDING
+from fusion_train.prompts.encoding_text import Words, encode_text
+from fusion_train.prompts.prompt import PromptFormat, Task
 
 MAX_REASON_WORDS = 20
 MAX_REMEMBERED = 1 << 16

@@ -19,12 +19,12 @@ import numpy as np
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.clips.clip_rows import SCORE_SUFFIX
 from featurecache.outside_text import shown
-from fusion_train.config import DataConfig
-from fusion_train.data.mixture import OnAbsent, weigh_datasets
+from fusion_train.config import DataConfig, OnAbsent
+from fusion_train.data.mixture import weigh_datasets
 from fusion_train.data.pool import Pool
-from fusion_train.data.prompt_limits import longest
-from fusion_train.data.prompts import MAX_ANSWER_TOKENS, Task, encode_answer, find_task, think_answer
 from fusion_train.errors import DataError
+from fusion_train.prompts.limits import longest
+from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, Task, encode_answer, find_task, think_answer
 from fusion_train.seeding import generator
 
 LabelSets = Mapping[str, Mapping[str, Sequence[str]]]

@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.data.batches import Collator
-from fusion_train.data.prompts import MAX_TEXT_WORDS, Task, find_task
 from fusion_train.data.samples import AnswerLimits, LabelSets, Sample, answers_of, closed_set
 from fusion_train.errors import DataError
+from fusion_train.prompts.prompt import MAX_TEXT_WORDS, Task, find_task
 
 SHOWN_CLIPS = 5
 RECALLED_TOKENS = 2000

@@ -16,7 +16,7 @@ from fusion_train.evaluation.score_report import scale_of
 from fusion_train.evaluation.scoring import BenchScores, SetScore
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
-from fusion_train.statistics import MIN_CLUSTERS, Interval, difference_interval, jackknife
+from fusion_train.statistics.intervals import MIN_CLUSTERS, Interval, difference_interval, jackknife
 
 
 @dataclass(frozen=True)

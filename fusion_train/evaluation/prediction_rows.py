@@ -15,7 +15,7 @@ from featurecache.clips.clip_list import ClipList
 from featurecache.errors import suggest
 from featurecache.files.csv_rows import read_csv
 from fusion_train.errors import DataError
-from fusion_train.evaluation.lines import read_lines
+from fusion_train.evaluation.append_only import read_lines
 
 Row = Mapping[str, Any]
 

@@ -21,8 +21,8 @@ from fusion_train.evaluation.scoring import BenchScores, SetScore
 from fusion_train.metrics.scored import Scored
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
-from fusion_train.selection import Selection
-from fusion_train.statistics import clusters_missing
+from fusion_train.statistics.intervals import clusters_missing
+from fusion_train.statistics.selection import Selection
 
 OURS = "ours"
 CORRECTED = ("corrected", "corrected from", "corrected to", "best of")

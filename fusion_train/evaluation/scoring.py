@@ -13,11 +13,11 @@ from typing import Any
 
 from featurecache.clips.clip_list import NO_VALUES
 from fusion_train.errors import DataError
-from fusion_train.evaluation.benches import Bench, BenchSet
+from fusion_train.evaluation.benchmarks import Bench, BenchSet
 from fusion_train.metrics.registry import score
 from fusion_train.metrics.scored import Scored, Settings
-from fusion_train.selection import Selection
-from fusion_train.statistics import Interval, interval_of, jackknife
+from fusion_train.statistics.intervals import Interval, interval_of, jackknife
+from fusion_train.statistics.selection import Selection
 
 THE_REST = "the rest"
 

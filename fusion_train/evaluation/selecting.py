@@ -12,7 +12,7 @@ from dataclasses import replace
 from fusion_train.errors import DataError
 from fusion_train.evaluation.contrast import refuse_other_clips
 from fusion_train.evaluation.scoring import BenchScores, Mean, SetScore
-from fusion_train.selection import best_of, bound, correct
+from fusion_train.statistics.selection import best_of, bound, correct
 
 
 def select(candidates: Mapping[str, BenchScores], num_candidates: int, correlation: float | None) -> BenchScores:

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from fusion_train.data.encoding_text import Words, encode_text
 from fusion_train.errors import ModelError
-from fusion_train.evaluation.lines import AppendedLines, read_lines
+from fusion_train.evaluation.append_only import AppendedLines, read_lines
+from fusion_train.prompts.encoding_text import Words, encode_text
 
 MAX_REPLY_TOKENS = 512
 TIMEOUT_S = 300
@@ -69,7 +69,7 @@ class LocalModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from fusion_train.language_model import load_llm, load_tokenizer
+        from fusion_train.llm.loading import load_llm, load_tokenizer
         from fusion_train.processes import this_process
 
         device = this_process().device

@@ -8,9 +8,9 @@ from typing import Any
 
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import markdown_text
-from fusion_train.assemble import Workbench
 from fusion_train.models.parts import count_by_part
 from fusion_train.run import Run
+from fusion_train.run_context import Workbench
 
 USE = """\
 ```python

@@ -15,9 +15,10 @@ from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import markdown_text
 from featurecache.spec import Spec
 from fusion_train.documents import write_document
+from fusion_train.remote.integrity import PAGE_NAME
+from fusion_train.remote.parity_notice import CERTIFICATE
 
 FORMAT = 1
-JSON_NAME, PAGE_NAME = "certificate.json", "CERTIFICATE.md"
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 QUANTISED = {"int8": 1 / 127, "float8": 2.0**-4}
 """One step of a quantised store, relative to the largest value of its channel."""
@@ -154,7 +155,7 @@ def write_certificate(folder: Path, about: Mapping[str, Any], figures: Sequence[
         "figures": [asdict(figure) | {"passed": figure.passed} for figure in figures],
         "clips": list(rows),
     }
-    write_document(folder / JSON_NAME, document)
+    write_document(folder / CERTIFICATE, document)
     replace_bytes(folder / PAGE_NAME, page(document).encode())
 
 

@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from fusion_train.assemble import Workbench
 from fusion_train.data.retrieval import RecalledTokens, memory_of
 from fusion_train.evaluation.evaluate import MAX_NEW_TOKENS
 from fusion_train.export.alignment import align_file
@@ -35,6 +34,7 @@ from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.run_context import Workbench
 
 MAX_SHARD_SIZE = "5GB"
 Constants = Mapping[str, Mapping[str, Tensor]]

@@ -34,11 +34,11 @@ from featurecache.errors import FingerprintError
 from featurecache.media.decode import media_files
 from featurecache.media.source_hash import clip_source
 from featurecache.views import View
-from fusion_train.assemble import Workbench
-from fusion_train.data.prompts import encode_answer, find_task
 from fusion_train.data.samples import Sample, answer_of, closed_set
 from fusion_train.errors import DataError, ParityError
 from fusion_train.models.answering import greedy_text, label_log_probabilities, positions
+from fusion_train.prompts.prompt import encode_answer, find_task
+from fusion_train.run_context import Workbench
 
 MAX_NEW_TOKENS = 64
 """Of the greedy texts compared."""

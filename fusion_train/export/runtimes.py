@@ -38,7 +38,7 @@ from featurecache.files.publish import (
 )
 from featurecache.views import AudioView, View
 from fusion_train.errors import ExportError
-from fusion_train.export.exporting import refuse_occupied
+from fusion_train.export.export_run import refuse_occupied
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.remote.encoding import needs_valid, rebuild_encoder
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM

@@ -14,7 +14,7 @@ from fusion_train.metrics.classification import ClassificationScores, ClassScore
 from fusion_train.metrics.multi_label import MultiLabelScores, multi_label_scores
 from fusion_train.metrics.overlap import LexicalJudge, OverlapScores, overlap_scores
 from fusion_train.metrics.sentiment import SentimentScores, sentiment_scores, three_way_sentiment_scores
-from fusion_train.metrics.wheel_scores import HitRate, OpenVocabularyScores, hit_rate, open_vocabulary_scores
+from fusion_train.metrics.wheel_metrics import HitRate, OpenVocabularyScores, hit_rate, open_vocabulary_scores
 from fusion_train.metrics.wheels import EmotionWheels
 
 __all__ = [

@@ -17,7 +17,7 @@ import numpy as np
 
 from fusion_train.errors import DataError
 from fusion_train.metrics.pairing import paired_ids
-from fusion_train.metrics.wheel_scores import harmonic
+from fusion_train.metrics.wheel_metrics import harmonic
 
 Kind = Literal["clue", "label"]
 KINDS: tuple[Kind, ...] = ("clue", "label")

@@ -8,7 +8,7 @@ from typing import Any
 
 from featurecache.errors import suggest
 from fusion_train.errors import ConfigError, refuse_unknown
-from fusion_train.metrics import entries
+from fusion_train.metrics import metric_functions as entries
 from fusion_train.metrics.scored import Scored, Settings
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fusion_train.models.modality_mlp import ModalityMLPs
+from fusion_train.models.fusion_inputs import ModalityMLPs
 
 
 class Attention(nn.Module):

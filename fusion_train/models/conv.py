@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusion_train.models.modality_mlp import ModalityMLPs
+from fusion_train.models.fusion_inputs import ModalityMLPs
 
 NUM_CONV_BLOCKS = 4
 

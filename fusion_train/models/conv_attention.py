@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_train.models.conv import ConvBranch
-from fusion_train.models.modality_mlp import ModalityMLPs, mlp
+from fusion_train.models.fusion_inputs import ModalityMLPs, mlp
 
 
 class ConvAttention(nn.Module):

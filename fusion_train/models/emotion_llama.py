@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from fusion_train.models.fusion_inputs import fusion_inputs
 from fusion_train.models.packed_attention import Layout, row_logits
 from fusion_train.models.projectors import Projectors, join_patches
-from fusion_train.models.streams import DEFAULT_FUSION_TOKENS, SOFT_TOKEN, STREAMS, FeatureShapes
+from fusion_train.models.token_streams import DEFAULT_FUSION_TOKENS, SOFT_TOKEN, STREAMS, FeatureShapes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fusion_train.models.streams import PATCHES_PER_TOKEN
+from fusion_train.models.token_streams import PATCHES_PER_TOKEN
 
 
 class Projectors(nn.ModuleDict):

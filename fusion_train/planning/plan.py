@@ -16,17 +16,17 @@ from featurecache.errors import StoreError
 from fusion_train.config import Config
 from fusion_train.data.batches import Collator, FeatureReader
 from fusion_train.data.packing import pack
-from fusion_train.data.prompt_limits import PromptLimits
 from fusion_train.data.samples import SampleStream, answer_limits, label_sets, near_classes
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import ModelError
-from fusion_train.language_model import llm_config, load_tokenizer, positions_of, refuse_foreign_tokens
+from fusion_train.llm.loading import llm_config, load_tokenizer, positions_of, refuse_foreign_tokens
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import count_by_part, learning_parameters
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.token_streams import FeatureShapes
 from fusion_train.planning import costs
+from fusion_train.planning.memory_budget import COMPUTE, SAFETY, smaller_rows, within
 from fusion_train.planning.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
-from fusion_train.training.memory_budget import COMPUTE, SAFETY, smaller_rows, within
+from fusion_train.prompts.limits import PromptLimits
 
 ASSUMED_TEXT_TOKENS = 120
 ASSUMED_ANSWER_TOKENS = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,12 @@ from transformers.pytorch_utils import Conv1D
 from fusion_train.config import Config
 from fusion_train.data.samples import Asked
 from fusion_train.errors import ConfigError
-from fusion_train.language_model import build_model, llm_config, skeleton
+from fusion_train.llm.loading import build_model, llm_config, skeleton
 from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import count_by_part
 from fusion_train.models.probe import Probe
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.token_streams import FeatureShapes
 from fusion_train.planning.costs import LlmShape, LoraShape, sample_flops
 
 
@@ -113,3 +114,21 @@ def adapter_work(model: EmotionLlama) -> int:
     parts = count_by_part(model)
     work = parts.get("fusion", 0) * model.fusion_tokens
     return work + sum(parts.get(f"projectors.{stream}", 0) * count for stream, count in counts.items())
+
+
+SIZES = {"cuda": 8192, "cpu": 512}
+ROUNDS = {"cuda": 20, "cpu": 5}
+
+
+def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the best of several square matrix products."""
+    size = SIZES.get(device.type, SIZES["cpu"])
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(ROUNDS.get(device.type, ROUNDS["cpu"]) + 1):  # the first warms up
+        began = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

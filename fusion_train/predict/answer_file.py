@@ -16,7 +16,7 @@ from typing import Any
 
 from featurecache.files.jsonl import read_objects
 from fusion_train.errors import DataError
-from fusion_train.evaluation.lines import AppendedLines
+from fusion_train.evaluation.append_only import AppendedLines
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.pipeline import Answer
 from fusion_train.predict.question import Question

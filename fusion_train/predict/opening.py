@@ -21,8 +21,8 @@ from transformers.utils import logging
 
 from featurecache.encoders.network import resolve_device
 from fusion_train.errors import ExportError
-from fusion_train.export.integrity import read_certificate, refuse_changed_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
+from fusion_train.remote.integrity import read_certificate, refuse_changed_files
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from featurecache.clips.clip_list import Clip
 from featurecache.errors import suggest
-from fusion_train.data.prompts import Task, find_task
 from fusion_train.errors import ConfigError
+from fusion_train.prompts.prompt import Task, find_task
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
 MAX_NEW_TOKENS = 200

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from featurecache.spec import Spec
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.token_streams import FeatureShapes
 
 
 class EmotionLlamaConfig(PreTrainedConfig):

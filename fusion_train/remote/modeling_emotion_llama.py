@@ -31,11 +31,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from featurecache.encoders import Encoder
 from featurecache.encoders.network import FrozenNetwork, align, round_products
 from featurecache.errors import WeightsError
+from fusion_train.models.absent_constants import StandIns
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
 from fusion_train.models.emotion_llama import Abilities, EmotionLlama, llm_width
 from fusion_train.models.recall import Recall
-from fusion_train.models.stand_ins import StandIns
-from fusion_train.models.streams import IGNORED_LABEL, SOFT_TOKEN
+from fusion_train.models.token_streams import IGNORED_LABEL, SOFT_TOKEN
 from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig

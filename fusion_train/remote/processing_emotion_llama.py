@@ -23,11 +23,11 @@ from featurecache.clips.crop import parse_crop
 from featurecache.errors import MediaError
 from featurecache.media.decode import Absent, Decoded, decode_each
 from featurecache.views import View
-from fusion_train.data.prompt_limits import PromptLimits, TooLong
-from fusion_train.data.prompts import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.errors import DataError
 from fusion_train.models.answering import pad_left
 from fusion_train.models.recall import RECALL_TOKEN
+from fusion_train.prompts.limits import PromptLimits, TooLong
+from fusion_train.prompts.prompt import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
 

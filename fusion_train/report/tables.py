@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import rich.table
+
 from featurecache.outside_text import html_text, one_line, printable
 
 Cell = str | float | int | None
@@ -94,3 +96,19 @@ def _side(right: bool) -> str:
 
 def _latex(text: str) -> str:
     return one_line(text).translate(_LATEX)
+
+
+WIDEST_NAME = 24  # characters of a first column that stays on one line
+
+
+def for_terminal(table: Table, title: str = "") -> rich.table.Table:
+    """The same rows for `rich`; columns of numbers stand on the right."""
+    drawn = rich.table.Table(title=title or table.caption or None, title_justify="left",
+                             caption=table.note or None, caption_justify="left")  # fmt: skip
+    for column, (name, right) in enumerate(zip(table.header, table.numeric(), strict=True)):
+        widest = max((len(shown(row[column])) for row in table.rows), default=0)
+        whole = column == 0 and widest <= WIDEST_NAME  # what a row is about is not cut
+        drawn.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=whole)
+    for number, row in enumerate(table.rows):
+        drawn.add_row(*map(shown, row), style="bold" if number in table.emphasised else None)
+    return drawn

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 
 from featurecache.errors import FeatureCacheError
-from fusion_train.assemble import assemble
 from fusion_train.config import Config
 from fusion_train.data.batches import FeatureReader
 from fusion_train.errors import ConfigError, DataError
@@ -13,13 +12,14 @@ from fusion_train.planning.cautions import cautions, split_sizes
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.processes import this_process
-from fusion_train.sweeps.companies import batch_key
-from fusion_train.sweeps.expectation import told_before
+from fusion_train.run_context import assemble
+from fusion_train.sweeps.expected_power import told_before
+from fusion_train.sweeps.grouping import batch_key
 from fusion_train.sweeps.halving import rung_steps
+from fusion_train.sweeps.job import Cost
 from fusion_train.sweeps.probe_tier import announce
 from fusion_train.sweeps.scored_weights import choosing_splits, optimism_notice, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep
-from fusion_train.sweeps.work import Cost
 
 
 def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> dict[str, Cost | None]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from featurecache.interrupt import Interrupted
 from fusion_train.sweeps.engines import Crew
-from fusion_train.sweeps.work import Answer, Group
+from fusion_train.sweeps.job import Answer, Group
 
 
 def dispatch(

@@ -12,11 +12,12 @@ Risk. A variant that learns slowly and would have won is dropped unseen: what is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from scipy import stats
 
-from fusion_train.sweeps.sweep_file import Halving
+from fusion_train.sweeps.sweep_file import Halving, Sweep, Trial
+from fusion_train.sweeps.trials import FAILED, STOPPED, WAITING, TrialTable
 
 
 def rung_steps(halving: Halving | None, steps: int) -> list[int]:
@@ -43,3 +44,38 @@ def rank_correlation(early: Mapping[str, float], late: Mapping[str, float]) -> f
     if len(common) < 3 or any(len(set(each)) == 1 for each in values):
         return None
     return float(stats.spearmanr(*values).statistic)
+
+
+def stop_those_behind(
+    sweep: Sweep, table: TrialTable, trials: Sequence[Trial], rung: int, say: Callable[[str], None]
+) -> None:
+    """Judge trials by their scores at a rung; one that was not scored there goes on.
+
+    Those stopped there before count too, so that a sweep that goes on comes to the same judgement again.
+    """
+    assert sweep.halving is not None
+    scores: dict[str, list[float]] = {}
+    for trial in trials:
+        outcome = table.outcome(trial)
+        if outcome.state != FAILED and str(rung) in outcome.rungs:
+            scores.setdefault(trial.variant, []).append(outcome.rungs[str(rung)])
+    stop_behind(sweep, table, trials, scores, sweep.halving.keep, f"after step {rung}", say)
+
+
+def stop_behind(
+    sweep: Sweep,
+    table: TrialTable,
+    trials: Sequence[Trial],
+    scores: Mapping[str, Sequence[float]],
+    keep: float,
+    where: str,
+    say: Callable[[str], None],
+) -> None:
+    """Stop the waiting trials of variants that are behind by these scores; the table keeps where that was."""
+    going_on = survivors(scores, sweep.reference, keep)
+    stopped = [trial for trial in trials if trial.variant in scores and trial.variant not in going_on
+               and table.outcome(trial).state == WAITING]  # fmt: skip
+    for variant in dict.fromkeys(trial.variant for trial in stopped):
+        say(f"{variant}: behind {where}, stopped")
+    for trial in stopped:
+        table.write(trial, state=STOPPED, stopped=f"behind {where}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from fusion_train.sweeps.judge import stop_behind
+from fusion_train.sweeps.halving import stop_behind
 from fusion_train.sweeps.scheduling import Round
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, TrialTable

@@ -13,10 +13,10 @@ from matplotlib.ticker import LogFormatter
 
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
-from fusion_train.comparison import Comparison
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
 from fusion_train.run import Run
+from fusion_train.statistics.comparison import Comparison
 from fusion_train.sweeps.results import Results
 from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, Outcome

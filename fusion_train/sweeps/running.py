@@ -23,17 +23,17 @@ from fusion_train.documents import read_document, write_document
 from fusion_train.errors import DataError, ListChangedError
 from fusion_train.run import LOCK, Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
-from fusion_train.sweeps.companies import companies, shares_base
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines import Crew, here
-from fusion_train.sweeps.expectation import told_before
-from fusion_train.sweeps.judge import stop_those_behind
+from fusion_train.sweeps.expected_power import told_before
+from fusion_train.sweeps.grouping import companies, shares_base
+from fusion_train.sweeps.halving import stop_those_behind
+from fusion_train.sweeps.job import ABOUT, PREDICTIONS, Answer, Cost, Group, Trained, Work
 from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.scheduling import Round, rounds
 from fusion_train.sweeps.scored_weights import BEST, choosing_splits, refuse_without_halves, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
-from fusion_train.sweeps.work import ABOUT, PREDICTIONS, Answer, Cost, Group, Trained, Work
 
 SAYS, DELETE_IT = "what a sweep says of itself", "Delete it and run the same command."
 

@@ -47,9 +47,9 @@ from fusion_train.config import (
     stage_settings,
     validate,
 )
-from fusion_train.data.prompts import find_task
 from fusion_train.errors import ConfigError
-from fusion_train.sweeps.measure import Measure, choose_measure
+from fusion_train.prompts.prompt import find_task
+from fusion_train.sweeps.compared_metric import Measure, choose_measure
 
 DEFAULT_SEEDS = (0, 1, 2)
 PROBE = "probe"

@@ -14,9 +14,9 @@ from fusion_train.errors import ConfigError
 from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import trained_parameters
-from fusion_train.planning.peak import measured_peak_flops
+from fusion_train.planning.memory_budget import Budget, fitting
+from fusion_train.planning.sizes import measured_peak_flops
 from fusion_train.processes import this_process
-from fusion_train.training.memory_budget import Budget, fitting
 from fusion_train.training.parallel import equal_on_all, shard_base
 
 SMALLER_BASE = "Set model.quantised=nf4; fusion-train plan --gpu NAME says what fits."

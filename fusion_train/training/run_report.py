@@ -17,7 +17,7 @@ from featurecache.outside_text import figure_text
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.errors import DataError
-from fusion_train.evaluation.lines import read_lines
+from fusion_train.evaluation.append_only import read_lines
 from fusion_train.metric_lines import Row, read_metrics
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table

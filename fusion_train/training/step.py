@@ -19,10 +19,10 @@ from fusion_train.data.batches import Batch
 from fusion_train.errors import DivergedError
 from fusion_train.models.parts import learning_parameters
 from fusion_train.seeding import derive
-from fusion_train.training.objective import loss_of, total_of
+from fusion_train.training.loss import loss_of, total_of
 from fusion_train.training.optimizer import gradient_norms
 from fusion_train.training.parallel import average_gradients
-from fusion_train.training.tally import Counts, Tally
+from fusion_train.training.step_metrics import Counts, Tally
 
 
 def train_step(

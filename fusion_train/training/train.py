@@ -20,19 +20,26 @@ from accelerate import Accelerator
 from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.terminal import show_progress
 from fusion_train import checkpoint
-from fusion_train.assemble import Workbench, assemble
 from fusion_train.config import Config
-from fusion_train.data.feeding import Feed
+from fusion_train.data.loader import Feed
 from fusion_train.data.pool import KeptClips
-from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import DivergedError
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.cautions import cautions
+from fusion_train.planning.memory_budget import advise, choose_budget, fitting
 from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, absolute
+from fusion_train.run_context import Workbench, assemble
 from fusion_train.training.averaging import Averaged
-from fusion_train.training.continuing import (
+from fusion_train.training.resume import (
     halves_of,
+from fusion_train.training.clip_list_changes import check_lists
+from fusion_train.training.devices import device_name, make_accelerator, peak_flops, place
+from fusion_train.training.metrics_logger import Journal
+from fusion_train.training.non_finite_steps import keep_for_replay
+from fusion_train.training.optimizer import make_optimizer, set_learning_rates
+from fusion_train.training.parallel import any_process
+from fusion_train.training.resume import (
     make_record,
     refuse_other_configuration,
     refuse_other_pool,
@@ -40,17 +47,11 @@ from fusion_train.training.continuing import (
     save_checkpoint,
     start_from,
 )
-from fusion_train.training.devices import device_name, make_accelerator, peak_flops, place
-from fusion_train.training.diverged import keep_for_replay
-from fusion_train.training.held_out import HeldOut, summarise
-from fusion_train.training.journal import Journal
-from fusion_train.training.list_changes import check_lists
-from fusion_train.training.memory_budget import advise, choose_budget, fitting
-from fusion_train.training.optimizer import make_optimizer, set_learning_rates
-from fusion_train.training.parallel import any_process
+from fusion_train.training.sample_stream import keep_pool, make_stream
 from fusion_train.training.step import over_processes, train_step
-from fusion_train.training.tally import Tally
+from fusion_train.training.step_metrics import Tally
 from fusion_train.training.trackers import refuse_missing_tracker
+from fusion_train.training.validation import HeldOut, summarise
 
 SCORE_LATER = "Set data.eval_split=null, and score the run later: fusion-train eval --batch-size 1."
 

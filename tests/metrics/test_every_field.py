@@ -22,7 +22,7 @@ from fusion_train.metrics.classification import ClassScores
 from fusion_train.metrics.multi_label import LabelPrecision
 from fusion_train.metrics.registry import main_figure, score
 from fusion_train.metrics.scored import Settings
-from fusion_train.metrics.wheel_scores import harmonic
+from fusion_train.metrics.wheel_metrics import harmonic
 
 
 @pytest.fixture(scope="module")

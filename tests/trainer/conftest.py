@@ -10,7 +10,7 @@ from exporting import Trained, train_run
 from toy import LABELS, make_config, save_llama, write_features
 
 from fusion_train.config import Config
-from fusion_train.export.exporting import Sources, export_run
+from fusion_train.export.export_run import Sources, export_run
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 

@@ -13,15 +13,15 @@ from toy import SHAPES, make_config
 
 import featurecache
 from featurecache.encoders import open_encoder
-from fusion_train.assemble import assemble
 from fusion_train.cli import main
 from fusion_train.config import Config
 from fusion_train.data.absent import read_zero_image, write_zero_image
-from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.evaluate import evaluate
-from fusion_train.models.streams import SOFT_TOKEN
+from fusion_train.models.token_streams import SOFT_TOKEN
+from fusion_train.prompts.prompt import find_task
+from fusion_train.run_context import assemble
 
 sys.path.append(str(Path(__file__).parents[1]))
 from checkpoints import save_eva

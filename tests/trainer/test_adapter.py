@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from featurecache.encoders.network import ALIGNMENT_BYTES
 from featurecache.errors import FingerprintError, WeightsError
-from fusion_train.assemble import reassemble
 from fusion_train.cli import main
 from fusion_train.errors import ExportError
 from fusion_train.export.alignment import align_file
-from fusion_train.export.exporting import Sources, export_run, verify_export
+from fusion_train.export.export_run import Sources, export_run, verify_export
 from fusion_train.remote.adapter import TRAINED_WEIGHTS
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+from fusion_train.run_context import reassemble
 
 
 @dataclass(frozen=True)

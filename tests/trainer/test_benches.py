@@ -21,8 +21,8 @@ import featurecache
 from featurecache.encoders.perturbed import parse_perturbation
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
-from fusion_train.evaluation import asking
-from fusion_train.evaluation.benches import bench_names, load_bench
+from fusion_train.evaluation import predictions as asking
+from fusion_train.evaluation.benchmarks import bench_names, load_bench
 from fusion_train.evaluation.judging import read_rating
 from fusion_train.evaluation.text_models import LocalModel
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from toy import make_config
 
-from fusion_train.language_model import build_model, load_llm
-from fusion_train.models.company import Company, evaluating, shared_copy
+from fusion_train.llm.loading import build_model, load_llm
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import learning_parameters
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.token_streams import FeatureShapes
+from fusion_train.models.trial_group import Company, evaluating, shared_copy
 
 SHAPES = FeatureShapes(audio=(8, 12), image=(17, 10), video=(8, 10))
 VARIANTS = [
@@ -34,8 +34,8 @@ def build(llama, base) -> list[EmotionLlama]:
 @pytest.fixture
 def batches(llama, material, base):
     """Two real batches, as the collator of the first variant makes them."""
-    from fusion_train.assemble import assemble
-    from fusion_train.data.streams import make_stream
+    from fusion_train.run_context import assemble
+    from fusion_train.training.sample_stream import make_stream
 
     config = make_config(llama)
     bench = assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))

@@ -11,10 +11,10 @@ from transformers import LlamaConfig
 from fusion_train.cli import main
 from fusion_train.config import load_config
 from fusion_train.errors import ConfigError
-from fusion_train.language_model import skeleton
+from fusion_train.llm.loading import skeleton
 from fusion_train.models.lora import add_lora
 from fusion_train.models.parts import count_by_part
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.token_streams import FeatureShapes
 from fusion_train.planning import costs
 from fusion_train.planning.plan import make_plan
 from fusion_train.planning.sizes import llm_shape, lora_shape, model_skeleton

@@ -11,11 +11,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from toy import save_llama
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from fusion_train.data.encoding_text import Words, encode_text
-from fusion_train.data.prompts import PromptFormat, encode_answer, encode_prompt, find_task
 from fusion_train.errors import DataError
 from fusion_train.evaluation.text_models import chat_ids
-from fusion_train.models.streams import SOFT_TOKEN
+from fusion_train.models.token_streams import SOFT_TOKEN
+from fusion_train.prompts.encoding_text import Words, encode_text
+from fusion_train.prompts.prompt import PromptFormat, encode_answer, encode_prompt, find_task
 
 CONTROLS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<｜User｜>"]
 TEXTS = [

@@ -19,8 +19,8 @@ from fusion_train.data.micro_batches import fixed, under_budget
 from fusion_train.data.pool import Pool
 from fusion_train.errors import CheckpointError, DeviceMemoryError, DivergedError
 from fusion_train.run import Run
-from fusion_train.training.held_out import HeldOut
-from fusion_train.training.journal import Journal
+from fusion_train.training.metrics_logger import Journal
+from fusion_train.training.validation import HeldOut
 from fusion_train.training.verify_resume import draw_kills, verify_resume
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_goes_on_reads_no_clip_list_and_draws_the_same(llama, materia
         with pytest.raises(KeyboardInterrupt):
             run_training(config, tmp_path, tmp_path / "parts")
     with monkeypatch.context() as patch:
-        patch.setattr("fusion_train.assemble.load_clips", lambda path: pytest.fail("the clip list was read"))
+        patch.setattr("fusion_train.run_context.load_clips", lambda path: pytest.fail("the clip list was read"))
         parts = run_training(config, tmp_path, tmp_path / "parts")
     assert equal(whole, parts)
 

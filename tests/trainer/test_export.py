@@ -15,18 +15,19 @@ from test_train import run_training
 from toy import make_config
 
 from featurecache.errors import FingerprintError, MediaError, WeightsError
-from fusion_train.assemble import reassemble
-from fusion_train.data.prompts import encode_answer, find_task
 from fusion_train.data.samples import Sample
 from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
 from fusion_train.export.card import scores_of
-from fusion_train.export.exporting import Sources, export_run, verify_export
+from fusion_train.export.export_run import Sources, export_run, verify_export
+from fusion_train.export.export_run import Sources, export_run, verify_export
 from fusion_train.export.merge import merge_lora
 from fusion_train.models.answering import label_log_probabilities
+from fusion_train.prompts.prompt import encode_answer, find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.run import Run
-from fusion_train.sweeps.together import Asked, SharedBase, train_together
+from fusion_train.run_context import reassemble
+from fusion_train.sweeps.group_training import Asked, SharedBase, train_together
 
 
 def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
@@ -249,7 +250,7 @@ def test_a_folder_apart_from_its_run_says_how_to_name_it(exported, tmp_path):
 
 
 def test_verify_catches_a_model_that_computes_something_else(exported, tmp_path, trained):
-    from fusion_train.export.integrity import file_hashes
+    from fusion_train.remote.integrity import file_hashes
 
     copy = shutil.copytree(exported, trained.folder / "tampered")
     tensors = load_file(copy / "model.safetensors")

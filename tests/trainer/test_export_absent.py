@@ -11,20 +11,20 @@ import torch
 from exporting import SILENT, Trained, train_run
 from safetensors.torch import load_file, save_file
 
-from fusion_train.assemble import reassemble
-from fusion_train.data.prompts import encode_answer, find_task
 from fusion_train.data.samples import Sample
 from fusion_train.documents import write_document
 from fusion_train.errors import ParityError
-from fusion_train.export.exporting import Sources, export_run, verify_export
-from fusion_train.export.integrity import file_hashes
+from fusion_train.export.export_run import Sources, export_run, verify_export
 from fusion_train.export.runtimes import make_graphs
 from fusion_train.models.answering import label_log_probabilities
-from fusion_train.models.streams import SOFT_TOKEN
+from fusion_train.models.token_streams import SOFT_TOKEN
 from fusion_train.predict.opening import open_model
+from fusion_train.prompts.prompt import encode_answer, find_task
 from fusion_train.remote.adapter import TRAINED_WEIGHTS
+from fusion_train.remote.integrity import file_hashes
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.run_context import reassemble
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from fusion_train.errors import ExportError
 from fusion_train.export import folder as export_folder
 from fusion_train.export import vendor
 from fusion_train.export.certificate import judge
-from fusion_train.export.exporting import Sources, export_run
+from fusion_train.export.export_run import Sources, export_run
 from fusion_train.export.merge import merge_lora
 from fusion_train.models.lora import add_lora
 from fusion_train.remote.encoding import as_stored

@@ -7,12 +7,12 @@ import json
 import torch
 from exporting import train_run
 
-from fusion_train.assemble import reassemble
-from fusion_train.data.prompts import find_task
-from fusion_train.export.exporting import Sources, export_run
+from fusion_train.export.export_run import Sources, export_run
 from fusion_train.models.recall import RECALL_TOKEN
+from fusion_train.prompts.prompt import find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.run_context import reassemble
 
 
 def test_raw_clips_recall_what_the_run_recalled(tmp_path, whisper_folder, eva_folder, llama):

@@ -11,14 +11,14 @@ from toy import forward_packed, make_config
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fusion_train.data.packing import pack
-from fusion_train.data.prompts import PromptFormat
 from fusion_train.errors import ConfigError, ModelError
-from fusion_train.language_model import build_model, refuse_foreign_tokens
+from fusion_train.llm.loading import build_model, refuse_foreign_tokens
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import Abilities, EmotionLlama
 from fusion_train.models.parts import trained_parameters
 from fusion_train.planning.sizes import llm_shape
+from fusion_train.prompts.prompt import PromptFormat
 
 PLAIN = {key: value for key, value in TINY.items() if key != "head_dim"}
 HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}

@@ -11,11 +11,11 @@ from toy import make_config
 from transformers import LlamaForCausalLM
 
 from fusion_train.errors import ConfigError
-from fusion_train.language_model import build_model
+from fusion_train.llm.loading import build_model
 from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.models.fusion_inputs import resample
 from fusion_train.models.fusions import ENTRY_POINTS, build_fusion
-from fusion_train.models.streams import FeatureShapes
+from fusion_train.models.token_streams import FeatureShapes
 
 DIMS = (20, 12, 12)
 VARIANTS = sorted(point.name for point in entry_points(group=ENTRY_POINTS) if point.name != "none")

@@ -18,8 +18,8 @@ from toy import make_config
 from featurecache.errors import MissingExtraError
 from fusion_train.data.samples import Asked
 from fusion_train.errors import ConfigError
-from fusion_train.training.journal import Journal
-from fusion_train.training.tally import Counts, Tally
+from fusion_train.training.metrics_logger import Journal
+from fusion_train.training.step_metrics import Counts, Tally
 
 
 def rows(run) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ from toy import make_config
 
 from featurecache.cli import main as fcache
 from fusion_train.cli import main as fusion_train
-from fusion_train.evaluation.benches import load_bench
+from fusion_train.evaluation.benchmarks import load_bench
 
 SETS = {
     "DFEW": (["video_id", "label", "sentence", "mode"], ["happy", "sad", "angry"]),

@@ -22,8 +22,8 @@ from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.probe import Probe
 from fusion_train.predict.opening import open_model
 from fusion_train.run import Run
-from fusion_train.training.held_out import overall
 from fusion_train.training.train import train
+from fusion_train.training.validation import overall
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ import torch
 from test_train import run_training, weights
 from toy import make_config
 
-from fusion_train.assemble import assemble
 from fusion_train.config import load_config
-from fusion_train.data.feeding import Feed
-from fusion_train.data.streams import make_stream
+from fusion_train.data.loader import Feed
 from fusion_train.models.emotion_llama import ModelOutput
+from fusion_train.run_context import assemble
 from fusion_train.training.devices import make_accelerator
-from fusion_train.training.objective import loss_of, total_of
+from fusion_train.training.loss import loss_of, total_of
 from fusion_train.training.optimizer import make_optimizer
+from fusion_train.training.sample_stream import make_stream
 from fusion_train.training.step import train_step
-from fusion_train.training.tally import Tally
+from fusion_train.training.step_metrics import Tally
 
 QUIET = ("model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]", "optim.steps=4")
 

@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from fusion_train.data.packing import Encoded, pack
-from fusion_train.language_model import build_model
+from fusion_train.llm.loading import build_model
 from fusion_train.models import packed_attention
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.packed_attention import Layout, Segment
 from fusion_train.models.parts import trained_parameters
-from fusion_train.models.streams import SOFT_TOKEN, FeatureShapes
+from fusion_train.models.token_streams import SOFT_TOKEN, FeatureShapes
 
 SHAPES = FeatureShapes(audio=(4, 12), image=(17, 10), video=(4, 10))
 TINY = {

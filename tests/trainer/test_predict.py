@@ -26,8 +26,7 @@ from featurecache.files.publish import write_error
 from fusion_train.cli import main
 from fusion_train.documents import write_document
 from fusion_train.errors import DataError, ExportError
-from fusion_train.evaluation.lines import AppendedLines
-from fusion_train.export.integrity import read_certificate
+from fusion_train.evaluation.append_only import AppendedLines
 from fusion_train.models.attention import Attention
 from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.predict.clips import collect_clips
@@ -37,6 +36,7 @@ from fusion_train.predict.picture import draw_answer
 from fusion_train.predict.pipeline import Limits, predict
 from fusion_train.predict.question import make_question
 from fusion_train.predict.timing import STAGES, Timings, timing_answers
+from fusion_train.remote.integrity import read_certificate
 
 MODALITIES = ("audio", "image", "video")
 
@@ -256,7 +256,7 @@ def test_no_code_of_the_folder_runs(exported, trained, tmp_path, monkeypatch):
     for path in copy.glob("*.py"):
         path.write_text("raise SystemExit('this ran')\n")
     certificate = json.loads((copy / "certificate.json").read_text())
-    from fusion_train.export.integrity import file_hashes
+    from fusion_train.remote.integrity import file_hashes
 
     write_document(copy / "certificate.json", certificate | {"files": file_hashes(copy)})
     assert invoke("--model", copy, trained.video("v0")).exit_code == 0

@@ -17,12 +17,12 @@ from featurecache.clips.clip_list import Clip
 from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.data.batches import FeatureReader
-from fusion_train.data.pooled import PooledFeatures, average
-from fusion_train.data.prompts import find_task
+from fusion_train.data.pooled_features import PooledFeatures, average
+from fusion_train.data.probe_batches import Classes
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.fusion_inputs import resample
 from fusion_train.models.parts import part_of
-from fusion_train.training.probing import Classes
+from fusion_train.prompts.prompt import find_task
 
 QUICK = ("model.llm=null", "model.fusion.num_tokens=2", "optim.batch_size=12", "optim.micro_batch_size=12")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fusion_train.errors import ConfigError
+from fusion_train.sweeps.job import Work
 from fusion_train.sweeps.probe_tier import announce, probe_round, probes_of, stop_by_probe, told_apart
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import TrialTable
-from fusion_train.sweeps.work import Work
 from fusion_train.sweeps.worker import Worker
 
 VARIANTS = """

@@ -11,11 +11,11 @@ from torch import nn
 from toy import make_config
 from transformers import LlamaForCausalLM
 
-from fusion_train.language_model import build_model
+from fusion_train.llm.loading import build_model
+from fusion_train.llm.quantised_base import quantise_base
 from fusion_train.models.fp8_linear import Fp8Linear, quantise_rows
 from fusion_train.models.parts import learning_parameters
-from fusion_train.models.streams import FeatureShapes
-from fusion_train.quantised_base import quantise_base
+from fusion_train.models.token_streams import FeatureShapes
 
 SHAPES = FeatureShapes(audio=(4, 12), image=(17, 10), video=(4, 10))
 

@@ -13,13 +13,13 @@ import featurecache
 from featurecache.clips.clip_list import Clip, ClipList, load_clips
 from featurecache.errors import StoreError
 from featurecache.explore.search import open_neighbourhood, update_indices
-from fusion_train.assemble import assemble
 from fusion_train.config import Config
-from fusion_train.data.prompts import PromptFormat, find_task
 from fusion_train.data.retrieval import open_retrieval
 from fusion_train.data.samples import Sample
 from fusion_train.evaluation.evaluate import evaluate
+from fusion_train.prompts.prompt import PromptFormat, find_task
 from fusion_train.run import Run
+from fusion_train.run_context import assemble
 from fusion_train.training.train import train
 
 LABELS = ("angry", "happy", "sad")

@@ -8,9 +8,9 @@ import pytest
 
 from featurecache.clips.clip_list import Clip, ClipList, Question
 from fusion_train.config import load_config
-from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import AnswerLimits, SampleStream, answer_of, label_sets, near_classes
 from fusion_train.errors import DataError
+from fusion_train.prompts.prompt import find_task
 
 MODALITIES = ("audio", "image", "video")
 

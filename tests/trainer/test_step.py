@@ -8,15 +8,15 @@ import pytest
 import torch
 from toy import make_config
 
-from fusion_train.assemble import assemble
-from fusion_train.data.feeding import Feed
-from fusion_train.data.streams import make_stream
+from fusion_train.data.loader import Feed
 from fusion_train.models.parts import learning_parameters
 from fusion_train.run import Run
+from fusion_train.run_context import assemble
 from fusion_train.training import step as stepping
 from fusion_train.training.devices import make_accelerator
 from fusion_train.training.optimizer import make_optimizer
-from fusion_train.training.tally import Tally
+from fusion_train.training.sample_stream import make_stream
+from fusion_train.training.step_metrics import Tally
 from fusion_train.training.train import train
 
 

@@ -12,12 +12,12 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.run import Run
 from fusion_train.sweeps import worker
-from fusion_train.sweeps.companies import companies
+from fusion_train.sweeps.grouping import companies
 from fusion_train.sweeps.halving import rank_correlation, rung_steps, survivors
+from fusion_train.sweeps.job import Cost
 from fusion_train.sweeps.results import read_results
 from fusion_train.sweeps.sweep_file import Halving, load_sweep
 from fusion_train.sweeps.trials import TrialTable
-from fusion_train.sweeps.work import Cost
 
 
 def invoke(command: list[str]):

@@ -25,13 +25,13 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.run import Run
 from fusion_train.sweeps.budget import Estimate, admitted, estimate, share_of_steps, used_up
-from fusion_train.sweeps.companies import companies
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines.processes import crew, environment
-from fusion_train.sweeps.judge import stop_those_behind
+from fusion_train.sweeps.grouping import companies
+from fusion_train.sweeps.halving import stop_those_behind
+from fusion_train.sweeps.job import Answer, Cost, Group, Room, Trained, Work
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import DONE, FAILED, STOPPED, WAITING, Outcome, TrialTable
-from fusion_train.sweeps.work import Answer, Cost, Group, Room, Trained, Work
 
 COST = Cost(trained=1, soft_tokens=448, flops=1e12, shared_bytes=100, own_bytes=10)
 FOUR = "variants:\n" + "".join(f"  {name}: {{optim: {{lr: {n + 1}e-4}}}}\n" for n, name in enumerate("abcd"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fusion_train.errors import ConfigError
-from fusion_train.sweeps.measure import Measure, choose_measure
+from fusion_train.sweeps.compared_metric import Measure, choose_measure
 from fusion_train.sweeps.sweep_file import load_sweep
 
 ACCURACY, UAR = (Measure("classification", main) for main in ("accuracy", "UAR"))

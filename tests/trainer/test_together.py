@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from toy import make_config
 
 from fusion_train import checkpoint
-from fusion_train.assemble import reassemble
+from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.evaluate import evaluate
-from fusion_train.evaluation.lines import read_lines
-from fusion_train.models.company import Company
+from fusion_train.models.trial_group import Company
 from fusion_train.run import Run
-from fusion_train.sweeps import final
-from fusion_train.sweeps.together import Asked, SharedBase, train_together
-from fusion_train.sweeps.work import PREDICTIONS, Work
+from fusion_train.run_context import reassemble
+from fusion_train.sweeps import final_scores as final
+from fusion_train.sweeps.group_training import Asked, SharedBase, train_together
+from fusion_train.sweeps.job import PREDICTIONS, Work
 from fusion_train.training.train import train
 
 SETTINGS = {

@@ -9,20 +9,20 @@ import pytest
 from toy import LABELS, make_config, save_llama, write_features
 from transformers import GPT2Config, LlamaConfig
 
-from fusion_train.assemble import assemble
 from fusion_train.config import Config
-from fusion_train.data.prompt_limits import PromptLimits, longest
-from fusion_train.data.prompts import find_task
 from fusion_train.data.samples import Sample
-from fusion_train.data.streams import make_stream
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError
 from fusion_train.evaluation.evaluate import evaluate
-from fusion_train.language_model import positions_of
+from fusion_train.llm.loading import positions_of
 from fusion_train.planning.plan import make_plan
+from fusion_train.prompts.limits import PromptLimits, longest
+from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run
-from fusion_train.training.held_out import HeldOut
+from fusion_train.run_context import assemble
+from fusion_train.training.sample_stream import make_stream
 from fusion_train.training.train import train
+from fusion_train.training.validation import HeldOut
 
 CHINESE = "我很高兴见到你" * 514
 LONG = {"t3": {"text": CHINESE}, "v1": {"text": CHINESE}}

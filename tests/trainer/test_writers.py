@@ -16,8 +16,8 @@ import featurecache
 from featurecache.errors import WriteError
 from featurecache.explore.search import update_indices
 from featurecache.files.lease import beside, sole_writer
-from fusion_train.evaluation.asking import ask
-from fusion_train.export.exporting import Sources, export_run
+from fusion_train.evaluation.predictions import ask
+from fusion_train.export.export_run import Sources, export_run
 from fusion_train.run import LOCK, Run
 from fusion_train.sweeps.running import run_sweep
 from fusion_train.sweeps.sweep_file import load_sweep

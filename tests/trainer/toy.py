@@ -13,8 +13,8 @@ import featurecache
 from featurecache.spec import Spec
 from fusion_train.config import Config, load_config
 from fusion_train.data.packing import Packed
-from fusion_train.data.prompts import TASKS
 from fusion_train.models.emotion_llama import EmotionLlama, ModelOutput
+from fusion_train.prompts.prompt import TASKS
 
 LABELS = ("angry", "happy", "sad")
 SHAPES = {"whisper": (4, 12), "eva-global": (17, 10), "eva-temporal": (4, 10)}

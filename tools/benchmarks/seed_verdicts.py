@@ -18,11 +18,11 @@ import yaml
 
 from benchmarks.sweep import timed
 from featurecache.clips.clip_list import load_clips
-from fusion_train.comparison import compare
-from fusion_train.evaluation.lines import read_lines
-from fusion_train.sweeps.measure import Measure
+from fusion_train.evaluation.append_only import read_lines
+from fusion_train.statistics.comparison import compare
+from fusion_train.sweeps.compared_metric import Measure
+from fusion_train.sweeps.job import PREDICTIONS
 from fusion_train.sweeps.results import clusters_in, read_results
-from fusion_train.sweeps.work import PREDICTIONS
 
 FIGURES = ("accuracy", "UAR", "weighted F1")
 GROUPS = (2, 3, 5)

@@ -27,19 +27,19 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from train_material import LABELS, save_clips, save_llm, save_store
 
-from fusion_train import assemble as assembling
-from fusion_train.assemble import Workbench, assemble
+from fusion_train import run_context as assembling
 from fusion_train.config import Config, load_config
-from fusion_train.data.feeding import Feed
+from fusion_train.data.loader import Feed
 from fusion_train.data.samples import Sample
-from fusion_train.data.streams import keep_pool, make_stream
 from fusion_train.errors import ConfigError
-from fusion_train.language_model import load_llm
+from fusion_train.llm.loading import load_llm
+from fusion_train.planning.memory_budget import CPU_TOKENS, Budget
+from fusion_train.run_context import Workbench, assemble
 from fusion_train.training.devices import place
-from fusion_train.training.memory_budget import CPU_TOKENS, Budget
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
+from fusion_train.training.sample_stream import keep_pool, make_stream
 from fusion_train.training.step import train_step
-from fusion_train.training.tally import Tally
+from fusion_train.training.step_metrics import Tally
 
 BATCH = 4
 PAIRS = 3

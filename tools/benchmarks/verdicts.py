@@ -18,8 +18,8 @@ import click
 import numpy as np
 from scipy import stats
 
-from fusion_train.comparison import two_way_variance
-from fusion_train.statistics import MAX_GROUPS, Jackknife
+from fusion_train.statistics.comparison import two_way_variance
+from fusion_train.statistics.intervals import MAX_GROUPS, Jackknife
 
 CLASSES = np.array([0.40, 0.25, 0.15, 0.10, 0.06, 0.04])
 CLIPS = (36, 300, 1000, 2600)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from fusion_train.sweeps.job import Answer, Cost, Group, Room
 from fusion_train.sweeps.sweep_file import Sweep
-from fusion_train.sweeps.work import Answer, Cost, Group, Room
 
 POLL_S = 0.2
 

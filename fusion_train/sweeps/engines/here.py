@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fusion_train.sweeps.job import Answer, Cost, Group, Room, Work
 from fusion_train.sweeps.sweep_file import Sweep
-from fusion_train.sweeps.work import Answer, Cost, Group, Room, Work
 
 
 class Here:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from featurecache.errors import FeatureCacheError
-from fusion_train.sweeps.work import Cost, Work
+from fusion_train.sweeps.job import Cost, Work
 
 STOP = b"stop"
 

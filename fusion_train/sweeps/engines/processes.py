@@ -22,8 +22,8 @@ from featurecache.machine import usable_cores
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.engines import POLL_S, child
 from fusion_train.sweeps.engines.messages import STOP, Checked, Said, Start
+from fusion_train.sweeps.job import Answer, Cost, Group, Room, Work
 from fusion_train.sweeps.sweep_file import Sweep
-from fusion_train.sweeps.work import Answer, Cost, Group, Room, Work
 
 END_S = 10.0
 """How long a worker may take to end before it is killed."""

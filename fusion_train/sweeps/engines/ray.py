@@ -16,8 +16,8 @@ from featurecache.engines.cluster import cluster
 from featurecache.errors import FeatureCacheError
 from featurecache.interrupt import StopRequest
 from fusion_train.sweeps.engines import POLL_S
+from fusion_train.sweeps.job import Answer, Cost, Group, Room, Work
 from fusion_train.sweeps.sweep_file import Sweep
-from fusion_train.sweeps.work import Answer, Cost, Group, Room, Work
 
 
 class Actor:

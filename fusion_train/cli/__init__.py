@@ -1,0 +1,173 @@
+"""`fusion-train`: train from a feature store, sweep variants, score runs.
+
+    fusion-train plan --gpu h200               parameters, memory and hours, before anything is loaded
+    fusion-train --stage probe                 fusion and a linear head, no language model: a first look in minutes
+    fusion-train --stage perception            train (or resume) runs/perception
+    fusion-train --stage cognition             from the latest perception run
+    fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
+    fusion-train sweep pre_fusion              compare variants
+    fusion-train predict --model DIR clip.mp4  ask an exported model
+    fusion-train demo --model DIR              the same on a web page
+    fusion-train resume runs/cognition         go on where a run was stopped
+
+Commands parse, call the library, print. torch is imported by the library, not here, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurecache.console import HELP, CommandGroup, OutputPath, say
+from fusion_train.cli.evaluate import contrast_command, evaluate_command, score_command
+from fusion_train.cli.exactness import replay, verify_resume_command
+from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE
+from fusion_train.cli.plan import plan
+from fusion_train.cli.predict import demo, predict
+from fusion_train.cli.rating import agreement, rate
+from fusion_train.cli.report import report
+from fusion_train.cli.sweep import sweep
+from fusion_train.cli.zero_image import zero_image
+
+RUNS = Path("runs")
+
+
+class TrainerCommands(CommandGroup):
+    """All commands of the trainer."""
+
+    extra = "train"
+
+
+@click.group(
+    cls=TrainerCommands,
+    invoke_without_command=True,
+    context_settings={"max_content_width": 100, "help_option_names": HELP},
+)
+@click.option("--stage", help="perception | cognition | joint | probe: a file under configs/stages.")
+@CONFIG
+@STORE
+@CLIPS
+@INIT
+@click.option("--out", type=OutputPath("folder"), help="Folder of the run.  [default: runs/STAGE]")
+@SET
+@click.version_option(package_name="featurecache")
+@click.pass_context
+def main(
+    ctx: click.Context,
+    stage: str | None,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    init: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train fusion adapter and LoRA from cached features.
+
+    \b
+    fusion-train --stage perception --store features.zarr --clips clips.jsonl
+    fusion-train --stage cognition
+    """
+    if ctx.invoked_subcommand is not None:
+        given = [name for name in ("stage", "config", "store", "clips", "init", "out", "overrides") if ctx.params[name]]
+        if given:
+            raise click.UsageError(f"write --{given[0].replace('overrides', 'set')} after {ctx.invoked_subcommand}")
+        return
+    if stage is None:
+        say(ctx.get_help())
+        ctx.exit(2)
+    from fusion_train.config import load_config
+    from fusion_train.run import Run, latest_finished
+    from fusion_train.training.train import train
+
+    settings = load_config(config, stage, overrides)
+    run = Run(out or RUNS / stage)
+    initial = Run(init) if init else None
+    if initial is None and settings.init_stage is not None and not run.exists:
+        initial = latest_finished(run.folder.parent, settings.init_stage)
+        say(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
+    _print_result(
+        run.folder,
+        train(settings, store=store or "features.zarr", clips=clips or "clips.jsonl", run=run, initial=initial,
+              say=say),
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@STORE
+@CLIPS
+@click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed since; the run records it.")
+def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool) -> None:
+    """Go on with a stopped run, where it was, to the bit.
+
+    \b
+    fusion-train resume runs/cognition
+    """
+    from fusion_train.run import Run, absolute
+    from fusion_train.training.train import train
+
+    stopped = Run(run)
+    record = stopped.record()
+    _print_result(
+        run,
+        train(
+            stopped.config(),
+            store=store or absolute(record.store, run),
+            clips=clips or absolute(record.clips, run),
+            run=stopped,
+            say=say,
+            clips_changed=clips_changed,
+        ),
+    )
+
+
+@main.command("import-released")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=OutputPath("folder"), required=True, help="Folder of the run.")
+@click.option("--stage", default="cognition", show_default=True, help="Stage that the checkpoint is of.")
+@CONFIG
+@STORE
+@CLIPS
+@SET
+def import_released_command(
+    file: Path,
+    out: Path,
+    stage: str,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Make a run out of a checkpoint of the released code or of MiniGPT-v2.
+
+    \b
+    fusion-train import-released emotion_llama_v2.pth --out runs/released
+    """
+    from fusion_train.config import load_config
+    from fusion_train.released import import_released
+    from fusion_train.run import Run
+
+    settings = load_config(config, stage, overrides)
+    places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
+    import_released(file, settings, **places, run=Run(out), say=say)
+    say(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
+
+
+COMMANDS = (
+    agreement, contrast_command, demo, evaluate_command, plan, predict, rate, replay, report, score_command,
+    sweep, verify_resume_command, zero_image,
+)  # fmt: skip
+for command in COMMANDS:
+    main.add_command(command)
+
+
+def _print_result(folder: Path, result: dict[str, Any]) -> None:
+    from fusion_train.processes import this_process
+
+    if not this_process().is_main_process:
+        return
+    scores = "".join(f", {name} {value:.4f}" for name, value in result["scores"].items())
+    say(f"{folder}: finished at step {result['step']}{scores}")

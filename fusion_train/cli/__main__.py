@@ -1,0 +1,5 @@
+"""`python -m fusion_train.cli`."""
+
+from fusion_train.cli import main
+
+main()

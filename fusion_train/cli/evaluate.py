@@ -1,0 +1,281 @@
+"""`fusion-train eval | score | contrast`: ask a run, score answers, write the report, set answers side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurecache.console import OutputPath, say, tables
+from fusion_train.cli.options import CLIPS, STORE
+
+_SCORING = (
+    click.option("--wheels", type=click.Path(path_type=Path), help="Folder of the emotion wheels (wheel1..5.xlsx, …)."),
+    click.option("--judge", metavar="MODEL", help="Rates descriptions: http://host:port/v1#MODEL, or a local folder."),
+    click.option("--labels-by", metavar="MODEL", help="Reads labels out of free text, in place of the list parser."),
+    click.option("--key-file", type=click.Path(path_type=Path, exists=True), help="File with the key of a server."),
+)
+
+
+def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what both commands take."""
+    for option in reversed(_SCORING):
+        command = option(command)
+    return command
+
+
+@click.command("eval")
+@click.option("--run", "folder", type=click.Path(path_type=Path), required=True, help="Run to score.")
+@click.option("--bench", "bench_name", help="mer-unibench, mmeverse, dfew, emer or a file; else --split and --task.")
+@click.option("--split", default="test", show_default=True, help="Split of the clip list.")
+@click.option("--task", default="emotion", show_default=True, help="What is asked.")
+@click.option("--modalities", help="Show only these, such as audio,video; or none (the token ablation).")
+@click.option(
+    "--without", "taken_out", multiple=True, metavar="STREAM[:zero]",
+    help="Take fusion, image, video or audio out of the model: left out of the prompt, or zeroed. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--feature", "features", multiple=True, metavar="MODALITY=NAME",
+    help="Read a perturbed feature in place of the one trained on, such as audio=whisper-noise. Repeatable.",
+)  # fmt: skip
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@STORE
+@CLIPS
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips asked at once.")
+@click.option("--again", is_flag=True, help="Forget the answers there are.")
+@scoring_options
+@click.option("--out", type=OutputPath("name"), help="Predictions file, or folder of a bench.")
+def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str, **given: Any) -> None:
+    """Score a run on held-out clips; every prediction is written as a JSON line, and a stopped run goes on.
+
+    \b
+    fusion-train eval --run runs/cognition --split test
+    fusion-train eval --run runs/cognition --bench mer-unibench --wheels emotion_wheel
+    fusion-train eval --run runs/cognition --modalities audio
+    accelerate launch --multi_gpu --num_processes 8 -m fusion_train.cli eval --run runs/cognition --bench mmeverse
+    """
+    from fusion_train.evaluation.benchmark_runs import ask_bench, score_rows
+    from fusion_train.evaluation.benchmarks import Bench, BenchSet, load_bench
+    from fusion_train.evaluation.score_report import write_report
+    from fusion_train.processes import this_process
+    from fusion_train.run import Run
+    from fusion_train.run_context import reassemble, take_out
+
+    streams = {name: mode or "omit" for name, _, mode in (text.partition(":") for text in given["taken_out"])}
+    _refuse_modes(streams)
+    disturbed = dict(_pair(text) for text in given["features"])
+    shown = [name.strip() for name in given["modalities"].split(",")] if given["modalities"] else None
+    if bench_name:
+        bench = load_bench(bench_name)
+        out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, shown, streams, disturbed)
+        files = {name: out / f"{name}.jsonl" for name in bench.sets}
+    else:
+        bench = Bench(title=f"{folder}: {task} on {split}", sets={task: BenchSet(split=split, task=task)})
+        name = _name(f"predictions-{split}-{task}", shown, streams, disturbed)
+        files = {task: given["out"] or folder / f"{name}.jsonl"}
+        out = files[task].parent
+    workbench = reassemble(
+        Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
+    )
+    take_out(workbench, streams)
+    if not bench_name:
+        workbench.clips.in_split(split)  # names the splits there are, where this one is not
+    main = this_process().is_main_process
+    rows = ask_bench(
+        bench, workbench, files, modalities=shown, batch_size=given["batch_size"], again=given["again"],
+        say=say if main else _nothing,
+    )  # fmt: skip
+    if not main:
+        return
+    if bench_name or bench.sets[task].chosen_metric is not None:
+        scores = score_rows(bench, rows, _helpers(given), out)
+        print_scores(scores)
+    if bench_name:
+        say(f"report: {write_report(scores, out)}")
+    else:
+        say(f"predictions: {files[task]}")
+
+
+@click.command("score")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--bench", "bench_name", help="A shipped bench or a file; PATH is a folder of SET.jsonl, or a file with --set."
+)
+@click.option("--set", "set_name", help="Set of the bench that a file holds answers to.")
+@click.option(
+    "--metric",
+    help="hit, open-vocabulary, waf, sentiment-three-way (each also -released), classification, multi-label or"
+    " overlap.",
+)
+@click.option("--main", "main_figure", help="Figure of the metric that stands first.")
+@click.option("--task", help="What was asked; the rows say it, if not.")
+@click.option("--split", default="test", show_default=True, help="Split of the clip list, with --clips.")
+@click.option("--clips", help="Clip list with the references; the rows' own, if not.")
+@click.option("--selected-from", type=click.IntRange(1), metavar="N",
+              help="The best of N candidates on these clips, such as epochs: PATH… are all of them, or the best.",
+              )  # fmt: skip
+@click.option("--correlation", type=click.FloatRange(0, 1), metavar="R",
+              help="With the best of N alone: assumed between the errors of two candidates.  [default: 0]")  # fmt: skip
+@scoring_options
+@click.option("--out", type=OutputPath("folder"), help="Folder of the report.  [default: beside PATH]")
+def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str | None, **given: Any) -> None:
+    """Score predictions from their file alone, those of other systems too: {"id": "a1", "prediction": "happy"} a line.
+
+    \b
+    fusion-train score runs/cognition/predictions-test-emotion.jsonl
+    fusion-train score theirs.jsonl --metric hit --clips clips.jsonl --wheels emotion_wheel
+    fusion-train score answers/ --bench mer-unibench --clips clips.jsonl --wheels emotion_wheel
+    fusion-train score epoch-*.jsonl --selected-from 12 --metric hit --clips clips.jsonl
+    """
+    from featurecache.clips.clip_list import load_clips
+    from fusion_train.evaluation.benchmark_runs import score_rows
+    from fusion_train.evaluation.benchmarks import load_bench
+    from fusion_train.evaluation.score_report import write_report
+    from fusion_train.evaluation.selecting import select
+
+    clips = load_clips(given["clips"]) if given["clips"] else None
+    bench = load_bench(bench_name) if bench_name else None
+    number = given["selected_from"]
+    if bench is None or set_name:
+        paths = tuple(file for path in paths for file in (_answer_files(path) if number and path.is_dir() else [path]))
+    if len(paths) > 1 and number is None:
+        raise click.UsageError("several candidates need --selected-from N: the best of them is reported")
+    if given["correlation"] is not None and number is None:
+        raise click.UsageError("--correlation needs --selected-from N")
+    first = paths[0]
+    out = given["out"] or (first if first.is_dir() else first.parent / f"{first.stem}-scores")
+    candidates = {}
+    for path in paths:
+        asked, rows = _answers(path, bench, set_name, clips, given)
+        candidates[path.stem if len({p.stem for p in paths}) == len(paths) else str(path)] = score_rows(
+            asked, rows, _helpers(given), out
+        )
+    scores = candidates[next(iter(candidates))] if number is None else select(candidates, number, given["correlation"])
+    print_scores(scores)
+    say(f"report: {write_report(scores, out)}")
+
+
+def _answer_files(folder: Path) -> list[Path]:
+    """Files of predictions in a folder of candidates."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jsonl", ".csv"))
+    if not files:
+        raise click.UsageError(f"{folder}: expected files of predictions (.jsonl, .csv), got none")
+    return files
+
+
+def _answers(path: Path, bench: Any, set_name: str | None, clips: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+    """The bench of one PATH, and its rows by set."""
+    from fusion_train.evaluation.benchmark_runs import join_references, read_bench
+    from fusion_train.evaluation.benchmarks import Bench, BenchSet
+    from fusion_train.evaluation.prediction_rows import read_predictions
+
+    if path.is_dir():
+        if bench is None:
+            raise click.UsageError("a folder of answers needs --bench, or --selected-from N for one of candidates")
+        return bench, read_bench(bench, path, clips)
+    answers = read_predictions(path)
+    if bench is None:
+        asked = BenchSet(split=given["split"], task=given["task"] or answers[0].get("task") or "emotion",
+                         metric=given["metric"], main=given["main_figure"])  # fmt: skip
+        number = given["selected_from"]
+        title = path.name if number is None else f"best of {number} candidates"
+        set_name, bench = asked.task, Bench(title=title, sets={asked.task: asked})
+    elif set_name not in bench.sets:
+        raise click.UsageError(f"--set: one of {', '.join(bench.sets)}")
+    return bench, {set_name: join_references(answers, bench.sets[set_name], clips)}
+
+
+@click.command("contrast")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--bench", "bench_name", required=True, help="The bench that all of them answer.")
+@click.option("--clips", help="Clip list with the references; the rows' own, if not.")
+@scoring_options
+@click.option("--out", type=OutputPath("folder"), default=Path("contrast"), show_default=True, help="Folder.")
+def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | None, out: Path, **given: Any) -> None:
+    """Set answers to one bench side by side: differences to the first, with intervals on the same clips.
+
+    \b
+    fusion-train contrast runs/r/eval/dfew runs/r/eval/dfew-audio runs/r/eval/dfew-without-fusion --bench dfew
+    """
+    from featurecache.clips.clip_list import load_clips
+    from featurecache.files.publish import replace_bytes
+    from fusion_train.evaluation.benchmark_runs import read_bench, score_rows
+    from fusion_train.evaluation.benchmarks import load_bench
+    from fusion_train.evaluation.contrast import contrast, contrast_page
+    from fusion_train.report.tables import for_terminal
+
+    bench = load_bench(bench_name)
+    listed = load_clips(clips) if clips else None
+    helpers = _helpers(given)
+    names = {
+        folder: folder.name if len({f.name for f in folders}) == len(folders) else str(folder) for folder in folders
+    }
+    scores = {names[f]: score_rows(bench, read_bench(bench, f, listed), helpers, f) for f in folders}
+    table = contrast(scores)
+    replace_bytes(out / "contrast.csv", table.csv().encode())
+    replace_bytes(out / "contrast.tex", table.latex().encode())
+    page = contrast_page(table, f"{bench.title}: {len(folders)} sets of answers").write(out / "contrast.html")
+    tables().print(for_terminal(table, bench.title))
+    say(f"report: {page}")
+
+
+def print_scores(scores: Any) -> None:
+    """Show what a bench gave: figures of every set, means, what must be known beside them."""
+    from fusion_train.evaluation.score_report import (
+        confusion_table,
+        is_selected,
+        selection_lines,
+        selection_table,
+        summary_table,
+    )
+    from fusion_train.report.tables import for_terminal
+
+    console = tables()
+    console.print(for_terminal(summary_table(scores), scores.bench.title))
+    for name, mean in scores.means.items():
+        missing = f"not formed, without {', '.join(mean.missing)}"
+        lowered = f", corrected {mean.corrected * 100:.2f}" if mean.corrected is not None else ""
+        say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}{lowered}'}")
+    if is_selected(scores):
+        console.print(for_terminal(selection_table(scores), "corrected for the choice among candidates"))
+        for line in selection_lines(scores):
+            say(line)
+    for each in scores.sets.values():
+        for note in each.scored.notes:
+            say(f"{each.name}: {note}")
+        if each.scored.confusion is not None and len(scores.sets) == 1:
+            console.print(for_terminal(confusion_table(each.scored), "reference by prediction"))
+
+
+def _helpers(given: dict[str, Any]) -> Any:
+    from fusion_train.evaluation.benchmark_runs import Helpers
+
+    return Helpers(given["wheels"], given["judge"], given["labels_by"], given["key_file"])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise click.UsageError(f"--feature {text}: expected MODALITY=NAME")
+    return key, value
+
+
+def _refuse_modes(streams: dict[str, str]) -> None:
+    for stream, mode in streams.items():
+        if mode not in ("omit", "zero"):
+            raise click.UsageError(f"--without {stream}:{mode}: expected STREAM or STREAM:zero")
+
+
+def _name(start: str, shown: list[str] | None, streams: dict[str, str], disturbed: dict[str, str]) -> str:
+    """Say in the name what was hidden, taken out or disturbed."""
+    parts = [start]
+    parts += ["+".join(shown)] if shown else []
+    parts += [f"without-{name}" + ("-zeroed" if mode == "zero" else "") for name, mode in streams.items()]
+    parts += list(disturbed.values())
+    return "-".join(parts)
+
+
+def _nothing(text: str) -> None:
+    """Only the main process speaks."""

@@ -1,0 +1,74 @@
+"""`fusion-train verify-resume` and `fusion-train replay`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from featurecache.console import say
+from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
+
+
+@click.command("verify-resume")
+@click.option("--stage", default="perception", show_default=True, help="Stage to train.")
+@CONFIG
+@STORE
+@CLIPS
+@SET
+@click.option("--steps", default=14, show_default=True, type=click.IntRange(2), help="Steps to train.")
+@click.option("--kills", default=2, show_default=True, type=click.IntRange(1), help="How often to kill.")
+@click.option("--seed", default=0, show_default=True, help="Of the moments to kill at.")
+def verify_resume_command(
+    stage: str, config: str | None, store: str | None, clips: str | None, overrides: tuple[str, ...], steps: int,
+    kills: int, seed: int,
+) -> None:  # fmt: skip
+    """Train, kill, resume; compare every trained tensor with a run that was left alone.
+
+    \b
+    fusion-train verify-resume --stage perception --steps 14 --kills 2
+    """
+    from fusion_train.config import load_config
+    from fusion_train.training.verify_resume import verify_resume
+
+    settings = load_config(config, stage, overrides)
+    with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
+        found = verify_resume(
+            settings, store=store or "features.zarr", clips=clips or "clips.jsonl", folder=Path(folder), steps=steps,
+            kills=kills, seed=seed, say=say,
+        )  # fmt: skip
+    for line in found.differing[:20]:
+        say(f"differs: {line}", err=True)
+    say(
+        f"{found.tensors} tensors after {steps} steps and {len(found.kills)} kills: "
+        + (f"{len(found.differing)} differ" if found.differing else "all equal to the bit")
+    )
+    raise SystemExit(1 if found.differing else 0)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@STORE
+@CLIPS
+def replay(run: Path, store: str | None, clips: str | None) -> None:
+    """Put the samples of a step that diverged through the model one by one.
+
+    \b
+    fusion-train replay runs/perception
+    """
+    from fusion_train.run import Run
+    from fusion_train.training.non_finite_steps import replay as replay_step
+
+    step, samples = replay_step(Run(run), store=store, clips=clips)
+    say(f"step {step}, each sample alone and without dropout:")
+    for one in samples:
+        say(f"  {one.sample.clip.id:24} {one.sample.task.name:12} loss {one.loss:10.4g}  "
+                   f"gradient {one.gradient_norm:10.4g}")  # fmt: skip
+    wrong = [one.sample.clip.id for one in samples if not one.finite]
+    if not wrong:
+        say("all are finite alone: lower optim.lr, or clip with optim.max_grad_norm")
+    elif len(wrong) == len(samples):
+        say("none is finite: the weights are at fault, not a clip; lower optim.lr or set optim.max_grad_norm")
+    else:
+        say(f"not finite alone: {', '.join(wrong)}; look at what is stored of them: fcache show ID")

@@ -1,0 +1,100 @@
+"""`fusion-train plan`: what a configuration trains and costs, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+
+from featurecache.console import say, tables
+from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
+
+if TYPE_CHECKING:
+    from fusion_train.planning.plan import Plan
+
+
+@click.command()
+@click.option("--stage", default="perception", show_default=True, help="A file under configs/stages.")
+@CONFIG
+@STORE
+@CLIPS
+@click.option("--gpu", default="h100", show_default=True, help="Card to plan for, such as h200, a100-80gb, rtx-4090.")
+@click.option("--utilisation", type=click.FloatRange(0.01, 1), default=0.45, show_default=True,
+              help="Share of the card's published dense peak that training reaches.")  # fmt: skip
+@SET
+def plan(
+    stage: str,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    gpu: str,
+    utilisation: float,
+    overrides: tuple[str, ...],
+) -> None:
+    """Show parameters, tokens, FLOPs, memory and hours of a configuration; nothing is loaded.
+
+    \b
+    fusion-train plan --gpu rtx-4090 --set optim.micro_batch_size=2
+    """
+    from fusion_train.config import load_config
+    from fusion_train.planning.cautions import cautions, split_sizes
+    from fusion_train.planning.plan import make_plan
+
+    settings = load_config(config, stage, overrides)
+    made = make_plan(
+        settings, store or "features.zarr", clips or "clips.jsonl", gpu=gpu, utilisation=utilisation, say=say
+    )
+    console = tables()
+    for table in _tables(made, settings.optim.micro_batch_size):
+        console.print(table)
+    card = made.gpu
+    say(
+        f"{made.steps:,} steps, {made.samples:,} samples: {made.flops.total * made.samples:.2e} FLOP, "
+        f"{made.hours:.3g} hours of one {card.name} at {made.utilisation:.0%} of its published "
+        f"{card.bf16_tflops:g} TFLOP/s"
+    )
+    for line in cautions(settings, on_cpu=False, **split_sizes(settings, clips or "clips.jsonl")):
+        say(line)
+    if made.advice:
+        say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {made.advice}")
+
+
+def _tables(plan: Plan, micro_batch: int | str) -> list[Table]:
+    trained = sum(plan.parameters.values())
+    parameters = _table("trained parameters", "part", "count")
+    for part, count in plan.parameters.items():
+        parameters.add_row(part, f"{count:,}")
+    parameters.add_section()
+    parameters.add_row("all", f"{trained:,}")
+    parameters.add_row("share of all but encoders", f"{trained / (trained + plan.frozen):.2%}")
+
+    lengths = plan.lengths
+    tokens = _table(f"tokens of a sample ({lengths.source})", "kind", "mean")
+    for kind, count in (("soft", lengths.soft), ("text", lengths.text), ("answer", lengths.answer)):
+        tokens.add_row(kind, f"{count:.1f}")
+    tokens.add_section()
+    tokens.add_row("all", f"{lengths.total:.1f}")
+
+    unit, one = ("TFLOP", 1e12) if plan.flops.total >= 1e11 else ("GFLOP", 1e9)
+    flops = _table(f"{unit} of a sample", "part", unit)
+    for part in ("layers", "head", "attention", "trained", "recomputed"):
+        flops.add_row(part, f"{getattr(plan.flops, part) / one:.2f}")
+    flops.add_section()
+    flops.add_row("all", f"{plan.flops.total / one:.2f}")
+    flops.add_row("rule of 4N a token", f"{plan.rule_flops / one:.2f}")
+
+    unit, one = ("GiB", 2**30) if plan.memory.total >= 2**30 else ("MiB", 2**20)
+    memory = _table(f"memory at micro-batch {micro_batch}", "kind", unit)
+    for kind, size in plan.memory.by_kind().items():
+        memory.add_row(kind, f"{size / one:.2f}")
+    memory.add_section()
+    memory.add_row("all", f"{plan.memory.total / one:.2f}")
+    return [parameters, tokens, flops, memory]
+
+
+def _table(title: str, first: str, second: str) -> Table:
+    table = Table(title=title, title_justify="left", min_width=44)
+    table.add_column(first)
+    table.add_column(second, justify="right")
+    return table

@@ -1,0 +1,132 @@
+"""`fusion-train sweep`: train variants on the same clips, compare them, write the report."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurecache.cli.options import listed
+from featurecache.console import OutputPath, say, tables
+from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE
+
+if TYPE_CHECKING:
+    from fusion_train.sweeps.results import Results
+    from fusion_train.sweeps.running import OpenCrew
+
+
+def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Read KEY=VALUE; which keys there are, and of what kind, is known by the sweep file."""
+    pairs = [each.partition("=") for value in given for each in value.split(",")]
+    wrong = [key for key, equals, value in pairs if not equals or not value]
+    if wrong:
+        raise click.BadParameter(f"expected hours=H or trials=N, got {wrong[0]}")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+@click.command()
+@click.argument("file")
+@CONFIG
+@STORE
+@CLIPS
+@INIT
+@click.option("--out", type=OutputPath("folder"), help="Folder of the runs.  [default: sweeps/NAME]")
+@click.option("--retry", is_flag=True, help="Take trials up again that failed.")
+@click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed; trials record it.")
+@click.option("--budget", "budget", multiple=True, callback=_budget, metavar="hours=H|trials=N",
+              help="What all runs of this command together may cost: device time, trials. Repeatable.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["local", "ray", "here"]), default="local", show_default=True,
+              help="Worker processes on this machine, a Ray cluster, or this very process (to debug).")  # fmt: skip
+@click.option("--devices", callback=listed, metavar="D,D…", help="One worker each: cuda:0,cuda:1.  [default: auto]")
+@click.option("--ray-address", default=None, help="A running Ray cluster; else one found, or a local one.")
+@click.option("--ray-actors", type=click.IntRange(1), default=None, help="Workers; else one a GPU, or one a node.")
+@click.option("--check", "check_only", is_flag=True, help="Check and count costs; start nothing.")
+@SET
+def sweep(
+    file: str,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    init: Path | None,
+    out: Path | None,
+    retry: bool,
+    clips_changed: bool,
+    budget: dict[str, Any],
+    engine: str,
+    devices: list[str],
+    ray_address: str | None,
+    ray_actors: int | None,
+    check_only: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train and compare the variants of a sweep file (or of a shipped one by name).
+
+    Variants that share a frozen language model train together, on the same clips in the same order. Stopped? The same
+    command goes on. `fusion-train report FOLDER` writes the report again.
+
+    \b
+    fusion-train sweep pre_fusion --store features.zarr --clips clips.jsonl
+    fusion-train sweep configs/sweeps/pre_fusion.yaml --config demo --set optim.steps=100
+    """
+    from fusion_train.run import Run
+    from fusion_train.sweeps.results import read_results
+    from fusion_train.sweeps.running import run_sweep
+    from fusion_train.sweeps.sweep_file import load_sweep
+
+    asked = load_sweep(file, config, overrides, budget)
+    places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
+    if check_only:
+        from fusion_train.sweeps.check import check
+
+        check(asked, **places, say=say)
+        return
+    folder = out or Path("sweeps") / asked.name
+    outcomes = run_sweep(
+        asked, **places, out=folder, initial=Run(init) if init else None, retry=retry,
+        clips_changed=clips_changed,
+        open_crew=_crew(engine, devices, ray_address, ray_actors), say=say,
+    )  # fmt: skip
+    print_report(read_results(folder))
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        say(f"failed: {outcome.name}: {outcome.error}", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def _crew(engine: str, devices: list[str], ray_address: str | None, ray_actors: int | None) -> OpenCrew:
+    """Who trains, by the options given."""
+    from fusion_train.errors import ConfigError
+
+    of_ray = [f"--ray-{name}" for name, value in (("address", ray_address), ("actors", ray_actors)) if value]
+    wrong = (of_ray if engine != "ray" else []) + (["--devices"] if devices and engine != "local" else [])
+    if wrong:
+        raise ConfigError(", ".join(wrong), expected="--engine local" if "--devices" in wrong else "--engine ray",
+                          got=f"--engine {engine}")  # fmt: skip
+    if engine == "here":
+        from fusion_train.sweeps.engines import here
+
+        return here.crew
+    if engine == "ray":
+        from fusion_train.sweeps.engines import ray
+
+        return partial(ray.crew, address=ray_address, actors=ray_actors)
+    from fusion_train.sweeps.engines import processes
+
+    return partial(processes.crew, devices=devices or ["auto"])
+
+
+def print_report(results: Results, out: Path | None = None) -> None:
+    """Write the report of a sweep's results, show its table."""
+    from fusion_train.report.tables import for_terminal
+    from fusion_train.sweeps.report import SPREAD, VERDICT, variant_table, write_report
+
+    page = write_report(results, out)
+    table = variant_table(results)
+    shown = table.only(["variant", results.measure.main, SPREAD, "seeds", "p (Holm)", "seconds"])
+    tables().print(for_terminal(shown, results.about["name"]))
+    for variant, verdict in table.only(["variant", VERDICT]).rows:
+        say(f"{variant}: {verdict}")
+    say(f"report: {page}; results.csv, results.tex and results.json beside {results.folder / 'sweep.json'}")

@@ -1,0 +1,163 @@
+"""The probe stage's side of the training loop: classes, batches, answers.
+
+A probe is trained by the very loop that trains the whole model; only what a batch is and what the model is differ.
+Shapes: B clips, M modalities, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featurecache.clips.clip_list import Clip, ClipList
+from fusion_train.config import Config
+from fusion_train.data.batches import FeatureReader
+from fusion_train.data.pooled_features import PooledFeatures
+from fusion_train.data.samples import Asked, LabelSets, Sample
+from fusion_train.errors import ConfigError, DataError
+from fusion_train.models.emotion_llama import fusion_token_count
+from fusion_train.models.fusions import build_fusion
+from fusion_train.models.probe import Probe
+from fusion_train.prompts.prompt import Task, find_task
+from fusion_train.seeding import derive
+
+
+class Classes:
+    """Numbers of the labels of every dataset and task."""
+
+    def __init__(self, sets: LabelSets) -> None:
+        keys = [(dataset, task, label) for dataset in sorted(sets) for task in sorted(sets[dataset])
+                for label in sets[dataset][task]]  # fmt: skip
+        self._number = {key: number for number, key in enumerate(keys)}
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def numbers(self, clip: Clip, task: Task, labels: Sequence[str]) -> list[int]:
+        """Class numbers of a clip's closed set.
+
+        Raises:
+            DataError: a label that training did not see.
+        """
+        keys = [(clip.dataset or "", task.key, label) for label in labels]
+        unknown = [key[2] for key in keys if key not in self._number]
+        if unknown or not keys:
+            raise DataError(
+                clip.id, expected=f"labels of {task.name} of dataset {clip.dataset!r} that were trained on",
+                got=", ".join(unknown) or "none",
+            )  # fmt: skip
+        return [self._number[key] for key in keys]
+
+
+@dataclass
+class ProbeBatch:
+    """What a step of the probe needs; `Probe.forward(**batch.tensors())`."""
+
+    features: dict[str, Tensor]
+    """Modality -> (B, K, D) float16."""
+    present: Tensor
+    """(B, M) bool."""
+    allowed: Tensor
+    """(B, C) bool."""
+    targets: Tensor
+    """(B,) int64; -1 where the answer is none of the classes, which only scoring may meet."""
+    clip_ids: list[str]
+    num_supervised: int
+    asked: list[Asked]
+
+    @property
+    def num_tokens(self) -> int:
+        """Averaged tokens of all modalities."""
+        return sum(tensor.shape[:2].numel() for tensor in self.features.values())
+
+    def tensors(self) -> dict[str, Any]:
+        return {"features": self.features, "present": self.present, "allowed": self.allowed, "targets": self.targets}
+
+    def to(self, device: torch.device) -> ProbeBatch:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        features = {name: move(tensor) for name, tensor in self.features.items()}
+        return replace(self, features=features, present=move(self.present), allowed=move(self.allowed),
+                       targets=move(self.targets))  # fmt: skip
+
+
+class ProbeCollator:
+    """Samples -> ProbeBatch; the clips of a split are read when the first of them is asked for."""
+
+    def __init__(self, reader: FeatureReader, clips: ClipList, classes: Classes, num_tokens: int) -> None:
+        self._reader, self._classes = reader, classes
+        self._pooled = PooledFeatures(reader, num_tokens)
+        self._in_split: dict[str | None, list[str]] = {}
+        for clip in clips:
+            self._in_split.setdefault(clip.split, []).append(clip.id)
+        self._loaded: set[str | None] = set()
+
+    def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
+        """Which modalities of a clip the model is shown, in the reader's order."""
+        return [here and name not in hidden for name, here in self._reader.presence(clip.id).items()]
+
+    def __call__(self, samples: Sequence[Sample]) -> ProbeBatch:
+        """Look up the averaged tokens, number the labels."""
+        for split in {sample.clip.split for sample in samples} - self._loaded:
+            self._pooled.load(self._in_split[split])
+            self._loaded.add(split)
+        allowed = torch.zeros(len(samples), len(self._classes), dtype=torch.bool)
+        targets = torch.full((len(samples),), -1)
+        for row, sample in enumerate(samples):
+            numbers = self._classes.numbers(sample.clip, sample.task, sample.labels)
+            allowed[row, numbers] = True
+            if sample.answer in sample.labels:
+                targets[row] = numbers[sample.labels.index(sample.answer)]
+        present = torch.tensor([self.present(sample.clip, sample.hidden) for sample in samples], dtype=torch.bool)
+        clip_ids = [sample.clip.id for sample in samples]
+        features = self._pooled.take(clip_ids, present)
+        return ProbeBatch(
+            features, present, allowed, targets, clip_ids, len(samples), [self._asked(sample) for sample in samples]
+        )
+
+    def probabilities(self, model: Probe, samples: Sequence[Sample]) -> list[list[float]]:
+        """Probability of every label of each sample's closed set, in its order."""
+        device = model.head.weight.device
+        batch = self(samples).to(device)
+        with torch.inference_mode():
+            scores = model.logits(batch.features, batch.present, batch.allowed).softmax(dim=1).cpu()
+        return [
+            row[self._classes.numbers(sample.clip, sample.task, sample.labels)].tolist()
+            for sample, row in zip(samples, scores, strict=True)
+        ]
+
+    def _asked(self, sample: Sample) -> Asked:
+        here = self._reader.presence(sample.clip.id)
+        missing = tuple(name for name, there in here.items() if not there)
+        hidden = tuple(name for name, there in here.items() if there and name in sample.hidden)
+        return Asked(sample.clip.dataset or "", sample.task.name, 1, 1, missing, hidden)
+
+
+def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: ClipList) -> tuple[Probe, ProbeCollator]:
+    """Build the probe with its first weights, which depend on the seed alone, and what makes its batches.
+
+    Raises:
+        ConfigError: tasks that have no closed set of labels, or no fusion.
+    """
+    open_tasks = [name for name in config.data.tasks if find_task(name).answer != "label"]
+    if open_tasks:
+        raise ConfigError(
+            "data.tasks", expected="tasks with one label a clip, since there is no language model to answer others",
+            got=", ".join(open_tasks), next_step="Set model.llm, or data.tasks=[emotion].",
+        )  # fmt: skip
+    settings = config.model.fusion
+    count = settings.num_tokens or fusion_token_count(reader.shapes)
+    classes = Classes(sets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "initial weights"))
+        options: Mapping[str, Any] = settings.model_dump(exclude={"name"}) | {"num_tokens": count}
+        fusion = build_fusion(settings.name, reader.shapes.fusion_dims(), **options)
+        if fusion is None:
+            raise ConfigError("model.fusion.name", expected="a fusion, since the probe trains nothing else", got="none")
+        probe = Probe(fusion, fusion_width=settings.out_dim, fusion_tokens=count, num_classes=len(classes))
+    return probe, ProbeCollator(reader, clips, classes, count)

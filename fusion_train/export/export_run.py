@@ -1,0 +1,315 @@
+"""Export, read top to bottom: attach the encoders, ask the trained model, merge, write, ask the folder, certify.
+
+    run + store + clips + encoder weights -> DIR with weights, code, processor, certificate, model card
+
+The folder appears whole or not at all. Where a bound does not hold it appears all the same, with the figures in its
+certificate, and ParityError says which.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featurecache.clips.clip_list import load_clips
+from featurecache.encoders import Encoder
+from featurecache.encoders.network import resolve_device
+from featurecache.files.lease import beside, sole_writer
+from featurecache.files.publish import (
+    make_folder,
+    make_temporary_folder,
+    publish_folder,
+    require_writable,
+    writing,
+)
+from featurecache.spec import Spec
+from featurecache.views import View
+from fusion_train import checkpoint
+from fusion_train.errors import ExportError, ParityError
+from fusion_train.export.card import trained_parts, write_card
+from fusion_train.export.certificate import Figure, judge, write_certificate
+from fusion_train.export.encoders import attach_encoders
+from fusion_train.export.folder import write_folder
+from fusion_train.export.merge import merge_lora
+from fusion_train.export.parity import (
+    Reference,
+    answer_logits,
+    ask_exported,
+    choose_questions,
+    compare,
+    num_clips,
+    reference,
+    refuse_other_media,
+)
+from fusion_train.export.weights_chosen import weights_chosen
+from fusion_train.remote.configuration_emotion_llama import read_spec
+from fusion_train.remote.encoding import rebuild_encoder
+from fusion_train.remote.integrity import PAGE_NAME, file_hashes, read_certificate, refuse_changed_files
+from fusion_train.run import Run, absolute, relative
+from fusion_train.run_context import Workbench, reassemble
+
+NUM_CHECKED = 32
+"""Clips of the certificate, where the split has as many."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's material lies, if not where the run found it, and what of it is used."""
+
+    store: str | None = None
+    clips: str | None = None
+    which: str = "best"
+    """Checkpoint: best, last or a step."""
+    split: str | None = None
+    """Of the clips checked; default: the run's evaluation split, else its training split."""
+    num_clips: int = NUM_CHECKED
+    dtype: str | None = None
+    """Of the exported language model; default: that of its base."""
+    device: str = "auto"
+    adapter: bool = False
+    """Export trained parts alone, with base and encoders by reference; otherwise one model with merged adapters."""
+    check_list: str | None = None
+    """Clip list of the clips to check on, all of them; default: `num_clips` of `split`."""
+
+
+def export_run(
+    run: Run, out: Path, weights: Mapping[str, str], sources: Sources, say: Callable[[str], None] = print
+) -> list[Figure]:
+    """Write `out` and return its figures.
+
+    Args:
+        weights: encoder name -> checkpoint, where it is not what the features' provenance says.
+
+    Raises:
+        CheckpointError, StoreError, DataError: the run or what it read cannot be opened.
+        FingerprintError: the encoders, or the media, are not those that made the features.
+        ExportError: `out` holds something, or the run cannot be exported.
+        ParityError: a bound does not hold; `out` is there, with its certificate.
+        WriteError: another process is writing `out`.
+    """
+    refuse_occupied(out)
+    require_writable(out, folder=True)
+    with sole_writer(beside(out), out):
+        return _export_run(run, out, weights, sources, say)
+
+
+def _export_run(
+    run: Run, out: Path, weights: Mapping[str, str], sources: Sources, say: Callable[[str], None]
+) -> list[Figure]:
+    bench, step = open_bench(run, sources)
+    attached = attach_encoders(bench.reader.specs, weights)
+    say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
+    split, references = ask_trained(bench, attached.views, sources)
+    parts = trained_parts(bench)
+    refuse_unfit_adapter(bench, sources)
+    if not sources.adapter:
+        merge_and_ask(bench, references, sources.dtype)
+    about = describe(run, bench, sources, step, split)
+    make_folder(out.parent)
+    temporary = make_temporary_folder(out.parent, f".{out.name}-")
+    try:
+        say(f"writing {out}")
+        with writing(out):
+            write_folder(temporary, bench, attached)
+            write_card(temporary, run, bench, parts, about | {"num_clips": num_clips(references)})
+        about |= {"files": file_hashes(temporary), "where": locate(run, bench, weights, sources, out)}
+        specs, places = bench.reader.specs, referred(bench, weights) if sources.adapter else {}
+        del bench, attached
+        figures, rows = measure(temporary, references, specs, about, places, say)
+        write_certificate(temporary, about, figures, rows)
+        if not publish_folder(temporary, out):
+            refuse_occupied(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    raise_where_failed(out, figures)
+    return figures
+
+
+def verify_export(
+    out: Path, sources: Sources | None = None, run: Run | None = None, say: Callable[[str], None] = print,
+    weights: Mapping[str, str] | None = None,
+) -> list[Figure]:  # fmt: skip
+    """Measure an exported folder again, as its certificate says it was; nothing is written.
+
+    Args:
+        sources, run: where the material lies now, if not where the certificate says.
+        weights: encoder name -> checkpoint, which the adapter-only form needs, if not where the certificate says.
+
+    Raises:
+        ExportError: no exported folder, or files that are not those certified.
+        ParityError: a bound does not hold.
+    """
+    certificate = read_certificate(out)
+    refuse_changed_files(out, certificate)
+    given = sources or Sources()
+    where = certificate["where"]
+    kept = [name for name in ("run", "store", "clips", "check") if name in where]
+    there = {name: absolute(where[name], out) for name in kept} if run is None else {}
+    named = {name: absolute(place, out) for name, place in where.get("weights", {}).items()} | dict(weights or {})
+    run = run or Run(there.get("run", out / "the run that the certificate does not name"))
+    if not run.exists:
+        raise ExportError(
+            str(out), expected=f"the run it was made from at {run.folder}", got="none there",
+            next_step="Say where it is with --run, and with --store and --clips where they moved too.",
+        )  # fmt: skip
+    sources = replace(
+        given,
+        store=given.store or there.get("store"), clips=given.clips or there.get("clips"),
+        check_list=given.check_list or there.get("check"),
+        which=str(certificate["run"]["step"]), split=given.split or certificate["split"],
+        num_clips=certificate["asked"], dtype=certificate["dtype"], adapter=certificate.get("form") == "adapter",
+    )  # fmt: skip
+    bench, step = open_bench(run, sources)
+    views = {modality: rebuild(out, modality).view for modality in bench.reader.modalities}
+    split, references = ask_trained(bench, views, sources)
+    if not sources.adapter:
+        merge_and_ask(bench, references, sources.dtype)
+    specs, about = bench.reader.specs, describe(run, bench, sources, step, split)
+    places = referred(bench, named) if sources.adapter else {}
+    del bench
+    figures, _ = measure(out, references, specs, about, places, say)
+    raise_where_failed(out, figures)
+    return figures
+
+
+def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
+    """The run with the weights of its checkpoint, on its device; and the checkpoint's step.
+
+    Raises:
+        ExportError: a run that trains and evaluates, but cannot be exported.
+    """
+    config = run.config()
+    if config.model.llm is None:
+        raise ExportError(
+            str(run.folder), expected="a run with a language model", got="a probe",
+            next_step=f"Start one from it: fusion-train --stage perception --init {run.folder}.",
+        )  # fmt: skip
+    bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
+    bench.model.eval().to(resolve_device(sources.device))
+    return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
+
+
+def ask_trained(bench: Workbench, views: Mapping[str, View], sources: Sources) -> tuple[str, list[Reference]]:
+    """Choose the clips and ask the trained model; returns the split they are of."""
+    if sources.check_list is not None:
+        clips = load_clips(sources.check_list)
+        split, count = "(a list of its own)", len(clips)
+    else:
+        split = sources.split or bench.config.data.eval_split or bench.config.data.train_split
+        clips, count = bench.clips.in_split(split), sources.num_clips
+    samples = choose_questions(bench, clips, count)
+    refuse_other_media(bench, samples, views)
+    return split, reference(bench, samples)
+
+
+def merge_and_ask(bench: Workbench, references: Sequence[Reference], dtype: str | None) -> None:
+    """Merge the adapters in place and ask again."""
+    bench.model.llm = merge_lora(bench.model.llm, None if dtype is None else getattr(torch, dtype))
+    for one in references:
+        one.merged = answer_logits(bench, one)
+
+
+def measure(
+    folder: Path, references: Sequence[Reference], specs: Mapping[str, Spec], about: Mapping[str, Any],
+    places: Mapping[str, Any], say: Callable[[str], None],
+) -> tuple[list[Figure], list[dict[str, Any]]]:  # fmt: skip
+    """Ask the folder and compare; the caller has let go of the trained model, which may be as large."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    say(f"asking the exported model {len(references)} questions on {num_clips(references)} raw clips, "
+        f"in a fresh process on {about['device']}")  # fmt: skip
+    answers = ask_exported(folder, references, about["device"], places)
+    rows = [compare(one, out) for one, out in zip(references, answers, strict=True)]
+    merged = about["form"] == "merged"
+    return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"], merged=merged), rows
+
+
+def describe(run: Run, bench: Workbench, sources: Sources, step: int, split: str) -> dict[str, Any]:
+    """What a certificate says of its origin; no path enters it."""
+    return {
+        "run": {
+            "name": run.name,
+            "step": step,
+            "config_hash": bench.config.hash,
+            "finished": run.finished,
+            "weights": weights_chosen(run, sources.which),
+        },
+        "fingerprints": bench.reader.fingerprints,
+        "form": "adapter" if sources.adapter else "merged",
+        "dtype": sources.dtype or bench.config.model.llm_dtype,
+        "device": next(bench.model.projectors.parameters()).device.type,
+        "split": split,
+        "asked": sources.num_clips,
+        "versions": {name: version(name) for name in ("torch", "transformers", "av", "featurecache")},
+    }
+
+
+def refuse_unfit_adapter(bench: Workbench, sources: Sources) -> None:
+    """Raise ExportError where the adapter-only form cannot hold what was asked."""
+    if sources.adapter and not bench.config.model.lora.r:
+        raise ExportError("--adapter", expected="a run with LoRA", got="model.lora.r: 0",
+                          next_step="Export it merged.")  # fmt: skip
+    if sources.adapter and sources.dtype not in (None, bench.config.model.llm_dtype):
+        raise ExportError(
+            f"--dtype {sources.dtype}", expected=f"{bench.config.model.llm_dtype}, in which the base computed",
+            got="another, for adapters that stay beside it", next_step="Leave --dtype out, or export with --merge.",
+        )  # fmt: skip
+
+
+def referred(bench: Workbench, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Where base and encoders of an adapter-only folder lie now, as its loader takes them."""
+    return {"base": _here(bench.config.model.llm), "encoder_weights": {k: _here(v) for k, v in weights.items()}}
+
+
+def _here(place: str) -> str:
+    return str(Path(place).resolve()) if Path(place).exists() else place  # a hub id stays
+
+
+def locate(run: Run, bench: Workbench, weights: Mapping[str, str], sources: Sources, out: Path) -> dict[str, Any]:
+    """Where the material lies as seen from the exported folder."""
+    record = run.record()
+    store = sources.store or absolute(record.store, run.folder)
+    clips = sources.clips or absolute(record.clips, run.folder)
+    there = {"run": relative(str(run.folder), out), "store": relative(store, out), "clips": relative(clips, out)}
+    if sources.check_list is not None:
+        there["check"] = relative(sources.check_list, out)
+    if sources.adapter:
+        local = {name: place for name, place in weights.items() if Path(place).exists()}
+        there["weights"] = {name: relative(place, out) for name, place in local.items()}
+    return there
+
+
+def rebuild(out: Path, modality: str) -> Encoder:
+    """An exported encoder without its network: what it reads of a clip."""
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    entry = config["encoders"][modality]
+    return rebuild_encoder(read_spec(entry["spec"]), config["networks"][entry["network"]])
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise ExportError where `out` is a file, or a folder that holds anything."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(
+            str(out), expected="no folder, or an empty one", got="a folder that holds something" if out.is_dir()
+            else "a file", next_step="Choose another with --out; an export is never written over.",
+        )  # fmt: skip
+
+
+def raise_where_failed(out: Path, figures: Sequence[Figure]) -> None:
+    """Raise ParityError that names every bound which does not hold."""
+    failed = [f"{figure.name}: {figure.measured:.2e}, bound {figure.bound:.2e}" for figure in figures
+              if not figure.passed]  # fmt: skip
+    if failed:
+        raise ParityError(
+            str(out), expected="every bound to hold", got=f"{len(failed)} that do not",
+            next_step=f"Do not use it. {PAGE_NAME} gives the figures of every clip.", problems=failed,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The frozen language model: loading, checks of its family, quantisation."""

@@ -1,0 +1,171 @@
+"""Load a causal language model and its tokenizer from transformers, strictly."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from featurecache.encoders.network import align
+from fusion_train.config import Config
+from fusion_train.errors import ConfigError, ModelError
+from fusion_train.llm.family_check import abilities_of
+from fusion_train.models.answering import plain_generation
+from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
+from fusion_train.models.fusions import build_fusion
+from fusion_train.models.lora import add_lora
+from fusion_train.models.packed_attention import use_packed_attention
+from fusion_train.models.parts import freeze, freeze_parts
+from fusion_train.models.token_streams import PATCHES_PER_TOKEN, FeatureShapes
+from fusion_train.prompts.prompt import PromptFormat
+from fusion_train.seeding import derive
+
+_LLAMA_2_7B = {
+    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+}  # fmt: skip
+KNOWN_SIZES = dict.fromkeys(("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"), _LLAMA_2_7B)
+"""Published sizes of gated models, so that planning needs no account and no network."""
+
+
+def llm_config(name: str) -> Any:
+    """The transformers configuration of a hub id or local folder: its sizes, before any weight is read.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    if name in KNOWN_SIZES and not Path(name).exists():
+        return LlamaConfig(**KNOWN_SIZES[name])
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens of one sample that a model of this configuration has places for; None where positions are computed."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    rotary = getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None)
+    return positions if isinstance(positions, int) and positions > 0 and not rotary else None
+
+
+def skeleton(config: Any) -> nn.Module:
+    """A causal language model of these sizes; inside `torch.device("meta")` it takes no memory."""
+    return AutoModelForCausalLM.from_config(config)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Open a tokenizer by hub id or local folder.
+
+    Raises:
+        ModelError: it cannot be found, or has no end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(name, expected="a tokenizer with an end-of-sequence token", got="none")
+    return tokenizer
+
+
+def refuse_foreign_tokens(tokenizer: Any, llm: nn.Module, prompt: PromptFormat, name: str) -> None:
+    """Raise ModelError where a text, or the prompt's format, may hold tokens that `llm` has no embedding for.
+
+    Control tokens beyond the embedding that the format does not write (Gemma 3 has one, for pictures) do no harm: texts
+    are encoded without control tokens.
+    """
+    count = llm.get_input_embeddings().num_embeddings
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= count}
+    written = prompt.template + (prompt.picture_template or "") + prompt.said + prompt.recalled
+    control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    used = [token for token in sorted(beyond, key=beyond.__getitem__)
+            if token not in control or token in ends or token in written]  # fmt: skip
+    if used:
+        raise ModelError(
+            f'model.llm "{name}"', expected=f"a tokenizer of at most {count:,} tokens, as many as the embedding has",
+            got=f"{len(used)} beyond them, such as {used[0]!r} ({beyond[used[0]]})",
+            next_step="Save the model's own tokenizer beside it, or the model after "
+            f"model.resize_token_embeddings({max(beyond.values()) + 1}).",
+        )  # fmt: skip
+
+
+def load_llm(name: str, dtype: str) -> nn.Module:
+    """Load the frozen base.
+
+    Raises:
+        ModelError: not to be found, or its weights are incomplete.
+    """
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        llm, info = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, error) from error
+    problems = [f"{kind.replace('_', ' ')}: {item}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+                for item in sorted(map(str, info[kind]))]  # fmt: skip
+    if problems:
+        raise ModelError(
+            name, expected="weights for every parameter, and no others", got=f"{len(problems)} that differ",
+            next_step="transformers would fill missing ones with random numbers; get a complete checkpoint.",
+            problems=problems,
+        )  # fmt: skip
+    return align(llm)
+
+
+def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> EmotionLlama:
+    """Freeze `llm`, add LoRA, fusion and projectors; their first weights depend on the seed alone.
+
+    Raises:
+        ConfigError: settings, or a feature, that the model cannot be built for.
+        ModelError: a language model of a family that cannot be trained or answered with here.
+    """
+    settings = config.model
+    _refuse_patches_left_over(config, shapes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "initial weights"))
+        width = llm_width(llm)
+        llm.generation_config = plain_generation(getattr(llm, "generation_config", None))
+        use_packed_attention(llm)
+        abilities = abilities_of(llm)
+        if settings.lora.r:
+            llm = add_lora(llm, **settings.lora.model_dump())
+        else:
+            freeze(llm)
+        count = settings.fusion.num_tokens or fusion_token_count(shapes)
+        options = settings.fusion.model_dump(exclude={"name"}) | {"num_tokens": count}
+        fusion = build_fusion(settings.fusion.name, shapes.fusion_dims(), **options)
+        model = EmotionLlama(
+            llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width, fusion_tokens=count,
+            abilities=abilities,
+        )  # fmt: skip
+    freeze_parts(model, settings.frozen)
+    return model
+
+
+def _refuse_patches_left_over(config: Config, shapes: FeatureShapes) -> None:
+    tokens = shapes.image[0] if shapes.image else 1
+    if tokens > PATCHES_PER_TOKEN and (tokens - 1) % PATCHES_PER_TOKEN:
+        raise ConfigError(
+            f"features.image={config.features.image}",
+            expected=f"a CLS token and patches in groups of {PATCHES_PER_TOKEN} (197, 577, 1025 tokens), or CLS alone",
+            got=f"{tokens} tokens a picture",
+            next_step="Extract it under another name with --option NAME.pool=all, or pool=cls.",
+        )  # fmt: skip
+
+
+def _unavailable(name: str, error: Exception) -> ModelError:
+    local = Path(name).exists()
+    return ModelError(
+        f'model.llm "{name}"',
+        expected="a causal language model of transformers" if local else "a local folder or a reachable hub id",
+        got=" ".join(str(error).split())[:300],
+        next_step="Set it with --set model.llm=FOLDER.",
+    )

@@ -1,0 +1,196 @@
+"""Put together what training, evaluation and export all need: clips, features, tokenizer, model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from featurecache.clips.clip_list import ClipList, load_clips
+from featurecache.clips.corrections import adjust
+from featurecache.encoders.perturbed import undisturbed
+from featurecache.errors import FingerprintError, suggest
+from featurecache.spec import Spec
+from fusion_train import checkpoint
+from fusion_train.config import Config
+from fusion_train.data.absent import stand_ins
+from fusion_train.data.batches import Collator, FeatureReader
+from fusion_train.data.probe_batches import build_probe
+from fusion_train.data.retrieval import RecalledTokens, open_retrieval
+from fusion_train.data.samples import LabelSets, label_sets
+from fusion_train.errors import ConfigError, DataError
+from fusion_train.llm.loading import build_model, load_llm, load_tokenizer, positions_of, refuse_foreign_tokens
+from fusion_train.llm.quantised_base import quantise_base
+from fusion_train.models.parts import trained_parameters
+from fusion_train.processes import this_process
+from fusion_train.prompts.limits import PromptLimits
+from fusion_train.run import Run, absolute
+
+
+class ListReadLater(ClipList):
+    """A clip list that is read when first asked for: a run that goes on does not need it until it scores."""
+
+    def __init__(self, read: Callable[[], ClipList]) -> None:
+        self._read = read
+
+    def __getattr__(self, name: str) -> Any:  # asked only for what is not there yet
+        if name not in ("_clips", "_by_id"):
+            raise AttributeError(name)
+        whole = self._read()
+        self._clips, self._by_id = whole._clips, whole._by_id
+        return getattr(self, name)
+
+
+@dataclass
+class Workbench:
+    """Everything of a run in memory."""
+
+    config: Config
+    clips: ClipList
+    """Read when first asked for."""
+    clips_file: str
+    reader: FeatureReader
+    label_sets: LabelSets
+    tokenizer: Any
+    """None without a language model."""
+    model: Any
+    """An `EmotionLlama`, or a `Probe` without a language model."""
+    collator: Any
+    """Makes the batches that `model` takes: a `Collator` or a `ProbeCollator`."""
+
+    weights: str | None = None
+    """sha256 of the trained weights, where they come from a checkpoint."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(trained_parameters(self.model).values())).device
+
+
+def assemble(
+    config: Config,
+    store: str,
+    clips: str,
+    *,
+    fingerprints: Mapping[str, str] | None = None,
+    sets: LabelSets | None = None,
+    load: Callable[[str, str], nn.Module] = load_llm,
+    quantised: bool = True,
+) -> Workbench:
+    """Open clips and features, load the LLM, build the trained parts with their first weights.
+
+    Args:
+        fingerprints: modality -> fingerprint that the features must have; None takes those there are.
+        sets: closed label sets of the run; None reads them from the training split.
+        load: gives the language model of a name and dtype.
+        quantised: False leaves the frozen base as it is loaded, whatever `model.quantised` says.
+
+    Raises:
+        ClipListError, StoreError, ConfigError, ModelError: see the functions called.
+    """
+    data = config.data
+    clip_list: ClipList = ListReadLater(
+        lambda: adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
+    )
+    reader = FeatureReader.open(store, config.features.used, fingerprints)
+    if not reader.modalities:
+        raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")
+    reader = reader.showing(stand_ins(config.features, reader, Path(clips).parent))
+    if sets is None:
+        sets = label_sets(clip_list.in_split(config.data.train_split))
+    if config.model.llm is None:
+        probe, probe_collator = build_probe(config, reader, sets, clip_list)
+        return Workbench(config, clip_list, clips, reader, sets, None, probe, probe_collator)
+    tokenizer = load_tokenizer(config.model.llm)
+    llm = load(config.model.llm, config.model.llm_dtype)
+    refuse_foreign_tokens(tokenizer, llm, config.prompt.format(), config.model.llm)
+    model = build_model(config, llm, reader.shapes)
+    recall = {}
+    if config.retrieval.k:
+        pool = clip_list.in_split(data.train_split)
+        retrieval = open_retrieval(store, config.features.used, pool, **config.retrieval.model_dump())
+        recall["recall"] = RecalledTokens(retrieval, tokenizer, config.prompt.format())
+    if config.model.quantised and quantised:
+        quantise_base(model.llm, config.model.quantised, this_process().device, model.llm.dtype)
+    limits = PromptLimits(positions=positions_of(model.llm.config), too_long=data.too_long)
+    collator = Collator(
+        reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=data.share_prefix, limits=limits,
+        **recall,
+    )  # fmt: skip
+    return Workbench(config, clip_list, clips, reader, sets, tokenizer, model, collator)
+
+
+def reassemble(
+    run: Run,
+    *,
+    store: str | None = None,
+    clips: str | None = None,
+    which: str = "best",
+    disturbed: Mapping[str, str] | None = None,
+    quantised: bool = True,
+) -> Workbench:
+    """Build a finished or interrupted run again with the weights of one of its checkpoints, on the GPU if there is one.
+
+    Args:
+        store, clips: where they lie now, if not where the run found them.
+        which: `best`, `last` or a step.
+        disturbed: modality -> feature that is read in place of the one trained on: the same, but for a perturbation.
+        quantised: as of `assemble`.
+    """
+    record, config = run.record(), run.config()
+    folder = checkpoint.choose(run.checkpoints, which)
+    state = checkpoint.read_state(folder)
+    replaced = dict(disturbed or {})
+    unknown = [modality for modality in replaced if modality not in config.features.used]
+    if unknown:
+        known = ", ".join(config.features.used)
+        raise DataError("--feature", expected="a modality that the run reads: " + known, got=", ".join(unknown))
+    config = config.model_copy(update={"features": config.features.model_copy(update=replaced)})
+    bench = assemble(
+        config,
+        store or absolute(record.store, run.folder),
+        clips or absolute(record.clips, run.folder),
+        fingerprints={name: value for name, value in record.fingerprints.items() if name not in replaced},
+        sets=record.label_sets,
+        quantised=quantised,
+    )
+    for modality, feature in replaced.items():
+        _refuse_other_encoder(feature, bench.reader.specs[modality], record.fingerprints[modality])
+    weights = checkpoint.best_weights(folder)
+    checkpoint.load_model(folder, bench.model, name=weights)
+    bench.model.to(this_process().device)
+    return replace(bench, weights=state.sha256[weights])
+
+
+def take_out(bench: Workbench, streams: Mapping[str, Literal["zero", "omit"]]) -> None:
+    """Take streams (fusion, image, video, audio) out of a trained model: the module ablation.
+
+    Raises:
+        DataError: a stream that the model does not have.
+    """
+    if not streams:
+        return
+    known_streams = getattr(bench.model, "soft_counts", {})  # a probe has no soft tokens
+    unknown = [stream for stream in streams if stream not in known_streams]
+    if unknown:
+        known = ", ".join(known_streams) or "none, for it has no language model"
+        raise DataError(
+            "--without", expected="a stream of the model: " + known, got=", ".join(unknown),
+            next_step=suggest(unknown[0], known_streams).strip() or None,
+        )  # fmt: skip
+    bench.model.ablated = dict(streams)
+    bench.collator = Collator(bench.reader, bench.tokenizer, bench.config.prompt.format(), bench.model.soft_counts,
+                              limits=bench.collator.limits)  # fmt: skip
+
+
+def _refuse_other_encoder(feature: str, spec: Spec, trained_on: str) -> None:
+    """Raise FingerprintError where a feature differs from the one trained on in more than a perturbation."""
+    if undisturbed(spec).fingerprint != trained_on:
+        raise FingerprintError(
+            feature, expected=f"the feature {trained_on[:12]}… that this run was trained on, perturbed",
+            got=f"{undisturbed(spec).fingerprint[:12]}…, another one",
+            next_step="Extract it by the same encoder with --option NAME.perturb=….",
+        )  # fmt: skip

@@ -1,0 +1,176 @@
+"""What a run says of itself while it trains: `metrics.jsonl`, TensorBoard, and a tracker if one is asked for.
+
+A line every `log.every` steps, averages over them:
+    loss · loss/dataset/NAME · loss/task/NAME    mean loss of a supervised token
+    lr · lr/PART · grad_norm · grad_norm/PART    of the last step; rates by part where they differ
+    samples_per_s · tokens_per_s · supervised_tokens_per_s
+    utilisation                                  arithmetic that had to be done over the peak of the devices
+    data_wait_share                              share of the time in which the model waited for data
+    missing/MODALITY · hidden/MODALITY           samples whose clip lacks it, or was not shown with it
+and a line a scoring: accuracy/TASK · eval_loss · score/half-N where the run keeps weights per half.
+A resumed run drops the lines written after its checkpoint, so that every step stands once. How a line is written and
+checked: `metric_lines`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featurecache.files.publish import replace_bytes
+from fusion_train.config import LogConfig
+from fusion_train.data.halves import NUM_HALVES
+from fusion_train.errors import CheckpointError
+from fusion_train.metric_lines import MetricLines, metric_line, read_metrics
+from fusion_train.training.validation import HALF, overall
+from fusion_train.training.step_metrics import Counts
+from fusion_train.training.step_metrics import Counts
+from fusion_train.training.trackers import open_sinks
+from fusion_train.training.validation import overall
+
+DIGITS = 8
+
+
+class Journal:
+    """Writes lines; knows the scores of the whole run, those before a resume included."""
+
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int,
+        log: LogConfig,
+        *,
+        enabled: bool,
+        peak_flops: float,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Args:
+        enabled: False on processes that write nothing.
+        peak_flops: of all devices together.
+        about: the configuration, for trackers.
+        """
+        self._folder, self._log, self._enabled, self._start = folder, log, enabled, start_step
+        self._peak_flops, self._about = peak_flops, about
+        self._sinks: list[Any] = []
+        self._file: Any = None
+        self._rows: dict[int, dict[str, float]] = {}
+        self._since, self._waited_s = time.perf_counter(), 0.0
+
+    def __enter__(self) -> Journal:
+        path = self._folder / "metrics.jsonl"
+        found = read_metrics(path)
+        self._refuse_lost_scores(path, found)
+        kept = [place for place, row in enumerate(found.rows) if row["step"] <= self._start]
+        for place in kept:
+            self._remember(int(found.rows[place]["step"]), found.rows[place])
+        if self._enabled:
+            if len(kept) != len(found.lines) or found.torn or found.damaged:
+                replace_bytes(path, "".join(f"{found.lines[place]}\n" for place in kept).encode())
+            self._sinks = open_sinks(self._folder, self._start, self._log, self._about)
+            self._file = path.open("a", encoding="utf-8")
+        self._since = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def _refuse_lost_scores(self, path: Path, found: MetricLines) -> None:
+        """Raise CheckpointError where a damaged line may hold scores, which decide when and with what a run ends.
+
+        One after the checkpoint is dropped like all lines there.
+        """
+        lost = [number for number, step_before in found.damaged.items() if step_before <= self._start]
+        if lost:
+            raise CheckpointError(
+                str(path), expected="sound lines up to the checkpoint", got=f"damage on line {lost[0]}",
+                next_step="Take the file from a copy, or delete the damaged lines: the run then goes on without them.",
+            )  # fmt: skip
+
+    def due(self, step: int) -> bool:
+        """Whether a line is written after this many steps."""
+        return step % self._log.every == 0
+
+    def waited(self, seconds: float) -> None:
+        """Count time in which the model waited for data."""
+        self._waited_s += seconds
+
+    def step(self, step: int, counts: Counts, rates: Mapping[str, float], norms: Mapping[str, float]) -> None:
+        """Write the line of the steps since the last one; `counts` are those of all processes."""
+        seconds = time.perf_counter() - self._since
+        values: dict[str, float] = {
+            "loss": sum(value for key, value in counts.losses.items() if key.startswith("task/")) / counts.supervised,
+            "lr": max(rates.values()),
+            "samples_per_s": counts.samples / seconds,
+            "tokens_per_s": counts.tokens / seconds,
+            "supervised_tokens_per_s": counts.supervised / seconds,
+            "utilisation": counts.flops / seconds / self._peak_flops,
+            "data_wait_share": self._waited_s / seconds,
+        }
+        if len(set(rates.values())) > 1:
+            values |= {f"lr/{part}": rate for part, rate in rates.items()}
+        values |= {"grad_norm" if part == "all" else f"grad_norm/{part}": norm for part, norm in norms.items()}
+        values |= {f"loss/{key}": loss / counts.loss_tokens[key] for key, loss in sorted(counts.losses.items())}
+        values |= {key: float(count) for key, count in sorted(counts.absent.items())}
+        self._write(step, values)
+        self._since, self._waited_s = time.perf_counter(), 0.0
+
+    def paused(self, seconds: float) -> None:
+        """Leave out time spent on scoring and saving."""
+        self._since += seconds
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Record scores on the held-out split."""
+        if scores:
+            self._write(step, scores)
+            self._remember(step, {name: round(value, DIGITS) for name, value in scores.items()})
+
+    def scores_at(self, step: int) -> dict[str, float]:
+        """The scores taken after this many steps, by an earlier process too; empty where none were."""
+        return self._rows.get(step, {})
+
+    def score_at(self, step: int) -> float | None:
+        """The score that picks the best checkpoint, where one was taken after this many steps."""
+        return overall(self.scores_at(step))
+
+    def half_scores_at(self, step: int) -> tuple[float | None, ...]:
+        """The scores by which each half of the held-out clips chooses; None where it has none."""
+        return tuple(self.scores_at(step).get(f"{HALF}{number + 1}") for number in range(NUM_HALVES))
+
+    def chosen_steps(self) -> set[int]:
+        """Steps of the best scores so far: of all held-out clips, and of each half of them."""
+        chosen = set()
+        for half in (None, *range(NUM_HALVES)):
+            scored = [(score, -step) for step in self._rows if (score := self._score(step, half)) is not None]
+            chosen |= {-max(scored)[1]} if scored else set()
+        return chosen
+
+    def _score(self, step: int, half: int | None) -> float | None:
+        return self.score_at(step) if half is None else self.half_scores_at(step)[half]
+
+    def stalled(self) -> bool:
+        """Whether `log.patience` scorings in a row brought no better score than the best before them."""
+        patience = self._log.patience
+        scores = [score for step in sorted(self._rows) if (score := self.score_at(step)) is not None]
+        if patience is None or len(scores) <= patience:
+            return False
+        return max(scores[-patience:]) <= max(scores[:-patience])
+
+    def _remember(self, step: int, row: Mapping[str, Any]) -> None:
+        scored = ("accuracy/", "eval_loss", HALF)
+        scores = {name: float(value) for name, value in row.items() if name.startswith(scored)}
+        if scores:
+            self._rows[step] = scores
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._enabled:
+            return
+        rounded = {name: round(value, DIGITS) for name, value in values.items()}
+        self._file.write(metric_line(step, rounded) + "\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink.write(step, rounded)

@@ -1,0 +1,65 @@
+"""The samples that a run draws in training; the clips they are drawn from are found once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from featurecache.clips.clip_list import Clip
+from fusion_train.data.pool import ABOUT, Pool
+from fusion_train.data.samples import SampleStream, answer_limits, near_classes
+from fusion_train.data.too_long import fitting_clips
+from fusion_train.run_context import Workbench
+
+
+def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path | None = None) -> SampleStream:
+    """Samples of the training split, as the configuration draws them.
+
+    Args:
+        kept: folder of a pool that is used if it is there.
+
+    Raises:
+        CheckpointError: a damaged pool.
+    """
+    data = bench.config.data
+    for notice in near_classes(bench.label_sets):
+        say(notice)
+    pool = Pool.load(kept) if kept is not None else None
+    limits = answer_limits(data, bench.tokenizer)
+    if pool is None:
+        usable = bench.reader.usable(bench.clips.in_split(data.train_split), data.failed_clips)
+        usable = fitting_clips(
+            usable, data.tasks, bench.collator, bench.label_sets, limits, split=data.train_split, say=say
+        )
+    return SampleStream(
+        pool or usable,
+        data.tasks,
+        bench.label_sets,
+        seed=bench.config.seed,
+        modalities=bench.reader.modalities,
+        mixture=data.mixture,
+        on_absent_dataset=data.mixture_absent,
+        hide_modality_p=data.hide_modality_p,
+        questions_per_clip=data.questions_per_clip,
+        limits=limits,
+        say=say,
+    )
+
+
+def keep_pool(
+    stream: SampleStream,
+    folder: Path,
+    held_out: Sequence[Clip] = (),
+    summary: Sequence[str] = (),
+    *,
+    anew: bool = False,
+) -> None:
+    """Keep the clips that are drawn from for the next start, unless some are kept there.
+
+    Args:
+        held_out: clips of the evaluation split.
+        summary: lines about all of them that are said at every start.
+        anew: keep these in place of those that are kept there.
+    """
+    if anew or not (folder / ABOUT).is_file() or Pool.load(folder) is None:
+        stream.pool.save(folder, held_out, summary)

@@ -1,0 +1,245 @@
+"""Scores on the held-out split while training: loss a token, and the accuracy of every task with one label.
+
+The same questions are asked every time: one a clip, drawn as in training, with nothing hidden beyond the task. Where
+the split is large, `data.eval_clips` of its clips are asked, always the same ones. A clip whose label no training clip
+has cannot be answered rightly and is left out, with a notice.
+
+Where a run keeps the weights that each half of the clips chooses (`data.halves`), the score of each half is formed
+besides: the mean accuracy on its clips, or the negative loss where no task has one label a clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from featurecache.clips.clip_list import Clip, ClipList
+from fusion_train.run_context import Workbench
+from fusion_train.data.halves import Halves
+from fusion_train.prompts.prompt import find_task
+from fusion_train.data.samples import SampleStream, answer_limits, answer_of, closed_set
+from fusion_train.data.too_long import fitting_clips
+from fusion_train.errors import DataError
+from fusion_train.evaluation.evaluate import (
+    EVAL_BATCH_SIZE,
+    Evaluation,
+    classified,
+    closed_tasks,
+    evaluate,
+    refuse_not_finite,
+)
+from fusion_train.models.probe import Probe
+from fusion_train.prompts.prompt import find_task
+from fusion_train.run_context import Workbench
+from fusion_train.seeding import generator
+
+MAX_CLASSES = 20
+"""Labels named in a line of class counts."""
+
+
+HALF = "score/half-"
+"""What the score of a half is called, with its number from 1."""
+
+
+@dataclass
+class Losses:
+    """Loss of held-out clips, summed over supervised tokens."""
+
+    total: float = 0.0
+    tokens: int = 0
+    of_clip: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Clip id -> its loss and its supervised tokens."""
+
+    def add(self, batch: Any, output: Any) -> None:
+        self.total += float(output.loss_sum)
+        self.tokens += batch.num_supervised
+        for clip_id, asked, loss in zip(batch.clip_ids, batch.asked, output.sample_losses.tolist(), strict=True):
+            self.of_clip[clip_id] = loss, asked.num_supervised
+
+    def mean(self) -> float:
+        """Per supervised token."""
+        return self.total / self.tokens
+
+    def mean_of(self, clip_ids: Container[str]) -> float | None:
+        """The same over some of the clips; None where none of them was asked."""
+        chosen = [each for clip_id, each in self.of_clip.items() if clip_id in clip_ids]
+        return sum(loss for loss, _ in chosen) / sum(tokens for _, tokens in chosen) if chosen else None
+
+
+class HeldOut:
+    """The held-out clips of a run."""
+
+    def __init__(self, bench: Workbench, halves: Halves = ()) -> None:
+        """Choose them.
+
+        Args:
+            halves: clip ids of two halves, which are scored besides.
+
+        Raises:
+            ClipListError, MissingFeatureError: no such split, or clips without features.
+            DataError: training has the label of none of them, or texts are too long.
+        """
+        data, seed = bench.config.data, bench.config.seed
+        self.split = bench.clips.in_split(data.eval_split or "")
+        clips, self.notices = _with_known_labels(bench, self.split)
+        if data.eval_clips is not None and data.eval_clips < len(clips):
+            chosen = generator(seed, "held-out clips").permutation(len(clips))[: data.eval_clips]
+            clips = ClipList([clips[int(place)] for place in sorted(chosen)])
+        limits = answer_limits(data, bench.tokenizer)
+        usable = bench.reader.usable(clips, data.failed_clips)
+        self.bench, self._halves = bench, halves
+        self.clips = fitting_clips(
+            usable, data.tasks, bench.collator, bench.label_sets, limits, split=data.eval_split or "",
+            say=self.notices.append,
+        )  # fmt: skip
+        self.tasks = closed_tasks(bench, self.clips)
+        self._stream = SampleStream(
+            self.clips,
+            data.tasks,
+            bench.label_sets,
+            seed=seed,
+            modalities=bench.reader.modalities,
+            limits=limits,
+        )
+
+    def score(self) -> dict[str, float]:
+        """Ask all questions; see `scores`."""
+        # Answering from cached keys would be a graph a layer, and there are few questions.
+        compiled = self.bench.config.optim.compile
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            answers = {task: evaluate(self.bench, self.clips, task) for task in self.tasks}
+            return self.scores(answers, self._losses())
+
+    def scores(
+        self, answers: Mapping[str, Evaluation], losses: Losses, halves: Halves | None = None
+    ) -> dict[str, float]:
+        """`accuracy/TASK` of every closed task, `eval_loss`, and `score/half-N` of every half that has clips.
+
+        Args:
+            halves: in place of the halves of these held-out clips.
+        """
+        found = {f"accuracy/{task}": float(answers[task].summary()["accuracy"]) for task in self.tasks}
+        found["eval_loss"] = losses.mean()
+        for number, half in enumerate(self._halves if halves is None else halves, start=1):
+            score = _score_of(frozenset(half), answers, losses)
+            if score is not None:
+                found[f"{HALF}{number}"] = score
+        return found
+
+    def batches(self) -> Iterator[Any]:
+        """The questions whose loss is taken, one a clip."""
+        for start in range(0, len(self._stream), EVAL_BATCH_SIZE):
+            indices = range(start, min(start + EVAL_BATCH_SIZE, len(self._stream)))
+            yield self.bench.collator([self._stream.draw(index) for index in indices])
+
+    @torch.no_grad()
+    def _losses(self) -> Losses:
+        model, device = self.bench.model, self.bench.device
+        was_training = model.training
+        model.eval()
+        losses, not_finite = Losses(), []
+        for batch in self.batches():
+            output = model(**batch.to(device).tensors())
+            not_finite += not_finite_clips(batch, output.sample_losses)
+            losses.add(batch, output)
+        model.train(was_training)
+        refuse_not_finite("held-out loss", not_finite, len(self._stream))
+        return losses
+
+
+def _score_of(half: Container[str], answers: Mapping[str, Evaluation], losses: Losses) -> float | None:
+    """What a half chooses weights by; None where it has no clips."""
+    accuracies = []
+    for task, answered in answers.items():
+        rows = [row for row in answered.predictions if row["id"] in half]
+        scores = classified(find_task(task), rows) if rows else None
+        accuracies += [scores.accuracy] if scores is not None else []
+    if accuracies:
+        return sum(accuracies) / len(accuracies)
+    loss = losses.mean_of(half)
+    return None if loss is None or answers else -loss
+
+
+def not_finite_clips(batch: Any, sample_losses: torch.Tensor) -> list[str]:
+    """Clips of a batch whose loss is NaN or infinite."""
+    finite = sample_losses.isfinite().tolist()
+    return [clip_id for clip_id, sound in zip(batch.clip_ids, finite, strict=True) if not sound]
+
+
+def _with_known_labels(bench: Workbench, clips: ClipList) -> tuple[ClipList, list[str]]:
+    """Clips without those whose label training lacks, and a notice about these.
+
+    A language model is asked about a dataset that training lacks all the same; a probe has no classes for it.
+    """
+    tasks = [task for task in map(find_task, bench.config.data.tasks) if task.answer == "label"]
+    unknown: Counter[str] = Counter()
+    kept: list[Clip] = []
+    for clip in clips:
+        foreign = ""
+        for task in tasks:
+            known, label = closed_set(bench.label_sets, clip, task), answer_of(clip, task)
+            if label is not None and label not in known and (known or isinstance(bench.model, Probe)):
+                foreign = f"{task.name} {label}" + ("" if known or not clip.dataset else f" of {clip.dataset}")
+        unknown.update([foreign] if foreign else [])
+        kept += [] if foreign else [clip]
+    if not unknown:
+        return clips, []
+    named = ", ".join(f"{label} ({count})" for label, count in sorted(unknown.items()))
+    split = f'split "{bench.config.data.eval_split}"'
+    if not kept:
+        raise DataError(
+            split, expected="clips with labels that training clips have", got=f"only {named}",
+            next_step="Add such clips to the training split, or set data.eval_split=null.",
+        )  # fmt: skip
+    left_out = f"{len(clips) - len(kept)} of {len(clips)} clips are not scored"
+    return ClipList(kept), [f"{split}: {left_out}, since no training clip has their label: {named}"]
+
+
+def summarise(bench: Workbench, stream: SampleStream, held_out: HeldOut | None) -> list[str]:
+    """What is said of the clips before every training: notices about held-out ones, classes by split."""
+    data = bench.config.data
+    splits: dict[str, Iterable[Clip]] = {data.train_split: stream.pool.clips}
+    if held_out is not None:
+        splits[data.eval_split or ""] = held_out.split
+    return [*(held_out.notices if held_out is not None else ()), *class_counts(bench, splits)]
+
+
+def class_counts(bench: Workbench, splits: Mapping[str, Iterable[Clip]]) -> list[str]:
+    """One line for every label task in use and split: how many clips have each label, the most frequent first."""
+    tasks = dict.fromkeys(find_task(name).label_key for name in bench.config.data.tasks)
+    lines = []
+    for task in tasks:
+        counted = {split: _labels(clips, task) for split, clips in splits.items()}
+        for split, counts in counted.items():
+            if any(counted.values()):
+                named = ", ".join(f"{label} {count}" for label, count in counts.most_common(MAX_CLASSES))
+                more = f", and {len(counts) - MAX_CLASSES} more labels" if len(counts) > MAX_CLASSES else ""
+                lines.append(f"{split}, {task}: {named or 'no label'}{more}")
+    return lines
+
+
+def _labels(clips: Iterable[Clip], task: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for clip in clips:
+        value = clip.labels.get(task)
+        counts.update(map(str, value) if isinstance(value, list | tuple) else [] if value is None else [str(value)])
+    return Counter(dict(sorted(counts.items())))
+
+
+def overall(scores: dict[str, float]) -> float | None:
+    """What picks the best checkpoint: mean accuracy, or the negative loss where no task has one label a clip.
+
+    NaN is no score.
+    """
+    if not all(map(math.isfinite, scores.values())):
+        return None
+    accuracies = [value for name, value in scores.items() if name.startswith("accuracy/")]
+    if accuracies:
+        return sum(accuracies) / len(accuracies)
+    return -scores["eval_loss"] if "eval_loss" in scores else None
