@@ -138,7 +138,7 @@ def test_media_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPath
 
 
 def test_the_first_signal_stops_the_run_and_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featurecache.extract.run import prepare as preparation
+    from featurecache.extract import prepare as preparation
 
     prepare = preparation.prepare
     signals = iter([signal.SIGTERM])

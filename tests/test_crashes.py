@@ -33,7 +33,7 @@ CRASHING = """
 # Loaded by every interpreter that is started with this folder on its path, so by the child that decodes apart too.
 import ctypes, os, signal, time
 try:
-    from featurecache.media.decode import recording
+    from featurecache.media import recording
 except ImportError:
     pass
 else:

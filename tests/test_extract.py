@@ -202,7 +202,7 @@ def test_a_rank_that_starts_late_takes_no_unit_of_another(clips: ClipList, tmp_p
 def test_a_clip_is_decoded_once_for_all_features(
     clips: ClipList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featurecache.extract.run import prepare as preparation
+    from featurecache.extract import prepare as preparation
 
     decoded = []
     decode_each = preparation.decode_each

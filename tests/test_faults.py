@@ -19,8 +19,8 @@ from featurecache import load_clips, open_store
 from featurecache.cli import main
 from featurecache.clips.clip_list import ClipList
 from featurecache.errors import MediaError
+from featurecache.extract import prepare as preparation
 from featurecache.extract.run import extract
-from featurecache.extract.run import prepare as preparation
 from featurecache.maintenance.retry import retry
 from featurecache.media.decode import decode as media
 from featurecache.store.protocols import Status

@@ -135,7 +135,7 @@ def test_progress_in_a_terminal_that_closed_does_not_stop_the_work(monkeypatch: 
 def test_a_retry_stops_at_a_shard_when_the_terminal_closes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whisper_folder: Path
 ) -> None:
-    from featurecache.extract.run import prepare as preparation
+    from featurecache.extract import prepare as preparation
 
     shutil.copytree(whisper_folder, tmp_path / "whisper")
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
 """The files of the similarity indices of one store: where they lie, and how a flipped bit in them is noticed.
 
-    ROOT/whisper/space                  what tokens are projected with (`space`)
+    ROOT/whisper/space                  what tokens are projected with (`projection`)
     ROOT/whisper/vectors/00000012-5f3a… coordinates of shard 12's clips; the name holds the crc32c of its commit record
     ROOT/calibration.json               the rule of `duplicates` and `leaks`; its last field is a crc32c
     ROOT/approximate/….faiss, ….stated  an inverted file, and what was measured when it was built, with its crc32c

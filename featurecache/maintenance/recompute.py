@@ -1,6 +1,6 @@
 """Make lost rows anew: what a recomputation of a clip gives, and where it can come from.
 
-`Recompute` is the seam between repair, which knows no encoder, and what makes tokens: an extraction (`again`), a copy
+`Recompute` is the seam between repair, which knows no encoder, and what makes tokens: an extraction (`retry`), a copy
 of the store (`taken_from`), or the files it was imported from (`importers.npy`).
 """
 

@@ -2,7 +2,7 @@
 
 Closed label sets need no generation: every label is scored as a continuation of one shared prompt, and the best is
 chosen. Open answers are generated greedily, in batches, with the key-value cache. `evaluate` keeps everything in
-memory, for scoring during training and in sweeps; `asking` writes answers down as they come, for benches.
+memory, for scoring during training and in sweeps; `predictions` writes answers down as they come, for benches.
 """
 
 from __future__ import annotations

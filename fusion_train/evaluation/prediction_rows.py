@@ -1,4 +1,4 @@
-"""Predictions as files: ours (`asking`), or those of any other system.
+"""Predictions as files: ours (`predictions`), or those of any other system.
 
 JSONL with `id` and `prediction` a line, or CSV with these columns. `reference`, `task`, `tags`, `speaker` and
 `dialogue` stand in the line too, or come from a clip list. A clip that stands twice, a line without a prediction and a

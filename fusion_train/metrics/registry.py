@@ -1,4 +1,4 @@
-"""Metrics by name, as benches ask for them. A new metric is a function in `entries` and one line here."""
+"""Metrics by name, as benches ask for them. A new metric is a function in `metric_functions` and one line here."""
 
 from __future__ import annotations
 

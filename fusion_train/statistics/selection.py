@@ -10,7 +10,7 @@ A score that is the highest of N on the same clips (the best epoch on the test s
   `correlation`. Then optimism = standard error · √(1 − correlation) · expected maximum of N standard normals. Equal
   candidates are the worst case, so this bounds the expected optimism; correlation 0 bounds it for any not negative.
 
-Intervals: those of `statistics` for one score (jackknife over clusters, t, logit scale), about the corrected estimate;
+Intervals: those of `intervals` for one score (jackknife over clusters, t, logit scale), about the corrected estimate;
 from N alone, the upper end is that of the score as it stands. None below `MIN_CLUSTERS`. Simulations that chose this:
 `tests/test_selection.py`. Pure functions; resamples are drawn from a fixed seed. Scores are shares.
 """

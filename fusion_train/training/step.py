@@ -1,6 +1,6 @@
 """One optimizer step: forward and backward of its micro-batches, one average over processes, AdamW.
 
-The loss of a step is a mean over its global batch (see `objective`), whatever the number of devices and micro-batches.
+The loss of a step is a mean over its global batch (see `loss`), whatever the number of devices and micro-batches.
 Dropout is a pure function of (seed, step, process).
 """
 
