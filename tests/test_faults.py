@@ -22,7 +22,7 @@ from featurecache.errors import MediaError
 from featurecache.extract import prepare as preparation
 from featurecache.extract.run import extract
 from featurecache.maintenance.retry import retry
-from featurecache.media.decode import decode as media
+from featurecache.media import decode as media
 from featurecache.store.protocols import Status
 from featurecache.views import AudioView, FramesView
 

@@ -4,7 +4,7 @@
             `prepare`                       `work_units`   `pipeline`: one thread per device, one that writes
 
 All of it overlaps, also across units; queues are bounded, so memory does not grow with the list.
-The work is divided into units (`work_units`), in which a clip is decoded once for all features. A clip's bytes depend on its
+The work is divided into `work_units`, in which a clip is decoded once for all features. A clip's bytes depend on its
 media and the spec alone, on one kind of device and at one batch size: not on its neighbours, the worker count, or a
 kill and a resume in between. This module knows no media format and no store format.
 """
