@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from fusion_train.data.halves import split_halves
 from fusion_train.metrics.scored import Scored, mean_of
-from fusion_train.statistics import interval_of, jackknife
+from fusion_train.statistics.intervals import interval_of, jackknife
 
 ALIKE_IN_CLUSTER, ALIKE_IN_RUN = 0.05, 0.5
 """Correlation of answers within a cluster, and of two checkpoints of a run on a clip."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 
 
 def clusters_in(clips: Iterable[Clip]) -> tuple[str, dict[str, Hashable]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterable, Sequence
 
-from featurecache.clips import Clip
+from featurecache.clips.clip_list import Clip
 from fusion_train.data.clusters import clusters_in, clusters_of
 
 Halves = Sequence[Sequence[str]]

@@ -22,8 +22,6 @@ from fusion_train.metrics.sentiment import (
     whole_answer,
 )
 from fusion_train.metrics.wheel_metrics import harmonic, hit_rate, open_vocabulary_scores
-from fusion_train.metrics.sentiment import SentimentScores, sentiment_scores, three_way_sentiment_scores
-from fusion_train.metrics.wheel_metrics import harmonic, hit_rate, open_vocabulary_scores
 from fusion_train.metrics.wheels import EmotionWheels
 
 References = Mapping[str, Any]

@@ -17,20 +17,13 @@ from pathlib import Path
 from statistics import fmean
 
 from featurecache.clips.clip_list import load_clips
-from fusion_train.statistics.comparison import Variance, detectable
 from fusion_train.data.clusters import clusters_in, clusters_of
-from fusion_train.prompts.prompt import find_task
-from fusion_train.data.samples import answers_of, with_answers
-from fusion_train.errors import ConfigError
-from fusion_train.metrics.scored import Scored
-from fusion_train.statistics.intervals import LEVEL, MIN_CLUSTERS
 from fusion_train.data.samples import answers_of, with_answers
 from fusion_train.errors import ConfigError
 from fusion_train.metrics.scored import Scored
 from fusion_train.prompts.prompt import find_task
 from fusion_train.statistics.comparison import Variance, detectable
 from fusion_train.statistics.intervals import LEVEL, MIN_CLUSTERS
-from fusion_train.sweeps.results import clusters_in
 from fusion_train.sweeps.sweep_file import Assumptions, Sweep
 
 RESULTS = "results.json"

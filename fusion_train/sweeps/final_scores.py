@@ -12,27 +12,17 @@ from typing import Any
 
 from featurecache.clips.clip_list import ClipList
 from fusion_train import checkpoint
-from fusion_train.run_context import Workbench, reassemble
 from fusion_train.data.halves import NUM_HALVES, split_halves
-from fusion_train.prompts.prompt import find_task
 from fusion_train.data.samples import with_answers
 from fusion_train.evaluation.evaluate import Evaluation, classified, evaluate
 from fusion_train.models.trial_group import Company, evaluating
-from fusion_train.sweeps.grouping import shares_base
-from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED
-from fusion_train.sweeps.group_scoring import evaluate_together
-from fusion_train.sweeps.group_training import Asked, Member, SharedBase, benches_of
-from fusion_train.sweeps.job import PREDICTIONS, Work
-from fusion_train.data.samples import with_answers
-from fusion_train.evaluation.evaluate import Evaluation, evaluate
-from fusion_train.models.trial_group import Company, evaluating
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import Workbench, reassemble
 from fusion_train.sweeps.group_scoring import evaluate_together
 from fusion_train.sweeps.group_training import Asked, Member, SharedBase, benches_of
 from fusion_train.sweeps.grouping import shares_base
 from fusion_train.sweeps.job import PREDICTIONS, Work
-from fusion_train.sweeps.scored_weights import BEST
+from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED
 
 
 def evaluate_finished(

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 
 from featurecache.clips.clip_list import ClipList
-from fusion_train.run_context import Workbench
 from fusion_train.data.halves import Halves
-from fusion_train.prompts.prompt import find_task
 from fusion_train.data.samples import with_answers
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.evaluation.evaluate import (
@@ -27,11 +25,10 @@ from fusion_train.evaluation.evaluate import (
     row_of,
 )
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.training.validation import HeldOut, Losses, not_finite_clips
 from fusion_train.models.trial_group import AnsweringTogether, Company
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import Workbench
-from fusion_train.training.validation import HeldOut, not_finite_clips
+from fusion_train.training.validation import HeldOut, Losses, not_finite_clips
 
 
 def evaluate_together(

@@ -25,9 +25,7 @@ from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.terminal import show_progress
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
-from fusion_train.data.loader import Feed
 from fusion_train.data.halves import Halves
-from fusion_train.training.sample_stream import keep_pool, make_stream
 from fusion_train.data.loader import Feed
 from fusion_train.errors import DivergedError, FusionTrainError
 from fusion_train.llm.loading import build_model, load_llm
@@ -41,8 +39,6 @@ from fusion_train.run_context import Workbench, assemble
 from fusion_train.seeding import derive
 from fusion_train.sweeps.group_scoring import Scored, score_together
 from fusion_train.training.averaging import Averaged
-from fusion_train.training.resume import (
-    halves_of,
 from fusion_train.training.clip_list_changes import check_lists
 from fusion_train.training.devices import make_accelerator, peak_flops, place
 from fusion_train.training.loss import LOSS_PER, loss_of, total_of
@@ -50,6 +46,7 @@ from fusion_train.training.metrics_logger import Journal
 from fusion_train.training.non_finite_steps import keep_for_replay
 from fusion_train.training.optimizer import gradient_norms, make_optimizer, set_learning_rates
 from fusion_train.training.resume import (
+    halves_of,
     make_record,
     refuse_other_configuration,
     refuse_other_pool,

@@ -10,9 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from featurecache.clips.clip_list import load_clips
-from featurecache.clips.clip_list import Clip, load_clips
 from featurecache.errors import ClipListError
-from fusion_train.statistics.comparison import Comparison, compare_all
 from fusion_train.data.clusters import clusters_in
 from fusion_train.documents import read_document
 from fusion_train.errors import DataError
@@ -23,10 +21,8 @@ from fusion_train.run import absolute
 from fusion_train.statistics.comparison import Comparison, compare_all
 from fusion_train.sweeps.compared_metric import Measure, Rows, choose_measure
 from fusion_train.sweeps.halving import rank_correlation
-from fusion_train.sweeps.compared_metric import Measure, Rows, choose_measure
-from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED, optimism_notice
 from fusion_train.sweeps.job import ABOUT, PREDICTIONS, PREDICTIONS_SHA256
-from fusion_train.sweeps.scored_weights import BEST, optimism_notice
+from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED, optimism_notice
 from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
 

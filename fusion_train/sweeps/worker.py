@@ -18,13 +18,11 @@ from fusion_train.evaluation.evaluate import Evaluation
 from fusion_train.processes import this_process
 from fusion_train.run import Run
 from fusion_train.sweeps.check import check
-from fusion_train.sweeps.grouping import shares_base
-from fusion_train.sweeps.final_scores import evaluate_finished
-from fusion_train.sweeps.scored_weights import keeps_halves
 from fusion_train.sweeps.final_scores import evaluate_finished
 from fusion_train.sweeps.group_training import Asked, Member, SharedBase, train_together
 from fusion_train.sweeps.grouping import shares_base
 from fusion_train.sweeps.job import PREDICTIONS, PREDICTIONS_SHA256, Answer, Cost, Group, Room, Trained, Work
+from fusion_train.sweeps.scored_weights import keeps_halves
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.training.devices import matrix_peak
 from fusion_train.training.train import train

@@ -24,11 +24,9 @@ from fusion_train.config import LogConfig
 from fusion_train.data.halves import NUM_HALVES
 from fusion_train.errors import CheckpointError
 from fusion_train.metric_lines import MetricLines, metric_line, read_metrics
-from fusion_train.training.validation import HALF, overall
-from fusion_train.training.step_metrics import Counts
 from fusion_train.training.step_metrics import Counts
 from fusion_train.training.trackers import open_sinks
-from fusion_train.training.validation import overall
+from fusion_train.training.validation import HALF, overall
 
 DIGITS = 8
 

@@ -31,8 +31,6 @@ from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, absolute
 from fusion_train.run_context import Workbench, assemble
 from fusion_train.training.averaging import Averaged
-from fusion_train.training.resume import (
-    halves_of,
 from fusion_train.training.clip_list_changes import check_lists
 from fusion_train.training.devices import device_name, make_accelerator, peak_flops, place
 from fusion_train.training.metrics_logger import Journal
@@ -40,6 +38,7 @@ from fusion_train.training.non_finite_steps import keep_for_replay
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.parallel import any_process
 from fusion_train.training.resume import (
+    halves_of,
     make_record,
     refuse_other_configuration,
     refuse_other_pool,

@@ -12,21 +12,21 @@ from click.testing import CliRunner
 from test_train import run_training
 from toy import make_config
 
-from featurecache.clips import Clip, ClipList, load_clips
+from featurecache.clips.clip_list import Clip, ClipList, load_clips
 from featurecache.interrupt import Interrupted
 from fusion_train import checkpoint
-from fusion_train.assemble import reassemble
 from fusion_train.cli import main
 from fusion_train.data.halves import num_clusters, split_halves
 from fusion_train.errors import CheckpointError, ConfigError
+from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.evaluate import evaluate
-from fusion_train.evaluation.lines import read_lines
 from fusion_train.run import Run
+from fusion_train.run_context import reassemble
 from fusion_train.sweeps import running
 from fusion_train.sweeps.results import read_results
 from fusion_train.sweeps.scored_weights import resolve_scoring
 from fusion_train.sweeps.sweep_file import load_sweep
-from fusion_train.training.held_out import HeldOut
+from fusion_train.training.validation import HeldOut
 
 VARIANTS = "variants:\n  conv: {model: {fusion: {name: conv}}}\n  attention: {model: {fusion: {name: attention}}}\n"
 SETTINGS = "seeds: [0]\nsettings: {log: {eval_every: 1}, optim: {steps: 6, lr: 0.01}}\n" + VARIANTS

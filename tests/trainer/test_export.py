@@ -20,7 +20,6 @@ from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
 from fusion_train.export.card import scores_of
 from fusion_train.export.export_run import Sources, export_run, verify_export
-from fusion_train.export.export_run import Sources, export_run, verify_export
 from fusion_train.export.merge import merge_lora
 from fusion_train.models.answering import label_log_probabilities
 from fusion_train.prompts.prompt import encode_answer, find_task
