@@ -29,6 +29,8 @@ from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 DEFAULT = "emotion_llama_v2"
 OnAbsent = Literal["refuse", "leave_out"]
 """What to do about something that a setting names and the data lack."""
+PROBE = "probe"
+"""The stage that trains no language model."""
 MAX_EXTENDED = 8
 MAX_VALUES = 100_000
 """Of one YAML document, an alias counted as often as it stands."""
@@ -285,7 +287,18 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
     for text in overrides:
         merge(values, parse_override(text))
     fit_to_length(values, own_settings(config, stage, overrides))
-    return validate(values, str(config or DEFAULT))
+    resolved = validate(values, str(config or DEFAULT))
+    refuse_probe_with_llm(resolved)
+    return resolved
+
+
+def refuse_probe_with_llm(config: Config) -> None:
+    """Raise ConfigError where a language model is named for the stage that trains none."""
+    if config.stage == PROBE and config.model.llm is not None:
+        raise ConfigError(
+            "model.llm", expected="null, since the stage probe trains fusion and a linear head alone",
+            got=config.model.llm, next_step="Leave model.llm out, or train with it: --stage perception.",
+        )  # fmt: skip
 
 
 def own_settings(config: str | Path | None, stage: str | None, overrides: Iterable[str]) -> dict[str, Any]:

@@ -79,10 +79,13 @@ def main(
         say(ctx.get_help())
         ctx.exit(2)
     from fusion_train.config import load_config
+    from fusion_train.replaced_settings import replaced_settings
     from fusion_train.run import Run, latest_finished
     from fusion_train.training.train import train
 
     settings = load_config(config, stage, overrides)
+    for line in replaced_settings(config, stage, overrides):
+        say(line)
     run = Run(out or RUNS / stage)
     initial = Run(init) if init else None
     if initial is None and settings.init_stage is not None and not run.exists:

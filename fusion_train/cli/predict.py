@@ -178,10 +178,8 @@ def _ask(
 
 
 def _note_untrained(opened: OpenedModel, question: Question) -> None:
-    trained = opened.processor.tasks
-    if trained and question.task.name not in trained:
-        say(f"note: this model was not trained on the task {question.task.name}; it was on "
-                   + ", ".join(trained), err=True)  # fmt: skip
+    if notice := opened.processor.untrained_notice(question.task.name):
+        say(f"note: {notice}", err=True)
 
 
 def _table(answers: list[Answer], question: Question) -> Table:

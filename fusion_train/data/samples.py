@@ -248,12 +248,29 @@ class SampleStream:
         num_kept = random.random()
         if number:
             random = generator(self._seed, "question", turn, number)
-        answers = self._short_enough(clip, task)
-        if not answers:
-            task, answers = self._fall_back(clip, task)
+        task, answers = self._answers(clip, task)
         question, answer = answers[random.integers(len(answers))]
         labels = closed_set(self._sets, clip, task)
         return Sample(clip, task, labels, answer, self._hidden(task, kept, num_kept if hidden else None), question)
+
+    def sampled_tasks(self) -> tuple[str, ...]:
+        """Names of the configured tasks that samples are drawn of, in their order.
+
+        A task has none where no clip of a dataset that is drawn answers it, or where all its answers are too long.
+        """
+        drawn = [name for name in self.pool.places if not self._drawn or name in self._drawn]
+        return tuple(task.name for task in self._tasks if any(self._has_sample(name, task) for name in drawn))
+
+    def _has_sample(self, dataset: str, task: Task) -> bool:
+        if task not in self._tasks_of[dataset]:
+            return False
+        clips = (self._clips[place] for place in self.pool.places[dataset])
+        return any(self._answers(clip, task)[0] == task for clip in clips)
+
+    def _answers(self, clip: Clip, task: Task) -> tuple[Task, list[tuple[str | None, str]]]:
+        """The task that a clip is asked where `task` was drawn, and every (question, answer) to choose from."""
+        answers = self._short_enough(clip, task)
+        return (task, answers) if answers else self._fall_back(clip, task)
 
     def _can_ask(self, clip: Clip, task: Task) -> bool:
         return bool(answers_of(clip, task)) and any(name in self._modalities for name in task.modalities)

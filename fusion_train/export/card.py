@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,11 @@ print(dict(zip(labels, model.label_probabilities(processor.label_ids(labels), **
 ACCURACY = "accuracy/"
 
 
-def write_card(folder: Path, run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[str, Any]) -> None:
-    """Write README.md from the run; nothing in it is claimed that the run does not hold."""
-    replace_bytes(folder / "README.md", card(run, bench, parts, about).encode())
+def write_card(
+    folder: Path, run: Run, bench: Workbench, tasks: Sequence[str], parts: Mapping[str, int], about: Mapping[str, Any]
+) -> None:
+    """Write README.md from the run and the tasks it was trained on; nothing is claimed that the run does not hold."""
+    replace_bytes(folder / "README.md", card(run, bench, tasks, parts, about).encode())
 
 
 def trained_parts(bench: Workbench) -> dict[str, int]:
@@ -56,11 +58,11 @@ def trained_parts(bench: Workbench) -> dict[str, int]:
     return count_by_part(bench.model)
 
 
-def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[str, Any]) -> str:
+def card(run: Run, bench: Workbench, tasks: Sequence[str], parts: Mapping[str, int], about: Mapping[str, Any]) -> str:
     """The text."""
     config, record = bench.config, run.record()
     adapter = about["form"] == "adapter"
-    closed = next((name for name in config.data.tasks if name in ("emotion", "sentiment", "intent")), None)
+    closed = next((name for name in tasks if name in ("emotion", "sentiment", "intent")), None)
     lines = [
         "---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: video-text-to-text",
         *([] if Path(config.model.llm).exists() else [f"base_model: {config.model.llm}"]),
@@ -69,7 +71,7 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         "A multimodal language model that names and explains the emotion of a person in a short clip, from face, voice "
         "and words. Frozen encoders, a fusion module, linear projectors and a language model with LoRA, "
         "after Emotion-LLaMAv2 (arXiv 2601.16449).", "",
-        "## Use", "", USE.format(task=config.data.tasks[0], places=PLACES if adapter else "",
+        "## Use", "", USE.format(task=tasks[0], places=PLACES if adapter else "",
                                  needed=", peft" if adapter else ""),
         *([ADAPTER] if adapter else []), LABELS.format(task=closed) if closed else "", "",
         "## Parts", "",
@@ -82,7 +84,8 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
           for modality, spec in bench.reader.specs.items()), "",
         "## Training", "",
         f"Stage {config.stage}, step {about['run']['step']} of {config.optim.steps}, batch {config.optim.batch_size}, "
-        f"learning rate {config.optim.lr:g}, seed {config.seed}; tasks {', '.join(config.data.tasks)}.",
+        f"learning rate {config.optim.lr:g}, seed {config.seed}; tasks {', '.join(tasks)}.",
+        *_without_sample(config.data.tasks, tasks),
         f"Started from the run {markdown_text(Path(record.initial['run']).name)}, step {record.initial['step']}."
         if record.initial else "Trained parts started from their seed.",
         f"Weights: {markdown_text(about['run']['weights'])}.", "",
@@ -101,6 +104,11 @@ def card(run: Run, bench: Workbench, parts: Mapping[str, int], about: Mapping[st
         f"{about['versions']['featurecache']}).",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _without_sample(configured: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    without = [name for name in configured if name not in tasks]
+    return [f"Tasks of the configuration that no training clip answers: {', '.join(without)}."] if without else []
 
 
 def _data(bench: Workbench) -> list[str]:

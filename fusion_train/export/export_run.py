@@ -49,6 +49,7 @@ from fusion_train.export.parity import (
     reference,
     refuse_other_media,
 )
+from fusion_train.export.trained_tasks import trained_tasks
 from fusion_train.export.weights_chosen import weights_chosen
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
@@ -107,7 +108,8 @@ def _export_run(
     bench, step = open_bench(run, sources)
     attached = attach_encoders(bench.reader.specs, weights)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
-    split, references = ask_trained(bench, attached.views, sources)
+    tasks = trained_tasks(run, bench)
+    split, references = ask_trained(bench, attached.views, sources, tasks)
     parts = trained_parts(bench)
     refuse_unfit_adapter(bench, sources)
     if not sources.adapter:
@@ -118,8 +120,8 @@ def _export_run(
     try:
         say(f"writing {out}")
         with writing(out):
-            write_folder(temporary, bench, attached)
-            write_card(temporary, run, bench, parts, about | {"num_clips": num_clips(references)})
+            write_folder(temporary, bench, attached, tasks)
+            write_card(temporary, run, bench, tasks, parts, about | {"num_clips": num_clips(references)})
         about |= {"files": file_hashes(temporary), "where": locate(run, bench, weights, sources, out)}
         specs, places = bench.reader.specs, referred(bench, weights) if sources.adapter else {}
         del bench, attached
@@ -169,7 +171,7 @@ def verify_export(
     )  # fmt: skip
     bench, step = open_bench(run, sources)
     views = {modality: rebuild(out, modality).view for modality in bench.reader.modalities}
-    split, references = ask_trained(bench, views, sources)
+    split, references = ask_trained(bench, views, sources, trained_tasks(run, bench))
     if not sources.adapter:
         merge_and_ask(bench, references, sources.dtype)
     specs, about = bench.reader.specs, describe(run, bench, sources, step, split)
@@ -197,7 +199,9 @@ def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
     return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
 
 
-def ask_trained(bench: Workbench, views: Mapping[str, View], sources: Sources) -> tuple[str, list[Reference]]:
+def ask_trained(
+    bench: Workbench, views: Mapping[str, View], sources: Sources, tasks: Sequence[str]
+) -> tuple[str, list[Reference]]:
     """Choose the clips and ask the trained model; returns the split they are of."""
     if sources.check_list is not None:
         clips = load_clips(sources.check_list)
@@ -205,7 +209,7 @@ def ask_trained(bench: Workbench, views: Mapping[str, View], sources: Sources) -
     else:
         split = sources.split or bench.config.data.eval_split or bench.config.data.train_split
         clips, count = bench.clips.in_split(split), sources.num_clips
-    samples = choose_questions(bench, clips, count)
+    samples = choose_questions(bench, clips, count, tasks)
     refuse_other_media(bench, samples, views)
     return split, reference(bench, samples)
 

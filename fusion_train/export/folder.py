@@ -14,7 +14,7 @@ in the dtype its features were computed in. No absolute path is written.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,15 @@ AUTO_MAP = {
 }
 
 
-def make_config(bench: Workbench, attached: Attached, recall: Mapping[str, Any] | None = None) -> EmotionLlamaConfig:
-    """The exported configuration of a run whose adapters are merged; `recall` as `retrieval.memory_of` gives it."""
+def make_config(
+    bench: Workbench, attached: Attached, tasks: Sequence[str], recall: Mapping[str, Any] | None = None
+) -> EmotionLlamaConfig:
+    """The exported configuration of a run.
+
+    Args:
+        tasks: that it was trained on.
+        recall: as `retrieval.memory_of` gives it.
+    """
     settings = bench.config.model.fusion
     options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": bench.model.fusion_tokens}
     options = taken_options(fusion_variant(settings.name), options)
@@ -63,7 +70,7 @@ def make_config(bench: Workbench, attached: Attached, recall: Mapping[str, Any] 
         label_sets={dataset: {task: list(labels) for task, labels in tasks.items()}
                     for dataset, tasks in bench.label_sets.items()},
         stage=bench.config.stage,
-        tasks=bench.config.data.tasks,
+        tasks=tasks,
         recall=recall,
         absent=bench.config.features.absent,
         answers_in_batches=bench.model.abilities.batching,
@@ -105,10 +112,10 @@ def generation_defaults(bench: Workbench) -> GenerationConfig:
     return settings
 
 
-def write_folder(folder: Path, bench: Workbench, attached: Attached) -> None:
+def write_folder(folder: Path, bench: Workbench, attached: Attached, tasks: Sequence[str]) -> None:
     """Write everything but certificate and model card; adapters that are not merged are written beside their base."""
     recall, constants = constants_of(bench)
-    config = make_config(bench, attached, recall)
+    config = make_config(bench, attached, tasks, recall)
     config.auto_map = AUTO_MAP
     if isinstance(bench.model.llm, PeftModel):
         _write_adapter(folder, bench, config, constants)

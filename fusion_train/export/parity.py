@@ -69,14 +69,14 @@ class Reference:
     """B's logits (T, V) float32."""
 
 
-def choose_questions(bench: Workbench, clips: ClipList, count: int) -> list[Sample]:
-    """One question a clip, evenly over the list, the run's tasks in turn; then those of `without_each`.
+def choose_questions(bench: Workbench, clips: ClipList, count: int, trained: Sequence[str]) -> list[Sample]:
+    """One question per clip, evenly over the list, the tasks trained on in turn; then those of `without_each`.
 
     Raises:
-        DataError: no clip has features and an answer to a task of the run.
+        DataError: no clip has features and an answer to a task that the run was trained on.
     """
     samples = []
-    tasks = [find_task(name) for name in bench.config.data.tasks]
+    tasks = [find_task(name) for name in trained]
     for clip in bench.reader.usable(clips, "skip"):
         askable = [task for task in tasks if answer_of(clip, task) is not None]
         if askable:
@@ -85,8 +85,8 @@ def choose_questions(bench: Workbench, clips: ClipList, count: int) -> list[Samp
             labels = closed_set(bench.label_sets, clip, task)
             samples.append(Sample(clip, task, labels, answer_of(clip, task) or "", hidden))
     if not samples:
-        raise DataError("parity", expected="clips with an answer to a task of the run", got=f"none of {len(clips)}",
-                        next_step="Choose others with --split or --clips.")  # fmt: skip
+        raise DataError("parity", expected="clips with an answer to a task that the run was trained on: " + ", ".join(trained),
+                        got=f"none of {len(clips)}", next_step="Choose others with --split or --clips.")  # fmt: skip
     if len(samples) > count:
         samples = [samples[n * len(samples) // count] for n in range(count)]
     return samples + without_each(bench, samples)

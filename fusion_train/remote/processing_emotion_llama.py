@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import logging
 
 from featurecache.clips.clip_list import Clip
 from featurecache.clips.crop import parse_crop
@@ -30,6 +31,8 @@ from fusion_train.prompts.limits import PromptLimits, TooLong
 from fusion_train.prompts.prompt import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
+
+logger = logging.get_logger(__name__)
 
 Decode = Callable[[Clip, Sequence[View], float | None], list[Decoded | MediaError]]
 """`media.decode_each` without its further arguments, or what stands in for it."""
@@ -92,7 +95,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         audio: Any = None,
         image: Any = None,
         *,
-        task: str = "emotion",
+        task: str | None = None,
         question: str | None = None,
         labels: Sequence[str] | None = None,
         dataset: str | None = None,
@@ -106,7 +109,8 @@ class EmotionLlamaProcessor(ProcessorMixin):
         Args:
             video, audio, image: paths; the sound track of `video` is used where `audio` is not given.
             text: what the person says, or None.
-            task: a task of training: emotion, sentiment, reason, …
+            task: a task of training: emotion, sentiment, reason, …; default: the first that the model was trained on.
+                For one that it was not trained on, a warning is logged once.
             question: asked in place of the task's own instruction.
             labels: the closed set of answers named in the instruction; default: that of `dataset` in training.
             peak_frame, start_s, end_s, crop: as in a clip list.
@@ -117,6 +121,9 @@ class EmotionLlamaProcessor(ProcessorMixin):
         """
         values = {"video": video, "audio": audio, "image": image, "text": text, "peak_frame": peak_frame,
                   "start_s": start_s, "end_s": end_s, "crop": crop}  # fmt: skip
+        task = task or next(iter(self.tasks), "emotion")
+        if notice := self.untrained_notice(task):
+            logger.warning_once(notice)
         if labels is None:
             labels = self.labels(task, dataset)
         return self.collate([self.prepare(clip, task, question, labels) for clip in _clips(values)])
@@ -166,6 +173,12 @@ class EmotionLlamaProcessor(ProcessorMixin):
             return ()
         chosen = self.label_sets.values() if dataset is None else [self.label_sets.get(dataset, {})]
         return tuple(sorted({label for tasks in chosen for label in tasks.get(key, ())}))
+
+    def untrained_notice(self, task: str) -> str | None:
+        """One line about a task that the model had no training samples of; None for one that it had."""
+        if not self.tasks or task in self.tasks:
+            return None
+        return f"this model was not trained on the task {task}; it was on {', '.join(self.tasks)}"
 
     def label_ids(self, labels: Sequence[str]) -> list[list[int]]:
         """Token ids of each label, for `model.label_probabilities`."""

@@ -61,7 +61,9 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
 def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Callable[[str], None]) -> None:
     """Say what variants cost, who may be stopped, and what the test set can tell."""
     for variant, cost in costs.items():
-        if cost is not None:
+        if cost is None:
+            say(f"{variant}: a probe, without a language model")
+        else:
             say(f"{variant}: {cost.trained:,} trained parameters, {cost.soft_tokens} soft tokens, "
                 f"{cost.flops / 1e12:,.1f} TFLOP a trial, memory {cost.shared_bytes / 2**20:,.0f} MiB shared "
                 f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own")  # fmt: skip

@@ -38,12 +38,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurecache.errors import suggest
 from fusion_train.config import (
+    PROBE,
     Config,
     fit_to_length,
     load_config,
     merge,
     own_settings,
     read_yaml,
+    refuse_probe_with_llm,
     stage_settings,
     validate,
 )
@@ -52,8 +54,6 @@ from fusion_train.prompts.prompt import find_task
 from fusion_train.sweeps.compared_metric import Measure, choose_measure
 
 DEFAULT_SEEDS = (0, 1, 2)
-PROBE = "probe"
-"""Stage of the probe tier."""
 PROBED_DATA = ("train_split", "eval_split", "mixture", "mixture_absent", "eval_clips", "failed_clips", "exclude",
                "corrections", "hide_modality_p")  # fmt: skip
 """Settings of the data that a probe reads, its tasks apart."""
@@ -200,8 +200,10 @@ def load_sweep(
     overrides = list(overrides)
 
     @functools.cache
-    def recipe(stage: str) -> dict[str, Any]:
-        return load_config(config, stage, overrides).model_dump(mode="json")
+    def recipe(stage: str, only: bool) -> dict[str, Any]:
+        """Settings of a stage; the probe of a chain leaves out the language model that --set names for the others."""
+        without = [] if only or stage != PROBE else ["model.llm=null"]
+        return load_config(config, stage, [*overrides, *without]).model_dump(mode="json")
 
     trials: list[Trial] = []
     probes: dict[str, tuple[Trial, ...]] = {}
@@ -213,14 +215,17 @@ def load_sweep(
             try:
                 chain = []
                 for stage in stages:
-                    values = copy.deepcopy(recipe(str(stage)))
+                    values = copy.deepcopy(recipe(str(stage), len(stages) == 1))
                     for layer in (asked.settings, laid, {"seed": seed}):
                         merge(values, copy.deepcopy(layer))
                     own = own_settings(config, str(stage), overrides)
                     for layer in (asked.settings, laid):
                         merge(own, copy.deepcopy(layer))
                     fit_to_length(values, own)
+                    if stage == PROBE and len(stages) > 1:
+                        merge(values, {"model": {"llm": None}})
                     chain.append(validate(values, f'variant "{variant}"'))
+                    refuse_probe_with_llm(chain[-1])
                 trials.append(Trial(variant, seed, tuple(chain)))
             except ConfigError as error:
                 problems.append(str(error))
@@ -284,8 +289,9 @@ def _probes(
         merge(kept, {"optim": {"steps": asked.probe.steps}})
     fit_to_length(kept, {})
     name = f"{variant}.{PROBE}"
-    return tuple(Trial(name, seed, (validate({**kept, "seed": seed}, name),), fresh=True)
-                 for seed in asked.seeds)  # fmt: skip
+    configs = [validate({**kept, "seed": seed}, name) for seed in asked.seeds]
+    refuse_probe_with_llm(configs[0])
+    return tuple(Trial(name, config.seed, (config,), fresh=True) for config in configs)
 
 
 def _parse(file: str, values: Mapping[str, Any]) -> SweepFile:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -153,7 +154,7 @@ def _train(
         say(line)
     say(f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
         f"{len(stream)} clips an epoch, {sum(p.numel() for p in learning_parameters(bench.model).values()):,} "
-        f"trained parameters, on {device_name(accelerator)}")  # fmt: skip
+        f"trained parameters, {_base(config)}, on {device_name(accelerator)}")  # fmt: skip
 
     steps = feed.steps(start, config.optim.steps)
     tally = Tally(work_of(bench.model))
@@ -235,6 +236,12 @@ def _score(
         if sound and accelerator.is_main_process and not checkpoint.step_folder(run.checkpoints, done).exists():
             save_checkpoint(run, bench, optimizer, averaged, accelerator, done, None)
         raise
+
+
+def _base(config: Config) -> str:
+    """The frozen language model, without the folder that it lies in."""
+    llm = config.model.llm
+    return "no language model" if llm is None else f"language model {Path(llm).name if Path(llm).exists() else llm}"
 
 
 def _nothing(text: str) -> None:

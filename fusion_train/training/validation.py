@@ -21,6 +21,10 @@ import torch
 
 from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.data.halves import Halves
+from featurecache.clips.clip_list import Clip, ClipList
+from fusion_train.run_context import Workbench
+from fusion_train.config import DataConfig
+from fusion_train.prompts.prompt import find_task
 from fusion_train.data.samples import SampleStream, answer_limits, answer_of, closed_set
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import DataError
@@ -200,12 +204,19 @@ def _with_known_labels(bench: Workbench, clips: ClipList) -> tuple[ClipList, lis
 
 
 def summarise(bench: Workbench, stream: SampleStream, held_out: HeldOut | None) -> list[str]:
-    """What is said of the clips before every training: notices about held-out ones, classes by split."""
+    """Lines about the clips that are said before every training: held-out notices, unanswered tasks, classes by split."""
     data = bench.config.data
     splits: dict[str, Iterable[Clip]] = {data.train_split: stream.pool.clips}
     if held_out is not None:
         splits[data.eval_split or ""] = held_out.split
-    return [*(held_out.notices if held_out is not None else ()), *class_counts(bench, splits)]
+    notices = held_out.notices if held_out is not None else ()
+    return [*notices, *_tasks_without_sample(data, stream), *class_counts(bench, splits)]
+
+
+def _tasks_without_sample(data: DataConfig, stream: SampleStream) -> list[str]:
+    sampled = stream.sampled_tasks()
+    without = [name for name in data.tasks if name not in sampled]
+    return [f'split "{data.train_split}": no clip answers {", ".join(without)}'] if without else []
 
 
 def class_counts(bench: Workbench, splits: Mapping[str, Iterable[Clip]]) -> list[str]:

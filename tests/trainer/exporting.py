@@ -73,7 +73,12 @@ def train_run(
         make_zero_image(str(folder / "features.zarr"), "eva-global", out, weights=str(eva), device="cpu",
                         say=lambda _: None)  # fmt: skip
     config = make_config(
-        llama, "optim.steps=8", "optim.lr=0.02", "data.tasks=[emotion, reason]", "checkpoint.every=8", *overrides
+        llama,
+        "optim.steps=8",
+        "optim.lr=0.02",
+        "data.tasks=[emotion, sentiment, reason]",
+        "checkpoint.every=8",
+        *overrides,
     )
     run = Run(folder / "run")
     train(config, store=str(folder / "features.zarr"), clips=str(folder / "clips.jsonl"), run=run, say=lambda _: None)

@@ -1,0 +1,57 @@
+"""Which tasks an exported model offers: those of the configuration that training had samples of.
+
+A stage's configuration names every task that some dataset may answer; the clip list of a run answers few of them. A run
+that started from another one was trained on the tasks of that one too. Of a released checkpoint (step 0) nobody knows
+the clips, so its configuration is believed.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from fusion_train import checkpoint
+from fusion_train.assemble import Workbench
+from fusion_train.data.pool import Pool
+from fusion_train.data.samples import SampleStream, answer_limits
+from fusion_train.data.streams import make_stream
+from fusion_train.errors import CheckpointError
+from fusion_train.run import Run, absolute
+
+
+def trained_tasks(run: Run, bench: Workbench) -> tuple[str, ...]:
+    """Names of the configured tasks that the run, or a run that it started from, had samples of.
+
+    Runs that it started from count where they are still there and whole.
+
+    Raises:
+        CheckpointError: a damaged pool of the run itself.
+    """
+    sampled = _sampled(run, bench)
+    if sampled is None:  # a run of a release that kept no pool
+        sampled = set(make_stream(bench, _say_nothing).sampled_tasks())
+    with suppress(CheckpointError):
+        while (initial := run.record().initial) is not None:
+            run = Run(absolute(initial["run"], run.folder))
+            sampled |= _sampled(run, bench) or set()
+    return tuple(name for name in bench.config.data.tasks if name in sampled)
+
+
+def _sampled(run: Run, bench: Workbench) -> set[str] | None:
+    """Tasks of a run by the clips that it kept; None where it kept none. A probe teaches the language model nothing."""
+    config, pool = run.config(), Pool.load(run.pool)
+    if config.model.llm is None:
+        return set()
+    if pool is None:
+        steps = [checkpoint.read_state(folder).step for folder in checkpoint.published(run.checkpoints)]
+        return set(config.data.tasks) if steps == [0] else None
+    data = config.data
+    stream = SampleStream(
+        pool, data.tasks, bench.label_sets, seed=config.seed, modalities=tuple(config.features.used),
+        mixture=data.mixture, on_absent_dataset=data.mixture_absent, limits=answer_limits(data, bench.tokenizer),
+        say=_say_nothing,
+    )  # fmt: skip
+    return set(stream.sampled_tasks())
+
+
+def _say_nothing(line: str) -> None:
+    """Notices about the clips were said when the run began."""
