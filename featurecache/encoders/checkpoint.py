@@ -8,7 +8,8 @@ ever left at its random initialisation. Pickled weights (`pytorch_model.bin`) ar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,22 @@ from featurecache.files.hashing import file_sha256
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LAVIS_SUFFIX = ".pth"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep bars and notices of transformers off the terminal inside the block; its errors are raised all the same."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class Checkpoint:
@@ -69,12 +86,13 @@ class Checkpoint:
         from transformers.utils import cached_file
 
         try:
-            found = cached_file(
-                self.weights,
-                name,
-                _raise_exceptions_for_missing_entries=required,
-                _raise_exceptions_for_connection_errors=required,
-            )
+            with quiet_transformers():
+                found = cached_file(
+                    self.weights,
+                    name,
+                    _raise_exceptions_for_missing_entries=required,
+                    _raise_exceptions_for_connection_errors=required,
+                )
         except (OSError, ValueError) as error:
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             raise self.error(expected="a folder, or a model of the hub that can be fetched", got=first_line) from error

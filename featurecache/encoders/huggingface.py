@@ -11,14 +11,12 @@ blocks, with the family's final norm or without. This module knows no media and 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging
 
 from featurecache.encoders.checkpoint import Checkpoint
 from featurecache.encoders.network import (
@@ -31,6 +29,11 @@ from featurecache.encoders.network import (
     resolve_device,
     tap,
 )
+from featurecache.files.hashing import file_sha256
+from featurecache.encoders.checkpoint import Checkpoint, quiet_transformers
+from featurecache.encoders.network import FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
+from featurecache.encoders.network import Loaded, load_once
+from featurecache.encoders.network import block_count, tap
 from featurecache.files.hashing import file_sha256
 
 
@@ -161,7 +164,7 @@ def _load(
     settings = {"config": config, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     cls = getattr(transformers, family.network)
     try:
-        with _quiet():
+        with quiet_transformers():  # ours names the missing tensors
             network, report = cls.from_pretrained(
                 next(iter(files.values())).parent, **settings, **(family.settings or {})
             )
@@ -180,14 +183,3 @@ def _load(
     hashes = {name: file_sha256(path) for name, path in files.items()}
     frozen = FrozenNetwork(network, device, compute_dtype, compiled_blocks)
     return Loaded(frozen, config, hashes, checkpoint.provenance)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own report of missing tensors off the terminal: ours names them."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

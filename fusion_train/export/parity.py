@@ -85,8 +85,10 @@ def choose_questions(bench: Workbench, clips: ClipList, count: int, trained: Seq
             labels = closed_set(bench.label_sets, clip, task)
             samples.append(Sample(clip, task, labels, answer_of(clip, task) or "", hidden))
     if not samples:
-        raise DataError("parity", expected="clips with an answer to a task that the run was trained on: " + ", ".join(trained),
-                        got=f"none of {len(clips)}", next_step="Choose others with --split or --clips.")  # fmt: skip
+        raise DataError(
+            "parity", expected="clips with an answer to a task that the run was trained on: " + ", ".join(trained),
+            got=f"none of {len(clips)}", next_step="Choose others with --split or --clips.",
+        )  # fmt: skip
     if len(samples) > count:
         samples = [samples[n * len(samples) // count] for n in range(count)]
     return samples + without_each(bench, samples)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -15,6 +13,8 @@ from featurecache.encoders.network import align
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError, ModelError
 from fusion_train.llm.family_check import abilities_of
+from fusion_train.llm.family_check import abilities_of
+from fusion_train.loading_weights import loading_weights
 from fusion_train.models.answering import plain_generation
 from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
@@ -103,10 +103,11 @@ def load_llm(name: str, dtype: str) -> nn.Module:
     Raises:
         ModelError: not to be found, or its weights are incomplete.
     """
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
     try:
-        llm, info = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
+        with loading_weights("language model", name):
+            llm, info = AutoModelForCausalLM.from_pretrained(
+                name, dtype=getattr(torch, dtype), output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         raise _unavailable(name, error) from error
     problems = [f"{kind.replace('_', ' ')}: {item}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
-from transformers.utils import logging
 
 from featurecache.encoders.network import resolve_device
 from fusion_train.errors import ExportError
+from fusion_train.remote.integrity import read_certificate, refuse_changed_files
+from fusion_train.loading_weights import loading_weights
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.integrity import read_certificate, refuse_changed_files
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
@@ -60,11 +60,10 @@ def open_model(
     certificate = read_certificate(folder)
     refuse_changed_files(folder, certificate)
     place = resolve_device(device)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     try:
-        model = EmotionLlamaForCausalLM.from_pretrained(folder, base=base, encoder_weights=encoder_weights)
-        model = model.to(place).eval()
+        with loading_weights("exported model", folder):
+            model = EmotionLlamaForCausalLM.from_pretrained(folder, base=base, encoder_weights=encoder_weights)
+            model = model.to(place).eval()
         processor = open_processor(folder, model.config)
     except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(

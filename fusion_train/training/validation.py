@@ -204,7 +204,7 @@ def _with_known_labels(bench: Workbench, clips: ClipList) -> tuple[ClipList, lis
 
 
 def summarise(bench: Workbench, stream: SampleStream, held_out: HeldOut | None) -> list[str]:
-    """Lines about the clips that are said before every training: held-out notices, unanswered tasks, classes by split."""
+    """Lines about the clips, said before every training: held-out notices, tasks without a clip, classes by split."""
     data = bench.config.data
     splits: dict[str, Iterable[Clip]] = {data.train_split: stream.pool.clips}
     if held_out is not None:
