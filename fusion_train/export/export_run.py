@@ -21,6 +21,10 @@ import torch
 
 from featurecache.clips.clip_list import load_clips
 from featurecache.encoders import Encoder
+from featurecache.clips.clip_list import load_clips
+from featurecache.views import View
+from featurecache.encoders import Encoder
+from featurecache.encoders.checkpoint import quiet_transformers
 from featurecache.encoders.network import resolve_device
 from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import (
@@ -119,7 +123,7 @@ def _export_run(
     temporary = make_temporary_folder(out.parent, f".{out.name}-")
     try:
         say(f"writing {out}")
-        with writing(out):
+        with writing(out), quiet_transformers():
             write_folder(temporary, bench, attached, tasks)
             write_card(temporary, run, bench, tasks, parts, about | {"num_clips": num_clips(references)})
         about |= {"files": file_hashes(temporary), "where": locate(run, bench, weights, sources, out)}

@@ -14,7 +14,8 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from toy import make_config
 from transformers.utils import logging
 
-from fusion_train.errors import ModelError
+from fusion_train.errors import ExportError, ModelError
+from fusion_train.export import exporting
 from fusion_train.language_model import load_llm
 from fusion_train.predict.opening import open_model
 
@@ -98,3 +99,14 @@ def test_a_training_on_a_real_terminal_shows_no_bar_of_a_library(llama, material
     assert "finished at step 1" in text
     for foreign in ("Loading weights", "it/s", "Warning", "warn"):
         assert foreign not in text, json.dumps(text)
+
+
+def test_an_export_writes_without_bars_of_a_library(trained, tmp_path, monkeypatch, on_terminal):
+    def write_folder(*arguments) -> None:
+        assert not logging.is_progress_bar_enabled()
+        raise ExportError("export", got="as far as the test needs it")
+
+    monkeypatch.setattr(exporting, "write_folder", write_folder)
+    with pytest.raises(ExportError, match="as far as the test needs it"):
+        exporting.export_run(trained.run, tmp_path / "out", trained.weights, exporting.Sources(), say=lambda _: None)
+    assert logging.is_progress_bar_enabled()
