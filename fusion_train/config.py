@@ -279,17 +279,25 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
     Raises:
         ConfigError: no such file, not YAML, unknown keys or wrong values; all at once, each with its dotted key.
     """
-    values = read_yaml(config if config is not None else DEFAULT)
-    values.pop("stages", None)
-    if stage is not None:
-        merge(values, stage_settings(config, stage))
     overrides = list(overrides)
-    for text in overrides:
-        merge(values, parse_override(text))
+    values = layered_settings(config, stage, overrides)
     fit_to_length(values, own_settings(config, stage, overrides))
     resolved = validate(values, str(config or DEFAULT))
     refuse_probe_with_llm(resolved)
     return resolved
+
+
+def layered_settings(
+    config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The layers of a configuration as `load_config` takes them, neither fitted to the length of the run nor checked."""
+    values = read_yaml(config if config is not None else DEFAULT)
+    values.pop("stages", None)
+    if stage is not None:
+        merge(values, stage_settings(config, stage))
+    for text in overrides:
+        merge(values, parse_override(text))
+    return values
 
 
 def refuse_probe_with_llm(config: Config) -> None:

@@ -41,6 +41,7 @@ from fusion_train.config import (
     PROBE,
     Config,
     fit_to_length,
+    layered_settings,
     load_config,
     merge,
     own_settings,
@@ -203,7 +204,7 @@ def load_sweep(
     def recipe(stage: str, only: bool) -> dict[str, Any]:
         """Settings of a stage; the probe of a chain leaves out the language model that --set names for the others."""
         without = [] if only or stage != PROBE else ["model.llm=null"]
-        return load_config(config, stage, [*overrides, *without]).model_dump(mode="json")
+        return layered_settings(config, stage, [*overrides, *without])
 
     trials: list[Trial] = []
     probes: dict[str, tuple[Trial, ...]] = {}

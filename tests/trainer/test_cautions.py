@@ -62,6 +62,28 @@ def test_trials_of_a_short_sweep_warm_up_within_it(tmp_path):
     assert warmups == {"a": 2, "b": 1}
 
 
+def test_a_variant_that_is_longer_than_the_base_of_its_sweep_keeps_nothing_of_the_short_base(tmp_path):
+    (tmp_path / "mine.yaml").write_text("variants: {short: {}, long: {optim: {steps: 20_000}}}\n")
+    lengths = {
+        trial.variant: (trial.config.optim.warmup_steps, trial.config.checkpoint.every, trial.config.log.eval_every)
+        for trial in load_sweep(str(tmp_path / "mine.yaml"), None, ["optim.steps=500"]).trials
+    }
+    assert lengths == {"short": (10, 10, 50), "long": (1000, 1000, 5000)}
+
+
+def test_the_check_of_a_sweep_says_cautions_with_the_variants_that_they_are_about(sweep):
+    command = sweep(
+        "seeds: [0]\nvariants: {a: {}, b: {optim: {warmup_steps: 9}}, c: {optim: {warmup_steps: 9}, model: {lora: {r: 2}}}}\n",
+        "optim.warmup_steps=1", "data.eval_split=null", "checkpoint.every=2",
+    )  # fmt: skip
+    result = CliRunner().invoke(main, [*command, "--check"])
+    assert result.exit_code == 0, result.output
+    assert "b, c: optim.warmup_steps 9: the run ends after 2 steps, within the warm-up" in result.output
+    assert "a, b, c: " not in result.output
+    shared = CliRunner().invoke(main, [*command, "--check", "--set", "optim.precision=fp16"])
+    assert "\noptim.precision fp16" in shared.output, "one about every variant names none"
+
+
 def test_plan_and_training_say_it_alike(llama, material, tmp_path):
     settings = ["--set", f"model.llm={llama}", "--set", "model.fusion.hidden=[16,8]",
                 "--set", "model.fusion.out_dim=16", "--set", "optim.steps=2",
