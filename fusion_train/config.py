@@ -290,7 +290,7 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
 def layered_settings(
     config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The layers of a configuration as `load_config` takes them, neither fitted to the length of the run nor checked."""
+    """The layers of a configuration, as of `load_config`; neither fitted to the length of the run nor checked."""
     values = read_yaml(config if config is not None else DEFAULT)
     values.pop("stages", None)
     if stage is not None:

@@ -17,10 +17,10 @@ from pathlib import Path
 import google_crc32c
 
 from featurecache.files.jsonl import parse_object
+from featurecache.files.jsonl import parse_object
 from featurecache.outside_text import json_text
-from featurecache.spec import canonical_json
+from fusion_train.line_checksum import CHECKSUM, checksum
 
-CHECKSUM = "crc32c"
 Row = Mapping[str, float]
 
 
@@ -41,7 +41,7 @@ class MetricLines:
 def metric_line(step: int, values: Mapping[str, float]) -> str:
     """Return one line, without the line break."""
     row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
-    return json_text({**row, CHECKSUM: _checksum(row)})
+    return json_text({**row, CHECKSUM: checksum(row)})
 
 
 def read_metrics(path: Path) -> MetricLines:
@@ -53,7 +53,7 @@ def read_metrics(path: Path) -> MetricLines:
             row = parse_object(line)
             written = row.pop(CHECKSUM, None)
             finite = {name: value for name, value in row.items() if value is not None}
-            sound = written in (None, _checksum(row)) and all(type(value) in (int, float) for value in finite.values())
+            sound = written in (None, checksum(row)) and all(type(value) in (int, float) for value in finite.values())
             if not sound or type(row["step"]) is not int:
                 raise ValueError("another checksum")
         except (ValueError, KeyError, TypeError):
@@ -62,7 +62,3 @@ def read_metrics(path: Path) -> MetricLines:
         found.rows.append({name: value for name, value in finite.items() if math.isfinite(value)})
         found.lines.append(line.decode())
     return found
-
-
-def _checksum(row: Mapping[str, float | None]) -> str:
-    return f"{google_crc32c.value(canonical_json(row).encode()):08x}"

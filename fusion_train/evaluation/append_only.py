@@ -1,14 +1,16 @@
 """JSON lines that are only ever appended: each batch is on the disk before the next one is asked for.
 
 A process that is killed leaves whole lines and at most one torn one at the end, which the next one cuts off before it
-adds to them. One process writes a file at a time (`sole_writer`). This module knows nothing of what the lines say.
+adds to them. One process writes a file at a time (`sole_writer`). Scores are formed from these lines, so each carries a
+checksum (`line_checksum`) that is compared when it is read; lines of other systems and of earlier releases have none.
+This module knows nothing else of what the lines say.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,16 @@ from featurecache.files.jsonl import dump_lines, require_objects
 from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from featurecache.machine import sync
+from featurecache.files.jsonl import dump_lines, parse_object, require_objects
+from featurecache.machine import sync
+from featurecache.outside_text import json_text
+from featurecache.files.lease import beside, sole_writer
+from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from fusion_train.errors import DataError
+from fusion_train.line_checksum import CHECKSUM, checksum
+
+SHOWN = 100
+"""Characters of a damaged line that are shown."""
 
 
 class AppendedLines:
@@ -35,7 +46,7 @@ class AppendedLines:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows; they are on the disk when this returns. Where the disk is full, the file is left as it was."""
-        data = dump_lines(rows)
+        data = sealed_lines(rows)
         with writing(self.path):
             if self._kept and not self._whole:
                 os.ftruncate(self._fd, self.path.read_bytes().rfind(b"\n") + 1)
@@ -54,7 +65,7 @@ class AppendedLines:
 
     def rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
         """Publish these rows in place of all that are there."""
-        replace_bytes(self.path, dump_lines(rows))
+        replace_bytes(self.path, sealed_lines(rows))
         os.close(self._fd)
         with writing(self.path):
             self._open()
@@ -75,13 +86,38 @@ class AppendedLines:
         self._held.close()
 
 
+def sealed_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return objects as the lines of a file, each with its checksum."""
+    read_back = (parse_object(line) for line in dump_lines(rows).splitlines())  # numbers that are not finite are null
+    return dump_lines({**row, CHECKSUM: checksum(row)} for row in read_back)
+
+
 def read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none where there is no file.
+    """The objects of a JSONL file, without their checksums; none where there is no file.
 
     Args:
         torn: whether what follows the last line break was not written whole, and does not count.
 
     Raises:
-        DataError: a line that is no JSON object; every one is named.
+        DataError: a line that is no JSON object, or that contradicts its checksum; every one is named.
     """
-    return require_objects(path, DataError, torn=torn) if path.is_file() else []
+    rows = require_objects(path, DataError, torn=torn) if path.is_file() else []
+    damaged = [row for row in rows if not _sound(row)]
+    if damaged:
+        raise DataError(
+            str(path), expected="lines that agree with their checksum",
+            got=f"{len(damaged)} of {len(rows)} that were changed since they were written",
+            next_step="Take the file from a copy, or delete these lines and run the command that wrote them again. "
+            f"Changed on purpose? Take {CHECKSUM} out of them.",
+            problems=[json_text(row)[:SHOWN] for row in damaged],
+        )  # fmt: skip
+    return rows
+
+
+def _sound(row: dict[str, Any]) -> bool:
+    """Take the checksum out of a row; False where it is another."""
+    written = row.pop(CHECKSUM, None)
+    try:
+        return written is None or written == checksum(row)
+    except ValueError:  # NaN, which is never written
+        return False

@@ -19,9 +19,15 @@ from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.files.jsonl import dump_lines
 from featurecache.files.publish import replace_bytes
 from fusion_train.data.probe_batches import ProbeCollator
+from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.files.publish import replace_bytes
+from fusion_train.run_context import Workbench
+from fusion_train.prompts.limits import MAX_NEW_TOKENS
+from fusion_train.prompts.prompt import Task, encode_answer, find_task
 from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets, with_answers
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError, DivergedError
+from fusion_train.evaluation.lines import sealed_lines
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
@@ -43,7 +49,7 @@ class Evaluation:
 
     def write(self, path: Path) -> None:
         """Publish the predictions as JSON lines."""
-        replace_bytes(path, dump_lines(self.predictions))
+        replace_bytes(path, sealed_lines(self.predictions))
 
     def summary(self) -> dict[str, float | int]:
         if self.scores is None:

@@ -21,10 +21,14 @@ from featurecache.files.jsonl import dump_lines
 from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import replace_bytes
 from featurecache.interrupt import Interrupted
+from featurecache.files.lease import beside, sole_writer
+from featurecache.files.publish import replace_bytes
+from fusion_train.run_context import Workbench
 from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import AppendedLines, read_lines
 from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, refuse_not_finite, row_of
+from fusion_train.evaluation.append_only import AppendedLines, read_lines, sealed_lines
 from fusion_train.processes import this_process
 from fusion_train.run_context import Workbench
 
@@ -134,7 +138,7 @@ def _ask(
     state.wait_for_everyone()
     if state.is_main_process and (left or asking.parts()):
         parts = asking.parts()
-        replace_bytes(asking.path, dump_lines(rows))
+        replace_bytes(asking.path, sealed_lines(rows))
         for part in parts:
             part.unlink()
     state.wait_for_everyone()

@@ -73,7 +73,8 @@ def test_a_variant_that_is_longer_than_the_base_of_its_sweep_keeps_nothing_of_th
 
 def test_the_check_of_a_sweep_says_cautions_with_the_variants_that_they_are_about(sweep):
     command = sweep(
-        "seeds: [0]\nvariants: {a: {}, b: {optim: {warmup_steps: 9}}, c: {optim: {warmup_steps: 9}, model: {lora: {r: 2}}}}\n",
+        "seeds: [0]\nvariants:\n  a: {}\n  b: {optim: {warmup_steps: 9}}\n"
+        "  c: {optim: {warmup_steps: 9}, model: {lora: {r: 2}}}\n",
         "optim.warmup_steps=1", "data.eval_split=null", "checkpoint.every=2",
     )  # fmt: skip
     result = CliRunner().invoke(main, [*command, "--check"])

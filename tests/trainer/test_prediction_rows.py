@@ -10,6 +10,8 @@ import pytest
 from featurecache.files.jsonl import dump_lines
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import BenchSet
+from fusion_train.evaluation.benchmarks import BenchSet
+from fusion_train.evaluation.append_only import AppendedLines
 from fusion_train.evaluation.prediction_rows import read_predictions
 from fusion_train.evaluation.scoring import score_set
 from fusion_train.metrics import EmotionWheels
@@ -77,3 +79,41 @@ def test_a_reference_that_names_nothing_is_refused_by_every_metric(metric, refer
         score(
             metric, {"a": reference, "b": reference}, {"a": "happy", "b": "sad"}, Settings(wheels=EmotionWheels.small())
         )
+
+
+def test_a_changed_line_of_answers_is_refused_wherever_scores_are_formed_of_it(tmp_path):
+    path = tmp_path / "predictions-test-emotion.jsonl"
+    rows = [{"id": f"c{n}", "prediction": "happy", "reference": "sad", "p": 0.1 + n, "none": float("nan")}
+            for n in range(3)]  # fmt: skip
+    with AppendedLines(path) as lines:
+        lines.append(rows[:2])
+        lines.append(rows[2:])
+    whole = path.read_bytes()
+    assert read_predictions(path) == [row | {"none": None} for row in rows]
+    noticed = 0
+    for place in range(len(whole)):
+        for bit in range(8):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                read = read_predictions(path)
+            except DataError:
+                noticed += 1
+                continue
+            known = [{name: row[name] for name in rows[0]} for row in read]
+            assert known == [row | {"none": None} for row in rows], (place, bit)  # white space, the checksum's own key
+    assert noticed > 0.85 * 8 * len(whole)
+    path.write_bytes(whole.replace(b'"c1", "prediction": "happy"', b'"c1", "prediction": "sad"'))
+    with pytest.raises(DataError, match="1 of 3 that were changed since they were written") as error:
+        read_predictions(path)
+    assert '"id": "c1"' in str(error.value)
+    assert "Changed on purpose? Take crc32c out of them." in str(error.value)
+
+
+def test_lines_of_other_systems_and_of_earlier_releases_have_no_checksum(tmp_path):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text('{"id": "a", "prediction": "x"}\n')
+    with AppendedLines(path) as lines:
+        lines.append([{"id": "b", "prediction": "y"}])
+    assert read_predictions(path) == [{"id": "a", "prediction": "x"}, {"id": "b", "prediction": "y"}]
