@@ -14,9 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-
-from featurecache.files.jsonl import parse_object
 from featurecache.files.jsonl import parse_object
 from featurecache.outside_text import json_text
 from fusion_train.line_checksum import CHECKSUM, checksum

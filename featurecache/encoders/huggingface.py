@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from featurecache.encoders.checkpoint import Checkpoint
+from featurecache.encoders.checkpoint import Checkpoint, quiet_transformers
 from featurecache.encoders.network import (
     FrozenNetwork,
     Loaded,
@@ -29,11 +29,6 @@ from featurecache.encoders.network import (
     resolve_device,
     tap,
 )
-from featurecache.files.hashing import file_sha256
-from featurecache.encoders.checkpoint import Checkpoint, quiet_transformers
-from featurecache.encoders.network import FrozenNetwork, compiled_fields, resolve_compute_dtype, resolve_device
-from featurecache.encoders.network import Loaded, load_once
-from featurecache.encoders.network import block_count, tap
 from featurecache.files.hashing import file_sha256
 
 

@@ -15,15 +15,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from featurecache.files.jsonl import dump_lines, require_objects
+from featurecache.files.jsonl import dump_lines, parse_object, require_objects
 from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
-from featurecache.machine import sync
-from featurecache.files.jsonl import dump_lines, parse_object, require_objects
 from featurecache.machine import sync
 from featurecache.outside_text import json_text
-from featurecache.files.lease import beside, sole_writer
-from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from fusion_train.errors import DataError
 from fusion_train.line_checksum import CHECKSUM, checksum
 

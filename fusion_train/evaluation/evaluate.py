@@ -16,18 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips.clip_list import Clip, ClipList
-from featurecache.files.jsonl import dump_lines
 from featurecache.files.publish import replace_bytes
 from fusion_train.data.probe_batches import ProbeCollator
-from featurecache.clips.clip_list import Clip, ClipList
-from featurecache.files.publish import replace_bytes
-from fusion_train.run_context import Workbench
-from fusion_train.prompts.limits import MAX_NEW_TOKENS
-from fusion_train.prompts.prompt import Task, encode_answer, find_task
 from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets, with_answers
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError, DivergedError
-from fusion_train.evaluation.lines import sealed_lines
+from fusion_train.evaluation.append_only import sealed_lines
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities

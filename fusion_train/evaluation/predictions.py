@@ -17,18 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featurecache.errors import suggest
-from featurecache.files.jsonl import dump_lines
 from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import replace_bytes
 from featurecache.interrupt import Interrupted
-from featurecache.files.lease import beside, sole_writer
-from featurecache.files.publish import replace_bytes
-from fusion_train.run_context import Workbench
 from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError
-from fusion_train.evaluation.append_only import AppendedLines, read_lines
-from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, refuse_not_finite, row_of
 from fusion_train.evaluation.append_only import AppendedLines, read_lines, sealed_lines
+from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, refuse_not_finite, row_of
 from fusion_train.processes import this_process
 from fusion_train.run_context import Workbench
 

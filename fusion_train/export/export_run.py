@@ -21,9 +21,6 @@ import torch
 
 from featurecache.clips.clip_list import load_clips
 from featurecache.encoders import Encoder
-from featurecache.clips.clip_list import load_clips
-from featurecache.views import View
-from featurecache.encoders import Encoder
 from featurecache.encoders.checkpoint import quiet_transformers
 from featurecache.encoders.network import resolve_device
 from featurecache.files.lease import beside, sole_writer

@@ -10,12 +10,12 @@ from __future__ import annotations
 from contextlib import suppress
 
 from fusion_train import checkpoint
-from fusion_train.assemble import Workbench
 from fusion_train.data.pool import Pool
 from fusion_train.data.samples import SampleStream, answer_limits
-from fusion_train.data.streams import make_stream
 from fusion_train.errors import CheckpointError
 from fusion_train.run import Run, absolute
+from fusion_train.run_context import Workbench
+from fusion_train.training.sample_stream import make_stream
 
 
 def trained_tasks(run: Run, bench: Workbench) -> tuple[str, ...]:

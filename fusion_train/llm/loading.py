@@ -13,8 +13,7 @@ from featurecache.encoders.network import align
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError, ModelError
 from fusion_train.llm.family_check import abilities_of
-from fusion_train.llm.family_check import abilities_of
-from fusion_train.loading_weights import loading_weights
+from fusion_train.llm.loading_weights import loading_weights
 from fusion_train.models.answering import plain_generation
 from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion

@@ -14,7 +14,7 @@ from pathlib import Path
 from featurecache.console import say
 from featurecache.encoders.checkpoint import quiet_transformers
 from featurecache.outside_text import one_line
-from featurecache.screen import Screen
+from featurecache.terminal import Screen
 from fusion_train.processes import this_process
 
 

@@ -20,11 +20,8 @@ from typing import Any
 import torch
 
 from featurecache.clips.clip_list import Clip, ClipList
-from fusion_train.data.halves import Halves
-from featurecache.clips.clip_list import Clip, ClipList
-from fusion_train.run_context import Workbench
 from fusion_train.config import DataConfig
-from fusion_train.prompts.prompt import find_task
+from fusion_train.data.halves import Halves
 from fusion_train.data.samples import SampleStream, answer_limits, answer_of, closed_set
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import DataError

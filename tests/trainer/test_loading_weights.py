@@ -15,8 +15,8 @@ from toy import make_config
 from transformers.utils import logging
 
 from fusion_train.errors import ExportError, ModelError
-from fusion_train.export import exporting
-from fusion_train.language_model import load_llm
+from fusion_train.export import export_run as exporting
+from fusion_train.llm.loading import load_llm
 from fusion_train.predict.opening import open_model
 
 

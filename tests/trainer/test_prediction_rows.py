@@ -9,9 +9,8 @@ import pytest
 
 from featurecache.files.jsonl import dump_lines
 from fusion_train.errors import DataError
-from fusion_train.evaluation.benchmarks import BenchSet
-from fusion_train.evaluation.benchmarks import BenchSet
 from fusion_train.evaluation.append_only import AppendedLines
+from fusion_train.evaluation.benchmarks import BenchSet
 from fusion_train.evaluation.prediction_rows import read_predictions
 from fusion_train.evaluation.scoring import score_set
 from fusion_train.metrics import EmotionWheels

@@ -9,11 +9,11 @@ import pytest
 from test_train import run_training
 from toy import make_config
 
-from fusion_train.assemble import reassemble
 from fusion_train.export.trained_tasks import trained_tasks
 from fusion_train.predict.opening import open_model
 from fusion_train.predict.question import make_question
 from fusion_train.run import Run
+from fusion_train.run_context import reassemble
 
 
 def test_an_export_offers_the_tasks_that_had_samples(exported, trained):
