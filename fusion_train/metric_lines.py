@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.files.jsonl import parse_object
+from featurecache.files.jsonl import CHECKSUM, line_checksum, parse_object
 from featurecache.outside_text import json_text
-from fusion_train.line_checksum import CHECKSUM, checksum
 
 Row = Mapping[str, float]
 
@@ -38,7 +37,7 @@ class MetricLines:
 def metric_line(step: int, values: Mapping[str, float]) -> str:
     """Return one line, without the line break."""
     row = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
-    return json_text({**row, CHECKSUM: checksum(row)})
+    return json_text({**row, CHECKSUM: line_checksum(row)})
 
 
 def read_metrics(path: Path) -> MetricLines:
@@ -50,7 +49,9 @@ def read_metrics(path: Path) -> MetricLines:
             row = parse_object(line)
             written = row.pop(CHECKSUM, None)
             finite = {name: value for name, value in row.items() if value is not None}
-            sound = written in (None, checksum(row)) and all(type(value) in (int, float) for value in finite.values())
+            sound = written in (None, line_checksum(row)) and all(
+                type(value) in (int, float) for value in finite.values()
+            )
             if not sound or type(row["step"]) is not int:
                 raise ValueError("another checksum")
         except (ValueError, KeyError, TypeError):

@@ -79,7 +79,7 @@ def main(
         say(ctx.get_help())
         ctx.exit(2)
     from fusion_train.config import load_config
-    from fusion_train.replaced_settings import replaced_settings
+    from fusion_train.planning.replaced_settings import replaced_settings
     from fusion_train.run import Run, latest_finished
     from fusion_train.training.train import train
 

@@ -40,7 +40,7 @@ def plan(
     from fusion_train.config import load_config
     from fusion_train.planning.cautions import cautions, split_sizes
     from fusion_train.planning.plan import make_plan
-    from fusion_train.replaced_settings import replaced_settings
+    from fusion_train.planning.replaced_settings import replaced_settings
 
     settings = load_config(config, stage, overrides)
     for line in replaced_settings(config, stage, overrides):

@@ -2,7 +2,7 @@
 
 A process that is killed leaves whole lines and at most one torn one at the end, which the next one cuts off before it
 adds to them. One process writes a file at a time (`sole_writer`). Scores are formed from these lines, so each carries a
-checksum (`line_checksum`) that is compared when it is read; lines of other systems and of earlier releases have none.
+checksum (`jsonl`) that is compared when it is read; lines of other systems and of earlier releases have none.
 This module knows nothing else of what the lines say.
 """
 
@@ -15,13 +15,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from featurecache.files.jsonl import dump_lines, parse_object, require_objects
+from featurecache.files.jsonl import CHECKSUM, dump_lines, line_checksum, parse_object, require_objects
 from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from featurecache.machine import sync
 from featurecache.outside_text import json_text
 from fusion_train.errors import DataError
-from fusion_train.line_checksum import CHECKSUM, checksum
 
 SHOWN = 100
 """Characters of a damaged line that are shown."""
@@ -85,7 +84,7 @@ class AppendedLines:
 def sealed_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Return objects as the lines of a file, each with its checksum."""
     read_back = (parse_object(line) for line in dump_lines(rows).splitlines())  # numbers that are not finite are null
-    return dump_lines({**row, CHECKSUM: checksum(row)} for row in read_back)
+    return dump_lines({**row, CHECKSUM: line_checksum(row)} for row in read_back)
 
 
 def read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
@@ -114,6 +113,6 @@ def _sound(row: dict[str, Any]) -> bool:
     """Take the checksum out of a row; False where it is another."""
     written = row.pop(CHECKSUM, None)
     try:
-        return written is None or written == checksum(row)
+        return written is None or written == line_checksum(row)
     except ValueError:  # NaN, which is never written
         return False
