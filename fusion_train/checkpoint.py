@@ -208,9 +208,9 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
 
 def differences(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names that are missing or unexpected, and shapes that differ, as lines of an error."""
-    lines = [f"missing: {name}" for name in wanted if name not in found]
-    lines += [f"unexpected: {name}" for name in found if name not in wanted]
+    """Names that are missing or unexpected, with their shapes, and shapes that differ, as lines of an error."""
+    lines = [f"missing: {name} {tuple(tensor.shape)}" for name, tensor in wanted.items() if name not in found]
+    lines += [f"unexpected: {name} {tuple(tensor.shape)}" for name, tensor in found.items() if name not in wanted]
     lines += [
         f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
         for name, tensor in found.items()

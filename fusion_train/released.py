@@ -8,20 +8,24 @@
                                                                                                         -> fusion.conv_branch.blocks.<i>
                                                                     conv_pro_module.fc_final            -> fusion.output
 A MiniGPT-v2 checkpoint holds the image projection and LoRA alone; the other parts keep their first weights.
-Files are read with `weights_only`: nothing in them is run. Source: released code at commit 5f0a408.
+The released code drops frozen parameters but not buffers: what carries no training (`LEFT_OUT`) is left out with a notice.
+Prefixes of wrappers (`module.`) are taken off. Nothing in a file is run (`featurecache.files.torch_file`).
+Source: released code at commit 5f0a408.
 """  # noqa: E501 -- the table of names
 
 from __future__ import annotations
 
-import pickle
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from featurecache.files.torch_file import UnreadableFileError, read_torch_file
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.errors import CheckpointError
@@ -49,39 +53,81 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ),
 )
 MINIGPT_PARTS = ("projectors.image.", "llm.")
+LEFT_OUT: tuple[tuple[str, str], ...] = (
+    (r".*\brotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)", "rotary positions, computed by model.llm"),
+    (r"visual_encoder\..+", "the frozen image encoder, whose tokens the store has"),
+    (r"ln_vision\..+", "the frozen norm after the image encoder, which eva-global computes without learned weights"),
+    (r".*\b(position_ids|masked_bias|num_batches_tracked)", "buffers"),
+)
+"""Names that carry no training, and what they are."""
+_WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")
 
 
-def read_released(path: str | Path) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Released:
+    """What a released checkpoint holds."""
+
+    tensors: dict[str, Tensor]
+    """Our parameter name -> tensor, float32."""
+    notices: tuple[str, ...] = ()
+    """What was left out, by kind."""
+
+
+def read_released(path: str | Path) -> Released:
     """Read a released `.pth` file and rename its tensors.
 
-    Returns:
-        Our parameter name -> tensor, float32.
-
     Raises:
-        CheckpointError: no such file, not readable without running code, no tensors, unknown names (all listed), or two
-            names that mean the same.
+        CheckpointError: no such file, truncated, not readable without running code, no tensors; names that are unknown
+            or mean the same, tensors that are no floating-point numbers or hold NaN or infinity (all listed).
     """
     path = Path(path)
-    state = _state_dict(path)
     renamed: dict[str, Tensor] = {}
+    left_out: dict[str, Tensor] = {}
     problems: list[str] = []
-    for name, tensor in state.items():
+    for written, tensor in _state_dict(path).items():
+        name = _WRAPPERS.sub("", written, count=1) if _WRAPPERS.match(written) else written
         ours = rename(name)
-        if ours is None:
-            problems.append(f"unknown: {name}")
+        if ours is None and _kind_left_out(name):
+            left_out[name] = tensor
+        elif ours is None:
+            problems.append(f"unknown: {written} {tuple(tensor.shape)}")
         elif ours in renamed:
-            problems.append(f"twice: {name} also means {ours}")
+            problems.append(f"twice: {written} also means {ours}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{written}: expected floating-point numbers, got {tensor.dtype}")
         else:
             renamed[ours] = tensor.float()
+            if count := int((~torch.isfinite(renamed[ours])).sum()):
+                problems.append(f"{written}: {count:,} of {tensor.numel():,} values are NaN or infinite")
     if problems:
         raise CheckpointError(
             str(path),
-            expected="names of the released code",
+            expected="finite weights under the names of the released code",
             got=f"{len(problems)} others",
-            next_step="Is it a checkpoint of Emotion-LLaMAv2 or MiniGPT-v2?",
+            next_step="Is it a checkpoint of Emotion-LLaMAv2 or MiniGPT-v2, and did its training converge?",
             problems=problems,
         )
-    return renamed
+    return Released(renamed, tuple(_notices(left_out)))
+
+
+def _kind_left_out(name: str) -> str | None:
+    return next((kind for pattern, kind in LEFT_OUT if re.fullmatch(pattern, name)), None)
+
+
+def _notices(left_out: Mapping[str, Tensor]) -> list[str]:
+    """What was left out, one line per kind, and where that changes what the model sees."""
+    kinds = Counter(_kind_left_out(name) for name in left_out)
+    lines = []
+    for kind, count in kinds.items():
+        example = next(name for name in left_out if _kind_left_out(name) == kind)
+        lines.append(f"left out, carrying no training: {count} tensor{'s' if count > 1 else ''} of {kind} ({example})")
+    plain = {"ln_vision.weight": 1.0, "ln_vision.bias": 0.0}
+    changed = [name for name, value in plain.items() if name in left_out and not bool((left_out[name] == value).all())]
+    if changed:
+        lines.append(
+            f"{', '.join(changed)}: not the identity; the image tokens of eva-global lack what these weights do"
+        )
+    return lines
 
 
 def rename(name: str) -> str | None:
@@ -98,7 +144,7 @@ def complete(
     """Bring released tensors and the parameters of our model together.
 
     Args:
-        released: what `read_released` gave.
+        released: the tensors that `read_released` gave.
         first: every trained parameter of our model with its first weights.
 
     Returns:
@@ -141,31 +187,43 @@ def import_released(
     released = read_released(path)
     bench = assemble(config, store, clips)
     parameters = trained_parameters(bench.model)
-    tensors, kept = complete(released, parameters, str(path))
+    tensors, kept = complete(released.tensors, parameters, str(path))
     checkpoint.copy_strictly(tensors, parameters, str(path))
     with run.writing():
         run.create(config, make_record(bench, store, clips, run, None))
         state = checkpoint.State(0, config.hash, bench.reader.fingerprints)
         checkpoint.save(run.checkpoints, bench.model, make_optimizer(bench.model, config.optim), state, keep=1)
         run.finish({"step": 0, "scores": {}, "seconds": 0.0})
-    say(f"{run.folder}: {len(released)} tensors, {sum(tensor.numel() for tensor in released.values()):,} parameters")
+    for notice in released.notices:
+        say(notice)
+    count = sum(tensor.numel() for tensor in released.tensors.values())
+    say(f"{run.folder}: {len(released.tensors)} tensors, {count:,} parameters")
     if kept:
         say(f"{len(kept)} parameters are not in a MiniGPT-v2 checkpoint and keep their first weights")
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(str(path), expected="a released .pth checkpoint", got="no such file")
+        got = "a folder" if path.is_dir() else "no such file"
+        raise CheckpointError(str(path), expected="a released .pth checkpoint", got=got)
     try:
-        document: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        document: Any = read_torch_file(path)
+    except UnreadableFileError as error:
+        truncated = "truncated" in str(error)
         raise CheckpointError(
-            str(path),
-            expected="tensors, numbers and texts alone",
-            got=str(error).splitlines()[0][:200],
-            next_step="A file that wants to run code is not opened; ask its author for one with weights alone.",
-        ) from error
+            str(path), expected="tensors, numbers and texts alone", got=str(error),
+            next_step="Fetch it again, and compare its size." if truncated else
+            "A file that wants to run code is not opened; ask its author for one with weights alone.",
+        ) from error  # fmt: skip
     state = document.get("model", document) if isinstance(document, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(str(path), expected='a mapping of names to tensors, or one under "model"', got="another")
-    return dict(state)
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(
+            str(path), expected='a mapping of names to tensors, or one under "model"', got=type(document).__name__
+        )
+    others = [f"{name}: {type(value).__name__}" for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            str(path), expected='a mapping of names to tensors, or one under "model"',
+            got=f"{len(others)} values that are no tensors", problems=others,
+        )  # fmt: skip
+    return {str(name): tensor for name, tensor in state.items()}

@@ -4,14 +4,13 @@
     blocks.I.attn.proj   blocks.I.mlp.fc1 | fc2   cls_token (1, 1, D)   pos_embed (1, 257, D)   patch_embed.proj
     optionally norm, or fc_norm in its place, and a head, which is left out
 
-Read with torch.load(weights_only=True), so nothing in it is executed; names are mapped to Blip2VisionModel's, strictly.
+Nothing in it is executed (`torch_file`); names are mapped to Blip2VisionModel's, strictly.
 The key part of the qkv bias is zero, as in the published network. A file without a final norm (LAVIS cuts it) loads
 for the global tap alone. Depth, width and patch follow the tensors; heads are 88 channels each, as in EVA-ViT-g.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from transformers import Blip2VisionConfig
 
 from featurecache.encoders.checkpoint import Checkpoint
+from featurecache.files.torch_file import UnreadableFileError, read_torch_file
 
 HEAD_WIDTH = 88  # 1408 / 16
 IGNORED = re.compile(r"head\.(weight|bias)|mask_token")
@@ -53,10 +53,9 @@ def read_lavis(checkpoint: Checkpoint, path: Path) -> tuple[Blip2VisionConfig, d
         WeightsError: not a state dict of tensors, or not of this network.
     """
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise checkpoint.error(expected="a state dict of tensors alone", got=first_line or "damage") from error
+        document = read_torch_file(path)
+    except UnreadableFileError as error:
+        raise checkpoint.error(expected="a state dict of tensors alone", got=str(error)) from error
     state = document.get("model", document) if isinstance(document, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise checkpoint.error(expected="a state dict of tensors alone", got="something else")

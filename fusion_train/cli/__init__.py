@@ -131,7 +131,7 @@ def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=OutputPath("folder"), required=True, help="Folder of the run.")
 @click.option("--stage", default="cognition", show_default=True, help="Stage that the checkpoint is of.")
-@CONFIG
+@click.option("--config", default="released", show_default=True, help="YAML file or shipped preset.")
 @STORE
 @CLIPS
 @SET
@@ -139,12 +139,12 @@ def import_released_command(
     file: Path,
     out: Path,
     stage: str,
-    config: str | None,
+    config: str,
     store: str | None,
     clips: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Make a run out of a checkpoint of the released code or of MiniGPT-v2.
+    """Make a run out of a checkpoint of the released code or of MiniGPT-v2; nothing in its file is run.
 
     \b
     fusion-train import-released emotion_llama_v2.pth --out runs/released

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from argparse import Namespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from toy import make_config
 
 from fusion_train import checkpoint
 from fusion_train.cli import main
+from fusion_train.config import load_config
 from fusion_train.errors import CheckpointError
 from fusion_train.released import read_released, rename
 from fusion_train.run import Run
@@ -89,15 +91,42 @@ def test_a_minigpt_checkpoint_brings_image_projection_and_lora(weights, base, ma
     assert all(torch.equal(kept[name], tensor) for name, tensor in part.items())
 
 
+def test_buffers_without_training_and_wrappers_are_left_out_with_a_notice(weights, base, material, tmp_path):
+    buffers = {
+        "llama_model.base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "llama_model.base_model.model.model.layers.1.self_attn.rotary_emb.inv_freq": torch.full((4,), torch.nan),
+        "ln_vision.weight": torch.ones(3), "ln_vision.bias": torch.ones(3), "visual_encoder.pos_embed": torch.zeros(1),
+    }  # fmt: skip
+    state = {f"module.{released_name(name)}": tensor for name, tensor in weights.items()}
+    path = tmp_path / "released.pth"
+    torch.save({"model": state | {f"module.{name}": t for name, t in buffers.items()}, "config": Namespace(lr=1)}, path)
+    result = import_file(path, base, material, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "left out, carrying no training: 2 tensors of rotary positions" in said
+    assert "1 tensor of the frozen image encoder" in said
+    assert "ln_vision.bias: not the identity" in said
+    kept = load_file(checkpoint.choose(Run(tmp_path / "run").checkpoints, "best") / "model.safetensors")
+    assert all(torch.equal(kept[name], weights[name]) for name in weights)
+
+
 def test_unknown_names_are_all_listed(weights, base, material, tmp_path):
-    path = save(
-        weights, tmp_path / "released.pth", **{"visual_encoder.x": torch.zeros(1), "ln_vision.y": torch.zeros(1)}
-    )
+    path = save(weights, tmp_path / "released.pth", **{"Qformer.x": torch.zeros(1), "visual.y": torch.zeros(2, 3)})
     result = import_file(path, base, material, tmp_path / "run")
     assert result.exit_code == 2
-    assert "unknown: visual_encoder.x" in result.output
-    assert "unknown: ln_vision.y" in result.output
+    assert "unknown: Qformer.x (1,)" in result.output
+    assert "unknown: visual.y (2, 3)" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_finite_or_quantised_are_named(weights, tmp_path):
+    changed = {name: tensor.clone() for name, tensor in weights.items()}
+    changed["fusion.output.bias"][:2] = torch.tensor([torch.nan, -torch.inf])
+    changed["projectors.audio.bias"] = torch.zeros_like(changed["projectors.audio.bias"], dtype=torch.int8)
+    with pytest.raises(CheckpointError) as caught:
+        read_released(save(changed, tmp_path / "released.pth"))
+    assert "conv_pro_module.fc_final.bias: 2 of 16 values are NaN or infinite" in str(caught.value)
+    assert "llama_proj_audio.bias: expected floating-point numbers, got torch.int8" in str(caught.value)
 
 
 def test_missing_and_misshapen_tensors_are_all_listed(weights, base, material, tmp_path):
@@ -106,8 +135,41 @@ def test_missing_and_misshapen_tensors_are_all_listed(weights, base, material, t
     changed["projectors.audio.weight"] = torch.zeros(3, 3)
     result = import_file(save(changed, tmp_path / "released.pth"), base, material, tmp_path / "run")
     assert result.exit_code == 2
-    assert "missing: fusion.output.bias" in result.output
+    assert "missing: fusion.output.bias (16,)" in result.output
     assert "projectors.audio.weight: expected" in result.output
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_truncated_file_is_called_truncated(zipped, tmp_path):
+    whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
+    torch.save({"model": {"x": torch.zeros(1000)}}, whole, _use_new_zipfile_serialization=zipped)
+    for length in (100, 300, len(whole.read_bytes()) - 5):
+        cut.write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(CheckpointError, match=f"truncated file of {length:,} bytes"):
+            read_released(cut)
+
+
+def test_a_flipped_bit_a_pointer_and_a_web_page_are_told_apart(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"x": torch.zeros(1000)}}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    for content, got in ((bytes(data), "checksum"), (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+                         (b"<!doctype html>", "a web page"), (b"", "an empty file")):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=got):
+            read_released(path)
+
+
+def test_the_default_configuration_is_the_released_one(weights, llama, material, tmp_path):
+    save(weights, tmp_path / "released.pth")
+    settings = ["model.lora.r=4", "model.fusion.hidden=[16, 8]", "model.fusion.out_dim=16", f"model.llm={llama}",
+                "model.llm_dtype=float32", "features.absent=hidden"]  # fmt: skip
+    command = ["import-released", str(tmp_path / "released.pth"), "--out", str(tmp_path / "run"),
+               "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl")]  # fmt: skip
+    result = CliRunner().invoke(main, command + [part for text in settings for part in ("--set", text)])
+    assert result.exit_code == 0, result.output
+    assert Run(tmp_path / "run").config().prompt == load_config("released", "cognition").prompt
 
 
 class Trap:
@@ -118,10 +180,11 @@ class Trap:
 def test_a_file_that_wants_to_run_code_is_not_opened(base, material, tmp_path, capsys):
     path = tmp_path / "trap.pth"
     path.write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
-    torch.save({"model": Trap()}, tmp_path / "zipped.pth")
+    torch.save({"model": Trap(), "config": Namespace(trap=Trap())}, tmp_path / "zipped.pth")
     for file in (path, tmp_path / "zipped.pth"):
-        with pytest.raises(CheckpointError, match="weights alone"):
+        with pytest.raises(CheckpointError, match="weights alone") as caught:
             read_released(file)
+        assert re.search(r"a file that names \w+\.print", str(caught.value))
     assert "trap" not in capsys.readouterr().out
 
 
