@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from featurecache.errors import suggest
 from featurecache.spec import canonical_json
@@ -144,9 +144,50 @@ class PromptConfig(Section):
     clean_text: bool = PromptFormat.clean_text
     recalled: str = PromptFormat.recalled
     clean_answers: bool = PromptFormat.clean_answers
+    instructions: dict[str, str | tuple[str, ...]] = {}
+    asked_as: dict[str, str] = {}
+
+    @field_validator("instructions", "asked_as")
+    @classmethod
+    def _of_tasks(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for key, text in values.items():
+            task = key.rpartition("/")[2]
+            if task not in TASKS:
+                raise ValueError(f'"{key}" is no TASK or DATASET/TASK: no task "{task}".{suggest(task, TASKS)}')
+            if not text or not all(text):
+                raise ValueError(f'"{key}" has an empty text')
+        return values
+
+    def changed(self, *changes: Mapping[str, Any]) -> PromptConfig:
+        """These settings with others laid over them, key by key.
+
+        Raises:
+            ValidationError: unknown keys or wrong values.
+        """
+        values = self.model_dump()
+        for change in changes:
+            merge(values, change)
+        return PromptConfig.model_validate(values)
 
     def format(self) -> PromptFormat:
         return PromptFormat(**self.model_dump())
+
+
+class EvaluationConfig(Section):
+    """How held-out clips are asked by `fusion-train eval`, where that differs from training."""
+
+    answer: Literal["choose", "generate"] | None = None
+    """How one label is answered where the benchmark does not say it; null: chosen among the labels."""
+    prompt: dict[str, Any] = {}
+    """Settings laid over `prompt`."""
+    datasets: dict[str, dict[str, Any]] = {}
+    """Dataset -> settings laid over these."""
+
+    @model_validator(mode="after")
+    def _prompts(self) -> EvaluationConfig:
+        for changes in (self.prompt, *self.datasets.values()):
+            PromptConfig().changed(changes)
+        return self
 
 
 class PartFactors(Section):
@@ -238,6 +279,7 @@ class Config(Section):
     features: FeaturesConfig = FeaturesConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     retrieval: RetrievalConfig = RetrievalConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

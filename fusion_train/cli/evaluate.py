@@ -40,6 +40,9 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--feature", "features", multiple=True, metavar="MODALITY=NAME",
     help="Read a perturbed feature in place of the one trained on, such as audio=whisper-noise. Repeatable.",
 )  # fmt: skip
+@click.option("--config", help="Ask as this configuration does, such as released.  [default: the run's own]")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting of prompt or evaluation.")
+@click.option("--answer", type=click.Choice(["choose", "generate"]), help="How one label is answered, in every set.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @STORE
 @CLIPS
@@ -54,11 +57,13 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     fusion-train eval --run runs/cognition --split test
     fusion-train eval --run runs/cognition --bench mer-unibench --wheels emotion_wheel
     fusion-train eval --run runs/cognition --modalities audio
+    fusion-train eval --run runs/released --bench mmeverse --config released
     accelerate launch --multi_gpu --num_processes 8 -m fusion_train.cli eval --run runs/cognition --bench mmeverse
     """
     from fusion_train.evaluation.benchmark_runs import ask_bench, score_rows
     from fusion_train.evaluation.benchmarks import Bench, BenchSet, load_bench
     from fusion_train.evaluation.score_report import write_report
+    from fusion_train.evaluation.wording import asking_as
     from fusion_train.processes import this_process
     from fusion_train.run import Run
     from fusion_train.run_context import reassemble, take_out
@@ -67,25 +72,27 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     _refuse_modes(streams)
     disturbed = dict(_pair(text) for text in given["features"])
     shown = [name.strip() for name in given["modalities"].split(",")] if given["modalities"] else None
+    how = shown, streams, disturbed, [Path(given["config"]).stem] if given["config"] else [], given["answer"]
     if bench_name:
         bench = load_bench(bench_name)
-        out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, shown, streams, disturbed)
+        out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, *how)
         files = {name: out / f"{name}.jsonl" for name in bench.sets}
     else:
         bench = Bench(title=f"{folder}: {task} on {split}", sets={task: BenchSet(split=split, task=task)})
-        name = _name(f"predictions-{split}-{task}", shown, streams, disturbed)
+        name = _name(f"predictions-{split}-{task}", *how)
         files = {task: given["out"] or folder / f"{name}.jsonl"}
         out = files[task].parent
     workbench = reassemble(
         Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
     )
+    workbench.config = asking_as(workbench.config, given["config"], given["overrides"])
     take_out(workbench, streams)
     if not bench_name:
         workbench.clips.in_split(split)  # names the splits there are, where this one is not
     main = this_process().is_main_process
     rows = ask_bench(
         bench, workbench, files, modalities=shown, batch_size=given["batch_size"], again=given["again"],
-        say=say if main else _nothing,
+        answer=given["answer"], say=say if main else _nothing,
     )  # fmt: skip
     if not main:
         return
@@ -224,6 +231,7 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
 def print_scores(scores: Any) -> None:
     """Show what a bench gave: figures of every set, means, what must be known beside them."""
     from fusion_train.evaluation.score_report import (
+        asked_lines,
         confusion_table,
         is_selected,
         selection_lines,
@@ -242,8 +250,10 @@ def print_scores(scores: Any) -> None:
         console.print(for_terminal(selection_table(scores), "corrected for the choice among candidates"))
         for line in selection_lines(scores):
             say(line)
+    for line in asked_lines(scores):
+        say(line)
     for each in scores.sets.values():
-        for note in each.scored.notes:
+        for note in (*each.notes, *each.scored.notes):
             say(f"{each.name}: {note}")
         if each.scored.confusion is not None and len(scores.sets) == 1:
             console.print(for_terminal(confusion_table(each.scored), "reference by prediction"))
@@ -268,12 +278,15 @@ def _refuse_modes(streams: dict[str, str]) -> None:
             raise click.UsageError(f"--without {stream}:{mode}: expected STREAM or STREAM:zero")
 
 
-def _name(start: str, shown: list[str] | None, streams: dict[str, str], disturbed: dict[str, str]) -> str:
-    """Say in the name what was hidden, taken out or disturbed."""
+def _name(
+    start: str, shown: list[str] | None, streams: dict[str, str], disturbed: dict[str, str], config: list[str],
+    answer: str | None,
+) -> str:  # fmt: skip
+    """Say in the name what was hidden, taken out or disturbed, and how it was asked."""
     parts = [start]
     parts += ["+".join(shown)] if shown else []
     parts += [f"without-{name}" + ("-zeroed" if mode == "zero" else "") for name, mode in streams.items()]
-    parts += list(disturbed.values())
+    parts += [*disturbed.values(), *config, *([answer] if answer else [])]
     return "-".join(parts)
 
 

@@ -8,6 +8,7 @@ Shapes: B samples on G clips in one row of L tokens, S of them supervised; M mod
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -239,9 +240,23 @@ class Collator:
         limits: how long prompts may be, and what becomes of longer texts.
         """
         self._reader, self._tokenizer, self._prompt = reader, tokenizer, prompt
+        self._prompts: Mapping[str, PromptFormat] = {}
         self.recalls, self.limits = recall is not None, limits or PromptLimits()
         self.recall = recall or (lambda clip, task, shown: ())
         self._soft_counts, self._share_prefix = dict(soft_counts), share_prefix
+
+    def asking(self, prompts: Mapping[str, PromptFormat]) -> Collator:
+        """The same collator with other prompts for the clips of some datasets."""
+        other = copy.copy(self)
+        other._prompts = dict(prompts)
+        return other
+
+    def wordings(self, task: Task, dataset: str | None) -> int:
+        """How many instructions a task of one dataset is asked with."""
+        return len(self._prompt_of(dataset).wordings(task, dataset))
+
+    def _prompt_of(self, dataset: str | None) -> PromptFormat:
+        return self._prompts.get(dataset or "", self._prompt)
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
         """Which modalities of a clip the model is shown, in the reader's order."""
@@ -272,7 +287,9 @@ class Collator:
         return len(self._encoded(sample, sample.clip.text, [True] * len(self._reader.modalities), ()))
 
     def _encoded(self, sample: Sample, text: str | None, shown: Sequence[bool], recalled: Sequence[int]) -> list[int]:
-        before, said, asked = self._prompt.pieces(text, sample.task, sample.labels, sample.question)
+        prompt = self._prompt_of(sample.clip.dataset)
+        task = prompt.worded(sample.task, sample.clip.dataset, sample.draw)
+        before, said, asked = prompt.pieces(text, task, sample.labels, sample.question)
         seen = self._reader.seen(shown)
         here = dict(zip(self._reader.modalities, seen, strict=True)) | {"fusion": any(seen)}
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
@@ -288,7 +305,8 @@ class Collator:
 
     def answer_ids(self, sample: Sample) -> list[int]:
         """Token ids of the answer, its end included."""
-        return encode_answer(self._tokenizer, self._prompt.answer(sample.answer, sample.task))
+        prompt = self._prompt_of(sample.clip.dataset)
+        return encode_answer(self._tokenizer, prompt.answer(sample.answer, sample.task))
 
     def encode(self, sample: Sample) -> Encoded:
         """Tokenise a sample."""

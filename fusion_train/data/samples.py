@@ -44,6 +44,8 @@ class Sample:
     """Modalities kept from the model for this sample."""
     question: str | None = None
     """Asked in place of the task's instruction."""
+    draw: int = 0
+    """Chooses among the wordings of the task's instruction, where a configuration has several."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ class SampleStream:
         task, answers = self._answers(clip, task)
         question, answer = answers[random.integers(len(answers))]
         labels = closed_set(self._sets, clip, task)
-        return Sample(clip, task, labels, answer, self._hidden(task, kept, num_kept if hidden else None), question)
+        shown = self._hidden(task, kept, num_kept if hidden else None)
+        return Sample(clip, task, labels, answer, shown, question, draw=int(random.integers(1 << 31)))
 
     def sampled_tasks(self) -> tuple[str, ...]:
         """Names of the configured tasks that samples are drawn of, in their order.

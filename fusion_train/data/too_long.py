@@ -7,7 +7,7 @@ clips with long texts are encoded for this. What is done about them is the setti
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -48,9 +48,9 @@ def fitting_samples(samples: Sequence[Sample], collator: object, name: str, say:
     limit, frames = collator.limits.answering, dict[tuple[object, ...], int]()
     problems = {}
     for sample in samples:
-        kind = (sample.task.name, sample.labels)
+        kind = (sample.task.name, sample.labels, sample.clip.dataset)
         if kind not in frames:
-            bare = replace(sample, clip=Clip(id="", text="x"), question=None)
+            bare = replace(sample, clip=Clip(id="", text="x", dataset=sample.clip.dataset), question=None)
             frames[kind] = collator.frame_tokens(bare) + RECALLED_TOKENS * collator.recalls
         most = frames[kind] + _most_tokens(_words(sample.clip)) + _most_tokens(sample.question or "")
         problems[sample.clip.id] = _prompt_problem(collator, sample, limit) if most > limit else ""
@@ -84,10 +84,11 @@ class _Lengths:
                 sample = Sample(clip, task, closed_set(self._sets, clip, task), text, question=question)
                 answer_tokens = len(self._collator.answer_ids(sample))
                 limit = min(limits.answering, limits.beside(answer_tokens))
-                if problem := _prompt_problem(self._collator, sample, limit):
-                    if limits.too_long == "cut":  # raises where the clip's words are not what is too long
-                        self._collator.prompt_ids(sample, self._collator.present(clip), answer_tokens)
-                    return problem
+                for worded in self._worded(sample):
+                    if problem := _prompt_problem(self._collator, worded, limit):
+                        if limits.too_long == "cut":  # raises where the clip's words are not what is too long
+                            self._collator.prompt_ids(worded, self._collator.present(clip), answer_tokens)
+                        return problem
         if usable or not any(answers_of(clip, task) for task in self._tasks):
             return ""
         return f"answers of more than {self._limits.tokens} tokens, and no label in their place"
@@ -96,7 +97,13 @@ class _Lengths:
         """The longest prompt of a dataset around the words of a clip, with every soft token."""
         clip = Clip(id="", dataset=dataset, text="x")
         asked = (Sample(clip, task, closed_set(self._sets, clip, task), "") for task in self._tasks)
-        return max(self._collator.frame_tokens(sample) for sample in asked) + RECALLED_TOKENS * self._collator.recalls
+        frames = (self._collator.frame_tokens(worded) for sample in asked for worded in self._worded(sample))
+        return max(frames) + RECALLED_TOKENS * self._collator.recalls
+
+    def _worded(self, sample: Sample) -> Iterator[Sample]:
+        """The sample with each instruction that it may be asked with."""
+        for draw in range(self._collator.wordings(sample.task, sample.clip.dataset)):
+            yield replace(sample, draw=draw)
 
 
 def _prompt_problem(collator: Collator, sample: Sample, limit: int) -> str:

@@ -25,6 +25,7 @@ from fusion_train.evaluation.prediction_rows import read_predictions, with_refer
 from fusion_train.evaluation.predictions import Asking, ask
 from fusion_train.evaluation.scoring import BenchScores, score_bench
 from fusion_train.evaluation.text_models import Replies, open_text_model
+from fusion_train.evaluation.wording import Answer, wording_of
 from fusion_train.metrics.scored import Settings
 from fusion_train.metrics.wheels import EmotionWheels
 from fusion_train.processes import this_process
@@ -58,12 +59,14 @@ def ask_bench(
     modalities: Sequence[str] | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
     again: bool = False,
+    answer: Answer | None = None,
     say: Callable[[str], None] = print,
 ) -> Rows:
     """Ask every set that the clip list has clips of; what was answered before is not asked again.
 
     Args:
         files: the file of each set's answers, by its name.
+        answer: how one label is answered, whatever the bench and the configuration say.
 
     Raises:
         DataError: the clip list has no set of the bench.
@@ -83,9 +86,14 @@ def ask_bench(
             usable = workbench.reader.usable(chosen, workbench.config.data.failed_clips)
             task = find_task(asked.task)
             hidden = hidden_of(workbench, task, modalities)
-            samples = questions(workbench, list(usable), task, hidden=hidden, vocabulary=asked.vocabulary)
-            samples = fitting_samples(samples, workbench.collator, name, say)
-            asking = Asking(workbench, samples, references, files[name], asked.answer, batch_size)
+            wording = wording_of(workbench.config, asked, {clip.dataset for clip in usable}, answer)
+            here, probe = workbench, workbench.tokenizer is None
+            if not probe:
+                here = replace(workbench, collator=workbench.collator.asking(wording.prompts))
+            samples = questions(here, list(usable), task, hidden=hidden, vocabulary=asked.vocabulary)
+            samples = fitting_samples(samples, here.collator, name, say)
+            asking = Asking(here, samples, references, files[name], "choose" if probe else wording.answer, batch_size,
+                            wording=None if probe else wording.by())  # fmt: skip
             with show_progress(name, shown=this_process().is_main_process) as progress:
                 rows[name] = ask(asking, again=again, advance=progress, stop=lambda: stop.requested)
             unasked = len(clips) - len(usable)

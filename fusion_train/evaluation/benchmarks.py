@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.errors import suggest
-from fusion_train.config import Section, preset_dir, read_yaml
+from fusion_train.config import PromptConfig, Section, preset_dir, read_yaml
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.metrics.labels import label_list
 from fusion_train.metrics.registry import find_metric
@@ -42,6 +42,12 @@ class BenchSet(Section):
     task: str = "emotion"
     answer: Literal["choose", "generate"] = "choose"
     """choose: the most probable label of a closed set, without generation. Open tasks are always generated."""
+    instruction: str | None = None
+    """What is asked in place of the task's own instruction; may hold {labels}."""
+    prompt: dict[str, Any] = Field(default_factory=dict)
+    """Settings laid over `prompt` of the configuration."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Label -> clips with it in the ground truth that others scored; a note says where the clip list has others."""
     reference: str | None = None
     """`labels.NAME` or `responses.NAME`; null for what the task itself is answered by."""
     metric: str | None = None
@@ -60,6 +66,9 @@ class BenchSet(Section):
     @model_validator(mode="after")
     def _known(self) -> BenchSet:
         find_task(self.task)
+        PromptConfig().changed(self.prompt)
+        if self.instruction is not None and not self.instruction.strip():
+            raise ValueError("instruction is empty")
         for name in (self.metric, *self.also):
             if name is not None:
                 find_metric(name)
@@ -124,6 +133,8 @@ class Rival(Section):
     source: str = ""
     note: str = ""
     """What must be known to compare with it."""
+    answer: Literal["choose", "generate"] | None = None
+    """How its answers came about; null where that is not known."""
     scores: dict[str, float] = Field(default_factory=dict)
     means: dict[str, float] = Field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from featurecache.errors import suggest
 from fusion_train.errors import DataError
-from fusion_train.evaluation.score_report import scale_of
+from fusion_train.evaluation.score_report import ASKED, asked_text, scale_of
 from fusion_train.evaluation.scoring import BenchScores, SetScore
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
@@ -41,17 +41,19 @@ def contrast(scores: Mapping[str, BenchScores]) -> Table:
     common = [each for each in first.sets if all(each in other.sets for other in scores.values())]
     if not common:
         raise DataError("contrast", expected="a set that all of them have", got="none")
-    table = Table(["set", "figure", "answers", "score", "difference", "from", "to"])
+    table = Table(["set", "figure", "answers", "score", "difference", "from", "to", ASKED])
     for each in common:
         base = first.sets[each]
         scale = scale_of(base.scored)
-        table.rows.append([base.title, base.scored.main, names[0], base.scored.value * scale, None, None, None])
+        first_score = base.scored.value * scale
+        table.rows.append([base.title, base.scored.main, names[0], first_score, None, None, None, asked_text(base)])
         for name in names[1:]:
             other = scores[name].sets[each]
             found = difference(base, other, name)
             bounds = (found.interval.low, found.interval.high) if found.interval else (None, None)
             numbers = (other.scored.value, found.value, *bounds)
-            table.rows.append(["", "", name, *(None if number is None else number * scale for number in numbers)])
+            shown = (None if number is None else number * scale for number in numbers)
+            table.rows.append(["", "", name, *shown, asked_text(other)])
     return table
 
 

@@ -41,6 +41,8 @@ class Asking:
     path: Path
     how: Literal["choose", "generate"] = "choose"
     batch_size: int = EVAL_BATCH_SIZE
+    wording: Mapping[str, Any] | None = None
+    """`Wording.by`: whose wording is asked; None for a probe, which is asked in no words."""
     by: Mapping[str, Any] = field(init=False)
     """Who answers; equal in every row of a file."""
 
@@ -50,6 +52,7 @@ class Asking:
             "features": self.bench.reader.fingerprints,
             "ablated": dict(getattr(self.bench.model, "ablated", {})),
             "answer": self.how,
+            "wording": self.wording,
         }
         object.__setattr__(self, "by", by)
 
@@ -78,8 +81,8 @@ class Asking:
                 problems.append(f"{clip_id}: answered twice")
             elif sample is None:
                 problems.append(f"{clip_id}: not asked.{suggest(clip_id, samples)}")
-            elif row.get("by") != self.by:
-                problems += [f"{clip_id}: {text}" for text in _differences(self.by, row.get("by") or {})]
+            elif differing := _differences(self.by, row.get("by") or {}):
+                problems += [f"{clip_id}: {text}" for text in differing]
             elif row.get("prompt_sha256") != prompt_hash(self.bench, sample):
                 problems.append(f"{clip_id}: another prompt")
             seen.add(clip_id)
@@ -175,4 +178,7 @@ def _row(asking: Asking, sample: Sample, answered: Mapping[str, Any]) -> dict[st
 
 
 def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    return [f"{key} is {theirs.get(key)!r}, here {mine[key]!r}" for key in mine if mine[key] != theirs.get(key)]
+    """Who else answered. Rows of an earlier release do not say how they were asked: the hash of the prompt does."""
+    keys = mine if "wording" in theirs else mine.keys() - {"wording", "answer"}
+    return [f"{key} is {theirs.get(key)!r}, here {mine[key]!r}" for key in mine
+            if key in keys and mine[key] != theirs.get(key)]  # fmt: skip

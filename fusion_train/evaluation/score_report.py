@@ -16,8 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from featurecache.files.publish import replace_bytes
+from fusion_train.evaluation.benchmarks import Rival
 from fusion_train.evaluation.figures import draw_confusion
 from fusion_train.evaluation.scoring import BenchScores, SetScore
+from fusion_train.evaluation.wording import NOT_STATED
 from fusion_train.metrics.scored import Scored
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
@@ -25,8 +27,10 @@ from fusion_train.statistics.intervals import clusters_missing
 from fusion_train.statistics.selection import Selection
 
 OURS = "ours"
+ASKED = "asked"
 CORRECTED = ("corrected", "corrected from", "corrected to", "best of")
 """Columns of scores that are the best of several, chosen on the same clips."""
+ANSWERED = {"choose": "choose, a label among the closed set", "generate": "generate, free text"}
 NO_CORRECTION = "no correction is possible from one cluster"
 
 
@@ -43,25 +47,59 @@ def overview_table(scores: BenchScores) -> Table:
     """One row a set, then the means; one column for us, its interval, and one for each rival."""
     rivals, selected = scores.bench.published, is_selected(scores)
     corrected = CORRECTED if selected else ()
-    table = Table(["set", "figure", OURS, "from", "to", *corrected, *(rival.name for rival in rivals)])
+    table = Table(["set", "figure", OURS, "from", "to", *corrected, ASKED, *map(rival_name, rivals)])
     rows: list[list[Cell]] = []
     for name, asked in scores.bench.sets.items():
         published = [rival.scores.get(name) for rival in rivals]
         each = scores.sets.get(name)
         if each is None:
-            rows.append([asked.title or name, None, None, None, None, *[None] * len(corrected), *published])
+            rows.append([asked.title or name, None, None, None, None, None, *[None] * len(corrected), *published])
             continue
         scale = scale_of(each.scored)
         interval = (each.interval.low * scale, each.interval.high * scale) if each.interval else (None, None)
         rows.append([each.title, figure_name(each.scored), each.scored.value * scale, *interval,
-                     *(_corrected(each.selection, scale) if each.selection else ()), *published])  # fmt: skip
+                     *(_corrected(each.selection, scale) if each.selection else ()), asked_text(each),
+                     *published])  # fmt: skip
     for name, mean in scores.means.items():
         value, lowered = (None if share is None else share * 100 for share in (mean.value, mean.corrected))
         beside = [lowered, None, None, None] if selected else []
-        rows.append([f"mean: {name}", None, value, None, None, *beside, *(rival.means.get(name) for rival in rivals)])
+        rows.append(
+            [f"mean: {name}", None, value, None, None, *beside, None, *(rival.means.get(name) for rival in rivals)]
+        )
     table.rows = rows  # type: ignore[assignment]
     table.emphasised = frozenset(range(len(scores.bench.sets), len(rows)))
     return table
+
+
+def rival_name(rival: Rival) -> str:
+    """A rival's name, and how its answers came about where that is known."""
+    return f"{rival.name} ({rival.answer})" if rival.answer else rival.name
+
+
+def asked_text(each: SetScore) -> str:
+    """`choose, own wording`."""
+    return each.answered if each.wording == NOT_STATED else f"{each.answered}, {each.wording}"
+
+
+def rival_lines(scores: BenchScores) -> list[str]:
+    """Of each rival: source, what must be known, how its answers came about."""
+    return [
+        ": ".join(filter(None, [rival.name, "; ".join(filter(None, [rival.source, rival.note]))]))
+        + f". Its answers: {ANSWERED.get(rival.answer or '', NOT_STATED)}."
+        for rival in scores.bench.published
+    ]
+
+
+def asked_lines(scores: BenchScores) -> list[str]:
+    """How our answers and those of the rivals came about, one line per way."""
+    ours: dict[str, list[str]] = {}
+    for each in scores.sets.values():
+        ours.setdefault(asked_text(each), []).append(each.title)
+    lines = [f"asked: {way}" + (f" ({', '.join(titles)})" if len(ours) > 1 else "") for way, titles in ours.items()]
+    rivals: dict[str, list[str]] = {}
+    for rival in scores.bench.published:
+        rivals.setdefault(ANSWERED.get(rival.answer or "", NOT_STATED), []).append(rival.name)
+    return lines + [f"published, {way}: {', '.join(names)}" for way, names in rivals.items()]
 
 
 def is_selected(scores: BenchScores) -> bool:
@@ -97,8 +135,8 @@ def summary_table(scores: BenchScores) -> Table:
         others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
         interval = interval_text(each)
         count = int(scored.counts.get("clips", len(scored.clip_ids)))
-        rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count])
-    return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"], rows)  # type: ignore[arg-type]
+        rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count, asked_text(each)])
+    return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips", ASKED], rows)  # type: ignore[arg-type]
 
 
 def confusion_table(scored: Scored) -> Table:
@@ -119,8 +157,8 @@ def page_of(scores: BenchScores, overview: Table) -> Page:
     page.text("Per cent, except ratings from 1 to 10. Intervals: 95 % over clusters of clips (jackknife, t).", "note")
     for line in selection_lines(scores):
         page.text(line, "warning")
-    for rival in scores.bench.published:
-        page.text(": ".join(filter(None, [rival.name, "; ".join(filter(None, [rival.source, rival.note]))])), "note")
+    for line in (*asked_lines(scores), *rival_lines(scores)):
+        page.text(line, "note")
     for each in scores.sets.values():
         _add_set(page, each)
     return page
@@ -133,6 +171,10 @@ def _add_set(page: Page, each: SetScore) -> None:
     count = len(set(each.clusters))
     page.text(f"{figures}. {scored.main}: {interval_text(each)}, over {count} clusters by {each.clustered_by}.")
     page.text("; ".join(f"{name}: {_listed(value)}" for name, value in scored.counts.items()), "note")
+    for note in each.notes:
+        page.text(note, "warning")
+    for text in each.instructions:
+        page.text(f"Asked ({asked_text(each)}): {text}", "note")
     for note in scored.notes:
         page.text(note, "note" if scored.comparable else "warning")
     parts: list[Table | Figure] = [_classes(scored)] if scored.per_class else []
@@ -180,6 +222,7 @@ def as_json(scores: BenchScores) -> dict[str, Any]:
     return {
         "bench": scores.bench.title,
         "comparable": scores.comparable,
+        "published": [rival.model_dump() for rival in scores.bench.published],
         "sets": {name: _set_json(each) for name, each in scores.sets.items()},
         "means": {name: {"value": mean.value, "missing": list(mean.missing), "corrected": mean.corrected}
                   for name, mean in scores.means.items()},
@@ -190,6 +233,8 @@ def _set_json(each: SetScore) -> dict[str, Any]:
     subsets = {name: part if isinstance(part, str) else _scored_json(part) for name, part in each.subsets.items()}
     return {
         **_scored_json(each.scored),
+        "asked": {"answer": each.answered, "wording": each.wording, "instructions": list(each.instructions)},
+        "clip_notes": list(each.notes),
         "interval": {**(asdict(each.interval) if each.interval else {"low": None, "high": None, "level": None}),
                      "clusters": len(set(each.clusters)), "clustered_by": each.clustered_by},
         "selection": each.selection and {**asdict(each.selection), "method": each.selection.method},

@@ -7,6 +7,7 @@ in reports.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from featurecache.clips.clip_list import NO_VALUES
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Bench, BenchSet
+from fusion_train.evaluation.wording import NOT_STATED, instructions_of, said_of
 from fusion_train.metrics.registry import score
 from fusion_train.metrics.scored import Scored, Settings
 from fusion_train.statistics.intervals import Interval, interval_of, jackknife
@@ -39,6 +41,13 @@ class SetScore:
     """Further metrics of the same answers."""
     subsets: Mapping[str, Scored | str] = field(default_factory=dict)
     """Tag -> the main metric over its clips, and over the rest; a text where they have no score."""
+    answered: str = NOT_STATED
+    """`choose`, `generate`, or that the rows do not say it."""
+    wording: str = NOT_STATED
+    """Whose wording was asked."""
+    instructions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What must be known of the clips."""
     selection: Selection | None = None
     """Of a set whose best answers were chosen on its own clips."""
 
@@ -83,6 +92,7 @@ def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], set
     settings = replace(settings, vocabulary=asked.vocabulary)
     scored = _score(metric, rows, settings, asked.main)
     clustered_by, clusters = _clusters(rows, scored.clip_ids)
+    answered, wording = said_of(rows)
     return SetScore(
         name=name,
         title=asked.title or name,
@@ -92,6 +102,10 @@ def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], set
         clusters=tuple(clusters),
         also={other: _score(other, rows, settings, None) for other in asked.also},
         subsets=_subsets(metric, rows, settings, asked.main),
+        answered=answered,
+        wording=wording,
+        instructions=tuple(instructions_of(rows)),
+        notes=tuple(_other_counts(asked, rows)),
     )
 
 
@@ -111,6 +125,17 @@ def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, m
         metric, {row["id"]: row["reference"] for row in rows}, {row["id"]: row["prediction"] for row in rows},
         settings, main,
     )  # fmt: skip
+
+
+def _other_counts(asked: BenchSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the labels of the references differ in number from those that others scored."""
+    if not asked.counts:
+        return []
+    here = Counter(str(row["reference"]) for row in rows)
+    if {label: here[label] for label in sorted(here)} == dict(sorted(asked.counts.items())):
+        return []
+    both = (f"{label} {here[label]} of {count}" for label, count in asked.counts.items())
+    return [f"{len(rows):,} clips, where {sum(asked.counts.values()):,} were scored by others: {', '.join(both)}"]
 
 
 def _is_nothing(reference: Any) -> bool:

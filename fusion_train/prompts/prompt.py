@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fusion_train.errors import ConfigError, DataError, refuse_unknown
@@ -114,6 +114,24 @@ class PromptFormat:
     clean_answers: bool = False
     """Lower-case answers, put spaces for . ! " ( ) * # : ; ~ and cut at 200 words, as the released code does."""
 
+    instructions: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    """TASK or DATASET/TASK -> what is asked in place of the task's own instruction, the more specific first; may hold
+    {labels}. Of several texts one is drawn for each training sample; the first is asked everywhere else."""
+    asked_as: Mapping[str, str] = field(default_factory=dict)
+    """Task -> what stands between the brackets of the prompt in place of its name."""
+
+    def wordings(self, task: Task, dataset: str | None = None) -> tuple[str, ...]:
+        """What may be asked for a task of one dataset; its own instruction where no other is set."""
+        for key in (f"{dataset or ''}/{task.name}", task.name):
+            if chosen := self.instructions.get(key):
+                return (chosen,) if isinstance(chosen, str) else tuple(chosen)
+        return (task.instruction,)
+
+    def worded(self, task: Task, dataset: str | None = None, draw: int = 0) -> Task:
+        """The task with the instruction that is asked; `draw` chooses among several."""
+        wordings = self.wordings(task, dataset)
+        return replace(task, instruction=wordings[draw % len(wordings)])
+
     def render(
         self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None
     ) -> tuple[str, str]:
@@ -135,7 +153,7 @@ class PromptFormat:
             raise ConfigError("prompt.template", expected="{soft}, the place of the soft tokens", got=template)
         named = Words.outside(", ".join(labels))
         asked = _filled(instruction or task.instruction, {"labels": named}, own=not instruction)
-        values = {"task": Words.own(task.name), "instruction": asked}
+        values = {"task": Words.own(self.asked_as.get(task.name, task.name)), "instruction": asked}
         head, place, tail = after.partition("{said}")
         first = Words.joined((_filled(head, values), self._said(text)))
         return (Words.own(before), first, _filled(tail, values)) if place else (

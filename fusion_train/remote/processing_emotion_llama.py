@@ -10,7 +10,7 @@ Shapes: B clips, L tokens of the longest prompt (padded on the left), M modaliti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ class EmotionLlamaProcessor(ProcessorMixin):
             logger.warning_once(notice)
         if labels is None:
             labels = self.labels(task, dataset)
-        return self.collate([self.prepare(clip, task, question, labels) for clip in _clips(values)])
+        clips = [replace(clip, dataset=dataset) for clip in _clips(values)]
+        return self.collate([self.prepare(clip, task, question, labels) for clip in clips])
 
     def prepare(
         self, clip: Clip, task: str, question: str | None = None, labels: Sequence[str] = (),
@@ -199,8 +200,11 @@ class EmotionLlamaProcessor(ProcessorMixin):
         if shown and not task.picture and key in self.recall_keys:
             place = [RECALL_TOKEN - self.recall_keys.index(key)]  # the model fills it in: it knows the features
 
+        prompt = PromptFormat(**self.prompt)
+        worded = prompt.worded(task, clip.dataset)
+
         def encoded(text: str) -> list[int]:
-            before, said, asked = PromptFormat(**self.prompt).pieces(text, task, labels, question)
+            before, said, asked = prompt.pieces(text, worded, labels, question)
             rest = (asked, clip.id, (said, place)) if place else (said + asked, clip.id)
             return encode_prompt(self.tokenizer, before, num_soft, *rest, limit=None)
 

@@ -128,9 +128,9 @@ def test_a_bench_is_asked_scored_and_reported_and_asked_only_once(run, folder, t
     assert "by speaker" in page
     assert "<svg" in page
     table = (tmp_path / "out" / "scores.csv").read_text().splitlines()
-    assert table[0] == "set,figure,ours,from,to,Rival"
+    assert table[0] == "set,figure,ours,from,to,asked,Rival"
     assert table[1].startswith("Faces,UAR,")
-    assert table[1].endswith(",71.5")
+    assert table[1].endswith(',"choose, own wording",71.5')
     assert r"\toprule" in (tmp_path / "out" / "scores.tex").read_text()
     before = (tmp_path / "out" / "faces.jsonl").stat().st_mtime_ns
     again = ask(run, folder, tmp_path / "out")
@@ -233,7 +233,7 @@ def test_answers_side_by_side_show_differences_on_the_same_clips(run, folder, tm
     result = invoke("contrast", tmp_path / "whole", tmp_path / "none", *rest)
     assert result.exit_code == 0, result.output
     table = (tmp_path / "c" / "contrast.csv").read_text().splitlines()
-    assert table[0] == "set,figure,answers,score,difference,from,to"
+    assert table[0] == "set,figure,answers,score,difference,from,to,asked"
     scores = [json.loads((tmp_path / name / "scores.json").read_text())["sets"]["faces"] for name in ("whole", "none")]
     less = 100 * (scores[1]["figures"]["UAR"] - scores[0]["figures"]["UAR"])
     assert table[1].startswith("Faces,UAR,whole,")
