@@ -3,8 +3,8 @@
 A line ends at a line feed and nowhere else: U+2028 and U+0085 are characters of a text. A byte order mark at the
 beginning and carriage returns are passed over, empty lines too. A key that stands twice in one object is an error;
 NaN is read as the float (older files and other writers have it) and never written. A process that was killed leaves at
-most its last line torn: one without a line feed. A line may end in a checksum, the key `crc32c`; who writes such lines
-compares it.
+most its last line torn: one without a line feed. A line may carry a checksum:
+see `line_checksum`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
 from featurecache.errors import FeatureCacheError
 from featurecache.outside_text import json_text
-from featurecache.spec import canonical_json
 
-CHECKSUM = "crc32c"
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -84,11 +80,6 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, got {type(value).__name__}")
     return value
-
-
-def line_checksum(row: Mapping[str, Any]) -> str:
-    """CRC-32C, in hex, of the canonical JSON of an object; ValueError where a number is not finite."""
-    return f"{google_crc32c.value(canonical_json(dict(row)).encode()):08x}"
 
 
 def dump_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -2,7 +2,7 @@
 
 A process that is killed leaves whole lines and at most one torn one at the end, which the next one cuts off before it
 adds to them. One process writes a file at a time (`sole_writer`). Scores are formed from these lines, so each carries a
-checksum (`jsonl`) that is compared when it is read; lines of other systems and of earlier releases have none.
+checksum (`line_checksum`) that is compared when it is read; lines of other systems and of earlier releases have none.
 This module knows nothing else of what the lines say.
 """
 
@@ -15,8 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from featurecache.files.jsonl import CHECKSUM, dump_lines, line_checksum, parse_object, require_objects
+from featurecache.files.jsonl import dump_lines, parse_object, require_objects
 from featurecache.files.lease import beside, sole_writer
+from featurecache.files.line_checksum import CHECKSUM, line_checksum
 from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from featurecache.machine import sync
 from featurecache.outside_text import json_text
