@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import recordings as rec
+from checkpoints import save_eva
 from click.testing import CliRunner, Result
 
 from featurecache import open_store
@@ -208,6 +209,17 @@ def test_extract_ends_with_a_table_of_times_and_the_same_as_json(folder: Path) -
     assert set(told["parts"]) == {"hash", "decode", "preprocess", "encode", "write"}
     assert told["features"]["whisper"] == {"ok": 2, "failed": 0, "absent": 1, "earlier": 0, "reasons": {}}
     assert told["memory_bound_bytes"] > 0
+
+
+def test_plan_says_that_blip2_is_not_the_published_eva_and_where_that_is(folder: Path) -> None:
+    save_eva(folder / "blip2", blocks=39)
+    command = ["plan", "--encoder", "eva-temporal", "--weights", "blip2", "--calibrate", "0", "--headers", "0"]
+    result = fcache(*command)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "39 blocks and BLIP-2's own post-norm" in said
+    assert "--weights eva-temporal=eva_vit_g.pth" in said
+    assert "39 blocks" in json.loads(fcache(*command, "--json").output.splitlines()[-1])["notices"][0]
 
 
 def test_plan_tells_hours_and_the_files_that_cannot_be_opened(folder: Path) -> None:

@@ -132,7 +132,14 @@ def test_eva_global_leaves_out_blocks_beyond_39_and_the_final_norm(tmp_path: Pat
 
 def test_39_blocks_serve_the_temporal_tap_with_a_notice(tmp_path: Path) -> None:
     encoder = open_encoder("eva-temporal", weights=str(save_eva(tmp_path, blocks=39)))
-    assert "39 blocks" in encoder.notices[0]
+    (notice,) = encoder.notices
+    assert "39 blocks and BLIP-2's own post-norm" in notice
+    assert "EVA's 40 blocks and EVA's own final norm" in notice
+    assert "--weights eva-temporal=eva_vit_g.pth" in notice
+    planned = type(encoder).plan_notices
+    assert planned(str(tmp_path), {}) == [notice]
+    assert "39 blocks and no norm after them" in planned(str(tmp_path), {"norm": "none"})[0]
+    assert planned(str(save_eva(tmp_path / "whole", blocks=40)), {}) == []
     assert encoder.spec("float16").tap == {"module": "vision_model", "blocks": 39, "norm": "post_layernorm"}
 
 

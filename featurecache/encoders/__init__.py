@@ -83,7 +83,8 @@ class EncoderFactory(Protocol):
     """What an entry point names: usually the encoder class itself.
 
     It may also offer `plan_shape(weights, options) -> (K, D)`, which reads no weights: `fcache plan` asks for it.
-    An encoder may have `notices`, a list of lines that the command line shows once it is loaded.
+    An encoder may have `notices`, a list of lines that the command line shows once it is loaded; a classmethod
+    `plan_notices(weights, options)` gives `fcache plan` the same lines, without reading weights.
     """
 
     default_weights: str

@@ -44,6 +44,7 @@ from featurecache.views import FramesView
 
 GLOBAL_BLOCKS = 39  # the global tap leaves out what a checkpoint has beyond these
 TEMPORAL_BLOCKS = 40
+LAVIS_FILE = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 GLOBAL_NORM_EPS = 1e-5
 GLOBAL_PIXELS, TEMPORAL_PIXELS = 448, 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -292,9 +293,7 @@ class EvaTemporalEncoder(_Eva):
         blocks = tower.config.num_hidden_layers
         self.num_blocks = block_count(self.name, layer, blocks)
         self.batch_size = self._batch(batch)
-        self.notices = []
-        if blocks == GLOBAL_BLOCKS:  # BLIP-2 checkpoints leave out EVA's last block
-            self.notices.append(f"eva-temporal: {blocks} blocks in this checkpoint, {TEMPORAL_BLOCKS} as published.")
+        self.notices = _temporal_notices(blocks, self.num_blocks, norm, "file" not in tower.provenance)
 
     @classmethod
     def open(
@@ -322,6 +321,15 @@ class EvaTemporalEncoder(_Eva):
         """Return (K, D) from the checkpoint's config alone."""
         chosen = read_options(cls.name, options, TEMPORAL_OPTIONS)
         return chosen["frames"] * chosen["grid"] ** 2, cls._width(weights)
+
+    @classmethod
+    def plan_notices(cls, weights: str | None, options: Mapping[str, Any]) -> list[str]:
+        """What is to be known of the tokens beforehand, from the checkpoint's config alone."""
+        chosen = read_options(cls.name, options, TEMPORAL_OPTIONS)
+        checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
+        blocks = _vision_config(checkpoint)[0].num_hidden_layers
+        run = block_count(cls.name, chosen["layer"], blocks)
+        return _temporal_notices(blocks, run, chosen["norm"], checkpoint.single_file is None)
 
     @staticmethod
     def options_of(spec: Spec) -> dict[str, Any]:
@@ -354,6 +362,21 @@ class EvaTemporalEncoder(_Eva):
         with torch.inference_mode():
             frames = tokens.reshape(len(tokens), self.num_frames, -1, tokens.shape[-1])  # [b, f, 1 + patches, d]
             return average_over_grid(frames[:, :, 1:].flatten(1, 2), self.num_frames, self.grid)
+
+
+def _temporal_notices(blocks: int, run: int, norm: str, blip2: bool) -> list[str]:
+    """How the tokens of a checkpoint of `blocks` blocks, of which `run` are run, differ from the published ones.
+
+    BLIP-2 leaves out EVA's last block and final norm; the norm of its checkpoints was trained by BLIP-2.
+    """
+    if blocks != GLOBAL_BLOCKS:
+        return []
+    after = "no norm after them" if norm == "none" else "BLIP-2's own post-norm" if blip2 else "the norm of this file"
+    return [
+        f"eva-temporal: {run} blocks and {after}, where the published tokens come from EVA's {TEMPORAL_BLOCKS} blocks "
+        f"and EVA's own final norm. For these, fetch LAVIS' file {LAVIS_FILE} and name it: "
+        "--weights eva-temporal=eva_vit_g.pth"
+    ]
 
 
 def _run_of(spec: Spec) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Estimate:
     num_clips: int
     num_held: int
     clip_bytes: int
+    notices: tuple[str, ...] = ()
+    """Of the encoder: what is to be known of its tokens."""
 
     @property
     def bytes_to_write(self) -> int:
@@ -59,13 +61,15 @@ def estimate(
     for feature, opening in features.items():
         registered_name, _, checkpoint = opening.encoder.partition(":")
         factory = encoder_factory(registered_name)
+        weights = opening.weights or checkpoint or None
+        own = {key: value for key, value in opening.options.items() if key != PERTURB_OPTION}
+        notices = factory.plan_notices(weights, own) if hasattr(factory, "plan_notices") else []
         if hasattr(factory, "plan_shape"):
-            own = {key: value for key, value in opening.options.items() if key != PERTURB_OPTION}
-            shape = factory.plan_shape(opening.weights or checkpoint or None, own)
+            shape = factory.plan_shape(weights, own)
         else:  # a user's own encoder may not offer it
             shape = opening.open("cpu").shape
         clip_bytes = round(shape[0] * shape[1] * STORED_BYTES[stored_dtype])
-        results.append(Estimate(feature, shape, num_clips, held.get(feature, 0), clip_bytes))
+        results.append(Estimate(feature, shape, num_clips, held.get(feature, 0), clip_bytes, tuple(notices)))
     return results
 
 
@@ -103,7 +107,7 @@ class Forecast:
     lengths: Mapping[str, str] = field(default_factory=dict)
     """How the length of a clip's file differs from what the list says, by clip id; of those whose files were opened."""
     notices: Sequence[str] = ()
-    """Of the clip list."""
+    """Of the clip list and of the encoders."""
     trial_clips: int = 0
     clips_per_s: float = 0.0
     """0 without a trial."""
@@ -148,6 +152,7 @@ class Forecast:
             "bytes_to_write": sum(item.bytes_to_write for item in self.estimates),
             "free_bytes": self.free_bytes,
             "headers_read": self.headers_read,
+            "notices": list(self.notices),
             "unreadable": dict(self.unreadable),
             "lengths": dict(self.lengths),
             "expected_failures": self.expected_failures,
@@ -184,9 +189,10 @@ def forecast(
         readable = ClipList(clip for clip in clips if clip.id not in unreadable)
         if calibrate and len(readable):
             trial_clips, clips_per_s, bottleneck = _trial(work, devices, readable, calibrate, guard)
+    notices = dict.fromkeys((*clips.notices, *(line for each in estimates for line in each.notices)))
     return Forecast(
         estimates, len(clips), free_bytes(work.store), min(headers, len(clips)), unreadable,
-        lengths, clips.notices, trial_clips, clips_per_s, bottleneck,
+        lengths, tuple(notices), trial_clips, clips_per_s, bottleneck,
     )  # fmt: skip
 
 
