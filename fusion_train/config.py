@@ -98,6 +98,11 @@ class DataConfig(Section):
     """Scored during training; null for none."""
     tasks: tuple[str, ...] = ("emotion",)
     """One is drawn for each sample, uniformly among those that its dataset has; without an answer, the label task."""
+    task_weights: dict[str, dict[str, Annotated[int, Field(ge=1)]]] = {}
+    """Dataset -> task -> how many times as often as another task of the dataset it is drawn."""
+    fallback: dict[str, str] = {}
+    """Dataset -> label task that stands in for an empty or too long answer; otherwise the one that the answer argues
+    for, else the first of `tasks` that the clip has."""
     max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
     """A longer answer falls back to the label task."""
     max_answer_words: int | None = Field(None, ge=1)
@@ -133,6 +138,18 @@ class DataConfig(Section):
             raise ValueError("at least one task is needed")
         return tasks
 
+    @model_validator(mode="after")
+    def _tasks_of_datasets(self) -> DataConfig:
+        for dataset, weights in self.task_weights.items():
+            for task in weights:
+                if task not in TASKS:
+                    raise ValueError(f'task_weights.{dataset}: no task "{task}".{suggest(task, TASKS)}')
+        for dataset, task in self.fallback.items():
+            if task not in TASKS or TASKS[task].answer not in ("label", "labels"):
+                known = [name for name, each in TASKS.items() if each.answer in ("label", "labels")]
+                raise ValueError(f'fallback.{dataset}: "{task}" is none of {", ".join(known)}.{suggest(task, known)}')
+        return self
+
 
 class PromptConfig(Section):
     """The fields of `prompts.PromptFormat`, which says what each does."""
@@ -140,8 +157,11 @@ class PromptConfig(Section):
     template: str = PromptFormat.template
     picture_template: str | None = PromptFormat.picture_template
     said: str = PromptFormat.said
+    said_by: str | None = PromptFormat.said_by
     said_without_words: bool = PromptFormat.said_without_words
     clean_text: bool = PromptFormat.clean_text
+    verbatim: bool = PromptFormat.verbatim
+    label_separator: str = PromptFormat.label_separator
     recalled: str = PromptFormat.recalled
     clean_answers: bool = PromptFormat.clean_answers
     instructions: dict[str, str | tuple[str, ...]] = {}
@@ -151,8 +171,8 @@ class PromptConfig(Section):
     @classmethod
     def _of_tasks(cls, values: dict[str, Any]) -> dict[str, Any]:
         for key, text in values.items():
-            task = key.rpartition("/")[2]
-            if task not in TASKS:
+            task, colon, label = key.rpartition("/")[2].partition(":")
+            if task not in TASKS or (colon and not (label and TASKS[task].argues)):
                 raise ValueError(f'"{key}" is no TASK or DATASET/TASK: no task "{task}".{suggest(task, TASKS)}')
             if not text or not all(text):
                 raise ValueError(f'"{key}" has an empty text')
@@ -222,6 +242,9 @@ class OptimConfig(Section):
     warmup_lr: float = Field(1e-6, ge=0)
     min_lr: float = Field(1e-6, ge=0)
     warmup_steps: int = Field(1_000, ge=0)
+    cosine_from: Literal["warmup", "start"] = "warmup"
+    """Where the cosine begins: at the end of the warm-up, or at step 0 with the warm-up laid over it, as the released
+    code does."""
     lr_factors: PartFactors = PartFactors()
     """Learning rates by part, as factors of the schedule's."""
     ema_decay: float | None = Field(None, gt=0, lt=1)

@@ -33,7 +33,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from featurecache.files.lease import sole_writer
 from featurecache.files.publish import make_folder, replace_bytes
 from fusion_train.config import Config, parse_yaml, validate
-from fusion_train.data.samples import LabelSets
+from fusion_train.data.answers import LabelSets
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.metric_lines import read_metrics
@@ -64,6 +64,8 @@ class RunRecord:
     """sha256 of the clip list (`clips`) and of the files laid over it, by their names in the configuration."""
     pool_sha256: str | None = None
     """Of the clips that are drawn from; see `data.pool`."""
+    draw_rule: int = 1
+    """Number of the rule by which its samples are drawn; see `data.samples`. Earlier releases did not write it."""
     list_changes: Sequence[Mapping[str, Any]] = ()
     """Changes of the lists that were accepted with --clips-changed: step, hashes before, clips that differ."""
     halves: Sequence[Sequence[str]] = ()

@@ -18,10 +18,11 @@ from featurecache.spec import Spec
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.absent import stand_ins
+from fusion_train.data.answers import LabelSets
 from fusion_train.data.batches import Collator, FeatureReader
 from fusion_train.data.probe_batches import build_probe
 from fusion_train.data.retrieval import RecalledTokens, open_retrieval
-from fusion_train.data.samples import LabelSets, label_sets
+from fusion_train.data.samples import label_sets
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.llm.loading import build_model, load_llm, load_tokenizer, positions_of, refuse_foreign_tokens
 from fusion_train.llm.quantised_base import quantise_base

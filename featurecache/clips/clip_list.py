@@ -5,11 +5,13 @@ One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
     {"id": "a1", "video": "clips/a1.mp4", "text": "I see.", "split": "train", "dataset": "demo",
      "labels": {"emotion": "happy", "sentiment_score": 1.8}, "responses": {"reason": "…"},
      "questions": [{"task": "vqa", "question": "…", "answer": "…"}], "speaker": "Ann", "dialogue": "7",
+     "person": "the woman",
      "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "duration_s": 2.0, "crop": {"right": 0.5}}
 
 `id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. A label
-is a string, a list of strings or, under a name that ends in `_score`, a number; null and NaN are no label. Every
-problem of a list is reported at once, each with its line. This module opens no media file.
+is a string, a list of strings or, under a name that ends in `_score`, a number; null and NaN are no label. A response
+is a text, a list of texts, or an object of label task to text (`responses`). Every problem of a list is reported at
+once, each with its line. This module opens no media file.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 from featurecache.clips.clip_rows import SCORE_SUFFIX, csv_rows, parquet_rows
 from featurecache.clips.crop import Crop, parse_crop
+from featurecache.clips.responses import Response, response_problem, without_nulls
 from featurecache.clips.unicode_names import spelt_otherwise
 from featurecache.errors import ClipListError, suggest
 from featurecache.files.jsonl import read_objects
@@ -62,9 +65,12 @@ class Clip:
     split: str | None = None
     dataset: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
-    responses: Mapping[str, str] = field(default_factory=dict)
+    responses: Mapping[str, Response] = field(default_factory=dict)
+    """Task -> text, list of texts, or object of label task -> text that argues for it; see `responses`."""
     questions: tuple[Question, ...] = ()
     """Any number for one task: captions, questions on a picture."""
+    person: str | None = None
+    """Who is meant, in the words of the prompt: `the woman`."""
     speaker: str | None = None
     dialogue: str | None = None
     """What clips may have in common; intervals are clustered by it."""
@@ -226,7 +232,7 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
                 problems.append(problem)
             else:
                 values[kind] = root / row[kind]
-    for key in ("text", "split", "dataset", "speaker", "dialogue"):
+    for key in ("text", "split", "dataset", "person", "speaker", "dialogue"):
         value = row.get(key)
         if value is not None and not isinstance(value, str):
             problems.append(f"{key}: expected a string, got {shown(value)}")
@@ -234,6 +240,8 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
     for key, problem_of in (("labels", _label_problem), ("responses", _response_problem)):
         value = {} if _is_none(row.get(key)) else row[key]
         if isinstance(value, dict):
+            if key == "responses":
+                value = {name: without_nulls(item) for name, item in value.items()}
             value = {name: item for name, item in value.items() if not _is_none(item)}
             found = ((name, problem_of(name, item)) for name, item in value.items())
             problems += islice((f"{key}.{name[:80]}: {wrong}" for name, wrong in found if wrong), MAX_UNKNOWN_KEYS)
@@ -292,7 +300,7 @@ def _label_problem(name: str, value: Any) -> str:
 
 
 def _response_problem(name: str, value: Any) -> str:
-    return "" if isinstance(value, str) else f"expected a text, got {shown(value)}"
+    return response_problem(value)
 
 
 def _is_text(value: Any, *, paths: bool = False, depth: int = 0) -> bool:

@@ -1,7 +1,8 @@
 """Rows of a clip list as the file has them: (line, object), or (line, what is wrong with it).
 
-JSONL, CSV with flat columns (`labels.emotion`, `responses.reason` and `crop.right` name nested values; an empty cell is
-no value; numbers are read where the clip list wants them; `tags` are separated by commas), Parquet. Knows no clip.
+JSONL, CSV with flat columns (`labels.emotion`, `responses.reason`, `responses.think.intent` and `crop.right` name
+nested values; an empty cell is no value; numbers are read where the clip list wants them; `tags` are separated by
+commas), Parquet. Knows no clip.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def parquet_rows(path: Path) -> Rows:
 
 
 def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any] | str:
-    """Gather `labels.emotion`, `responses.reason`, `crop.right` under their keys; read numbers where `from_text`.
+    """Gather `labels.emotion`, `responses.think.intent`, `crop.right` under their keys; read numbers where `from_text`.
 
     Returns what is wrong where a value stands twice: in `labels` and in a column of its own.
     """
@@ -70,7 +71,17 @@ def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any] | str:
         if dot and outer in NESTED_KEYS:
             if outer in row:
                 return f'expected either a column "{outer}" or columns "{outer}.…", got both'
-            nested.setdefault(outer, {})[inner] = _cell(outer, inner, value) if from_text else value
+            inside = nested.setdefault(outer, {})
+            if outer == "responses" and "." in inner:
+                inner, _, label = inner.partition(".")
+                inside = inside.setdefault(inner, {})
+                if not isinstance(inside, dict):
+                    return f'expected either a column "responses.{inner}" or columns "responses.{inner}.…", got both'
+                inside[label] = value
+            elif inner in inside:
+                return f'expected either a column "{key}" or columns "{key}.…", got both'
+            else:
+                inside[inner] = _cell(outer, inner, value) if from_text else value
         elif from_text and key in NUMBER_KEYS:
             nested[key] = _number(value)
         elif from_text and key == "tags":

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.responses import named_texts
 from featurecache.errors import ClipListError
 from featurecache.explore.label_projection import PROBE_C, grouped_folds, judgeable
 from featurecache.explore.search import Neighbour, Neighbourhood, nearest_rows
@@ -184,7 +185,10 @@ def nearest_of(neighbourhood: Neighbourhood, clip_id: str, k: int, among: dict[s
 
 
 def agreements(clips: ClipList, task: str) -> list[Agreement]:
-    """Compare `labels.<task>` with what each kind of response concludes, by dataset."""
+    """Compare `labels.<task>` with what each kind of response concludes, by dataset.
+
+    A text that argues for another label task is not compared.
+    """
     labels: dict[str, set[str]] = {}
     for clip in clips:
         if isinstance(clip.labels.get(task), str):
@@ -194,7 +198,9 @@ def agreements(clips: ClipList, task: str) -> list[Agreement]:
         given, dataset = clip.labels.get(task), clip.dataset or ""
         if not isinstance(given, str):
             continue
-        for kind, text in clip.responses.items():
+        for kind, about, text in named_texts(clip.responses):
+            if about not in (None, task):
+                continue
             said = concluded(text, labels[dataset])
             verdict = "silent" if said is None else "same" if said == given else "other"
             counts.setdefault((dataset, kind), Counter())[verdict] += 1
@@ -235,10 +241,18 @@ def _row(doubt: Doubt, clips: ClipList, labels: Sequence[str], folder: Path) -> 
     return {
         "id": doubt.id, "dataset": doubt.dataset, "text": clip.text, "labels": list(labels), "given": doubt.given,
         "suggested": doubt.suggested, "quality": round(doubt.quality, 3), "probability": round(doubt.probability, 3),
-        "media": _media(clip, folder), "start_s": clip.start_s, "end_s": clip.end_s, "responses": dict(clip.responses),
+        "media": _media(clip, folder), "start_s": clip.start_s, "end_s": clip.end_s, "responses": _responses(clip),
         "evidence": [{"id": other, "label": label, "similarity": round(similarity, 2),
                       "media": _media(clips.by_id(other), folder)} for other, label, similarity in doubt.evidence],
     }  # fmt: skip
+
+
+def _responses(clip: Clip) -> dict[str, str]:
+    """Title -> text: `think`, `think (intent)`; several texts of one title stand below each other."""
+    found: dict[str, list[str]] = {}
+    for task, label, text in named_texts(clip.responses):
+        found.setdefault(f"{task} ({label})" if label else task, []).append(text)
+    return {title: "\n\n".join(texts) for title, texts in found.items()}
 
 
 def _media(clip: Clip, folder: Path) -> dict[str, str]:

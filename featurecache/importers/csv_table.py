@@ -70,7 +70,14 @@ def _cell(key: str, value: str, header: list[str]) -> Cell:
     plain = key.removesuffix("[]")
     outer, dot, inner = plain.partition(".")
     if plain not in KEYS and not (dot and inner and outer in NESTED_KEYS):
-        known = [*KEYS, "labels.TASK", "labels.TASK" + SCORE_SUFFIX, "responses.TASK", "crop.EDGE"]
+        known = [
+            *KEYS,
+            "labels.TASK",
+            "labels.TASK" + SCORE_SUFFIX,
+            "responses.TASK",
+            "responses.TASK.LABEL",
+            "crop.EDGE",
+        ]
         near = suggest(plain, known).strip() or None
         raise DatasetError(f"--option {key}", expected="a key of clips: " + ", ".join(known), got=plain, next_step=near)
     if len(value) > 1 and value[0] == value[-1] == "'":

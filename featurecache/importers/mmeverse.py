@@ -13,18 +13,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from featurecache.clips.clip_list import Clip
+from featurecache.clips.responses import Response
 from featurecache.errors import DatasetError, suggest
 from featurecache.importers import Importer, Option, Request, plain_split
-from featurecache.importers.findings import EMPTY_CELLS, Findings, list_of, score, texts
+from featurecache.importers.findings import EMPTY_CELLS, Findings, list_of, score
 from featurecache.importers.folders import MediaFolder, any_of, contents
-from featurecache.importers.mmeverse_sets import SETS, MmeverseSet, plain_name
+from featurecache.importers.mmeverse_sets import AUDIO, IMAGE, PERSON, SETS, MmeverseSet, plain_name
 from featurecache.importers.tables import header_of, read_json, read_table
 
 SPLIT_NAMES = {f"session{number}": "train" for number in range(1, 5)} | {"session5": "test", "test_semi": "semi"}
-AUDIO = ("response_AudioReasoner", "response_Qwen2Audio")
-IMAGE = ("response_Qwen25vl_72B",)
-REASONS = {"emotion": ("gpt-4o-mini_Emotion", "gpt-4o-mini_Single"), "sentiment": ("gpt-4o-mini_Sentiment",),
-           "intent": ("gpt-4o-mini_intent",), "multi-label": ("gpt-4o-mini_Multi",)}  # fmt: skip
+NO_TEXTS = frozenset((
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+))  # fmt: skip
+"""Cells that hold no text: those that pandas, by which the released readers read, takes for no value."""
 
 
 def read(request: Request, found: Findings) -> Iterator[Clip]:
@@ -47,13 +49,14 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
             yield Clip(
                 id=prefix + clip_id,
                 video=videos.path_of(video),
-                text=_first(cells, (spoken,)),
+                text=cells.get(spoken) or None,
                 split=split,
                 dataset=mmeverse_set.dataset,
                 labels=labels,
-                responses=_responses(cells, labels),
+                responses=_responses(mmeverse_set, cells, labels),
                 peak_frame=peaks.get(video),
-                speaker=f"{dialogue}: {cells['person']}" if "person" in cells else None,
+                person=cells.get(PERSON) or None,
+                speaker=f"{dialogue}: {cells[PERSON].strip()}" if cells.get(PERSON) else None,
                 dialogue=dialogue,
             )
         _note_features(mmeverse_set, folder, request, found)
@@ -98,12 +101,17 @@ def _rows(mmeverse_set: MmeverseSet, folder: Path, request: Request) -> list[tup
     for table in tables:
         seen: Counter[tuple[str, str]] = Counter()
         wanted = {name: (name,) for name in header_of(table, request.encoding) if name.strip()}
-        for row in read_table(table, {"video_id": ("video_id",)}, wanted, request.encoding):
+        free = {name for name in wanted if name.strip() in mmeverse_set.free_text}
+        for row in read_table(table, {"video_id": ("video_id",)}, wanted, request.encoding, verbatim=free):
             clip_id = row["video_id"]
+            clip_id = clip_id.zfill(mmeverse_set.id_digits) if clip_id.isdigit() else clip_id
             if mmeverse_set.clip_column and row[mmeverse_set.clip_column]:
                 clip_id += f"_{row[mmeverse_set.clip_column]}"
-            cells = {name: cell for name, cell in row.cells.items() if cell.lower() not in EMPTY_CELLS}
-            person = cells.get("person", "")
+            cells = {
+                name.strip(): cell for name, cell in row.cells.items()
+                if (cell not in NO_TEXTS if name in free else cell.lower() not in EMPTY_CELLS)
+            }  # fmt: skip
+            person = cells.get(PERSON, "").strip()
             key = clip_id, person, seen[clip_id, person]
             seen[clip_id, person] += 1
             place, before = joined.get(key, (row.place, {}))
@@ -150,14 +158,25 @@ def _labels(mmeverse_set: MmeverseSet, cells: Mapping[str, str], place: str, fou
     return labels
 
 
-def _responses(cells: Mapping[str, str], labels: Mapping[str, object]) -> dict[str, str]:
-    """Descriptions by task. The reason for a clip's first label is `reason` and `think`, others are `reason-TASK`."""
-    responses = texts(audio=_first(cells, AUDIO), image=_first(cells, IMAGE))
-    for task, columns in REASONS.items():
-        reason = _first(cells, columns)
-        if reason is not None and task in labels:
-            first = "reason" not in responses
-            responses |= {"reason": reason, "think": reason} if first else {f"reason-{task}": reason}
+def _responses(
+    mmeverse_set: MmeverseSet, cells: Mapping[str, str], labels: Mapping[str, object]
+) -> dict[str, Response]:
+    """Descriptions, and rationales by the label task that they argue for, as the cells have them.
+
+    Where a clip lacks one of several texts, an empty one stands for it: as published, drawing it asks for the label.
+    """
+    responses: dict[str, Response] = {}
+    for task, columns in (("audio", AUDIO), ("image", IMAGE)):
+        texts = [cells.get(column, "") for column in columns]
+        if any(map(str.strip, texts)):
+            responses[task] = texts[0] if len(texts) == 1 else texts
+    for task, argued in (("reason", mmeverse_set.reasons), ("think", None)):
+        found = {
+            label: cells.get(column, "") if label in labels else "" for label, column in mmeverse_set.thinks
+            if argued is None or label in argued
+        }  # fmt: skip
+        if any(map(str.strip, found.values())):
+            responses[task] = found["emotion"] if list(found) == ["emotion"] else found
     return responses
 
 

@@ -33,12 +33,28 @@ class MmeverseSet:
     """Column of the split; without a value there, a clip is of the test split."""
     dialogue: str = ""
     """Pattern of an id; its groups are what clips of one dialogue or one video have in common."""
+    thinks: tuple[tuple[str, str], ...] = (("emotion", "gpt-4o-mini_Emotion"),)
+    """(label task, column of the text that argues for it and concludes with it)."""
+    reasons: tuple[str, ...] | None = None
+    """Label tasks whose text is a reason too; None: those of `thinks`."""
+    id_digits: int = 0
+    """Digits that an id of digits alone is filled up to."""
 
     def dialogue_of(self, clip_id: str) -> str | None:
         match = re.match(self.dialogue, clip_id) if self.dialogue else None
         return None if match is None else "".join(group or "" for group in match.groups())
 
+    @property
+    def free_text(self) -> tuple[str, ...]:
+        """Columns of texts that are taken byte for byte."""
+        texts = (self.text, self.text_of_tests, *(column for _, column in self.thinks), *AUDIO, *IMAGE, PERSON)
+        return tuple(name for name in texts if name)
 
+
+AUDIO = ("response_AudioReasoner", "response_Qwen2Audio")
+IMAGE = ("response_Qwen25vl_72B",)
+PERSON = "person"
+SENTIMENT = (("sentiment", "gpt-4o-mini_Sentiment"),)
 OPENSET = Vocabulary("openset", ())
 MULTI_LABEL_BOLD = Vocabulary("multi-label", bold.CATEGORIES)
 IEMOCAP = Vocabulary(
@@ -67,19 +83,22 @@ SETS = (
     _set("caer", "CAER", "text_whisper", (caer.EMOTIONS, "emotion_label")),
     _set("dfew", "DFEW", "sentence", (dfew.EMOTIONS, "label")),
     _set("mc_eiu", "MC-EIU", "Subtitle", (mc_eiu.EMOTIONS, "emotion"), (mc_eiu.INTENTS, "intent"),
-         dialogue=r"(dia_\d+)_utt_\d+(_ch)?$"),
-    _set("mafw", "MAFW", "text_whisper", (mafw.EMOTIONS, "single_label"), (mafw.MULTIPLE, "multi_label")),
-    _set("bold", "BOLD", "text_whisper", (MULTI_LABEL_BOLD, "Emotion_label"), dialogue=r"(.+)_\d+_\d+$"),
+         dialogue=r"(dia_\d+)_utt_\d+(_ch)?$", thinks=(("intent", "gpt-4o-mini_intent"),)),
+    _set("mafw", "MAFW", "text_whisper", (mafw.EMOTIONS, "single_label"), (mafw.MULTIPLE, "multi_label"), id_digits=5,
+         thinks=(("emotion", "gpt-4o-mini_Single"), ("multi-label", "gpt-4o-mini_Multi")), reasons=("emotion",)),
+    _set("bold", "BOLD", "text_whisper", (MULTI_LABEL_BOLD, "Emotion_label"), dialogue=r"(.+)_\d+_\d+$",
+         thinks=(("multi-label", "gpt-4o-mini_Emotion"),)),
     _set("e3", "E3", "conversation", (e3.EMOTIONS, "emotion"), dialogue=UP_TO_LAST_PART),
     _set("iemocap", "IEMOCAP", "text", (IEMOCAP, "official_label"), mode="session", dialogue=UP_TO_LAST_PART),
     _set("ch_sims_v2_s", "CH-SIMS_v2_s CH-SIMS-v2", "text", (mmsa.SENTIMENTS, "annotation"), scores=SCORES,
-         dialogue=UP_TO_LAST_PART),
+         dialogue=UP_TO_LAST_PART, thinks=SENTIMENT),
     _set("ch_sims", "CH-SIMS SIMS", "english", (mmsa.SENTIMENTS, "annotation val_label"), scores=SCORES,
-         dialogue=UP_TO_LAST_PART),
+         dialogue=UP_TO_LAST_PART, thinks=SENTIMENT),
     _set("cmu_mosei", "CMU-MOSEI", "text", (mmsa.SENTIMENTS, "sentiment_label"), scores=SCORES, clip_column="clip_id",
-         dialogue=UP_TO_LAST_PART),
-    _set("cmu_mosi", "CMU-MOSI", "text", (mmsa.SENTIMENTS, "sentiment_label"), scores=SCORES, dialogue=UP_TO_LAST_PART),
+         dialogue=UP_TO_LAST_PART, thinks=SENTIMENT),
+    _set("cmu_mosi", "CMU-MOSI", "text", (mmsa.SENTIMENTS, "sentiment_label"), scores=SCORES, dialogue=UP_TO_LAST_PART,
+         thinks=SENTIMENT),
     _set("meld", "MELD", "text", (meld.EMOTIONS, "Emotion"), (meld.SENTIMENTS, "Sentiment"),
-         dialogue=r"(.*dia_?\d+)_utt_?\d+$"),
+         dialogue=r"(.*dia_?\d+)_utt_?\d+$", thinks=(("emotion", "gpt-4o-mini_Emotion"), *SENTIMENT)),
     _set("ov_merd_plus", "OV-MERD+ OV-MERD-plus", "sentence", (OPENSET, "openset ovlabel")),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,15 @@ class Row:
 
 
 def read_table(
-    path: Path, columns: Columns, optional: Columns | None = None, encoding: str = "utf-8-sig", delimiter: str = ""
+    path: Path,
+    columns: Columns,
+    optional: Columns | None = None,
+    encoding: str = "utf-8-sig",
+    delimiter: str = "",
+    *,
+    verbatim: Collection[str] = (),
 ) -> list[Row]:
-    """Read a table; cells of other columns are left out.
+    """Read a table; cells of other columns are left out, outer white space too, but in `verbatim` columns (our names).
 
     Raises:
         DatasetError: no such file, not a table, a column missing, or a row with another number of cells.
@@ -57,7 +63,8 @@ def read_table(
         if len(cells) != len(header):
             torn.append(f"line {number}: {len(cells)} cells")
         else:
-            found = {name: cells[place].strip() for name, place in places.items()}
+            found = {name: cells[place] if name in verbatim else cells[place].strip()
+                     for name, place in places.items()}  # fmt: skip
             rows.append(Row(f"{path.name} line {number}", found))
     if torn:
         raise DatasetError(str(path), expected=f"{len(header)} cells in every row", got="others", problems=torn)

@@ -79,7 +79,8 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         files = {name: out / f"{name}.jsonl" for name in bench.sets}
     else:
         bench = Bench(title=f"{folder}: {task} on {split}", sets={task: BenchSet(split=split, task=task)})
-        name = _name(f"predictions-{split}-{task}", *how)
+        of_task = task.replace(":", "-")  # a name that every file system takes
+        name = _name(f"predictions-{split}-{of_task}", *how)
         files = {task: given["out"] or folder / f"{name}.jsonl"}
         out = files[task].parent
     workbench = reassemble(

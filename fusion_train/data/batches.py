@@ -239,8 +239,8 @@ class Collator:
         recall: token ids of what the training clips nearest by the modalities shown say to a task, see `retrieval`.
         limits: how long prompts may be, and what becomes of longer texts.
         """
-        self._reader, self._tokenizer, self._prompt = reader, tokenizer, prompt
-        self._prompts: Mapping[str, PromptFormat] = {}
+        self._reader, self._tokenizer, self.form = reader, tokenizer, prompt
+        self._forms: Mapping[str, PromptFormat] = {}
         self.recalls, self.limits = recall is not None, limits or PromptLimits()
         self.recall = recall or (lambda clip, task, shown: ())
         self._soft_counts, self._share_prefix = dict(soft_counts), share_prefix
@@ -248,15 +248,16 @@ class Collator:
     def asking(self, prompts: Mapping[str, PromptFormat]) -> Collator:
         """The same collator with other prompts for the clips of some datasets."""
         other = copy.copy(self)
-        other._prompts = dict(prompts)
+        other._forms = dict(prompts)
         return other
 
     def wordings(self, task: Task, dataset: str | None) -> int:
         """How many instructions a task of one dataset is asked with."""
-        return len(self._prompt_of(dataset).wordings(task, dataset))
+        return len(self.form_of(dataset).wordings(task, dataset))
 
-    def _prompt_of(self, dataset: str | None) -> PromptFormat:
-        return self._prompts.get(dataset or "", self._prompt)
+    def form_of(self, dataset: str | None) -> PromptFormat:
+        """How prompts about the clips of a dataset are put together."""
+        return self._forms.get(dataset or "", self.form)
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
         """Which modalities of a clip the model is shown, in the reader's order."""
@@ -287,9 +288,9 @@ class Collator:
         return len(self._encoded(sample, sample.clip.text, [True] * len(self._reader.modalities), ()))
 
     def _encoded(self, sample: Sample, text: str | None, shown: Sequence[bool], recalled: Sequence[int]) -> list[int]:
-        prompt = self._prompt_of(sample.clip.dataset)
+        prompt = self.form_of(sample.clip.dataset)
         task = prompt.worded(sample.task, sample.clip.dataset, sample.draw)
-        before, said, asked = prompt.pieces(text, task, sample.labels, sample.question)
+        before, said, asked = prompt.pieces(text, task, sample.labels, sample.question, sample.clip.person)
         seen = self._reader.seen(shown)
         here = dict(zip(self._reader.modalities, seen, strict=True)) | {"fusion": any(seen)}
         num_soft = sum(count for stream, count in self._soft_counts.items() if here[stream])
@@ -305,7 +306,7 @@ class Collator:
 
     def answer_ids(self, sample: Sample) -> list[int]:
         """Token ids of the answer, its end included."""
-        prompt = self._prompt_of(sample.clip.dataset)
+        prompt = self.form_of(sample.clip.dataset)
         return encode_answer(self._tokenizer, prompt.answer(sample.answer, sample.task))
 
     def encode(self, sample: Sample) -> Encoded:

@@ -144,8 +144,8 @@ def _sha256(path: Path) -> str:
 
 def _row(clip: Clip) -> dict[str, Any]:
     questions = [[one.task, one.answer, one.question] for one in clip.questions]
-    row = {"id": clip.id, "text": clip.text, "split": clip.split, "dataset": clip.dataset, "labels": clip.labels,
-           "responses": clip.responses, "questions": questions}  # fmt: skip
+    row = {"id": clip.id, "text": clip.text, "split": clip.split, "dataset": clip.dataset, "person": clip.person,
+           "labels": clip.labels, "responses": clip.responses, "questions": questions}  # fmt: skip
     return {name: value for name, value in row.items() if value}
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.config import Config
+from fusion_train.data.answers import LabelSets
 from fusion_train.data.batches import FeatureReader
 from fusion_train.data.pooled_features import PooledFeatures
-from fusion_train.data.samples import Asked, LabelSets, Sample
+from fusion_train.data.samples import Asked, Sample
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.emotion_llama import fusion_token_count
 from fusion_train.models.fusions import build_fusion

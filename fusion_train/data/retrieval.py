@@ -20,6 +20,7 @@ from torch import Tensor
 
 import featurecache
 from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.responses import response_texts
 from featurecache.explore.calibration import Calibration
 from featurecache.explore.duplicates import PairScorer, modality
 from featurecache.explore.index import open_index
@@ -86,8 +87,8 @@ class Retrieval:
 
     def says(self, clip: Clip, key: str) -> str:
         """The label of a training clip, and the beginning of its reason where asked for."""
-        reason = clip.responses.get("reason", "") if self._reasons else ""
-        words = reason.split()[:MAX_REASON_WORDS]
+        reasons = response_texts(clip.responses.get("reason")) if self._reasons else []
+        words = next((text for about, text in reasons if about in (None, key)), "").split()[:MAX_REASON_WORDS]
         return f"{clip.labels[key]} ({' '.join(words)})" if words else str(clip.labels[key])
 
     def _find(self, clip_id: str, dialogue: str | None, key: str, seen: tuple[str, ...]) -> tuple[int, ...]:

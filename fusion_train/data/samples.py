@@ -1,34 +1,38 @@
 """Which question is asked of which clip: a pure function of (seed, index).
 
 Without a mixture every clip comes once an epoch, in an order drawn anew for each epoch. With a mixture a dataset is
-drawn by weight, then one of its clips, with replacement, as the published recipe does. Then one task is drawn
-uniformly among those that the clip's dataset has; where this clip has no answer to it, or one that is too long, its
-label is asked for instead: the task's own label, else the first label in the order of the configured tasks.
+drawn by weight, then one of its clips, each of which comes once before any comes again (`clip_draws`). Then one task
+is drawn among those that the clip's dataset has, uniformly or by weight, and one of the clip's answers to it; where
+that is empty or too long, a label is asked for instead: that of the dataset's fallback, else the one that the answer
+argues for, else the first label in the order of the configured tasks.
 Source: arXiv 2601.16449 and the released sampler. Knows the clip list, not the store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.clips.clip_rows import SCORE_SUFFIX
-from featurecache.outside_text import shown
-from fusion_train.config import DataConfig, OnAbsent
+from fusion_train.config import OnAbsent
+from fusion_train.data.answers import PLAIN, Answer, AnswerLimits, LabelSets, answers_of, closed_set, listed_answers
+from fusion_train.data.clip_draws import ClipDraws
 from fusion_train.data.mixture import weigh_datasets
 from fusion_train.data.pool import Pool
 from fusion_train.errors import DataError
-from fusion_train.prompts.limits import longest
-from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, Task, encode_answer, find_task, think_answer
+from fusion_train.prompts.prompt import (
+    TASKS,
+    PromptFormat,
+    Task,
+    find_task,
+)
 from fusion_train.seeding import generator
 
-LabelSets = Mapping[str, Mapping[str, Sequence[str]]]
-"""Dataset -> label task -> closed set of answers, sorted."""
+DRAW_RULE = 2
+"""Number of the rule by which samples are drawn; a run goes on by the rule that it began with, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -89,89 +93,6 @@ def near_classes(sets: LabelSets) -> list[str]:
     return found
 
 
-def closed_set(sets: LabelSets, clip: Clip, task: Task) -> tuple[str, ...]:
-    """Labels that `task` chooses among for a clip of this dataset; empty for open tasks."""
-    key = {"label": task.key, "think": task.label}.get(task.answer)
-    return tuple(sets.get(clip.dataset or "", {}).get(key, ())) if key else ()
-
-
-def answer_of(clip: Clip, task: Task) -> str | None:
-    """The answer the clip list gives to a task, the first where there are several, or None."""
-    return next((answer for _, answer in answers_of(clip, task)), None)
-
-
-def with_answers(clips: ClipList, task: Task) -> list[Clip]:
-    """Clips that the list has an answer for.
-
-    Raises:
-        DataError: there is none.
-    """
-    found = [clip for clip in clips if answers_of(clip, task)]
-    if not found:
-        raise DataError(
-            f'task "{task.name}"', expected="clips with an answer to it", got=f"none of {len(clips)} clips",
-            next_step="Choose another with --task, or add it to the clip list.",
-        )  # fmt: skip
-    return found
-
-
-def answers_of(clip: Clip, task: Task) -> list[tuple[str | None, str]]:
-    """Every (question of the clip's own or None, answer) that the clip list has for a task.
-
-    Raises:
-        DataError: the task is answered with one label, and the list has several.
-    """
-    if task.answer == "label":
-        value = clip.labels.get(task.key)
-        if value is not None and not isinstance(value, str):
-            raise DataError(
-                clip.id, expected=f"one label for the task {task.name}", got=f"labels.{task.key}: {shown(value)}",
-                next_step="Give it one name of a class; lists of labels are for the tasks multi-label and openset.",
-            )  # fmt: skip
-        return [] if value is None else [(None, value)]
-    if task.answer == "labels":
-        value = clip.labels.get(task.key)
-        answer = ", ".join(map(str, value)) or task.empty if isinstance(value, list | tuple) else None
-        return [] if answer is None else [(None, answer)]
-    found: list[tuple[str | None, str]] = [(None, clip.responses.get(task.key) or "")]
-    found += [(question.question, question.answer) for question in clip.questions if question.task == task.name]
-    answers = [(question, answer.strip()) for question, answer in found if answer.strip()]
-    if task.answer == "think":
-        label = clip.labels.get(task.label)
-        return [
-            (question, answer if "<answer>" in answer else think_answer(answer, str(label)))
-            for question, answer in answers
-            if "<answer>" in answer or label is not None
-        ]
-    return answers
-
-
-@dataclass(frozen=True)
-class AnswerLimits:
-    """What is too long to be trained on."""
-
-    tokens: int = MAX_ANSWER_TOKENS
-    words: int | None = None
-    count_tokens: Callable[[str], int] = len
-    cut: bool = False
-    """Whether an answer that is too long is cut, where a clip has no label to fall back to."""
-
-    def shortened(self, answer: str) -> str:
-        """The longest beginning of an answer that is not too long."""
-        return answer[: longest(len(answer), lambda count: not self.exceeded_by(answer[:count]))].rstrip()
-
-    def exceeded_by(self, answer: str) -> bool:
-        return self.count_tokens(answer) > self.tokens or (self.words is not None and len(answer.split()) > self.words)
-
-
-def answer_limits(data: DataConfig, tokenizer: Any) -> AnswerLimits:
-    """The limits of a run; a probe, which has no tokenizer, is taught labels alone."""
-    return AnswerLimits(
-        data.max_answer_tokens, data.max_answer_words, lambda text: len(encode_answer(tokenizer, text)),
-        cut=data.too_long == "cut",
-    )  # fmt: skip
-
-
 class SampleStream:
     """An endless, indexable stream of samples."""
 
@@ -185,25 +106,34 @@ class SampleStream:
         modalities: Sequence[str],
         mixture: Mapping[str, float] | None = None,
         on_absent_dataset: OnAbsent = "refuse",
+        task_weights: Mapping[str, Mapping[str, int]] | None = None,
+        fallback: Mapping[str, str] | None = None,
         hide_modality_p: float = 0.0,
         questions_per_clip: int = 1,
         limits: AnswerLimits | None = None,
+        form: PromptFormat = PLAIN,
         say: Callable[[str], None] = print,
     ) -> None:
         """Args as in `Config.data`; `clips` are those to draw from, or the pool that an earlier stream made of them;
-        `modalities` are those in use, `say` takes notices about the mixture.
+        `modalities` are those in use, `form` says how answers are written, `say` takes notices about the mixture.
 
         Raises:
             DataError: no clip can answer any of the tasks, or the mixture names a dataset that is not there.
         """
         self._seed, self._sets, self._modalities, self._hide_p = seed, sets, tuple(modalities), hide_modality_p
         self._tasks = [find_task(name) for name in tasks]
-        self._limits, self._questions = limits or AnswerLimits(), questions_per_clip
+        self._limits, self._questions, self._form = limits or AnswerLimits(), questions_per_clip, form
+        self._fallback = dict(fallback or {})
         self.pool = clips if isinstance(clips, Pool) else self._gather(clips)
         self._clips = self.pool.clips
-        self._tasks_of = {name: [find_task(task) for task in tasks] for name, tasks in self.pool.tasks.items()}
+        weights = task_weights or {}
+        self._tasks_of = {
+            name: [find_task(task) for task in tasks for _ in range(weights.get(name, {}).get(task, 1))]
+            for name, tasks in self.pool.tasks.items()
+        }
         shares = weigh_datasets(mixture, self.pool.places, on_absent_dataset, say)
-        self._drawn, self._shares = list(shares), np.array(list(shares.values()))
+        self._drawn = list(shares)
+        self._draws = ClipDraws(seed, self.pool.places, shares)
 
     def _gather(self, clips: Iterable[Clip]) -> Pool:
         """Find the clips that can be asked something, and by dataset what."""
@@ -212,7 +142,7 @@ class SampleStream:
         found: dict[str, set[str]] = {}
         keys: set[str] = set()
         for clip in clips:
-            askable = [task.name for task in self._tasks if self._can_ask(clip, task)]
+            askable = [task.name for task in self._tasks if self._shows(task) and answers_of(clip, task)]
             if askable:
                 places.setdefault(clip.dataset or "", []).append(len(chosen))
                 found.setdefault(clip.dataset or "", set()).update(askable)
@@ -236,25 +166,21 @@ class SampleStream:
     def draw(self, index: int) -> Sample:
         """Return sample number `index`, from 0; `questions_per_clip` samples in a row are on one clip."""
         turn, number = divmod(index, self._questions)
+        clip = self._clips[self._draws[turn]]
         random = generator(self._seed, "sample", turn)
-        if self._drawn:
-            places = self.pool.places[self._drawn[random.choice(len(self._drawn), p=self._shares)]]
-            clip = self._clips[places[random.integers(len(places))]]
-        else:
-            epoch, place = divmod(turn, len(self._clips))
-            clip = self._clips[_epoch_order(self._seed, epoch, len(self._clips))[place]]
         tasks = self._tasks_of[clip.dataset or ""]
-        task = tasks[random.permutation(len(tasks))[number % len(tasks)]]
+        order = [tasks[place] for place in random.permutation(len(tasks))]
+        different = list({task.name: task for task in order}.values())
         hidden = random.random() < self._hide_p
         kept = random.permutation(len(self._modalities))
         num_kept = random.random()
         if number:
             random = generator(self._seed, "question", turn, number)
-        task, answers = self._answers(clip, task)
-        question, answer = answers[random.integers(len(answers))]
-        labels = closed_set(self._sets, clip, task)
-        shown = self._hidden(task, kept, num_kept if hidden else None)
-        return Sample(clip, task, labels, answer, shown, question, draw=int(random.integers(1 << 31)))
+        answer = self._answer(clip, different[number % len(different)], random)
+        labels = closed_set(self._sets, clip, answer.task)
+        shown = self._hidden(answer.task, kept, num_kept if hidden else None)
+        draw = int(random.integers(1 << 31))
+        return Sample(clip, answer.task, labels, answer.text, shown, answer.question, draw)
 
     def sampled_tasks(self) -> tuple[str, ...]:
         """Names of the configured tasks that samples are drawn of, in their order.
@@ -268,33 +194,34 @@ class SampleStream:
         if task not in self._tasks_of[dataset]:
             return False
         clips = (self._clips[place] for place in self.pool.places[dataset])
-        return any(self._answers(clip, task)[0] == task for clip in clips)
+        return any(self._fitting(clip, task) for clip in clips)
 
-    def _answers(self, clip: Clip, task: Task) -> tuple[Task, list[tuple[str | None, str]]]:
-        """The task that a clip is asked where `task` was drawn, and every (question, answer) to choose from."""
-        answers = self._short_enough(clip, task)
-        return (task, answers) if answers else self._fall_back(clip, task)
+    def _fitting(self, clip: Clip, task: Task) -> list[Answer]:
+        """Answers of a clip to a task that can be trained on."""
+        answers = answers_of(clip, task, self._form) if self._shows(task) else []
+        return [answer for answer in answers if self._limits.fits(answer)]
 
-    def _can_ask(self, clip: Clip, task: Task) -> bool:
-        return bool(answers_of(clip, task)) and any(name in self._modalities for name in task.modalities)
+    def _shows(self, task: Task) -> bool:
+        return any(name in self._modalities for name in task.modalities)
 
-    def _short_enough(self, clip: Clip, task: Task) -> list[tuple[str | None, str]]:
-        """Answers of a clip to a task that can be trained on; labels are never too long."""
-        if not self._can_ask(clip, task):
-            return []
-        free = task.answer in ("response", "think")
-        return [
-            (asked, text) for asked, text in answers_of(clip, task) if not (free and self._limits.exceeded_by(text))
-        ]
+    def _answer(self, clip: Clip, task: Task, random: np.random.Generator) -> Answer:
+        """One answer of a clip to a task or, where that cannot be trained on, to what stands in for the task."""
+        listed = listed_answers(clip, task, self._form) if self._shows(task) else []
+        drawn = listed[random.integers(len(listed))] if listed else Answer(task, "")
+        if self._limits.fits(drawn):
+            return drawn
+        others = self._stand_ins(clip, drawn.task)
+        return others[random.integers(len(others))]
 
-    def _fall_back(self, clip: Clip, task: Task) -> tuple[Task, list[tuple[str | None, str]]]:
+    def _stand_ins(self, clip: Clip, task: Task) -> list[Answer]:
         labels = [other for other in self._tasks if other.answer in ("label", "labels")]
         others = [other for other in self._tasks if other not in labels]
-        for other in (find_task(task.label), *labels, *others):
-            if answers := self._short_enough(clip, other):
-                return other, answers
-        if self._limits.cut and (answers := answers_of(clip, task)):
-            return task, [(question, self._limits.shortened(text)) for question, text in answers]
+        named = [TASKS[name] for name in (self._fallback.get(clip.dataset or ""), task.label) if name in TASKS]
+        for other in (*named, *labels, *others):
+            if fitting := self._fitting(clip, other):
+                return fitting
+        if self._limits.cut and (answers := answers_of(clip, task, self._form)):
+            return [replace(answer, text=self._limits.shortened(answer.text)) for answer in answers]
         raise DataError(
             clip.id, expected=f"an answer of at most {self._limits.tokens} tokens, or a label to fall back to",
             got="longer responses and no label", next_step="Shorten a response or add the label.",
@@ -306,8 +233,3 @@ class SampleStream:
         if share is not None and len(shown) > 1:
             shown = shown[: 1 + int(share * (len(shown) - 1))]
         return tuple(name for name in self._modalities if name not in shown)
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return generator(seed, "epoch", epoch).permutation(count)

@@ -12,12 +12,15 @@ from dataclasses import replace
 from functools import lru_cache
 
 from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.responses import named_texts
+from fusion_train.data.answers import AnswerLimits, LabelSets, answers_of, closed_set
 from fusion_train.data.batches import Collator
-from fusion_train.data.samples import AnswerLimits, LabelSets, Sample, answers_of, closed_set
+from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError
-from fusion_train.prompts.prompt import MAX_TEXT_WORDS, Task, find_task
+from fusion_train.prompts.prompt import TASKS, Task, find_task
 
 SHOWN_CLIPS = 5
+LABEL_TASKS = tuple(name for name, task in TASKS.items() if task.answer in ("label", "labels"))
 RECALLED_TOKENS = 2000
 """More than what is recalled for a clip ever has; where it could matter, the prompt itself is encoded."""
 
@@ -48,11 +51,11 @@ def fitting_samples(samples: Sequence[Sample], collator: object, name: str, say:
     limit, frames = collator.limits.answering, dict[tuple[object, ...], int]()
     problems = {}
     for sample in samples:
-        kind = (sample.task.name, sample.labels, sample.clip.dataset)
+        kind = (sample.task.full_name, sample.labels, sample.clip.dataset)
         if kind not in frames:
             bare = replace(sample, clip=Clip(id="", text="x", dataset=sample.clip.dataset), question=None)
-            frames[kind] = collator.frame_tokens(bare) + RECALLED_TOKENS * collator.recalls
-        most = frames[kind] + _most_tokens(_words(sample.clip)) + _most_tokens(sample.question or "")
+            frames[kind] = _bare_tokens(collator, bare) + RECALLED_TOKENS * collator.recalls
+        most = frames[kind] + _own_tokens(collator, sample.clip) + _most_tokens(sample.question or "")
         problems[sample.clip.id] = _prompt_problem(collator, sample, limit) if most > limit else ""
     kept = {clip.id for clip in _decide([sample.clip for sample in samples], problems, collator, name, say)}
     return [sample for sample in samples if sample.clip.id in kept]
@@ -68,20 +71,20 @@ class _Lengths:
     def problem(self, clip: Clip) -> str:
         """What is too long of a clip; an empty string where nothing is."""
         asked = max((_most_tokens(each.question or "") for each in clip.questions), default=0)
-        texts = [*clip.responses.values(), *(each.answer for each in clip.questions)]
+        texts = [*(text for *_, text in named_texts(clip.responses)), *(each.answer for each in clip.questions)]
         answer = max(map(_most_tokens, texts), default=0)
-        prompt = self._frame(clip.dataset) + _most_tokens(_words(clip)) + asked
+        prompt = self._frame(clip.dataset) + _own_tokens(self._collator, clip) + asked
         limits = self._collator.limits
         if answer <= self._limits.tokens and prompt <= min(limits.answering, limits.beside(answer)):
             return ""
         usable = 0
         for task in self._tasks:
-            for question, text in answers_of(clip, task):
-                free = task.answer in ("response", "think")
-                if free and self._limits.exceeded_by(text):
+            for answer in answers_of(clip, task, self._collator.form):
+                if not self._limits.fits(answer):
                     continue
                 usable += 1
-                sample = Sample(clip, task, closed_set(self._sets, clip, task), text, question=question)
+                labels = closed_set(self._sets, clip, answer.task)
+                sample = Sample(clip, answer.task, labels, answer.text, question=answer.question)
                 answer_tokens = len(self._collator.answer_ids(sample))
                 limit = min(limits.answering, limits.beside(answer_tokens))
                 for worded in self._worded(sample):
@@ -96,8 +99,10 @@ class _Lengths:
     def _frame_tokens(self, dataset: str | None) -> int:
         """The longest prompt of a dataset around the words of a clip, with every soft token."""
         clip = Clip(id="", dataset=dataset, text="x")
-        asked = (Sample(clip, task, closed_set(self._sets, clip, task), "") for task in self._tasks)
-        frames = (self._collator.frame_tokens(worded) for sample in asked for worded in self._worded(sample))
+        about = [*self._sets.get(dataset or "", {}), *LABEL_TASKS]
+        tasks = [each for task in self._tasks for each in (task, *map(task.about, about if task.argues else ()))]
+        asked = (Sample(clip, task, closed_set(self._sets, clip, task), "") for task in tasks)
+        frames = (_bare_tokens(self._collator, worded) for sample in asked for worded in self._worded(sample))
         return max(frames) + RECALLED_TOKENS * self._collator.recalls
 
     def _worded(self, sample: Sample) -> Iterator[Sample]:
@@ -112,9 +117,15 @@ def _prompt_problem(collator: Collator, sample: Sample, limit: int) -> str:
     return f"a prompt of {tokens:,} tokens, of at most {limit:,}" if tokens > limit else ""
 
 
-def _words(clip: Clip) -> str:
-    """As much of a clip's words as is ever shown."""
-    return " ".join((clip.text or "").split()[:MAX_TEXT_WORDS])
+def _bare_tokens(collator: Collator, sample: Sample) -> int:
+    """Tokens of a question around a clip's words, whether it names a person or not."""
+    named = replace(sample, clip=replace(sample.clip, person="x"))
+    return max(map(collator.frame_tokens, (sample, named)))
+
+
+def _own_tokens(collator: Collator, clip: Clip) -> int:
+    """No tokenizer makes more of the words and the person that are shown of a clip."""
+    return _most_tokens(collator.form_of(clip.dataset).words(clip.text)) + _most_tokens(clip.person or "")
 
 
 def _most_tokens(text: str) -> int:

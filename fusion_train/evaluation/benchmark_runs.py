@@ -29,7 +29,6 @@ from fusion_train.evaluation.wording import Answer, wording_of
 from fusion_train.metrics.scored import Settings
 from fusion_train.metrics.wheels import EmotionWheels
 from fusion_train.processes import this_process
-from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import Workbench
 
 READ_AS_LABELS = ("hit", "open-vocabulary")
@@ -84,7 +83,7 @@ def ask_bench(
             references = asked.references(clips)
             chosen = ClipList(clip for clip in clips if clip.id in references)
             usable = workbench.reader.usable(chosen, workbench.config.data.failed_clips)
-            task = find_task(asked.task)
+            task = asked.question
             hidden = hidden_of(workbench, task, modalities)
             wording = wording_of(workbench.config, asked, {clip.dataset for clip in usable}, answer)
             here, probe = workbench, workbench.tokenizer is None

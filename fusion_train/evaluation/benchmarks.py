@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.clip_rows import SCORE_SUFFIX
+from featurecache.clips.responses import response_texts
 from featurecache.errors import suggest
 from fusion_train.config import PromptConfig, Section, preset_dir, read_yaml
 from fusion_train.errors import ConfigError, DataError
@@ -49,7 +51,7 @@ class BenchSet(Section):
     counts: dict[str, int] = Field(default_factory=dict)
     """Label -> clips with it in the ground truth that others scored; a note says where the clip list has others."""
     reference: str | None = None
-    """`labels.NAME` or `responses.NAME`; null for what the task itself is answered by."""
+    """`labels.NAME`, `responses.NAME` or `responses.NAME.LABEL`; null for what the task itself is answered by."""
     metric: str | None = None
     """Null for the task's own."""
     main: str | None = None
@@ -81,7 +83,7 @@ class BenchSet(Section):
 
     @property
     def chosen_metric(self) -> str | None:
-        return self.metric or BY_TASK.get(self.task)
+        return self.metric or BY_TASK.get(find_task(self.task).name)
 
     @property
     def reference_key(self) -> tuple[str, str]:
@@ -93,6 +95,12 @@ class BenchSet(Section):
         if task.answer == "think":
             return "labels", task.label
         return ("labels" if task.answer in ("label", "labels") else "responses"), task.key
+
+    @property
+    def question(self) -> Task:
+        """The task; "think" argues for the label task of the reference."""
+        task, (kind, name) = find_task(self.task), self.reference_key
+        return task.about(name.removesuffix(SCORE_SUFFIX)) if task.answer == "think" and kind == "labels" else task
 
     def chosen(self, clips: ClipList) -> list[Clip]:
         """Clips of the set, in list order; none where the list has none of them."""
@@ -108,7 +116,7 @@ class BenchSet(Section):
         kind, name = self.reference_key
         found = {}
         for clip in clips:
-            value = getattr(clip, kind).get(name)
+            value = clip.labels.get(name) if kind == "labels" else _text(clip, name)
             if value is None and name == "sentiment_score":
                 value = clip.labels.get("sentiment")  # its sign is all that WAF takes
             if isinstance(value, str):
@@ -124,6 +132,13 @@ class BenchSet(Section):
                 got=f"none of {len(clips)} clips", next_step="Add it to the clip list, or name another reference.",
             )  # fmt: skip
         return found
+
+
+def _text(clip: Clip, name: str) -> str | None:
+    """The first text of `responses.TASK`, or of `responses.TASK.LABEL`."""
+    task, _, label = name.partition(".")
+    texts = response_texts(clip.responses.get(task))
+    return next((text for about, text in texts if text.strip() and (not label or about == label)), None)
 
 
 class Rival(Section):

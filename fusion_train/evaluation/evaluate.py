@@ -17,8 +17,9 @@ from typing import Any
 
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.files.publish import replace_bytes
+from fusion_train.data.answers import answer_of, answers_of, closed_set, with_answers
 from fusion_train.data.probe_batches import ProbeCollator
-from fusion_train.data.samples import Sample, answer_of, answers_of, closed_set, label_sets, with_answers
+from fusion_train.data.samples import Sample, label_sets
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError, DivergedError
 from fusion_train.evaluation.append_only import sealed_lines
@@ -135,9 +136,11 @@ def questions(
     own = label_sets(ClipList(clips))
     samples = []
     for clip in clips:
-        labels = closed_set(bench.label_sets, clip, task) or tuple(vocabulary or ()) or closed_set(own, clip, task)
-        question, known = next(iter(answers_of(clip, task)), (None, ""))
-        samples.append(Sample(clip, task, labels, known, hidden, question))
+        known = next(iter(answers_of(clip, task)), None)
+        asked = task.among(clip.labels) if known is None else known.task
+        labels = closed_set(bench.label_sets, clip, asked) or tuple(vocabulary or ()) or closed_set(own, clip, asked)
+        text, question = ("", None) if known is None else (known.text, known.question)
+        samples.append(Sample(clip, asked, labels, text, hidden, question))
     return samples
 
 

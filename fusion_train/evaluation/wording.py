@@ -16,7 +16,7 @@ from featurecache.spec import canonical_json
 from fusion_train.config import Config, load_config, merge, parse_override, validate
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BenchSet
-from fusion_train.prompts.prompt import PromptFormat, find_task
+from fusion_train.prompts.prompt import PromptFormat
 
 Answer = Literal["choose", "generate"]
 Source = Literal["own", "configuration", "benchmark"]
@@ -58,7 +58,7 @@ def wording_of(
     Args:
         answer: how one label is answered, whatever the benchmark and the configuration say.
     """
-    task, evaluation = find_task(asked.task), config.evaluation
+    task, evaluation = asked.question, config.evaluation
     stated = asked.answer if "answer" in asked.model_fields_set else evaluation.answer or asked.answer
     chosen: Answer = (answer or stated) if task.answer == "label" else "generate"
     prompts, instructions, sources = {}, {}, set[Source]()
@@ -67,7 +67,7 @@ def wording_of(
         before = prompt.format().wordings(task, name)
         prompt = prompt.changed(asked.prompt)
         if asked.instruction is not None:
-            prompt = prompt.changed({"instructions": {f"{name}/{task.name}": asked.instruction}})
+            prompt = prompt.changed({"instructions": {f"{name}/{task.full_name}": asked.instruction}})
         prompts[name] = prompt.format()
         instructions[name] = prompts[name].worded(task, name).instruction
         changed = prompts[name].wordings(task, name) != before

@@ -57,7 +57,8 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
     given = load_file(f"{place}.in.safetensors")
     cached = {name.removeprefix("features."): tensor.to(model.device) for name, tensor in given.items()
               if name.startswith("features.")}  # fmt: skip
-    asked = {key: question[key] for key in ("text", "task", "dataset", "peak_frame", "start_s", "end_s", "crop")}
+    given_of_clip = ("text", "task", "dataset", "peak_frame", "start_s", "end_s", "crop", "person")
+    asked = {key: question[key] for key in given_of_clip}
     inputs = processor(**question["media"], **asked)
     inputs = inputs.to(model.device)
     prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}

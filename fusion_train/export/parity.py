@@ -34,7 +34,8 @@ from featurecache.errors import FingerprintError
 from featurecache.media.decode import media_files
 from featurecache.media.source_hash import clip_source
 from featurecache.views import View
-from fusion_train.data.samples import Sample, answer_of, closed_set
+from fusion_train.data.answers import answers_of, closed_set
+from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError, ParityError
 from fusion_train.models.answering import greedy_text, label_log_probabilities, positions
 from fusion_train.prompts.prompt import encode_answer, find_task
@@ -78,12 +79,12 @@ def choose_questions(bench: Workbench, clips: ClipList, count: int, trained: Seq
     samples = []
     tasks = [find_task(name) for name in trained]
     for clip in bench.reader.usable(clips, "skip"):
-        askable = [task for task in tasks if answer_of(clip, task) is not None]
-        if askable:
-            task = askable[len(samples) % len(askable)]
-            hidden = tuple(name for name in bench.reader.modalities if name not in task.modalities)
-            labels = closed_set(bench.label_sets, clip, task)
-            samples.append(Sample(clip, task, labels, answer_of(clip, task) or "", hidden))
+        known = [answers[0] for task in tasks if (answers := answers_of(clip, task))]
+        if known:
+            answer = known[len(samples) % len(known)]
+            hidden = tuple(name for name in bench.reader.modalities if name not in answer.task.modalities)
+            labels = closed_set(bench.label_sets, clip, answer.task)
+            samples.append(Sample(clip, answer.task, labels, answer.text, hidden))
     if not samples:
         raise DataError(
             "parity", expected="clips with an answer to a task that the run was trained on: " + ", ".join(trained),
@@ -206,9 +207,9 @@ def _question(sample: Sample) -> dict[str, Any]:
     clip = sample.clip
     media = {name: str(path.resolve()) for name in ("video", "audio", "image") if (path := getattr(clip, name))}
     return {
-        "media": media, "text": clip.text, "task": sample.task.name, "dataset": clip.dataset or "",
+        "media": media, "text": clip.text, "task": sample.task.full_name, "dataset": clip.dataset or "",
         "peak_frame": clip.peak_frame, "start_s": clip.start_s, "end_s": clip.end_s,
-        "crop": clip.crop and clip.crop.as_json(),
+        "crop": clip.crop and clip.crop.as_json(), "person": clip.person,
         "closed": sample.task.answer == "label", "withheld": _withheld(sample),
     }  # fmt: skip
 

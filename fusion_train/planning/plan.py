@@ -14,9 +14,10 @@ from featurecache.clips.clip_list import load_clips
 from featurecache.clips.corrections import adjust
 from featurecache.errors import StoreError
 from fusion_train.config import Config
+from fusion_train.data.answers import answer_limits
 from fusion_train.data.batches import Collator, FeatureReader
 from fusion_train.data.packing import pack
-from fusion_train.data.samples import SampleStream, answer_limits, label_sets, near_classes
+from fusion_train.data.samples import SampleStream, label_sets, near_classes
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import ModelError
 from fusion_train.llm.loading import llm_config, load_tokenizer, positions_of, refuse_foreign_tokens
@@ -201,6 +202,7 @@ def _lengths(
     stream = SampleStream(
         usable[data.train_split], data.tasks, sets, seed=config.seed,
         modalities=reader.modalities, mixture=data.mixture, on_absent_dataset=data.mixture_absent,
+        task_weights=data.task_weights, fallback=data.fallback, form=collator.form,
         hide_modality_p=data.hide_modality_p, questions_per_clip=data.questions_per_clip,
         limits=limits, say=say,
     )  # fmt: skip

@@ -26,7 +26,7 @@ PLACES = 6  # digits of a probability
 
 def asked(opened: OpenedModel, question: Question) -> dict[str, Any]:
     """What all answers of one file have in common."""
-    return {"task": question.task.name, "question": question.words, "choices": list(question.choices),
+    return {"task": question.task.full_name, "question": question.words, "choices": list(question.choices),
             "model": opened.identity}  # fmt: skip
 
 

@@ -171,7 +171,7 @@ def _prepare(
                 if problem is not None:
                     raise problem
                 refuse_long(clip, limits.clip_s, limits.decode_s)
-                how = (question.task.name, question.words, labels, limits.decode_s)
+                how = (question.task.full_name, question.words, labels, limits.decode_s)
                 prepared = opened.processor.prepare(
                     clip, *how, decode=decode_each if apart is None else apart.decode_each
                 )

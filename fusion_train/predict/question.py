@@ -30,7 +30,7 @@ class Question:
         if self.choices:
             return self.choices
         known = clip.dataset is not None and clip.dataset in processor.label_sets
-        return processor.labels(self.task.name, clip.dataset if known else None)
+        return processor.labels(self.task.full_name, clip.dataset if known else None)
 
     def closed(self, labels: Sequence[str]) -> bool:
         """Whether the answer is one of `labels`; other words than the task's own ask for free text."""

@@ -103,29 +103,32 @@ class EmotionLlamaProcessor(ProcessorMixin):
         start_s: Any = None,
         end_s: Any = None,
         crop: Any = None,
+        person: Any = None,
     ) -> BatchFeature:
         """Prepare one clip, or a batch where any argument is a list.
 
         Args:
             video, audio, image: paths; the sound track of `video` is used where `audio` is not given.
             text: what the person says, or None.
-            task: a task of training: emotion, sentiment, reason, …; default: the first that the model was trained on.
-                For one that it was not trained on, a warning is logged once.
+            task: a task of training: emotion, sentiment, reason, …, or think:intent, the rationale for one label task;
+                default: the first that the model was trained on. For one that it was not trained on, a warning is
+                logged once.
             question: asked in place of the task's own instruction.
             labels: the closed set of answers named in the instruction; default: that of `dataset` in training.
-            peak_frame, start_s, end_s, crop: as in a clip list.
+            peak_frame, start_s, end_s, crop, person: as in a clip list.
 
         Raises:
             MediaError: a file that cannot be decoded.
             DataError: no medium and no text, lists of different lengths, or a crop that is none.
         """
         values = {"video": video, "audio": audio, "image": image, "text": text, "peak_frame": peak_frame,
-                  "start_s": start_s, "end_s": end_s, "crop": crop}  # fmt: skip
+                  "start_s": start_s, "end_s": end_s, "crop": crop, "person": person}  # fmt: skip
         task = task or next(iter(self.tasks), "emotion")
         if notice := self.untrained_notice(task):
             logger.warning_once(notice)
         if labels is None:
             labels = self.labels(task, dataset)
+        task = self._asked(task, dataset).full_name
         clips = [replace(clip, dataset=dataset) for clip in _clips(values)]
         return self.collate([self.prepare(clip, task, question, labels) for clip in clips])
 
@@ -139,7 +142,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
             MediaError: a file that cannot be decoded, or takes longer than `limit_s`.
             DataError: a prompt longer than its limit.
         """
-        asked = find_task(task)
+        asked = self._asked(task, clip.dataset if clip.dataset in self.label_sets else None)
         encoders = {name: encoder for name, encoder in self._preprocess.items() if name in asked.modalities}
         found = decode(clip, [encoder.view for encoder in encoders.values()], limit_s)
         views: dict[str, np.ndarray] = {}
@@ -168,16 +171,22 @@ class EmotionLlamaProcessor(ProcessorMixin):
 
     def labels(self, task: str, dataset: str | None = None) -> tuple[str, ...]:
         """The closed set of a task in training, sorted: of one dataset, or of all together; empty for an open task."""
-        asked = find_task(task)
-        key = {"label": asked.key, "think": asked.label}.get(asked.answer)
-        if key is None:
-            return ()
-        chosen = self.label_sets.values() if dataset is None else [self.label_sets.get(dataset, {})]
-        return tuple(sorted({label for tasks in chosen for label in tasks.get(key, ())}))
+        key = self._asked(task, dataset).closed_key
+        return (
+            () if key is None else tuple(sorted({label for sets in self._sets(dataset) for label in sets.get(key, ())}))
+        )
+
+    def _sets(self, dataset: str | None) -> list[Mapping[str, Any]]:
+        """Label task -> closed set: of one dataset, or of every one."""
+        return list(self.label_sets.values()) if dataset is None else [self.label_sets.get(dataset, {})]
+
+    def _asked(self, task: str, dataset: str | None) -> Task:
+        """The task; a rationale is for a label task that training had."""
+        return find_task(task).among(label_task for sets in self._sets(dataset) for label_task in sets)
 
     def untrained_notice(self, task: str) -> str | None:
         """One line about a task that the model had no training samples of; None for one that it had."""
-        if not self.tasks or task in self.tasks:
+        if not self.tasks or task.partition(":")[0] in self.tasks:
             return None
         return f"this model was not trained on the task {task}; it was on {', '.join(self.tasks)}"
 
@@ -204,7 +213,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         worded = prompt.worded(task, clip.dataset)
 
         def encoded(text: str) -> list[int]:
-            before, said, asked = prompt.pieces(text, worded, labels, question)
+            before, said, asked = prompt.pieces(text, worded, labels, question, clip.person)
             rest = (asked, clip.id, (said, place)) if place else (said + asked, clip.id)
             return encode_prompt(self.tokenizer, before, num_soft, *rest, limit=None)
 

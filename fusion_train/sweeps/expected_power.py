@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import fmean
 
 from featurecache.clips.clip_list import load_clips
+from fusion_train.data.answers import answers_of, with_answers
 from fusion_train.data.clusters import clusters_in, clusters_of
-from fusion_train.data.samples import answers_of, with_answers
 from fusion_train.errors import ConfigError
 from fusion_train.metrics.scored import Scored
 from fusion_train.prompts.prompt import find_task
@@ -114,7 +114,7 @@ def told_before(sweep: Sweep, clips: str) -> str:
     """
     task = find_task(sweep.task)
     scored = with_answers(load_clips(clips).in_split(sweep.split), task)
-    answers = {clip.id: answers_of(clip, task)[0][1] for clip in scored}
+    answers = {clip.id: answers_of(clip, task)[0].text for clip in scored}
     references = sweep.measure.scored([{"id": clip_id, "reference": answer, "prediction": answer}
                                        for clip_id, answer in answers.items()])  # fmt: skip
     clustered_by, named = clusters_in(scored)

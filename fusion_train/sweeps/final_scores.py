@@ -12,8 +12,8 @@ from typing import Any
 
 from featurecache.clips.clip_list import ClipList
 from fusion_train import checkpoint
+from fusion_train.data.answers import with_answers
 from fusion_train.data.halves import NUM_HALVES, split_halves
-from fusion_train.data.samples import with_answers
 from fusion_train.evaluation.evaluate import Evaluation, classified, evaluate
 from fusion_train.models.trial_group import Company, evaluating
 from fusion_train.prompts.prompt import find_task

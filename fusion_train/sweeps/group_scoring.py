@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from featurecache.clips.clip_list import ClipList
+from fusion_train.data.answers import with_answers
 from fusion_train.data.halves import Halves
-from fusion_train.data.samples import with_answers
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.evaluation.evaluate import (
     EVAL_BATCH_SIZE,

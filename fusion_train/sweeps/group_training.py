@@ -49,6 +49,7 @@ from fusion_train.training.resume import (
     halves_of,
     make_record,
     refuse_other_configuration,
+    refuse_other_draws,
     refuse_other_pool,
     resume,
     save_checkpoint,
@@ -144,6 +145,7 @@ def train_together(
     """
     for each in asked:
         refuse_other_configuration(each.run, each.config)
+        refuse_other_draws(each.run, each.run.record() if each.run.exists else None)
     benches = benches_of(asked, [None] * len(asked), store=store, clips=clips, base=base)
     first = benches[0]
     llm = base.plain(first.config.model.llm or "", first.config.model.llm_dtype)

@@ -19,6 +19,7 @@ from featurecache.files.lease import sole_writer
 from featurecache.files.publish import make_folder
 from featurecache.terminal import duration
 from fusion_train.data.list_files import CLIP_LIST, list_hashes
+from fusion_train.data.samples import DRAW_RULE
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import DataError, ListChangedError
 from fusion_train.run import LOCK, Run, relative
@@ -80,12 +81,13 @@ def run_sweep(
 
     Raises:
         ConfigError: the budget has no room for one seed, or a device is not there.
-        DataError: a variant cannot run; nothing was started.
+        DataError: a variant cannot run, or an earlier release began trials; nothing was started.
         ListChangedError: the clip list is another one; nothing was started, all trials are as they were.
         WriteError: another process is running this sweep.
         Interrupted: stopped on request; the same command goes on.
     """
     sweep = resolve_scoring(sweep, clips)
+    _refuse_other_draws(sweep, out)
     work = Work(store, clips, out, sweep.task, sweep.split, sweep.weights, str(initial.folder) if initial else None,
                 sweep.trials[0].config.optim.precision, clips_changed)  # fmt: skip
     with sole_writer(out / LOCK, out), open_crew(work, say) as crew:
@@ -98,6 +100,18 @@ def run_sweep(
 def everything(sweep: Sweep) -> list[Trial]:
     """Its trials, and the probes of its probe tier."""
     return [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]
+
+
+def _refuse_other_draws(sweep: Sweep, out: Path) -> None:
+    """Raise DataError where trials would go on, or stand beside others, that draw their samples by another rule."""
+    stages = [[Run(trial.folder(out, number)) for number in range(len(trial.stages))] for trial in everything(sweep)]
+    other = [run.name for runs in stages for run in runs if run.exists and run.record().draw_rule != DRAW_RULE]
+    if other and not all(runs[-1].finished for runs in stages):
+        raise DataError(
+            str(out), expected="trials that draw their samples by the rule of this release",
+            got=f"{len(other)} that an earlier release began, and others that are not finished",
+            next_step="Finish the sweep with that release, or run it in another folder: --out.", problems=other[:12],
+        )  # fmt: skip
 
 
 def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str], None]) -> dict[str, str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from featurecache.clips.clip_list import ClipList, load_clips
 from fusion_train.config import Config
+from fusion_train.data.answers import with_answers
 from fusion_train.data.halves import num_clusters, split_halves
-from fusion_train.data.samples import with_answers
 from fusion_train.errors import CheckpointError, ConfigError, DataError
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run

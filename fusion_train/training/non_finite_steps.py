@@ -26,6 +26,7 @@ from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import learning_parameters, trained_parameters
 from fusion_train.run import Run, absolute
 from fusion_train.run_context import Workbench, assemble
+from fusion_train.training.resume import refuse_other_draws
 from fusion_train.training.sample_stream import make_stream
 
 WEIGHTS = "model.safetensors"
@@ -71,6 +72,7 @@ def replay(run: Run, *, store: str | None = None, clips: str | None = None) -> t
             next_step=f"Train on to meet the step again: fusion-train resume {run.folder}.",
         )  # fmt: skip
     record, config = run.record(), run.config()
+    refuse_other_draws(run, record)
     bench = assemble(
         config, store or absolute(record.store, run.folder), clips or absolute(record.clips, run.folder),
         fingerprints=record.fingerprints, sets=record.label_sets,

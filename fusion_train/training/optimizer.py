@@ -38,10 +38,11 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Linear warm-up, then a cosine to `min_lr` at the last step."""
+    """Linear warm-up, then a cosine to `min_lr` at the last step; it begins after the warm-up, or at step 0."""
     if step < optim.warmup_steps:
         return optim.warmup_lr + (optim.lr - optim.warmup_lr) * step / optim.warmup_steps
-    progress = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    begin = optim.warmup_steps if optim.cosine_from == "warmup" else 0
+    progress = (step - begin) / max(1, optim.steps - begin)
     return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -15,6 +15,7 @@ from fusion_train.config import Config
 from fusion_train.data.halves import Halves, split_halves
 from fusion_train.data.list_files import list_hashes
 from fusion_train.data.pool import Pool
+from fusion_train.data.samples import DRAW_RULE
 from fusion_train.errors import CheckpointError
 from fusion_train.models.probe import Probe
 from fusion_train.run import Run, RunRecord, relative
@@ -59,6 +60,7 @@ def make_record(
         label_sets=bench.label_sets,
         initial=initial,
         lists=list_hashes(bench.config, clips),
+        draw_rule=DRAW_RULE,
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
         halves=halves,
     )
@@ -86,6 +88,17 @@ def refuse_other_configuration(run: Run, config: Config) -> None:
         raise CheckpointError(
             str(run.folder), expected="no run, or one of this configuration", got="one of another configuration",
             next_step="Choose another folder with --out. Asked != there:", problems=differing,
+        )  # fmt: skip
+
+
+def refuse_other_draws(run: Run, known: RunRecord | None) -> None:
+    """Raise CheckpointError where a run began with samples drawn by another rule than that of this release."""
+    if known is not None and known.draw_rule != DRAW_RULE:
+        raise CheckpointError(
+            str(run.folder), expected=f"samples drawn by rule {DRAW_RULE}, that of this release",
+            got=f"a run that drew them by rule {known.draw_rule}",
+            next_step=f"Finish it with the release that it began with, or start another: --out NEW --init {run.folder} "
+            "takes its best weights.",
         )  # fmt: skip
 
 

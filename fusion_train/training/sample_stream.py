@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from featurecache.clips.clip_list import Clip
+from fusion_train.data.answers import answer_limits
 from fusion_train.data.pool import ABOUT, Pool
-from fusion_train.data.samples import SampleStream, answer_limits, near_classes
+from fusion_train.data.samples import SampleStream, near_classes
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.run_context import Workbench
 
@@ -39,6 +40,9 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
         modalities=bench.reader.modalities,
         mixture=data.mixture,
         on_absent_dataset=data.mixture_absent,
+        task_weights=data.task_weights,
+        fallback=data.fallback,
+        form=bench.config.prompt.format(),
         hide_modality_p=data.hide_modality_p,
         questions_per_clip=data.questions_per_clip,
         limits=limits,

@@ -42,6 +42,7 @@ from fusion_train.training.resume import (
     halves_of,
     make_record,
     refuse_other_configuration,
+    refuse_other_draws,
     refuse_other_pool,
     resume,
     save_checkpoint,
@@ -117,6 +118,7 @@ def _train(
     if not leads:
         say = _nothing
     known = run.record() if run.exists else None
+    refuse_other_draws(run, known)
     bench = assemble(
         config, store, clips,
         fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,

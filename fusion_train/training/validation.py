@@ -21,8 +21,9 @@ import torch
 
 from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.config import DataConfig
+from fusion_train.data.answers import answer_limits, answer_of, closed_set
 from fusion_train.data.halves import Halves
-from fusion_train.data.samples import SampleStream, answer_limits, answer_of, closed_set
+from fusion_train.data.samples import SampleStream
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import DataError
 from fusion_train.evaluation.evaluate import (
@@ -104,6 +105,9 @@ class HeldOut:
             bench.label_sets,
             seed=seed,
             modalities=bench.reader.modalities,
+            task_weights=data.task_weights,
+            fallback=data.fallback,
+            form=bench.config.prompt.format(),
             limits=limits,
         )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_train.config import OptimConfig
+from fusion_train.config import OptimConfig, load_config
 from fusion_train.errors import ConfigError
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.optimizer import gradient_norms, learning_rate, make_optimizer, set_learning_rates
@@ -50,6 +50,16 @@ def test_the_rate_climbs_in_a_line_and_falls_in_half_a_cosine(step, rate):
 @pytest.mark.parametrize(("warmup", "steps", "rate"), [(0, 1, 1.0), (10, 10, 1.0)])
 def test_a_run_that_is_all_warm_up_or_one_step_has_a_rate(warmup, steps, rate):
     assert learning_rate(warmup, OPTIM.model_copy(update={"warmup_steps": warmup, "steps": steps})) == rate
+
+
+def test_the_released_cosine_counts_from_step_0_with_the_warm_up_laid_over_it():
+    released = load_config("released", "cognition").optim
+    assert learning_rate(500, released) == pytest.approx((1e-6 + 1e-4) / 2)
+    assert learning_rate(999, released) == pytest.approx(1e-6 + 99e-6 * 0.999)
+    assert learning_rate(1000, released) == pytest.approx(1e-6 + 99e-6 * (1 + math.cos(math.pi / 50)) / 2)
+    assert learning_rate(25_000, released) == pytest.approx((1e-6 + 1e-4) / 2)
+    assert learning_rate(50_000, released) == pytest.approx(1e-6)
+    assert load_config(None, "cognition").optim.cosine_from == "warmup"
 
 
 def test_matrices_decay_and_vectors_do_not_part_by_part():

@@ -105,3 +105,45 @@ def test_stage_two_of_the_released_profile_asks_for_no_single_modality():
     assert "audio" not in tasks
     assert {"reason", "think"} <= set(tasks)
     assert "audio" in load_config("released", "perception").data.tasks
+
+
+def test_a_rationale_is_asked_about_the_label_task_that_it_argues_for():
+    think = find_task("think")
+    assert think.full_name == "think"
+    assert "the emotion, one of" in think.instruction
+    intent = find_task("think:intent")
+    assert (intent.name, intent.full_name, intent.label, intent.closed_key) == (
+        "think",
+        "think:intent",
+        "intent",
+        "intent",
+    )
+    assert "what the speaker intends, one of: {labels}" in intent.instruction
+    assert "the sentiment, one of" in think.about("sentiment").instruction
+    assert "Which sentiment does" in find_task("reason:sentiment").instruction
+    several = think.about("multi-label")
+    assert several.closed_key is None
+    assert "{labels}" not in several.instruction
+    assert think.about("emotion").full_name == "think"
+    assert think.among(["sentiment", "emotion"]) == think
+    assert think.among(["sentiment_score", "sentiment"]).full_name == "think:sentiment"
+    assert EMOTION.among(["sentiment"]) == EMOTION
+    with pytest.raises(ConfigError, match="label task after the colon"):
+        find_task("emotion:intent")
+
+
+def test_a_sentence_may_name_the_person():
+    named = PromptFormat(said_by=" {person} in video says: {text}!")
+    assert "".join(named.render("Hi {text}", EMOTION, person="the {text} man")).startswith(
+        "[INST] <Vid></Vid> the {text} man in video says: hi {text}!  [emotion]"
+    )
+    assert " The person in video says: hi." in named.render("Hi", EMOTION)[1]
+    assert " The person in video says: hi." in PromptFormat().render("Hi", EMOTION, person="the man")[1]
+    assert "A The person says hi" in PromptFormat(said="A {person} says {text}").render("Hi", EMOTION)[1]
+
+
+def test_verbatim_words_keep_their_white_space_and_length():
+    text = " I  know\nit!  " + "so " * 300
+    after = PromptFormat(clean_text=False, verbatim=True).render(text, EMOTION)[1]
+    assert f"says: {text}.  [emotion]" in after
+    assert released("emotion", text, "perception").endswith(f"says: {text}.  [emotion] Which?  [/INST]")

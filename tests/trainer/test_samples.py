@@ -8,9 +8,10 @@ import pytest
 
 from featurecache.clips.clip_list import Clip, ClipList, Question
 from fusion_train.config import load_config
-from fusion_train.data.samples import AnswerLimits, SampleStream, answer_of, label_sets, near_classes
-from fusion_train.errors import DataError
-from fusion_train.prompts.prompt import find_task
+from fusion_train.data.answers import AnswerLimits, answer_of, answers_of
+from fusion_train.data.samples import SampleStream, label_sets, near_classes
+from fusion_train.errors import ConfigError, DataError
+from fusion_train.prompts.prompt import PromptFormat, find_task
 
 MODALITIES = ("audio", "image", "video")
 
@@ -174,3 +175,73 @@ def test_a_list_of_labels_is_not_asked_for_as_one_label():
         DataError, match=r"both: expected one label for the task emotion, got labels.emotion: \['happy'"
     ):
         stream(listed)
+
+
+def test_a_rationale_concludes_with_the_label_task_that_it_names():
+    both = {"emotion": "happy", "intent": "agreeing", "multi-label": ["a", "b"]}
+    clip = Clip("c", text="x", labels=both, responses={
+        "think": {"intent": "A nod.", "multi-label": " Both. "}, "reason": "A smile."})  # fmt: skip
+    think = answers_of(clip, find_task("think"))
+    assert [(answer.task.full_name, answer.text) for answer in think] == [
+        ("think:intent", "<think>A nod.</think><answer>agreeing</answer>"),
+        ("think:multi-label", "<think>Both.</think><answer>a, b</answer>"),
+    ]
+    assert [answer.text for answer in answers_of(clip, find_task("think:intent"))] == [think[0].text]
+    assert answers_of(clip, find_task("think:emotion")) == []
+    assert [answer.task.full_name for answer in answers_of(clip, find_task("reason"))] == ["reason"]
+    assert answers_of(clip, find_task("reason:intent")) == []
+    form = PromptFormat(verbatim=True, label_separator=",")
+    assert answers_of(clip, find_task("think"), form)[1].text == "<think> Both. </think><answer>a,b</answer>"
+    plain = Clip("d", labels={"openset": ["warm"], "sentiment": "positive"}, responses={"think": "Warm."})
+    (answer,) = answers_of(plain, find_task("think"))
+    assert answer.task.full_name == "think:sentiment"
+    assert answer.text == "<think>Warm.</think><answer>positive</answer>"
+    assert answer_of(Clip("e", labels={"openset": ["warm"]}, responses={"think": "Warm."}), find_task("think")) is None
+
+
+def test_one_of_several_texts_is_drawn_and_an_empty_one_asks_for_the_label():
+    drawn = stream(clips(4, responses={"audio": ["One.", "Two.", ""]}), ("audio",))
+    counts = Counter((drawn.draw(k).task.name, drawn.draw(k).answer) for k in range(1200))
+    assert 330 < counts["audio", "One."] < 470
+    assert 330 < counts["audio", "Two."] < 470
+    assert (
+        counts["emotion", "happy"] + counts["emotion", "sad"]
+        == 1200 - counts["audio", "One."] - counts["audio", "Two."]
+    )
+    with pytest.raises(DataError, match="labels or responses for one of audio"):
+        stream(clips(4, responses={"audio": ["", " "]}), ("audio",))
+
+
+def test_the_fallback_is_that_of_the_dataset_else_what_the_answer_argues_for():
+    both = {"emotion": "happy", "intent": "agreeing"}
+    long = ClipList([Clip("c", text="x", dataset="toy", labels=both, responses={"think": {"intent": "word " * 9}})])
+    limits = AnswerLimits(words=5)
+    assert stream(long, ("emotion", "think"), limits=limits).draw(0).task.name in ("emotion", "intent")
+    assert {stream(long, ("think",), limits=limits).draw(k).task.name for k in range(20)} == {"intent"}
+    chosen = stream(long, ("think",), limits=limits, fallback={"toy": "emotion"})
+    assert {chosen.draw(k).task.name for k in range(20)} == {"emotion"}
+
+
+def test_tasks_of_a_dataset_may_be_drawn_by_weight():
+    weighted = stream(
+        clips(4, responses={"reason": "because"}), ("emotion", "reason"), task_weights={"toy": {"reason": 3}}
+    )
+    counts = Counter(weighted.draw(k).task.name for k in range(1000))
+    assert 700 < counts["reason"] < 800
+    several = stream(clips(4, responses={"reason": "because"}), ("emotion", "reason"), questions_per_clip=2,
+                     task_weights={"toy": {"reason": 3}})  # fmt: skip
+    assert {frozenset((several.draw(k).task.name, several.draw(k + 1).task.name)) for k in range(0, 80, 2)} == {
+        frozenset(("emotion", "reason"))
+    }
+
+
+def test_the_shipped_stages_weigh_and_fall_back_as_published():
+    data = load_config(None, "cognition").data
+    assert data.task_weights == {"mc_eiu": {"intent": 2}, "mafw": {"think": 2}}
+    assert data.fallback["mc_eiu"] == load_config(None, "perception").data.fallback["mc_eiu"] == "intent"
+    assert (data.max_answer_words, load_config("released", "perception").data.max_answer_words) == (None, 120)
+    assert load_config("released", "cognition").data.max_answer_words == 200
+    with pytest.raises(ConfigError, match=r'fallback\.toy: "think" is none of emotion'):
+        load_config(None, "cognition", ["data.fallback.toy=think"])
+    with pytest.raises(ConfigError, match=r'task_weights\.toy: no task "thinks".*Did you mean "think"'):
+        load_config(None, "cognition", ["data.task_weights.toy.thinks=2"])
