@@ -10,8 +10,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from fusion_train import checkpoint
+from fusion_train.data.answers import answer_limits
 from fusion_train.data.pool import Pool
-from fusion_train.data.samples import SampleStream, answer_limits
+from fusion_train.data.samples import SampleStream
 from fusion_train.errors import CheckpointError
 from fusion_train.run import Run, absolute
 from fusion_train.run_context import Workbench
@@ -48,7 +49,7 @@ def _sampled(run: Run, bench: Workbench) -> set[str] | None:
     stream = SampleStream(
         pool, data.tasks, bench.label_sets, seed=config.seed, modalities=tuple(config.features.used),
         mixture=data.mixture, on_absent_dataset=data.mixture_absent, limits=answer_limits(data, bench.tokenizer),
-        say=_say_nothing,
+        form=config.prompt.format(), say=_say_nothing,
     )  # fmt: skip
     return set(stream.sampled_tasks())
 
