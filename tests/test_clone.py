@@ -30,8 +30,8 @@ def tracked_files() -> list[str]:
     return sorted(name for name in listed if (ROOT / name).is_file())
 
 
-PROJECT = ("featurecache", "fusion_train", "tools", "tests", "configs", "docs", "*.md", "LICENSE", "Makefile",
-           "pyproject.toml", ".gitignore")  # fmt: skip
+PROJECT = ("featurecache", "fusion_train", "tools", "tests", "examples", "configs", "docs", "*.md", "LICENSE",
+           "Makefile", "pyproject.toml", ".gitignore")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
