@@ -38,16 +38,26 @@ def test_constraints_name_the_lowest_version_of_every_package(tmp_path):
     assert lines[1:] == ["hatchling==1.27", "numpy==1.26", "s3fs==2024.6", "torch==2.8"]
 
 
-def test_tests_are_to_be_run_until_they_passed_and_again_after_a_change_of_bounds(tmp_path):
+def test_tests_are_to_be_run_until_they_passed_and_again_after_a_change_of_bounds(tmp_path, capsys):
+    def passed() -> tuple[int, str]:
+        return bounds.main(["passed"], tmp_path), capsys.readouterr().err
+
+    expected = "constraints-lowest.txt: expected a record that the tests passed on the lowest versions"
+    step = "Run: make test-lowest, and commit constraints-lowest.txt.\n"
     project(tmp_path)
-    assert bounds.main(["passed"], tmp_path) == 1
+    assert passed() == (1, f"{expected}, got none. {step}")
     bounds.main(["record"], tmp_path)
-    assert bounds.main(["passed"], tmp_path) == 0
+    assert passed() == (0, "")
     bounds.main(["write"], tmp_path)
-    assert bounds.main(["passed"], tmp_path) == 0
+    assert passed() == (0, "")
     project(tmp_path, torch="2.9")
     bounds.main(["write"], tmp_path)
-    assert bounds.main(["passed"], tmp_path) == 1
+    assert passed() == (1, f"{expected}, got one of other versions. {step}")
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="a source distribution has no CI")
+def test_ci_asks_whether_the_tests_passed_on_the_lowest_versions() -> None:
+    assert "python3 tools/bounds.py passed" in (ROOT / ".ci/run").read_text()
 
 
 def test_one_requirement_is_shown_as_it_is_written(tmp_path, capsys):

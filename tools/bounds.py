@@ -2,7 +2,7 @@
 
     python tools/bounds.py write     constraints-lowest.txt from pyproject.toml; keeps what was recorded
     python tools/bounds.py record    after the tests have passed on them: `make test-lowest` does it
-    python tools/bounds.py passed    exit code 0 if they passed on the bounds as they are, 1 if they are to be run
+    python tools/bounds.py passed    exit code 1, and what to run, unless they passed on the bounds as they are
     python tools/bounds.py show torch
 
 Needs nothing but Python, so that it runs before anything is installed. No history of the repository is asked.
@@ -76,8 +76,13 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
             write(root, recorded(root))
         case ["record"]:
             write(root, digest(root))
+        case ["passed"] if recorded(root) != digest(root):
+            got = "one of other versions" if recorded(root) else "none"
+            print(f"{CONSTRAINTS}: expected a record that the tests passed on the lowest versions, got {got}."
+                  f" Run: make test-lowest, and commit {CONSTRAINTS}.", file=sys.stderr)  # fmt: skip
+            return 1
         case ["passed"]:
-            return int(recorded(root) != digest(root))
+            pass
         case ["show", name]:
             print(next(line for line in requirements(root) if re.match(rf"{re.escape(name)}\b[^-]", line)))
         case _:
