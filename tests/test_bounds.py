@@ -55,11 +55,6 @@ def test_tests_are_to_be_run_until_they_passed_and_again_after_a_change_of_bound
     assert passed() == (1, f"{expected}, got one of other versions. {step}")
 
 
-@pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="a source distribution has no CI")
-def test_ci_asks_whether_the_tests_passed_on_the_lowest_versions() -> None:
-    assert "python3 tools/bounds.py passed" in (ROOT / ".ci/run").read_text()
-
-
 def test_one_requirement_is_shown_as_it_is_written(tmp_path, capsys):
     bounds.main(["show", "torch"], project(tmp_path))
     assert capsys.readouterr().out == "torch>=2.8,<2.14\n"

@@ -57,7 +57,7 @@ _REFUSALS = {
     errno.ELOOP: ("a place to write", "links that lead in a circle", _ELSEWHERE),
 }  # fmt: skip
 _SQLITE = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS, sqlite3.SQLITE_IOERR: errno.EIO}
-_RUST = re.compile(r"\(os error (\d+)\)")
+_RUST = re.compile(r"\(os error (\d+)\)|\bOs { code: (\d+)")  # as newer and as older safetensors say it
 
 
 def write_error(subject: str | Path, error: OSError) -> WriteError:
@@ -75,7 +75,7 @@ def disk_error(error: BaseException) -> OSError | None:
     if isinstance(error, sqlite3.Error):
         number = _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
     elif found := _RUST.search(str(error)):  # safetensors
-        number = int(found[1])
+        number = int(found[1] or found[2])
     else:  # torch's archives
         number = errno.EIO if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error) else None
     return None if number is None else OSError(number, os.strerror(number))

@@ -113,7 +113,10 @@ def count_missing(stream, track: Track, promised: list[int], extent: Extent) -> 
     """
     formats = set(stream.container.format.name.split(","))
     last = max(track.dts, default=track.start - 1)
-    beyond = sum(1 for dts in promised if last < dts < track.end) if formats & INDEXED_FORMATS else 0
+    last_shown = max((time for time in track.pts if time is not None), default=last)
+    # The index of an mp4 lists decoding times, that of others the times at which frames are shown.
+    last_listed = last if "mov" in formats else max(last, last_shown)
+    beyond = sum(1 for time in promised if last_listed < time < track.end) if formats & INDEXED_FORMATS else 0
     if not track.dts:
         track.missing, track.missing_guessed = beyond or int(bool(extent.lacking)), not beyond
         return
@@ -121,7 +124,6 @@ def count_missing(stream, track: Track, promised: list[int], extent: Extent) -> 
         track.damaged.clear()  # the last packet is shorter than others, which libav takes for damage
     first = stream.start_time if stream.start_time is not None else track.dts[0]
     packet_s = float((last - min(track.dts)) * stream.time_base) / max(len(track.dts) - 1, 1)
-    last_shown = max((time for time in track.pts if time is not None), default=last)
     end_s = float((last_shown - first) * stream.time_base) + packet_s
     wanted_s = float((track.end - first) * stream.time_base)
     if end_s >= wanted_s:
