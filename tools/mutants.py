@@ -25,6 +25,7 @@ import sys
 import time
 import tomllib
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -44,6 +45,7 @@ TREE = FOLDER / "tree"
 OUTPUT = FOLDER / "output.txt"
 QUIET = "ignore::pytest.PytestAssertRewriteWarning"
 """What pytest says of packages with plugins that were imported before it."""
+OURS = ("featurecache", "fusion_train", "tests")
 HARNESS_FAILED = 70
 """Exit status of a fork that could not run its tests at all: neither killed nor survived."""
 SLOWEST = 4.0
@@ -154,8 +156,13 @@ def _run_pytest(tests: Sequence[str], imported: Path | None) -> int:
     import pytest
 
     status = int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", QUIET, *tests]))
+    elsewhere = [name for name, module in sys.modules.items() if name.split(".")[0] in OURS
+                 and not (getattr(module, "__file__", None) or str(TREE)).startswith(str(TREE))]  # fmt: skip
+    if elsewhere:  # then no mutant of the copy was ever tested
+        print(f"imported from outside the copy: {', '.join(sorted(elsewhere))}")
+        return HARNESS_FAILED
     if imported is not None:
-        ours = ("featurecache", "fusion_train", "tests", "__main__")
+        ours = (*OURS, "__main__")
         others = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
         names = [name for name, file in others.items() if name.split(".")[0] not in ours and "site-packages" in file]
         imported.write_text("\n".join(names), encoding="utf-8")
@@ -233,13 +240,52 @@ def report(module: str, chosen: Sequence[WorkItem], results: dict[str, WorkResul
     return "\n".join(lines)
 
 
+def outcome_of(module: str, result: WorkResult, table: dict) -> str:
+    """Return `equivalent`, `survived`, `timeout` or `killed`."""
+    if result.test_outcome == TestOutcome.SURVIVED:
+        return "survived" if reason_of(module, result.diff or "", table) is None else "equivalent"
+    return "timeout" if result.output == "timeout" else "killed"
+
+
+def summary(totals: Counter[str]) -> str:
+    """One line: the share of survivors among mutants that a test could kill, those that ran too long left out."""
+    counted = totals["survived"] + totals["killed"]
+    low, high = wilson(totals["survived"], counted)
+    return (
+        f"overall: {totals['survived']} of {counted} mutants survive ({low:.0%} to {high:.0%}); "
+        f"{totals['equivalent']} more are equivalent, {totals['timeout']} ran too long"
+    )
+
+
+def sample_sizes(paths: Sequence[str], total: int, seed: int) -> dict[str, int]:
+    """Deal a sample over modules: each of `total` draws falls on a line of their code, so that long ones get more.
+
+    Draws are in a fixed order, that of the modules in the result: a larger total adds to a smaller one, and what a
+    stopped run has done is a sample too.
+    """
+    lines = [(TREE / path).read_text(encoding="utf-8").count("\n") for path in paths]
+    choice = random.Random(f"{seed} overall")
+    return dict(Counter(choice.choices(paths, weights=lines)[0] for _ in range(total)))
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """The Wilson interval (95 %) of a share."""
+    if total == 0:
+        return 0.0, 1.0
+    z, share = 1.959964, count / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * ((share * (1 - share) + z * z / (4 * total)) / total) ** 0.5 / (1 + z * z / total)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 @click.command()
 @click.argument("modules", nargs=-1)
 @click.option("--sample", default=20, show_default=True, help="Mutants of each module; 0 for all.")
+@click.option("--overall", type=click.IntRange(1), help="So many mutants over all modules, dealt by their length.")
 @click.option("--seed", default=0, show_default=True, help="Decides which.")
 @click.option("--again", is_flag=True, help="Try survivors once more, as after writing tests.")
 @click.option("--minutes", default=0.0, help="Begin no further mutant after so long; 0 for no end.")
-def main(modules: Sequence[str], sample: int, seed: int, again: bool, minutes: float) -> None:
+def main(modules: Sequence[str], sample: int, overall: int | None, seed: int, again: bool, minutes: float) -> None:
     """Change MODULES (all of tools/mutants.toml without any) a little and list what no test notices."""
     table, deadline = read_table(), time.monotonic() + (minutes or 1e9 / 60) * 60
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -247,24 +293,34 @@ def main(modules: Sequence[str], sample: int, seed: int, again: bool, minutes: f
     os.chdir(TREE)
     sys.path[:] = [str(TREE), *(part for part in sys.path if Path(part or ".").resolve() != CHECKOUT)]
     os.environ |= {"PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"}
+    for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
+        del sys.modules[name]  # what this tool itself imported of the checkout; tests import the copy
     patterns = modules or table["modules"]
     paths = sorted({str(path) for pattern in patterns for path in Path().glob(pattern) if path.name != "__init__.py"})
     if not paths:
         raise click.UsageError(f"{' '.join(patterns)}: no such module below {CHECKOUT}.")
-    for module in paths:
+    sizes = sample_sizes(paths, overall, seed) if overall else dict.fromkeys(paths, sample)
+    seconds: dict[tuple[str, ...], float] = {}
+    totals: Counter[str] = Counter()
+    for module, size in sizes.items():
         tests = tests_of(module, table)
         with use_db(str(session_path(module))) as database:
-            chosen = drawn(database.work_items, module, sample, seed, table)
+            chosen = drawn(database.work_items, module, size, seed, table)
             results = dict(database.results)
             pending = [item for item in chosen if item.job_id not in results
                        or (again and results[item.job_id].test_outcome == TestOutcome.SURVIVED)]  # fmt: skip
-            limit_s = SLOWEST * baseline(tests) + 20 if pending and time.monotonic() < deadline else 0
+            if pending and time.monotonic() < deadline and tuple(tests) not in seconds:
+                seconds[tuple(tests)] = baseline(tests)
             for item in pending:
                 if time.monotonic() > deadline:
                     break
-                results[item.job_id] = try_mutant(item, tests, limit_s)
+                results[item.job_id] = try_mutant(item, tests, SLOWEST * seconds[tuple(tests)] + 20)
                 database.set_result(item.job_id, results[item.job_id])
+        tried = {item.job_id: results[item.job_id] for item in chosen if item.job_id in results}
+        totals.update(outcome_of(module, result, table) for result in tried.values())
         say(report(module, chosen, results, table))
+    if overall:
+        say(summary(totals))
 
 
 if __name__ == "__main__":

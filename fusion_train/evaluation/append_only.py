@@ -42,7 +42,7 @@ class AppendedLines:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows; they are on the disk when this returns. Where the disk is full, the file is left as it was."""
-        data = sealed_lines(rows)
+        data = sealed_lines(rows) if self._kept else dump_lines(rows)
         with writing(self.path):
             if self._kept and not self._whole:
                 os.ftruncate(self._fd, self.path.read_bytes().rfind(b"\n") + 1)
@@ -84,7 +84,8 @@ class AppendedLines:
 
 def sealed_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Return objects as the lines of a file, each with its checksum."""
-    read_back = (parse_object(line) for line in dump_lines(rows).splitlines())  # numbers that are not finite are null
+    bare = ({key: value for key, value in row.items() if key != CHECKSUM} for row in rows)
+    read_back = (parse_object(line) for line in dump_lines(bare).splitlines())  # numbers that are not finite are null
     return dump_lines({**row, CHECKSUM: line_checksum(row)} for row in read_back)
 
 
@@ -98,7 +99,7 @@ def read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
         DataError: a line that is no JSON object, or that contradicts its checksum; every one is named.
     """
     rows = require_objects(path, DataError, torn=torn) if path.is_file() else []
-    damaged = [row for row in rows if not _sound(row)]
+    damaged = [row for row in rows if not take_checksum(row)]
     if damaged:
         raise DataError(
             str(path), expected="lines that agree with their checksum",
@@ -110,8 +111,8 @@ def read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def _sound(row: dict[str, Any]) -> bool:
-    """Take the checksum out of a row; False where it is another."""
+def take_checksum(row: dict[str, Any]) -> bool:
+    """Take the checksum out of a row, where it has one; False where the row contradicts it."""
     written = row.pop(CHECKSUM, None)
     try:
         return written is None or written == line_checksum(row)

@@ -16,7 +16,7 @@ from typing import Any
 
 from featurecache.files.jsonl import read_objects
 from fusion_train.errors import DataError
-from fusion_train.evaluation.append_only import AppendedLines
+from fusion_train.evaluation.append_only import AppendedLines, take_checksum
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.pipeline import Answer
 from fusion_train.predict.question import Question
@@ -80,6 +80,8 @@ class AnswerFile:
         for number, found in read_objects(self._path, torn=True):
             if isinstance(found, str) or not isinstance(found.get("id"), str):
                 raise self._refused(f"line {number} that is none")
+            if not take_checksum(found):
+                raise self._refused(f"line {number} that was changed since it was written")
             differing = [key for key, value in self.common.items() if found.get(key) != value]
             if differing:
                 raise self._refused(f"another {differing[0]} on line {number}")

@@ -22,6 +22,7 @@ from featurecache.encoders.perturbed import parse_perturbation
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation import predictions as asking
+from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.benchmarks import bench_names, load_bench
 from fusion_train.evaluation.judging import read_rating
 from fusion_train.evaluation.text_models import LocalModel
@@ -81,7 +82,7 @@ def invoke(*arguments: object):
 
 
 def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_lines(path)
 
 
 def ask(run: Path, folder: Path, out: Path, *rest: object):
@@ -181,7 +182,7 @@ def test_two_processes_share_a_bench(run, folder, tmp_path):
 def test_answers_by_another_run_are_refused_and_left_alone(run, folder, tmp_path):
     assert ask(run, folder, tmp_path).exit_code == 0
     path = tmp_path / "faces.jsonl"
-    path.write_text(path.read_text().replace(rows_of(path)[0]["by"]["model"], "0" * 64))
+    write_rows(path, [row | {"by": row["by"] | {"model": "0" * 64}} for row in rows_of(path)])
     kept = path.read_bytes()
     refused = ask(run, folder, tmp_path)
     assert refused.exit_code == 2

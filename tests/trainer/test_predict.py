@@ -26,7 +26,7 @@ from featurecache.files.publish import write_error
 from fusion_train.cli import main
 from fusion_train.documents import write_document
 from fusion_train.errors import DataError, ExportError
-from fusion_train.evaluation.append_only import AppendedLines
+from fusion_train.evaluation.append_only import AppendedLines, read_lines
 from fusion_train.models.attention import Attention
 from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.predict.clips import collect_clips
@@ -120,6 +120,10 @@ def test_a_second_run_goes_on_after_the_last_whole_line(exported, trained, tmp_p
     stamp = out.stat().st_mtime_ns
     assert invoke(*command).exit_code == 0
     assert out.stat().st_mtime_ns == stamp
+    out.write_text(out.read_text().replace('"answer": "', '"answer": "no'))
+    changed = invoke(*command)
+    assert changed.exit_code == 2
+    assert "line 1 that was changed since it was written" in changed.stderr
 
 
 def test_a_clip_that_failed_is_asked_again(exported, tmp_path):
@@ -130,7 +134,7 @@ def test_a_clip_that_failed_is_asked_again(exported, tmp_path):
     assert "error" in rows(out.read_text())[0]
     write_clip(clip, sound=sine(1.0))
     assert invoke(*command).exit_code == 0
-    (row,) = rows(out.read_text())
+    (row,) = read_lines(out)  # as it is read to be scored, though the line was written anew
     assert "answer" in row
 
 

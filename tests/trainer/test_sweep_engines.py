@@ -363,7 +363,7 @@ def wait_until(true, seconds: float = 120) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(command, start, tmp_path, how):
     text = "seeds: [0, 1]\nvariants:\n  conv: {model: {fusion: {name: conv}}}\n  conv-attention: {}\n"
-    asked = command(text, "optim.steps=600", "checkpoint.every=20")
+    asked = command(text, "optim.steps=300", "checkpoint.every=20")
     driver = start(asked)
     for seed in (0, 1):
         kept = f"conv-attention-seed{seed}/checkpoints/step-*/state.json"
@@ -371,14 +371,14 @@ def test_stopped_or_killed_it_leaves_no_worker_and_the_same_command_goes_on(comm
     workers = children(driver.pid)
     assert len(workers) == 2
     driver.send_signal(how)
-    said, _ = driver.communicate(timeout=60)
+    said, _ = driver.communicate(timeout=120)
     if how != signal.SIGKILL:
         assert driver.returncode == 1, said
         assert "same command" in said
-    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 20)
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 60)
     assert {each.state for each in outcomes(tmp_path).values()} == {WAITING}
     again = start(asked)
-    said, _ = again.communicate(timeout=300)
+    said, _ = again.communicate(timeout=1200)
     assert again.returncode == 0, said
     assert "together from step 0 " not in said
     assert {each.state for each in outcomes(tmp_path).values()} == {DONE}
