@@ -135,8 +135,8 @@ def summary_table(scores: BenchScores) -> Table:
         others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
         interval = interval_text(each)
         count = int(scored.counts.get("clips", len(scored.clip_ids)))
-        rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count, asked_text(each)])
-    return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips", ASKED], rows)  # type: ignore[arg-type]
+        rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count])
+    return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"], rows)  # type: ignore[arg-type]
 
 
 def confusion_table(scored: Scored) -> Table:

@@ -16,7 +16,7 @@ from featurecache.spec import canonical_json
 from fusion_train.config import Config, load_config, merge, parse_override, validate
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BenchSet
-from fusion_train.prompts.prompt import PromptFormat
+from fusion_train.prompts.prompt import PromptFormat, find_task
 
 Answer = Literal["choose", "generate"]
 Source = Literal["own", "configuration", "benchmark"]
@@ -74,6 +74,16 @@ def wording_of(
         sources.add("benchmark" if changed else "own" if before == (task.instruction,) else "configuration")
     source = next(name for name in ("benchmark", "configuration", "own") if name in sources)
     return Wording(chosen, source, instructions, prompts)
+
+
+def asked_in_training(config: Config, task_name: str) -> str:
+    """How held-out clips are asked while training and in sweeps: in the prompt of training, labels chosen."""
+    task = find_task(task_name)
+    way = "labels chosen among the closed set" if task.answer == "label" else "answers generated"
+    if config.model.llm is None:
+        return f"{way}, by a probe, which is asked in no words"
+    keys = {key.rpartition("/")[2] for key in config.prompt.instructions}
+    return f"{way}, {SOURCES['configuration' if task.name in keys else 'own']}"
 
 
 def asking_as(config: Config, name: str | None, overrides: Sequence[str]) -> Config:

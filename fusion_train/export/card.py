@@ -8,7 +8,10 @@ from typing import Any
 
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import markdown_text
+from fusion_train.config import Config
+from fusion_train.evaluation.wording import asked_in_training
 from fusion_train.models.parts import count_by_part
+from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run
 from fusion_train.run_context import Workbench
 
@@ -92,7 +95,7 @@ def card(run: Run, bench: Workbench, tasks: Sequence[str], parts: Mapping[str, i
         *_data(bench), "",
         "| feature | fingerprint of its spec |", "|---|---|",
         *(f"| {modality} | `{value}` |" for modality, value in bench.reader.fingerprints.items()), "",
-        "## Scores", "", scores_of(run, about["run"]["step"]), "",
+        "## Scores", "", scores_of(run, about["run"]["step"]), *_asked(config), "",
         "## Proof", "",
         f"`CERTIFICATE.md`: this folder was loaded in a fresh process and compared with the trained model on "
         f"{about['num_clips']} raw clips.", "",
@@ -122,6 +125,12 @@ def _data(bench: Workbench) -> list[str]:
         said = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in sets.items())
         lines.append(f"| {markdown_text(dataset)} | {count} | {markdown_text(said)} |")
     return lines
+
+
+def _asked(config: Config) -> list[str]:
+    """How clips were asked for the scores, where there are any."""
+    closed = [name for name in config.data.tasks if find_task(name).answer == "label"]
+    return [f"Clips were asked so: {asked_in_training(config, closed[0])}."] if closed else []
 
 
 def scores_of(run: Run, step: int) -> str:

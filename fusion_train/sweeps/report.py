@@ -13,6 +13,7 @@ from matplotlib.ticker import LogFormatter
 
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
+from fusion_train.evaluation.wording import asked_in_training
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
 from fusion_train.run import Run
@@ -142,6 +143,7 @@ def _settings(results: Results) -> Table:
             "trained on": config.data.train_split,
             "checkpoints chosen on": config.data.eval_split or "none",
             "scored on": results.about["split"],
+            "clips asked": asked_in_training(config, results.about["task"]),
             "weights scored": results.weights,
         }
         for name, value in values.items():

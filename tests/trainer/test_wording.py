@@ -13,7 +13,7 @@ from fusion_train.data.samples import SampleStream
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BenchSet, load_bench
 from fusion_train.evaluation.scoring import score_set
-from fusion_train.evaluation.wording import asking_as, wording_of
+from fusion_train.evaluation.wording import asked_in_training, asking_as, wording_of
 from fusion_train.metrics.scored import Settings
 from fusion_train.prompts.prompt import PromptFormat, find_task
 
@@ -127,12 +127,22 @@ def test_scores_say_how_clips_were_asked(run, folder, tmp_path):  # noqa: F811
     assert rows_of(tmp_path / "released" / "faces.jsonl")[0]["by"]["answer"] == "generate"
 
 
+def test_scores_of_training_and_of_sweeps_say_how_clips_were_asked():
+    config = load_config(None, "perception")
+    assert asked_in_training(config, "emotion") == "labels chosen among the closed set, own wording"
+    worded = load_config(None, "perception", ["prompt.instructions.faces/emotion=Which?"])
+    assert asked_in_training(worded, "emotion").endswith(", wording of the configuration")
+    assert asked_in_training(worded, "openset") == "answers generated, own wording"
+    assert "by a probe" in asked_in_training(load_config(None, "probe"), "emotion")
+
+
 def test_answers_of_an_earlier_release_are_taken_up_by_the_hash_of_their_prompt(run, folder, tmp_path):  # noqa: F811
     assert ask(run, folder, tmp_path / "out").exit_code == 0
     for path in (tmp_path / "out").glob("*.jsonl"):
         rows = rows_of(path)
         for row in rows:
             del row["by"]["wording"]
+            row.pop("crc32c", None)
             row["by"]["answer"] = "choose"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     again = ask(run, folder, tmp_path / "out")
