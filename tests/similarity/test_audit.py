@@ -157,6 +157,14 @@ def test_sources_of_annotation_are_compared() -> None:
     assert (found.same, found.other, found.silent) == (1, 1, 1)
 
 
+def test_a_rationale_is_compared_with_the_label_task_that_it_argues_for() -> None:
+    labels = {"emotion": "sad", "intent": "agreeing"}
+    clip = Clip("a", text="", labels=labels, responses={"think": {"intent": "So: agreeing.", "emotion": "Sad."}})
+    for task in ("emotion", "intent"):
+        (found,) = agreements(ClipList([clip]), task)
+        assert (found.response, found.same, found.other, found.silent) == ("think", 1, 0, 0)
+
+
 def test_a_map_is_a_picture_and_a_page(here: Path) -> None:
     fcache("map", "--by", "emotion", "--out", "pictures/map")
     assert Path("pictures/map.png").read_bytes().startswith(b"\x89PNG")

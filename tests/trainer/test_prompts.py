@@ -11,6 +11,7 @@ from fusion_train.config import load_config
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.token_streams import SOFT_TOKEN
 from fusion_train.prompts.prompt import PromptFormat, encode_answer, encode_prompt, find_task
+from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
 EMOTION = find_task("emotion")
 
@@ -147,3 +148,23 @@ def test_verbatim_words_keep_their_white_space_and_length():
     after = PromptFormat(clean_text=False, verbatim=True).render(text, EMOTION)[1]
     assert f"says: {text}.  [emotion]" in after
     assert released("emotion", text, "perception").endswith(f"says: {text}.  [emotion] Which?  [/INST]")
+
+
+def test_an_exported_model_asks_as_the_run_did(llama):
+    """A rationale is about a label task of the dataset; a person is named where the run named one."""
+    sets = {"mosi": {"sentiment": ["negative", "positive"]}, "meld": {"emotion": ["joy"], "sentiment": ["positive"]}}
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    processor = EmotionLlamaProcessor(
+        tokenizer, label_sets=sets, tasks=["emotion", "think"],
+        prompt=load_config(None, "cognition", ['prompt.said_by=" {person} says {text}"']).prompt.model_dump(),
+    )  # fmt: skip
+
+    def asked(**arguments: str) -> str:
+        return tokenizer.decode(processor(text="Hi", **arguments)["input_ids"][0].tolist())
+
+    assert "name the sentiment, one of: negative, positive." in asked(task="think", dataset="mosi")
+    assert "name the emotion, one of: joy." in asked(task="think", dataset="meld")
+    assert "name the sentiment, one of: positive." in asked(task="think:sentiment", dataset="meld")
+    assert "[think]" in asked(task="think:sentiment")
+    assert "the man says hi" in asked(task="emotion", person="the man")
+    assert "The person in video says: hi" in asked(task="emotion")
