@@ -11,7 +11,9 @@ import pytest
 from featurecache.clips.clip_list import Clip, load_clips
 from featurecache.clips.responses import named_texts, response_texts
 from featurecache.clips.writing import write_clips
-from featurecache.errors import ClipListError
+from featurecache.errors import ClipListError, DatasetError
+from featurecache.importers import Request, find_importer
+from featurecache.importers.importing import Target, import_dataset
 
 RATIONALES = {"reason": "A smile.", "think": {"intent": "A nod.", "emotion": "A smile."}, "audio": ["Soft.", ""]}
 
@@ -81,3 +83,17 @@ def test_other_values_are_refused_with_their_line(tmp_path, response, said):
 def test_a_person_is_a_text(tmp_path):
     with pytest.raises(ClipListError, match="person: expected a string, got 3"):
         load_clips(write(tmp_path, person=3))
+
+
+def test_any_table_gives_rationales_and_persons(tmp_path):
+    (tmp_path / "table.csv").write_text("name,nod,who\na,A nod.,the man\n")
+    (tmp_path / "a.mp4").write_bytes(b"media")
+    options = {"id": "name", "video": "{name}.mp4", "responses.think.intent": "nod", "person": "who"}
+    target = Target(tmp_path / "clips.jsonl")
+    import_dataset(find_importer("csv"), Request(tmp_path / "table.csv", options=options), target)
+    (clip,) = load_clips(tmp_path / "clips.jsonl")
+    assert (clip.responses, clip.person) == ({"think": {"intent": "A nod."}}, "the man")
+    both = Request(tmp_path / "table.csv", options={**options, "responses.think": "nod"})
+    with pytest.raises(DatasetError, match="rows that are clips") as caught:
+        import_dataset(find_importer("csv"), both, Target(tmp_path / "both.jsonl"))
+    assert "line 2" in caught.value.problems[0]

@@ -21,7 +21,7 @@ from featurecache.importers.findings import Findings, list_of
 from featurecache.importers.tables import header_of, read_table
 
 OWN_OPTIONS = ("delimiter",)
-KEYS = ("id", *MEDIA_KINDS, "text", "split", "dataset", "speaker", "dialogue", "tags", *NUMBER_KEYS)
+KEYS = ("id", *MEDIA_KINDS, "text", "split", "dataset", "person", "speaker", "dialogue", "tags", *NUMBER_KEYS)
 FIELD = re.compile(r"\{([^{}]+)\}")
 Cell = Callable[[Mapping[str, str]], str]
 
@@ -42,6 +42,9 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
     names = {name: (name,) for name in header if name.strip()}
     for row in read_table(request.source, {}, names, request.encoding, delimiter):
         values = _values(columns, row.cells)
+        if isinstance(values, str):
+            problems.append(f"{row.place}: {values}")
+            continue
         if not values.get("id"):
             found.leave_out("no id", row.place)
             continue
@@ -54,7 +57,8 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
         raise DatasetError(str(request.source), expected="rows that are clips", got="others", problems=problems)
 
 
-def _values(columns: Mapping[str, Cell], cells: Mapping[str, str]) -> dict[str, Any]:
+def _values(columns: Mapping[str, Cell], cells: Mapping[str, str]) -> dict[str, Any] | str:
+    """The values of a row by the keys of a clip, or what is wrong with them."""
     flat: dict[str, Any] = {}
     for key, cell in columns.items():
         value = cell(cells).strip()

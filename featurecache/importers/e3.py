@@ -52,6 +52,7 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
                 split=_split(row["split"], table),
                 dataset="e3",
                 labels={"emotion": emotion},
+                person=row["person"] or None,
                 speaker=f"{video}: {row['person']}" if row["person"] else None,
                 dialogue=video,
             )
