@@ -1,7 +1,7 @@
 """Whether a word in a free text is negated: by "not", "no", "never", "并非" and the like before it, in its own clause.
 
-A clause ends at punctuation and at words that begin another one ("but", "and", "so", 但, 而, 也). What counts in it is
-the number of negations: an even number is none ("never not positive"). What only looks like one does not count ("not
+A clause ends at punctuation and at words that begin another one ("but", "and", "thus", 但, 而, 也). What counts in it
+is the number of negations: an even number is none ("never not positive"). What only looks like one does not count ("not
 only", "no wonder", 非常, 不仅). A negation that follows the word ("positive is wrong") is not read.
 """
 
@@ -24,17 +24,18 @@ _LOOKALIKES = re.compile(
             r"no\s+(?:wonder|surprise|question|less)", r"without\s+(?:question|exception)", r"never-\w+", r"no-\w+",
             r"(?:nothing|none)\s+but", r"not\s+least", r"if\s+nothing\s+else",
         ),
-        "非常|不[仅僅但只光单單止错錯断斷管论論禁同]|不由得|不可否[认認]|[没沒][错錯]|[无無][论論疑]|毫[无無]疑[问問]|除非|莫非|是非",
+        "非常|不[仅僅但只光单單止错錯断斷管论論禁同少愧失已]|不由得|不可否[认認]|了不起|忍不住|[没沒](?:[错錯]|想到)",
+        "未[来來]|[无無][论論疑比限]|毫[无無]疑[问問]|除非|莫非|是非",
     ))
 )  # fmt: skip
 _EXCLUDING = re.compile(_words(r"anything\s+but"))
 _CLAUSE_ENDS = re.compile(
     "|".join((
         r"[.!?;:,()\[\]\n。！？；：，、（）]|\s[-–—]+\s|[–—]+",
-        _words("but", "and", "so", "thus", "hence", "therefore", "however", "although", "though", "while", "whereas",
+        _words("but", "and", "thus", "hence", "therefore", "however", "although", "though", "while", "whereas",
                "because"),
         "(?=" + _words("nor", r"rather\s+than", r"instead\s+of", r"(?:as\s+)?opposed\s+to") + ")",
-        "不[过過]|但是?|然而|反而|而是?|却|卻|也|又|且|因此|所以",
+        "不[过過]|但是?|然而|反而|而是?|却|卻|也|亦|又|且|因此|所以",
     ))
 )  # fmt: skip
 _NEGATIONS = re.compile(

@@ -190,13 +190,15 @@ SAYS_POSITIVE = [
     "No doubt positive", "without a doubt positive", "nothing but positive", "cannot be anything but positive",
     "Non-verbal cues are positive", "a notable positive tone", "No, positive", "neither sad nor angry, positive",
     "does not smile and the tone is positive", "<think>not positive</think><answer>positive</answer>",
-    "非常积极", "不仅积极", "不错，积极", "不是消极而是积极", "不是不积极", "毫无疑问是积极的", "情感是positive的",
+    "非常积极", "不仅积极", "对未来积极", "无比积极", "没想到很积极",
+    "不错，积极", "不是消极而是积极", "不是不积极", "毫无疑问是积极的", "情感是positive的",
 ]  # fmt: skip
 DOES_NOT = [
     "not positive", "NOT 'positive'", "'not positive'", "isn't positive", "isn’t positive", "isnt positive",
     "it is not at all positive", "I do not think that it is positive", "no positive emotion", "never positive",
     "no longer positive", "not bad", "non-positive", "hardly positive", "far from positive", "anything but positive",
-    "cannot be called positive", "not very positive", "I doubt it is positive", "lack of positive cues",
+    "cannot be called positive", "not very positive", "not so positive", "I doubt it is positive",
+    "lack of positive cues",
     "neither positive, negative nor neutral",
     "不积极", "并非积极", "没有积极情绪", "不太积极", "并非positive", "谈不上积极",
 ]  # fmt: skip
@@ -214,7 +216,7 @@ def test_a_negated_word_says_no_sentiment(text):
 
 def test_negation_leaves_the_other_words():
     assert read_sentiment("not positive but negative") == read_sentiment("negative rather than positive") == "negative"
-    assert read_sentiment("neither positive nor negative") == read_sentiment("既不积极也不消极") == "neutral"
+    assert read_sentiment("neither positive nor negative") == read_sentiment("既非积极亦非消极") == "neutral"
     assert label_list("not 'happy' but 'sad'") == ["not", "but", "sad"]
     assert label_list("['not happy', 'sad']") == ["not happy", "sad"]
 
