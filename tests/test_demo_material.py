@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def test_every_cue_can_be_drawn_spoken_and_described():
 
 def test_a_subtitle_does_not_depend_on_the_emotion():
     told = [
-        demo_cues.sentences(emotion, np.random.default_rng(seed)) for emotion in ("sad", "happy") for seed in (1, 2)
+        demo_cues.sentences(emotion, "train", np.random.default_rng(seed))
+        for emotion in ("sad", "happy")
+        for seed in (1, 2)
     ]
     words = {word for text in told for word in text.subtitle.lower().strip(".?").split()}
     assert not words & set(demo_cues.EMOTIONS)
@@ -86,9 +89,39 @@ def test_responses_describe_what_is_in_the_clip_and_conclude_with_its_label():
         assert row["responses"]["think"].endswith(f"</think><answer>{emotion}</answer>")
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_text_of_one_split_is_a_text_of_another_whatever_its_spelling_and_order(seed):
+    said: dict[str, set[tuple[str, ...]]] = {"train": set(), "val": set(), "test": set()}
+    for number in range(960):
+        row = make_demo_clips.describe(seed, number)
+        for text in (row["text"], *row["responses"].values()):
+            words = tuple(sorted(re.findall(r"[a-z]+", text.lower())))
+            said[row["split"]].add(words)
+    assert min(map(len, said.values())) > 60
+    for one, other in itertools.combinations(said.values(), 2):
+        assert not one & other
+
+
+def test_the_language_model_of_the_demo_reads_texts_of_the_training_split_only(monkeypatch):
+    read = []
+
+    def noted(emotion, split, rng):
+        read.append(split)
+        return demo_cues.sentences(emotion, split, rng)
+
+    monkeypatch.setattr(demo_language, "sentences", noted)
+    demo_language._sample_texts(np.random.default_rng(0), 12)
+    assert read == ["train"] * 12
+
+
+def test_every_phrase_of_a_test_text_is_in_some_training_text():
+    pairs = [(a, b) for a in range(3) for b in range(3) if demo_cues.split_of_cues(a, b) == "train"]
+    assert {a for a, _ in pairs} == {b for _, b in pairs} == {0, 1, 2}
+
+
 def test_every_split_is_balanced_and_shares_no_person_with_another():
-    rows = [make_demo_clips.describe(0, number) for number in range(360)]
-    for split, share in (("train", 252), ("val", 36), ("test", 72)):
+    rows = [make_demo_clips.describe(0, number) for number in range(480)]
+    for split, share in (("train", 240), ("val", 48), ("test", 192)):
         emotions = [row["labels"]["emotion"] for row in rows if row["split"] == split]
         assert [emotions.count(emotion) for emotion in demo_cues.EMOTIONS] == [share // 6] * 6
     for one, other in itertools.combinations(make_demo_clips.PEOPLE.values(), 2):

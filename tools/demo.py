@@ -1,6 +1,6 @@
 """The whole road on a laptop: clips -> features -> training -> scores -> one model that answers on a raw clip.
 
-    python tools/demo.py [--out demo] [--clips 360]
+    python tools/demo.py [--out demo] [--clips 480]
 
 Every step is the command a user would type, run here and printed. Nothing is downloaded: the clips are drawn and
 spoken by `make_demo_clips.py`, the small encoders and language model are built by `make_demo_models.py` in the
@@ -84,7 +84,7 @@ class Journey:
 
 @click.command(help=__doc__.split("\n")[0])
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
-@click.option("--clips", "num_clips", default=360, show_default=True)
+@click.option("--clips", "num_clips", default=480, show_default=True)
 def main(out: Path, num_clips: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     journey = Journey(out, Screen())

@@ -108,7 +108,7 @@ def _sample_texts(rng: np.random.Generator, count: int) -> list[str]:
 def _draw_text(rng: np.random.Generator, task_name: str) -> tuple[str, str, str, str]:
     """Return what stands before the soft places, what stands after, the answer, and the emotion."""
     emotion = str(rng.choice(EMOTIONS))
-    said = sentences(emotion, rng)
+    said = sentences(emotion, "train", rng)
     task = find_task(task_name)
     before, after = PromptFormat().render(said.subtitle, task, sorted(EMOTIONS))
     answer = {"emotion": emotion, "reason": said.reason, "think": said.think}[task_name]

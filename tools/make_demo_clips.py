@@ -1,8 +1,8 @@
 """Make the demo's clips: real mp4 files (H.264, AAC) of drawn faces that speak, and their clip list.
 
 Every clip is 1.6 to 2.4 s, 320×240 at 25 fps, 24 kHz mono, about 39 kB. It is a pure function of (seed, number): the
-first 100 of 360 clips are the clips of a run of 100. Emotions take turns, so that every split is balanced; of every 60
-clips 42 are for training, 6 for validation and 12 for testing, and no person is in two splits.
+first 100 of 480 clips are the clips of a run of 100. Emotions take turns, so that every split is balanced; of every 60
+clips 30 are for training, 6 for validation and 24 for testing, and no person and no sentence is in two splits.
 What each emotion looks and sounds like: demo_cues.py. This module knows no model.
 """
 
@@ -24,7 +24,7 @@ from demo_voice import SAMPLING_RATE, VOICES, Speaker, speak
 from featurecache.console import say
 from featurecache.files.jsonl import dump_lines
 
-SPLITS = ("train",) * 7 + ("val",) + ("test",) * 2
+SPLITS = ("train",) * 5 + ("val",) + ("test",) * 4
 """Split of the rounds of six emotions, in turn."""
 PEOPLE = {"train": range(60), "val": range(60, 75), "test": range(75, 105)}
 AWKWARD = ("silent", "one-second", "corrupt")
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def make_clips(
-    folder: str | Path, num_clips: int = 360, seed: int = 0, workers: int = 2, awkward: bool = False
+    folder: str | Path, num_clips: int = 480, seed: int = 0, workers: int = 2, awkward: bool = False
 ) -> Path:
     """Write `num_clips` clips under `folder`/clips and return the path of their list, `folder`/clips.jsonl.
 
@@ -61,12 +61,13 @@ def make_clips(
 def describe(seed: int, number: int) -> Row:
     """Return the clip list's row for one clip, without the peak frame, which the film decides."""
     emotion = EMOTIONS[number % len(EMOTIONS)]
-    said = sentences(emotion, np.random.default_rng([seed, number, 0]))
+    split = SPLITS[number // len(EMOTIONS) % len(SPLITS)]
+    said = sentences(emotion, split, np.random.default_rng([seed, number, 0]))
     return {
         "id": f"demo_{number:04d}",
         "video": f"clips/demo_{number:04d}.mp4",
         "text": said.subtitle,
-        "split": SPLITS[number // len(EMOTIONS) % len(SPLITS)],
+        "split": split,
         "dataset": "demo",
         "labels": {"emotion": emotion},
         "responses": {"reason": said.reason, "think": said.think},
@@ -125,7 +126,7 @@ def write_mp4(path: Path, frames: np.ndarray, sound: np.ndarray | None) -> None:
 
 @click.command(help=(__doc__ or "").split("\n")[0])
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for clips/ and clips.jsonl.")
-@click.option("--clips", "num_clips", default=360, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option("--clips", "num_clips", default=480, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
 @click.option("--awkward", is_flag=True, help="Add a silent, a one-second and a corrupt clip.")
