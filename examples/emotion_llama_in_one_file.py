@@ -86,9 +86,9 @@ def shuffled(count: int, seed: int, purpose: str, number: int) -> np.ndarray:
 def answer_of(clip: dict[str, Any], task: str) -> str:
     """Return the answer that the clip list gives to a task; "" where it gives none."""
     label, response = clip["labels"]["emotion"], clip.get("responses", {}).get(task, "").strip()
-    if task == "emotion":
-        return label
-    return f"<think>{response}</think><answer>{label}</answer>" if task == "think" and response else response
+    if task == "think" and response and "<answer>" not in response:
+        return f"<think>{response}</think><answer>{label}</answer>"
+    return label if task == "emotion" else response
 
 
 class Sample(NamedTuple):
@@ -121,13 +121,13 @@ class Data:
         words = " ".join(clip.get("text", "").split()[:MAX_TEXT_WORDS]).lower()
         words = words.translate(str.maketrans("", "", '.!"()*#:;~')).strip()
         said = STAGES[stage][1].format(text=words) if words else ""
-        instruction = TASKS[task][0].format(labels=self.labels)
         before = [self.tokenizer.bos_token_id, *self.ids("[INST] <Vid>")]
-        after = self.ids(f"</Vid>{said}  [{task}] {instruction}  [/INST]")
+        after = self.ids(f"</Vid>{said}  [{task}] {TASKS[task][0].format(labels=self.labels)}  [/INST]")
         answer = [*self.ids(answer_of(clip, task)), self.tokenizer.eos_token_id]
         features, present = {}, {}
         for modality, name in FEATURES.items():
-            present[modality] = modality in TASKS[task][1] and clip["id"] in self.store[name]
+            record = self.store[name].record(clip["id"])  # None: never extracted; reading its tokens is refused
+            present[modality] = modality in TASKS[task][1] and not (record and record.status.name == "ABSENT")
             tokens = self.store[name][clip["id"]] if present[modality] else np.zeros(self.store[name].shape)
             features[modality] = torch.tensor(tokens.astype("float32"))[None]
         return Sample(*(torch.tensor([ids]) for ids in (before, after, answer)), features, present)

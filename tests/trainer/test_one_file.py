@@ -78,6 +78,8 @@ def write_material(folder: Path, llama: Path, num_train: int) -> Material:
                 "audio": f"The voice sounds {label}.", "image": f"The face looks {label}.",
                 "reason": f"Number {number} is {label}.", "think": f" It sounds {label}.\n",
             }  # fmt: skip
+            if number % 2:
+                responses["think"] = f"<think>It looks {label}.</think><answer>{label}</answer>"
             row = {"id": clip_id, "video": f"{clip_id}.mp4", "split": split, "dataset": "toy",
                    "labels": {"emotion": label}, "responses": responses if number % 5 != 4 else {}}  # fmt: skip
             rows.append(row | ({"text": f'Number {number}! "</s>": yes.'} if number % 7 else {}))
@@ -234,6 +236,13 @@ def test_longer_runs_of_six_samples_per_step_are_equal_to_the_bit(seed, material
     settings = SETTINGS | {"batch_size": 6, "seed": seed, "fusion_dropout": 0.3, "lora_dropout": 0.2}
     stages = [one_file.Settings(steps=steps, **settings) for steps in (200, 150)]
     assert_equal(material, tmp_path, stages)
+
+
+def test_a_clip_that_was_not_extracted_is_refused_and_not_taken_for_absent(material):
+    _, data = set_up(material, one_file.Settings(steps=1, **SETTINGS))
+    assert data.sample("perception", material.split("train")[3], "emotion").present["audio"] is False
+    with pytest.raises(featurecache.MissingFeatureError, match="t99"):
+        data.sample("perception", material.split("train")[3] | {"id": "t99"}, "emotion")
 
 
 def test_the_published_model_has_the_published_number_of_parameters():
