@@ -28,7 +28,11 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("eval")
 @click.option("--run", "folder", type=click.Path(path_type=Path), required=True, help="Run to score.")
-@click.option("--bench", "bench_name", help="mer-unibench, mmeverse, dfew, emer or a file; else --split and --task.")
+@click.option(
+    "--bench",
+    "bench_name",
+    help="mer-unibench, mer-unibench-released, mmeverse, dfew, emer or a file; else --split and --task.",
+)
 @click.option("--split", default="test", show_default=True, help="Split of the clip list.")
 @click.option("--task", default="emotion", show_default=True, help="What is asked.")
 @click.option("--modalities", help="Show only these, such as audio,video; or none (the token ablation).")
@@ -83,10 +87,11 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         name = _name(f"predictions-{split}-{of_task}", *how)
         files = {task: given["out"] or folder / f"{name}.jsonl"}
         out = files[task].parent
+    asked = asking_as(Run(folder).config(), given["config"], given["overrides"])
     workbench = reassemble(
         Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
     )
-    workbench.config = asking_as(workbench.config, given["config"], given["overrides"])
+    workbench.config = workbench.config.model_copy(update={"prompt": asked.prompt, "evaluation": asked.evaluation})
     take_out(workbench, streams)
     if not bench_name:
         workbench.clips.in_split(split)  # names the splits there are, where this one is not

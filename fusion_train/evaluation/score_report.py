@@ -99,7 +99,7 @@ def asked_lines(scores: BenchScores) -> list[str]:
     rivals: dict[str, list[str]] = {}
     for rival in scores.bench.published:
         rivals.setdefault(ANSWERED.get(rival.answer or "", NOT_STATED), []).append(rival.name)
-    return lines + [f"published, {way}: {', '.join(names)}" for way, names in rivals.items()]
+    return lines + [f"published ({way}): {', '.join(names)}" for way, names in rivals.items()]
 
 
 def is_selected(scores: BenchScores) -> bool:

@@ -40,6 +40,14 @@ def test_released_evaluation_prompts_byte_for_byte(name, stage):
     assert wording.answer == "generate"
 
 
+def test_the_released_evaluation_says_who_speaks_in_e3_and_keeps_every_space():
+    wording = released(load_bench("mmeverse").sets["e3"])
+    _, after = wording.prompts["e3"].render(" Oh  no ", find_task("emotion"), person="the woman")
+    assert after.startswith("</Vid>  the woman in video says:  Oh  no .  [emotion] ")
+    _, silent = released(load_bench("mmeverse").sets["mosi"]).prompts["cmu_mosi"].render(None, find_task("sentiment"))
+    assert silent.startswith("</Vid>  The person in video says: .  [sentiment] ")
+
+
 def test_other_configurations_keep_their_prompt_and_choose():
     wording = wording_of(load_config(None, "perception"), BenchSet(dataset="x"), ["x"])
     assert (wording.answer, wording.source) == ("choose", "own")
@@ -106,7 +114,7 @@ def test_scores_say_how_clips_were_asked(run, folder, tmp_path):  # noqa: F811
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert "asked: choose, own wording (Faces) asked: generate, wording of the benchmark (Words)" in said
-    assert "published, generate, free text: Rival" in said
+    assert "published (generate, free text): Rival" in said
     row = rows_of(tmp_path / "out" / "words.jsonl")[0]
     assert row["by"]["answer"] == "generate"
     assert (row["by"]["wording"]["from"], row["by"]["wording"]["instruction"]) == ("benchmark", "Which words?")
