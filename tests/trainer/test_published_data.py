@@ -18,6 +18,9 @@ from featurecache.importers.importing import Target, import_dataset
 from fusion_train.config import load_config
 from fusion_train.data.answers import AnswerLimits
 from fusion_train.data.samples import SampleStream, label_sets
+from fusion_train.evaluation.benchmarks import BenchSet
+from fusion_train.evaluation.wording import wording_of
+from fusion_train.prompts.prompt import find_task
 
 DESCRIBED = ("response_AudioReasoner", "response_Qwen2Audio", "response_Qwen25vl_72B")
 LONG, TOO_LONG = " ".join(["word"] * 150), " ".join(["word"] * 201)
@@ -128,6 +131,13 @@ def test_who_speaks_is_said_with_a_period_in_both_stages_and_words_are_not_cut(c
         (f"{said}  [emotion]", "shy"): 100 / 3, (f"{said}  [reason]", LONG): 100 / 3,
         (f"{said}  [think]", f"<think>{LONG}</think><answer>shy</answer>"): 100 / 3,
     })  # fmt: skip
+
+
+def test_the_released_evaluation_says_who_speaks_after_two_spaces(clips):
+    (clip,) = (clip for clip in clips if clip.dataset == "e3")
+    form = wording_of(load_config("released", "cognition"), BenchSet(dataset="e3"), ["e3"]).prompts["e3"]
+    after = form.render("Hi", find_task("emotion"), instruction="?", person=clip.person)[1]
+    assert after == "</Vid>  the woman in video says: Hi.  [emotion] ?  [/INST]"
 
 
 def test_sentiments_are_thought_about_and_an_empty_or_too_long_text_asks_for_the_label(clips):
