@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-FILLED_IN = {"Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts"}
+FILLED_IN = {"Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts", "Losses"}
 """Those that are filled in after they are made, or moved to a device."""
-FOLDERS = ["featurecache/store", *(f"fusion_train/{name}" for name in ("metrics", "data", "models", "training"))]
+ROOMS = ("metrics", "data", "models", "training", "statistics")
+FOLDERS = ["featurecache/files", "featurecache/store", *(f"fusion_train/{name}" for name in ROOMS)]
 FILES = [path for folder in FOLDERS for path in sorted((PROJECT / folder).glob("*.py"))]
-FILES += [PROJECT / "fusion_train" / name for name in ("statistics.py", "comparison.py")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PROJECT)))

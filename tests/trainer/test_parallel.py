@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import run_training, weights
+from torch import nn
 from toy import make_config
 
 from fusion_train import checkpoint
@@ -21,6 +23,7 @@ from fusion_train.config import Config
 from fusion_train.errors import ConfigError
 from fusion_train.processes import processes_asked
 from fusion_train.run import Run
+from fusion_train.training import parallel
 
 QUIET = ("model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]", "optim.steps=4",
          "data.eval_split=null", "optim.micro_batch_size=1", "data.hide_modality_p=0.3")  # fmt: skip
@@ -109,3 +112,36 @@ def test_a_run_stopped_on_two_processes_goes_on_with_one(llama, material, tmp_pa
     state = checkpoint.read_state(checkpoint.choose(run.checkpoints, "last"))
     assert state.step >= 1
     assert losses(run)[:4] == pytest.approx(losses(alone)[: len(losses(run)[:4])], rel=1e-4)
+
+
+def test_gradients_are_means_over_processes_also_of_a_part_that_one_of_them_did_not_use(monkeypatch):
+    """The other process has 4 where this one has 2, 1 where this one has none, and none where neither has."""
+    here, absent_here, nowhere = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    here.grad = torch.tensor([2.0, 6.0])
+    of_other = iter([torch.tensor([1, 1, 0], dtype=torch.int32), torch.tensor([4.0, 0.0, 1.0, 3.0])])
+    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda tensor: tensor.add_(next(of_other)))
+    parallel.average_gradients([here, absent_here, nowhere])
+    assert here.grad.tolist() == [3.0, 3.0]
+    assert absent_here.grad.tolist() == [0.5, 1.5]
+    assert nowhere.grad is None
+
+
+def test_a_base_is_shared_out_only_over_several_processes_and_only_unquantised(monkeypatch):
+    layer = nn.Linear(2, 2, bias=False).requires_grad_(False)
+    model = SimpleNamespace(llm=None)
+    alone = SimpleNamespace(num_processes=1)
+    with pytest.raises(ConfigError, match="expected several processes, got one"):
+        parallel.shard_base(model, alone)
+    shared: list[nn.Module] = []
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *arguments: None)
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, **rest: shared.append(module))
+    monkeypatch.setattr(parallel, "trained_parameters", lambda model: {})
+    monkeypatch.setattr(parallel, "decoder_layers", lambda llm: ("layers", [layer]))
+    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    parallel.shard_base(model, two)
+    assert shared == [layer]
+    layer.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ConfigError, match="got a quantised one"):
+        parallel.shard_base(model, two)
