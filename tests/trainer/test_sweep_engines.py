@@ -295,6 +295,19 @@ def weights(folder: Path) -> dict:
     return load_file(checkpoint.choose(Run(folder).checkpoints, "last") / "model.safetensors")
 
 
+def test_a_worker_trains_and_answers_as_this_process_does(command, tmp_path):
+    text = "seeds: [0]\nvariants: {conv: {model: {fusion: {name: conv}}}}\n"
+    here = [*command(text)[:-1], str(tmp_path / "here"), "--engine", "here"]
+    assert CliRunner().invoke(main, here).exit_code == 0
+    result = CliRunner().invoke(main, [*command(text), "--devices", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert outcomes(tmp_path)["conv-seed0"].state == DONE
+    one, two = (tmp_path / folder / "conv-seed0" for folder in ("here", "sweep"))
+    mine, theirs = weights(one), weights(two)
+    assert all(mine[key].equal(theirs[key]) for key in mine | theirs)
+    assert (one / "predictions.jsonl").read_bytes() == (two / "predictions.jsonl").read_bytes()
+
+
 @pytest.mark.slow
 def test_what_the_system_kills_fails_alone(command, tmp_path, monkeypatch):
     """One variant is killed as by a lack of memory, one has a segmentation fault, one is sound."""
