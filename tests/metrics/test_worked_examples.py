@@ -19,6 +19,7 @@ from fusion_train.metrics import (
     three_way_sentiment_scores,
 )
 from fusion_train.metrics.labels import find_sentiment, label_list, one_label, parse_list, read_sentiment, spelt_as
+from fusion_train.metrics.negation import is_negated
 from fusion_train.metrics.registry import score
 
 
@@ -238,3 +239,15 @@ def test_the_small_wheel_serves_and_says_that_it_is_not_comparable():
     scores = hit_rate({"1": "anger"}, {"1": "frustrated, calm"}, wheels)
     assert (scores.mean, scores.comparable) == (1.0, False)
     assert np.array_equal(scores.hits, [[1.0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "negated"),
+    [
+        ("not positive nor negative", True),  # without "neither", a "nor" ahead leaves the clause as it is
+        ("neither sad, positive nor loud", True),
+        ("It is neither. The voice is positive, nor loud.", False),  # "neither" of another sentence
+    ],
+)
+def test_a_clause_reaches_back_to_neither_of_its_own_sentence_alone(text, negated):
+    assert is_negated(text, text.index("positive")) is negated
