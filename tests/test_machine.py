@@ -27,6 +27,7 @@ for name in {names!r}:
         delattr(os, name)
 for name in [name for name in dir(os) if name.startswith(("POSIX_FADV_", "RWF_"))]:
     delattr(os, name)
+import asyncio  # which asks for SC_IOV_MAX itself from Python 3.13 on
 names = {{name: number for name, number in os.sysconf_names.items() if name not in ("SC_AVPHYS_PAGES", "SC_IOV_MAX")}}
 whole = os.sysconf
 os.sysconf_names, os.sysconf = names, lambda name: whole(names[name])
