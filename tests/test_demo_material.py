@@ -3,6 +3,7 @@ that they should not."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -278,3 +279,11 @@ def test_the_hub_encoders_of_the_demo_open_as_those_of_the_hub(tmp_path: Path) -
         (f"hf-image:{tmp_path}/clip", {"pool": "all"}), (f"hf-video:{tmp_path}/videomae", {}),
     ):  # fmt: skip
         assert open_encoder(encoder, options=options).shape[1] == demo_encoders.WIDTH
+
+
+def test_a_weakened_voice_lies_between_the_mean_of_all_and_itself():
+    mean = VOICES["sharp"].weakened(0.0)
+    assert mean.level_db == np.mean([voice.level_db for voice in VOICES.values()])
+    assert dataclasses.astuple(VOICES["flat"].weakened(0.0)) == pytest.approx(dataclasses.astuple(mean))
+    assert dataclasses.astuple(VOICES["flat"].weakened(1.0)) == pytest.approx(dataclasses.astuple(VOICES["flat"]))
+    assert VOICES["flat"].weakened(0.5).pitch == pytest.approx((mean.pitch + 0.92) / 2)

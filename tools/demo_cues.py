@@ -10,7 +10,7 @@
 
 Angry and worried look alike, as do happy and surprise; angry and surprise sound alike, as do neutral and sad.
 Four looks and four voices among six balanced emotions: whoever only sees, or only hears, is right for at most 4 clips
-of 6 (67 %); whoever does both can be right for all.
+of 6 (67 %); whoever does both can be right for all that are plain enough.
 
 Subtitles are drawn without regard to the emotion. No sentence of one split is a sentence of another, in whatever order
 its parts stand: splits share the phrases, not the pairs of phrases. This module draws no face and makes no sound.

@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFilter
 WIDTH, HEIGHT = 320, 240
 FPS = 25
 SCALE = 2  # drawn at twice the size
+STRENGTH = (0.3, 0.75)
+"""The weakest and the strongest expression at its peak, between rest (0) and those of `LOOKS` (1)."""
 MARGIN = 12  # pixels by which the camera may sway
 
 Colour = tuple[int, int, int]
@@ -106,7 +108,7 @@ def film(look: Look, person: Person, num_frames: int, rng: np.random.Generator) 
     stage = _stage(person, rng)
     peak = int(num_frames * rng.uniform(0.4, 0.6))
     time = np.arange(num_frames)
-    strength = np.exp(-(((time - peak) / (0.36 * num_frames)) ** 4)) * rng.uniform(0.88, 1.08)
+    strength = np.exp(-(((time - peak) / (0.36 * num_frames)) ** 4)) * rng.uniform(*STRENGTH)
     lips = 0.22 * np.maximum(0.0, np.sin(2 * np.pi * rng.uniform(3.5, 5.0) * time / FPS + rng.uniform(0, 6.28)))
     blink = np.zeros(num_frames)
     at = int(rng.integers(2, num_frames - 2))

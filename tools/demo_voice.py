@@ -8,7 +8,7 @@ room noise to the speaker, so that no single one of them tells the voice on its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -42,6 +42,12 @@ class Voice:
     """Share of noise in the source."""
     tremor: float
     """Depth of a 7 Hz tremor in pitch and loudness."""
+
+    def weakened(self, strength: float) -> Voice:
+        """Return a voice between the mean of all (strength 0) and this one (strength 1)."""
+        means = {each.name: float(np.mean([getattr(voice, each.name) for voice in VOICES.values()]))
+                 for each in fields(self)}  # fmt: skip
+        return Voice(**{name: mean + strength * (getattr(self, name) - mean) for name, mean in means.items()})
 
 
 VOICES = {

@@ -27,6 +27,8 @@ from featurecache.files.jsonl import dump_lines
 SPLITS = ("train",) * 5 + ("val",) + ("test",) * 4
 """Split of the rounds of six emotions, in turn."""
 PEOPLE = {"train": range(60), "val": range(60, 75), "test": range(75, 105)}
+VOICE_STRENGTH = (0.6, 1.0)
+"""The weakest and the strongest voice, between the mean of all (0) and those of `demo_voice` (1)."""
 AWKWARD = ("silent", "one-second", "corrupt")
 
 # Macroblock trees, with assembly, make x264 write other bytes in about one run of three; without them it is exact.
@@ -84,7 +86,7 @@ def render(seed: int, number: int, duration_s: float | None = None) -> tuple[np.
     person = Person.draw(np.random.default_rng(who), rng)
     frames, peak = film(LOOKS[LOOK_OF[emotion]], person, num_frames, rng)
     speaker = Speaker.draw(np.random.default_rng(who))
-    sound = speak(VOICES[VOICE_OF[emotion]], speaker, num_frames / FPS, rng)
+    sound = speak(VOICES[VOICE_OF[emotion]].weakened(rng.uniform(*VOICE_STRENGTH)), speaker, num_frames / FPS, rng)
     return frames, sound, peak
 
 
