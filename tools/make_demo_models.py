@@ -18,7 +18,9 @@ from demo_encoders import make_eva, make_whisper
 from demo_language import make_language_model
 
 from featurecache.clips.clip_list import load_clips
+from featurecache.clips.responses import named_texts
 from featurecache.console import say
+from featurecache.encoders.checkpoint import quiet_transformers
 
 
 def make_models(folder: str | Path, seed: int = 0, corpus: str | Path | None = None) -> dict[str, Path]:
@@ -30,15 +32,17 @@ def make_models(folder: str | Path, seed: int = 0, corpus: str | Path | None = N
     paths = {name: folder / name for name in ("whisper", "eva", "llama")}
     for path in paths.values():
         path.mkdir(parents=True, exist_ok=True)
-    make_whisper(paths["whisper"], seed)
-    make_eva(paths["eva"], seed)
-    make_language_model(paths["llama"], seed, _texts(corpus) if corpus else [])
+    with quiet_transformers():
+        make_whisper(paths["whisper"], seed)
+        make_eva(paths["eva"], seed)
+        make_language_model(paths["llama"], seed, _texts(corpus) if corpus else [])
     return paths
 
 
 def _texts(corpus: str | Path) -> list[str]:
     clips = [clip for clip in load_clips(corpus) if clip.split in (None, "train")]
-    return [text for clip in clips for text in (clip.text, *clip.responses.values()) if text]
+    texts = [[clip.text, *(text for _, _, text in named_texts(clip.responses))] for clip in clips]
+    return [text for of_clip in texts for text in of_clip if text]
 
 
 @click.command(help=(__doc__ or "").split("\n")[0])
