@@ -144,7 +144,7 @@ def test_a_file_of_hours_is_decoded_no_further_than_needed(tmp_path: Path, monke
         read.append(num_bytes)
         return real(descriptor, num_bytes, place)
 
-    monkeypatch.setattr("featurecache.container.os.pread", counted)
+    monkeypatch.setattr("featurecache.media.container.os.pread", counted)
     assert decode(Clip("a", audio=path), [AudioView()])[0].shape == (480_000,)
     assert 480_000 * 2 <= sum(read) < 480_000 * 8  # of 691 MB
 

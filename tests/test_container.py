@@ -177,8 +177,8 @@ def test_a_file_that_grows_is_read_to_the_end_that_it_had(tmp_path: Path, monkey
             file.write(data + part)
         return part
 
-    monkeypatch.setattr("featurecache.container.os.fstat", sized)
-    monkeypatch.setattr("featurecache.container.os.pread", growing)
+    monkeypatch.setattr("featurecache.media.container.os.fstat", sized)
+    monkeypatch.setattr("featurecache.media.container.os.pread", growing)
     prepared = prepare(Clip("a", audio=path), {"loudness": stub_encoders()["loudness"]}, limit_s=60)
     assert "a file that changes while it is read" in prepared.by_feature["loudness"].failed  # no file has its tokens
     assert max(beyond) == 0
