@@ -137,35 +137,47 @@ def compare(
         clusters: clip -> what it has in common with others; a clip that is missing stands for itself.
         comparisons: how many there are in all; what is needed is counted for Holm's strictest step of as many.
     """
-    clips = scores[0].clip_ids
-    members = [clusters.get(clip, ("clip", clip)) for clip in clips]
-    sides = [[jackknife(each.resample, members, each.per_clip) for each in side] for side in (scores, reference_scores)]
-    difference = np.mean([each.value for each in sides[0]]) - np.mean([each.value for each in sides[1]])
-    found = Comparison(
+    members = [clusters.get(clip, ("clip", clip)) for clip in scores[0].clip_ids]
+    sides = [[jackknife(one.resample, members, one.per_clip) for one in side] for side in (scores, reference_scores)]
+    return compare_jackknives(variant, reference, sides, len(members), level=level, comparisons=comparisons)
+
+
+def compare_jackknives(
+    variant: str,
+    reference: str,
+    sides: Sequence[Sequence[Jackknife]],
+    num_clips: int,
+    *,
+    level: float = LEVEL,
+    comparisons: int = 1,
+) -> Comparison:
+    """Compare two variants, given one jackknife per seed of the variant and of the reference, of the same clusters."""
+    means = [np.mean([one.value for one in side]) for side in sides]
+    comparison = Comparison(
         variant,
         reference,
-        difference=round(float(difference), PLACES) + 0.0,
+        difference=round(float(means[0] - means[1]), PLACES) + 0.0,
         interval=None,
         p=None,
         p_holm=None,
-        num_clips=len(clips),
+        num_clips=num_clips,
         num_clusters=sides[0][0].num_clusters,
-        num_seeds=(len(scores), len(reference_scores)),
+        num_seeds=(len(sides[0]), len(sides[1])),
     )
-    if found.lacking:
-        return found
+    if comparison.lacking:
+        return comparison
     variance, degrees, parts = two_way_variance(sides)
-    error = math.sqrt(variance)
+    difference, num_clusters, error = comparison.difference, comparison.num_clusters, math.sqrt(variance)
     reach = float(stats.t.ppf(0.5 + level / 2, degrees)) * error
-    p = two_sided_p(found.difference, error, degrees, found.num_clusters)
+    p = two_sided_p(difference, error, degrees, num_clusters)
     strict = 1 - (1 - level) / max(comparisons, 1)
     return replace(
-        found,
-        interval=Interval(found.difference - reach, found.difference + reach, level, found.num_clusters),
+        comparison,
+        interval=Interval(difference - reach, difference + reach, level, num_clusters),
         p=p,
         p_holm=p,
         variance=parts,
-        needed=needed_for(found.difference, parts, len(clips) / found.num_clusters, level=strict),
+        needed=needed_for(difference, parts, num_clips / num_clusters, level=strict),
     )
 
 

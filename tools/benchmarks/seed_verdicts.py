@@ -19,7 +19,8 @@ import yaml
 from benchmarks.sweep import timed
 from featurecache.clips.clip_list import load_clips
 from fusion_train.evaluation.append_only import read_lines
-from fusion_train.statistics.comparison import compare
+from fusion_train.statistics.comparison import compare_jackknives
+from fusion_train.statistics.intervals import jackknife
 from fusion_train.sweeps.compared_metric import Measure
 from fusion_train.sweeps.job import PREDICTIONS
 from fusion_train.sweeps.results import clusters_in, read_results
@@ -61,18 +62,18 @@ def measure(store: str, clips: str, feature: str, seeds: int, steps: int, draws:
         )
         mean_and_sd = (float(np.mean(values)), float(np.std(values, ddof=1)))
         figures[f"{figure}, mean and sd over seeds, points"] = [round(100 * value, 2) for value in mean_and_sd]
-        for size in (size for size in GROUPS if 2 * size <= len(answers)):
-            for name, groups in ((clustered_by, clusters), ("clips alone", {})):
-                wrong = tried = 0
+        for name, groups in ((clustered_by, clusters), ("clips alone", {})):
+            members = [groups.get(clip, ("clip", clip)) for clip in scored[0].clip_ids]
+            knives = [jackknife(score.resample, members, score.per_clip) for score in scored]
+            for size in (size for size in GROUPS if 2 * size <= len(knives)):
+                verdicts = []
                 for _ in range(draws):
-                    chosen = random.permutation(len(scored))[: 2 * size]
-                    sides = [[scored[number] for number in side] for side in (chosen[:size], chosen[size:])]
-                    comparison = compare("a", "b", *sides, groups)
-                    tried += comparison.interval is not None
-                    wrong += comparison.distinguishable
-                figures[f"{figure}, {size} against {size}, {name}"] = (
-                    round(wrong / tried, 4) if tried else "no verdicts"
-                )
+                    seeds_drawn = random.permutation(len(knives))[: 2 * size]
+                    sides = [[knives[number] for number in side] for side in (seeds_drawn[:size], seeds_drawn[size:])]
+                    comparison = compare_jackknives("a", "b", sides, len(members))
+                    verdicts += [comparison.distinguishable] if comparison.interval else []
+                share = round(float(np.mean(verdicts)), 4) if verdicts else "no verdicts"
+                figures[f"{figure}, {size} against {size}, {name}"] = share
     return figures
 
 
