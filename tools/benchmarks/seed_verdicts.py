@@ -34,7 +34,7 @@ OPTIONS = [
     click.Option(["--feature"], default="whisper", show_default=True, help="Of the store."),
     click.Option(["--seeds"], type=int, default=18, show_default=True),
     click.Option(["--steps"], type=int, default=300, show_default=True, help="Of each probe."),
-    click.Option(["--draws"], type=int, default=2000, show_default=True, help="Pairs of groups."),
+    click.Option(["--draws"], type=int, default=300, show_default=True, help="Pairs of groups."),
 ]
 
 
