@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +24,7 @@ from fusion_train.errors import ConfigError, refuse_unknown
 from fusion_train.models.token_streams import MODALITIES
 from fusion_train.prompts.limits import TooLong
 from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, TASKS, PromptFormat
+from fusion_train.yaml_settings import merge, parse_override, parse_yaml
 
 DEFAULT = "emotion_llama_v2"
 OnAbsent = Literal["refuse", "leave_out"]
@@ -32,8 +32,6 @@ OnAbsent = Literal["refuse", "leave_out"]
 PROBE = "probe"
 """The stage that trains no language model."""
 MAX_EXTENDED = 8
-MAX_VALUES = 100_000
-"""Of one YAML document, an alias counted as often as it stands."""
 
 
 class Section(BaseModel):
@@ -478,104 +476,6 @@ def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
     base = read_yaml(beside if os.path.isfile(path) and os.path.isfile(beside) else below, _depth + 1)
     merge(base, values)
     return base
-
-
-def parse_yaml(text: bytes, subject: str) -> dict[str, Any]:
-    """Read a YAML mapping whose keys are texts; an empty document is an empty mapping.
-
-    Raises:
-        ConfigError: not YAML in UTF-8, a key that stands twice, an alias, or something else than a mapping.
-    """
-    values = _parsed(text, subject, "YAML")
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(subject, expected="a mapping of settings", got=type(values).__name__)
-    return values
-
-
-def parse_override(text: str) -> dict[str, Any]:
-    """`a.b=c` -> {"a": {"b": c}}."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {text}", expected="KEY=VALUE, such as optim.lr=3e-4", got=repr(text))
-    nested = _parsed(value.encode("utf-8", "surrogateescape"), f"--set {text}", "a YAML value")
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
-    return nested
-
-
-def _parsed(text: bytes, subject: str, expected: str) -> Any:
-    try:
-        loader = _Loader(text.decode("utf-8-sig"))
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _count_values(node, {})
-        return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # not UTF-8, `!!bool x`, …
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        said = f"{problem} on line {mark.line + 1}" if mark and problem else " ".join(str(error).split())
-        next_step = "Indent with spaces, not with tabs." if "\\t" in said else None
-        raise ConfigError(subject, expected=expected, got=said, next_step=next_step) from error
-
-
-def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
-    """Count a node and all below it, an alias as often as it stands; PyYAML checks none of what this refuses.
-
-    Raises:
-        yaml.constructor.ConstructorError: a key that is no text or stands twice, an alias that holds itself, or aliases
-            that multiply a few lines into gigabytes.
-    """
-    if id(node) in counted:
-        count = counted[id(node)]
-        if count is None:
-            raise _refused(node, "an alias that holds itself")
-        return count
-    counted[id(node)] = None
-    count, seen = 1, set()
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise _refused(key, f"a key that is no text: {getattr(key, 'value', '')!r}; write it in quotes")
-            if key.value in seen:
-                raise _refused(key, f'the key "{key.value}" a second time')
-            seen.add(key.value)
-            count += _count_values(value, counted)
-    elif isinstance(node, yaml.SequenceNode):
-        count += sum(_count_values(item, counted) for item in node.value)
-    if count > MAX_VALUES:
-        raise _refused(node, f"more than {MAX_VALUES:,} values")
-    counted[id(node)] = count
-    return count
-
-
-def _refused(node: yaml.Node, what: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-
-
-def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay `over` onto `base` in place, mapping by mapping; any other value replaces."""
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            merge(base[key], value)
-        else:
-            base[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number (PyYAML wants a dot in it) and a date is a text."""
-
-
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_Loader.yaml_constructors = {tag: made for tag, made in _Loader.yaml_constructors.items() if tag != _TIMESTAMP}
-_Loader.yaml_implicit_resolvers = {
-    key: [(tag, pattern) for tag, pattern in value if tag != _TIMESTAMP]
-    for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

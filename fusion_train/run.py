@@ -32,12 +32,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from featurecache.files.lease import sole_writer
 from featurecache.files.publish import make_folder, replace_bytes
-from fusion_train.config import Config, parse_yaml, validate
+from fusion_train.config import Config, validate
 from fusion_train.data.answers import LabelSets
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.metric_lines import read_metrics
 from fusion_train.models.token_streams import FeatureShapes
+from fusion_train.yaml_settings import parse_yaml
 
 LOCK = ".writer"
 

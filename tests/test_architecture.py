@@ -83,7 +83,7 @@ LAYERS = {
     ),
     "fusion_train": (
         ("", "documents", "errors", "metric_lines", "seeding", "report"),
-        ("metrics", "models", "processes"),
+        ("metrics", "models", "processes", "yaml_settings"),
         ("checkpoint", "prompts", "statistics"),
         ("config", "remote"),
         ("data",),

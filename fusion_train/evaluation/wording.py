@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from featurecache.spec import canonical_json
-from fusion_train.config import Config, load_config, merge, parse_override, validate
+from fusion_train.config import Config, load_config, validate
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BenchSet
 from fusion_train.prompts.prompt import PromptFormat, find_task
+from fusion_train.yaml_settings import merge, parse_override
 
 Answer = Literal["choose", "generate"]
 Source = Literal["own", "configuration", "benchmark"]

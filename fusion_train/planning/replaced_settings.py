@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fusion_train.config import PROBE, merge, parse_override, parse_yaml, read_yaml
+from fusion_train.config import PROBE, read_yaml
+from fusion_train.yaml_settings import merge, parse_override, parse_yaml
 
 NAMED_KEYS = 5
 """Settings named in a line."""

@@ -43,7 +43,6 @@ from fusion_train.config import (
     fit_to_length,
     layered_settings,
     load_config,
-    merge,
     own_settings,
     read_yaml,
     refuse_probe_with_llm,
@@ -53,6 +52,7 @@ from fusion_train.config import (
 from fusion_train.errors import ConfigError
 from fusion_train.prompts.prompt import find_task
 from fusion_train.sweeps.compared_metric import Measure, choose_measure
+from fusion_train.yaml_settings import merge
 
 DEFAULT_SEEDS = (0, 1, 2)
 PROBED_DATA = ("train_split", "eval_split", "mixture", "mixture_absent", "eval_clips", "failed_clips", "exclude",

@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 
 from featurecache.files.publish import make_folder, replace_bytes
 from fusion_train import checkpoint
-from fusion_train.config import Config, parse_yaml, validate
+from fusion_train.config import Config, validate
 from fusion_train.errors import CheckpointError
 from fusion_train.run import Run
+from fusion_train.yaml_settings import parse_yaml
 
 CONFIG = "config.yaml"
 SAID = "said.txt"

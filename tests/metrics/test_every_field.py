@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from wheel_files import write_tables
 
 from fusion_train.errors import DataError
 from fusion_train.metrics import (
-    EmotionWheels,
     LexicalJudge,
     classification_scores,
     hit_rate,
@@ -23,11 +21,6 @@ from fusion_train.metrics.multi_label import LabelPrecision
 from fusion_train.metrics.registry import main_figure, score
 from fusion_train.metrics.scored import Settings
 from fusion_train.metrics.wheel_metrics import harmonic
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory) -> EmotionWheels:
-    return EmotionWheels.load(write_tables(tmp_path_factory.mktemp("wheels")))
 
 
 def test_a_class_that_is_never_answered_scores_0():

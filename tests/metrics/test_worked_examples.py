@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from wheel_files import write_tables
 
 from fusion_train.errors import DataError
 from fusion_train.metrics import (
@@ -21,11 +20,6 @@ from fusion_train.metrics import (
 from fusion_train.metrics.labels import find_sentiment, label_list, one_label, parse_list, read_sentiment, spelt_as
 from fusion_train.metrics.negation import is_negated
 from fusion_train.metrics.registry import score
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory) -> EmotionWheels:
-    return EmotionWheels.load(write_tables(tmp_path_factory.mktemp("wheels")))
 
 
 def test_the_small_tables_have_the_sizes_counted_by_hand(wheels):
