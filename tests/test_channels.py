@@ -94,13 +94,11 @@ def written(path: Path, codec: str, samples: np.ndarray, layout: str, rate: int 
     [
         ("a.caf", "pcm_s24be", True), ("a.aiff", "pcm_s16be", True), ("a.mov", "pcm_s16le", True),  # labelled channels
         ("a.nut", "pcm_s16le_planar", True), ("a.flac", "flac", True), ("a.wv", "wavpack", True),
-        ("a.tta", "tta", True), ("a.m4a", "aac", False), ("a.mkv", "libopus", False), ("a.ogg", "libvorbis", False),
+        ("a.tta", "tta", True), ("a.m4a", "aac", False), ("a.mkv", "libopus", False), ("a.ogg", "libopus", False),
     ],
 )  # fmt: skip
 def test_containers_of_eight_channels(tmp_path: Path, name: str, codec: str, exact: bool) -> None:
     """Each channel its own tone: 200, 300 … 900 Hz, all of one loudness in the mean."""
-    if codec not in av.codecs_available:
-        pytest.skip(f"this libav has no {codec}")
     rate = 48_000
     tones = np.stack([rec.sine(1.0, 200 + 100 * number, rate) for number in range(8)])
     path = written(tmp_path / name, codec, tones, "7.1", rate)
