@@ -22,9 +22,11 @@ def require(extra: str, *modules: str, subject: str) -> None:
     missing = [module for module in modules if not _installed(module)]
     if missing:
         raise MissingExtraError(
-            subject, expected=", ".join(modules), got=f"no {', '.join(missing)}",
+            subject,
+            expected=", ".join(modules),
+            got=f"no {', '.join(missing)}",
             next_step=f"pip install 'featurecache[{extra}]'.",
-        )  # fmt: skip
+        )
 
 
 def require_all(extra: str, subject: str) -> None:
@@ -54,9 +56,11 @@ def import_failure(error: BaseException, extra: str, subject: str) -> FeatureCac
         return None
     reason = (str(root).splitlines() or [type(root).__name__])[0]
     return BrokenPackageError(
-        f"{package} {_version(package)}", expected=f"a build that fits torch {_version('torch')}",
-        got=f'"{reason}" where it is imported', next_step=_mend(package),
-    )  # fmt: skip
+        f"{package} {_version(package)}",
+        expected=f"a build that fits torch {_version('torch')}",
+        got=f'"{reason}" where it is imported',
+        next_step=_mend(package),
+    )
 
 
 def _mend(package: str) -> str:
@@ -106,8 +110,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _importing(error: BaseException) -> str | None:
     """The package, of another project, whose module was running when `error` rose; None where none was."""
-    running = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
-               if frame.f_code.co_name == "<module>"]  # fmt: skip
+    running = [
+        frame.f_globals.get("__name__", "")
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "<module>"
+    ]
     package = running[-1].partition(".")[0] if running else ""
     plugins = {
         point.module.partition(".")[0] for group in PLUGIN_GROUPS for point in metadata.entry_points(group=group)

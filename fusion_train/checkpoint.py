@@ -85,8 +85,9 @@ def save(
     folder = make_temporary_folder(checkpoints, PARTIAL_PREFIX)
     parameters = trained_parameters(model)
     with _complete_or_removed(folder):
-        save_file({name: tensor.detach().contiguous() for name, tensor in parameters.items()},
-                  folder / "model.safetensors")  # fmt: skip
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in parameters.items()}, folder / "model.safetensors"
+        )
         if averaged is not None:
             save_file({name: tensor.contiguous() for name, tensor in averaged.items()}, folder / AVERAGED)
         save_file(_optimizer_tensors(parameters, optimizer), folder / "optimizer.safetensors")
@@ -105,9 +106,11 @@ def _complete_or_removed(folder: Path) -> Iterator[None]:
     except SafetensorError as error:  # how safetensors reports a full disk
         shutil.rmtree(folder)
         raise WriteError(
-            str(folder.parent), expected="room for a checkpoint", got=str(error),
+            str(folder.parent),
+            expected="room for a checkpoint",
+            got=str(error),
             next_step="Free space and resume; the checkpoints before this one are whole.",
-        ) from error  # fmt: skip
+        ) from error
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -126,9 +129,12 @@ def read_state(folder: Path) -> State:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise CheckpointError(
-            str(path), expected="the state of a checkpoint", got="other keys or values", next_step=next_step,
+            str(path),
+            expected="the state of a checkpoint",
+            got="other keys or values",
+            next_step=next_step,
             problems=problems,
-        ) from error  # fmt: skip
+        ) from error
     if folder.name != step_folder(folder.parent, state.step).name:
         raise CheckpointError(
             str(path), expected=f"the step of {folder.name}", got=f"step {state.step}", next_step=next_step
@@ -152,9 +158,11 @@ def _check(folder: Path, name: str, state: State) -> None:
     path, digest = folder / name, state.sha256.get(name)
     if digest is None or not path.is_file() or _sha256(path) != digest:
         raise CheckpointError(
-            str(path), expected=f"sha256 {digest[:12]}…" if digest else "a file that state.json lists",
-            got="other bytes" if path.is_file() else "no file", next_step=_delete(folder),
-        )  # fmt: skip
+            str(path),
+            expected=f"sha256 {digest[:12]}…" if digest else "a file that state.json lists",
+            got="other bytes" if path.is_file() else "no file",
+            next_step=_delete(folder),
+        )
 
 
 def _delete(folder: Path) -> str:
@@ -224,9 +232,12 @@ def copy_strictly(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, 
     problems = differences(tensors, parameters)
     if problems:
         raise CheckpointError(
-            subject, expected="the trained parameters of this configuration", got=f"{len(problems)} that differ",
-            next_step="Use the configuration that the checkpoint was trained with.", problems=problems,
-        )  # fmt: skip
+            subject,
+            expected="the trained parameters of this configuration",
+            got=f"{len(problems)} that differ",
+            next_step="Use the configuration that the checkpoint was trained with.",
+            problems=problems,
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

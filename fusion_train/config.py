@@ -327,8 +327,11 @@ def preset_dir() -> Any:
 
 def stage_names() -> list[str]:
     """Stages that a configuration file exists for."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in (preset_dir() / "stages").iterdir()
-                  if entry.name.endswith(".yaml"))  # fmt: skip
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in (preset_dir() / "stages").iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def load_config(config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -367,9 +370,11 @@ def refuse_probe_with_llm(config: Config) -> None:
     """Raise ConfigError where a language model is named for the stage that trains none."""
     if config.stage == PROBE and config.model.llm is not None:
         raise ConfigError(
-            "model.llm", expected="null, since the stage probe trains fusion and a linear head alone",
-            got=config.model.llm, next_step="Leave model.llm out, or train with it: --stage perception.",
-        )  # fmt: skip
+            "model.llm",
+            expected="null, since the stage probe trains fusion and a linear head alone",
+            got=config.model.llm,
+            next_step="Leave model.llm out, or train with it: --stage perception.",
+        )
 
 
 def own_settings(config: str | Path | None, stage: str | None, overrides: Iterable[str]) -> dict[str, Any]:
@@ -442,9 +447,11 @@ def validate(values: Mapping[str, Any], subject: str) -> Config:
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
         raise ConfigError(
-            subject, expected="a valid configuration",
-            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems,
-        ) from error  # fmt: skip
+            subject,
+            expected="a valid configuration",
+            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            problems=problems,
+        ) from error
 
 
 def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
@@ -459,9 +466,11 @@ def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
         beside = preset_dir() / "sweeps" if folder == "sweeps" else preset_dir()
         shipped = sorted(entry.name.removesuffix(".yaml") for entry in beside.iterdir() if entry.name.endswith(".yaml"))
         raise ConfigError(
-            name, expected="a YAML file, or one of " + ", ".join(shipped), got="no such file",
+            name,
+            expected="a YAML file, or one of " + ", ".join(shipped),
+            got="no such file",
             next_step=suggest(last, shipped).strip() or None,
-        )  # fmt: skip
+        )
     values = parse_yaml(source.read_bytes(), name)
     below = values.pop("extends", None)
     if below is None:

@@ -63,9 +63,11 @@ def read_document(
     if written is not None and not _agrees(values, written):
         kept = f'If the edit was meant, delete its line "{CHECKSUM}".'
         raise error(
-            str(path), expected=f"{expected}, as it was written", got="other content: edited or damaged",
+            str(path),
+            expected=f"{expected}, as it was written",
+            got="other content: edited or damaged",
             next_step=f"{next_step or 'Take the file from a copy.'} {kept}",
-        )  # fmt: skip
+        )
     return values
 
 

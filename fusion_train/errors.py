@@ -69,6 +69,8 @@ def refuse_unknown(kind: str, name: str, known: Collection[str]) -> None:
     """Raise ConfigError for a name, such as that of a task, that is none of `known`; the near one is suggested."""
     if name not in known:
         raise ConfigError(
-            f'{kind} "{name}"', expected="one of " + ", ".join(known), got=f"no such {kind}",
+            f'{kind} "{name}"',
+            expected="one of " + ", ".join(known),
+            got=f"no such {kind}",
             next_step=suggest(name, known).strip() or None,
-        )  # fmt: skip
+        )

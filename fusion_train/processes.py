@@ -36,10 +36,12 @@ def this_process() -> PartialState:
     asked = processes_asked(command_line_of_parent())
     if state.num_processes == 1 and asked > 1:
         raise ConfigError(
-            "accelerate launch", expected=f"{asked} processes", got="one, as it does on a CPU",
+            "accelerate launch",
+            expected=f"{asked} processes",
+            got="one, as it does on a CPU",
             next_step=f"Start with: accelerate launch --multi_gpu --num_processes {asked} -m fusion_train.cli …, "
             "which starts them on CPUs too.",
-        )  # fmt: skip
+        )
     if state.num_processes > 1:
         leave_at_exit()
     return state

@@ -31,7 +31,7 @@ from fusion_train.config import Config
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import trained_parameters
 from fusion_train.run import Run
-from fusion_train.run_context import assemble
+from fusion_train.run_context import build_context
 from fusion_train.training.optimizer import make_optimizer
 from fusion_train.training.resume import make_record
 
@@ -185,14 +185,14 @@ def import_released(
     if run.exists:
         raise CheckpointError(str(run.folder), expected="a new folder", got="a run", next_step="Choose another --out.")
     released = read_released(path)
-    bench = assemble(config, store, clips)
-    parameters = trained_parameters(bench.model)
+    context = build_context(config, store, clips)
+    parameters = trained_parameters(context.model)
     tensors, kept = complete(released.tensors, parameters, str(path))
     checkpoint.copy_strictly(tensors, parameters, str(path))
     with run.writing():
-        run.create(config, make_record(bench, store, clips, run, None))
-        state = checkpoint.State(0, config.hash, bench.reader.fingerprints)
-        checkpoint.save(run.checkpoints, bench.model, make_optimizer(bench.model, config.optim), state, keep=1)
+        run.create(config, make_record(context, store, clips, run, None))
+        state = checkpoint.State(0, config.hash, context.reader.fingerprints)
+        checkpoint.save(run.checkpoints, context.model, make_optimizer(context.model, config.optim), state, keep=1)
         run.finish({"step": 0, "scores": {}, "seconds": 0.0})
     for notice in released.notices:
         say(notice)
@@ -211,10 +211,13 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     except UnreadableFileError as error:
         truncated = "truncated" in str(error)
         raise CheckpointError(
-            str(path), expected="tensors, numbers and texts alone", got=str(error),
-            next_step="Fetch it again, and compare its size." if truncated else
-            "A file that wants to run code is not opened; ask its author for one with weights alone.",
-        ) from error  # fmt: skip
+            str(path),
+            expected="tensors, numbers and texts alone",
+            got=str(error),
+            next_step="Fetch it again, and compare its size."
+            if truncated
+            else "A file that wants to run code is not opened; ask its author for one with weights alone.",
+        ) from error
     state = document.get("model", document) if isinstance(document, dict) else None
     if not isinstance(state, dict) or not state:
         raise CheckpointError(
@@ -223,7 +226,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     others = [f"{name}: {type(value).__name__}" for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(
-            str(path), expected='a mapping of names to tensors, or one under "model"',
-            got=f"{len(others)} values that are no tensors", problems=others,
-        )  # fmt: skip
+            str(path),
+            expected='a mapping of names to tensors, or one under "model"',
+            got=f"{len(others)} values that are no tensors",
+            problems=others,
+        )
     return {str(name): tensor for name, tensor in state.items()}

@@ -153,10 +153,12 @@ class Run:
             raise CheckpointError(str(path), expected="the run's configuration", got=error.strerror) from error
         if written is not None and hashlib.sha256(text).hexdigest() != written:
             raise CheckpointError(
-                str(path), expected="the configuration that the run was started with", got="other bytes",
+                str(path),
+                expected="the configuration that the run was started with",
+                got="other bytes",
                 next_step="Take the file from a copy. Other settings are another run: --out, and --init to start from "
                 "this one.",
-            )  # fmt: skip
+            )
         return validate(parse_yaml(text, str(path)), str(path))
 
     def record(self) -> RunRecord:
@@ -173,9 +175,12 @@ class Run:
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
             raise CheckpointError(
-                str(path), expected="the record of a run", got="other keys or values",
-                next_step="Take the file from a copy.", problems=problems,
-            ) from error  # fmt: skip
+                str(path),
+                expected="the record of a run",
+                got="other keys or values",
+                next_step="Take the file from a copy.",
+                problems=problems,
+            ) from error
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -191,9 +196,11 @@ class Run:
         if not self.exists:
             near = sorted(entry.parent.name for entry in self.folder.parent.glob("*/run.json"))
             raise CheckpointError(
-                str(self.folder), expected="a run", got="no run.json" if self.folder.exists() else "no such folder",
+                str(self.folder),
+                expected="a run",
+                got="no run.json" if self.folder.exists() else "no such folder",
                 next_step=f"There are: {', '.join(near)}." if near else "Train one: fusion-train --stage perception.",
-            )  # fmt: skip
+            )
 
 
 def latest_finished(runs: Path, stage: str) -> Run:
@@ -207,10 +214,12 @@ def latest_finished(runs: Path, stage: str) -> Run:
     ]
     if not found:
         raise CheckpointError(
-            str(runs), expected=f"a finished run of stage {stage} to start from", got="none",
+            str(runs),
+            expected=f"a finished run of stage {stage} to start from",
+            got="none",
             next_step=f"Run fusion-train --stage {stage} first, name a run with --init RUN, or start afresh with "
             "--set init_stage=null.",
-        )  # fmt: skip
+        )
     return max(found, key=lambda run: (run.folder / "finished.json").stat().st_mtime_ns)
 
 

@@ -47,7 +47,7 @@ class ListReadLater(ClipList):
 
 
 @dataclass
-class Workbench:
+class RunContext:
     """Everything of a run in memory."""
 
     config: Config
@@ -71,7 +71,7 @@ class Workbench:
         return next(iter(trained_parameters(self.model).values())).device
 
 
-def assemble(
+def build_context(
     config: Config,
     store: str,
     clips: str,
@@ -80,7 +80,7 @@ def assemble(
     sets: LabelSets | None = None,
     load: Callable[[str, str], nn.Module] = load_llm,
     quantised: bool = True,
-) -> Workbench:
+) -> RunContext:
     """Open clips and features, load the LLM, build the trained parts with their first weights.
 
     Args:
@@ -104,7 +104,7 @@ def assemble(
         sets = label_sets(clip_list.in_split(config.data.train_split))
     if config.model.llm is None:
         probe, probe_collator = build_probe(config, reader, sets, clip_list)
-        return Workbench(config, clip_list, clips, reader, sets, None, probe, probe_collator)
+        return RunContext(config, clip_list, clips, reader, sets, None, probe, probe_collator)
     tokenizer = load_tokenizer(config.model.llm)
     llm = load(config.model.llm, config.model.llm_dtype)
     refuse_foreign_tokens(tokenizer, llm, config.prompt.format(), config.model.llm)
@@ -118,13 +118,18 @@ def assemble(
         quantise_base(model.llm, config.model.quantised, this_process().device, model.llm.dtype)
     limits = PromptLimits(positions=positions_of(model.llm.config), too_long=data.too_long)
     collator = Collator(
-        reader, tokenizer, config.prompt.format(), model.soft_counts, share_prefix=data.share_prefix, limits=limits,
+        reader,
+        tokenizer,
+        config.prompt.format(),
+        model.soft_counts,
+        share_prefix=data.share_prefix,
+        limits=limits,
         **recall,
-    )  # fmt: skip
-    return Workbench(config, clip_list, clips, reader, sets, tokenizer, model, collator)
+    )
+    return RunContext(config, clip_list, clips, reader, sets, tokenizer, model, collator)
 
 
-def reassemble(
+def load_context(
     run: Run,
     *,
     store: str | None = None,
@@ -132,14 +137,14 @@ def reassemble(
     which: str = "best",
     disturbed: Mapping[str, str] | None = None,
     quantised: bool = True,
-) -> Workbench:
+) -> RunContext:
     """Build a finished or interrupted run again with the weights of one of its checkpoints, on the GPU if there is one.
 
     Args:
         store, clips: where they lie now, if not where the run found them.
         which: `best`, `last` or a step.
         disturbed: modality -> feature that is read in place of the one trained on: the same, but for a perturbation.
-        quantised: as of `assemble`.
+        quantised: as of `build_context`.
     """
     record, config = run.record(), run.config()
     folder = checkpoint.choose(run.checkpoints, which)
@@ -150,7 +155,7 @@ def reassemble(
         known = ", ".join(config.features.used)
         raise DataError("--feature", expected="a modality that the run reads: " + known, got=", ".join(unknown))
     config = config.model_copy(update={"features": config.features.model_copy(update=replaced)})
-    bench = assemble(
+    context = build_context(
         config,
         store or absolute(record.store, run.folder),
         clips or absolute(record.clips, run.folder),
@@ -159,14 +164,14 @@ def reassemble(
         quantised=quantised,
     )
     for modality, feature in replaced.items():
-        _refuse_other_encoder(feature, bench.reader.specs[modality], record.fingerprints[modality])
+        _refuse_other_encoder(feature, context.reader.specs[modality], record.fingerprints[modality])
     weights = checkpoint.best_weights(folder)
-    checkpoint.load_model(folder, bench.model, name=weights)
-    bench.model.to(this_process().device)
-    return replace(bench, weights=state.sha256[weights])
+    checkpoint.load_model(folder, context.model, name=weights)
+    context.model.to(this_process().device)
+    return replace(context, weights=state.sha256[weights])
 
 
-def take_out(bench: Workbench, streams: Mapping[str, Literal["zero", "omit"]]) -> None:
+def take_out(context: RunContext, streams: Mapping[str, Literal["zero", "omit"]]) -> None:
     """Take streams (fusion, image, video, audio) out of a trained model: the module ablation.
 
     Raises:
@@ -174,24 +179,32 @@ def take_out(bench: Workbench, streams: Mapping[str, Literal["zero", "omit"]]) -
     """
     if not streams:
         return
-    known_streams = getattr(bench.model, "soft_counts", {})  # a probe has no soft tokens
+    known_streams = getattr(context.model, "soft_counts", {})  # a probe has no soft tokens
     unknown = [stream for stream in streams if stream not in known_streams]
     if unknown:
         known = ", ".join(known_streams) or "none, for it has no language model"
         raise DataError(
-            "--without", expected="a stream of the model: " + known, got=", ".join(unknown),
+            "--without",
+            expected="a stream of the model: " + known,
+            got=", ".join(unknown),
             next_step=suggest(unknown[0], known_streams).strip() or None,
-        )  # fmt: skip
-    bench.model.ablated = dict(streams)
-    bench.collator = Collator(bench.reader, bench.tokenizer, bench.config.prompt.format(), bench.model.soft_counts,
-                              limits=bench.collator.limits)  # fmt: skip
+        )
+    context.model.ablated = dict(streams)
+    context.collator = Collator(
+        context.reader,
+        context.tokenizer,
+        context.config.prompt.format(),
+        context.model.soft_counts,
+        limits=context.collator.limits,
+    )
 
 
 def _refuse_other_encoder(feature: str, spec: Spec, trained_on: str) -> None:
     """Raise FingerprintError where a feature differs from the one trained on in more than a perturbation."""
     if undisturbed(spec).fingerprint != trained_on:
         raise FingerprintError(
-            feature, expected=f"the feature {trained_on[:12]}… that this run was trained on, perturbed",
+            feature,
+            expected=f"the feature {trained_on[:12]}… that this run was trained on, perturbed",
             got=f"{undisturbed(spec).fingerprint[:12]}…, another one",
             next_step="Extract it by the same encoder with --option NAME.perturb=….",
-        )  # fmt: skip
+        )

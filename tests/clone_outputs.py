@@ -15,8 +15,13 @@ FOREIGN_CODE = "import   demo, os\nimport no_such_module\nassert False, 'importe
 EXPORTED = ("__init__.py", "modeling_emotion_llama.py", "test_model.py")
 WALK = ("clips.jsonl", "clips/a1.mp4", "features.zarr/zarr.json", "features.zarr/whisper/c/0/0/0",
         "runs/perception/run.json", "runs/perception/metrics.jsonl")  # fmt: skip
-DEMO = (*WALK, "figure.png", "models/llama/config.json", "runs/cognition/run.json",
-        *(f"model/{name}" for name in EXPORTED))  # fmt: skip
+DEMO = (
+    *WALK,
+    "figure.png",
+    "models/llama/config.json",
+    "runs/cognition/run.json",
+    *(f"model/{name}" for name in EXPORTED),
+)
 OUTPUTS = (
     *(f"demo/{name}" for name in DEMO),
     *(f"tools/demo/{name}" for name in DEMO),

@@ -118,15 +118,20 @@ def sources(folder: Path) -> list[Path]:
         "h264.mkv": {"sound": sound},
         "h264.ts": {"sound": sound},
         "mpeg4.avi": {"sound": sound, "codec": "mpeg4", "audio_codec": "mp2", "options": {"b": "1M"}},
-        "vp9.webm": {"codec": "libvpx-vp9", "sound": rec.sine(1.5, rate=48_000), "sound_rate": 48_000,
-                     "audio_codec": "libopus", "options": {"b": "300k", "deadline": "realtime"}},
+        "vp9.webm": {
+            "codec": "libvpx-vp9",
+            "sound": rec.sine(1.5, rate=48_000),
+            "sound_rate": 48_000,
+            "audio_codec": "libopus",
+            "options": {"b": "300k", "deadline": "realtime"},
+        },
         "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
         "mjpeg.mov": {"codec": "mjpeg", "options": {"strict": "unofficial"}},
         "pcm.wav": {"num_frames": 0, "sound": sound, "audio_codec": "pcm_s16le"},
         "sound.flac": {"num_frames": 0, "sound": sound, "audio_codec": "flac"},
         "sound.mp3": {"num_frames": 0, "sound": sound, "audio_codec": "libmp3lame"},
         "sound.ogg": {"num_frames": 0, "sound": sound, "audio_codec": "libvorbis"},
-    }  # fmt: skip
+    }
     made = []
     for name, how in kinds.items():
         needed = {how.get("codec", "libx264"), how.get("audio_codec", "aac")}
@@ -141,10 +146,13 @@ def awkward(folder: Path) -> dict[str, tuple[Path, bool]]:
     made["8k"] = rec.write_clip(folder / "8k.mp4", num_frames=2, size=(7680, 4320), options=FAST), True
     made["one pixel high"] = rec.write_clip(folder / "thin.mkv", size=(512, 1), codec="ffv1", options={}), True
     for name, codec, pixels in (
-        ("10 bits", "libx264", "yuv420p10le"), ("4:4:4", "libx264", "yuv444p"), ("grey", "ffv1", "gray"),
-        ("16 bits", "ffv1", "gbrp16le"), ("alpha", "ffv1", "yuva420p"),
+        ("10 bits", "libx264", "yuv420p10le"),
+        ("4:4:4", "libx264", "yuv444p"),
+        ("grey", "ffv1", "gray"),
+        ("16 bits", "ffv1", "gbrp16le"),
+        ("alpha", "ffv1", "yuva420p"),
         ("4:1:0", "ffv1", "yuv410p"),
-    ):  # fmt: skip
+    ):
         path = folder / f"{name.replace(':', '')}.mkv"
         made[name] = _written(path, codec, pixels, [0, 1, 2, 3]), True
     made["negative times"] = _written(folder / "negative.mkv", "ffv1", "yuv420p", [-3, -2, -1, 0, 1, 2]), True

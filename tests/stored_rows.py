@@ -13,9 +13,13 @@ def rows_of(location: Path) -> dict[str, dict[str, tuple[object, ...]]]:
     store = open_store(location)
     return {
         name: {
-            record.id: (record.status, record.reason, record.source,
-                        store[name][record.id].tobytes() if record.status is Status.OK else b"")
+            record.id: (
+                record.status,
+                record.reason,
+                record.source,
+                store[name][record.id].tobytes() if record.status is Status.OK else b"",
+            )
             for record in store[name].records()
         }
         for name in store.names
-    }  # fmt: skip
+    }

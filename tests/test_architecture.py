@@ -126,9 +126,12 @@ def test_the_cache_knows_no_trainer():
 def test_models_know_tensors_only():
     allowed = {"featurecache.errors", "fusion_train.errors"}
     others = {
-        other for name in GRAPH if name.startswith("fusion_train.models") for other in GRAPH[name]
+        other
+        for name in GRAPH
+        if name.startswith("fusion_train.models")
+        for other in GRAPH[name]
         if not other.startswith("fusion_train.models")
-    }  # fmt: skip
+    }
     assert others <= allowed
 
 
@@ -136,17 +139,21 @@ def test_the_trainer_reads_stores_through_the_public_interface():
     """`featurecache.open_store`, the protocols, and the copying of rows."""
     public = {"featurecache.store.protocols", "featurecache.store.copying"}
     used = {
-        other for name in GRAPH if name.startswith("fusion_train") for other in GRAPH[name]
+        other
+        for name in GRAPH
+        if name.startswith("fusion_train")
+        for other in GRAPH[name]
         if other.startswith("featurecache.store")
-    }  # fmt: skip
+    }
     assert used <= public
 
 
 def test_only_command_lines_know_click():
     with_click = {
-        name for name, path in MODULES.items()
+        name
+        for name, path in MODULES.items()
         if any(line.startswith(("import click", "from click")) for line in path.read_text().splitlines())
-    }  # fmt: skip
+    }
     assert not [name for name in with_click if name.split(".")[1].split("_")[0] not in ("cli", "console")]
 
 

@@ -138,27 +138,56 @@ def test_a_list_that_is_missing_empty_or_of_another_kind_is_refused(tmp_path: Pa
 
 def test_csv_and_parquet_say_the_same_as_jsonl(tmp_path: Path) -> None:
     flat = {
-        "id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "labels.emotion": "happy",
-        "responses.reason": "She smiles.", "peak_frame": "3", "start_s": "0.5", "end_s": "", "speaker": "01",
-        "labels.sentiment_score": "-1", "crop.left": "0.5", "tags": "sarcasm, noisy",
-    }  # fmt: skip
+        "id": "a1",
+        "video": "a1.mp4",
+        "text": "0012",
+        "split": "train",
+        "labels.emotion": "happy",
+        "responses.reason": "She smiles.",
+        "peak_frame": "3",
+        "start_s": "0.5",
+        "end_s": "",
+        "speaker": "01",
+        "labels.sentiment_score": "-1",
+        "crop.left": "0.5",
+        "tags": "sarcasm, noisy",
+    }
     with (tmp_path / "clips.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, flat)
         writer.writeheader()
         writer.writerow(flat)
     expected = Clip(
-        "a1", tmp_path / "a1.mp4", text="0012", split="train", labels={"emotion": "happy", "sentiment_score": -1},
-        responses={"reason": "She smiles."}, peak_frame=3, start_s=0.5, speaker="01", crop=Crop(left=0.5),
+        "a1",
+        tmp_path / "a1.mp4",
+        text="0012",
+        split="train",
+        labels={"emotion": "happy", "sentiment_score": -1},
+        responses={"reason": "She smiles."},
+        peak_frame=3,
+        start_s=0.5,
+        speaker="01",
+        crop=Crop(left=0.5),
         tags=("sarcasm", "noisy"),
-    )  # fmt: skip
+    )
     assert load_clips(tmp_path / "clips.csv")[0] == expected
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [
-        {"id": "a1", "video": "a1.mp4", "text": "0012", "split": "train", "responses": {"reason": "She smiles."},
-         "labels": {"emotion": "happy", "sentiment_score": -1.0, "x": None}, "peak_frame": 3, "start_s": 0.5,
-         "end_s": None, "speaker": "01", "crop": {"left": 0.5, "right": None}, "tags": ["sarcasm", "noisy"]},
-    ]  # fmt: skip
+        {
+            "id": "a1",
+            "video": "a1.mp4",
+            "text": "0012",
+            "split": "train",
+            "responses": {"reason": "She smiles."},
+            "labels": {"emotion": "happy", "sentiment_score": -1.0, "x": None},
+            "peak_frame": 3,
+            "start_s": 0.5,
+            "end_s": None,
+            "speaker": "01",
+            "crop": {"left": 0.5, "right": None},
+            "tags": ["sarcasm", "noisy"],
+        },
+    ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "clips.parquet")
     assert load_clips(tmp_path / "clips.parquet")[0] == expected
 

@@ -127,11 +127,55 @@ def test_neither_copies_of_a_clip_nor_their_audit_follow_a_playlist(secrets: Pat
 
 def test_formats_of_scripts_devices_and_lists_are_not_read() -> None:
     read = set(FORMATS.split(","))
-    pointing = {"hls", "concat", "dash", "imf", "image2", "sdp", "rtp", "rtsp", "vobsub", "avisynth", "vapoursynth",
-                "lavfi", "alsa", "v4l2", "x11grab", "webm_dash_manifest", "tty", "svg_pipe", "ffmetadata"}  # fmt: skip
+    pointing = {
+        "hls",
+        "concat",
+        "dash",
+        "imf",
+        "image2",
+        "sdp",
+        "rtp",
+        "rtsp",
+        "vobsub",
+        "avisynth",
+        "vapoursynth",
+        "lavfi",
+        "alsa",
+        "v4l2",
+        "x11grab",
+        "webm_dash_manifest",
+        "tty",
+        "svg_pipe",
+        "ffmetadata",
+    }
     assert not pointing & read
-    common = {"mov", "matroska", "avi", "asf", "flv", "mpeg", "mpegts", "ogg", "wav", "w64", "aiff", "au", "caf",
-              "flac", "mp3", "aac", "ac3", "amr", "nistsphere", "rm", "voc", "wv", "ape", "tta", "dv"}  # fmt: skip
+    common = {
+        "mov",
+        "matroska",
+        "avi",
+        "asf",
+        "flv",
+        "mpeg",
+        "mpegts",
+        "ogg",
+        "wav",
+        "w64",
+        "aiff",
+        "au",
+        "caf",
+        "flac",
+        "mp3",
+        "aac",
+        "ac3",
+        "amr",
+        "nistsphere",
+        "rm",
+        "voc",
+        "wv",
+        "ape",
+        "tta",
+        "dv",
+    }
     assert common <= read
     assert common <= {name for known in av.formats_available for name in known.split(",")}
 

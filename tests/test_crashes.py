@@ -90,9 +90,12 @@ def write_list(folder: Path, bad: dict[int, str]) -> Path:
 def start(folder: Path, clip_list: Path, store: Path) -> subprocess.Popen[str]:
     path = [str(folder / "site"), str(Path(__file__).parent), *sys.path]
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(clip_list), str(store)], text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, str(clip_list), str(store)],
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def run(folder: Path, clip_list: Path, store: Path) -> int:

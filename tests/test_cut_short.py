@@ -143,11 +143,18 @@ def tag(kind: str) -> bytes:
     footer = b"APETAGEX" + struct.pack("<IIII", 2000, len(item) + 32, 1, 0x80000000) + bytes(8)
     noise = np.random.default_rng(5).bytes(300_000)
     return {
-        "id3": id3, "ape": header + item + footer, "ape and id3": header + item + footer + id3, "byte": b"\0",
-        "zeros": bytes(5000), "many zeros": bytes(400_000), "noise": noise[:5000], "much noise": noise,
-        "text": b"hello world\n" * 100, "ones": b"\xff" * 3000,
+        "id3": id3,
+        "ape": header + item + footer,
+        "ape and id3": header + item + footer + id3,
+        "byte": b"\0",
+        "zeros": bytes(5000),
+        "many zeros": bytes(400_000),
+        "noise": noise[:5000],
+        "much noise": noise,
+        "text": b"hello world\n" * 100,
+        "ones": b"\xff" * 3000,
         "lyrics": b"LYRICSBEGIN" + b"la " * 99 + b"LYRICS200" + id3,
-    }[kind]  # fmt: skip
+    }[kind]
 
 
 TAGS = ("id3", "ape", "ape and id3", "byte", "zeros", "many zeros", "noise", "much noise", "text", "ones", "lyrics")
@@ -190,12 +197,22 @@ def test_sizes_that_a_wav_writer_could_not_know_or_miscounted(made, kind: str) -
     size, place = len(data), data.index(b"data")
     sound = struct.unpack("<I", data[place + 4 : place + 8])[0]
     sizes = {
-        "zero": (0, 0), "streamed": (-1, -1), "streamed less its header": (-1, -1 - 36),
-        "largest signed": (2**31 - 1, 2**31 - 1), "one more": (2**31, 2**31), "sox": (0x7FFFF000 + 36, 0x7FFFF000),
-        "file": (size - 8, size), "file twice": (size, size), "header counted": (size + place, sound + place + 8),
-        "eight more": (size - 8, sound + 8), "too large": (size - 8, 2 * sound), "riff zero": (0, sound),
-        "riff too large": (2 * size, sound), "riff streamed": (-1, sound), "data streamed": (size - 8, -1),
-    }  # fmt: skip
+        "zero": (0, 0),
+        "streamed": (-1, -1),
+        "streamed less its header": (-1, -1 - 36),
+        "largest signed": (2**31 - 1, 2**31 - 1),
+        "one more": (2**31, 2**31),
+        "sox": (0x7FFFF000 + 36, 0x7FFFF000),
+        "file": (size - 8, size),
+        "file twice": (size, size),
+        "header counted": (size + place, sound + place + 8),
+        "eight more": (size - 8, sound + 8),
+        "too large": (size - 8, 2 * sound),
+        "riff zero": (0, sound),
+        "riff too large": (2 * size, sound),
+        "riff streamed": (-1, sound),
+        "data streamed": (size - 8, -1),
+    }
     for name, (riff, stated) in sizes.items():
         found = sound_of(as_file(path, patched(data, riff, stated)))
         assert isinstance(found, np.ndarray), (name, found)
@@ -225,11 +242,15 @@ def test_avi_files_of_recorders_that_could_not_finish_their_headers(made, kind: 
     movi = struct.unpack("<I", data[place : place + 4])[0]
     without_index = data[: place + 4 + movi]
     for name, riff, stated, content in (
-        ("riff zero", 0, movi, data), ("zero", 0, 0, data), ("streamed", 2**32 - 1, 2**32 - 1, data),
-        ("riff of the file", len(data), movi, data), ("riff too large", 2 * len(data), movi, data),
-        ("movi too large", len(data) - 8, 2 * movi, data), ("no index", 0, 0, without_index),
+        ("riff zero", 0, movi, data),
+        ("zero", 0, 0, data),
+        ("streamed", 2**32 - 1, 2**32 - 1, data),
+        ("riff of the file", len(data), movi, data),
+        ("riff too large", 2 * len(data), movi, data),
+        ("movi too large", len(data) - 8, 2 * movi, data),
+        ("no index", 0, 0, without_index),
         ("no index, sizes right", len(without_index) - 8, movi, without_index),
-    ):  # fmt: skip
+    ):
         changed = bytearray(content)
         changed[4:8], changed[place : place + 4] = struct.pack("<I", riff), struct.pack("<I", stated)
         found = sound_of(as_file(path, bytes(changed)))
@@ -265,8 +286,23 @@ def test_written_files_are_what_is_heard(tmp_path: Path) -> None:
 def test_no_bytes_make_the_search_for_an_end_fail(made, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(7)
     forms = [*STATED_SIZES, *CHAINS, "amr"]
-    sources = [made(kind).read_bytes()[:20_000] for kind in ("wav pcm_s16le", "avi pcm_s16le", "mkv", "mp4 faststart",
-               "ogg libopus", "mp3 libmp3lame", "aiff pcm_s16be", "caf alac", "asf", "flv", "ts", "amr")]  # fmt: skip
+    sources = [
+        made(kind).read_bytes()[:20_000]
+        for kind in (
+            "wav pcm_s16le",
+            "avi pcm_s16le",
+            "mkv",
+            "mp4 faststart",
+            "ogg libopus",
+            "mp3 libmp3lame",
+            "aiff pcm_s16be",
+            "caf alac",
+            "asf",
+            "flv",
+            "ts",
+            "amr",
+        )
+    ]
     path = tmp_path / "a"
     for number in range(120):
         data = bytearray(sources[number % len(sources)] if number % 5 else rng.bytes(int(rng.integers(0, 3000))))

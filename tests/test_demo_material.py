@@ -275,9 +275,11 @@ def test_the_demo_makes_every_feature_that_a_shipped_sweep_compares(sweep: str) 
 def test_the_hub_encoders_of_the_demo_open_as_those_of_the_hub(tmp_path: Path) -> None:
     demo_encoders.make_hub_encoders(tmp_path, seed=0)
     for encoder, options in (
-        (f"hf-audio:{tmp_path}/hubert", {}), (f"hf-audio:{tmp_path}/wavlm", {}),
-        (f"hf-image:{tmp_path}/clip", {"pool": "all"}), (f"hf-video:{tmp_path}/videomae", {}),
-    ):  # fmt: skip
+        (f"hf-audio:{tmp_path}/hubert", {}),
+        (f"hf-audio:{tmp_path}/wavlm", {}),
+        (f"hf-image:{tmp_path}/clip", {"pool": "all"}),
+        (f"hf-video:{tmp_path}/videomae", {}),
+    ):
         assert open_encoder(encoder, options=options).shape[1] == demo_encoders.WIDTH
 
 

@@ -413,10 +413,13 @@ def test_a_run_that_ends_at_too_many_failures_keeps_what_is_usable_and_records_n
     rest = [clip for clip in clips if clip not in failing]
     with pytest.raises(MediaError, match=r"--max-failures.* finished are kept"):
         extract(
-            open_store(tmp_path / "s", "a"), ClipList([*rest[:4], *failing, *rest[4:]]), stub_encoders(),
-            max_failures=3, workers=1,
+            open_store(tmp_path / "s", "a"),
+            ClipList([*rest[:4], *failing, *rest[4:]]),
+            stub_encoders(),
+            max_failures=3,
+            workers=1,
             advance=lambda done, total: time.sleep(0.1),  # failures are counted when they are written
-        )  # fmt: skip
+        )
     feature = open_store(tmp_path / "s")["loudness"]
     assert list(feature.ids)[:4] == [clip.id for clip in rest[:4]]
     assert len(feature.ids) < NUM_PLAIN + 2

@@ -18,7 +18,7 @@ from featurecache import load_clips, open_store
 from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import EncoderError, WriteError
-from featurecache.extract.pipeline import Batch, Lanes, Member, forward_key
+from featurecache.extract.pipeline import Batch, DevicePipeline, Member, forward_key
 from featurecache.extract.run import extract
 from featurecache.extract.stats import Summary, Tally, merged
 from featurecache.store.protocols import Status
@@ -132,10 +132,13 @@ def test_encoders_that_differ_in_more_than_pooling_share_nothing(whisper_folder:
         return forward_key(open_encoder(name, weights=str(folder), options=options))
 
     keys = [
-        key("whisper", whisper_folder), key("whisper", whisper_folder, layer=1),
+        key("whisper", whisper_folder),
+        key("whisper", whisper_folder, layer=1),
         key("whisper", whisper_folder, batch=2),
-        key("eva-global", eva_folder), key("eva-temporal", eva_folder), key("eva-temporal", eva_folder, frames=8),
-    ]  # fmt: skip
+        key("eva-global", eva_folder),
+        key("eva-temporal", eva_folder),
+        key("eva-temporal", eva_folder, frames=8),
+    ]
     assert len(set(keys)) == len(keys)
     assert key("eva-temporal", eva_folder, grid=4) == key("eva-temporal", eva_folder)
 
@@ -191,7 +194,7 @@ def test_an_error_of_the_writer_reaches_whoever_submits() -> None:
     def refuse(rows: object) -> None:
         raise WriteError("store", got="the disk is full")
 
-    lanes = Lanes([{"loudness": Waiting("loudness", 0)}], Summary({}))
+    lanes = DevicePipeline([{"loudness": Waiting("loudness", 0)}], Summary({}))
     batch = Batch({0: np.zeros(12, np.float32)}, (Member("loudness", {}, refuse),))
     with pytest.raises(WriteError, match="the disk is full"):  # noqa: PT012
         for _ in range(100):

@@ -130,9 +130,12 @@ def test_a_torchvision_of_another_build_is_one_line(tmp_path):
     roots = [str(tmp_path), str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", "fusion_train.cli", "plan", "--gpu", "h200"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(roots)},
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: torchvision 0.28.0: expected a build that fits torch 2.")

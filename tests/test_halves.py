@@ -26,8 +26,11 @@ def truths(kind: str) -> np.ndarray:
 
 def simulate(clusters: int, size: int, kind: str, repetitions: int) -> np.ndarray:
     """Mean error of the score in points, chosen and scored on the same clips, and cross-fitted; coverage."""
-    clips = [Clip(id=f"{cluster:04d}-{number}", video=Path("a.mp4"), speaker=f"s{cluster}")
-             for cluster in range(clusters) for number in range(size)]  # fmt: skip
+    clips = [
+        Clip(id=f"{cluster:04d}-{number}", video=Path("a.mp4"), speaker=f"s{cluster}")
+        for cluster in range(clusters)
+        for number in range(size)
+    ]
     members, ids = [clip.speaker for clip in clips], tuple(clip.id for clip in clips)
     halves = [np.isin(ids, half) for half in split_halves(clips)]
     random, truth, rows = np.random.default_rng(1), truths(kind), []
@@ -44,8 +47,13 @@ def simulate(clusters: int, size: int, kind: str, repetitions: int) -> np.ndarra
             true += half.mean() * truth[step]
         scored = Scored("accuracy", {"accuracy": float(union.mean())}, ids, **mean_of(union))
         interval = interval_of(jackknife(scored.resample, members, scored.per_clip))
-        rows.append([100 * (hits[:, best].mean() - truth[best]), 100 * (union.mean() - true),
-                     interval.low <= true <= interval.high])  # fmt: skip
+        rows.append(
+            [
+                100 * (hits[:, best].mean() - truth[best]),
+                100 * (union.mean() - true),
+                interval.low <= true <= interval.high,
+            ]
+        )
     return np.mean(rows, axis=0)
 
 

@@ -87,8 +87,11 @@ def meld(folder: Path) -> Path:
     """A folder as MELD has it, the second of whose clips holds four seconds where the table says one."""
     header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\n"
     row = '{n},Well.,Ross,neutral,neutral,0,{n},3,9,"00:16:16,059","{end}"\n'
-    for split, place in (("train", "train_splits"), ("dev", "dev_splits_complete"),
-                         ("test", "output_repeated_splits_test")):  # fmt: skip
+    for split, place in (
+        ("train", "train_splits"),
+        ("dev", "dev_splits_complete"),
+        ("test", "output_repeated_splits_test"),
+    ):
         rows = row.format(n=0, end="00:16:18,100") + row.format(n=1, end="00:16:17,059")
         (folder / f"{split}_sent_emo.csv").write_text(header + rows)
         (folder / place).mkdir()

@@ -42,8 +42,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_holds_every_configuration_and_finds_it(installed, tmp_path):
     shipped = {path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.yaml")}
     assert shipped
-    assert {path.relative_to(installed / "fusion_train/configs")
-            for path in installed.glob("fusion_train/configs/**/*.yaml")} == shipped  # fmt: skip
+    assert {
+        path.relative_to(installed / "fusion_train/configs")
+        for path in installed.glob("fusion_train/configs/**/*.yaml")
+    } == shipped
     code = "import fusion_train.config as c; c.load_config('demo', 'cognition'); print(c.preset_dir())"
     found = run(sys.executable, "-P", "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(installed)})
     assert Path(found.strip()) == installed / "fusion_train" / "configs"

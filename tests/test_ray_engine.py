@@ -21,9 +21,9 @@ NUM_CLIPS = 12
 
 
 def test_the_desk_gives_every_unit_out_once_and_again_what_a_dead_worker_had() -> None:
-    from featurecache.engines.ray import Desk
+    from featurecache.engines.ray import WorkQueue
 
-    desk = Desk()
+    desk = WorkQueue()
     desk.begin(4)
     assert [desk.next(0), desk.next(1), desk.next(0)] == [0, 1, 2]
     assert not desk.report(0, 20)

@@ -28,13 +28,17 @@ def test_a_text_names_no_label_task_and_an_object_names_one_for_each():
     assert response_texts("A smile.") == [(None, "A smile.")]
     assert response_texts(["Soft.", ""]) == [(None, "Soft."), (None, "")]
     assert response_texts({"intent": "A nod.", "emotion": ["One.", "Two."]}) == [
-        ("intent", "A nod."), ("emotion", "One."), ("emotion", "Two."),
-    ]  # fmt: skip
+        ("intent", "A nod."),
+        ("emotion", "One."),
+        ("emotion", "Two."),
+    ]
     assert response_texts(None) == []
     assert list(named_texts(RATIONALES)) == [
-        ("reason", None, "A smile."), ("think", "intent", "A nod."), ("think", "emotion", "A smile."),
+        ("reason", None, "A smile."),
+        ("think", "intent", "A nod."),
+        ("think", "emotion", "A smile."),
         ("audio", None, "Soft."),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_list_keeps_them_as_they_are_when_it_is_written_and_read(tmp_path):

@@ -47,8 +47,13 @@ def simulate(clusters: int, size: int, count: int, correlation: float, kind: str
         else:
             best = int(np.argmax([each.value for each in candidates]))
             found, true = bound(candidates[best], members, count), truth[best]
-        rows.append([100 * (found.naive - true), 100 * (found.corrected - true),
-                     found.interval.low <= true <= found.interval.high])  # fmt: skip
+        rows.append(
+            [
+                100 * (found.naive - true),
+                100 * (found.corrected - true),
+                found.interval.low <= true <= found.interval.high,
+            ]
+        )
     return np.mean(rows, axis=0)
 
 
@@ -114,11 +119,17 @@ def test_figures_that_belong_to_the_set_are_corrected_too():
     random, labels = np.random.default_rng(2), ["angry", "happy", "sad"]
     references = {str(n): labels[n % 3] for n in range(90)}
     candidates = [
-        score("classification", references,
-              {clip: label if random.random() < 0.5 else str(random.choice(labels))
-               for clip, label in references.items()}, main="UAR")
+        score(
+            "classification",
+            references,
+            {
+                clip: label if random.random() < 0.5 else str(random.choice(labels))
+                for clip, label in references.items()
+            },
+            main="UAR",
+        )
         for _ in range(20)
-    ]  # fmt: skip
+    ]
     found = correct(candidates, range(90))
     assert found.naive == max(each.value for each in candidates)
     assert 0.6 < found.corrected < found.naive - 0.03  # 2 in 3 are right in truth

@@ -66,8 +66,17 @@ def test_grey_of_16_bits_is_scaled_from_its_whole_range(tmp_path: Path, suffix: 
 def test_tiff_of_16_bits_is_read_in_its_byte_order_and_polarity(
     tmp_path: Path, byte_order: str, white_is_zero: bool
 ) -> None:
-    tags = [(256, 4, rec.WIDTH), (257, 4, rec.HEIGHT), (258, 3, 16), (259, 3, 1), (262, 3, int(not white_is_zero)),
-            (273, 4, 8), (277, 3, 1), (278, 4, rec.HEIGHT), (279, 4, LEVELS.nbytes)]  # fmt: skip
+    tags = [
+        (256, 4, rec.WIDTH),
+        (257, 4, rec.HEIGHT),
+        (258, 3, 16),
+        (259, 3, 1),
+        (262, 3, int(not white_is_zero)),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 4, rec.HEIGHT),
+        (279, 4, LEVELS.nbytes),
+    ]
     data = LEVELS.astype(f"{byte_order}u2").tobytes()
     directory = struct.pack(f"{byte_order}H", len(tags))
     for number, kind, value in tags:
@@ -146,9 +155,15 @@ def test_every_exif_orientation_is_turned_upright(tmp_path: Path, suffix: str, o
     stored = np.zeros((rec.HEIGHT, rec.WIDTH, 3), np.uint8)
     stored[:24, :32], stored[:24, 32:], stored[24:, :32] = (220, 30, 30), (30, 220, 30), (30, 30, 220)
     upright = {
-        1: stored, 2: np.fliplr(stored), 3: np.rot90(stored, 2), 4: np.flipud(stored), 5: stored.transpose(1, 0, 2),
-        6: np.rot90(stored, -1), 7: np.rot90(stored.transpose(1, 0, 2), 2), 8: np.rot90(stored),
-    }[orientation]  # fmt: skip
+        1: stored,
+        2: np.fliplr(stored),
+        3: np.rot90(stored, 2),
+        4: np.flipud(stored),
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: np.rot90(stored.transpose(1, 0, 2), 2),
+        8: np.rot90(stored),
+    }[orientation]
     image = Image.fromarray(stored)
     exif = image.getexif()
     exif[0x0112] = orientation

@@ -78,8 +78,11 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
             write(root, digest(root))
         case ["passed"] if recorded(root) != digest(root):
             got = "one of other versions" if recorded(root) else "none"
-            print(f"{CONSTRAINTS}: expected a record that the tests passed on the lowest versions, got {got}."
-                  f" Run: make test-lowest, and commit {CONSTRAINTS}.", file=sys.stderr)  # fmt: skip
+            print(
+                f"{CONSTRAINTS}: expected a record that the tests passed on the lowest versions, got {got}."
+                f" Run: make test-lowest, and commit {CONSTRAINTS}.",
+                file=sys.stderr,
+            )
             return 1
         case ["passed"]:
             pass

@@ -152,8 +152,17 @@ def ask(journey: Journey) -> None:
     with journey.part("ask about a raw clip", f"{journey.folder}/{clip['video']}"):
         journey.console.print(f"{clip['video']}, labelled {clip['labels']['emotion']}; transformers alone:")
         journey.run(sys.executable, "-c", ASK, "model", clip["video"], clip["text"])
-        journey.run(script("fusion-train"), "predict", "--model", "model", clip["video"], "--text", clip["text"],
-                    "--look", "pictures")  # fmt: skip
+        journey.run(
+            script("fusion-train"),
+            "predict",
+            "--model",
+            "model",
+            clip["video"],
+            "--text",
+            clip["text"],
+            "--look",
+            "pictures",
+        )
 
 
 def draw(journey: Journey) -> None:

@@ -110,15 +110,23 @@ def split_of_cues(seen: int, heard: int) -> str:
 def subtitle(split: str, rng: np.random.Generator) -> str:
     """Draw one sentence of a split that fits every emotion equally."""
     template, first, second = SUBTITLES[rng.integers(len(SUBTITLES))]
-    pairs = [(one, other) for a, one in enumerate(WORDS[first]) for b, other in enumerate(WORDS[second])
-             if SPLIT_OF_WORDS[(a + b) % 4] == split]  # fmt: skip
+    pairs = [
+        (one, other)
+        for a, one in enumerate(WORDS[first])
+        for b, other in enumerate(WORDS[second])
+        if SPLIT_OF_WORDS[(a + b) % 4] == split
+    ]
     return template.format(*pairs[rng.integers(len(pairs))])
 
 
 def explain(look: str, voice: str, split: str, rng: np.random.Generator) -> str:
     """Say in one sentence of a split what is seen and what is heard, in either order."""
-    pairs = [(one, other) for a, one in enumerate(SEEN[look]) for b, other in enumerate(HEARD[voice])
-             if split_of_cues(a, b) == split]  # fmt: skip
+    pairs = [
+        (one, other)
+        for a, one in enumerate(SEEN[look])
+        for b, other in enumerate(HEARD[voice])
+        if split_of_cues(a, b) == split
+    ]
     cues = pairs[rng.integers(len(pairs))]
     first, second = cues if rng.random() < 0.5 else reversed(cues)
     return f"{first[0].upper()}{first[1:]}, and {second}."

@@ -67,13 +67,24 @@ GATHER_GAIN = 4.0
 def make_whisper(folder: Path, seed: int) -> None:
     """Write a WhisperModel and its feature extractor."""
     config = WhisperConfig(
-        vocab_size=64, num_mel_bins=MEL_BINS, d_model=WIDTH,
-        encoder_layers=NUM_BLOCKS, encoder_attention_heads=NUM_HEADS, encoder_ffn_dim=4 * WIDTH,
-        decoder_layers=1, decoder_attention_heads=NUM_HEADS, decoder_ffn_dim=WIDTH,
-        max_source_positions=1500, max_target_positions=16,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-        suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
+        vocab_size=64,
+        num_mel_bins=MEL_BINS,
+        d_model=WIDTH,
+        encoder_layers=NUM_BLOCKS,
+        encoder_attention_heads=NUM_HEADS,
+        encoder_ffn_dim=4 * WIDTH,
+        decoder_layers=1,
+        decoder_attention_heads=NUM_HEADS,
+        decoder_ffn_dim=WIDTH,
+        max_source_positions=1500,
+        max_target_positions=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
     model, random = _seeded(WhisperModel, config, seed)
     encoder = model.get_encoder()
     with torch.no_grad():
@@ -93,9 +104,16 @@ def make_whisper(folder: Path, seed: int) -> None:
 def make_eva(folder: Path, seed: int) -> None:
     """Write a Blip2VisionModel whose first block sees signs in drawn faces, and whose second looks for the clearest."""
     config = Blip2VisionConfig(
-        hidden_size=WIDTH, intermediate_size=8 * WIDTH, num_hidden_layers=NUM_BLOCKS, num_attention_heads=NUM_HEADS,
-        patch_size=PATCH_PIXELS, image_size=IMAGE_PIXELS, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True,
-    )  # fmt: skip
+        hidden_size=WIDTH,
+        intermediate_size=8 * WIDTH,
+        num_hidden_layers=NUM_BLOCKS,
+        num_attention_heads=NUM_HEADS,
+        patch_size=PATCH_PIXELS,
+        image_size=IMAGE_PIXELS,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        qkv_bias=True,
+    )
     model, random = _seeded(Blip2VisionModel, config, seed)
     embeddings = model.embeddings
     see, look = model.encoder.layers
@@ -197,10 +215,21 @@ def _seeded(kind: type[Model], config: PreTrainedConfig, seed: int) -> tuple[Mod
 
 def make_hub_encoders(folder: Path, seed: int) -> None:
     """Write hubert/, wavlm/, clip/ and videomae/, each with the preprocessing of its family."""
-    blocks = {"hidden_size": WIDTH, "num_hidden_layers": NUM_BLOCKS, "num_attention_heads": NUM_HEADS,
-              "intermediate_size": 4 * WIDTH, "initializer_range": 0.2}  # fmt: skip
-    speech = {**blocks, "conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
-              "do_stable_layer_norm": True, "feat_extract_norm": "layer"}  # fmt: skip
+    blocks = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": NUM_BLOCKS,
+        "num_attention_heads": NUM_HEADS,
+        "intermediate_size": 4 * WIDTH,
+        "initializer_range": 0.2,
+    }
+    speech = {
+        **blocks,
+        "conv_dim": [32] * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "do_stable_layer_norm": True,
+        "feat_extract_norm": "layer",
+    }
     picture = {**blocks, "image_size": IMAGE_PIXELS, "patch_size": 16}
     heard = {"sampling_rate": 16_000, "do_normalize": True, "return_attention_mask": True}
     seen = {"do_center_crop": True, "crop_size": IMAGE_PIXELS, "size": {"shortest_edge": IMAGE_PIXELS}, "resample": 3}

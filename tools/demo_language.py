@@ -49,11 +49,20 @@ def make_language_model(folder: Path, seed: int, corpus: Sequence[str] = (), num
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=NUM_BLOCKS,
-            num_attention_heads=NUM_HEADS, num_key_value_heads=NUM_HEADS, max_position_embeddings=2048,
-            rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=None, tie_word_embeddings=False,
+            vocab_size=len(tokenizer),
+            hidden_size=HIDDEN,
+            intermediate_size=2 * HIDDEN,
+            num_hidden_layers=NUM_BLOCKS,
+            num_attention_heads=NUM_HEADS,
+            num_key_value_heads=NUM_HEADS,
+            max_position_embeddings=2048,
+            rms_norm_eps=1e-5,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=None,
+            tie_word_embeddings=False,
         )
-    )  # fmt: skip
+    )
     nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
     loss = pretrain(model, tokenizer, rng, num_steps)
     model.eval().save_pretrained(folder)

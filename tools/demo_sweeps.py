@@ -52,8 +52,12 @@ def commands(sweep: str) -> list[list[str]]:
             for published, small in SMALL.items():
                 line = line.replace(published, small)
             program, *arguments = shlex.split(line)
-            weights = [word for name, folder in ENCODERS.items() if any(each.endswith(f"={name}") for each in arguments)
-                       for word in ("--weights", f"{name}={folder}")]  # fmt: skip
+            weights = [
+                word
+                for name, folder in ENCODERS.items()
+                if any(each.endswith(f"={name}") for each in arguments)
+                for word in ("--weights", f"{name}={folder}")
+            ]
             found.append([script(program), *arguments, *weights])
     return found
 

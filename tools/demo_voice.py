@@ -45,8 +45,9 @@ class Voice:
 
     def weakened(self, strength: float) -> Voice:
         """Return a voice between the mean of all (strength 0) and this one (strength 1)."""
-        means = {each.name: float(np.mean([getattr(voice, each.name) for voice in VOICES.values()]))
-                 for each in fields(self)}  # fmt: skip
+        means = {
+            each.name: float(np.mean([getattr(voice, each.name) for voice in VOICES.values()])) for each in fields(self)
+        }
         return Voice(**{name: mean + strength * (getattr(self, name) - mean) for name, mean in means.items()})
 
 

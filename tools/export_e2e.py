@@ -22,15 +22,31 @@ from fusion_train.cli.predict import encoder_places
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Run to export.")
 @click.option("--out", type=OutputPath("folder"), help="Folder to write; must not hold anything.")
 @click.option("--verify", type=click.Path(path_type=Path), help="Measure an exported folder again; writes nothing.")
-@click.option("--weights", multiple=True, metavar="NAME=PATH_OR_ID",
-              help="Checkpoint of an encoder, where it is not the hub id in its spec; repeatable.")  # fmt: skip
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=PATH_OR_ID",
+    help="Checkpoint of an encoder, where it is not the hub id in its spec; repeatable.",
+)
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
-              help="Dtype of the exported language model.  [default: the run's]")  # fmt: skip
-@click.option("--merge/--adapter", default=True, show_default=True,
-              help="One whole model, or the trained parts with base and encoders by reference.")  # fmt: skip
-@click.option("--check", default="32", show_default=True, metavar="N|LIST",
-              help="Raw clips to compare on: how many of the split, or a clip list of them.")  # fmt: skip
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Dtype of the exported language model.  [default: the run's]",
+)
+@click.option(
+    "--merge/--adapter",
+    default=True,
+    show_default=True,
+    help="One whole model, or the trained parts with base and encoders by reference.",
+)
+@click.option(
+    "--check",
+    default="32",
+    show_default=True,
+    metavar="N|LIST",
+    help="Raw clips to compare on: how many of the split, or a clip list of them.",
+)
 @click.option("--split", help="Split that they are of.  [default: the run's data.eval_split]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--store", help="Feature store.  [default: that of the run]")
@@ -55,12 +71,17 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
 
     run = Run(folder) if folder else None
     sources = Sources(
-        given["store"], given["clips"], given["checkpoint"], given["split"],
-        int(given["check"]) if number else NUM_CHECKED, given["dtype"], given["device"], not given["merge"],
+        given["store"],
+        given["clips"],
+        given["checkpoint"],
+        given["split"],
+        int(given["check"]) if number else NUM_CHECKED,
+        given["dtype"],
+        given["device"],
+        not given["merge"],
         None if number else given["check"],
-    )  # fmt: skip
-    figures = verify_export(verify, sources, run, say, named) if verify else export_run(
-        run, out, named, sources, say)  # type: ignore[arg-type]  # fmt: skip
+    )
+    figures = verify_export(verify, sources, run, say, named) if verify else export_run(run, out, named, sources, say)  # type: ignore[arg-type]
     table = Table(title=f"{verify or out}: every bound holds")
     for column in ("what", "measured", "bound"):
         table.add_column(column, justify="left" if column == "what" else "right")

@@ -156,8 +156,11 @@ def _run_pytest(tests: Sequence[str], imported: Path | None) -> int:
     import pytest
 
     status = int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", QUIET, *tests]))
-    elsewhere = [name for name, module in sys.modules.items() if name.split(".")[0] in OURS
-                 and not (getattr(module, "__file__", None) or str(TREE)).startswith(str(TREE))]  # fmt: skip
+    elsewhere = [
+        name
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in OURS and not (getattr(module, "__file__", None) or str(TREE)).startswith(str(TREE))
+    ]
     if elsewhere:  # then no mutant of the copy was ever tested
         print(f"imported from outside the copy: {', '.join(sorted(elsewhere))}")
         return HARNESS_FAILED
@@ -232,8 +235,10 @@ def report(module: str, chosen: Sequence[WorkItem], results: dict[str, WorkResul
     unexplained = [result for result, reason in reasons if reason is None]
     counted = len(tried) - (len(survivors) - len(unexplained))
     share = f"{len(unexplained) / counted:.0%}" if counted else "–"
-    lines = [f"{module}: {len(unexplained)} of {counted} mutants survive ({share}); "
-             f"{len(survivors) - len(unexplained)} more are equivalent"]  # fmt: skip
+    lines = [
+        f"{module}: {len(unexplained)} of {counted} mutants survive ({share}); "
+        f"{len(survivors) - len(unexplained)} more are equivalent"
+    ]
     for result, reason in sorted(reasons, key=lambda entry: entry[1] is None):
         old, new = changed_lines(result.diff or "")
         lines += [f"  - {old}", f"  + {new}" + (f"   ({reason})" if reason else "")]
@@ -307,8 +312,11 @@ def main(modules: Sequence[str], sample: int, overall: int | None, seed: int, ag
         with use_db(str(session_path(module))) as database:
             chosen = drawn(database.work_items, module, size, seed, table)
             results = dict(database.results)
-            pending = [item for item in chosen if item.job_id not in results
-                       or (again and results[item.job_id].test_outcome == TestOutcome.SURVIVED)]  # fmt: skip
+            pending = [
+                item
+                for item in chosen
+                if item.job_id not in results or (again and results[item.job_id].test_outcome == TestOutcome.SURVIVED)
+            ]
             if pending and time.monotonic() < deadline and tuple(tests) not in seconds:
                 seconds[tuple(tests)] = baseline(tests)
             for item in pending:

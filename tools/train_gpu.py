@@ -27,11 +27,11 @@ from train_material import SHAPES, save_clips, save_store, save_tokenizer
 from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
 
 from fusion_train.config import load_config
-from fusion_train.data.loader import Feed
+from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.llm.loading import llm_config
 from fusion_train.planning.memory_budget import choose_budget
 from fusion_train.planning.sizes import measured_peak_flops, work_of
-from fusion_train.run_context import Workbench, assemble
+from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.devices import place
 from fusion_train.training.optimizer import make_optimizer
 from fusion_train.training.sample_stream import make_stream
@@ -57,12 +57,21 @@ CASES: dict[str, list[str]] = {
     "released": ["optim.precision=fp16", "model.llm_dtype=float16", "optim.batch_size=4"],
 }
 TINY = LlamaConfig(
-    vocab_size=4096, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=2, max_position_embeddings=4096,
-)  # fmt: skip
+    vocab_size=4096,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+)
 TINY_SHAPES = {"whisper": (4, 128), "eva-global": (17, 176), "eva-temporal": (4, 176)}
-TINY_SETTINGS = ["optim.precision=bf16", "optim.batch_size=4", "optim.micro_batch_tokens=1024",
-                 "model.fusion.hidden=[32, 16]"]  # fmt: skip
+TINY_SETTINGS = [
+    "optim.precision=bf16",
+    "optim.batch_size=4",
+    "optim.micro_batch_tokens=1024",
+    "model.fusion.hidden=[32, 16]",
+]
 EVA_HEAD_WIDTH, EVA_PATCH = 88, 14
 
 
@@ -105,9 +114,14 @@ def in_process(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
 def run_case(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
     """Figures of one case."""
     settings = [
-        f"model.llm={root / 'llm'}", "data.mixture=null", "data.eval_split=null", "data.tasks=[emotion, reason, think]",
-        "optim.steps=1000000", "model.lora.dropout=0.05", *CASES[case],
-    ]  # fmt: skip
+        f"model.llm={root / 'llm'}",
+        "data.mixture=null",
+        "data.eval_split=null",
+        "data.tasks=[emotion, reason, think]",
+        "optim.steps=1000000",
+        "model.lora.dropout=0.05",
+        *CASES[case],
+    ]
     config = load_config(None, "joint", [*settings, *(TINY_SETTINGS if tiny else [])])
     accelerator = Accelerator(mixed_precision=config.optim.precision, cpu=tiny)
     shape = TINY if tiny else llm_config("meta-llama/Llama-2-7b-chat-hf")
@@ -116,28 +130,36 @@ def run_case(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
     def load(name: str, dtype: str) -> nn.Module:
         return random_llm(shape, getattr(torch, dtype), accelerator.device, attention)
 
-    bench = assemble(config, str(root / "features.zarr"), str(root / "clips.jsonl"), load=load)
-    budget = choose_budget(config, bench.model, accelerator.device)
-    place(bench.model.train(), config, accelerator, budget)
-    optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
-    feed = Feed(config, make_stream(bench, lambda text: None), bench.collator, num_processes=1, process=0,
-                budget=budget.tokens)  # fmt: skip
+    context = build_context(config, str(root / "features.zarr"), str(root / "clips.jsonl"), load=load)
+    budget = choose_budget(config, context.model, accelerator.device)
+    place(context.model.train(), config, accelerator, budget)
+    optimizer = accelerator.prepare(make_optimizer(context.model, config.optim))
+    loader = PrefetchingLoader(
+        config,
+        make_stream(context, lambda text: None),
+        context.collator,
+        num_processes=1,
+        process=0,
+        budget=budget.tokens,
+    )
     if case == "released":
-        step = ReleasedStep(bench, optimizer, accelerator)
+        step = ReleasedStep(context, optimizer, accelerator)
     else:
         tally = Tally(lambda asked: 0.0)
 
         def step(batches: list[Any]) -> None:
-            train_step(bench.model, optimizer, batches, tally, accelerator, config, 0)
+            train_step(context.model, optimizer, batches, tally, accelerator, config, 0)
             tally.take()
 
-    return timed(step, feed, bench, accelerator.device, config.optim.batch_size, budget.tokens)
+    return timed(step, loader, context, accelerator.device, config.optim.batch_size, budget.tokens)
 
 
-def timed(step: Any, feed: Feed, bench: Workbench, device: torch.device, size: int, budget: int) -> dict[str, Any]:
+def timed(
+    step: Any, loader: PrefetchingLoader, context: RunContext, device: torch.device, size: int, budget: int
+) -> dict[str, Any]:
     """Train for `MEASURED_S` after two steps of warming up."""
-    work = work_of(bench.model)
-    batches = feed.steps(0, 10_000)
+    work = work_of(context.model)
+    batches = loader.steps(0, 10_000)
     for _ in range(2):
         step(next(batches))
     _settle(device)
@@ -174,23 +196,27 @@ def timed(step: Any, feed: Feed, bench: Workbench, device: torch.device, size: i
 class ReleasedStep:
     """One sample at a time, the picture encoded live, every position through the head."""
 
-    def __init__(self, bench: Workbench, optimizer: Any, accelerator: Accelerator) -> None:
-        self.bench, self.optimizer, self.accelerator = bench, optimizer, accelerator
+    def __init__(self, context: RunContext, optimizer: Any, accelerator: Accelerator) -> None:
+        self.context, self.optimizer, self.accelerator = context, optimizer, accelerator
         device = accelerator.device
-        tokens, width = bench.reader.shapes.image  # (1025, 1408)
+        tokens, width = context.reader.shapes.image  # (1025, 1408)
         side = math.isqrt(tokens - 1) * EVA_PATCH
         config = Blip2VisionConfig(
-            hidden_size=width, intermediate_size=width * 48 // 11, num_attention_heads=width // EVA_HEAD_WIDTH,
-            num_hidden_layers=1 if device.type == "cpu" else 39, image_size=side, patch_size=EVA_PATCH,
+            hidden_size=width,
+            intermediate_size=width * 48 // 11,
+            num_attention_heads=width // EVA_HEAD_WIDTH,
+            num_hidden_layers=1 if device.type == "cpu" else 39,
+            image_size=side,
+            patch_size=EVA_PATCH,
             attn_implementation="eager",
-        )  # fmt: skip
+        )
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         with torch.device(device):
             self.eva = Blip2VisionModel(config).to(dtype).eval()
         self.picture = torch.randn(1, 3, side, side, device=device, dtype=dtype)
 
     def __call__(self, batches: list[Any]) -> None:
-        model = self.bench.model
+        model = self.context.model
         for batch in batches:
             inputs = batch.to(self.accelerator.device).tensors()
             with self.accelerator.autocast():

@@ -36,9 +36,14 @@ def save_llm(folder: Path, *, width: int, layers: int) -> Path:
     """A random Llama of this size and its tokenizer."""
     vocabulary = save_tokenizer(folder)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=layers,
-        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=4096,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        max_position_embeddings=4096,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -54,11 +59,20 @@ def save_clips(file: Path, count: int, *, uniform: bool = False) -> Path:
                 said, why = (
                     _sentence(random, int(n)) for n in np.clip(random.lognormal(np.log([20, 60]), [0.9, 0.5]), 1, 200)
                 )
-            lines.write(dump_lines([{
-                "id": f"clip_{number:07d}", "text": said, "split": "train", "dataset": "bench",
-                "labels": {"emotion": LABELS[number % len(LABELS)]},
-                "responses": {"reason": why, "think": why},
-            }]))  # fmt: skip
+            lines.write(
+                dump_lines(
+                    [
+                        {
+                            "id": f"clip_{number:07d}",
+                            "text": said,
+                            "split": "train",
+                            "dataset": "bench",
+                            "labels": {"emotion": LABELS[number % len(LABELS)]},
+                            "responses": {"reason": why, "think": why},
+                        }
+                    ]
+                )
+            )
     return file
 
 

@@ -116,9 +116,11 @@ def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> No
 
     if not decisions.is_file():
         raise ClipListError(
-            str(decisions), expected="what a review sheet saved", got="no such file",
+            str(decisions),
+            expected="what a review sheet saved",
+            got="no such file",
             next_step="Open audit/review.html, decide and save it, or make the sheet with fcache audit --label NAME.",
-        )  # fmt: skip
+        )
     try:
         document = json.loads(decisions.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -144,8 +146,10 @@ def _print_audit(found: Audit) -> None:
     for each in found.agreement:
         total = each.same + each.other
         share = f"{each.same / total:.1%} of {total}" if total else "none"
-        say(f"{each.dataset or 'all'}: responses to {each.response!r} conclude the {found.task} label in {share}"
-                   + (f"; {each.silent} name none, or several" if each.silent else ""))  # fmt: skip
+        say(
+            f"{each.dataset or 'all'}: responses to {each.response!r} conclude the {found.task} label in {share}"
+            + (f"; {each.silent} name none, or several" if each.silent else "")
+        )
     say(
         f"{len(found.doubts)} of {found.num_clips} {found.task} labels are doubtful; the judges agree with "
         f"{found.accuracy:.1%} of the labels, and see no more than these features show"

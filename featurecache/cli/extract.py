@@ -103,10 +103,22 @@ def extract(as_json: bool, **given: Any) -> None:
 
 @click.command()
 @_what
-@click.option("--calibrate", type=click.IntRange(0), default=8, show_default=True, metavar="CLIPS",
-              help="Extract so many clips into a store that is thrown away, to tell the time; 0 for none.")  # fmt: skip
-@click.option("--headers", type=click.IntRange(0), default=1000, show_default=True, metavar="CLIPS",
-              help="Open the media of so many clips, evenly chosen, to tell the failures; 0 for none.")  # fmt: skip
+@click.option(
+    "--calibrate",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    metavar="CLIPS",
+    help="Extract so many clips into a store that is thrown away, to tell the time; 0 for none.",
+)
+@click.option(
+    "--headers",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    metavar="CLIPS",
+    help="Open the media of so many clips, evenly chosen, to tell the failures; 0 for none.",
+)
 @JSON
 def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
     """Say what an extraction would write, how long it would take and what would fail, before it does.
@@ -149,9 +161,11 @@ def _work(given: dict[str, Any]) -> ExtractionJob:
         feature = name or label
         if feature in features:
             raise EncoderError(
-                f"--encoder {encoder}", expected="a feature name of its own", got=f'"{feature}" twice',
+                f"--encoder {encoder}",
+                expected="a feature name of its own",
+                got=f'"{feature}" twice',
                 next_step=f"Name it: --encoder {feature}-2={encoder}.",
-            )  # fmt: skip
+            )
         features[feature] = EncoderSettings(encoder, place, own, given["compute_dtype"], given["batch_size"])
     return ExtractionJob(
         store=given["store"],
@@ -178,9 +192,11 @@ def _only_local(given: dict[str, Any]) -> None:
     wrong = [f"--{key}" for key in ("devices",) if given[key]] + (["--rank"] if given["rank"] != (0, 1) else [])
     if wrong:
         raise EncoderError(
-            " and ".join(wrong), expected="--engine local", got="--engine ray, which divides the work itself",
+            " and ".join(wrong),
+            expected="--engine local",
+            got="--engine ray, which divides the work itself",
             next_step="Leave them out; --ray-actors sets how many processes there are.",
-        )  # fmt: skip
+        )
 
 
 def _held(work: ExtractionJob, device: str) -> dict[str, int]:

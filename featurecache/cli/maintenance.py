@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from featurecache.store.local import LocalStore
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
-FORMAT = click.option("--format", "form", type=click.Choice(["zarr", "webdataset"]), default=None,
-                      help="Of the store that is written; by default that of its name (.wds: webdataset).")  # fmt: skip
+FORMAT = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["zarr", "webdataset"]),
+    default=None,
+    help="Of the store that is written; by default that of its name (.wds: webdataset).",
+)
 
 
 @click.command()

@@ -22,9 +22,13 @@ OPTIONS = click.option(
 )
 
 INDEX = click.option(
-    "--index", "index_at", type=click.Path(file_okay=False, path_type=Path), default=None, metavar="DIR",
+    "--index",
+    "index_at",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    metavar="DIR",
     help="Where the similarity index is kept; by default beside the store.",
-)  # fmt: skip
+)
 
 
 def listed(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:

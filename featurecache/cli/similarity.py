@@ -36,9 +36,12 @@ FEATURES = click.option(
     "--feature", "features", multiple=True, metavar="NAME[=WEIGHT]", help="Compare by these; by default by all, alike."
 )
 COMPARE = click.option(
-    "--compare", default="overall", show_default=True, metavar="overall|content|label:TASK",
+    "--compare",
+    default="overall",
+    show_default=True,
+    metavar="overall|content|label:TASK",
     help="How clips sound and look as a whole; what is said or shown; or what a probe of a label tells apart.",
-)  # fmt: skip
+)
 NUM_SHOWN = 20
 
 
@@ -252,8 +255,9 @@ def compared_clips(
 
     way, colon, task = compare.partition(":")
     if compare not in (OVERALL, CONTENT) and not (way == "label" and task):
-        tasks = sorted({f"label:{name}" for clip in clips for name, value in clip.labels.items()
-                        if isinstance(value, str)})  # fmt: skip
+        tasks = sorted(
+            {f"label:{name}" for clip in clips for name, value in clip.labels.items() if isinstance(value, str)}
+        )
         raise StoreError(f"--compare {compare}", expected=" | ".join([OVERALL, CONTENT, *tasks]), got=repr(compare))
     source = ready(store, features, files, OVERALL if colon else way)
     if not colon:
@@ -278,10 +282,15 @@ def _ruled(
     if given["calibrate"]:
         with show_progress("alter", "copies") as progress:
             rule = calibrate(
-                opened, neighbourhood, listed, encoder_opener(given),
-                num_clips=given["calibration_clips"], max_false_positive_rate=given["max_false_positives"],
-                files=files, advance=progress,
-            )  # fmt: skip
+                opened,
+                neighbourhood,
+                listed,
+                encoder_opener(given),
+                num_clips=given["calibration_clips"],
+                max_false_positive_rate=given["max_false_positives"],
+                files=files,
+                advance=progress,
+            )
     else:
         rule = known_calibration(opened, neighbourhood, files)
     say(rule.describe())
@@ -310,8 +319,18 @@ def _update(store: LocalStore, names: Sequence[str], files: IndexFiles) -> int:
 
 
 def _file_clip(path: Path, clip: Any) -> Any:
-    endings = {".wav": "audio", ".flac": "audio", ".mp3": "audio", ".m4a": "audio", ".ogg": "audio", ".opus": "audio",
-               ".png": "image", ".jpg": "image", ".jpeg": "image", ".webp": "image"}  # fmt: skip
+    endings = {
+        ".wav": "audio",
+        ".flac": "audio",
+        ".mp3": "audio",
+        ".m4a": "audio",
+        ".ogg": "audio",
+        ".opus": "audio",
+        ".png": "image",
+        ".jpg": "image",
+        ".jpeg": "image",
+        ".webp": "image",
+    }
     return clip(id=path.name, **{endings.get(path.suffix.lower(), "video"): path})
 
 
@@ -360,8 +379,7 @@ def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], de
         say(f"… and {more} more pairs")
     kinds = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in ("same media", "same content", "near")}
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
-    say(f"pairs: {said}; {counted(len(found.groups), 'group')}; "
-               f"{counted(len(found.exclusion), 'clip')} to leave out")  # fmt: skip
+    say(f"pairs: {said}; {counted(len(found.groups), 'group')}; {counted(len(found.exclusion), 'clip')} to leave out")
     if found.undecided:
         undecided = f"{counted(found.undecided, 'pair')} alike by averages could not be compared in time"
         say(f"{undecided}: media that cannot be read, or in which nothing happens")

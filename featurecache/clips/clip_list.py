@@ -206,7 +206,7 @@ def with_media_found(clips: Iterable[Clip]) -> ClipList:
     notices = [
         f"media of {len(respelt)} clip{'s' if len(respelt) > 1 else ''} found whose names are spelt in another Unicode"
         f" form (as macOS does): {', '.join(respelt[:3])}{', …' if len(respelt) > 3 else ''}"
-    ]  # fmt: skip
+    ]
     return ClipList(found, notices if respelt else ())
 
 
@@ -218,8 +218,9 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
     """Return (what is wrong, clip); the clip comes back wherever its id is sound, so that repeats are seen too."""
     problems = _unknown_keys(row) + [
         f"{key}: expected text, got a lone surrogate (half a character of UTF-16)"
-        for key in _KEYS if key in row and not _is_text(row[key], paths=key in MEDIA_KINDS)
-    ]  # fmt: skip
+        for key in _KEYS
+        if key in row and not _is_text(row[key], paths=key in MEDIA_KINDS)
+    ]
     clip_id = row.get("id")
     id_problem = _id_problem(clip_id)
     if id_problem:

@@ -46,10 +46,12 @@ def load_corrections(path: str | Path) -> list[Correction]:
         raise ClipListError(str(path), expected="a file of corrections", got=str(error.strerror)) from error
     if problems:
         raise ClipListError(
-            str(path), expected='lines like {"id": …, "task": …, "was": …, "label": …}',
-            got=f"{len(problems)} others", next_step="`fcache audit --decisions` writes such a file.",
+            str(path),
+            expected='lines like {"id": …, "task": …, "was": …, "label": …}',
+            got=f"{len(problems)} others",
+            next_step="`fcache audit --decisions` writes such a file.",
             problems=problems,
-        )  # fmt: skip
+        )
     return corrections
 
 
@@ -88,9 +90,12 @@ def correct(clips: ClipList, corrections: Iterable[Correction]) -> ClipList:
             wanted.setdefault(correction.id, {})[correction.task] = correction
     if problems:
         raise ClipListError(
-            "corrections", expected="clips of this list with the labels that were corrected",
-            got=f"{len(problems)} others", next_step="Audit this list anew.", problems=problems,
-        )  # fmt: skip
+            "corrections",
+            expected="clips of this list with the labels that were corrected",
+            got=f"{len(problems)} others",
+            next_step="Audit this list anew.",
+            problems=problems,
+        )
     return ClipList(
         replace(clip, labels={**clip.labels, **{task: each.label for task, each in wanted[clip.id].items()}})
         if clip.id in wanted

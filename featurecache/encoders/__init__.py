@@ -148,7 +148,8 @@ def _perturbed(encoder: Encoder, perturbation: Perturbation) -> Encoder:
     single = perturbation.name == "drop-frames" and isinstance(view, FramesView) and view.count == 1
     if perturbation.of != shown or single:
         raise EncoderError(
-            f"{encoder.name}.{PERTURB_OPTION}", expected=f"one for {'a single frame' if single else shown}",
+            f"{encoder.name}.{PERTURB_OPTION}",
+            expected=f"one for {'a single frame' if single else shown}",
             got=f'"{perturbation.name}", which is for {"several frames" if single else perturbation.of}',
-        )  # fmt: skip
+        )
     return PerturbedEncoder(encoder, perturbation)  # type: ignore[return-value]

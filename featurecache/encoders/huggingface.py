@@ -129,7 +129,10 @@ def open_tap(
         "norm": final if final and norm == "final" else "none",
     }
     return Tapped(
-        loaded, tap(module, family.blocks, count, final if norm == "none" else None), family, description,
+        loaded,
+        tap(module, family.blocks, count, final if norm == "none" else None),
+        family,
+        description,
         {
             "heads": config.num_attention_heads,
             "activation": config.hidden_act,
@@ -138,7 +141,7 @@ def open_tap(
             "residual_dtype": "float32",
             **compiled_fields(compile),
         },
-    )  # fmt: skip
+    )
 
 
 def _final_norm(family: Family, config: Any, module: torch.nn.Module) -> str | None:
@@ -171,8 +174,10 @@ def _load(
     other = ("text_model.", "decoder.")
     unexpected = [key for key in report["unexpected_keys"] if tower in key and not key.startswith(other)]
     problems = [f"missing: {key}" for key in sorted(missing)] + [f"unexpected: {key}" for key in sorted(unexpected)]
-    problems += [f"shape of {entry[0]}: expected {tuple(entry[2])}, got {tuple(entry[1])}"
-                 for entry in sorted(report["mismatched_keys"])]  # fmt: skip
+    problems += [
+        f"shape of {entry[0]}: expected {tuple(entry[2])}, got {tuple(entry[1])}"
+        for entry in sorted(report["mismatched_keys"])
+    ]
     if problems:
         raise checkpoint.error(expected="every tensor of its config.json", got="other ones", problems=problems)
     hashes = {name: file_sha256(path) for name, path in files.items()}

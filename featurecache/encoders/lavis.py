@@ -59,8 +59,11 @@ def read_lavis(checkpoint: Checkpoint, path: Path) -> tuple[Blip2VisionConfig, d
     state = document.get("model", document) if isinstance(document, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise checkpoint.error(expected="a state dict of tensors alone", got="something else")
-    absent = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-              if name not in state]  # fmt: skip
+    absent = [
+        name
+        for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+        if name not in state
+    ]
     if absent:
         raise checkpoint.error(expected="the tensors of LAVIS' eva_vit_g", got="none of: " + ", ".join(absent))
     has_norm = "norm.weight" in state or "fc_norm.weight" in state

@@ -105,9 +105,11 @@ def parse_perturbation(text: str) -> Perturbation:
     kind = _KINDS.get(name)
     if kind is None:
         raise EncoderError(
-            f"{PERTURB_OPTION} {text}", expected="noise:DB, low-light:SHARE or drop-frames:PROBABILITY",
-            got=repr(name), next_step=suggest(name, _KINDS).strip() or None,
-        )  # fmt: skip
+            f"{PERTURB_OPTION} {text}",
+            expected="noise:DB, low-light:SHARE or drop-frames:PROBABILITY",
+            got=repr(name),
+            next_step=suggest(name, _KINDS).strip() or None,
+        )
     try:
         strength = float(value)
     except ValueError:

@@ -136,9 +136,7 @@ class WhisperEncoder:
     def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> WhisperEncoder:
         """Build the encoder of a spec around a network that is loaded already, or around none."""
         config, extractor = cls._read_settings(settings)
-        return cls(
-            config, extractor, network, weights=spec.weights, provenance=spec.provenance, **cls.options_of(spec)
-        )  # fmt: skip
+        return cls(config, extractor, network, weights=spec.weights, provenance=spec.provenance, **cls.options_of(spec))
 
     @staticmethod
     def options_of(spec: Spec) -> dict[str, Any]:

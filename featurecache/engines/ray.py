@@ -1,6 +1,6 @@
 """Run an extraction on a Ray cluster: actors hold the encoders, a desk gives them units one by one.
 
-    driver -> Desk (actor: which unit next, what was done) <- worker actors: `extract` on the shared store
+    driver -> WorkQueue (actor: which unit next, what was done) <- worker actors: `extract` on the shared store
 
 Every worker runs the ordinary `extract`, so the same bytes come out. A unit is given to one worker at a time; when a
 worker dies, with its process or its node, what it was given goes back to the desk and a new worker takes its place.
@@ -39,7 +39,7 @@ MAX_DEATHS_A_WORKER = 10
 """A run whose workers die more often than this, on average, is given up."""
 
 
-class Desk:
+class WorkQueue:
     """Which units are to be done, who has which, and how far all are. One actor, asked by every worker."""
 
     def __init__(self) -> None:
@@ -125,10 +125,15 @@ class Worker:
 
         try:
             summary = extract(
-                open_store(self._work.store, "a"), self._clips, self._encoders,
-                take=take, max_failures=self._work.max_failures, advance=advance, stop=stop,
+                open_store(self._work.store, "a"),
+                self._clips,
+                self._encoders,
+                take=take,
+                max_failures=self._work.max_failures,
+                advance=advance,
+                stop=stop,
                 **self._work.extract_options,
-            )  # fmt: skip
+            )
         except Interrupted as stopped:
             return stopped.kept
         _get(self._desk.report.remote(self._number, summary.num_clips))
@@ -173,7 +178,7 @@ class _Crew:
         threads = min(work.workers, max(1, cpus // (actors or gpus or 1)))
         self._count = actors or gpus or max(1, cpus // threads)
         self._resources = {"num_gpus": 1 if gpus else 0, "num_cpus": threads}
-        self._desk = ray.remote(num_cpus=0)(Desk).remote()
+        self._desk = ray.remote(num_cpus=0)(WorkQueue).remote()
         self._workers: dict[int, Any] = {}
         self._deaths = 0
         self._last_death_s = -math.inf
@@ -190,9 +195,7 @@ class _Crew:
             self._of_first("plan")
             summaries += self._extract([0], total, advance, stop)
         summary = merged(summaries)
-        summary.by_feature = {
-            name: tally.since(before[name]) for name, tally in self._of_first("decided").items()
-        }  # fmt: skip
+        summary.by_feature = {name: tally.since(before[name]) for name, tally in self._of_first("decided").items()}
         summary.num_clips = self._ray.get(self._desk.done.remote())
         stop_at(self._work.max_failures, summary)
         return summary

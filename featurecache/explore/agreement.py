@@ -107,8 +107,9 @@ def agreement(a: Moments, b: Moments) -> float | None:
     if a.sound is not None and b.sound is not None:
         found.append(in_time(a.sound, b.sound, SOUND_PIECE))
     if a.picture is not None and b.picture is not None:
-        found.append(max(in_time(_flat(one), _flat(other), PICTURE_PIECE)
-                         for one, other in _framings(a.picture, b.picture)))  # fmt: skip
+        found.append(
+            max(in_time(_flat(one), _flat(other), PICTURE_PIECE) for one, other in _framings(a.picture, b.picture))
+        )
     if a.still is not None and b.still is not None:
         found.append(max(_correlation(_detail(one), _detail(other)) for one, other in _framings(a.still, b.still)))
     decided = [value for value in found if value > UNDECIDED]
@@ -181,10 +182,12 @@ def _thumbnails(frames: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     size = (THUMBNAIL, THUMBNAIL)
-    return np.stack([
-        np.asarray(Image.fromarray(frame).convert("L").resize(size, Image.Resampling.BOX), np.float32)
-        for frame in frames
-    ])  # fmt: skip
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(frame).convert("L").resize(size, Image.Resampling.BOX), np.float32)
+            for frame in frames
+        ]
+    )
 
 
 def _resampled(film: np.ndarray, count: int) -> np.ndarray:

@@ -105,9 +105,10 @@ def audit(neighbourhood: Neighbourhood, clips: ClipList, task: str, *, seed: int
     if not by_dataset:
         known = sorted({name for clip in clips for name, value in clip.labels.items() if isinstance(value, str)})
         raise ClipListError(
-            f"--label {task}", expected="a label of clips that have tokens: " + (", ".join(known) or "there is none"),
+            f"--label {task}",
+            expected="a label of clips that have tokens: " + (", ".join(known) or "there is none"),
             got="none",
-        )  # fmt: skip
+        )
     doubts: list[Doubt] = []
     noise: list[ClassNoise] = []
     agreed = judged = 0
@@ -158,17 +159,27 @@ def _confident_learning(given: np.ndarray, probabilities: np.ndarray) -> tuple[l
 
 
 def _doubt(
-    neighbourhood: Neighbourhood, clips: Sequence[Clip], task: str, n: int, row: np.ndarray, classes: list[str],
+    neighbourhood: Neighbourhood,
+    clips: Sequence[Clip],
+    task: str,
+    n: int,
+    row: np.ndarray,
+    classes: list[str],
     dataset: str,
-) -> Doubt:  # fmt: skip
+) -> Doubt:
     clip = clips[n]
     known = {other.id: other.labels[task] for other in clips}
     near = nearest_of(neighbourhood, clip.id, NUM_EVIDENCE, known)
     suggested = int(row.argmax())
     return Doubt(
-        clip.id, dataset, clip.labels[task], classes[suggested], float(row[classes.index(clip.labels[task])]),
-        float(row[suggested]), tuple((other.id, known[other.id], other.similarity) for other in near),
-    )  # fmt: skip
+        clip.id,
+        dataset,
+        clip.labels[task],
+        classes[suggested],
+        float(row[classes.index(clip.labels[task])]),
+        float(row[suggested]),
+        tuple((other.id, known[other.id], other.similarity) for other in near),
+    )
 
 
 def nearest_of(neighbourhood: Neighbourhood, clip_id: str, k: int, among: dict[str, str]) -> list[Neighbour]:
@@ -239,12 +250,28 @@ def review_sheet(audit: Audit, clips: ClipList, path: Path) -> str:
 def _row(doubt: Doubt, clips: ClipList, labels: Sequence[str], folder: Path) -> dict[str, Any]:
     clip = clips.by_id(doubt.id)
     return {
-        "id": doubt.id, "dataset": doubt.dataset, "text": clip.text, "labels": list(labels), "given": doubt.given,
-        "suggested": doubt.suggested, "quality": round(doubt.quality, 3), "probability": round(doubt.probability, 3),
-        "media": _media(clip, folder), "start_s": clip.start_s, "end_s": clip.end_s, "responses": _responses(clip),
-        "evidence": [{"id": other, "label": label, "similarity": round(similarity, 2),
-                      "media": _media(clips.by_id(other), folder)} for other, label, similarity in doubt.evidence],
-    }  # fmt: skip
+        "id": doubt.id,
+        "dataset": doubt.dataset,
+        "text": clip.text,
+        "labels": list(labels),
+        "given": doubt.given,
+        "suggested": doubt.suggested,
+        "quality": round(doubt.quality, 3),
+        "probability": round(doubt.probability, 3),
+        "media": _media(clip, folder),
+        "start_s": clip.start_s,
+        "end_s": clip.end_s,
+        "responses": _responses(clip),
+        "evidence": [
+            {
+                "id": other,
+                "label": label,
+                "similarity": round(similarity, 2),
+                "media": _media(clips.by_id(other), folder),
+            }
+            for other, label, similarity in doubt.evidence
+        ],
+    }
 
 
 def _responses(clip: Clip) -> dict[str, str]:
@@ -258,5 +285,6 @@ def _responses(clip: Clip) -> dict[str, str]:
 def _media(clip: Clip, folder: Path) -> dict[str, str]:
     return {
         kind: Path(os.path.relpath(path, folder)).as_posix()
-        for kind in ("video", "audio", "image") if (path := getattr(clip, kind)) is not None
-    }  # fmt: skip
+        for kind in ("video", "audio", "image")
+        if (path := getattr(clip, kind)) is not None
+    }

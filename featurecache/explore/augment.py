@@ -91,8 +91,12 @@ class _Part:
         if self._kind == "video":
             source, sink = graph.add_buffer(template=self._stream), graph.add("buffersink")
             cut, stamps = "trim", "setpts"
-            chosen = [*self._how.video, ("fps", str(FRAMES_PER_S)), ("scale", "trunc(iw/2)*2:trunc(ih/2)*2"),
-                      ("format", "yuv420p")]  # fmt: skip
+            chosen = [
+                *self._how.video,
+                ("fps", str(FRAMES_PER_S)),
+                ("scale", "trunc(iw/2)*2:trunc(ih/2)*2"),
+                ("format", "yuv420p"),
+            ]
         else:
             source, sink = graph.add_abuffer(template=self._stream), graph.add("abuffersink")
             cut, stamps, chosen = "atrim", "asetpts", [*self._how.audio, ("aformat", "sample_fmts=fltp")]

@@ -88,8 +88,10 @@ class Calibration:
         if not self.calibrated:
             return f"{rule}\nnot calibrated: only identical media or content is offered for exclusion; see --calibrate"
         recall = ", ".join(f"{name} {share:.0%}" for name, share in self.recall.items())
-        kinds = [(self.same_text, "of the same text by other speakers"),
-                 (self.num_false_pairs - self.same_text, "nearest clips")]  # fmt: skip
+        kinds = [
+            (self.same_text, "of the same text by other speakers"),
+            (self.num_false_pairs - self.same_text, "nearest clips"),
+        ]
         pairs = " and ".join(f"{count} pairs {name}" for count, name in kinds if count)
         bound = f" (rate below {SURE / self.num_false_pairs:.1%})" if not self.num_false_positives else ""
         return (
@@ -167,10 +169,11 @@ def fit_calibration(
     false = pairs.false_agreement[others]
     if not len(true) or not len(false):
         raise StoreError(
-            "--calibrate", expected="clips whose media can be compared in time",
+            "--calibrate",
+            expected="clips whose media can be compared in time",
             got=f"{len(true)} copies and {len(false)} other pairs that can",
             next_step="Check the media with `fcache plan`, or raise --calibration-clips.",
-        )  # fmt: skip
+        )
     highest_false = _quantile_above(false, MARGIN * max_false_positive_rate)
     way = float(np.quantile(true, LOW_TRUE_QUANTILE)) - highest_false
     threshold = highest_false + SHARE_OF_WAY * max(0.0, way)
@@ -180,16 +183,26 @@ def fit_calibration(
     rule = Calibration(
         float(np.quantile(pairs.copy_similarity[copies], SCREEN_QUANTILE)) - SCREEN_MARGIN,
         float(np.quantile(pairs.copy_floor[copies], SCREEN_QUANTILE)) - SCREEN_MARGIN,
-        threshold, float(fitted.coef_[0, 0]), float(fitted.intercept_[0]), dict(fingerprints), dict(weights),
+        threshold,
+        float(fitted.coef_[0, 0]),
+        float(fitted.intercept_[0]),
+        dict(fingerprints),
+        dict(weights),
         num_clips=len(np.unique(pairs.copy_of)),
-    )  # fmt: skip
+    )
     found = rule.screens(pairs.copy_similarity, pairs.copy_floor) & (pairs.copy_agreement >= threshold)
     mistaken = rule.screens(pairs.false_similarity, pairs.false_floor) & (pairs.false_agreement >= threshold)
     names = np.asarray(pairs.ways)
-    recall = {way: float(found[~copies & (names == way)].mean()) for way in dict.fromkeys(pairs.ways)
-              if (~copies & (names == way)).any()}  # fmt: skip
-    counts = {"num_false_pairs": int((~others).sum()), "num_false_positives": int(mistaken[~others].sum()),
-              "same_text": int(pairs.same_text[~others].sum())}  # fmt: skip
+    recall = {
+        way: float(found[~copies & (names == way)].mean())
+        for way in dict.fromkeys(pairs.ways)
+        if (~copies & (names == way)).any()
+    }
+    counts = {
+        "num_false_pairs": int((~others).sum()),
+        "num_false_positives": int(mistaken[~others].sum()),
+        "same_text": int(pairs.same_text[~others].sum()),
+    }
     return Calibration(**asdict(rule) | counts | {"recall": recall})
 
 
@@ -206,9 +219,14 @@ def uncalibrated(
     threshold = min(HIGHEST_SCREEN, middle + deviations * deviation)
     lowest = min(HIGHEST_SCREEN, lower + FLOOR_SHARE * deviations * spread)
     return Calibration(
-        threshold, lowest, UNCALIBRATED_AGREEMENT, UNCALIBRATED_SLOPE,
-        -UNCALIBRATED_SLOPE * UNCALIBRATED_AGREEMENT, dict(fingerprints), dict(weights),
-    )  # fmt: skip
+        threshold,
+        lowest,
+        UNCALIBRATED_AGREEMENT,
+        UNCALIBRATED_SLOPE,
+        -UNCALIBRATED_SLOPE * UNCALIBRATED_AGREEMENT,
+        dict(fingerprints),
+        dict(weights),
+    )
 
 
 def _robust(values: np.ndarray) -> tuple[float, float]:

@@ -140,8 +140,11 @@ class FeatureIndex:
         """Fit a space to the clips that it belongs to and write it."""
         ids, fitted_to = self._fitted_to
         if summaries:
-            rows = {clip_id: row for shard in self.shards
-                    for clip_id, row in zip(shard.ids, summaries[shard.name], strict=True)}  # fmt: skip
+            rows = {
+                clip_id: row
+                for shard in self.shards
+                for clip_id, row in zip(shard.ids, summaries[shard.name], strict=True)
+            }
             fitted = np.stack([rows[clip_id] for clip_id in ids]) if ids else np.zeros((0, 1), np.float32)
         else:
             fitted = self._summaries(ids)
@@ -149,9 +152,10 @@ class FeatureIndex:
             space = Space.fit(fitted)
         except ValueError as error:
             raise StoreError(
-                self.feature.subject, got=f"{error}, got {len(self.feature)}",
+                self.feature.subject,
+                got=f"{error}, got {len(self.feature)}",
                 next_step="Extract more clips, or choose other features with --feature.",
-            ) from error  # fmt: skip
+            ) from error
         stated = {"fingerprint": self.feature.fingerprint, "fitted_to": fitted_to, "num_fitted": space.num_fitted}
         arrays = {"mean": space.mean, "deviations": space.deviations, "axes": space.axes.reshape(-1)}
         self.files.keep(self._name(SPACE), stated, arrays)
@@ -209,9 +213,11 @@ class FeatureIndex:
             raise checked.damaged[0]
         if checked.missing:
             raise StoreError(
-                self._subject, expected=f"coordinates of {len(self.shards)} shards",
-                got=f"{len(checked.missing)} without", next_step="Run `fcache index`.",
-            )  # fmt: skip
+                self._subject,
+                expected=f"coordinates of {len(self.shards)} shards",
+                got=f"{len(checked.missing)} without",
+                next_step="Run `fcache index`.",
+            )
         ids = [clip_id for shard in self.shards for clip_id in shard.ids]
         parts = [checked.coordinates[shard.name] for shard in self.shards]
         return ids, np.concatenate(parts) if parts else np.zeros((0, space.num_axes), np.float32)
@@ -235,9 +241,11 @@ class FeatureIndex:
         halves = arrays["coordinates"]
         if halves.size != shape[0] * shape[1]:
             raise CorruptStoreError(
-                str(self.files.root / name), expected=f"{shape[0]} × {shape[1]} numbers", got=str(halves.size),
+                str(self.files.root / name),
+                expected=f"{shape[0]} × {shape[1]} numbers",
+                got=str(halves.size),
                 next_step=NEXT_STEP,
-            )  # fmt: skip
+            )
         return halves.view(np.float16).reshape(shape).astype(np.float32)
 
     def project(self, tokens: np.ndarray, comparison: str) -> np.ndarray:
@@ -256,10 +264,11 @@ class FeatureIndex:
                 raise self.damaged[0]
             other = self.files.has(self._name(SPACE))
             raise StoreError(
-                self._subject, expected=f"an index of fingerprint {self.feature.fingerprint[:12]}… and its clips",
+                self._subject,
+                expected=f"an index of fingerprint {self.feature.fingerprint[:12]}… and its clips",
                 got="one of another fingerprint, or of fewer clips" if other else "none",
                 next_step="Run `fcache index`.",
-            )  # fmt: skip
+            )
         return self.space
 
     @property

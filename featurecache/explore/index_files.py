@@ -145,9 +145,11 @@ class IndexFiles:
         """
         if self.refused is not None:
             raise WriteError(
-                str(self.root), expected=self.refused.expected, got=self.refused.got,
+                str(self.root),
+                expected=self.refused.expected,
+                got=self.refused.got,
                 next_step="Name a folder that can be written with --index DIR.",
-            )  # fmt: skip
+            )
 
 
 def index_files(location: str, folder: str | Path | None = None) -> IndexFiles:
@@ -183,9 +185,11 @@ def open_sealed_json(data: bytes, subject: str) -> dict[str, Any]:
         ) from error
     if not agrees:
         raise CorruptStoreError(
-            subject, expected="the checksum its content gives", got=str(stated),
+            subject,
+            expected="the checksum its content gives",
+            got=str(stated),
             next_step="Delete it and calibrate again.",
-        )  # fmt: skip
+        )
     return document
 
 

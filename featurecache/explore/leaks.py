@@ -63,8 +63,9 @@ def known_calibration(store: LocalStore, neighbourhood: Neighbourhood, files: In
 
     `neighbourhood` compares as copies are found.
     """
-    kept = load_calibration(files or index_files(store.location), _fingerprints(store, neighbourhood),
-                            neighbourhood.weights)  # fmt: skip
+    kept = load_calibration(
+        files or index_files(store.location), _fingerprints(store, neighbourhood), neighbourhood.weights
+    )
     return kept or cautious_rule(store, neighbourhood, SCREEN_DEVIATIONS)
 
 
@@ -128,12 +129,21 @@ def calibrate(
     false_agreement = np.array([-1.0 if (value := agree(a, b)) is None else value for a, b, _ in false])
     rule = fit_calibration(
         Measured(
-            similarity, floor, np.array([-1.0 if value is None else value for value in agreement]), original,
-            [ways[n] for n in kept], false_similarity, false_floor, false_agreement, left,
+            similarity,
+            floor,
+            np.array([-1.0 if value is None else value for value in agreement]),
+            original,
+            [ways[n] for n in kept],
+            false_similarity,
+            false_floor,
+            false_agreement,
+            left,
             np.array([same_text for _, _, same_text in false]),
         ),
-        _fingerprints(store, neighbourhood), neighbourhood.weights, max_false_positive_rate,
-    )  # fmt: skip
+        _fingerprints(store, neighbourhood),
+        neighbourhood.weights,
+        max_false_positive_rate,
+    )
     (files or index_files(store.location)).write(CALIBRATION, rule.to_bytes())
     return rule
 
@@ -214,9 +224,15 @@ def find_leaks(
     exact = exact_pairs(store, neighbourhood.names, lambda clip_id: clip_id in in_train or clip_id in in_test)
     across = _across(exact, in_train, in_test)
     near = near_pairs(
-        neighbourhood, specs, calibration, TimeAgreement(clips.by_id), test, train, known=_known(across),
+        neighbourhood,
+        specs,
+        calibration,
+        TimeAgreement(clips.by_id),
+        test,
+        train,
+        known=_known(across),
         advance=advance,
-    )  # fmt: skip
+    )
     pairs = [pair if pair.a in in_train else Pair(pair.b, pair.a, *_rest(pair)) for pair in [*across, *near.pairs]]
     leaked = {pair.a for pair in pairs if calibration.calibrated or pair.kind != "near"}
     left_out = [clip_id for clip_id in train if clip_id in leaked]
@@ -229,8 +245,12 @@ def _across(pairs: Iterable[Pair], train: set[str], test: set[str]) -> list[Pair
     kinds = {clip_id: pair.kind for pair in exact for clip_id in (pair.a, pair.b)}
     return [
         Pair(a, b, kinds[b], 1.0, 1.0, 1.0)
-        for group in groups(exact) for a in group if a in train for b in group if b in test
-    ]  # fmt: skip
+        for group in groups(exact)
+        for a in group
+        if a in train
+        for b in group
+        if b in test
+    ]
 
 
 def _rest(pair: Pair) -> tuple[str, float, float, float]:

@@ -48,8 +48,11 @@ def media_vectors(
         indices = {name: open_index(store[name], files) for name in names}
         ids, vectors = [], []
         for clip in clips:
-            here = {name: indices[name].project(made[name].read([clip.id]), neighbourhood.comparison)
-                    for name in names if clip.id in made[name]}  # fmt: skip
+            here = {
+                name: indices[name].project(made[name].read([clip.id]), neighbourhood.comparison)
+                for name in names
+                if clip.id in made[name]
+            }
             if here:
                 ids.append(clip.id)
                 vectors.append(neighbourhood.join(here)[0])
@@ -57,7 +60,8 @@ def media_vectors(
     if not ids:
         reasons = [reason for tally in summary.by_feature.values() for reason in tally.reasons]
         raise MediaError(
-            ", ".join(clip.id for clip in clips[:3]), expected="media that the features' encoders can read",
+            ", ".join(clip.id for clip in clips[:3]),
+            expected="media that the features' encoders can read",
             got=reasons[0] if reasons else "none of the modalities",
-        )  # fmt: skip
+        )
     return ids, np.stack(vectors), summary

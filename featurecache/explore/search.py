@@ -93,9 +93,12 @@ class Neighbourhood:
             return self._places[clip_id]
         except KeyError:
             raise MissingFeatureError(
-                clip_id, expected="tokens in one of " + ", ".join(self.names), got="none",
-                next_step="Run `fcache extract` for it." + suggest(clip_id, self.ids), clip_ids=[clip_id],
-            ) from None  # fmt: skip
+                clip_id,
+                expected="tokens in one of " + ", ".join(self.names),
+                got="none",
+                next_step="Run `fcache extract` for it." + suggest(clip_id, self.ids),
+                clip_ids=[clip_id],
+            ) from None
 
     def join(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
         """Feature name -> (Q, R) vectors of other clips, some features left out -> (Q, R) as of clips in here."""
@@ -184,8 +187,9 @@ def update_indices(
     files: IndexFiles | None = None,
 ) -> int:
     """Bring the indices of some features (by default all) up to the store; returns how many clips were computed."""
-    return sum(open_index(store[name], files).update(progress or (lambda done, total: None))
-               for name in names or store.names)  # fmt: skip
+    return sum(
+        open_index(store[name], files).update(progress or (lambda done, total: None)) for name in names or store.names
+    )
 
 
 def open_neighbourhood(

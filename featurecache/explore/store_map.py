@@ -66,8 +66,14 @@ def draw_map(points: np.ndarray, groups: Sequence[str], by: str, title: str, pat
     for number, name in enumerate(names):
         some = points[groups_array == name]
         colour = f"C{number}" if number < 10 else None
-        axes.scatter(*some.T, s=14, alpha=0.75, linewidths=0, color=colour if number < MAX_COLOURS else "lightgrey",
-                     label=f"{figure_text(name)} ({len(some)})" if number < MAX_COLOURS else None)  # fmt: skip
+        axes.scatter(
+            *some.T,
+            s=14,
+            alpha=0.75,
+            linewidths=0,
+            color=colour if number < MAX_COLOURS else "lightgrey",
+            label=f"{figure_text(name)} ({len(some)})" if number < MAX_COLOURS else None,
+        )
     axes.set(xticks=[], yticks=[], title=figure_text(title))
     axes.legend(title=figure_text(by), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     drawn = io.BytesIO()
@@ -77,13 +83,18 @@ def draw_map(points: np.ndarray, groups: Sequence[str], by: str, title: str, pat
 
 def map_page(points: np.ndarray, clips: ClipList, ids: Sequence[str], title: str) -> str:
     """The interactive page's HTML: hover for the clip, colour by dataset, split, speaker or any label."""
-    labels = sorted({task for clip_id in ids for task, value in clips.by_id(clip_id).labels.items()
-                     if isinstance(value, str)})  # fmt: skip
+    labels = sorted(
+        {task for clip_id in ids for task, value in clips.by_id(clip_id).labels.items() if isinstance(value, str)}
+    )
     keys = [key for key in (*labels, "dataset", "split", "speaker") if len(set(groups_of(clips, ids, key))) > 1]
     scaled = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
     document = {
-        "title": title, "keys": keys or ["dataset"], "x": np.round(scaled[:, 0], 4).tolist(),
-        "y": np.round(scaled[:, 1], 4).tolist(), "ids": list(ids), "texts": [clips.by_id(i).text or "" for i in ids],
+        "title": title,
+        "keys": keys or ["dataset"],
+        "x": np.round(scaled[:, 0], 4).tolist(),
+        "y": np.round(scaled[:, 1], 4).tolist(),
+        "ids": list(ids),
+        "texts": [clips.by_id(i).text or "" for i in ids],
         "groups": {key: groups_of(clips, ids, key) for key in keys or ["dataset"]},
-    }  # fmt: skip
+    }
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, script_json(document))

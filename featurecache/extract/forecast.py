@@ -191,9 +191,17 @@ def forecast(
             trial_clips, clips_per_s, bottleneck = _trial(work, devices, readable, calibrate, guard)
     notices = dict.fromkeys((*clips.notices, *(line for each in estimates for line in each.notices)))
     return Forecast(
-        estimates, len(clips), free_bytes(work.store), min(headers, len(clips)), unreadable,
-        lengths, tuple(notices), trial_clips, clips_per_s, bottleneck,
-    )  # fmt: skip
+        estimates,
+        len(clips),
+        free_bytes(work.store),
+        min(headers, len(clips)),
+        unreadable,
+        lengths,
+        tuple(notices),
+        trial_clips,
+        clips_per_s,
+        bottleneck,
+    )
 
 
 def _spread(clips: ClipList, count: int) -> ClipList:

@@ -84,7 +84,7 @@ def pool(encoder: Encoder, tokens: Any, inputs: Container[int], valid: Mapping[i
     return encoder.pool(tokens)
 
 
-class Lanes:
+class DevicePipeline:
     """The threads behind decoding; `submit` batches, then `finish`."""
 
     def __init__(self, replicas: Sequence[Mapping[str, Encoder]], summary: Summary) -> None:

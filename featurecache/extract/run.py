@@ -22,7 +22,7 @@ from featurecache.encoders import Encoder
 from featurecache.errors import FeatureCacheError, MediaError, WriteError
 from featurecache.extract.first_failures import FIRST_CLIPS, FirstFailures
 from featurecache.extract.open_work_units import OpenUnits
-from featurecache.extract.pipeline import BATCHES_WAITING, Lanes, forward_key
+from featurecache.extract.pipeline import BATCHES_WAITING, DevicePipeline, forward_key
 from featurecache.extract.prepare import CLIP_LIMIT_S, PreparedClip, prepare_all
 from featurecache.extract.prior_records import count_decided, refuse_changed
 from featurecache.extract.stats import Summary
@@ -91,7 +91,7 @@ def extract(
     work = OpenUnits(chosen, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing, first))
     notes = [writer.work_folder for writer in writers.values()]
     watch = guard or CrashGuard([*notes, notes_folder(store.location)], workers)
-    lanes = Lanes([encoders, *replicas], summary)
+    lanes = DevicePipeline([encoders, *replicas], summary)
     advance(0, total)
     try:
         with (
@@ -132,7 +132,7 @@ def extract(
     return summary
 
 
-def _keep_finished(work: OpenUnits, lanes: Lanes, *, failed: bool) -> int:
+def _keep_finished(work: OpenUnits, lanes: DevicePipeline, *, failed: bool) -> int:
     """Commit what a run that ends early has finished; return how many clips of this run are committed in all."""
     with contextlib.suppress(Exception):  # the run ends for a reason of its own, and that is the one to be told
         for batch in work.begun():

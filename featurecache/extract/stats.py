@@ -122,18 +122,26 @@ class Summary:
             "wall_s": round(self.wall_s, 3),
             "clips_per_s": round(self.clips_per_s, 3),
             "bottleneck": self.bottleneck if self.num_clips else None,
-            "parts": {part.name: {"seconds": round(part.busy_s, 3), "share": round(part.share, 4)}
-                      for part in self.parts()},
+            "parts": {
+                part.name: {"seconds": round(part.busy_s, 3), "share": round(part.share, 4)} for part in self.parts()
+            },
             "workers": self.workers,
             "devices": self.lanes,
             "forwards": self.num_forwards,
             "memory_bound_bytes": self.input_bytes * self.max_clips_held,
             "left": self.left,
             "notices": self.notices,
-            "features": {name: {"ok": tally.ok, "failed": tally.failed, "absent": tally.absent,
-                                "earlier": sum(tally.earlier.values()), "reasons": dict(tally.reasons)}
-                         for name, tally in self.by_feature.items()},
-        }  # fmt: skip
+            "features": {
+                name: {
+                    "ok": tally.ok,
+                    "failed": tally.failed,
+                    "absent": tally.absent,
+                    "earlier": sum(tally.earlier.values()),
+                    "reasons": dict(tally.reasons),
+                }
+                for name, tally in self.by_feature.items()
+            },
+        }
 
 
 def merged(summaries: Sequence[Summary]) -> Summary:

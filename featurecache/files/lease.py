@@ -94,9 +94,11 @@ def sole_writer(file: Path, subject: str | Path) -> Iterator[None]:
         lease = Lease.take(file.parent, file.name, lease_s=math.inf)
     if lease is None:
         raise WriteError(
-            str(subject), expected="one process to write it", got="another one that is at work",
+            str(subject),
+            expected="one process to write it",
+            got="another one that is at work",
             next_step="Wait for it, or name another place with --out.",
-        )  # fmt: skip
+        )
     try:
         yield
     finally:

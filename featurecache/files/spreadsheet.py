@@ -26,7 +26,7 @@ def first_sheet(path: Path, *, extra: str) -> Iterator[tuple[object, ...]]:
     except (OSError, KeyError, ValueError, BadZipFile, InvalidFileException) as error:
         raise SpreadsheetError(
             str(path), expected="an xlsx workbook", got=f"{type(error).__name__}: {error}"
-        ) from error  # fmt: skip
+        ) from error
     try:
         yield from book.worksheets[0].iter_rows(values_only=True)
     finally:

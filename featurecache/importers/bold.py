@@ -45,9 +45,10 @@ def _clip(table: Path, place: str, cells: list[str], split: str, root: Path, fou
     strengths = [score(cell) for cell in cells[FIRST_SCORE : FIRST_SCORE + len(CATEGORIES)]]
     if len(cells) < FEWEST_CELLS or None in strengths:
         raise DatasetError(
-            str(table), expected=f"{FEWEST_CELLS} cells or more: video, person, start, end, 26 scores, 3 dimensions, …",
+            str(table),
+            expected=f"{FEWEST_CELLS} cells or more: video, person, start, end, 26 scores, 3 dimensions, …",
             got=f"{place}: {len(cells)} cells",
-        )  # fmt: skip
+        )
     outside = [f"{name} {value:g}" for name, value in zip(CATEGORIES, strengths, strict=True) if not 0 <= value <= 1]  # type: ignore[operator]
     if outside:
         found.unknown.append(f"{place}: strengths outside 0 to 1: {', '.join(outside)}")

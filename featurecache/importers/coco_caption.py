@@ -29,10 +29,14 @@ def _captions(request: Request, found: Findings) -> Iterator[Asked]:
         if isinstance(document, list):
             pairs = [(field(each, "image", path.name), field(each, "caption", path.name)) for each in document]
         else:
-            names = {field(each, "id", path.name): field(each, "file_name", path.name)
-                     for each in field(document, "images", path.name)}  # type: ignore[attr-defined]  # fmt: skip
-            pairs = [(names.get(field(each, "image_id", path.name)), field(each, "caption", path.name))
-                     for each in field(document, "annotations", path.name)]  # type: ignore[attr-defined]  # fmt: skip
+            names = {
+                field(each, "id", path.name): field(each, "file_name", path.name)
+                for each in field(document, "images", path.name)
+            }  # type: ignore[attr-defined]
+            pairs = [
+                (names.get(field(each, "image_id", path.name)), field(each, "caption", path.name))
+                for each in field(document, "annotations", path.name)
+            ]  # type: ignore[attr-defined]
         for name, caption in pairs:
             captions = caption if isinstance(caption, list) else [caption]
             for text in captions:

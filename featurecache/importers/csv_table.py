@@ -91,9 +91,11 @@ def _cell(key: str, value: str, header: list[str]) -> Cell:
     if unknown:
         near = suggest(unknown[0], header).strip()
         raise DatasetError(
-            f"--option {key}={value}", expected="a column of the table", got=unknown[0],
+            f"--option {key}={value}",
+            expected="a column of the table",
+            got=unknown[0],
             next_step=f"{near} {_columns(header)} Text that is itself stands in single quotes.".strip(),
-        )  # fmt: skip
+        )
     if not FIELD.search(value):
         return lambda cells: cells.get(value, "")
     # A template of an empty cell has no value: "videos/.mp4" is no path.

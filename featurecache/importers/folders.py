@@ -62,9 +62,11 @@ def first_of(root: Path, candidates: Iterable[str], what: str) -> Path:
     found = any_of(root, candidates)
     if found is None:
         raise DatasetError(
-            str(root), expected=f"{what}: " + " or ".join(candidates), got=contents(root),
+            str(root),
+            expected=f"{what}: " + " or ".join(candidates),
+            got=contents(root),
             next_step="Name the folder that holds it.",
-        )  # fmt: skip
+        )
     return found
 
 

@@ -50,8 +50,9 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
         evaluations = first_of(folder, ("EmoEvaluation",), f"the evaluations of session {session}")
         videos = MediaFolder(folder / "avi" / "DivX")
         for path in sorted(evaluations.glob("Ses*.txt")):
-            yield from _dialogue(path, folder / "transcriptions" / path.name, videos.path_of(path.stem), split, request,
-                                 found)  # fmt: skip
+            yield from _dialogue(
+                path, folder / "transcriptions" / path.name, videos.path_of(path.stem), split, request, found
+            )
 
 
 def _dialogue(

@@ -102,9 +102,12 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
     clips = [clip for clip in importer.read(request, findings) if not clip.split or request.wants(clip.split)]
     if findings.unknown and not target.lenient:
         raise DatasetError(
-            str(request.source), expected="labels of the dataset's vocabulary", got=f"{len(findings.unknown)} others",
-            next_step="If they are to be left out: --lenient.", problems=findings.unknown,
-        )  # fmt: skip
+            str(request.source),
+            expected="labels of the dataset's vocabulary",
+            got=f"{len(findings.unknown)} others",
+            next_step="If they are to be left out: --lenient.",
+            problems=findings.unknown,
+        )
     if not clips:
         reasons = [f"{len(rows)} rows: {reason}" for reason, rows in findings.left_out.items()]
         asked = f" of split {', '.join(request.splits)}" if request.splits else ""
@@ -115,10 +118,12 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
     present, missing = _look_for_media(clips)
     if not present and not target.keep_missing:
         raise DatasetError(
-            str(request.source), expected=f"media of {len(clips)} clips", got="none of them",
+            str(request.source),
+            expected=f"media of {len(clips)} clips",
+            got="none of them",
             next_step="If the features were extracted elsewhere: --keep-missing. Looked for, among others:",
             problems=missing[:3],
-        )  # fmt: skip
+        )
     kept = clips if target.keep_missing else present
     named = [replace(clip, id=target.prefix + clip.id) for clip in kept]
     media_root = _media_root(target, request.source)
@@ -176,9 +181,12 @@ def _each_once(clips: Sequence[Clip], source: Path, findings: Findings, *, lenie
     twice = [f'"{clip_id}" {count} times' for clip_id, count in times.items() if count > 1]
     if twice and not lenient:
         raise DatasetError(
-            str(source), expected="every clip once", got=f"{len(twice)} ids repeated",
-            next_step="If the first of each is the right one: --lenient.", problems=twice,
-        )  # fmt: skip
+            str(source),
+            expected="every clip once",
+            got=f"{len(twice)} ids repeated",
+            next_step="If the first of each is the right one: --lenient.",
+            problems=twice,
+        )
     first: dict[str, Clip] = {}
     for clip in clips:
         if clip.id in first:

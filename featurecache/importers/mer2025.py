@@ -26,10 +26,16 @@ MARKS = {"ov-merd": "ovmerd", "ov-merd-plus": "ovmerdplus", "mer-caption-plus": 
 
 def read(name: str, split: str, request: Request, found: Findings) -> Iterator[Clip]:
     """Yield every clip with a list of words or a reason."""
-    openset = {row["name"]: row for table in _tables(name, OPENSET, request)
-               for row in read_table(table, OPENSET, encoding=request.encoding)}  # fmt: skip
-    reasons = {row["name"]: row["reason"] for table in _tables(name, REASON, request)
-               for row in read_table(table, REASON, encoding=request.encoding)}  # fmt: skip
+    openset = {
+        row["name"]: row
+        for table in _tables(name, OPENSET, request)
+        for row in read_table(table, OPENSET, encoding=request.encoding)
+    }
+    reasons = {
+        row["name"]: row["reason"]
+        for table in _tables(name, REASON, request)
+        for row in read_table(table, REASON, encoding=request.encoding)
+    }
     if not openset and not reasons:
         raise DatasetError(
             str(request.source), expected="a table of name, openset or of name, reason", got=contents(request.source)

@@ -108,9 +108,10 @@ def _rows(mmeverse_set: MmeverseSet, folder: Path, request: Request) -> list[tup
             if mmeverse_set.clip_column and row[mmeverse_set.clip_column]:
                 clip_id += f"_{row[mmeverse_set.clip_column]}"
             cells = {
-                name.strip(): cell for name, cell in row.cells.items()
+                name.strip(): cell
+                for name, cell in row.cells.items()
                 if (cell not in NO_TEXTS if name in free else cell.lower() not in EMPTY_CELLS)
-            }  # fmt: skip
+            }
             person = cells.get(PERSON, "").strip()
             key = clip_id, person, seen[clip_id, person]
             seen[clip_id, person] += 1
@@ -172,9 +173,10 @@ def _responses(
             responses[task] = texts[0] if len(texts) == 1 else texts
     for task, argued in (("reason", mmeverse_set.reasons), ("think", None)):
         found = {
-            label: cells.get(column, "") if label in labels else "" for label, column in mmeverse_set.thinks
+            label: cells.get(column, "") if label in labels else ""
+            for label, column in mmeverse_set.thinks
             if argued is None or label in argued
-        }  # fmt: skip
+        }
         if any(map(str.strip, found.values())):
             responses[task] = found["emotion"] if list(found) == ["emotion"] else found
     return responses

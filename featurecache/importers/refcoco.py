@@ -44,17 +44,20 @@ def _phrases(dataset: str, request: Request, found: Findings) -> Iterator[Asked]
     if not packed and refs is None:
         pickled = any_of(folder, ("refs(*).p", "refs*.p"))
         raise DatasetError(
-            str(folder), expected=f"refs(*).json and instances.json, or finetune_{dataset}_train.json",
+            str(folder),
+            expected=f"refs(*).json and instances.json, or finetune_{dataset}_train.json",
             got=f"{pickled.name}, a pickle, which is not read" if pickled else contents(folder),
             next_step="Save the pickle as JSON first; docs/datasets.md has the line." if pickled else None,
-        )  # fmt: skip
+        )
     if refs is not None:
         yield from _of_refs(refs, folder, request, found)
         return
     for path in packed:
         document = read_json(path, dict, request.encoding)
-        boxes: dict[Any, Any] = {field(each, "image_id", path.name): field(each, "bbox", path.name)
-                                 for each in field(document, "annotations", path.name)}  # type: ignore[attr-defined]  # fmt: skip
+        boxes: dict[Any, Any] = {
+            field(each, "image_id", path.name): field(each, "bbox", path.name)
+            for each in field(document, "annotations", path.name)
+        }  # type: ignore[attr-defined]
         split = path.stem.rsplit("_", 1)[-1]
         for image in field(document, "images", path.name):  # type: ignore[attr-defined]
             box = boxes.get(field(image, "id", path.name))
@@ -70,10 +73,13 @@ def _of_refs(refs: Path, folder: Path, request: Request, found: Findings) -> Ite
     if path is None:
         raise DatasetError(str(folder), expected="instances.json beside the refs", got=contents(folder))
     instances = read_json(path, dict, request.encoding)
-    images: dict[Any, Mapping[str, Any]] = {field(each, "id", path.name): each
-                                            for each in field(instances, "images", path.name)}  # type: ignore[attr-defined]  # fmt: skip
-    boxes = {field(each, "id", path.name): field(each, "bbox", path.name)
-             for each in field(instances, "annotations", path.name)}  # type: ignore[attr-defined]  # fmt: skip
+    images: dict[Any, Mapping[str, Any]] = {
+        field(each, "id", path.name): each for each in field(instances, "images", path.name)
+    }  # type: ignore[attr-defined]
+    boxes = {
+        field(each, "id", path.name): field(each, "bbox", path.name)
+        for each in field(instances, "annotations", path.name)
+    }  # type: ignore[attr-defined]
     for ref in read_json(refs, list, request.encoding):
         image, box = images.get(field(ref, "image_id", refs.name)), boxes.get(field(ref, "ann_id", refs.name))
         if image is None or box is None:

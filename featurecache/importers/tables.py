@@ -63,8 +63,7 @@ def read_table(
         if len(cells) != len(header):
             torn.append(f"line {number}: {len(cells)} cells")
         else:
-            found = {name: cells[place] if name in verbatim else cells[place].strip()
-                     for name, place in places.items()}  # fmt: skip
+            found = {name: cells[place] if name in verbatim else cells[place].strip() for name, place in places.items()}
             rows.append(Row(f"{path.name} line {number}", found))
     if torn:
         raise DatasetError(str(path), expected=f"{len(header)} cells in every row", got="others", problems=torn)
@@ -114,9 +113,10 @@ def tables_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        path for path in folder.iterdir()
+        path
+        for path in folder.iterdir()
         if path.suffix.lower() in TABLE_SUFFIXES and path.name[0] not in ".~" and path.is_file()
-    )  # fmt: skip
+    )
 
 
 def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, str]]:
@@ -186,9 +186,11 @@ def _text(path: Path, encoding: str) -> str:
         raise DatasetError(f"--encoding {encoding}", expected="an encoding that Python knows", got="none") from error
     except UnicodeDecodeError as error:
         raise DatasetError(
-            str(path), expected=f"text in {encoding}", got=f"byte {error.start} that is none",
+            str(path),
+            expected=f"text in {encoding}",
+            got=f"byte {error.start} that is none",
             next_step="Name its encoding with --encoding, such as gb18030 or cp1252.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _xlsx_rows(path: Path) -> Iterator[tuple[int, list[str]]]:

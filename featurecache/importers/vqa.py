@@ -83,17 +83,26 @@ def _importer(name: str, title: str, dataset: str, patterns: tuple[str, ...], la
 
 
 COCO_VQA = _importer(
-    "coco-vqa", "VQA v2", "coco_vqa", ("v2_OpenEnded_*_questions.json", "vqa_*.json"),
+    "coco-vqa",
+    "VQA v2",
+    "coco_vqa",
+    ("v2_OpenEnded_*_questions.json", "vqa_*.json"),
     "v2_OpenEnded_mscoco_{train,val}2014_questions.json and v2_mscoco_{train,val}2014_annotations.json",
     "Georgia Tech and Virginia Tech, CC BY 4.0: visualqa.org",
-)  # fmt: skip
+)
 OK_VQA = _importer(
-    "ok-vqa", "OK-VQA", "ok_vqa", ("OpenEnded_*_questions.json", "okvqa_*.json"),
+    "ok-vqa",
+    "OK-VQA",
+    "ok_vqa",
+    ("OpenEnded_*_questions.json", "okvqa_*.json"),
     "OpenEnded_mscoco_{train,val}2014_questions.json and mscoco_{train,val}2014_annotations.json",
     "Allen Institute for AI: okvqa.allenai.org",
-)  # fmt: skip
+)
 AOK_VQA = _importer(
-    "aok-vqa", "A-OKVQA", "aok_vqa", ("aokvqa_*.json",),
+    "aok-vqa",
+    "A-OKVQA",
+    "aok_vqa",
+    ("aokvqa_*.json",),
     "aokvqa_v1p0_{train,val,test}.json",
     "Allen Institute for AI, Apache-2.0: github.com/allenai/aokvqa",
-)  # fmt: skip
+)

@@ -123,10 +123,12 @@ def opened(
         name = os.path.join(os.devnull, "recording" + ending)  # a place where no file can be
         try:
             container = av.open(
-                _Bytes(file, name, deadline, num_bytes), mode="r", buffer_size=BUFFER_BYTES,
+                _Bytes(file, name, deadline, num_bytes),
+                mode="r",
+                buffer_size=BUFFER_BYTES,
                 **unreadable_tags(av.__version__),
                 container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
-            )  # fmt: skip
+            )
         except FFmpegError as error:
             pointer = _pointer(file)
             if pointer is None:

@@ -83,8 +83,13 @@ MAX_DELAYED = 16
 class FramePicker:
     """Takes the frames with certain times, or certain numbers, out of a decoded stream."""
 
-    def __init__(self, targets: list[int], by_time: bool, pixel_aspect: Fraction = SQUARE,
-                 doubtful: AbstractSet[int] = frozenset()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        targets: list[int],
+        by_time: bool,
+        pixel_aspect: Fraction = SQUARE,
+        doubtful: AbstractSet[int] = frozenset(),
+    ) -> None:
         """Take the frames `targets`; after one with a `doubtful` time, see whether an earlier time follows."""
         self.targets, self.by_time, self._doubtful = targets, by_time, doubtful
         self._pixel_aspect = pixel_aspect

@@ -74,7 +74,9 @@ def open_store(
     if mode == "r" and not found and any(each.is_file() and each.name[0] != "." for each in Path(place).iterdir()):
         # A folder of other things; one that a killed extraction has only just made is empty.
         raise StoreNotFoundError(
-            place, expected="a store", got="a folder without one",
+            place,
+            expected="a store",
+            got="a folder without one",
             next_step="Run `fcache extract` to make it, or name another.",
-        )  # fmt: skip
+        )
     return store

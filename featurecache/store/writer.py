@@ -228,10 +228,13 @@ class StoredFeatureWriter(StoredFeature):
         if not again:
             return frozenset()
         return frozenset(
-            clip_id for clip_id in shard.ids
-            if any(number > shard.number and self.folder.record(number).exists()
-                   for number in again.get(clip_id.encode(), ()))
-        )  # fmt: skip
+            clip_id
+            for clip_id in shard.ids
+            if any(
+                number > shard.number and self.folder.record(number).exists()
+                for number in again.get(clip_id.encode(), ())
+            )
+        )
 
     def _planned_again(self) -> dict[bytes, list[int]]:
         """Shards that hold clips which an earlier shard holds too, by encoded id."""

@@ -93,9 +93,10 @@ def main(
         say(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
     _print_result(
         run.folder,
-        train(settings, store=store or "features.zarr", clips=clips or "clips.jsonl", run=run, initial=initial,
-              say=say),
-    )  # fmt: skip
+        train(
+            settings, store=store or "features.zarr", clips=clips or "clips.jsonl", run=run, initial=initial, say=say
+        ),
+    )
 
 
 @main.command()

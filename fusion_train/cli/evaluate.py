@@ -37,13 +37,19 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--task", default="emotion", show_default=True, help="What is asked.")
 @click.option("--modalities", help="Show only these, such as audio,video; or none (the token ablation).")
 @click.option(
-    "--without", "taken_out", multiple=True, metavar="STREAM[:zero]",
+    "--without",
+    "taken_out",
+    multiple=True,
+    metavar="STREAM[:zero]",
     help="Take fusion, image, video or audio out of the model: left out of the prompt, or zeroed. Repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--feature", "features", multiple=True, metavar="MODALITY=NAME",
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="MODALITY=NAME",
     help="Read a perturbed feature in place of the one trained on, such as audio=whisper-noise. Repeatable.",
-)  # fmt: skip
+)
 @click.option("--config", help="Ask as this configuration does, such as released.  [default: the run's own]")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting of prompt or evaluation.")
 @click.option("--answer", type=click.Choice(["choose", "generate"]), help="How one label is answered, in every set.")
@@ -65,12 +71,12 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     accelerate launch --multi_gpu --num_processes 8 -m fusion_train.cli eval --run runs/cognition --bench mmeverse
     """
     from fusion_train.evaluation.benchmark_runs import ask_bench, score_rows
-    from fusion_train.evaluation.benchmarks import Bench, BenchSet, load_bench
+    from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet, load_benchmark
     from fusion_train.evaluation.score_report import write_report
     from fusion_train.evaluation.wording import asking_as
     from fusion_train.processes import this_process
     from fusion_train.run import Run
-    from fusion_train.run_context import reassemble, take_out
+    from fusion_train.run_context import load_context, take_out
 
     streams = {name: mode or "omit" for name, _, mode in (text.partition(":") for text in given["taken_out"])}
     _refuse_modes(streams)
@@ -78,32 +84,38 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     shown = [name.strip() for name in given["modalities"].split(",")] if given["modalities"] else None
     how = shown, streams, disturbed, [Path(given["config"]).stem] if given["config"] else [], given["answer"]
     if bench_name:
-        bench = load_bench(bench_name)
+        benchmark = load_benchmark(bench_name)
         out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, *how)
-        files = {name: out / f"{name}.jsonl" for name in bench.sets}
+        files = {name: out / f"{name}.jsonl" for name in benchmark.sets}
     else:
-        bench = Bench(title=f"{folder}: {task} on {split}", sets={task: BenchSet(split=split, task=task)})
+        benchmark = Benchmark(title=f"{folder}: {task} on {split}", sets={task: BenchmarkSet(split=split, task=task)})
         of_task = task.replace(":", "-")  # a name that every file system takes
         name = _name(f"predictions-{split}-{of_task}", *how)
         files = {task: given["out"] or folder / f"{name}.jsonl"}
         out = files[task].parent
     asked = asking_as(Run(folder).config(), given["config"], given["overrides"])
-    workbench = reassemble(
+    context = load_context(
         Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
     )
-    workbench.config = workbench.config.model_copy(update={"prompt": asked.prompt, "evaluation": asked.evaluation})
-    take_out(workbench, streams)
+    context.config = context.config.model_copy(update={"prompt": asked.prompt, "evaluation": asked.evaluation})
+    take_out(context, streams)
     if not bench_name:
-        workbench.clips.in_split(split)  # names the splits there are, where this one is not
+        context.clips.in_split(split)  # names the splits there are, where this one is not
     main = this_process().is_main_process
     rows = ask_bench(
-        bench, workbench, files, modalities=shown, batch_size=given["batch_size"], again=given["again"],
-        answer=given["answer"], say=say if main else _nothing,
-    )  # fmt: skip
+        benchmark,
+        context,
+        files,
+        modalities=shown,
+        batch_size=given["batch_size"],
+        again=given["again"],
+        answer=given["answer"],
+        say=say if main else _nothing,
+    )
     if not main:
         return
-    if bench_name or bench.sets[task].chosen_metric is not None:
-        scores = score_rows(bench, rows, _helpers(given), out)
+    if bench_name or benchmark.sets[task].chosen_metric is not None:
+        scores = score_rows(benchmark, rows, _helpers(given), out)
         print_scores(scores)
     if bench_name:
         say(f"report: {write_report(scores, out)}")
@@ -126,11 +138,18 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
 @click.option("--task", help="What was asked; the rows say it, if not.")
 @click.option("--split", default="test", show_default=True, help="Split of the clip list, with --clips.")
 @click.option("--clips", help="Clip list with the references; the rows' own, if not.")
-@click.option("--selected-from", type=click.IntRange(1), metavar="N",
-              help="The best of N candidates on these clips, such as epochs: PATH… are all of them, or the best.",
-              )  # fmt: skip
-@click.option("--correlation", type=click.FloatRange(0, 1), metavar="R",
-              help="With the best of N alone: assumed between the errors of two candidates.  [default: 0]")  # fmt: skip
+@click.option(
+    "--selected-from",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The best of N candidates on these clips, such as epochs: PATH… are all of them, or the best.",
+)
+@click.option(
+    "--correlation",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="With the best of N alone: assumed between the errors of two candidates.  [default: 0]",
+)
 @scoring_options
 @click.option("--out", type=OutputPath("folder"), help="Folder of the report.  [default: beside PATH]")
 def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str | None, **given: Any) -> None:
@@ -144,14 +163,14 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
     """
     from featurecache.clips.clip_list import load_clips
     from fusion_train.evaluation.benchmark_runs import score_rows
-    from fusion_train.evaluation.benchmarks import load_bench
+    from fusion_train.evaluation.benchmarks import load_benchmark
     from fusion_train.evaluation.score_report import write_report
     from fusion_train.evaluation.selecting import select
 
     clips = load_clips(given["clips"]) if given["clips"] else None
-    bench = load_bench(bench_name) if bench_name else None
+    benchmark = load_benchmark(bench_name) if bench_name else None
     number = given["selected_from"]
-    if bench is None or set_name:
+    if benchmark is None or set_name:
         paths = tuple(file for path in paths for file in (_answer_files(path) if number and path.is_dir() else [path]))
     if len(paths) > 1 and number is None:
         raise click.UsageError("several candidates need --selected-from N: the best of them is reported")
@@ -161,7 +180,7 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
     out = given["out"] or (first if first.is_dir() else first.parent / f"{first.stem}-scores")
     candidates = {}
     for path in paths:
-        asked, rows = _answers(path, bench, set_name, clips, given)
+        asked, rows = _answers(path, benchmark, set_name, clips, given)
         candidates[path.stem if len({p.stem for p in paths}) == len(paths) else str(path)] = score_rows(
             asked, rows, _helpers(given), out
         )
@@ -178,26 +197,30 @@ def _answer_files(folder: Path) -> list[Path]:
     return files
 
 
-def _answers(path: Path, bench: Any, set_name: str | None, clips: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given: dict[str, Any]) -> tuple[Any, Any]:
     """The bench of one PATH, and its rows by set."""
-    from fusion_train.evaluation.benchmark_runs import join_references, read_bench
-    from fusion_train.evaluation.benchmarks import Bench, BenchSet
+    from fusion_train.evaluation.benchmark_runs import join_references, read_benchmark
+    from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
     from fusion_train.evaluation.prediction_rows import read_predictions
 
     if path.is_dir():
-        if bench is None:
+        if benchmark is None:
             raise click.UsageError("a folder of answers needs --bench, or --selected-from N for one of candidates")
-        return bench, read_bench(bench, path, clips)
+        return benchmark, read_benchmark(benchmark, path, clips)
     answers = read_predictions(path)
-    if bench is None:
-        asked = BenchSet(split=given["split"], task=given["task"] or answers[0].get("task") or "emotion",
-                         metric=given["metric"], main=given["main_figure"])  # fmt: skip
+    if benchmark is None:
+        asked = BenchmarkSet(
+            split=given["split"],
+            task=given["task"] or answers[0].get("task") or "emotion",
+            metric=given["metric"],
+            main=given["main_figure"],
+        )
         number = given["selected_from"]
         title = path.name if number is None else f"best of {number} candidates"
-        set_name, bench = asked.task, Bench(title=title, sets={asked.task: asked})
-    elif set_name not in bench.sets:
-        raise click.UsageError(f"--set: one of {', '.join(bench.sets)}")
-    return bench, {set_name: join_references(answers, bench.sets[set_name], clips)}
+        set_name, benchmark = asked.task, Benchmark(title=title, sets={asked.task: asked})
+    elif set_name not in benchmark.sets:
+        raise click.UsageError(f"--set: one of {', '.join(benchmark.sets)}")
+    return benchmark, {set_name: join_references(answers, benchmark.sets[set_name], clips)}
 
 
 @click.command("contrast")
@@ -214,23 +237,23 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     """
     from featurecache.clips.clip_list import load_clips
     from featurecache.files.publish import replace_bytes
-    from fusion_train.evaluation.benchmark_runs import read_bench, score_rows
-    from fusion_train.evaluation.benchmarks import load_bench
+    from fusion_train.evaluation.benchmark_runs import read_benchmark, score_rows
+    from fusion_train.evaluation.benchmarks import load_benchmark
     from fusion_train.evaluation.contrast import contrast, contrast_page
     from fusion_train.report.tables import for_terminal
 
-    bench = load_bench(bench_name)
+    benchmark = load_benchmark(bench_name)
     listed = load_clips(clips) if clips else None
     helpers = _helpers(given)
     names = {
         folder: folder.name if len({f.name for f in folders}) == len(folders) else str(folder) for folder in folders
     }
-    scores = {names[f]: score_rows(bench, read_bench(bench, f, listed), helpers, f) for f in folders}
+    scores = {names[f]: score_rows(benchmark, read_benchmark(benchmark, f, listed), helpers, f) for f in folders}
     table = contrast(scores)
     replace_bytes(out / "contrast.csv", table.csv().encode())
     replace_bytes(out / "contrast.tex", table.latex().encode())
-    page = contrast_page(table, f"{bench.title}: {len(folders)} sets of answers").write(out / "contrast.html")
-    tables().print(for_terminal(table, bench.title))
+    page = contrast_page(table, f"{benchmark.title}: {len(folders)} sets of answers").write(out / "contrast.html")
+    tables().print(for_terminal(table, benchmark.title))
     say(f"report: {page}")
 
 
@@ -247,7 +270,7 @@ def print_scores(scores: Any) -> None:
     from fusion_train.report.tables import for_terminal
 
     console = tables()
-    console.print(for_terminal(summary_table(scores), scores.bench.title))
+    console.print(for_terminal(summary_table(scores), scores.benchmark.title))
     for name, mean in scores.means.items():
         missing = f"not formed, without {', '.join(mean.missing)}"
         lowered = f", corrected {mean.corrected * 100:.2f}" if mean.corrected is not None else ""
@@ -285,9 +308,13 @@ def _refuse_modes(streams: dict[str, str]) -> None:
 
 
 def _name(
-    start: str, shown: list[str] | None, streams: dict[str, str], disturbed: dict[str, str], config: list[str],
+    start: str,
+    shown: list[str] | None,
+    streams: dict[str, str],
+    disturbed: dict[str, str],
+    config: list[str],
     answer: str | None,
-) -> str:  # fmt: skip
+) -> str:
     """Say in the name what was hidden, taken out or disturbed, and how it was asked."""
     parts = [start]
     parts += ["+".join(shown)] if shown else []

@@ -21,9 +21,15 @@ from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
 @click.option("--kills", default=2, show_default=True, type=click.IntRange(1), help="How often to kill.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments to kill at.")
 def verify_resume_command(
-    stage: str, config: str | None, store: str | None, clips: str | None, overrides: tuple[str, ...], steps: int,
-    kills: int, seed: int,
-) -> None:  # fmt: skip
+    stage: str,
+    config: str | None,
+    store: str | None,
+    clips: str | None,
+    overrides: tuple[str, ...],
+    steps: int,
+    kills: int,
+    seed: int,
+) -> None:
     """Train, kill, resume; compare every trained tensor with a run that was left alone.
 
     \b
@@ -35,9 +41,15 @@ def verify_resume_command(
     settings = load_config(config, stage, overrides)
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
         found = verify_resume(
-            settings, store=store or "features.zarr", clips=clips or "clips.jsonl", folder=Path(folder), steps=steps,
-            kills=kills, seed=seed, say=say,
-        )  # fmt: skip
+            settings,
+            store=store or "features.zarr",
+            clips=clips or "clips.jsonl",
+            folder=Path(folder),
+            steps=steps,
+            kills=kills,
+            seed=seed,
+            say=say,
+        )
     for line in found.differing[:20]:
         say(f"differs: {line}", err=True)
     say(
@@ -63,8 +75,10 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
     step, samples = replay_step(Run(run), store=store, clips=clips)
     say(f"step {step}, each sample alone and without dropout:")
     for one in samples:
-        say(f"  {one.sample.clip.id:24} {one.sample.task.name:12} loss {one.loss:10.4g}  "
-                   f"gradient {one.gradient_norm:10.4g}")  # fmt: skip
+        say(
+            f"  {one.sample.clip.id:24} {one.sample.task.name:12} loss {one.loss:10.4g}  "
+            f"gradient {one.gradient_norm:10.4g}"
+        )
     wrong = [one.sample.clip.id for one in samples if not one.finite]
     if not wrong:
         say("all are finite alone: lower optim.lr, or clip with optim.max_grad_norm")

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 @STORE
 @CLIPS
 @click.option("--gpu", default="h100", show_default=True, help="Card to plan for, such as h200, a100-80gb, rtx-4090.")
-@click.option("--utilisation", type=click.FloatRange(0.01, 1), default=0.45, show_default=True,
-              help="Share of the card's published dense peak that training reaches.")  # fmt: skip
+@click.option(
+    "--utilisation",
+    type=click.FloatRange(0.01, 1),
+    default=0.45,
+    show_default=True,
+    help="Share of the card's published dense peak that training reaches.",
+)
 @SET
 def plan(
     stage: str,

@@ -18,14 +18,20 @@ if TYPE_CHECKING:
     from fusion_train.predict.question import Question
     from fusion_train.predict.timing import Timings
 
-MODEL = click.option("--model", "folder", type=click.Path(path_type=Path), required=True,
-                     help="Folder written by tools/export_e2e.py.")  # fmt: skip
+MODEL = click.option(
+    "--model", "folder", type=click.Path(path_type=Path), required=True, help="Folder written by tools/export_e2e.py."
+)
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 BASE = click.option("--base", help="Base model of an adapter-only folder, if not by its name on the hub.")
-WEIGHTS = click.option("--weights", multiple=True, metavar="NAME=PATH_OR_ID",
-                       help="Encoder of an adapter-only folder: whisper=models/whisper; repeatable.")  # fmt: skip
-MAX_SECONDS = click.option("--max-seconds", default=600.0, show_default=True, type=click.FloatRange(min=0.1),
-                           help="Longest clip.")  # fmt: skip
+WEIGHTS = click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=PATH_OR_ID",
+    help="Encoder of an adapter-only folder: whisper=models/whisper; repeatable.",
+)
+MAX_SECONDS = click.option(
+    "--max-seconds", default=600.0, show_default=True, type=click.FloatRange(min=0.1), help="Longest clip."
+)
 SHOWN_LABELS = 3
 
 
@@ -99,9 +105,16 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
 @WEIGHTS
 @DEVICE
 def demo(
-    folder: Path, host: str, port: int | None, examples: Path | None, max_seconds: float, max_megabytes: int,
-    base: str | None, weights: tuple[str, ...], device: str,
-) -> None:  # fmt: skip
+    folder: Path,
+    host: str,
+    port: int | None,
+    examples: Path | None,
+    max_seconds: float,
+    max_megabytes: int,
+    base: str | None,
+    weights: tuple[str, ...],
+    device: str,
+) -> None:
     """Serve a page on which an exported model is asked about uploaded clips.
 
     \b
@@ -134,9 +147,14 @@ def encoder_places(weights: tuple[str, ...]) -> dict[str, str]:
 
 
 def _ask(
-    opened: OpenedModel, clips: Any, question: Question, limits: Limits, timings: Timings, out: Path | None,
+    opened: OpenedModel,
+    clips: Any,
+    question: Question,
+    limits: Limits,
+    timings: Timings,
+    out: Path | None,
     look: Path | None,
-) -> list[Answer]:  # fmt: skip
+) -> list[Answer]:
     """Answer, write, draw; returns the answers of this run in the order of the clips."""
     from contextlib import ExitStack
     from dataclasses import replace

@@ -35,10 +35,21 @@ def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ..
 @click.option("--out", type=OutputPath("folder"), help="Folder of the runs.  [default: sweeps/NAME]")
 @click.option("--retry", is_flag=True, help="Take trials up again that failed.")
 @click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed; trials record it.")
-@click.option("--budget", "budget", multiple=True, callback=_budget, metavar="hours=H|trials=N",
-              help="What all runs of this command together may cost: device time, trials. Repeatable.")  # fmt: skip
-@click.option("--engine", type=click.Choice(["local", "ray", "here"]), default="local", show_default=True,
-              help="Worker processes on this machine, a Ray cluster, or this very process (to debug).")  # fmt: skip
+@click.option(
+    "--budget",
+    "budget",
+    multiple=True,
+    callback=_budget,
+    metavar="hours=H|trials=N",
+    help="What all runs of this command together may cost: device time, trials. Repeatable.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray", "here"]),
+    default="local",
+    show_default=True,
+    help="Worker processes on this machine, a Ray cluster, or this very process (to debug).",
+)
 @click.option("--devices", callback=listed, metavar="D,D…", help="One worker each: cuda:0,cuda:1.  [default: auto]")
 @click.option("--ray-address", default=None, help="A running Ray cluster; else one found, or a local one.")
 @click.option("--ray-actors", type=click.IntRange(1), default=None, help="Workers; else one a GPU, or one a node.")
@@ -84,10 +95,15 @@ def sweep(
         return
     folder = out or Path("sweeps") / asked.name
     outcomes = run_sweep(
-        asked, **places, out=folder, initial=Run(init) if init else None, retry=retry,
+        asked,
+        **places,
+        out=folder,
+        initial=Run(init) if init else None,
+        retry=retry,
         clips_changed=clips_changed,
-        open_crew=_crew(engine, devices, ray_address, ray_actors), say=say,
-    )  # fmt: skip
+        open_crew=_crew(engine, devices, ray_address, ray_actors),
+        say=say,
+    )
     print_report(read_results(folder))
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
@@ -103,19 +119,22 @@ def _crew(engine: str, devices: list[str], ray_address: str | None, ray_actors: 
     of_ray = [f"--ray-{name}" for name, value in (("address", ray_address), ("actors", ray_actors)) if value]
     wrong = (of_ray if engine != "ray" else []) + (["--devices"] if devices and engine != "local" else [])
     if wrong:
-        raise ConfigError(", ".join(wrong), expected="--engine local" if "--devices" in wrong else "--engine ray",
-                          got=f"--engine {engine}")  # fmt: skip
+        raise ConfigError(
+            ", ".join(wrong),
+            expected="--engine local" if "--devices" in wrong else "--engine ray",
+            got=f"--engine {engine}",
+        )
     if engine == "here":
         from fusion_train.sweeps.engines import here
 
-        return here.crew
+        return here.executor
     if engine == "ray":
         from fusion_train.sweeps.engines import ray
 
-        return partial(ray.crew, address=ray_address, actors=ray_actors)
+        return partial(ray.executor, address=ray_address, actors=ray_actors)
     from fusion_train.sweeps.engines import processes
 
-    return partial(processes.crew, devices=devices or ["auto"])
+    return partial(processes.executor, devices=devices or ["auto"])
 
 
 def print_report(results: Results, out: Path | None = None) -> None:

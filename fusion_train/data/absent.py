@@ -68,7 +68,9 @@ def read_zero_image(path: str | None, fingerprint: str) -> Tensor:
         raise ConfigError(subject, expected=expected, got=f"{path}: {error}", next_step=advice) from error
     if kept != fingerprint:
         raise ConfigError(
-            f"{subject} {path}", expected=f"that of the feature with fingerprint {fingerprint[:12]}…",
-            got=f"that of {kept[:12]}…", next_step=advice,
-        )  # fmt: skip
+            f"{subject} {path}",
+            expected=f"that of the feature with fingerprint {fingerprint[:12]}…",
+            got=f"that of {kept[:12]}…",
+            next_step=advice,
+        )
     return tokens

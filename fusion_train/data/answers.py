@@ -55,9 +55,11 @@ def with_answers(clips: ClipList, task: Task) -> list[Clip]:
     found = [clip for clip in clips if answers_of(clip, task)]
     if not found:
         raise DataError(
-            f'task "{task.full_name}"', expected="clips with an answer to it", got=f"none of {len(clips)} clips",
+            f'task "{task.full_name}"',
+            expected="clips with an answer to it",
+            got=f"none of {len(clips)} clips",
             next_step="Choose another with --task, or add it to the clip list.",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -76,9 +78,11 @@ def listed_answers(clip: Clip, task: Task, form: PromptFormat = PLAIN) -> list[A
         value = clip.labels.get(task.key)
         if value is not None and not isinstance(value, str):
             raise DataError(
-                clip.id, expected=f"one label for the task {task.name}", got=f"labels.{task.key}: {shown(value)}",
+                clip.id,
+                expected=f"one label for the task {task.name}",
+                got=f"labels.{task.key}: {shown(value)}",
                 next_step="Give it one name of a class; lists of labels are for the tasks multi-label and openset.",
-            )  # fmt: skip
+            )
         return [] if value is None else [Answer(task, value)]
     if task.answer == "labels":
         value = clip.labels.get(task.key)
@@ -147,6 +151,8 @@ class AnswerLimits:
 def answer_limits(data: DataConfig, tokenizer: Any) -> AnswerLimits:
     """The limits of a run; a probe, which has no tokenizer, is taught labels alone."""
     return AnswerLimits(
-        data.max_answer_tokens, data.max_answer_words, lambda text: len(encode_answer(tokenizer, text)),
+        data.max_answer_tokens,
+        data.max_answer_words,
+        lambda text: len(encode_answer(tokenizer, text)),
         cut=data.too_long == "cut",
-    )  # fmt: skip
+    )

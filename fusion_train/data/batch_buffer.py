@@ -1,6 +1,6 @@
 """One block of memory a batch: the store writes into it, one copy brings it to the device.
 
-arena = Arena({"audio": ((8, 64, 1280), torch.float16), …})   pinned where there is a GPU
+arena = BatchBuffer({"audio": ((8, 64, 1280), torch.float16), …})   pinned where there is a GPU
 feature.read(ids, out=arena["audio"].numpy())
 on_device = arena.to(device)                                   views of one copy
 """
@@ -17,7 +17,7 @@ ALIGNMENT = 256
 Spec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-class Arena(dict[str, Tensor]):
+class BatchBuffer(dict[str, Tensor]):
     """Name -> tensor, all views of one block."""
 
     def __init__(self, spec: Spec, block: Tensor | None = None) -> None:
@@ -36,15 +36,15 @@ class Arena(dict[str, Tensor]):
             self[name] = block[places[name] : places[name] + size].view(dtype).view(shape)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], more: Spec) -> Arena:
+    def of(cls, tensors: Mapping[str, Tensor], more: Spec) -> BatchBuffer:
         """An arena with copies of `tensors`, and room for what `more` describes."""
-        arena = cls({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} | dict(more))
+        buffer = cls({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} | dict(more))
         for name, tensor in tensors.items():
-            arena[name].copy_(tensor)
-        return arena
+            buffer[name].copy_(tensor)
+        return buffer
 
-    def to(self, device: torch.device) -> Arena:
+    def to(self, device: torch.device) -> BatchBuffer:
         """The same on a device, without waiting where the memory is pinned; itself where it is there already."""
         if self.block.device == device:
             return self
-        return Arena(self._spec, self.block.to(device, non_blocking=True))
+        return BatchBuffer(self._spec, self.block.to(device, non_blocking=True))

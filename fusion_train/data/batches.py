@@ -21,7 +21,7 @@ import featurecache
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.errors import FingerprintError, MissingFeatureError
 from featurecache.store.protocols import ClipRecord, Feature, Status
-from fusion_train.data.batch_buffer import Arena, Spec
+from fusion_train.data.batch_buffer import BatchBuffer, Spec
 from fusion_train.data.packing import Encoded, pack
 from fusion_train.data.samples import Asked, Sample
 from fusion_train.errors import DataError
@@ -37,7 +37,7 @@ ROW = ("token_ids", "position_ids", "kept", "targets", "owners")
 class Batch:
     """Everything a forward pass needs; `EmotionLlama.forward(**batch.tensors())`."""
 
-    arena: Arena
+    buffer: BatchBuffer
     """token_ids, position_ids (1, L); kept, targets, owners (S,) as in `Packed`; present (G, M); features (G, K, D)."""
     layout: Layout
     """Which tokens of the row see which."""
@@ -56,20 +56,20 @@ class Batch:
     @property
     def features(self) -> dict[str, Tensor]:
         """Modality -> (G, K, D) in the store's dtype."""
-        return {name: self.arena[name] for name in MODALITIES if name in self.arena}
+        return {name: self.buffer[name] for name in MODALITIES if name in self.buffer}
 
     @property
     def present(self) -> Tensor:
         """(G, M) bool."""
-        return self.arena["present"]
+        return self.buffer["present"]
 
     def tensors(self) -> dict[str, Any]:
-        named = {name: self.arena[name] for name in (*ROW, "present")}
+        named = {name: self.buffer[name] for name in (*ROW, "present")}
         return named | {"features": self.features, "layout": self.layout, "num_samples": len(self.asked)}
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device at once, without waiting where the memory is pinned."""
-        return replace(self, arena=self.arena.to(device))
+        return replace(self, buffer=self.buffer.to(device))
 
 
 class FeatureReader:
@@ -118,9 +118,10 @@ class FeatureReader:
 
     @property
     def shapes(self) -> FeatureShapes:
-        return FeatureShapes(**dict.fromkeys(("audio", "image", "video")) | {
-            name: feature.shape for name, feature in self._features.items()
-        })  # fmt: skip
+        return FeatureShapes(
+            **dict.fromkeys(("audio", "image", "video"))
+            | {name: feature.shape for name, feature in self._features.items()}
+        )
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -153,16 +154,22 @@ class FeatureReader:
                 failed[clip_id] = f"{clip_id}: {feature.name} failed: {record.reason}"
         if missing:
             raise MissingFeatureError(
-                "store", clip_ids=list(missing), expected=f"features of {len(clips)} clips",
+                "store",
+                clip_ids=list(missing),
+                expected=f"features of {len(clips)} clips",
                 got=f"{len(missing)} not extracted",
-                next_step="Run fcache extract with the same clip list.", problems=list(missing.values()),
-            )  # fmt: skip
+                next_step="Run fcache extract with the same clip list.",
+                problems=list(missing.values()),
+            )
         if failed and on_failed == "refuse":
             raise MissingFeatureError(
-                "store", clip_ids=list(failed), expected=f"features of {len(clips)} clips", got=f"{len(failed)} failed",
+                "store",
+                clip_ids=list(failed),
+                expected=f"features of {len(clips)} clips",
+                got=f"{len(failed)} failed",
                 next_step="Run fcache retry, or leave them out with --set data.failed_clips=skip.",
                 problems=list(failed.values()),
-            )  # fmt: skip
+            )
         if len(failed) == len(clips):
             raise DataError("clips", expected="at least one clip with features", got="none")
         return ClipList(clip for clip in clips if clip.id not in failed) if failed else clips
@@ -193,14 +200,17 @@ class FeatureReader:
 
     def layout(self, count: int) -> Spec:
         """Modality -> shape and dtype of what `read` gives of so many clips."""
-        return {name: ((count, *feature.shape), _torch_dtype(feature.dtype)[1])
-                for name, feature in self._features.items()}  # fmt: skip
+        return {
+            name: ((count, *feature.shape), _torch_dtype(feature.dtype)[1]) for name, feature in self._features.items()
+        }
 
     def read(
         self, clip_ids: Sequence[str], present: Tensor, out: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Read (B, K, D) a modality, into `out` where given; rows where `present` (B, M) is False must not be used."""
-        tensors = Arena(self.layout(len(clip_ids))) if out is None else {name: out[name] for name in self._features}
+        tensors = (
+            BatchBuffer(self.layout(len(clip_ids))) if out is None else {name: out[name] for name in self._features}
+        )
         for m, (modality, feature) in enumerate(self._features.items()):
             array = tensors[modality].view(_torch_dtype(feature.dtype)[0]).numpy().view(feature.dtype)
             rows = present[:, m].nonzero().flatten().tolist()
@@ -321,13 +331,18 @@ class Collator:
         groups = [samples[number] for number in packed.first_of_group]
         shown = [self.present(sample.clip, sample.hidden) for sample in groups]
         row = {
-            "token_ids": packed.token_ids, "position_ids": packed.layout.position_ids(), "kept": packed.kept,
-            "targets": packed.targets, "owners": packed.owners,
+            "token_ids": packed.token_ids,
+            "position_ids": packed.layout.position_ids(),
+            "kept": packed.kept,
+            "targets": packed.targets,
+            "owners": packed.owners,
             "present": torch.tensor([self._reader.seen(here) for here in shown], dtype=torch.bool),
-        }  # fmt: skip
-        arena = Arena.of(row, self._reader.layout(len(groups)))
-        self._reader.read_seen([sample.clip.id for sample in groups], shown, arena)
-        asked = [self.asked(sample, tokens, len(one.answer))
-                 for sample, tokens, one in zip(samples, packed.own_tokens, encoded, strict=True)]  # fmt: skip
+        }
+        buffer = BatchBuffer.of(row, self._reader.layout(len(groups)))
+        self._reader.read_seen([sample.clip.id for sample in groups], shown, buffer)
+        asked = [
+            self.asked(sample, tokens, len(one.answer))
+            for sample, tokens, one in zip(samples, packed.own_tokens, encoded, strict=True)
+        ]
         clip_ids = [sample.clip.id for sample in samples]
-        return Batch(arena, packed.layout, clip_ids, len(packed.targets), asked)
+        return Batch(buffer, packed.layout, clip_ids, len(packed.targets), asked)

@@ -11,8 +11,9 @@ def clusters_in(clips: Iterable[Clip]) -> tuple[str, dict[str, Hashable]]:
     """Name what clips have in common (dialogues, else speakers, else nothing), and the cluster of each that has one."""
     listed = list(clips)
     for key in ("dialogue", "speaker"):
-        named: dict[str, Hashable] = {clip.id: (clip.dataset, getattr(clip, key))
-                                      for clip in listed if getattr(clip, key)}  # fmt: skip
+        named: dict[str, Hashable] = {
+            clip.id: (clip.dataset, getattr(clip, key)) for clip in listed if getattr(clip, key)
+        }
         if named:
             return f"{key}s", named
     return "clips", {}

@@ -21,7 +21,7 @@ AHEAD = 3
 """Steps prepared beyond the one in work."""
 
 
-class Feed:
+class PrefetchingLoader:
     """Micro-batches of one process, step by step."""
 
     def __init__(
@@ -49,9 +49,12 @@ class Feed:
             return [self._collator(samples[self._process :: self._num_processes])]
         encoded = [self._collator.encode(sample) for sample in samples]
         rows = micro_batches.under_budget(
-            [one.length for one in encoded], self._config.data.questions_per_clip, self._budget,
-            self._num_processes, self._process,
-        )  # fmt: skip
+            [one.length for one in encoded],
+            self._config.data.questions_per_clip,
+            self._budget,
+            self._num_processes,
+            self._process,
+        )
         return [self._collator([samples[n] for n in row], [encoded[n] for n in row]) for row in rows]
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
@@ -77,11 +80,14 @@ def check_batching(config: Config, num_processes: int) -> None:
     if optim.batch_size % (size * num_processes):
         named = "data.questions_per_clip" if optim.micro_batch_size == "auto" else "micro_batch_size"
         raise ConfigError(
-            "optim.batch_size", expected=f"a multiple of {named} {size} × {num_processes} processes",
+            "optim.batch_size",
+            expected=f"a multiple of {named} {size} × {num_processes} processes",
             got=str(optim.batch_size),
-        )  # fmt: skip
+        )
     if size % questions:
         raise ConfigError(
-            "optim.micro_batch_size", expected=f"a multiple of data.questions_per_clip {questions}",
-            got=str(size), next_step=f"Use --set optim.micro_batch_size={questions}, or auto.",
-        )  # fmt: skip
+            "optim.micro_batch_size",
+            expected=f"a multiple of data.questions_per_clip {questions}",
+            got=str(size),
+            next_step=f"Use --set optim.micro_batch_size={questions}, or auto.",
+        )

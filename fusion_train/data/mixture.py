@@ -29,9 +29,11 @@ def weigh_datasets(
     absent = [name for name in weights if name not in there]
     if absent and on_absent == "refuse":
         raise DataError(
-            "data.mixture", expected="datasets of the clip list: " + ", ".join(sorted(there)), got=", ".join(absent),
+            "data.mixture",
+            expected="datasets of the clip list: " + ", ".join(sorted(there)),
+            got=", ".join(absent),
             next_step=(suggest(absent[0], there) + " Set data.mixture_absent=leave_out to do without them.").strip(),
-        )  # fmt: skip
+        )
     kept = {name: float(weight) for name, weight in weights.items() if name in there}
     if not kept:
         say("mixture: none of its datasets is in the clip list, so every clip comes once an epoch")
@@ -44,6 +46,8 @@ def weigh_datasets(
         say(f"mixture: without {', '.join(absent)} ({lost:.0%} of its weight), which the clip list has no clips of")
     unnamed = sorted(there - set(weights))
     if unnamed:
-        say(f"mixture: clips of {', '.join(name or 'no dataset' for name in unnamed)} are never drawn; give them a "
-            f"weight with --set data.mixture.NAME=100, or --set data.mixture=null")  # fmt: skip
+        say(
+            f"mixture: clips of {', '.join(name or 'no dataset' for name in unnamed)} are never drawn; give them a "
+            f"weight with --set data.mixture.NAME=100, or --set data.mixture=null"
+        )
     return {name: weight / total for name, weight in kept.items() if weight}

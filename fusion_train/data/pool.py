@@ -90,9 +90,11 @@ class Pool:
             path = folder / name
             if not path.is_file() or _sha256(path) != digest:
                 raise CheckpointError(
-                    str(path), expected=f"sha256 {digest[:12]}…", got="other bytes" if path.is_file() else "no file",
+                    str(path),
+                    expected=f"sha256 {digest[:12]}…",
+                    got="other bytes" if path.is_file() else "no file",
                     next_step=next_step,
-                )  # fmt: skip
+                )
         begins, datasets = np.load(folder / INDEX)
         places = {name: np.flatnonzero(datasets == number) for number, name in enumerate(about["tasks"])}
         pool = cls(KeptClips(folder / CLIPS, begins), places, about["tasks"], about["summary"])
@@ -144,8 +146,16 @@ def _sha256(path: Path) -> str:
 
 def _row(clip: Clip) -> dict[str, Any]:
     questions = [[one.task, one.answer, one.question] for one in clip.questions]
-    row = {"id": clip.id, "text": clip.text, "split": clip.split, "dataset": clip.dataset, "person": clip.person,
-           "labels": clip.labels, "responses": clip.responses, "questions": questions}  # fmt: skip
+    row = {
+        "id": clip.id,
+        "text": clip.text,
+        "split": clip.split,
+        "dataset": clip.dataset,
+        "person": clip.person,
+        "labels": clip.labels,
+        "responses": clip.responses,
+        "questions": questions,
+    }
     return {name: value for name, value in row.items() if value}
 
 

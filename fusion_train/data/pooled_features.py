@@ -59,8 +59,9 @@ class PooledFeatures:
             first = sum(map(len, self._blocks[modality]))
             place |= {clip_id: first + row for row, clip_id in enumerate(ids)}
             self._blocks[modality].append(kept)
-            self._kept[modality] = self._blocks[modality][0] if len(self._blocks[modality]) == 1 else torch.cat(
-                self._blocks[modality])  # fmt: skip
+            self._kept[modality] = (
+                self._blocks[modality][0] if len(self._blocks[modality]) == 1 else torch.cat(self._blocks[modality])
+            )
             self._blocks[modality] = [self._kept[modality]]
 
     def take(self, clip_ids: Sequence[str], present: Tensor) -> dict[str, Tensor]:

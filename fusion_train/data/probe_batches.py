@@ -31,8 +31,12 @@ class Classes:
     """Numbers of the labels of every dataset and task."""
 
     def __init__(self, sets: LabelSets) -> None:
-        keys = [(dataset, task, label) for dataset in sorted(sets) for task in sorted(sets[dataset])
-                for label in sets[dataset][task]]  # fmt: skip
+        keys = [
+            (dataset, task, label)
+            for dataset in sorted(sets)
+            for task in sorted(sets[dataset])
+            for label in sets[dataset][task]
+        ]
         self._number = {key: number for number, key in enumerate(keys)}
 
     def __len__(self) -> int:
@@ -48,9 +52,10 @@ class Classes:
         unknown = [key[2] for key in keys if key not in self._number]
         if unknown or not keys:
             raise DataError(
-                clip.id, expected=f"labels of {task.name} of dataset {clip.dataset!r} that were trained on",
+                clip.id,
+                expected=f"labels of {task.name} of dataset {clip.dataset!r} that were trained on",
                 got=", ".join(unknown) or "none",
-            )  # fmt: skip
+            )
         return [self._number[key] for key in keys]
 
 
@@ -83,8 +88,9 @@ class ProbeBatch:
             return tensor.to(device, non_blocking=True)
 
         features = {name: move(tensor) for name, tensor in self.features.items()}
-        return replace(self, features=features, present=move(self.present), allowed=move(self.allowed),
-                       targets=move(self.targets))  # fmt: skip
+        return replace(
+            self, features=features, present=move(self.present), allowed=move(self.allowed), targets=move(self.targets)
+        )
 
 
 class ProbeCollator:
@@ -148,9 +154,11 @@ def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: C
     open_tasks = [name for name in config.data.tasks if find_task(name).answer != "label"]
     if open_tasks:
         raise ConfigError(
-            "data.tasks", expected="tasks with one label a clip, since there is no language model to answer others",
-            got=", ".join(open_tasks), next_step="Set model.llm, or data.tasks=[emotion].",
-        )  # fmt: skip
+            "data.tasks",
+            expected="tasks with one label a clip, since there is no language model to answer others",
+            got=", ".join(open_tasks),
+            next_step="Set model.llm, or data.tasks=[emotion].",
+        )
     settings = config.model.fusion
     count = settings.num_tokens or fusion_token_count(reader.shapes)
     classes = Classes(sets)

@@ -98,9 +98,10 @@ class Retrieval:
         own = self._copies.parts([place])
         query = {name: own[name] if name in seen else np.zeros_like(own[name]) for name in own}
         same = self.rule.screens(
-            *self._scorer({name: np.broadcast_to(query[name], part.shape) for name, part in self._parts.items()},
-                          self._parts)
-        )  # fmt: skip
+            *self._scorer(
+                {name: np.broadcast_to(query[name], part.shape) for name, part in self._parts.items()}, self._parts
+            )
+        )
         found: list[int] = []
         for n in np.argsort(-(self._vectors @ joined), kind="stable").tolist():
             other = self.pool[n]
@@ -162,9 +163,12 @@ def memory_of(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]
     modalities = {}
     for name, feature in retrieval.features.items():
         space = retrieval.spaces[feature]
-        tensors |= {f"{name}_mean": torch.from_numpy(space.mean), f"{name}_axes": torch.from_numpy(space.axes),
-                    f"{name}_scale": torch.from_numpy(space.scale(COPIES)),
-                    f"{name}_vectors": torch.from_numpy(parts[feature])}  # fmt: skip
+        tensors |= {
+            f"{name}_mean": torch.from_numpy(space.mean),
+            f"{name}_axes": torch.from_numpy(space.axes),
+            f"{name}_scale": torch.from_numpy(space.scale(COPIES)),
+            f"{name}_vectors": torch.from_numpy(parts[feature]),
+        }
         kind = modality(retrieval.specs[feature])
         modalities[name] = {"width": len(space.mean), "axes": space.num_axes, "kind": kind}
     keys = {}
@@ -176,8 +180,14 @@ def memory_of(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]
         tensors |= {f"rows_{number}": torch.tensor(rows), f"texts_{number}": torch.tensor(padded)}
         keys[key] = [len(rows), longest]
     settings = {
-        "k": retrieval.k, "threshold": retrieval.rule.threshold, "floor": retrieval.rule.floor,
-        "num_clips": len(retrieval.pool), "prefix": list(tokens.prefix), "separator": list(tokens.separator),
-        "end": list(tokens.end), "modalities": modalities, "keys": keys,
-    }  # fmt: skip
+        "k": retrieval.k,
+        "threshold": retrieval.rule.threshold,
+        "floor": retrieval.rule.floor,
+        "num_clips": len(retrieval.pool),
+        "prefix": list(tokens.prefix),
+        "separator": list(tokens.separator),
+        "end": list(tokens.end),
+        "modalities": modalities,
+        "keys": keys,
+    }
     return settings, tensors

@@ -88,8 +88,11 @@ def near_classes(sets: LabelSets) -> list[str]:
             for label in labels:
                 alike.setdefault(" ".join(label.casefold().split()), []).append(f'"{label}"')
             place = f"{dataset}: " if dataset else ""
-            found += [f"{place}{task}: {', '.join(names)} are classes of their own, which differ by case or space alone"
-                      for names in alike.values() if len(names) > 1]  # fmt: skip
+            found += [
+                f"{place}{task}: {', '.join(names)} are classes of their own, which differ by case or space alone"
+                for names in alike.values()
+                if len(names) > 1
+            ]
     return found
 
 
@@ -151,11 +154,11 @@ class SampleStream:
                 keys.update((*clip.labels, *clip.responses))
         if not chosen:
             raise DataError(
-                "data.tasks", expected="clips with labels or responses for one of "
-                + ", ".join(task.name for task in self._tasks),
+                "data.tasks",
+                expected="clips with labels or responses for one of " + ", ".join(task.name for task in self._tasks),
                 got="only " + ", ".join(sorted(keys)) if keys else "no labels, no responses and no questions",
                 next_step='Add "labels" to the clip list or set data.tasks.',
-            )  # fmt: skip
+            )
         tasks = {name: [task.name for task in self._tasks if task.name in found[name]] for name in places}
         return Pool(chosen, {name: np.array(each) for name, each in places.items()}, tasks)
 
@@ -223,9 +226,11 @@ class SampleStream:
         if self._limits.cut and (answers := answers_of(clip, task, self._form)):
             return [replace(answer, text=self._limits.shortened(answer.text)) for answer in answers]
         raise DataError(
-            clip.id, expected=f"an answer of at most {self._limits.tokens} tokens, or a label to fall back to",
-            got="longer responses and no label", next_step="Shorten a response or add the label.",
-        )  # fmt: skip
+            clip.id,
+            expected=f"an answer of at most {self._limits.tokens} tokens, or a label to fall back to",
+            got="longer responses and no label",
+            next_step="Shorten a response or add the label.",
+        )
 
     def _hidden(self, task: Task, order: np.ndarray, share: float | None) -> tuple[str, ...]:
         """What is kept from the model: what the task is not about and, with a `share`, all but some of the rest."""

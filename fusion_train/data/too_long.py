@@ -26,9 +26,15 @@ RECALLED_TOKENS = 2000
 
 
 def fitting_clips(
-    clips: ClipList, tasks: Sequence[str], collator: object, sets: LabelSets, limits: AnswerLimits, *, split: str,
+    clips: ClipList,
+    tasks: Sequence[str],
+    collator: object,
+    sets: LabelSets,
+    limits: AnswerLimits,
+    *,
+    split: str,
     say: Callable[[str], None],
-) -> ClipList:  # fmt: skip
+) -> ClipList:
     """Return the clips that can be asked all that `tasks` may ask of them, after `data.too_long`.
 
     Args:
@@ -149,6 +155,9 @@ def _decide(
         say(f"data.too_long: {many} are left out: {first}")
         return kept
     raise DataError(
-        "data.too_long", expected="texts that fit into the model", got=f"longer ones of {many}",
-        next_step="Shorten them in the clip list, or set data.too_long to leave_out or to cut.", problems=long,
-    )  # fmt: skip
+        "data.too_long",
+        expected="texts that fit into the model",
+        got=f"longer ones of {many}",
+        next_step="Shorten them in the clip list, or set data.too_long to leave_out or to cut.",
+        problems=long,
+    )

@@ -102,12 +102,13 @@ def read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
     damaged = [row for row in rows if not take_checksum(row)]
     if damaged:
         raise DataError(
-            str(path), expected="lines that agree with their checksum",
+            str(path),
+            expected="lines that agree with their checksum",
             got=f"{len(damaged)} of {len(rows)} that were changed since they were written",
             next_step="Take the file from a copy, or delete these lines and run the command that wrote them again. "
             f"Changed on purpose? Take {CHECKSUM} out of them.",
             problems=[json_text(row)[:SHOWN] for row in damaged],
-        )  # fmt: skip
+        )
     return rows
 
 

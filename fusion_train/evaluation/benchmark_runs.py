@@ -18,18 +18,18 @@ from featurecache.interrupt import StopRequest
 from featurecache.terminal import show_progress
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError
-from fusion_train.evaluation.benchmarks import Bench, BenchSet
+from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
 from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, hidden_of, questions
 from fusion_train.evaluation.judging import ModelJudge, extract_labels
 from fusion_train.evaluation.prediction_rows import read_predictions, with_references
 from fusion_train.evaluation.predictions import Asking, ask
-from fusion_train.evaluation.scoring import BenchScores, score_bench
+from fusion_train.evaluation.scoring import BenchmarkScores, score_benchmark
 from fusion_train.evaluation.text_models import Replies, open_text_model
 from fusion_train.evaluation.wording import Answer, wording_of
 from fusion_train.metrics.scored import Settings
 from fusion_train.metrics.wheels import EmotionWheels
 from fusion_train.processes import this_process
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 
 READ_AS_LABELS = ("hit", "open-vocabulary")
 """Metrics whose answers a language model may read as labels, in place of the list parser."""
@@ -51,8 +51,8 @@ class Helpers:
 
 
 def ask_bench(
-    bench: Bench,
-    workbench: Workbench,
+    benchmark: Benchmark,
+    context: RunContext,
     files: Mapping[str, Path],
     *,
     modalities: Sequence[str] | None = None,
@@ -72,62 +72,73 @@ def ask_bench(
         Interrupted: the same call goes on from there.
     """
     rows: Rows = {}
-    absent = [name for name, asked in bench.sets.items() if not asked.chosen(workbench.clips)]
-    if absent and len(absent) < len(bench.sets):
+    absent = [name for name, asked in benchmark.sets.items() if not asked.chosen(context.clips)]
+    if absent and len(absent) < len(benchmark.sets):
         say(f"not in the clip list: {', '.join(absent)}")
     with StopRequest() as stop:
-        for name, asked in bench.sets.items():
-            clips = asked.chosen(workbench.clips)
+        for name, asked in benchmark.sets.items():
+            clips = asked.chosen(context.clips)
             if not clips:
                 continue
             references = asked.references(clips)
             chosen = ClipList(clip for clip in clips if clip.id in references)
-            usable = workbench.reader.usable(chosen, workbench.config.data.failed_clips)
+            usable = context.reader.usable(chosen, context.config.data.failed_clips)
             task = asked.question
-            hidden = hidden_of(workbench, task, modalities)
-            wording = wording_of(workbench.config, asked, {clip.dataset for clip in usable}, answer)
-            here, probe = workbench, workbench.tokenizer is None
+            hidden = hidden_of(context, task, modalities)
+            wording = wording_of(context.config, asked, {clip.dataset for clip in usable}, answer)
+            here, probe = context, context.tokenizer is None
             if not probe:
-                here = replace(workbench, collator=workbench.collator.asking(wording.prompts))
+                here = replace(context, collator=context.collator.asking(wording.prompts))
             samples = questions(here, list(usable), task, hidden=hidden, vocabulary=asked.vocabulary)
             samples = fitting_samples(samples, here.collator, name, say)
-            asking = Asking(here, samples, references, files[name], "choose" if probe else wording.answer, batch_size,
-                            wording=None if probe else wording.by())  # fmt: skip
+            asking = Asking(
+                here,
+                samples,
+                references,
+                files[name],
+                "choose" if probe else wording.answer,
+                batch_size,
+                wording=None if probe else wording.by(),
+            )
             with show_progress(name, shown=this_process().is_main_process) as progress:
                 rows[name] = ask(asking, again=again, advance=progress, stop=lambda: stop.requested)
             unasked = len(clips) - len(usable)
             say(f"{name}: {len(samples)} clips" + (f", {unasked} without a reference or features" if unasked else ""))
     if not rows:
-        raise DataError(bench.title, expected="clips of one of its sets", got="none in the clip list",
-                        next_step="Import a set: fcache import NAME SRC.")  # fmt: skip
+        raise DataError(
+            benchmark.title,
+            expected="clips of one of its sets",
+            got="none in the clip list",
+            next_step="Import a set: fcache import NAME SRC.",
+        )
     return rows
 
 
-def read_bench(bench: Bench, folder: Path, clips: ClipList | None) -> Rows:
+def read_benchmark(benchmark: Benchmark, folder: Path, clips: ClipList | None) -> Rows:
     """Read SET.jsonl or SET.csv of every set that a folder has; references come from `clips` where given.
 
     Raises:
         DataError: the folder has no set, or the answers do not fit the clips.
     """
     rows: Rows = {}
-    for name, asked in bench.sets.items():
+    for name, asked in benchmark.sets.items():
         path = next((p for p in (folder / f"{name}.jsonl", folder / f"{name}.csv") if p.is_file()), None)
         if path is not None:
             rows[name] = join_references(read_predictions(path), asked, clips)
     if not rows:
-        expected = ", ".join(f"{name}.jsonl" for name in bench.sets)
+        expected = ", ".join(f"{name}.jsonl" for name in benchmark.sets)
         raise DataError(str(folder), expected="some of " + expected, got="none", next_step="Name a file and --metric.")
     return rows
 
 
-def join_references(rows: list[dict[str, Any]], asked: BenchSet, clips: ClipList | None) -> list[dict[str, Any]]:
+def join_references(rows: list[dict[str, Any]], asked: BenchmarkSet, clips: ClipList | None) -> list[dict[str, Any]]:
     """Rows with the references of a clip list, where one is given."""
     return rows if clips is None else with_references(rows, asked.references(asked.chosen(clips)), clips)
 
 
 def score_rows(
-    bench: Bench, rows: Mapping[str, Sequence[dict[str, Any]]], helpers: Helpers, folder: Path
-) -> BenchScores:
+    benchmark: Benchmark, rows: Mapping[str, Sequence[dict[str, Any]]], helpers: Helpers, folder: Path
+) -> BenchmarkScores:
     """Score answers; what language models reply is kept in `folder`.
 
     Raises:
@@ -143,12 +154,12 @@ def score_rows(
             settings = replace(settings, judge=ModelJudge(judged))
         taken = {}
         for name, answers in rows.items():
-            as_labels = read is not None and bench.sets[name].chosen_metric in READ_AS_LABELS
+            as_labels = read is not None and benchmark.sets[name].chosen_metric in READ_AS_LABELS
             taken[name] = [
                 {**row, "prediction": extract_labels(read, row["id"], row["prediction"])} if as_labels else row
                 for row in answers
             ]
-        return score_bench(bench, taken, settings)
+        return score_benchmark(benchmark, taken, settings)
 
 
 @contextmanager

@@ -6,7 +6,7 @@
              vocabulary: [happy, sad, neutral, angry, surprise, disgust, fear]}
     means: {Mean: [dfew]}
     published:
-      - {name: Rival, source: "paper, table 2", scores: {dfew: 71.2}}
+      - {name: Baseline, source: "paper, table 2", scores: {dfew: 71.2}}
 
 Published figures are in per cent, as they were printed. Shipped benches lie under `configs/benches`.
 """
@@ -34,7 +34,7 @@ BY_TASK = {"emotion": "classification", "sentiment": "classification", "intent":
 """Metric of a task where none is named; other tasks have answers but no score."""
 
 
-class BenchSet(Section):
+class BenchmarkSet(Section):
     """One row of the table."""
 
     title: str = ""
@@ -66,7 +66,7 @@ class BenchSet(Section):
     """Labels of the references that are scored; clips of others are not asked."""
 
     @model_validator(mode="after")
-    def _known(self) -> BenchSet:
+    def _known(self) -> BenchmarkSet:
         find_task(self.task)
         PromptConfig().changed(self.prompt)
         if self.instruction is not None and not self.instruction.strip():
@@ -128,9 +128,11 @@ class BenchSet(Section):
             found[clip.id] = value
         if not found:
             raise DataError(
-                self.title or self.dataset or self.task, expected=f"clips with {kind}.{name}",
-                got=f"none of {len(clips)} clips", next_step="Add it to the clip list, or name another reference.",
-            )  # fmt: skip
+                self.title or self.dataset or self.task,
+                expected=f"clips with {kind}.{name}",
+                got=f"none of {len(clips)} clips",
+                next_step="Add it to the clip list, or name another reference.",
+            )
         return found
 
 
@@ -141,7 +143,7 @@ def _text(clip: Clip, name: str) -> str | None:
     return next((text for about, text in texts if text.strip() and (not label or about == label)), None)
 
 
-class Rival(Section):
+class Baseline(Section):
     """What somebody published."""
 
     name: str
@@ -154,60 +156,62 @@ class Rival(Section):
     means: dict[str, float] = Field(default_factory=dict)
 
 
-class Bench(Section):
+class Benchmark(Section):
     """A whole bench."""
 
     title: str
     about: str = ""
-    sets: dict[str, BenchSet] = Field(min_length=1)
+    sets: dict[str, BenchmarkSet] = Field(min_length=1)
     means: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Name -> sets whose main figures it is the unweighted mean of."""
-    published: tuple[Rival, ...] = ()
+    published: tuple[Baseline, ...] = ()
 
     @model_validator(mode="after")
-    def _sets_exist(self) -> Bench:
+    def _sets_exist(self) -> Benchmark:
         named = [name for names in self.means.values() for name in names]
-        named += [name for rival in self.published for name in rival.scores]
+        named += [name for baseline in self.published for name in baseline.scores]
         for name in named:
             if name not in self.sets:
                 raise ValueError(f'no set "{name}".{suggest(name, self.sets)}')
-        for rival in self.published:
-            for name in rival.means:
+        for baseline in self.published:
+            for name in baseline.means:
                 if name not in self.means:
                     raise ValueError(f'no mean "{name}".{suggest(name, self.means)}')
         return self
 
 
-def bench_names() -> list[str]:
+def benchmark_names() -> list[str]:
     """Shipped benches."""
     return sorted(
         e.name.removesuffix(".yaml") for e in (preset_dir() / "benches").iterdir() if e.name.endswith(".yaml")
     )
 
 
-def load_bench(bench: str) -> Bench:
+def load_benchmark(benchmark: str) -> Benchmark:
     """Read a shipped bench by name, or a file.
 
     Raises:
         ConfigError: no such bench, unknown keys or wrong values.
     """
-    if not Path(bench).is_file() and bench not in bench_names():
+    if not Path(benchmark).is_file() and benchmark not in benchmark_names():
         raise ConfigError(
-            f'bench "{bench}"', expected="a file, or one of " + ", ".join(bench_names()), got="no such bench",
-            next_step=suggest(bench, bench_names()).strip() or None,
-        )  # fmt: skip
-    values = read_yaml(bench if Path(bench).is_file() else f"benches/{bench}")
+            f'bench "{benchmark}"',
+            expected="a file, or one of " + ", ".join(benchmark_names()),
+            got="no such bench",
+            next_step=suggest(benchmark, benchmark_names()).strip() or None,
+        )
+    values = read_yaml(benchmark if Path(benchmark).is_file() else f"benches/{benchmark}")
     try:
-        return Bench.model_validate(values)
+        return Benchmark.model_validate(values)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
-        raise ConfigError(bench, expected="a valid bench", got="problems", problems=problems) from error
+        raise ConfigError(benchmark, expected="a valid bench", got="problems", problems=problems) from error
 
 
 def _problem(item: Any) -> str:
     place = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        section = {"sets": BenchSet, "published": Rival}.get(item["loc"][0], Bench)
+        section = {"sets": BenchmarkSet, "published": Baseline}.get(item["loc"][0], Benchmark)
         known = section.model_fields
         return f"{place}: unknown key.{suggest(str(item['loc'][-1]), known)} Known: {', '.join(known)}"
     return f"{place}: {item['msg'].removeprefix('Value error, ')}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from featurecache.errors import suggest
 from fusion_train.errors import DataError
 from fusion_train.evaluation.score_report import ASKED, asked_text, scale_of
-from fusion_train.evaluation.scoring import BenchScores, SetScore
+from fusion_train.evaluation.scoring import BenchmarkScores, SetScore
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
 from fusion_train.statistics.intervals import MIN_CLUSTERS, Interval, difference_interval, jackknife
@@ -28,7 +28,7 @@ class Difference:
     """None where there are too few clusters."""
 
 
-def contrast(scores: Mapping[str, BenchScores]) -> Table:
+def contrast(scores: Mapping[str, BenchmarkScores]) -> Table:
     """One row for each set and answers: the score and, after the first, the difference to it with its interval.
 
     Raises:
@@ -74,9 +74,12 @@ def refuse_other_clips(base: SetScore, other: SetScore, name: str) -> None:
     if expected != got:
         odd = sorted(set(expected) ^ set(got))
         raise DataError(
-            f"{name}: {base.title}", expected="the same clips", got=f"{len(odd)} others",
-            next_step=suggest(odd[0], expected).strip() or None, problems=odd,
-        )  # fmt: skip
+            f"{name}: {base.title}",
+            expected="the same clips",
+            got=f"{len(odd)} others",
+            next_step=suggest(odd[0], expected).strip() or None,
+            problems=odd,
+        )
 
 
 def contrast_page(table: Table, title: str) -> Page:

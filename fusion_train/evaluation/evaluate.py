@@ -28,7 +28,7 @@ from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.prompts.limits import MAX_NEW_TOKENS
 from fusion_train.prompts.prompt import Task, encode_answer, find_task
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 
 EVAL_BATCH_SIZE = 8
 NO_MODALITIES = "none"
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 def evaluate(
-    bench: Workbench,
+    context: RunContext,
     clips: ClipList,
     task_name: str,
     *,
@@ -75,47 +75,47 @@ def evaluate(
         DivergedError: what the model gives for a clip is not finite; every such clip is named.
     """
     task = find_task(task_name)
-    samples = questions(bench, with_answers(clips, task), task, hidden=hidden_of(bench, task, modalities))
-    samples = fitting_samples(samples, bench.collator, task_name, lambda text: None)
-    was_training = bench.model.training
-    bench.model.eval()
+    samples = questions(context, with_answers(clips, task), task, hidden=hidden_of(context, task, modalities))
+    samples = fitting_samples(samples, context.collator, task_name, lambda text: None)
+    was_training = context.model.training
+    context.model.eval()
     predictions: list[dict[str, Any]] = []
     not_finite: list[str] = []
     for group in groups(samples, batch_size):
-        for sample, answered in zip(group, answer(bench, group), strict=True):
+        for sample, answered in zip(group, answer(context, group), strict=True):
             if answered is None:
                 not_finite.append(sample.clip.id)
             else:
                 predictions.append(row_of(sample) | answered | {"reference": sample.answer})
-    bench.model.train(was_training)
+    context.model.train(was_training)
     refuse_not_finite(f'task "{task_name}"', not_finite, len(samples))
     predictions.sort(key=lambda row: row["id"])
     return Evaluation(task_name, predictions, classified(task, predictions))
 
 
-def closed_tasks(bench: Workbench, clips: ClipList) -> list[str]:
+def closed_tasks(context: RunContext, clips: ClipList) -> list[str]:
     """Tasks of the configuration with one label a clip, in its order, that some of `clips` has an answer to."""
-    chosen = [find_task(name) for name in bench.config.data.tasks]
+    chosen = [find_task(name) for name in context.config.data.tasks]
     return [task.name for task in chosen if task.answer == "label" and any(answer_of(c, task) for c in clips)]
 
 
-def hidden_of(bench: Workbench, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
+def hidden_of(context: RunContext, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
     """What is kept from the model: all but `modalities` (None: all that the task shows; ["none"]: nothing is shown).
 
     Raises:
         DataError: a modality that the run does not read.
     """
     shown = [] if modalities == [NO_MODALITIES] else modalities
-    unknown = [name for name in shown or () if name not in bench.reader.modalities]
+    unknown = [name for name in shown or () if name not in context.reader.modalities]
     if unknown:
-        known = ", ".join(bench.reader.modalities)
+        known = ", ".join(context.reader.modalities)
         raise DataError("--modalities", expected=f"among {known}, or {NO_MODALITIES}", got=", ".join(unknown))
     kept = [name for name in task.modalities if shown is None or name in shown]
-    return tuple(name for name in bench.reader.modalities if name not in kept)
+    return tuple(name for name in context.reader.modalities if name not in kept)
 
 
 def questions(
-    bench: Workbench,
+    context: RunContext,
     clips: Sequence[Clip],
     task: Task,
     *,
@@ -129,7 +129,7 @@ def questions(
     Raises:
         DataError: a probe is asked for more than one label.
     """
-    if bench.tokenizer is None and task.answer != "label":
+    if context.tokenizer is None and task.answer != "label":
         raise DataError(
             f'task "{task.name}"', expected="a task with one label, since a probe has no language model", got="another"
         )
@@ -138,7 +138,7 @@ def questions(
     for clip in clips:
         known = next(iter(answers_of(clip, task)), None)
         asked = task.among(clip.labels) if known is None else known.task
-        labels = closed_set(bench.label_sets, clip, asked) or tuple(vocabulary or ()) or closed_set(own, clip, asked)
+        labels = closed_set(context.label_sets, clip, asked) or tuple(vocabulary or ()) or closed_set(own, clip, asked)
         text, question = ("", None) if known is None else (known.text, known.question)
         samples.append(Sample(clip, asked, labels, text, hidden, question))
     return samples
@@ -159,14 +159,20 @@ def refuse_not_finite(subject: str, clip_ids: Sequence[str], count: int) -> None
     if clip_ids:
         every = len(clip_ids) == count
         raise DivergedError(
-            subject, expected="finite scores for every clip", got=f"NaN or infinity for {len(clip_ids)} of {count}",
-            next_step="The weights are at fault: take an earlier checkpoint and a lower optim.lr. Clips:" if every else
-            "Compute in a wider dtype (model.llm_dtype=bfloat16 or float32), or leave these clips out (data.exclude):",
+            subject,
+            expected="finite scores for every clip",
+            got=f"NaN or infinity for {len(clip_ids)} of {count}",
+            next_step="The weights are at fault: take an earlier checkpoint and a lower optim.lr. Clips:"
+            if every
+            else "Compute in a wider dtype (model.llm_dtype=bfloat16 or float32), or leave these clips out "
+            "(data.exclude):",
             problems=list(clip_ids),
-        )  # fmt: skip
+        )
 
 
-def answer(bench: Workbench, samples: Sequence[Sample], *, generate: bool = False) -> Iterator[dict[str, Any] | None]:
+def answer(
+    context: RunContext, samples: Sequence[Sample], *, generate: bool = False
+) -> Iterator[dict[str, Any] | None]:
     """Answer samples of one task and one set of labels, in their order.
 
     Args:
@@ -177,31 +183,35 @@ def answer(bench: Workbench, samples: Sequence[Sample], *, generate: bool = Fals
         model gave NaN or infinity.
     """
     task, labels = samples[0].task, samples[0].labels
-    device = bench.device
-    hashes = [{"prompt_sha256": prompt_hash(bench, sample)} for sample in samples]
-    if isinstance(bench.collator, ProbeCollator):
-        for prompt, row in zip(hashes, bench.collator.probabilities(bench.model, samples), strict=True):
+    device = context.device
+    hashes = [{"prompt_sha256": prompt_hash(context, sample)} for sample in samples]
+    if isinstance(context.collator, ProbeCollator):
+        for prompt, row in zip(hashes, context.collator.probabilities(context.model, samples), strict=True):
             yield _chosen(labels, row, prompt)
         return
-    shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
-    prompts = [bench.collator.prompt_ids(sample, here) for sample, here in zip(samples, shown, strict=True)]
-    read, present = bench.reader.read_seen([sample.clip.id for sample in samples], shown)
+    shown = [context.collator.present(sample.clip, sample.hidden) for sample in samples]
+    prompts = [context.collator.prompt_ids(sample, here) for sample, here in zip(samples, shown, strict=True)]
+    read, present = context.reader.read_seen([sample.clip.id for sample in samples], shown)
     features = {name: tensor.to(device) for name, tensor in read.items()}
     if task.answer == "label" and labels and not generate:
-        label_ids = [encode_answer(bench.tokenizer, label) for label in labels]
-        scores = label_log_probabilities(bench.model, prompts, features, present.to(device), label_ids)
+        label_ids = [encode_answer(context.tokenizer, label) for label in labels]
+        scores = label_log_probabilities(context.model, prompts, features, present.to(device), label_ids)
         for prompt, row in zip(hashes, scores.softmax(dim=1).tolist(), strict=True):
             yield _chosen(labels, row, prompt)
         return
     texts = greedy_text(
-        bench.model, prompts, features, present.to(device),
-        max_new_tokens=MAX_NEW_TOKENS, eos_token_id=bench.tokenizer.eos_token_id,
-    )  # fmt: skip
+        context.model,
+        prompts,
+        features,
+        present.to(device),
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=context.tokenizer.eos_token_id,
+    )
     for prompt, ids in zip(hashes, texts, strict=True):
         if ids is None:
             yield None
         else:
-            yield {"prediction": bench.tokenizer.decode(ids, skip_special_tokens=True).strip()} | prompt
+            yield {"prediction": context.tokenizer.decode(ids, skip_special_tokens=True).strip()} | prompt
 
 
 def _chosen(labels: Sequence[str], probabilities: Sequence[float], prompt: dict[str, Any]) -> dict[str, Any] | None:
@@ -212,12 +222,12 @@ def _chosen(labels: Sequence[str], probabilities: Sequence[float], prompt: dict[
     return {"prediction": best, "probabilities": rounded} | prompt
 
 
-def prompt_hash(bench: Workbench, sample: Sample) -> str:
+def prompt_hash(context: RunContext, sample: Sample) -> str:
     """sha256 of what is asked, 16 hex digits: the token ids with their soft places, or a probe's task and labels."""
-    if isinstance(bench.collator, ProbeCollator):
+    if isinstance(context.collator, ProbeCollator):
         asked: list[Any] = [sample.task.name, list(sample.labels), list(sample.hidden)]
     else:
-        asked = list(bench.collator.prompt_ids(sample, bench.collator.present(sample.clip, sample.hidden)))
+        asked = list(context.collator.prompt_ids(sample, context.collator.present(sample.clip, sample.hidden)))
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 

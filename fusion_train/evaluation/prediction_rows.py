@@ -29,9 +29,11 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(
-            str(path), expected="a file of predictions", got="a folder" if path.is_dir() else "no such file",
+            str(path),
+            expected="a file of predictions",
+            got="a folder" if path.is_dir() else "no such file",
             next_step='Write one line a clip: {"id": "a1", "prediction": "happy"}.',
-        )  # fmt: skip
+        )
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_lines(path)
     problems, seen = [], set()
     for number, row in enumerate(rows, start=1):
@@ -46,9 +48,11 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
         seen.add(clip_id)
     if problems or not rows:
         raise DataError(
-            str(path), expected="one prediction a clip", got=f"{len(problems)} problems" if rows else "an empty file",
+            str(path),
+            expected="one prediction a clip",
+            got=f"{len(problems)} problems" if rows else "an empty file",
             problems=problems,
-        )  # fmt: skip
+        )
     return sorted(rows, key=lambda row: row["id"])
 
 
@@ -62,11 +66,12 @@ def with_references(rows: list[dict[str, Any]], references: Mapping[str, Any], c
     missing, extra = sorted(references.keys() - given), sorted(given - references.keys())
     if missing or extra:
         raise DataError(
-            "predictions", expected=f"one for each of {len(references)} clips",
+            "predictions",
+            expected=f"one for each of {len(references)} clips",
             got=f"{len(missing)} missing, {len(extra)} for other clips",
             next_step=suggest(extra[0], missing).strip() or None if extra else None,
             problems=[f"missing: {clip}" for clip in missing] + [f"not asked: {clip}" for clip in extra],
-        )  # fmt: skip
+        )
     joined = []
     for row in rows:
         clip = clips.by_id(row["id"])

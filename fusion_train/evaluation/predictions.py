@@ -25,7 +25,7 @@ from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import AppendedLines, read_lines, sealed_lines
 from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, refuse_not_finite, row_of
 from fusion_train.processes import this_process
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 
 PART = ".part-"
 
@@ -34,7 +34,7 @@ PART = ".part-"
 class Asking:
     """How the questions of one set are asked."""
 
-    bench: Workbench
+    context: RunContext
     samples: Sequence[Sample]
     references: Mapping[str, Any]
     """Clip id -> what the answer is scored against, as the clip list has it."""
@@ -48,9 +48,9 @@ class Asking:
 
     def __post_init__(self) -> None:
         by = {
-            "model": self.bench.weights,
-            "features": self.bench.reader.fingerprints,
-            "ablated": dict(getattr(self.bench.model, "ablated", {})),
+            "model": self.context.weights,
+            "features": self.context.reader.fingerprints,
+            "ablated": dict(getattr(self.context.model, "ablated", {})),
             "answer": self.how,
             "wording": self.wording,
         }
@@ -83,14 +83,17 @@ class Asking:
                 problems.append(f"{clip_id}: not asked.{suggest(clip_id, samples)}")
             elif differing := _differences(self.by, row.get("by") or {}):
                 problems += [f"{clip_id}: {text}" for text in differing]
-            elif row.get("prompt_sha256") != prompt_hash(self.bench, sample):
+            elif row.get("prompt_sha256") != prompt_hash(self.context, sample):
                 problems.append(f"{clip_id}: another prompt")
             seen.add(clip_id)
         if problems:
             raise DataError(
-                str(self.path), expected="answers by this run to these questions", got=f"{len(problems)} others",
-                next_step="Write elsewhere with --out, or leave them behind with --again.", problems=problems,
-            )  # fmt: skip
+                str(self.path),
+                expected="answers by this run to these questions",
+                got=f"{len(problems)} others",
+                next_step="Write elsewhere with --out, or leave them behind with --again.",
+                problems=problems,
+            )
 
 
 def ask(
@@ -150,12 +153,12 @@ def _answer_all(
     advance: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> None:
-    was_training = asking.bench.model.training
-    asking.bench.model.eval()
+    was_training = asking.context.model.training
+    asking.context.model.eval()
     answered, not_finite = 0, []
     with AppendedLines(asking.path.with_suffix(f"{PART}{rank}.jsonl")) as lines:
         for group in groups(samples, asking.batch_size):
-            pairs = list(zip(group, answer(asking.bench, group, generate=asking.how == "generate"), strict=True))
+            pairs = list(zip(group, answer(asking.context, group, generate=asking.how == "generate"), strict=True))
             lines.append(_row(asking, sample, row) for sample, row in pairs if row is not None)
             not_finite += [sample.clip.id for sample, row in pairs if row is None]
             answered += len(group)
@@ -164,7 +167,7 @@ def _answer_all(
                 raise Interrupted(
                     f"{asking.path}: {answered} of {len(samples)} answered. Run the same command to go on."
                 )
-    asking.bench.model.train(was_training)
+    asking.context.model.train(was_training)
     refuse_not_finite(str(asking.path), not_finite, len(samples))
 
 
@@ -180,5 +183,8 @@ def _row(asking: Asking, sample: Sample, answered: Mapping[str, Any]) -> dict[st
 def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Who else answered. Rows of an earlier release do not say how they were asked: the hash of the prompt does."""
     keys = mine if "wording" in theirs else mine.keys() - {"wording", "answer"}
-    return [f"{key} is {theirs.get(key)!r}, here {mine[key]!r}" for key in mine
-            if key in keys and mine[key] != theirs.get(key)]  # fmt: skip
+    return [
+        f"{key} is {theirs.get(key)!r}, here {mine[key]!r}"
+        for key in mine
+        if key in keys and mine[key] != theirs.get(key)
+    ]

@@ -97,16 +97,19 @@ def agreement(key_file: Path, ratings: Sequence[Path]) -> Agreement:
                 problems.append(f"{path}: no answer {number}")
                 continue
             problems += [
-                f"{path}: {number} {question}: {value!r}" for question, value in given.items()
+                f"{path}: {number} {question}: {value!r}"
+                for question, value in given.items()
                 if question not in key["questions"] or value not in range(LOWEST, HIGHEST + 1)
-            ]  # fmt: skip
+            ]
     raters = [document["rater"] for document in documents]
     problems += [f"{rater}: rated twice" for rater in sorted({r for r in raters if raters.count(r) > 1})]
     if problems or not documents:
         raise DataError(
-            str(key_file), expected=f"ratings of this sheet from {LOWEST} to {HIGHEST}, one file a rater",
-            got=f"{len(problems)} problems" if documents else "no file", problems=problems,
-        )  # fmt: skip
+            str(key_file),
+            expected=f"ratings of this sheet from {LOWEST} to {HIGHEST}, one file a rater",
+            got=f"{len(problems)} problems" if documents else "no file",
+            problems=problems,
+        )
     numbers = list(key["key"])
     table = {q: _table(q, numbers, documents) for q in key["questions"]}
     count = sum(int(np.isfinite(values).sum()) for values in table.values())

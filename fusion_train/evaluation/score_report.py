@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from featurecache.files.publish import replace_bytes
-from fusion_train.evaluation.benchmarks import Rival
+from fusion_train.evaluation.benchmarks import Baseline
 from fusion_train.evaluation.figures import draw_confusion
-from fusion_train.evaluation.scoring import BenchScores, SetScore
+from fusion_train.evaluation.scoring import BenchmarkScores, SetScore
 from fusion_train.evaluation.wording import NOT_STATED
 from fusion_train.metrics.scored import Scored
 from fusion_train.report.page import Page
@@ -34,7 +34,7 @@ ANSWERED = {"choose": "choose, a label among the closed set", "generate": "gener
 NO_CORRECTION = "no correction is possible from one cluster"
 
 
-def write_report(scores: BenchScores, folder: Path) -> Path:
+def write_report(scores: BenchmarkScores, folder: Path) -> Path:
     """Write all four files; returns the page."""
     overview = overview_table(scores)
     replace_bytes(folder / "scores.csv", overview.csv().encode())
@@ -43,37 +43,54 @@ def write_report(scores: BenchScores, folder: Path) -> Path:
     return page_of(scores, overview).write(folder / "report.html")
 
 
-def overview_table(scores: BenchScores) -> Table:
+def overview_table(scores: BenchmarkScores) -> Table:
     """One row a set, then the means; one column for us, its interval, and one for each rival."""
-    rivals, selected = scores.bench.published, is_selected(scores)
+    baselines, selected = scores.benchmark.published, is_selected(scores)
     corrected = CORRECTED if selected else ()
-    table = Table(["set", "figure", OURS, "from", "to", *corrected, ASKED, *map(rival_name, rivals)])
+    table = Table(["set", "figure", OURS, "from", "to", *corrected, ASKED, *map(rival_name, baselines)])
     rows: list[list[Cell]] = []
-    for name, asked in scores.bench.sets.items():
-        published = [rival.scores.get(name) for rival in rivals]
+    for name, asked in scores.benchmark.sets.items():
+        published = [baseline.scores.get(name) for baseline in baselines]
         each = scores.sets.get(name)
         if each is None:
             rows.append([asked.title or name, None, None, None, None, None, *[None] * len(corrected), *published])
             continue
         scale = scale_of(each.scored)
         interval = (each.interval.low * scale, each.interval.high * scale) if each.interval else (None, None)
-        rows.append([each.title, figure_name(each.scored), each.scored.value * scale, *interval,
-                     *(_corrected(each.selection, scale) if each.selection else ()), asked_text(each),
-                     *published])  # fmt: skip
+        rows.append(
+            [
+                each.title,
+                figure_name(each.scored),
+                each.scored.value * scale,
+                *interval,
+                *(_corrected(each.selection, scale) if each.selection else ()),
+                asked_text(each),
+                *published,
+            ]
+        )
     for name, mean in scores.means.items():
         value, lowered = (None if share is None else share * 100 for share in (mean.value, mean.corrected))
         beside = [lowered, None, None, None] if selected else []
         rows.append(
-            [f"mean: {name}", None, value, None, None, *beside, None, *(rival.means.get(name) for rival in rivals)]
+            [
+                f"mean: {name}",
+                None,
+                value,
+                None,
+                None,
+                *beside,
+                None,
+                *(baseline.means.get(name) for baseline in baselines),
+            ]
         )
     table.rows = rows  # type: ignore[assignment]
-    table.emphasised = frozenset(range(len(scores.bench.sets), len(rows)))
+    table.emphasised = frozenset(range(len(scores.benchmark.sets), len(rows)))
     return table
 
 
-def rival_name(rival: Rival) -> str:
+def rival_name(baseline: Baseline) -> str:
     """A rival's name, and how its answers came about where that is known."""
-    return f"{rival.name} ({rival.answer})" if rival.answer else rival.name
+    return f"{baseline.name} ({baseline.answer})" if baseline.answer else baseline.name
 
 
 def asked_text(each: SetScore) -> str:
@@ -81,28 +98,28 @@ def asked_text(each: SetScore) -> str:
     return each.answered if each.wording == NOT_STATED else f"{each.answered}, {each.wording}"
 
 
-def rival_lines(scores: BenchScores) -> list[str]:
+def rival_lines(scores: BenchmarkScores) -> list[str]:
     """Of each rival: source, what must be known, how its answers came about."""
     return [
-        ": ".join(filter(None, [rival.name, "; ".join(filter(None, [rival.source, rival.note]))]))
-        + f". Its answers: {ANSWERED.get(rival.answer or '', NOT_STATED)}."
-        for rival in scores.bench.published
+        ": ".join(filter(None, [baseline.name, "; ".join(filter(None, [baseline.source, baseline.note]))]))
+        + f". Its answers: {ANSWERED.get(baseline.answer or '', NOT_STATED)}."
+        for baseline in scores.benchmark.published
     ]
 
 
-def asked_lines(scores: BenchScores) -> list[str]:
+def asked_lines(scores: BenchmarkScores) -> list[str]:
     """How our answers and those of the rivals came about, one line per way."""
     ours: dict[str, list[str]] = {}
     for each in scores.sets.values():
         ours.setdefault(asked_text(each), []).append(each.title)
     lines = [f"asked: {way}" + (f" ({', '.join(titles)})" if len(ours) > 1 else "") for way, titles in ours.items()]
-    rivals: dict[str, list[str]] = {}
-    for rival in scores.bench.published:
-        rivals.setdefault(ANSWERED.get(rival.answer or "", NOT_STATED), []).append(rival.name)
-    return lines + [f"published ({way}): {', '.join(names)}" for way, names in rivals.items()]
+    baselines: dict[str, list[str]] = {}
+    for baseline in scores.benchmark.published:
+        baselines.setdefault(ANSWERED.get(baseline.answer or "", NOT_STATED), []).append(baseline.name)
+    return lines + [f"published ({way}): {', '.join(names)}" for way, names in baselines.items()]
 
 
-def is_selected(scores: BenchScores) -> bool:
+def is_selected(scores: BenchmarkScores) -> bool:
     """Whether the sets' answers are the best of several candidates."""
     return any(each.selection for each in scores.sets.values())
 
@@ -114,20 +131,25 @@ def _corrected(found: Selection, scale: float) -> list[Cell]:
     return [*(None if number is None else number * scale for number in numbers), found.num_candidates]
 
 
-def selection_table(scores: BenchScores) -> Table:
+def selection_table(scores: BenchmarkScores) -> Table:
     """For a terminal: one row per set whose answers are the best of several, with and without the correction."""
     rows: list[Sequence[Cell]] = []
     for each in scores.sets.values():
         if each.selection is not None:
             scale = scale_of(each.scored)
             value, low, high, count = _corrected(each.selection, scale)
-            between = NO_CORRECTION if value is None else clusters_missing(len(set(each.clusters)),
-                f"{each.clustered_by}s") if low is None else f"{low:.2f} to {high:.2f}"  # fmt: skip
+            between = (
+                NO_CORRECTION
+                if value is None
+                else clusters_missing(len(set(each.clusters)), f"{each.clustered_by}s")
+                if low is None
+                else f"{low:.2f} to {high:.2f}"
+            )
             rows.append([each.title, each.scored.value * scale, value, between, count])
     return Table(["set", "as chosen", "corrected", "interval 95 %", "best of"], rows)
 
 
-def summary_table(scores: BenchScores) -> Table:
+def summary_table(scores: BenchmarkScores) -> Table:
     """What a terminal has room for: one row a set."""
     rows: list[list[Cell]] = []
     for each in scores.sets.values():
@@ -146,8 +168,8 @@ def confusion_table(scored: Scored) -> Table:
     return Table(["", *scored.labels, "(other)"], rows)
 
 
-def page_of(scores: BenchScores, overview: Table) -> Page:
-    page = Page(scores.bench.title, scores.bench.about)
+def page_of(scores: BenchmarkScores, overview: Table) -> Page:
+    page = Page(scores.benchmark.title, scores.benchmark.about)
     if not scores.comparable:
         page.text("Not every score here may stand beside the published ones; the notes of the sets say why.", "warning")
     page.table(overview)
@@ -183,8 +205,11 @@ def _add_set(page: Page, each: SetScore) -> None:
     if parts:
         page.side_by_side(*parts)
     if each.also:
-        rows = [[name, figure, value * scale_of(other)] for name, other in each.also.items()
-                for figure, value in other.figures.items()]  # fmt: skip
+        rows = [
+            [name, figure, value * scale_of(other)]
+            for name, other in each.also.items()
+            for figure, value in other.figures.items()
+        ]
         page.table(Table(["metric of the same answers", "figure", "value"], rows))
     if each.subsets:
         page.table(_subsets(each.subsets))
@@ -217,16 +242,18 @@ def _confusion(scored: Scored) -> Figure:
     return figure
 
 
-def as_json(scores: BenchScores) -> dict[str, Any]:
+def as_json(scores: BenchmarkScores) -> dict[str, Any]:
     """Everything but drawings, as shares."""
     return {
-        "bench": scores.bench.title,
+        "bench": scores.benchmark.title,
         "comparable": scores.comparable,
-        "published": [rival.model_dump() for rival in scores.bench.published],
+        "published": [baseline.model_dump() for baseline in scores.benchmark.published],
         "sets": {name: _set_json(each) for name, each in scores.sets.items()},
-        "means": {name: {"value": mean.value, "missing": list(mean.missing), "corrected": mean.corrected}
-                  for name, mean in scores.means.items()},
-    }  # fmt: skip
+        "means": {
+            name: {"value": mean.value, "missing": list(mean.missing), "corrected": mean.corrected}
+            for name, mean in scores.means.items()
+        },
+    }
 
 
 def _set_json(each: SetScore) -> dict[str, Any]:
@@ -235,12 +262,15 @@ def _set_json(each: SetScore) -> dict[str, Any]:
         **_scored_json(each.scored),
         "asked": {"answer": each.answered, "wording": each.wording, "instructions": list(each.instructions)},
         "clip_notes": list(each.notes),
-        "interval": {**(asdict(each.interval) if each.interval else {"low": None, "high": None, "level": None}),
-                     "clusters": len(set(each.clusters)), "clustered_by": each.clustered_by},
+        "interval": {
+            **(asdict(each.interval) if each.interval else {"low": None, "high": None, "level": None}),
+            "clusters": len(set(each.clusters)),
+            "clustered_by": each.clustered_by,
+        },
         "selection": each.selection and {**asdict(each.selection), "method": each.selection.method},
         "also": {name: _scored_json(other) for name, other in each.also.items()},
         "subsets": subsets,
-    }  # fmt: skip
+    }
 
 
 def _scored_json(scored: Scored) -> dict[str, Any]:
@@ -256,7 +286,7 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
     }
 
 
-def selection_lines(scores: BenchScores) -> list[str]:
+def selection_lines(scores: BenchmarkScores) -> list[str]:
     """How scores were corrected that are the best of several; the same method is said once."""
     methods = dict.fromkeys(each.selection.method for each in scores.sets.values() if each.selection)
     return [f"Chosen and scored on the same clips: {method}." for method in methods]

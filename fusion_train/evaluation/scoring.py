@@ -14,7 +14,7 @@ from typing import Any
 
 from featurecache.clips.clip_list import NO_VALUES
 from fusion_train.errors import DataError
-from fusion_train.evaluation.benchmarks import Bench, BenchSet
+from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
 from fusion_train.evaluation.wording import NOT_STATED, instructions_of, said_of
 from fusion_train.metrics.registry import score
 from fusion_train.metrics.scored import Scored, Settings
@@ -63,17 +63,17 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class BenchScores:
+class BenchmarkScores:
     """Everything that a report shows."""
 
-    bench: Bench
+    benchmark: Benchmark
     sets: Mapping[str, SetScore]
     means: Mapping[str, Mean]
     comparable: bool
     """Whether every set's score may stand beside published ones."""
 
 
-def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], settings: Settings) -> SetScore:
+def score_set(name: str, asked: BenchmarkSet, rows: Sequence[Mapping[str, Any]], settings: Settings) -> SetScore:
     """Score one set from its rows.
 
     Raises:
@@ -83,9 +83,12 @@ def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], set
     without = [row["id"] for row in rows if _is_nothing(row.get("reference"))]
     if without:
         raise DataError(
-            asked.title or name, expected="a reference in every row", got=f"none for {len(without)} clips",
-            next_step="Name the clip list with --clips.", problems=without,
-        )  # fmt: skip
+            asked.title or name,
+            expected="a reference in every row",
+            got=f"none for {len(without)} clips",
+            next_step="Name the clip list with --clips.",
+            problems=without,
+        )
     metric = asked.chosen_metric
     if metric is None:
         raise DataError(f'task "{asked.task}"', expected="a metric", got="none", next_step="Name one with --metric.")
@@ -109,25 +112,32 @@ def score_set(name: str, asked: BenchSet, rows: Sequence[Mapping[str, Any]], set
     )
 
 
-def score_bench(bench: Bench, rows: Mapping[str, Sequence[Mapping[str, Any]]], settings: Settings) -> BenchScores:
+def score_benchmark(
+    benchmark: Benchmark, rows: Mapping[str, Sequence[Mapping[str, Any]]], settings: Settings
+) -> BenchmarkScores:
     """Score the sets that have rows; the means need all of theirs."""
-    sets = {name: score_set(name, bench.sets[name], rows[name], settings) for name in bench.sets if name in rows}
+    sets = {
+        name: score_set(name, benchmark.sets[name], rows[name], settings) for name in benchmark.sets if name in rows
+    }
     means = {}
-    for name, members in bench.means.items():
+    for name, members in benchmark.means.items():
         missing = tuple(member for member in members if member not in sets)
         value = None if missing else sum(sets[member].scored.value for member in members) / len(members)
         means[name] = Mean(value, missing)
-    return BenchScores(bench, sets, means, all(each.scored.comparable for each in sets.values()))
+    return BenchmarkScores(benchmark, sets, means, all(each.scored.comparable for each in sets.values()))
 
 
 def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, main: str | None) -> Scored:
     return score(
-        metric, {row["id"]: row["reference"] for row in rows}, {row["id"]: row["prediction"] for row in rows},
-        settings, main,
-    )  # fmt: skip
+        metric,
+        {row["id"]: row["reference"] for row in rows},
+        {row["id"]: row["prediction"] for row in rows},
+        settings,
+        main,
+    )
 
 
-def _other_counts(asked: BenchSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _other_counts(asked: BenchmarkSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How the labels of the references differ in number from those that others scored."""
     if not asked.counts:
         return []

@@ -11,11 +11,13 @@ from dataclasses import replace
 
 from fusion_train.errors import DataError
 from fusion_train.evaluation.contrast import refuse_other_clips
-from fusion_train.evaluation.scoring import BenchScores, Mean, SetScore
+from fusion_train.evaluation.scoring import BenchmarkScores, Mean, SetScore
 from fusion_train.statistics.selection import best_of, bound, correct
 
 
-def select(candidates: Mapping[str, BenchScores], num_candidates: int, correlation: float | None) -> BenchScores:
+def select(
+    candidates: Mapping[str, BenchmarkScores], num_candidates: int, correlation: float | None
+) -> BenchmarkScores:
     """The best answers to each set, with their score corrected for the choice among `num_candidates`.
 
     Args:
@@ -28,21 +30,34 @@ def select(candidates: Mapping[str, BenchScores], num_candidates: int, correlati
     """
     if len(candidates) not in (1, num_candidates):
         raise DataError(
-            "--selected-from", expected=f"{len(candidates)}, the number of candidates, or the best one's answers alone",
-            got=str(num_candidates), next_step="Name the answers of all candidates, or those of the best.",
-        )  # fmt: skip
+            "--selected-from",
+            expected=f"{len(candidates)}, the number of candidates, or the best one's answers alone",
+            got=str(num_candidates),
+            next_step="Name the answers of all candidates, or those of the best.",
+        )
     if correlation is not None and len(candidates) > 1:
-        raise DataError("--correlation", expected="the answers of the best candidate alone",
-                        got=f"those of {len(candidates)}, from which it is known",
-                        next_step="Leave --correlation out.")  # fmt: skip
+        raise DataError(
+            "--correlation",
+            expected="the answers of the best candidate alone",
+            got=f"those of {len(candidates)}, from which it is known",
+            next_step="Leave --correlation out.",
+        )
     first = next(iter(candidates.values()))
     for name, each in candidates.items():
         if each.sets.keys() != first.sets.keys():
-            raise DataError(name, expected=f"answers to {', '.join(first.sets)}", got=", ".join(each.sets),
-                            next_step="Every candidate answers the same sets.")  # fmt: skip
-    sets = {name: _best({candidate: each.sets[name] for candidate, each in candidates.items()}, num_candidates,
-                        correlation or 0.0) for name in first.sets}  # fmt: skip
-    means = {name: _mean(mean, first.bench.means[name], sets) for name, mean in first.means.items()}
+            raise DataError(
+                name,
+                expected=f"answers to {', '.join(first.sets)}",
+                got=", ".join(each.sets),
+                next_step="Every candidate answers the same sets.",
+            )
+    sets = {
+        name: _best(
+            {candidate: each.sets[name] for candidate, each in candidates.items()}, num_candidates, correlation or 0.0
+        )
+        for name in first.sets
+    }
+    means = {name: _mean(mean, first.benchmark.means[name], sets) for name, mean in first.means.items()}
     return replace(first, sets=sets, means=means, comparable=all(each.scored.comparable for each in sets.values()))
 
 

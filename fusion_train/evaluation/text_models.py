@@ -42,9 +42,12 @@ class ServedModel:
     def reply(self, prompt: str) -> str:
         """Raises ModelError where the server cannot be reached, refuses, or answers in another form."""
         asked = {
-            "model": self.name, "temperature": 0, "max_tokens": MAX_REPLY_TOKENS, "seed": 0,
+            "model": self.name,
+            "temperature": 0,
+            "max_tokens": MAX_REPLY_TOKENS,
+            "seed": 0,
             "messages": [{"role": "user", "content": prompt}],
-        }  # fmt: skip
+        }
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = urllib.request.Request(self._url, json.dumps(asked).encode(), headers)
         try:
@@ -83,9 +86,12 @@ class LocalModel:
         ids = torch.tensor([chat_ids(tokenizer, prompt)], device=model.device)
         with torch.inference_mode():
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_REPLY_TOKENS, do_sample=False,
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=MAX_REPLY_TOKENS,
+                do_sample=False,
                 pad_token_id=tokenizer.eos_token_id,
-            )  # fmt: skip
+            )
         return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -134,8 +140,14 @@ class Replies:
         key = (self.model.name, digest)
         if key not in self._known:
             reply = self.model.reply(prompt)
-            row = {"purpose": purpose, "id": clip_id, "model": self.model.name, "temperature": 0,
-                   "prompt_sha256": digest, "reply": reply}  # fmt: skip
+            row = {
+                "purpose": purpose,
+                "id": clip_id,
+                "model": self.model.name,
+                "temperature": 0,
+                "prompt_sha256": digest,
+                "reply": reply,
+            }
             self._lines.append([row])
             self._known[key] = reply
         return self._known[key]

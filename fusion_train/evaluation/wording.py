@@ -15,15 +15,17 @@ from typing import Any, Literal
 from featurecache.spec import canonical_json
 from fusion_train.config import Config, load_config, validate
 from fusion_train.errors import ConfigError
-from fusion_train.evaluation.benchmarks import BenchSet
+from fusion_train.evaluation.benchmarks import BenchmarkSet
 from fusion_train.prompts.prompt import PromptFormat, find_task
 from fusion_train.yaml_settings import merge, parse_override
 
 Answer = Literal["choose", "generate"]
 Source = Literal["own", "configuration", "benchmark"]
 SOURCES: dict[Source, str] = {
-    "own": "own wording", "configuration": "wording of the configuration", "benchmark": "wording of the benchmark"
-}  # fmt: skip
+    "own": "own wording",
+    "configuration": "wording of the configuration",
+    "benchmark": "wording of the benchmark",
+}
 SECTIONS = ("prompt", "evaluation")
 NOT_STATED = "not stated"
 
@@ -52,7 +54,7 @@ class Wording:
 
 
 def wording_of(
-    config: Config, asked: BenchSet, datasets: Iterable[str | None], answer: Answer | None = None
+    config: Config, asked: BenchmarkSet, datasets: Iterable[str | None], answer: Answer | None = None
 ) -> Wording:
     """How `asked` is put to the clips of `datasets`.
 
@@ -100,9 +102,11 @@ def asking_as(config: Config, name: str | None, overrides: Sequence[str]) -> Con
         others = [section for section in changed if section not in SECTIONS]
         if others:
             raise ConfigError(
-                f"--set {text}", expected=f"a setting of {' or '.join(SECTIONS)}", got=f"one of {others[0]}",
+                f"--set {text}",
+                expected=f"a setting of {' or '.join(SECTIONS)}",
+                got=f"one of {others[0]}",
                 next_step="What the run was trained with cannot be changed by asking it.",
-            )  # fmt: skip
+            )
         merge(values, changed)
     return validate({**config.model_dump(), **values}, "--set")
 

@@ -47,9 +47,11 @@ def align_file(path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise WriteError(
-            str(path), expected="room for a copy while it is laid out", got=error.strerror or str(error),
+            str(path),
+            expected="room for a copy while it is laid out",
+            got=error.strerror or str(error),
             next_step="Free space and export again.",
-        ) from error  # fmt: skip
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

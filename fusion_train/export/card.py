@@ -13,7 +13,7 @@ from fusion_train.evaluation.wording import asked_in_training
 from fusion_train.models.parts import count_by_part
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 
 USE = """\
 ```python
@@ -50,62 +50,97 @@ ACCURACY = "accuracy/"
 
 
 def write_card(
-    folder: Path, run: Run, bench: Workbench, tasks: Sequence[str], parts: Mapping[str, int], about: Mapping[str, Any]
+    folder: Path,
+    run: Run,
+    context: RunContext,
+    tasks: Sequence[str],
+    parts: Mapping[str, int],
+    about: Mapping[str, Any],
 ) -> None:
     """Write README.md from the run and the tasks it was trained on; nothing is claimed that the run does not hold."""
-    replace_bytes(folder / "README.md", card(run, bench, tasks, parts, about).encode())
+    replace_bytes(folder / "README.md", card(run, context, tasks, parts, about).encode())
 
 
-def trained_parts(bench: Workbench) -> dict[str, int]:
+def trained_parts(context: RunContext) -> dict[str, int]:
     """Trained parameters by part; to be asked before adapters are merged."""
-    return count_by_part(bench.model)
+    return count_by_part(context.model)
 
 
-def card(run: Run, bench: Workbench, tasks: Sequence[str], parts: Mapping[str, int], about: Mapping[str, Any]) -> str:
+def card(
+    run: Run, context: RunContext, tasks: Sequence[str], parts: Mapping[str, int], about: Mapping[str, Any]
+) -> str:
     """The text."""
-    config, record = bench.config, run.record()
+    config, record = context.config, run.record()
     adapter = about["form"] == "adapter"
     closed = next((name for name in tasks if name in ("emotion", "sentiment", "intent")), None)
     lines = [
-        "---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: video-text-to-text",
+        "---",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "pipeline_tag: video-text-to-text",
         *([] if Path(config.model.llm).exists() else [f"base_model: {config.model.llm}"]),
-        "license: other", "tags: [emotion-recognition, multimodal, custom_code]", "---", "",
-        f"# {markdown_text(run.name)}", "",
+        "license: other",
+        "tags: [emotion-recognition, multimodal, custom_code]",
+        "---",
+        "",
+        f"# {markdown_text(run.name)}",
+        "",
         "A multimodal language model that names and explains the emotion of a person in a short clip, from face, voice "
         "and words. Frozen encoders, a fusion module, linear projectors and a language model with LoRA, "
-        "after Emotion-LLaMAv2 (arXiv 2601.16449).", "",
-        "## Use", "", USE.format(task=tasks[0], places=PLACES if adapter else "",
-                                 needed=", peft" if adapter else ""),
-        *([ADAPTER] if adapter else []), LABELS.format(task=closed) if closed else "", "",
-        "## Parts", "",
-        "| part | what | trained parameters |", "|---|---|---:|",
+        "after Emotion-LLaMAv2 (arXiv 2601.16449).",
+        "",
+        "## Use",
+        "",
+        USE.format(task=tasks[0], places=PLACES if adapter else "", needed=", peft" if adapter else ""),
+        *([ADAPTER] if adapter else []),
+        LABELS.format(task=closed) if closed else "",
+        "",
+        "## Parts",
+        "",
+        "| part | what | trained parameters |",
+        "|---|---|---:|",
         f"| language model | {markdown_text(Path(config.model.llm).name)}, {about['dtype']}, LoRA "
         f"{'beside it' if adapter else 'merged'} | {parts.get('lora', 0):,} |",
         f"| fusion | {config.model.fusion.name} | {parts.get('fusion', 0):,} |",
         *(f"| {name.replace('.', ' ')} | linear | {count:,} |" for name, count in parts.items() if "." in name),
-        *(f"| {modality} encoder | {spec.encoder}, {spec.shape[0]} × {spec.shape[1]} | 0 |"
-          for modality, spec in bench.reader.specs.items()), "",
-        "## Training", "",
+        *(
+            f"| {modality} encoder | {spec.encoder}, {spec.shape[0]} × {spec.shape[1]} | 0 |"
+            for modality, spec in context.reader.specs.items()
+        ),
+        "",
+        "## Training",
+        "",
         f"Stage {config.stage}, step {about['run']['step']} of {config.optim.steps}, batch {config.optim.batch_size}, "
         f"learning rate {config.optim.lr:g}, seed {config.seed}; tasks {', '.join(tasks)}.",
         *_without_sample(config.data.tasks, tasks),
         f"Started from the run {markdown_text(Path(record.initial['run']).name)}, step {record.initial['step']}."
-        if record.initial else "Trained parts started from their seed.",
-        f"Weights: {markdown_text(about['run']['weights'])}.", "",
-        *_data(bench), "",
-        "| feature | fingerprint of its spec |", "|---|---|",
-        *(f"| {modality} | `{value}` |" for modality, value in bench.reader.fingerprints.items()), "",
-        "## Scores", "", scores_of(run, about["run"]["step"]), *_asked(config), "",
-        "## Proof", "",
+        if record.initial
+        else "Trained parts started from their seed.",
+        f"Weights: {markdown_text(about['run']['weights'])}.",
+        "",
+        *_data(context),
+        "",
+        "| feature | fingerprint of its spec |",
+        "|---|---|",
+        *(f"| {modality} | `{value}` |" for modality, value in context.reader.fingerprints.items()),
+        "",
+        "## Scores",
+        "",
+        scores_of(run, about["run"]["step"]),
+        *_asked(config),
+        "",
+        "## Proof",
+        "",
         f"`CERTIFICATE.md`: this folder was loaded in a fresh process and compared with the trained model on "
-        f"{about['num_clips']} raw clips.", "",
-        "## Intended use and limits", "",
+        f"{about['num_clips']} raw clips.",
+        "",
+        "## Intended use and limits",
+        "",
         "Research on affective computing. What a face or a voice shows is not what a person feels: do not decide about "
         "people by this model's answers. It knows the datasets, languages and label sets above and no others; scores "
         "on other material are unknown. Sound beyond what the audio encoder takes (30 s for Whisper) is not heard. "
         "Licences of the base models and of the data apply; the code beside the weights is Apache-2.0 (featurecache "
         f"{about['versions']['featurecache']}).",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -114,14 +149,14 @@ def _without_sample(configured: Sequence[str], tasks: Sequence[str]) -> list[str
     return [f"Tasks of the configuration that no training clip answers: {', '.join(without)}."] if without else []
 
 
-def _data(bench: Workbench) -> list[str]:
-    split = bench.config.data.train_split
+def _data(context: RunContext) -> list[str]:
+    split = context.config.data.train_split
     counts: dict[str, int] = {}
-    for clip in bench.clips.in_split(split):
+    for clip in context.clips.in_split(split):
         counts[clip.dataset or "(unnamed)"] = counts.get(clip.dataset or "(unnamed)", 0) + 1
     lines = [f"| dataset | clips in the split {markdown_text(split)} | labels |", "|---|---:|---|"]
     for dataset, count in counts.items():
-        sets = bench.label_sets.get("" if dataset == "(unnamed)" else dataset, {})
+        sets = context.label_sets.get("" if dataset == "(unnamed)" else dataset, {})
         said = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in sets.items())
         lines.append(f"| {markdown_text(dataset)} | {count} | {markdown_text(said)} |")
     return lines
@@ -138,7 +173,10 @@ def scores_of(run: Run, step: int) -> str:
     rows = [row for row in run.metric_rows() if row["step"] == step and "eval_loss" in row]
     if not rows:
         return f"The weights of step {step} were not scored while the run trained."
-    accuracies = [f"accuracy {markdown_text(name.removeprefix(ACCURACY))} {value:.4f}"
-                  for name, value in rows[-1].items() if name.startswith(ACCURACY)]  # fmt: skip
+    accuracies = [
+        f"accuracy {markdown_text(name.removeprefix(ACCURACY))} {value:.4f}"
+        for name, value in rows[-1].items()
+        if name.startswith(ACCURACY)
+    ]
     said = ", ".join([*accuracies, f"loss per supervised token {rows[-1]['eval_loss']:.4f}"])
     return f"Of these weights (step {step}), on the split {markdown_text(run.config().data.eval_split)}: {said}."

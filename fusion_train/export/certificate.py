@@ -64,48 +64,76 @@ def judge(
         ),
     ]
     if any(row["stand_ins"] for row in rows):
-        figures.append(Figure(
-            "questions whose stand-ins for absent modalities differ",
-            sum(not all(row["stand_ins"].values()) for row in rows), 0, "The model carries them as constants.",
-        ))  # fmt: skip
+        figures.append(
+            Figure(
+                "questions whose stand-ins for absent modalities differ",
+                sum(not all(row["stand_ins"].values()) for row in rows),
+                0,
+                "The model carries them as constants.",
+            )
+        )
     figures += [_features(modality, spec, rows) for modality, spec in specs.items()]
     merge_bound = max(LEAST_KL, 4 * (LOGIT_SCALE * u) ** 2)
     if merged:
-        figures.append(Figure(
-            "merged against unmerged adapters, KL", _worst(rows, "merge_kl"), merge_bound,
-            f"Every merged weight is rounded once to {llm_dtype} (u = {u:.1e}); logits of about {LOGIT_SCALE:g} move "
-            "by a few u times that, and KL grows with the square of it.",
-        ))  # fmt: skip
+        figures.append(
+            Figure(
+                "merged against unmerged adapters, KL",
+                _worst(rows, "merge_kl"),
+                merge_bound,
+                f"Every merged weight is rounded once to {llm_dtype} (u = {u:.1e}); logits of about {LOGIT_SCALE:g} "
+                "move by a few u times that, and KL grows with the square of it.",
+            )
+        )
     reload_bound = LOGIT_SCALE * u * 4 if on_gpu else 0.0
-    figures.append(Figure(
-        "loaded in a fresh process against in memory, logits", _worst(rows, "reload_logits"), reload_bound,
-        "Same weights, same code, same features; on a GPU kernels may be chosen anew in each process." if on_gpu
-        else "Same weights, same code, same features: the same bits.",
-    ))  # fmt: skip
+    figures.append(
+        Figure(
+            "loaded in a fresh process against in memory, logits",
+            _worst(rows, "reload_logits"),
+            reload_bound,
+            "Same weights, same code, same features; on a GPU kernels may be chosen anew in each process."
+            if on_gpu
+            else "Same weights, same code, same features: the same bits.",
+        )
+    )
     same = [row["raw_logits"] for row in rows if all(f["equal"] for f in row["features"].values())]
     if same:
-        figures.append(Figure(
-            f"raw media against cached features, logits of {len(same)} questions with equal features", max(same),
-            0.0, "Equal features give equal logits, to the bit.",
-        ))  # fmt: skip
+        figures.append(
+            Figure(
+                f"raw media against cached features, logits of {len(same)} questions with equal features",
+                max(same),
+                0.0,
+                "Equal features give equal logits, to the bit.",
+            )
+        )
     raw_u = max([u, *(_feature_bound(spec)[0] for spec in specs.values())])
     raw_bound = min(MAX_RAW_KL, max(LEAST_KL, 4 * (LOGIT_SCALE * raw_u) ** 2))
-    figures.append(Figure(
-        "raw media against cached features, KL", _worst(rows, "raw_kl"), raw_bound,
-        "Features differ by at most the bounds above; logits move in proportion, KL with the square of it; never more "
-        f"than {MAX_RAW_KL} nats.",
-    ))  # fmt: skip
+    figures.append(
+        Figure(
+            "raw media against cached features, KL",
+            _worst(rows, "raw_kl"),
+            raw_bound,
+            "Features differ by at most the bounds above; logits move in proportion, KL with the square of it; never "
+            f"more than {MAX_RAW_KL} nats.",
+        )
+    )
     probabilities = [row["probabilities"] for row in rows if row["probabilities"] is not None]
     if probabilities:
-        figures.append(Figure(
-            "label probabilities, raw and merged against trained", max(probabilities), max(1e-4, raw_bound**0.5),
-            "A probability moves by less than the root of the KL divergence (Pinsker).",
-        ))  # fmt: skip
-    figures.append(Figure(
-        "greedy text: nats between the tokens where texts part", _worst(rows, "text_margin"),
-        max(LEAST_MARGIN, 2 * LOGIT_SCALE * u), "Texts are equal, except where two tokens are as good as tied "
-        f"within the rounding of {llm_dtype}.",
-    ))  # fmt: skip
+        figures.append(
+            Figure(
+                "label probabilities, raw and merged against trained",
+                max(probabilities),
+                max(1e-4, raw_bound**0.5),
+                "A probability moves by less than the root of the KL divergence (Pinsker).",
+            )
+        )
+    figures.append(
+        Figure(
+            "greedy text: nats between the tokens where texts part",
+            _worst(rows, "text_margin"),
+            max(LEAST_MARGIN, 2 * LOGIT_SCALE * u),
+            f"Texts are equal, except where two tokens are as good as tied within the rounding of {llm_dtype}.",
+        )
+    )
     return figures
 
 
@@ -114,8 +142,10 @@ def _features(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> F
     values = [row["features"][modality]["rms"] for row in rows if modality in row["features"]]
     return Figure(
         f"{modality} features ({spec.encoder}), re-encoded against cached, relative RMS",
-        max(values, default=0.0), bound, reason,
-    )  # fmt: skip
+        max(values, default=0.0),
+        bound,
+        reason,
+    )
 
 
 def _feature_bound(spec: Spec) -> tuple[float, str]:
@@ -145,8 +175,9 @@ def _worst(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return float("nan") if any(value != value for value in values) else max(values)
 
 
-def write_certificate(folder: Path, about: Mapping[str, Any], figures: Sequence[Figure],
-                      rows: Sequence[Mapping[str, Any]]) -> None:  # fmt: skip
+def write_certificate(
+    folder: Path, about: Mapping[str, Any], figures: Sequence[Figure], rows: Sequence[Mapping[str, Any]]
+) -> None:
     """Write both files; JSON keeps the rows of every clip."""
     document = {
         "format": FORMAT,
@@ -182,8 +213,9 @@ def page(document: Mapping[str, Any]) -> str:
     ]
     for figure in document["figures"]:
         holds = "yes" if figure["passed"] else "**no**"
-        lines.append(f"| {figure['name']} | {figure['measured']:.2e} | {figure['bound']:.2e} | {holds}"
-                     f" | {figure['reason']} |")  # fmt: skip
+        lines.append(
+            f"| {figure['name']} | {figure['measured']:.2e} | {figure['bound']:.2e} | {holds} | {figure['reason']} |"
+        )
     run = document["run"]
     lines += ["", f"Run {markdown_text(run['name'])}, step {run['step']}, configuration {run['config_hash']}."]
     if "weights" in run:  # certificates of earlier releases do not say it

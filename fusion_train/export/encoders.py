@@ -49,17 +49,21 @@ def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], devic
     for given in weights:
         if given not in names:
             raise ExportError(
-                f"--weights {given}=…", expected="one of the run's encoders: " + ", ".join(sorted(names)),
-                got="another", next_step=suggest(given, names).strip() or None,
-            )  # fmt: skip
+                f"--weights {given}=…",
+                expected="one of the run's encoders: " + ", ".join(sorted(names)),
+                got="another",
+                next_step=suggest(given, names).strip() or None,
+            )
     attached = Attached({}, {}, {}, {})
     shared: dict[tuple[Any, ...], str] = {}
     for modality, spec in specs.items():
         if spec.encoder not in EXPORTABLE:
             raise ExportError(
-                f"{modality} feature", expected="an encoder of " + ", ".join(EXPORTABLE), got=f'"{spec.encoder}"',
+                f"{modality} feature",
+                expected="an encoder of " + ", ".join(EXPORTABLE),
+                got=f'"{spec.encoder}"',
                 next_step="Features of other encoders train and evaluate, but cannot be exported yet.",
-            )  # fmt: skip
+            )
         encoder = open_encoder(
             spec.encoder,
             weights=weights.get(spec.encoder) or known_weights(spec),
@@ -98,8 +102,9 @@ def known_weights(spec: Spec) -> str:
     if hub is None:
         once = spec.provenance.get("folder")
         raise ExportError(
-            f"weights of {spec.encoder}", expected="the checkpoint that made the features",
+            f"weights of {spec.encoder}",
+            expected="the checkpoint that made the features",
             got=f'only that its folder was called "{once}"' if once else "no record of where it was",
             next_step=f"Say where it is with --weights {spec.encoder}=FOLDER.",
-        )  # fmt: skip
+        )
     return str(hub)

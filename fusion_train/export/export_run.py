@@ -56,7 +56,7 @@ from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
 from fusion_train.remote.integrity import PAGE_NAME, file_hashes, read_certificate, refuse_changed_files
 from fusion_train.run import Run, absolute, relative
-from fusion_train.run_context import Workbench, reassemble
+from fusion_train.run_context import RunContext, load_context
 
 NUM_CHECKED = 32
 """Clips of the certificate, where the split has as many."""
@@ -106,26 +106,26 @@ def export_run(
 def _export_run(
     run: Run, out: Path, weights: Mapping[str, str], sources: Sources, say: Callable[[str], None]
 ) -> list[Figure]:
-    bench, step = open_bench(run, sources)
-    attached = attach_encoders(bench.reader.specs, weights)
+    context, step = open_bench(run, sources)
+    attached = attach_encoders(context.reader.specs, weights)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
-    tasks = trained_tasks(run, bench)
-    split, references = ask_trained(bench, attached.views, sources, tasks)
-    parts = trained_parts(bench)
-    refuse_unfit_adapter(bench, sources)
+    tasks = trained_tasks(run, context)
+    split, references = ask_trained(context, attached.views, sources, tasks)
+    parts = trained_parts(context)
+    refuse_unfit_adapter(context, sources)
     if not sources.adapter:
-        merge_and_ask(bench, references, sources.dtype)
-    about = describe(run, bench, sources, step, split)
+        merge_and_ask(context, references, sources.dtype)
+    about = describe(run, context, sources, step, split)
     make_folder(out.parent)
     temporary = make_temporary_folder(out.parent, f".{out.name}-")
     try:
         say(f"writing {out}")
         with writing(out), quiet_transformers():
-            write_folder(temporary, bench, attached, tasks)
-            write_card(temporary, run, bench, tasks, parts, about | {"num_clips": num_clips(references)})
-        about |= {"files": file_hashes(temporary), "where": locate(run, bench, weights, sources, out)}
-        specs, places = bench.reader.specs, referred(bench, weights) if sources.adapter else {}
-        del bench, attached
+            write_folder(temporary, context, attached, tasks)
+            write_card(temporary, run, context, tasks, parts, about | {"num_clips": num_clips(references)})
+        about |= {"files": file_hashes(temporary), "where": locate(run, context, weights, sources, out)}
+        specs, places = context.reader.specs, referred(context, weights) if sources.adapter else {}
+        del context, attached
         figures, rows = measure(temporary, references, specs, about, places, say)
         write_certificate(temporary, about, figures, rows)
         if not publish_folder(temporary, out):
@@ -137,9 +137,12 @@ def _export_run(
 
 
 def verify_export(
-    out: Path, sources: Sources | None = None, run: Run | None = None, say: Callable[[str], None] = print,
+    out: Path,
+    sources: Sources | None = None,
+    run: Run | None = None,
+    say: Callable[[str], None] = print,
     weights: Mapping[str, str] | None = None,
-) -> list[Figure]:  # fmt: skip
+) -> list[Figure]:
     """Measure an exported folder again, as its certificate says it was; nothing is written.
 
     Args:
@@ -160,30 +163,36 @@ def verify_export(
     run = run or Run(there.get("run", out / "the run that the certificate does not name"))
     if not run.exists:
         raise ExportError(
-            str(out), expected=f"the run it was made from at {run.folder}", got="none there",
+            str(out),
+            expected=f"the run it was made from at {run.folder}",
+            got="none there",
             next_step="Say where it is with --run, and with --store and --clips where they moved too.",
-        )  # fmt: skip
+        )
     sources = replace(
         given,
-        store=given.store or there.get("store"), clips=given.clips or there.get("clips"),
+        store=given.store or there.get("store"),
+        clips=given.clips or there.get("clips"),
         check_list=given.check_list or there.get("check"),
-        which=str(certificate["run"]["step"]), split=given.split or certificate["split"],
-        num_clips=certificate["asked"], dtype=certificate["dtype"], adapter=certificate.get("form") == "adapter",
-    )  # fmt: skip
-    bench, step = open_bench(run, sources)
-    views = {modality: rebuild(out, modality).view for modality in bench.reader.modalities}
-    split, references = ask_trained(bench, views, sources, trained_tasks(run, bench))
+        which=str(certificate["run"]["step"]),
+        split=given.split or certificate["split"],
+        num_clips=certificate["asked"],
+        dtype=certificate["dtype"],
+        adapter=certificate.get("form") == "adapter",
+    )
+    context, step = open_bench(run, sources)
+    views = {modality: rebuild(out, modality).view for modality in context.reader.modalities}
+    split, references = ask_trained(context, views, sources, trained_tasks(run, context))
     if not sources.adapter:
-        merge_and_ask(bench, references, sources.dtype)
-    specs, about = bench.reader.specs, describe(run, bench, sources, step, split)
-    places = referred(bench, named) if sources.adapter else {}
-    del bench
+        merge_and_ask(context, references, sources.dtype)
+    specs, about = context.reader.specs, describe(run, context, sources, step, split)
+    places = referred(context, named) if sources.adapter else {}
+    del context
     figures, _ = measure(out, references, specs, about, places, say)
     raise_where_failed(out, figures)
     return figures
 
 
-def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
+def open_bench(run: Run, sources: Sources) -> tuple[RunContext, int]:
     """The run with the weights of its checkpoint, on its device; and the checkpoint's step.
 
     Raises:
@@ -192,94 +201,103 @@ def open_bench(run: Run, sources: Sources) -> tuple[Workbench, int]:
     config = run.config()
     if config.model.llm is None:
         raise ExportError(
-            str(run.folder), expected="a run with a language model", got="a probe",
+            str(run.folder),
+            expected="a run with a language model",
+            got="a probe",
             next_step=f"Start one from it: fusion-train --stage perception --init {run.folder}.",
-        )  # fmt: skip
-    bench = reassemble(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
-    bench.model.eval().to(resolve_device(sources.device))
-    return bench, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
+        )
+    context = load_context(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
+    context.model.eval().to(resolve_device(sources.device))
+    return context, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
 
 
 def ask_trained(
-    bench: Workbench, views: Mapping[str, View], sources: Sources, tasks: Sequence[str]
+    context: RunContext, views: Mapping[str, View], sources: Sources, tasks: Sequence[str]
 ) -> tuple[str, list[Reference]]:
     """Choose the clips and ask the trained model; returns the split they are of."""
     if sources.check_list is not None:
         clips = load_clips(sources.check_list)
         split, count = "(a list of its own)", len(clips)
     else:
-        split = sources.split or bench.config.data.eval_split or bench.config.data.train_split
-        clips, count = bench.clips.in_split(split), sources.num_clips
-    samples = choose_questions(bench, clips, count, tasks)
-    refuse_other_media(bench, samples, views)
-    return split, reference(bench, samples)
+        split = sources.split or context.config.data.eval_split or context.config.data.train_split
+        clips, count = context.clips.in_split(split), sources.num_clips
+    samples = choose_questions(context, clips, count, tasks)
+    refuse_other_media(context, samples, views)
+    return split, reference(context, samples)
 
 
-def merge_and_ask(bench: Workbench, references: Sequence[Reference], dtype: str | None) -> None:
+def merge_and_ask(context: RunContext, references: Sequence[Reference], dtype: str | None) -> None:
     """Merge the adapters in place and ask again."""
-    bench.model.llm = merge_lora(bench.model.llm, None if dtype is None else getattr(torch, dtype))
+    context.model.llm = merge_lora(context.model.llm, None if dtype is None else getattr(torch, dtype))
     for one in references:
-        one.merged = answer_logits(bench, one)
+        one.merged = answer_logits(context, one)
 
 
 def measure(
-    folder: Path, references: Sequence[Reference], specs: Mapping[str, Spec], about: Mapping[str, Any],
-    places: Mapping[str, Any], say: Callable[[str], None],
-) -> tuple[list[Figure], list[dict[str, Any]]]:  # fmt: skip
+    folder: Path,
+    references: Sequence[Reference],
+    specs: Mapping[str, Spec],
+    about: Mapping[str, Any],
+    places: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> tuple[list[Figure], list[dict[str, Any]]]:
     """Ask the folder and compare; the caller has let go of the trained model, which may be as large."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    say(f"asking the exported model {len(references)} questions on {num_clips(references)} raw clips, "
-        f"in a fresh process on {about['device']}")  # fmt: skip
+    say(
+        f"asking the exported model {len(references)} questions on {num_clips(references)} raw clips, "
+        f"in a fresh process on {about['device']}"
+    )
     answers = ask_exported(folder, references, about["device"], places)
     rows = [compare(one, out) for one, out in zip(references, answers, strict=True)]
     merged = about["form"] == "merged"
     return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"], merged=merged), rows
 
 
-def describe(run: Run, bench: Workbench, sources: Sources, step: int, split: str) -> dict[str, Any]:
+def describe(run: Run, context: RunContext, sources: Sources, step: int, split: str) -> dict[str, Any]:
     """What a certificate says of its origin; no path enters it."""
     return {
         "run": {
             "name": run.name,
             "step": step,
-            "config_hash": bench.config.hash,
+            "config_hash": context.config.hash,
             "finished": run.finished,
             "weights": weights_chosen(run, sources.which),
         },
-        "fingerprints": bench.reader.fingerprints,
+        "fingerprints": context.reader.fingerprints,
         "form": "adapter" if sources.adapter else "merged",
-        "dtype": sources.dtype or bench.config.model.llm_dtype,
-        "device": next(bench.model.projectors.parameters()).device.type,
+        "dtype": sources.dtype or context.config.model.llm_dtype,
+        "device": next(context.model.projectors.parameters()).device.type,
         "split": split,
         "asked": sources.num_clips,
         "versions": {name: version(name) for name in ("torch", "transformers", "av", "featurecache")},
     }
 
 
-def refuse_unfit_adapter(bench: Workbench, sources: Sources) -> None:
+def refuse_unfit_adapter(context: RunContext, sources: Sources) -> None:
     """Raise ExportError where the adapter-only form cannot hold what was asked."""
-    if sources.adapter and not bench.config.model.lora.r:
-        raise ExportError("--adapter", expected="a run with LoRA", got="model.lora.r: 0",
-                          next_step="Export it merged.")  # fmt: skip
-    if sources.adapter and sources.dtype not in (None, bench.config.model.llm_dtype):
+    if sources.adapter and not context.config.model.lora.r:
+        raise ExportError("--adapter", expected="a run with LoRA", got="model.lora.r: 0", next_step="Export it merged.")
+    if sources.adapter and sources.dtype not in (None, context.config.model.llm_dtype):
         raise ExportError(
-            f"--dtype {sources.dtype}", expected=f"{bench.config.model.llm_dtype}, in which the base computed",
-            got="another, for adapters that stay beside it", next_step="Leave --dtype out, or export with --merge.",
-        )  # fmt: skip
+            f"--dtype {sources.dtype}",
+            expected=f"{context.config.model.llm_dtype}, in which the base computed",
+            got="another, for adapters that stay beside it",
+            next_step="Leave --dtype out, or export with --merge.",
+        )
 
 
-def referred(bench: Workbench, weights: Mapping[str, str]) -> dict[str, Any]:
+def referred(context: RunContext, weights: Mapping[str, str]) -> dict[str, Any]:
     """Where base and encoders of an adapter-only folder lie now, as its loader takes them."""
-    return {"base": _here(bench.config.model.llm), "encoder_weights": {k: _here(v) for k, v in weights.items()}}
+    return {"base": _here(context.config.model.llm), "encoder_weights": {k: _here(v) for k, v in weights.items()}}
 
 
 def _here(place: str) -> str:
     return str(Path(place).resolve()) if Path(place).exists() else place  # a hub id stays
 
 
-def locate(run: Run, bench: Workbench, weights: Mapping[str, str], sources: Sources, out: Path) -> dict[str, Any]:
+def locate(run: Run, context: RunContext, weights: Mapping[str, str], sources: Sources, out: Path) -> dict[str, Any]:
     """Where the material lies as seen from the exported folder."""
     record = run.record()
     store = sources.store or absolute(record.store, run.folder)
@@ -304,17 +322,23 @@ def refuse_occupied(out: Path) -> None:
     """Raise ExportError where `out` is a file, or a folder that holds anything."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(
-            str(out), expected="no folder, or an empty one", got="a folder that holds something" if out.is_dir()
-            else "a file", next_step="Choose another with --out; an export is never written over.",
-        )  # fmt: skip
+            str(out),
+            expected="no folder, or an empty one",
+            got="a folder that holds something" if out.is_dir() else "a file",
+            next_step="Choose another with --out; an export is never written over.",
+        )
 
 
 def raise_where_failed(out: Path, figures: Sequence[Figure]) -> None:
     """Raise ParityError that names every bound which does not hold."""
-    failed = [f"{figure.name}: {figure.measured:.2e}, bound {figure.bound:.2e}" for figure in figures
-              if not figure.passed]  # fmt: skip
+    failed = [
+        f"{figure.name}: {figure.measured:.2e}, bound {figure.bound:.2e}" for figure in figures if not figure.passed
+    ]
     if failed:
         raise ParityError(
-            str(out), expected="every bound to hold", got=f"{len(failed)} that do not",
-            next_step=f"Do not use it. {PAGE_NAME} gives the figures of every clip.", problems=failed,
-        )  # fmt: skip
+            str(out),
+            expected="every bound to hold",
+            got=f"{len(failed)} that do not",
+            next_step=f"Do not use it. {PAGE_NAME} gives the figures of every clip.",
+            problems=failed,
+        )

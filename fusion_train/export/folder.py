@@ -34,7 +34,7 @@ from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 
 MAX_SHARD_SIZE = "5GB"
 Constants = Mapping[str, Mapping[str, Tensor]]
@@ -47,7 +47,7 @@ AUTO_MAP = {
 
 
 def make_config(
-    bench: Workbench, attached: Attached, tasks: Sequence[str], recall: Mapping[str, Any] | None = None
+    context: RunContext, attached: Attached, tasks: Sequence[str], recall: Mapping[str, Any] | None = None
 ) -> EmotionLlamaConfig:
     """The exported configuration of a run.
 
@@ -55,100 +55,109 @@ def make_config(
         tasks: that it was trained on.
         recall: as `retrieval.memory_of` gives it.
     """
-    settings = bench.config.model.fusion
-    options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": bench.model.fusion_tokens}
+    settings = context.config.model.fusion
+    options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": context.model.fusion_tokens}
     options = taken_options(fusion_variant(settings.name), options)
-    llm = bench.model.llm.config
+    llm = context.model.llm.config
     text_config = llm.to_dict() | {"dtype": None, "_name_or_path": ""}
     return EmotionLlamaConfig(
         text_config={key: value for key, value in text_config.items() if not key.startswith("_")},
         encoders=attached.entries,
         networks=attached.settings,
-        shapes={name: getattr(bench.reader.shapes, name) for name in ("audio", "image", "video")},
-        fusion={"name": settings.name, "options": options, "tokens": bench.model.fusion_tokens},
-        prompt=bench.config.prompt.model_dump(),
-        label_sets={dataset: {task: list(labels) for task, labels in tasks.items()}
-                    for dataset, tasks in bench.label_sets.items()},
-        stage=bench.config.stage,
+        shapes={name: getattr(context.reader.shapes, name) for name in ("audio", "image", "video")},
+        fusion={"name": settings.name, "options": options, "tokens": context.model.fusion_tokens},
+        prompt=context.config.prompt.model_dump(),
+        label_sets={
+            dataset: {task: list(labels) for task, labels in tasks.items()}
+            for dataset, tasks in context.label_sets.items()
+        },
+        stage=context.config.stage,
         tasks=tasks,
         recall=recall,
-        absent=bench.config.features.absent,
-        answers_in_batches=bench.model.abilities.batching,
+        absent=context.config.features.absent,
+        answers_in_batches=context.model.abilities.batching,
         tie_word_embeddings=bool(llm.tie_word_embeddings),
         architectures=["EmotionLlamaForCausalLM"],
-    )  # fmt: skip
+    )
 
 
 def make_model(
-    bench: Workbench, attached: Attached, config: EmotionLlamaConfig, constants: Constants | None = None
+    context: RunContext, attached: Attached, config: EmotionLlamaConfig, constants: Constants | None = None
 ) -> EmotionLlamaForCausalLM:
     """The exported model around the run's own parts; nothing is copied."""
     with torch.device("meta"):
         model = EmotionLlamaForCausalLM(config)
     for part, module in model.constants().items():
         module.load_state_dict(dict((constants or {})[part]), assign=True)
-    model.emotion_llama = bench.model
+    model.emotion_llama = context.model
     model.networks = nn.ModuleDict(attached.networks)
-    model.generation_config = generation_defaults(bench)
+    model.generation_config = generation_defaults(context)
     return model.eval()
 
 
-def constants_of(bench: Workbench) -> tuple[dict[str, Any] | None, Constants]:
+def constants_of(context: RunContext) -> tuple[dict[str, Any] | None, Constants]:
     """Settings of what the model recalls, None where it was trained without retrieval; and its constants."""
-    stand_ins = bench.reader.stand_ins
+    stand_ins = context.reader.stand_ins
     constants = {} if stand_ins is None else {"stand_ins": dict(stand_ins)}
-    recall = getattr(bench.collator, "recall", None)
+    recall = getattr(context.collator, "recall", None)
     if not isinstance(recall, RecalledTokens):
         return None, constants
     settings, memory = memory_of(recall)
     return settings, constants | {"recall": memory}
 
 
-def generation_defaults(bench: Workbench) -> GenerationConfig:
+def generation_defaults(context: RunContext) -> GenerationConfig:
     """Greedy decoding, as evaluation does it."""
-    eos = bench.tokenizer.eos_token_id
-    settings = copy.deepcopy(bench.model.llm.generation_config)
+    eos = context.tokenizer.eos_token_id
+    settings = copy.deepcopy(context.model.llm.generation_config)
     settings.update(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos, pad_token_id=eos)
     return settings
 
 
-def write_folder(folder: Path, bench: Workbench, attached: Attached, tasks: Sequence[str]) -> None:
+def write_folder(folder: Path, context: RunContext, attached: Attached, tasks: Sequence[str]) -> None:
     """Write everything but certificate and model card; adapters that are not merged are written beside their base."""
-    recall, constants = constants_of(bench)
-    config = make_config(bench, attached, tasks, recall)
+    recall, constants = constants_of(context)
+    config = make_config(context, attached, tasks, recall)
     config.auto_map = AUTO_MAP
-    if isinstance(bench.model.llm, PeftModel):
-        _write_adapter(folder, bench, config, constants)
+    if isinstance(context.model.llm, PeftModel):
+        _write_adapter(folder, context, config, constants)
     else:
-        make_model(bench, attached, config, constants).save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        make_model(context, attached, config, constants).save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     for shard in folder.glob("*.safetensors"):
         align_file(shard)
     processor = EmotionLlamaProcessor(
-        bench.tokenizer, encoders=config.encoders, networks=config.networks, soft_counts=bench.model.soft_counts,
-        prompt=config.prompt, label_sets=config.label_sets, tasks=config.tasks,
-        recall_keys=list(recall["keys"]) if recall else [], absent=config.absent,
-        max_prompt_tokens=bench.collator.limits.answering, too_long=bench.collator.limits.too_long,
-    )  # fmt: skip
+        context.tokenizer,
+        encoders=config.encoders,
+        networks=config.networks,
+        soft_counts=context.model.soft_counts,
+        prompt=config.prompt,
+        label_sets=config.label_sets,
+        tasks=config.tasks,
+        recall_keys=list(recall["keys"]) if recall else [],
+        absent=config.absent,
+        max_prompt_tokens=context.collator.limits.answering,
+        too_long=context.collator.limits.too_long,
+    )
     processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
     processor.save_pretrained(folder)
-    for name, text in vendored_code(bench.config.model.fusion.name).items():
+    for name, text in vendored_code(context.config.model.fusion.name).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_adapter(folder: Path, bench: Workbench, config: EmotionLlamaConfig, constants: Constants) -> None:
+def _write_adapter(folder: Path, context: RunContext, config: EmotionLlamaConfig, constants: Constants) -> None:
     """Trained parts alone; base and encoders by name and sha256."""
-    name = bench.config.model.llm
+    name = context.config.model.llm
     known_as = Path(name).resolve().name if Path(name).exists() else name  # no path is written
-    config.base_reference = {"name": known_as, "files": base_files(name), "dtype": bench.config.model.llm_dtype}
-    config.dtype = bench.config.model.llm_dtype
-    llm = bench.model.llm
+    config.base_reference = {"name": known_as, "files": base_files(name), "dtype": context.config.model.llm_dtype}
+    config.dtype = context.config.model.llm_dtype
+    llm = context.model.llm
     for settings in llm.peft_config.values():
         settings.base_model_name_or_path = known_as
     llm.save_pretrained(folder, save_embedding_layers=False)
-    trained = {key: tensor.contiguous() for key, tensor in bench.model.state_dict().items() if key[:4] != "llm."}
+    trained = {key: tensor.contiguous() for key, tensor in context.model.state_dict().items() if key[:4] != "llm."}
     trained |= {
         f"{part}.{key}": tensor.contiguous() for part, held in constants.items() for key, tensor in held.items()
     }
     save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
-    generation_defaults(bench).save_pretrained(folder)
+    generation_defaults(context).save_pretrained(folder)

@@ -55,8 +55,11 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
     from safetensors.torch import load_file, save_file
 
     given = load_file(f"{place}.in.safetensors")
-    cached = {name.removeprefix("features."): tensor.to(model.device) for name, tensor in given.items()
-              if name.startswith("features.")}  # fmt: skip
+    cached = {
+        name.removeprefix("features."): tensor.to(model.device)
+        for name, tensor in given.items()
+        if name.startswith("features.")
+    }
     given_of_clip = ("text", "task", "dataset", "peak_frame", "start_s", "end_s", "crop", "person")
     asked = {key: question[key] for key in given_of_clip}
     inputs = processor(**question["media"], **asked)
@@ -71,9 +74,12 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
     out = {"input_ids": prompt["input_ids"], "present": prompt["present"]}
     out |= {f"features.{name}": tensor for name, tensor in model.seen(raw, prompt["present"])[0].items()}
     answer_ids = given["answer_ids"].to(model.device)[None]
-    forced = prompt | {"input_ids": torch.cat([prompt["input_ids"], answer_ids[:, :-1]], dim=1),
-                       "attention_mask": torch.ones(1, prompt["input_ids"].shape[1] + answer_ids.shape[1] - 1,
-                                                    dtype=torch.long, device=model.device)}  # fmt: skip
+    forced = prompt | {
+        "input_ids": torch.cat([prompt["input_ids"], answer_ids[:, :-1]], dim=1),
+        "attention_mask": torch.ones(
+            1, prompt["input_ids"].shape[1] + answer_ids.shape[1] - 1, dtype=torch.long, device=model.device
+        ),
+    }
     for kind, features in (("raw", raw), ("cached", cached)):
         with torch.inference_mode():
             logits = model(**forced, features=features, logits_to_keep=answer_ids.shape[1]).logits

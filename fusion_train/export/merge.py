@@ -42,6 +42,10 @@ def _merge(name: str, layer: LoraLayer, dtype: torch.dtype | None) -> None:
         whole = whole + layer.get_delta_weight(adapter).float()
     merged = whole.to(dtype or weight.dtype)
     if not torch.isfinite(merged).all():
-        raise ExportError(name, expected=f"merged weights that {merged.dtype} can hold", got="infinite ones",
-                          next_step="Use --dtype bfloat16 or float32.")  # fmt: skip
+        raise ExportError(
+            name,
+            expected=f"merged weights that {merged.dtype} can hold",
+            got="infinite ones",
+            next_step="Use --dtype bfloat16 or float32.",
+        )
     weight.data = merged

@@ -39,7 +39,7 @@ from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError, ParityError
 from fusion_train.models.answering import greedy_text, label_log_probabilities, positions
 from fusion_train.prompts.prompt import encode_answer, find_task
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 
 MAX_NEW_TOKENS = 64
 """Of the greedy texts compared."""
@@ -70,7 +70,7 @@ class Reference:
     """B's logits (T, V) float32."""
 
 
-def choose_questions(bench: Workbench, clips: ClipList, count: int, trained: Sequence[str]) -> list[Sample]:
+def choose_questions(context: RunContext, clips: ClipList, count: int, trained: Sequence[str]) -> list[Sample]:
     """One question per clip, evenly over the list, the tasks trained on in turn; then those of `without_each`.
 
     Raises:
@@ -78,92 +78,105 @@ def choose_questions(bench: Workbench, clips: ClipList, count: int, trained: Seq
     """
     samples = []
     tasks = [find_task(name) for name in trained]
-    for clip in bench.reader.usable(clips, "skip"):
+    for clip in context.reader.usable(clips, "skip"):
         known = [answers[0] for task in tasks if (answers := answers_of(clip, task))]
         if known:
             answer = known[len(samples) % len(known)]
-            hidden = tuple(name for name in bench.reader.modalities if name not in answer.task.modalities)
-            labels = closed_set(bench.label_sets, clip, answer.task)
+            hidden = tuple(name for name in context.reader.modalities if name not in answer.task.modalities)
+            labels = closed_set(context.label_sets, clip, answer.task)
             samples.append(Sample(clip, answer.task, labels, answer.text, hidden))
     if not samples:
         raise DataError(
-            "parity", expected="clips with an answer to a task that the run was trained on: " + ", ".join(trained),
-            got=f"none of {len(clips)}", next_step="Choose others with --split or --clips.",
-        )  # fmt: skip
+            "parity",
+            expected="clips with an answer to a task that the run was trained on: " + ", ".join(trained),
+            got=f"none of {len(clips)}",
+            next_step="Choose others with --split or --clips.",
+        )
     if len(samples) > count:
         samples = [samples[n * len(samples) // count] for n in range(count)]
-    return samples + without_each(bench, samples)
+    return samples + without_each(context, samples)
 
 
-def without_each(bench: Workbench, samples: Sequence[Sample]) -> list[Sample]:
+def without_each(context: RunContext, samples: Sequence[Sample]) -> list[Sample]:
     """For each modality that no question lacks: one that shows others too, to be asked again without it."""
-    shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
+    shown = [context.collator.present(sample.clip, sample.hidden) for sample in samples]
     again = []
-    for m, modality in enumerate(bench.reader.modalities):
+    for m, modality in enumerate(context.reader.modalities):
         fit = [sample for sample, here in zip(samples, shown, strict=True) if here[m] and sum(here) > 1]
         if fit and all(here[m] for here in shown):
             again.append(replace(fit[0], hidden=(*fit[0].hidden, modality)))
     return again
 
 
-def refuse_other_media(bench: Workbench, samples: Sequence[Sample], views: Mapping[str, View]) -> None:
+def refuse_other_media(context: RunContext, samples: Sequence[Sample], views: Mapping[str, View]) -> None:
     """Raise where the media of a clip are gone, or no longer those that its features were made from."""
     gone, changed = [], []
     for clip in (sample.clip for sample in samples):
         for modality, view in views.items():
-            record = bench.reader.record(modality, clip.id)
+            record = context.reader.record(modality, clip.id)
             missing = [path for path in media_files(clip, view) if not path.is_file()]
             if missing:
                 gone.append(f"{clip.id}: {', '.join(path.name for path in missing)}")
             elif record is not None and record.source and clip_source(clip, view) != record.source:
                 changed.append(f"{clip.id} ({modality})")
     if gone:
-        raise DataError("parity", expected="the raw media of every clip asked", got=f"{len(gone)} missing",
-                        next_step="Name the clip list beside them with --clips.", problems=gone)  # fmt: skip
+        raise DataError(
+            "parity",
+            expected="the raw media of every clip asked",
+            got=f"{len(gone)} missing",
+            next_step="Name the clip list beside them with --clips.",
+            problems=gone,
+        )
     if changed:
-        raise FingerprintError("parity", expected="the media that the features were made from", got="others",
-                               next_step="Run fcache retry and train anew, or restore them.",
-                               problems=changed)  # fmt: skip
+        raise FingerprintError(
+            "parity",
+            expected="the media that the features were made from",
+            got="others",
+            next_step="Run fcache retry and train anew, or restore them.",
+            problems=changed,
+        )
 
 
 @torch.inference_mode()
-def reference(bench: Workbench, samples: Sequence[Sample]) -> list[Reference]:
+def reference(context: RunContext, samples: Sequence[Sample]) -> list[Reference]:
     """Ask A: the model as trained, on the store's features."""
-    bench.model.eval()
+    context.model.eval()
     found = []
     for sample in samples:
-        present = bench.collator.present(sample.clip, sample.hidden)
-        prompt = bench.collator.prompt_ids(sample, present)
-        features, mask = bench.reader.read_seen([sample.clip.id], [present])
-        device = next(bench.model.projectors.parameters()).device
+        present = context.collator.present(sample.clip, sample.hidden)
+        prompt = context.collator.prompt_ids(sample, present)
+        features, mask = context.reader.read_seen([sample.clip.id], [present])
+        device = next(context.model.projectors.parameters()).device
         there = {name: tensor.to(device) for name, tensor in features.items()}
-        eos = bench.tokenizer.eos_token_id
-        text = greedy_text(bench.model, [prompt], there, mask.to(device),
-                           max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos)[0]  # fmt: skip
+        eos = context.tokenizer.eos_token_id
+        text = greedy_text(
+            context.model, [prompt], there, mask.to(device), max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos
+        )[0]
         probabilities = None
         if sample.task.answer == "label":
-            ids = [encode_answer(bench.tokenizer, label) for label in sample.labels]
+            ids = [encode_answer(context.tokenizer, label) for label in sample.labels]
             probabilities = (
-                label_log_probabilities(bench.model, [prompt], there, mask.to(device), ids)[0].softmax(0).cpu()
+                label_log_probabilities(context.model, [prompt], there, mask.to(device), ids)[0].softmax(0).cpu()
             )
         one = Reference(
             sample, prompt, present, mask[0].tolist(), features, text, [*text, eos], torch.empty(0), probabilities
         )
-        one.unmerged = answer_logits(bench, one)
+        one.unmerged = answer_logits(context, one)
         found.append(one)
     return found
 
 
 @torch.inference_mode()
-def answer_logits(bench: Workbench, one: Reference) -> Tensor:
+def answer_logits(context: RunContext, one: Reference) -> Tensor:
     """Logits (T, V) float32 that predict the reference answer, from the store's features."""
-    device = next(bench.model.projectors.parameters()).device
+    device = next(context.model.projectors.parameters()).device
     ids = torch.tensor([[*one.prompt_ids, *one.answer_ids[:-1]]], device=device)
     mask = torch.ones_like(ids)
     features = {name: tensor.to(device) for name, tensor in one.features.items()}
-    embedded = bench.model.embed(ids, features, torch.tensor([one.seen], device=device))
-    out = bench.model.llm(inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask),
-                          logits_to_keep=len(one.answer_ids))  # fmt: skip
+    embedded = context.model.embed(ids, features, torch.tensor([one.seen], device=device))
+    out = context.model.llm(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), logits_to_keep=len(one.answer_ids)
+    )
     return out.logits[0].float().cpu()
 
 
@@ -184,20 +197,31 @@ def ask_exported(
             given = {f"features.{modality}": tensor.contiguous() for modality, tensor in one.features.items()}
             save_file(given | {"answer_ids": torch.tensor(one.answer_ids)}, place / f"{number}.in.safetensors")
         request = {
-            "model": str(folder.resolve()), "places": dict(places), "device": device,
-            "threads": torch.get_num_threads(), "max_new_tokens": MAX_NEW_TOKENS,
+            "model": str(folder.resolve()),
+            "places": dict(places),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "max_new_tokens": MAX_NEW_TOKENS,
             "questions": [_question(one.sample) for one in references],
-        }  # fmt: skip
+        }
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
         environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules"), "HF_HUB_OFFLINE": "1"}
-        ran = subprocess.run([sys.executable, "-I", str(WORKER), str(place)], env=environment, cwd=place,
-                             capture_output=True, text=True, check=False)  # fmt: skip
+        ran = subprocess.run(
+            [sys.executable, "-I", str(WORKER), str(place)],
+            env=environment,
+            cwd=place,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         done = place / "done.json"
         if ran.returncode or not done.is_file():
             raise ParityError(
-                str(folder), expected="the exported model to load and answer in a fresh process",
-                got=f"exit code {ran.returncode}", problems=ran.stderr.strip().splitlines()[-12:],
-            )  # fmt: skip
+                str(folder),
+                expected="the exported model to load and answer in a fresh process",
+                got=f"exit code {ran.returncode}",
+                problems=ran.stderr.strip().splitlines()[-12:],
+            )
         if loaded := json.loads(done.read_text())["hidden_but_loaded"]:
             raise ParityError(str(folder), expected="no need of this package", got=", ".join(loaded))
         return [load_file(place / f"{number}.out.safetensors") for number in range(len(references))]
@@ -207,11 +231,18 @@ def _question(sample: Sample) -> dict[str, Any]:
     clip = sample.clip
     media = {name: str(path.resolve()) for name in ("video", "audio", "image") if (path := getattr(clip, name))}
     return {
-        "media": media, "text": clip.text, "task": sample.task.full_name, "dataset": clip.dataset or "",
-        "peak_frame": clip.peak_frame, "start_s": clip.start_s, "end_s": clip.end_s,
-        "crop": clip.crop and clip.crop.as_json(), "person": clip.person,
-        "closed": sample.task.answer == "label", "withheld": _withheld(sample),
-    }  # fmt: skip
+        "media": media,
+        "text": clip.text,
+        "task": sample.task.full_name,
+        "dataset": clip.dataset or "",
+        "peak_frame": clip.peak_frame,
+        "start_s": clip.start_s,
+        "end_s": clip.end_s,
+        "crop": clip.crop and clip.crop.as_json(),
+        "person": clip.person,
+        "closed": sample.task.answer == "label",
+        "withheld": _withheld(sample),
+    }
 
 
 def _withheld(sample: Sample) -> list[str]:
@@ -252,8 +283,11 @@ def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
         "task": one.sample.task.name,
         "absent": absent,
         "withheld": _withheld(one.sample),
-        "stand_ins": {name: torch.equal(out[f"features.{name}"], one.features[name])
-                      for name, seen in zip(names, one.seen, strict=True) if seen and name in absent},
+        "stand_ins": {
+            name: torch.equal(out[f"features.{name}"], one.features[name])
+            for name, seen in zip(names, one.seen, strict=True)
+            if seen and name in absent
+        },
         "prompt_equal": out["input_ids"][0].tolist() == one.prompt_ids,
         "present_equal": out["present"][0].tolist() == one.present,
         "features": features,
@@ -263,12 +297,13 @@ def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
         "raw_kl": float(divergence(out["logits.cached"], out["logits.raw"]).max()),
         "total_kl": float(divergence(one.unmerged, out["logits.raw"]).max()),
         "raw_logits": float((out["logits.raw"] - out["logits.cached"]).abs().max()),
-        "probabilities": None if one.probabilities is None
+        "probabilities": None
+        if one.probabilities is None
         else float((out["probabilities"] - one.probabilities).abs().max()),
         "text_equal": text == one.text,
         "text_margin": _margin(one, text),
         "answer_tokens": len(one.answer_ids),
-    }  # fmt: skip
+    }
 
 
 def _margin(one: Reference, text: list[int]) -> float:

@@ -134,14 +134,19 @@ def make_graphs(opened: OpenedModel) -> dict[str, tuple[nn.Module, tuple[Tensor,
         entry = model.config.encoders[modality]
         if spec.compute_dtype != "float32":
             raise ExportError(
-                f"{modality} encoder", expected="compute dtype float32", got=spec.compute_dtype,
+                f"{modality} encoder",
+                expected="compute dtype float32",
+                got=spec.compute_dtype,
                 next_step="Graphs of encoders in half precision are not written; extract with --compute-dtype float32.",
-            )  # fmt: skip
+            )
         network = _TracedNetwork(model.networks[entry["network"]], torch.device("cpu"), spec.compute_dtype)
         encoder = rebuild_encoder(spec, model.config.networks[entry["network"]], network)
         if needs_valid(encoder):
-            raise ExportError(f"{modality} encoder", expected="pooling over a fixed number of tokens",
-                              got="pooling over the clip's own duration")  # fmt: skip
+            raise ExportError(
+                f"{modality} encoder",
+                expected="pooling over a fixed number of tokens",
+                got="pooling over the clip's own duration",
+            )
         example = encoder.preprocess(_random_view(encoder.view, random))
         graphs[modality] = (EncoderGraph(encoder, network.module).eval(), (torch.from_numpy(example)[None],))
         features.append(torch.from_numpy(random.standard_normal((1, *spec.shape), dtype=np.float32)))

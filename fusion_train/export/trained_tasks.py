@@ -15,11 +15,11 @@ from fusion_train.data.pool import Pool
 from fusion_train.data.samples import SampleStream
 from fusion_train.errors import CheckpointError
 from fusion_train.run import Run, absolute
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 from fusion_train.training.sample_stream import make_stream
 
 
-def trained_tasks(run: Run, bench: Workbench) -> tuple[str, ...]:
+def trained_tasks(run: Run, context: RunContext) -> tuple[str, ...]:
     """Names of the configured tasks that the run, or a run that it started from, had samples of.
 
     Runs that it started from count where they are still there and whole.
@@ -27,17 +27,17 @@ def trained_tasks(run: Run, bench: Workbench) -> tuple[str, ...]:
     Raises:
         CheckpointError: a damaged pool of the run itself.
     """
-    sampled = _sampled(run, bench)
+    sampled = _sampled(run, context)
     if sampled is None:  # a run of a release that kept no pool
-        sampled = set(make_stream(bench, _say_nothing).sampled_tasks())
+        sampled = set(make_stream(context, _say_nothing).sampled_tasks())
     with suppress(CheckpointError):
         while (initial := run.record().initial) is not None:
             run = Run(absolute(initial["run"], run.folder))
-            sampled |= _sampled(run, bench) or set()
-    return tuple(name for name in bench.config.data.tasks if name in sampled)
+            sampled |= _sampled(run, context) or set()
+    return tuple(name for name in context.config.data.tasks if name in sampled)
 
 
-def _sampled(run: Run, bench: Workbench) -> set[str] | None:
+def _sampled(run: Run, context: RunContext) -> set[str] | None:
     """Tasks of a run by the clips that it kept; None where it kept none. A probe teaches the language model nothing."""
     config, pool = run.config(), Pool.load(run.pool)
     if config.model.llm is None:
@@ -47,10 +47,17 @@ def _sampled(run: Run, bench: Workbench) -> set[str] | None:
         return set(config.data.tasks) if steps == [0] else None
     data = config.data
     stream = SampleStream(
-        pool, data.tasks, bench.label_sets, seed=config.seed, modalities=tuple(config.features.used),
-        mixture=data.mixture, on_absent_dataset=data.mixture_absent, limits=answer_limits(data, bench.tokenizer),
-        form=config.prompt.format(), say=_say_nothing,
-    )  # fmt: skip
+        pool,
+        data.tasks,
+        context.label_sets,
+        seed=config.seed,
+        modalities=tuple(config.features.used),
+        mixture=data.mixture,
+        on_absent_dataset=data.mixture_absent,
+        limits=answer_limits(data, context.tokenizer),
+        form=config.prompt.format(),
+        say=_say_nothing,
+    )
     return set(stream.sampled_tasks())
 
 

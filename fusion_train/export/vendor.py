@@ -68,9 +68,11 @@ def _chosen_fusion(name: str) -> tuple[str, str]:
     found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
     if not found:
         raise ExportError(
-            "model.fusion.name", expected="an installed variant", got=f'"{name}"',
+            "model.fusion.name",
+            expected="an installed variant",
+            got=f'"{name}"',
             next_step="Install the package that the run was trained with.",
-        )  # fmt: skip
+        )
     module, _, attribute = found[0].value.partition(":")
     text = f'''"""The fusion variant of this model: {name}. Written by the exporter."""
 
@@ -111,10 +113,12 @@ def _rewrite(module: str, text: str, own: str) -> tuple[str, list[str]]:
             problems.append(f"{module}, line {found.line}: imports {found.module}")
     if problems:
         raise ExportError(
-            module, expected="imports of the project, the standard library, torch, transformers, PyAV, NumPy, Pillow",
+            module,
+            expected="imports of the project, the standard library, torch, transformers, PyAV, NumPy, Pillow",
             got=f"{len(problems)} others",
-            next_step="Keep what an exported model runs in one module without further imports.", problems=problems,
-        )  # fmt: skip
+            next_step="Keep what an exported model runs in one module without further imports.",
+            problems=problems,
+        )
     return "".join(lines), needed
 
 

@@ -36,9 +36,12 @@ def make_zero_image(
     if spec.encoder != EvaGlobalEncoder.name:
         raise ConfigError(f"{store}/{name}", expected=f"a feature of {EvaGlobalEncoder.name}", got=spec.encoder)
     encoder = open_encoder(
-        spec.encoder, weights=weights or known_weights(spec), device=device, compute_dtype=spec.compute_dtype,
+        spec.encoder,
+        weights=weights or known_weights(spec),
+        device=device,
+        compute_dtype=spec.compute_dtype,
         options=EvaGlobalEncoder.options_of(spec),
-    )  # fmt: skip
+    )
     refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, "image")
     side = encoder.pixels  # type: ignore[attr-defined]
     mean_colour = np.asarray(encoder.mean, np.float32) * 255  # type: ignore[attr-defined]

@@ -116,10 +116,11 @@ class _Check:
 
     def _refused(self, what: str, got: str) -> ModelError:
         return ModelError(
-            f'model family "{self.family}"', expected=f"{what} of one sample as a causal language model gives it",
+            f'model family "{self.family}"',
+            expected=f"{what} of one sample as a causal language model gives it",
             got=" ".join(got.split()).partition(". ")[0][:200],
             next_step="Choose a base of another family with --set model.llm=FOLDER, such as Llama, Qwen or Mistral.",
-        )  # fmt: skip
+        )
 
     def _ids(self, count: int, seed: int) -> list[int]:
         """Token ids that are neither the first (often special) nor the same everywhere."""
@@ -151,8 +152,13 @@ class _Check:
         kept = torch.tensor([1, len(ids) - 1], device=self.device)
         mask = torch.ones(1, len(ids), dtype=torch.long, device=self.device)
         embedded = self.words.embed(self._row(ids))
-        given = self.llm(inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), use_cache=False,
-                         logits_to_keep=kept).logits  # fmt: skip
+        given = self.llm(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            use_cache=False,
+            logits_to_keep=kept,
+        ).logits
         if given.shape[1] != len(kept) or not self._near(given[0], alone[kept]):
             raise self._refused("logits at chosen places, with positions counted from 0", "others")
 
@@ -162,8 +168,10 @@ class _Check:
     def _packed(self) -> bool:
         """Whether samples of a row, a prefix shared or not, are what each is alone, whatever stands beside them."""
         first = self._prompt()
-        same = [Encoded([*first, *self._ids(2, 5)], self._ids(3, 6), "a"), Encoded([*first, *self._ids(3, 7)],
-                self._ids(2, 8), "a")]  # fmt: skip
+        same = [
+            Encoded([*first, *self._ids(2, 5)], self._ids(3, 6), "a"),
+            Encoded([*first, *self._ids(3, 7)], self._ids(2, 8), "a"),
+        ]
         rows: dict[bool, list[Tensor]] = {True: [], False: []}
         for other in (9, 10):
             beside = Encoded(self._ids(6, other), self._ids(3, other + 2), "b")
@@ -253,7 +261,16 @@ def _first_layers(llm: nn.Module) -> Iterator[None]:
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
     """Equal for layers that compute the same: classes of all modules, and switches such as a window that is None."""
     return tuple(
-        (name, type(module).__name__, tuple(sorted((key, str(value)) for key, value in vars(module).items()
-         if key != "training" and (value is None or isinstance(value, bool | str)))))
+        (
+            name,
+            type(module).__name__,
+            tuple(
+                sorted(
+                    (key, str(value))
+                    for key, value in vars(module).items()
+                    if key != "training" and (value is None or isinstance(value, bool | str))
+                )
+            ),
+        )
         for name, module in layer.named_modules()
-    )  # fmt: skip
+    )

@@ -85,15 +85,19 @@ def refuse_foreign_tokens(tokenizer: Any, llm: nn.Module, prompt: PromptFormat, 
     written = prompt.template + (prompt.picture_template or "") + prompt.said + prompt.recalled
     control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     ends = {tokenizer.bos_token, tokenizer.eos_token}
-    used = [token for token in sorted(beyond, key=beyond.__getitem__)
-            if token not in control or token in ends or token in written]  # fmt: skip
+    used = [
+        token
+        for token in sorted(beyond, key=beyond.__getitem__)
+        if token not in control or token in ends or token in written
+    ]
     if used:
         raise ModelError(
-            f'model.llm "{name}"', expected=f"a tokenizer of at most {count:,} tokens, as many as the embedding has",
+            f'model.llm "{name}"',
+            expected=f"a tokenizer of at most {count:,} tokens, as many as the embedding has",
             got=f"{len(used)} beyond them, such as {used[0]!r} ({beyond[used[0]]})",
             next_step="Save the model's own tokenizer beside it, or the model after "
             f"model.resize_token_embeddings({max(beyond.values()) + 1}).",
-        )  # fmt: skip
+        )
 
 
 def load_llm(name: str, dtype: str) -> nn.Module:
@@ -109,14 +113,19 @@ def load_llm(name: str, dtype: str) -> nn.Module:
             )
     except (OSError, ValueError) as error:
         raise _unavailable(name, error) from error
-    problems = [f"{kind.replace('_', ' ')}: {item}" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-                for item in sorted(map(str, info[kind]))]  # fmt: skip
+    problems = [
+        f"{kind.replace('_', ' ')}: {item}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for item in sorted(map(str, info[kind]))
+    ]
     if problems:
         raise ModelError(
-            name, expected="weights for every parameter, and no others", got=f"{len(problems)} that differ",
+            name,
+            expected="weights for every parameter, and no others",
+            got=f"{len(problems)} that differ",
             next_step="transformers would fill missing ones with random numbers; get a complete checkpoint.",
             problems=problems,
-        )  # fmt: skip
+        )
     return align(llm)
 
 
@@ -143,9 +152,14 @@ def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> Emotio
         options = settings.fusion.model_dump(exclude={"name"}) | {"num_tokens": count}
         fusion = build_fusion(settings.fusion.name, shapes.fusion_dims(), **options)
         model = EmotionLlama(
-            llm, fusion, shapes, fusion_width=settings.fusion.out_dim, llm_width=width, fusion_tokens=count,
+            llm,
+            fusion,
+            shapes,
+            fusion_width=settings.fusion.out_dim,
+            llm_width=width,
+            fusion_tokens=count,
             abilities=abilities,
-        )  # fmt: skip
+        )
     freeze_parts(model, settings.frozen)
     return model
 
@@ -158,7 +172,7 @@ def _refuse_patches_left_over(config: Config, shapes: FeatureShapes) -> None:
             expected=f"a CLS token and patches in groups of {PATCHES_PER_TOKEN} (197, 577, 1025 tokens), or CLS alone",
             got=f"{tokens} tokens a picture",
             next_step="Extract it under another name with --option NAME.pool=all, or pool=cls.",
-        )  # fmt: skip
+        )
 
 
 def _unavailable(name: str, error: Exception) -> ModelError:

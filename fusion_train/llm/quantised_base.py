@@ -32,14 +32,17 @@ def quantise_base(llm: nn.Module, kind: Quantised, device: torch.device, compute
     make = {"fp8": _fp8, "int8": _int8, "nf4": _nf4}[kind]
     head = llm.get_output_embeddings()
     chosen = [
-        (name, module) for name, module in llm.named_modules()
+        (name, module)
+        for name, module in llm.named_modules()
         if type(module) is nn.Linear and module is not head and ".lora_" not in name
-    ]  # fmt: skip
+    ]
     if not chosen:
         raise ConfigError(
-            f"model.quantised={kind}", expected="a base with linear layers",
-            got=f"none in {llm.config.get_text_config().model_type}", next_step="Use --set model.quantised=null.",
-        )  # fmt: skip
+            f"model.quantised={kind}",
+            expected="a base with linear layers",
+            got=f"none in {llm.config.get_text_config().model_type}",
+            next_step="Use --set model.quantised=null.",
+        )
     for name, module in chosen:
         parent, _, own = name.rpartition(".")
         setattr(llm.get_submodule(parent), own, make(module, device, compute))
@@ -63,10 +66,11 @@ def _nf4(linear: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Mo
         linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=compute, device="meta"
     )
     return _filled(
-        made, linear,
+        made,
+        linear,
         lambda w: bnb.nn.Params4bit(w, requires_grad=False, quant_type="nf4", compress_statistics=True, module=made),
         device,
-    )  # fmt: skip
+    )
 
 
 def _filled(

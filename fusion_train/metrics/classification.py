@@ -109,7 +109,9 @@ def refuse_outside(references: Mapping[str, Sequence[str]], vocabulary: Sequence
     if strange:
         first = next(iter(strange.values()))
         raise DataError(
-            "references", expected="labels of " + ", ".join(vocabulary), got=f"{len(strange)} outside them",
+            "references",
+            expected="labels of " + ", ".join(vocabulary),
+            got=f"{len(strange)} outside them",
             next_step=suggest(first, vocabulary).strip() or "Mend the clip list, or name the vocabulary it uses.",
             problems=[f'{clip}: "{label}"' for clip, label in strange.items()],
-        )  # fmt: skip
+        )

@@ -31,11 +31,13 @@ Predictions = Mapping[str, str]
 def hit(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
     scores = hit_rate(references, predictions, settings.wheels)
     return Scored(
-        main, {"HIT": scores.mean}, scores.clip_ids,
+        main,
+        {"HIT": scores.mean},
+        scores.clip_ids,
         lambda counts: _mean_over_wheels(scores.hits, counts),
         counts=_wheel_counts(scores) | {"HIT by wheel": _percent(scores.per_wheel)},
         **_of_wheels(settings.wheels),
-    )  # fmt: skip
+    )
 
 
 def open_vocabulary(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
@@ -48,10 +50,13 @@ def open_vocabulary(references: References, predictions: Predictions, settings: 
         return float(np.mean([harmonic(*pair) for pair in means if pair is not None] or [0.0]))
 
     return Scored(
-        main, {"F": scores.mean, "precision": scores.precision, "recall": scores.recall}, scores.clip_ids, resample,
+        main,
+        {"F": scores.mean, "precision": scores.precision, "recall": scores.recall},
+        scores.clip_ids,
+        resample,
         counts=_wheel_counts(scores) | {"F by wheel": _percent([part and part.f for part in scores.per_wheel])},
         **_of_wheels(settings.wheels),
-    )  # fmt: skip
+    )
 
 
 def waf(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
@@ -74,15 +79,23 @@ def classification(references: References, predictions: Predictions, settings: S
     several = [f"{clip}: {value!r}" for clip, value in references.items() if not isinstance(value, str)]
     if several:
         raise DataError(
-            "references", expected="one label a clip", got=f"another value for {len(several)}",
-            next_step="Lists are scored by the metrics multi-label and open-vocabulary.", problems=several,
-        )  # fmt: skip
+            "references",
+            expected="one label a clip",
+            got=f"another value for {len(several)}",
+            next_step="Lists are scored by the metrics multi-label and open-vocabulary.",
+            problems=several,
+        )
     truth = {clip: one_label(value) for clip, value in references.items()}
     answers = {clip: one_label(text) for clip, text in predictions.items()}
     vocabulary = None if settings.vocabulary is None else [one_label(label) for label in settings.vocabulary]
     scores = classification_scores(truth, answers, vocabulary)
-    figures = {"accuracy": scores.accuracy, "weighted F1": scores.weighted_f1, "UAR": scores.uar, "WAR": scores.war,
-               "macro F1": scores.macro_f1}  # fmt: skip
+    figures = {
+        "accuracy": scores.accuracy,
+        "weighted F1": scores.weighted_f1,
+        "UAR": scores.uar,
+        "WAR": scores.war,
+        "macro F1": scores.macro_f1,
+    }
     counts = {"clips": scores.num_clips, "answers that are no label": scores.num_outside}
     return _classes(scores, figures, counts, main)
 
@@ -103,28 +116,42 @@ def multi_label(references: References, predictions: Predictions, settings: Sett
         return float(np.mean(precision * recall + positive[seen] / counts.sum() * (1 - recall)))
 
     by_clip = {"F1 samples": 2 * common / np.maximum(sizes, 1), "Jaccard": common / np.maximum(either, 1)}
-    figures = {"mAP": scores.map_macro, "F1 micro": scores.f1_micro, "F1 samples": scores.f1_samples,
-               "Jaccard": scores.jaccard}  # fmt: skip
+    figures = {
+        "mAP": scores.map_macro,
+        "F1 micro": scores.f1_micro,
+        "F1 samples": scores.f1_samples,
+        "Jaccard": scores.jaccard,
+    }
     return Scored(
-        main, figures, tuple(sorted(references)),
+        main,
+        figures,
+        tuple(sorted(references)),
         **(mean_of(by_clip[main]) if main in by_clip else {"resample": resample}),
-        counts={"clips": scores.num_clips, "labels predicted a clip": round(scores.mean_num_labels, 3),
-                "predicted labels outside the classes": scores.num_outside},
-        per_class={each.label: {"AP": each.average_precision, "F1": each.f1, "clips": each.num_clips}
-                   for each in scores.classes},
-    )  # fmt: skip
+        counts={
+            "clips": scores.num_clips,
+            "labels predicted a clip": round(scores.mean_num_labels, 3),
+            "predicted labels outside the classes": scores.num_outside,
+        },
+        per_class={
+            each.label: {"AP": each.average_precision, "F1": each.f1, "clips": each.num_clips}
+            for each in scores.classes
+        },
+    )
 
 
 def overlap(references: References, predictions: Predictions, settings: Settings, main: str) -> Scored:
     scores = overlap_scores({clip: str(text) for clip, text in references.items()}, predictions, settings.judge)
     column = ("clue", "label").index(main)
     return Scored(
-        main, {"clue": scores.clue, "label": scores.label}, scores.clip_ids, **mean_of(scores.ratings[:, column]),
+        main,
+        {"clue": scores.clue, "label": scores.label},
+        scores.clip_ids,
+        **mean_of(scores.ratings[:, column]),
         counts={"clips": scores.num_clips, "without a rating": scores.num_unrated},
         notes=(f"judge: {scores.judge}; comparable only with scores of the same judge",),
         comparable=False,
         highest=scores.highest,
-    )  # fmt: skip
+    )
 
 
 def _sentiment_numbers(references: References) -> dict[str, float]:
@@ -176,11 +203,18 @@ def _classes(scores: ClassificationScores, figures: dict[str, float], counts: di
 
     hits = (scores.outcomes[:, 0] == scores.outcomes[:, 1]).astype(float)
     return Scored(
-        main, figures, scores.clip_ids, **(mean_of(hits) if main in ("accuracy", "WAR") else {"resample": resample}),
-        counts=counts, confusion=scores.confusion, labels=scores.labels,
-        per_class={each.label: {"precision": each.precision, "recall": each.recall, "F1": each.f1,
-                                "clips": each.num_clips} for each in scores.classes},
-    )  # fmt: skip
+        main,
+        figures,
+        scores.clip_ids,
+        **(mean_of(hits) if main in ("accuracy", "WAR") else {"resample": resample}),
+        counts=counts,
+        confusion=scores.confusion,
+        labels=scores.labels,
+        per_class={
+            each.label: {"precision": each.precision, "recall": each.recall, "F1": each.f1, "clips": each.num_clips}
+            for each in scores.classes
+        },
+    )
 
 
 def _mean_over_wheels(values: np.ndarray, counts: np.ndarray) -> float:

@@ -18,39 +18,82 @@ def _words(*alternatives: str) -> str:
 
 
 _LOOKALIKES = re.compile(
-    "|".join((
-        _words(
-            r"not\s+(?:only|just|merely|simply|solely|exclusively|alone|surprisingly|to\s+mention)", r"or\s+not",
-            r"no\s+(?:wonder|surprise|question|less)", r"without\s+(?:question|exception)", r"never-\w+", r"no-\w+",
-            r"(?:nothing|none)\s+but", r"not\s+least", r"if\s+nothing\s+else",
-        ),
-        "非常|不[仅僅但只光单單止错錯断斷管论論禁同少愧失已]|不由得|不可否[认認]|了不起|忍不住|[没沒](?:[错錯]|想到)",
-        "未[来來]|[无無][论論疑比限]|毫[无無]疑[问問]|除非|莫非|是非",
-    ))
-)  # fmt: skip
+    "|".join(
+        (
+            _words(
+                r"not\s+(?:only|just|merely|simply|solely|exclusively|alone|surprisingly|to\s+mention)",
+                r"or\s+not",
+                r"no\s+(?:wonder|surprise|question|less)",
+                r"without\s+(?:question|exception)",
+                r"never-\w+",
+                r"no-\w+",
+                r"(?:nothing|none)\s+but",
+                r"not\s+least",
+                r"if\s+nothing\s+else",
+            ),
+            "非常|不[仅僅但只光单單止错錯断斷管论論禁同少愧失已]|不由得|不可否[认認]|了不起|忍不住|[没沒](?:[错錯]|想到)",
+            "未[来來]|[无無][论論疑比限]|毫[无無]疑[问問]|除非|莫非|是非",
+        )
+    )
+)
 _EXCLUDING = re.compile(_words(r"anything\s+but"))
 _CLAUSE_ENDS = re.compile(
-    "|".join((
-        r"[.!?;:,()\[\]\n。！？；：，、（）]|\s[-–—]+\s|[–—]+",
-        _words("but", "and", "thus", "hence", "therefore", "however", "although", "though", "while", "whereas",
-               "because"),
-        "(?=" + _words("nor", r"rather\s+than", r"instead\s+of", r"(?:as\s+)?opposed\s+to") + ")",
-        "不[过過]|但是?|然而|反而|而是?|却|卻|也|亦|又|且|因此|所以",
-    ))
-)  # fmt: skip
+    "|".join(
+        (
+            r"[.!?;:,()\[\]\n。！？；：，、（）]|\s[-–—]+\s|[–—]+",
+            _words(
+                "but",
+                "and",
+                "thus",
+                "hence",
+                "therefore",
+                "however",
+                "although",
+                "though",
+                "while",
+                "whereas",
+                "because",
+            ),
+            "(?=" + _words("nor", r"rather\s+than", r"instead\s+of", r"(?:as\s+)?opposed\s+to") + ")",
+            "不[过過]|但是?|然而|反而|而是?|却|卻|也|亦|又|且|因此|所以",
+        )
+    )
+)
 _NEGATIONS = re.compile(
-    "|".join((
-        _words(
-            "not?", "never", "neither", "nor", "none", "nothing", "nobody", "cannot", "without", "hardly", "barely",
-            "scarcely", "rarely", "seldom", "unlikely", "doubt(?:s|ed|ful)?", "lack(?:s|ed|ing)?", "absence",
-            r"far\s+from", r"fail(?:s|ed)?\s+to", r"rather\s+than", r"instead\s+of", r"opposed\s+to",
-            r"free\s+(?:of|from)",
-            "(?:is|are|was|were|do|does|did|has|have|had|wo|would|ca|could|should|must|need|ai)\\s?n['’`´]?t",
-        ),
-        _OPEN + "non[- ]?$",
-        "[并並][不非未无無没沒]是?有?|不再?是?|[没沒]有?|[绝絕]?非|[从從]?未必?|毫?[无無]|缺乏|[难難]以",
-    ))
-)  # fmt: skip
+    "|".join(
+        (
+            _words(
+                "not?",
+                "never",
+                "neither",
+                "nor",
+                "none",
+                "nothing",
+                "nobody",
+                "cannot",
+                "without",
+                "hardly",
+                "barely",
+                "scarcely",
+                "rarely",
+                "seldom",
+                "unlikely",
+                "doubt(?:s|ed|ful)?",
+                "lack(?:s|ed|ing)?",
+                "absence",
+                r"far\s+from",
+                r"fail(?:s|ed)?\s+to",
+                r"rather\s+than",
+                r"instead\s+of",
+                r"opposed\s+to",
+                r"free\s+(?:of|from)",
+                "(?:is|are|was|were|do|does|did|has|have|had|wo|would|ca|could|should|must|need|ai)\\s?n['’`´]?t",
+            ),
+            _OPEN + "non[- ]?$",
+            "[并並][不非未无無没沒]是?有?|不再?是?|[没沒]有?|[绝絕]?非|[从從]?未必?|毫?[无無]|缺乏|[难難]以",
+        )
+    )
+)
 _SENTENCE_ENDS = re.compile(r"[.!?;\n。！？；]")
 
 

@@ -90,14 +90,14 @@ def overlap_scores(references: Mapping[str, str], predictions: Mapping[str, str]
         rows.append(ratings)
     if not rows:
         raise DataError(
-            judge.name, expected="a rating in its replies", got=f"none for {unrated} clips",
+            judge.name,
+            expected="a rating in its replies",
+            got=f"none for {unrated} clips",
             next_step="Its raw replies are kept; choose another judge.",
-        )  # fmt: skip
+        )
     table = np.array(rows, dtype=float)
     clue, label = table.mean(axis=0).tolist()
-    return OverlapScores(
-        clue, label, judge.name, judge.highest, len(rated) + unrated, unrated, tuple(rated), table
-    )  # fmt: skip
+    return OverlapScores(clue, label, judge.name, judge.highest, len(rated) + unrated, unrated, tuple(rated), table)
 
 
 def _content(text: str, *, repeated: bool) -> Counter[str]:

@@ -18,9 +18,10 @@ def paired_ids(references: Mapping[str, Any], predictions: Mapping[str, Any]) ->
     missing, extra = sorted(references.keys() - predictions), sorted(predictions.keys() - references)
     if missing or extra or not references:
         raise DataError(
-            "predictions", expected=f"one for each of {len(references)} clips",
+            "predictions",
+            expected=f"one for each of {len(references)} clips",
             got=f"{len(missing)} missing, {len(extra)} for other clips" if references else "no references",
             next_step=suggest(extra[0], missing).strip() or None if extra else None,
             problems=[f"missing: {clip}" for clip in missing] + [f"unknown: {clip}" for clip in extra],
-        )  # fmt: skip
+        )
     return sorted(references)

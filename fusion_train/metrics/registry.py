@@ -52,9 +52,11 @@ def main_figure(name: str, main: str | None = None) -> str:
     figures = find_metric(name).figures
     if main is not None and main not in figures:
         raise ConfigError(
-            f'main figure of metric "{name}"', expected="one of " + ", ".join(figures), got=repr(main),
+            f'main figure of metric "{name}"',
+            expected="one of " + ", ".join(figures),
+            got=repr(main),
             next_step=suggest(main, figures).strip() or None,
-        )  # fmt: skip
+        )
     return main or figures[0]
 
 

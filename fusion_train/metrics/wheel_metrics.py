@@ -80,9 +80,12 @@ def hit_rate(
     several = [clip for clip in ids if len(truth[clip]) != 1]
     if several:
         raise DataError(
-            "references", expected="one label a clip for HIT", got=f"another number for {len(several)} clips",
-            next_step="Lists of labels are scored by the open-vocabulary metric.", problems=several,
-        )  # fmt: skip
+            "references",
+            expected="one label a clip for HIT",
+            got=f"another number for {len(several)} clips",
+            next_step="Lists of labels are scored by the open-vocabulary metric.",
+            problems=several,
+        )
     answers = {clip: label_list(predictions[clip]) for clip in ids}
     hits = np.full((len(ids), len(wheels)), np.nan)
     for row, clip in enumerate(ids):
@@ -153,9 +156,11 @@ def _scored(values: np.ndarray) -> tuple[int, ...]:
     counts = tuple(int(count) for count in np.isfinite(values).sum(axis=0))
     if not any(counts):
         raise DataError(
-            "references", expected="labels that some emotion wheel knows", got=f"none among {len(values)} clips",
+            "references",
+            expected="labels that some emotion wheel knows",
+            got=f"none among {len(values)} clips",
             next_step="Neutral stands on no wheel; compare the labels with those of the wheels.",
-        )  # fmt: skip
+        )
     return counts
 
 

@@ -24,10 +24,11 @@ def refuse_missing_files(folder: Path, names: Sequence[str]) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise DataError(
-            str(folder), expected="a folder with " + ", ".join(names),
+            str(folder),
+            expected="a folder with " + ", ".join(names),
             got="no such folder" if not folder.is_dir() else "no " + ", ".join(missing),
             next_step="Name the folder of the emotion wheels with --wheels, or leave it out for the small wheel.",
-        )  # fmt: skip
+        )
 
 
 def read_wheel(path: Path) -> Tree:
@@ -69,9 +70,12 @@ def read_synonyms(path: Path, wheel_words: set[str]) -> dict[str, set[str]]:
     if strange:
         first = sorted(strange)[0]
         raise DataError(
-            str(path), expected="words of the wheels in word_run1..8", got=f"{len(strange)} others",
-            next_step=suggest(first, wheel_words).strip() or None, problems=sorted(strange),
-        )  # fmt: skip
+            str(path),
+            expected="words of the wheels in word_run1..8",
+            got=f"{len(strange)} others",
+            next_step=suggest(first, wheel_words).strip() or None,
+            problems=sorted(strange),
+        )
     return synonyms
 
 
@@ -105,9 +109,11 @@ def _refuse_missing_columns(path: Path, columns: Sequence[str], found: Sequence[
     missing = [column for column in columns if column not in found]
     if missing:
         raise DataError(
-            str(path), expected="the columns " + ", ".join(columns),
-            got=", ".join(name for name in found if name) or "none", next_step="Missing: " + ", ".join(missing) + ".",
-        )  # fmt: skip
+            str(path),
+            expected="the columns " + ", ".join(columns),
+            got=", ".join(name for name in found if name) or "none",
+            next_step="Missing: " + ", ".join(missing) + ".",
+        )
 
 
 def _word(cell: Any) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fusion_train.models.token_streams import FeatureShapes
 
 
-class StandIns(nn.Module):
+class AbsentConstants(nn.Module):
     """One (K, D) constant a modality in use, kept beside the weights."""
 
     def __init__(self, shapes: FeatureShapes) -> None:

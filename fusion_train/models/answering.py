@@ -29,9 +29,12 @@ def plain_generation(settings: GenerationConfig | None) -> GenerationConfig:
     """Greedy decoding of one tensor of token ids, whatever the base was published with (beams, sampling, …)."""
     kept = {name: getattr(settings, name, None) for name in KEPT_SETTINGS}
     return GenerationConfig(
-        do_sample=False, num_beams=1, num_return_sequences=1, return_dict_in_generate=False,
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
         **{name: value for name, value in kept.items() if value is not None},
-    )  # fmt: skip
+    )
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -160,8 +163,9 @@ def greedy_text(
         texts = []
         for row, prompt in enumerate(prompts):
             own = {name: tensor[row : row + 1] for name, tensor in features.items()}
-            texts += greedy_text(model, [prompt], own, present[row : row + 1],
-                                 max_new_tokens=max_new_tokens, eos_token_id=eos_token_id)  # fmt: skip
+            texts += greedy_text(
+                model, [prompt], own, present[row : row + 1], max_new_tokens=max_new_tokens, eos_token_id=eos_token_id
+            )
         return texts
     watch = NotFinite(eos_token_id)
     ids, mask = pad_left(prompts, present.device)

@@ -124,8 +124,10 @@ class EmotionLlama(nn.Module):
         A missing row may hold anything, NaN included; where() keeps it out of the gradient too.
         """
         dtype = next(self.projectors.parameters()).dtype
-        return {name: torch.where(present[:, m, None, None], features[name], 0).to(dtype)
-                for m, name in enumerate(self.shapes.used)}  # fmt: skip
+        return {
+            name: torch.where(present[:, m, None, None], features[name], 0).to(dtype)
+            for m, name in enumerate(self.shapes.used)
+        }
 
     def splice(self, token_ids: Tensor, soft: Tensor, soft_mask: Tensor) -> Tensor:
         """Put soft tokens into their places: ids (B, L) with SOFT_TOKEN, (B, N, H), (B, N) -> (B, L, H)."""
@@ -139,9 +141,15 @@ class EmotionLlama(nn.Module):
         return self.splice(token_ids, *self.soft_tokens(features, present))
 
     def forward(
-        self, token_ids: Tensor, position_ids: Tensor, kept: Tensor, layout: Layout, features: Mapping[str, Tensor],
-        present: Tensor, **of_losses: Any,
-    ) -> ModelOutput:  # fmt: skip
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor,
+        kept: Tensor,
+        layout: Layout,
+        features: Mapping[str, Tensor],
+        present: Tensor,
+        **of_losses: Any,
+    ) -> ModelOutput:
         """Summed loss over the supervised tokens of a row of samples.
 
         Args:

@@ -30,28 +30,37 @@ def add_lora(llm: nn.Module, *, r: int, alpha: float, dropout: float, targets: S
     """
     prefix, layers = decoder_layers(llm)
     linear = {
-        name.rsplit(".", 1)[-1]: module for name, module in layers.named_modules()
+        name.rsplit(".", 1)[-1]: module
+        for name, module in layers.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-    }  # fmt: skip
+    }
     family = llm.config.get_text_config().model_type
     unknown = [target for target in targets if target not in linear]
     if unknown:
         usual = next((names for names in FIRST_CHOICES if all(name in linear for name in names)), ())
         raise ConfigError(
-            "model.lora.targets", expected=f"among the layers of {family}: " + ", ".join(sorted(linear)),
+            "model.lora.targets",
+            expected=f"among the layers of {family}: " + ", ".join(sorted(linear)),
             got=", ".join(unknown),
             next_step=f"Use --set 'model.lora.targets=[{', '.join(usual)}]'." if usual else None,
-        )  # fmt: skip
+        )
     if family == "mpt":
         raise ConfigError(
-            "model.lora.r", expected="0 for mpt, since peft passes no embeddings on to it", got=str(r),
+            "model.lora.r",
+            expected="0 for mpt, since peft passes no embeddings on to it",
+            got=str(r),
             next_step="Use --set model.lora.r=0, or a base of another family.",
-        )  # fmt: skip
+        )
     pattern = re.escape(prefix) + r"\.\d+\.(?:.*\.)?(?:" + "|".join(map(re.escape, targets)) + ")"
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, bias="none", task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=pattern,
+        bias="none",
+        task_type="CAUSAL_LM",
         fan_in_fan_out=all(isinstance(linear[target], Conv1D) for target in targets),
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 for checkpointing by a name that it has deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -60,6 +69,8 @@ def add_lora(llm: nn.Module, *, r: int, alpha: float, dropout: float, targets: S
             return get_peft_model(llm, config)
         except ValueError as error:  # such as `out_proj` of Mamba, whose kernel reads the weight past the layer
             raise ConfigError(
-                "model.lora.targets", expected=f"layers of {family} that peft adapts", got=" ".join(str(error).split()),
+                "model.lora.targets",
+                expected=f"layers of {family} that peft adapts",
+                got=" ".join(str(error).split()),
                 next_step="Choose others of: " + ", ".join(sorted(linear)) + ".",
-            ) from error  # fmt: skip
+            ) from error

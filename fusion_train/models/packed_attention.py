@@ -132,9 +132,12 @@ def row_logits(
     """
     if together:
         return llm(
-            inputs_embeds=inputs, position_ids=position_ids, logits_to_keep=kept, use_cache=False,
+            inputs_embeds=inputs,
+            position_ids=position_ids,
+            logits_to_keep=kept,
+            use_cache=False,
             **attention_arguments(llm, layout, inputs),
-        ).logits  # fmt: skip
+        ).logits
     places = kept.tolist()
     parts = []
     for s in layout.segments:
@@ -191,10 +194,18 @@ def _attend_by_segment(
             k, v = torch.cat([key[:, :, before], k], dim=2), torch.cat([value[:, :, before], v], dim=2)
         windowed = window is not None and window < total
         mask = _causal(own, total, window if windowed else None, query.device) if s.prefix or windowed else None
-        outputs.append(F.scaled_dot_product_attention(
-            query[:, :, s.start : s.stop], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling,
-            dropout_p=dropout, enable_gqa=grouped,
-        ))  # fmt: skip
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, s.start : s.stop],
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                dropout_p=dropout,
+                enable_gqa=grouped,
+            )
+        )
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
@@ -214,9 +225,17 @@ def _attend_varlen(
     if index.keys is not None:
         k, v = k[index.keys], v[index.keys]
     out = _varlen()(
-        q, k, v, index.ends_q, index.ends_k, index.longest_q, index.longest_k, scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        index.ends_q,
+        index.ends_k,
+        index.longest_q,
+        index.longest_k,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
     return out.unflatten(0, (query.shape[0], layout.length))
 
 

@@ -69,7 +69,7 @@ class RandomStream:
             torch.set_rng_state(state)
 
 
-class Company:
+class ModelGroup:
     """Members that take the same batches; `present` may shrink when one has stopped."""
 
     def __init__(self, base: nn.Module, members: Sequence[EmotionLlama], *, stacked: bool | None = None) -> None:
@@ -135,11 +135,11 @@ class Company:
             return self._members[place](**tensors)
 
 
-class AnsweringTogether:
+class GroupAnswering:
     """Members as one model for `answering`: the rows of its batches are the members' one after another."""
 
-    def __init__(self, company: Company, members: Sequence[EmotionLlama]) -> None:
-        self.llm = company.llm
+    def __init__(self, group: ModelGroup, members: Sequence[EmotionLlama]) -> None:
+        self.llm = group.llm
         self.abilities = members[0].abilities
         self._members = members
 
@@ -152,10 +152,12 @@ class AnsweringTogether:
         count = len(self._members)
         parts = [tensor.chunk(count) for tensor in (token_ids, present)]
         by_modality = {name: tensor.chunk(count) for name, tensor in features.items()}
-        return torch.cat([
-            member.embed(parts[0][n], {name: chunks[n] for name, chunks in by_modality.items()}, parts[1][n])
-            for n, member in enumerate(self._members)
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                member.embed(parts[0][n], {name: chunks[n] for name, chunks in by_modality.items()}, parts[1][n])
+                for n, member in enumerate(self._members)
+            ]
+        )
 
 
 class _StackedLora(nn.Module):
@@ -180,8 +182,9 @@ class _StackedLora(nn.Module):
         rows = rows.to(first.lora_A[ADAPTER].weight.dtype)
         deltas = _stacked(self._dropped(rows, layers), layers)
         shape = (count, -1, result.shape[-1])
-        parts = [part if delta is None else part + delta
-                 for part, delta in zip(result.reshape(shape), deltas, strict=True)]  # fmt: skip
+        parts = [
+            part if delta is None else part + delta for part, delta in zip(result.reshape(shape), deltas, strict=True)
+        ]
         return torch.stack(parts).view_as(result).to(result.dtype)
 
     def _dropped(self, rows: Tensor, layers: Sequence[nn.Module | None]) -> list[Tensor]:
@@ -227,9 +230,9 @@ def _adapted_layers(llm: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def evaluating(company: Company) -> Iterator[None]:
+def evaluating(group: ModelGroup) -> Iterator[None]:
     """Without dropout inside the block."""
     with ExitStack() as after:
-        after.callback(company.train, True)
-        company.train(False)
+        after.callback(group.train, True)
+        group.train(False)
         yield

@@ -109,9 +109,11 @@ def fitting(subject: str, next_step: Callable[[], str]) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
-            subject, expected="to fit into the device's memory", got=str(error).partition(".")[0],
+            subject,
+            expected="to fit into the device's memory",
+            got=str(error).partition(".")[0],
             next_step=f"{next_step()} A run keeps its settings: name another folder with --out.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing: bool) -> str:

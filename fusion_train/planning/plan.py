@@ -104,9 +104,13 @@ def make_plan(
         counted[alike] = lengths
     budget = within(config, model, int(card.memory_gib * 2**30 * SAFETY))
     flops = costs.sample_flops(
-        llm, lora, tokens=lengths.total, supervised=lengths.answer, adapter=adapter_work(model),
+        llm,
+        lora,
+        tokens=lengths.total,
+        supervised=lengths.answer,
+        adapter=adapter_work(model),
         checkpointing=budget.checkpointing,
-    )  # fmt: skip
+    )
     wanted = config.optim.micro_batch_size
     micro = max(1, round(budget.tokens / lengths.total)) if wanted == "auto" else wanted
     base = config.model.quantised or config.model.llm_dtype
@@ -156,10 +160,12 @@ def _reader(config: Config, store: str, say: Callable[[str], None]) -> FeatureRe
 
 def _published_shapes(config: Config) -> FeatureShapes:
     published = FeatureShapes()
-    return FeatureShapes(**{
-        modality: getattr(published, modality) if modality in config.features.used else None
-        for modality in published.used
-    })  # fmt: skip
+    return FeatureShapes(
+        **{
+            modality: getattr(published, modality) if modality in config.features.used else None
+            for modality in published.used
+        }
+    )
 
 
 def _lengths(
@@ -194,18 +200,33 @@ def _lengths(
     limits = answer_limits(data, tokenizer)
     usable = {
         split: fitting_clips(
-            reader.usable(listed.in_split(split), data.failed_clips), data.tasks, collator, sets, limits,
-            split=split, say=say,
+            reader.usable(listed.in_split(split), data.failed_clips),
+            data.tasks,
+            collator,
+            sets,
+            limits,
+            split=split,
+            say=say,
         )
-        for split in dict.fromkeys((data.train_split, data.eval_split, asked_split)) if split in listed.splits
-    }  # fmt: skip
+        for split in dict.fromkeys((data.train_split, data.eval_split, asked_split))
+        if split in listed.splits
+    }
     stream = SampleStream(
-        usable[data.train_split], data.tasks, sets, seed=config.seed,
-        modalities=reader.modalities, mixture=data.mixture, on_absent_dataset=data.mixture_absent,
-        task_weights=data.task_weights, fallback=data.fallback, form=collator.form,
-        hide_modality_p=data.hide_modality_p, questions_per_clip=data.questions_per_clip,
-        limits=limits, say=say,
-    )  # fmt: skip
+        usable[data.train_split],
+        data.tasks,
+        sets,
+        seed=config.seed,
+        modalities=reader.modalities,
+        mixture=data.mixture,
+        on_absent_dataset=data.mixture_absent,
+        task_weights=data.task_weights,
+        fallback=data.fallback,
+        form=collator.form,
+        hide_modality_p=data.hide_modality_p,
+        questions_per_clip=data.questions_per_clip,
+        limits=limits,
+        say=say,
+    )
     places = text = answers = longest = 0
     together = data.questions_per_clip
     for turn in range(COUNTED_CLIPS):

@@ -32,9 +32,11 @@ def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:
     """
     if config.model.llm is None:
         raise ConfigError(
-            "model.llm", expected="a language model, whose costs can be told before", got="null: a probe",
+            "model.llm",
+            expected="a language model, whose costs can be told before",
+            got="null: a probe",
             next_step="A probe takes minutes on a CPU; run it: fusion-train --stage probe.",
-        )  # fmt: skip
+        )
     with torch.device("meta"):
         return build_model(config, skeleton(llm_config(config.model.llm)), shapes)
 
@@ -47,12 +49,15 @@ def llm_shape(llm: nn.Module) -> LlmShape:
     head_width = _size(config, "head_dim") or (width // heads if heads else 0)
     head = llm.get_output_embeddings()
     matrices = {
-        name: module for name, module in llm.named_modules()
+        name: module
+        for name, module in llm.named_modules()
         if (isinstance(module, Conv1D) or (hasattr(module, "weight") and hasattr(module, "in_features")))
-        and ".lora_" not in name and module is not head
-    }  # fmt: skip
-    layer_parameters = sum(math.prod(_sides(module)) for module in matrices.values()
-                           if not hasattr(module, "base_layer"))  # fmt: skip
+        and ".lora_" not in name
+        and module is not head
+    }
+    layer_parameters = sum(
+        math.prod(_sides(module)) for module in matrices.values() if not hasattr(module, "base_layer")
+    )
     widest = max((max(_sides(module)) for module in matrices.values()), default=width)
     counted = {id(module.weight) for module in (*matrices.values(), head)}
     others = sum(p.numel() for name, p in llm.named_parameters() if id(p) not in counted and ".lora_" not in name)

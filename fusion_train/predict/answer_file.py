@@ -26,8 +26,12 @@ PLACES = 6  # digits of a probability
 
 def asked(opened: OpenedModel, question: Question) -> dict[str, Any]:
     """What all answers of one file have in common."""
-    return {"task": question.task.full_name, "question": question.words, "choices": list(question.choices),
-            "model": opened.identity}  # fmt: skip
+    return {
+        "task": question.task.full_name,
+        "question": question.words,
+        "choices": list(question.choices),
+        "model": opened.identity,
+    }
 
 
 def row(answer: Answer, common: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,8 +96,12 @@ class AnswerFile:
         return list(kept.values()), count - len(kept)
 
     def _refused(self, got: str) -> DataError:
-        return DataError(str(self._path), expected="answers of this model to this question", got=got,
-                         next_step="Choose another file with --out.")  # fmt: skip
+        return DataError(
+            str(self._path),
+            expected="answers of this model to this question",
+            got=got,
+            next_step="Choose another file with --out.",
+        )
 
 
 def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:

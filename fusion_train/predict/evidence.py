@@ -51,9 +51,12 @@ class Evidence:
 
 
 def gather_evidence(
-    opened: OpenedModel, clips: Sequence[PreparedClip], prompt: Mapping[str, Tensor], features: Mapping[str, Tensor],
+    opened: OpenedModel,
+    clips: Sequence[PreparedClip],
+    prompt: Mapping[str, Tensor],
+    features: Mapping[str, Tensor],
     labels: Sequence[str],
-) -> list[Evidence]:  # fmt: skip
+) -> list[Evidence]:
     """Evidence of every clip of a batch; features are encoded already.
 
     Args:
@@ -73,10 +76,15 @@ def gather_evidence(
             if all(map(math.isfinite, rows[row])):
                 without[row][modality] = dict(zip(labels, rows[row], strict=True))
     return [
-        Evidence(clip.views, _by_modality(weights, row, modalities, clip), without[row], _sound(opened, clip),
-                 model.emotion_llama.fusion_tokens)
+        Evidence(
+            clip.views,
+            _by_modality(weights, row, modalities, clip),
+            without[row],
+            _sound(opened, clip),
+            model.emotion_llama.fusion_tokens,
+        )
         for row, clip in enumerate(clips)
-    ]  # fmt: skip
+    ]
 
 
 def _sound(opened: OpenedModel, clip: PreparedClip) -> Sound | None:

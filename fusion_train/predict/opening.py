@@ -66,9 +66,11 @@ def open_model(
         processor = open_processor(folder, model.config)
     except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(
-            str(folder), expected="an exported model that this release reads",
-            got=" ".join(str(error).split())[:300], next_step="Export the run again.",
-        ) from error  # fmt: skip
+            str(folder),
+            expected="an exported model that this release reads",
+            got=" ".join(str(error).split())[:300],
+            next_step="Export the run again.",
+        ) from error
     files = json.dumps(certificate["files"], sort_keys=True).encode()
     identity = hashlib.sha256(files).hexdigest()[:16]
     return OpenedModel(model, processor, certificate["run"]["name"], identity, time.perf_counter() - began)

@@ -48,9 +48,13 @@ class PageLimits:
 
 @contextmanager
 def serving(
-    opened: OpenedModel, *, host: str = "127.0.0.1", port: int | None = None, limits: PageLimits | None = None,
+    opened: OpenedModel,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    limits: PageLimits | None = None,
     examples: Sequence[Clip] = (),
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     """Serve the page while the block runs; gives its address.
 
     Args:
@@ -65,14 +69,23 @@ def serving(
         page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
         try:
             _, address, _ = page.launch(
-                server_name=host, server_port=port, max_file_size=limits.megabytes << 20, prevent_thread_lock=True,
-                quiet=True, share=False, footer_links=[], ssr_mode=False, theme=_theme(),
-            )  # fmt: skip
+                server_name=host,
+                server_port=port,
+                max_file_size=limits.megabytes << 20,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                footer_links=[],
+                ssr_mode=False,
+                theme=_theme(),
+            )
         except OSError as error:
             raise ConfigError(
-                f"{host}:{port or 7860}", expected="an address that is free", got=str(error).partition("\n")[0],
+                f"{host}:{port or 7860}",
+                expected="an address that is free",
+                got=str(error).partition("\n")[0],
                 next_step="Choose another with --port.",
-            ) from error  # fmt: skip
+            ) from error
         try:
             yield address
         finally:
@@ -83,15 +96,19 @@ def build_page(opened: OpenedModel, limits: PageLimits, examples: Sequence[Clip]
     """Lay out the page."""
     gr = _gradio()
     tasks = list(opened.processor.tasks) or ["emotion"]
-    with gr.Blocks(title=f"{opened.name}: ask about a clip", analytics_enabled=False,
-                   delete_cache=(SWEPT_EVERY_S, KEPT_S)) as page:  # fmt: skip
-        gr.Markdown(f"## Ask {markdown_text(opened.name)} about a clip\n"
-                    f"At most {limits.clip_s:g} s and {limits.megabytes} MB. What a face or a voice shows is not what "
-                    "a person feels.")  # fmt: skip
+    with gr.Blocks(
+        title=f"{opened.name}: ask about a clip", analytics_enabled=False, delete_cache=(SWEPT_EVERY_S, KEPT_S)
+    ) as page:
+        gr.Markdown(
+            f"## Ask {markdown_text(opened.name)} about a clip\n"
+            f"At most {limits.clip_s:g} s and {limits.megabytes} MB. What a face or a voice shows is not what "
+            "a person feels."
+        )
         with gr.Row():
             with gr.Column(scale=2):
-                clip = gr.Video(label="Clip", sources=["upload", "webcam"], include_audio=True, height=300,
-                                elem_id="clip")  # fmt: skip
+                clip = gr.Video(
+                    label="Clip", sources=["upload", "webcam"], include_audio=True, height=300, elem_id="clip"
+                )
                 words = gr.Textbox(label="What is said", placeholder="may be left empty", elem_id="words")
                 task = gr.Dropdown(tasks, value=tasks[0], label="Task", elem_id="task")
                 question = gr.Textbox(label="Question", placeholder="in place of the task's own", elem_id="question")
@@ -112,8 +129,9 @@ def build_page(opened: OpenedModel, limits: PageLimits, examples: Sequence[Clip]
         ask.click(answered, [clip, words, task, question], outputs, api_name="ask", show_progress="minimal")
         chosen = [example for example in examples if example.video][:NUM_EXAMPLES]
         if chosen:
-            gr.Examples([[str(example.video), example.text or ""] for example in chosen], [clip, words],
-                        label="Examples")  # fmt: skip
+            gr.Examples(
+                [[str(example.video), example.text or ""] for example in chosen], [clip, words], label="Examples"
+            )
     return page
 
 

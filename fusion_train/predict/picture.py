@@ -97,8 +97,16 @@ def draw_sound(axes: Axes, evidence: Evidence) -> None:
         axes.axvline(k * sound.window_s, color="0.6", linewidth=0.6)
     every = max(1, filled // 16)
     for k in range(0, filled, every):
-        axes.text((k + 0.5) * sound.window_s, 0.97, str(k), transform=axes.get_xaxis_transform(), ha="center", va="top",
-                  fontsize=7, color="0.35")  # fmt: skip
+        axes.text(
+            (k + 0.5) * sound.window_s,
+            0.97,
+            str(k),
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            fontsize=7,
+            color="0.35",
+        )
     padding = f"; tokens {filled} to {sound.tokens - 1} encode padding" if filled < sound.tokens else ""
     axes.set_title(f"sound: {filled} of {sound.tokens} tokens, {sound.window_s:.3f} s each{padding}", fontsize=9)
     axes.set(xlim=(0, max(duration_s, filled * sound.window_s)), xlabel="seconds")
@@ -122,8 +130,9 @@ def draw_weights(axes: Axes, evidence: Evidence) -> None:
             axes.axvspan(filled, tokens, color="0.93", zorder=0)
             axes.text(filled + 0.3, 0.03, "sound ended", transform=axes.get_xaxis_transform(), fontsize=7, color="0.4")
     axes.set(xlim=(0, tokens), xlabel="fusion token", ylabel="weight")
-    axes.set_title("modality weights of the fusion's attention branch (no softmax: neither positive nor summing to 1)",
-                   fontsize=9)  # fmt: skip
+    axes.set_title(
+        "modality weights of the fusion's attention branch (no softmax: neither positive nor summing to 1)", fontsize=9
+    )
     axes.legend(loc="best", ncols=3, fontsize=8)
 
 

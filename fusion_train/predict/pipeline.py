@@ -81,9 +81,14 @@ _Encoded = tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]
 
 
 def predict(
-    opened: OpenedModel, clips: ClipList, question: Question, *, limits: Limits | None = None,
-    timings: Timings | None = None, look: bool = False,
-) -> Iterator[Answer]:  # fmt: skip
+    opened: OpenedModel,
+    clips: ClipList,
+    question: Question,
+    *,
+    limits: Limits | None = None,
+    timings: Timings | None = None,
+    look: bool = False,
+) -> Iterator[Answer]:
     """Answer `question` about every clip; clips that share a set of labels come together.
 
     Args:
@@ -132,9 +137,15 @@ def _counted(answers: Sequence[Answer], timings: Timings, began: float) -> Seque
 
 
 def _decoded(
-    opened: OpenedModel, clips: ClipList, question: Question, limits: Limits, timings: Timings,
-    pool: ThreadPoolExecutor, workers: int, guard: CrashGuard,
-) -> Iterator[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]]:  # fmt: skip
+    opened: OpenedModel,
+    clips: ClipList,
+    question: Question,
+    limits: Limits,
+    timings: Timings,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    guard: CrashGuard,
+) -> Iterator[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]]:
     """Prepare clips on threads, in order, those with one set of labels after another; few are held at once.
 
     A single clip is prepared here: a new thread starts with cold memory and threads of torch of its own.
@@ -161,9 +172,14 @@ def _waited(
 
 
 def _prepare(
-    opened: OpenedModel, clip: Clip, labels: tuple[str, ...], question: Question, limits: Limits, timings: Timings,
+    opened: OpenedModel,
+    clip: Clip,
+    labels: tuple[str, ...],
+    question: Question,
+    limits: Limits,
+    timings: Timings,
     guard: CrashGuard,
-) -> PreparedClip | FeatureCacheError:  # fmt: skip
+) -> PreparedClip | FeatureCacheError:
     with timings.spent("decode"):
         try:
             with guard.decoding(media_key(clip)) as apart:
@@ -206,17 +222,22 @@ def refuse_long(clip: Clip, limit_s: float, read_s: float) -> None:
     stated_s = stated_duration_s(clip, read_s)
     if stated_s is not None and stated_s > limit_s:
         raise MediaError(
-            f'clip "{clip.id}"', expected=f"at most {duration(limit_s)} of sound and pictures", got=duration(stated_s),
+            f'clip "{clip.id}"',
+            expected=f"at most {duration(limit_s)} of sound and pictures",
+            got=duration(stated_s),
             next_step="Cut it, name a part with start_s and end_s in a clip list, or raise --max-seconds.",
-        )  # fmt: skip
+        )
 
 
 def refuse_nothing_shown(clip: Clip, prepared: PreparedClip, question: Question) -> None:
     """Raise MediaError for a clip with media of which the task shows none; a clip of words alone is answered."""
     if not prepared.inputs and any((clip.video, clip.audio, clip.image)):
         wanted = " or ".join(question.task.modalities)
-        raise MediaError(f'clip "{clip.id}"', expected=f"{wanted}, which the task {question.task.name} is about",
-                         got="none of it in its files")  # fmt: skip
+        raise MediaError(
+            f'clip "{clip.id}"',
+            expected=f"{wanted}, which the task {question.task.name} is about",
+            got="none of it in its files",
+        )
 
 
 def _batched(
@@ -251,9 +272,14 @@ def _encode(opened: OpenedModel, batch: _Batch, timings: Timings) -> _Encoded:
 
 
 def _answer(
-    opened: OpenedModel, question: Question, batch: _Batch, prompt: dict[str, Tensor], features: dict[str, Tensor],
-    timings: Timings, look: bool,
-) -> list[Answer]:  # fmt: skip
+    opened: OpenedModel,
+    question: Question,
+    batch: _Batch,
+    prompt: dict[str, Tensor],
+    features: dict[str, Tensor],
+    timings: Timings,
+    look: bool,
+) -> list[Answer]:
     model, processor, labels = opened.model, opened.processor, batch.labels
     closed = question.closed(labels)
     probabilities: list[list[float]] = [[] for _ in batch.clips]
@@ -266,24 +292,31 @@ def _answer(
             wrong = [not all(map(math.isfinite, row)) for row in probabilities]
         else:
             tokens = model.generate(
-                **prompt, features=features, max_new_tokens=question.max_new_tokens,
+                **prompt,
+                features=features,
+                max_new_tokens=question.max_new_tokens,
                 logits_processor=LogitsProcessorList([watch]),
-            )  # fmt: skip
+            )
             texts, wrong = processor.answers(tokens), watch.rows
     found: Sequence[Evidence | None] = [None] * len(batch.clips)
     if look:
-        found = gather_evidence(opened, [prepared for _, prepared in batch.clips], prompt, features,
-                                labels if closed else ())  # fmt: skip
+        found = gather_evidence(
+            opened, [prepared for _, prepared in batch.clips], prompt, features, labels if closed else ()
+        )
     return [
-        Answer(clip, error=_not_finite(clip)) if bad else
-        Answer(clip, text, dict(zip(labels, row, strict=True)) if closed else {}, tuple(prepared.inputs), evidence)
+        Answer(clip, error=_not_finite(clip))
+        if bad
+        else Answer(clip, text, dict(zip(labels, row, strict=True)) if closed else {}, tuple(prepared.inputs), evidence)
         for (clip, prepared), text, row, evidence, bad in zip(
-            batch.clips, texts, probabilities, found, wrong, strict=True)
-    ]  # fmt: skip
+            batch.clips, texts, probabilities, found, wrong, strict=True
+        )
+    ]
 
 
 def _not_finite(clip: Clip) -> DivergedError:
     return DivergedError(
-        f'clip "{clip.id}"', expected="finite scores", got="NaN or infinity",
+        f'clip "{clip.id}"',
+        expected="finite scores",
+        got="NaN or infinity",
         next_step="Export the run with a wider --dtype (bfloat16 or float32).",
-    )  # fmt: skip
+    )

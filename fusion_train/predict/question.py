@@ -38,9 +38,12 @@ class Question:
 
 
 def make_question(
-    processor: EmotionLlamaProcessor, task: str | None, words: str | None = None, choices: Sequence[str] = (),
+    processor: EmotionLlamaProcessor,
+    task: str | None,
+    words: str | None = None,
+    choices: Sequence[str] = (),
     max_new_tokens: int = MAX_NEW_TOKENS,
-) -> Question:  # fmt: skip
+) -> Question:
     """Settle a question; without a task, the first that the model was trained on.
 
     Raises:
@@ -52,7 +55,9 @@ def make_question(
         found = find_task(name)
     except ConfigError as error:
         raise ConfigError(
-            f'task "{name}"', expected="one that the model was trained on: " + ", ".join(trained), got="no such task",
+            f'task "{name}"',
+            expected="one that the model was trained on: " + ", ".join(trained),
+            got="no such task",
             next_step=suggest(name, trained).strip() or None,
-        ) from error  # fmt: skip
+        ) from error
     return Question(found, (words or "").strip() or None, tuple(choices), max_new_tokens)

@@ -99,9 +99,11 @@ def _as_characters(tokenizer: Any, text: str, subject: str) -> list[int]:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(
-                subject, expected="text", got=f"half a character (a lone surrogate) at character {error.start + 1}",
+                subject,
+                expected="text",
+                got=f"half a character (a lone surrogate) at character {error.start + 1}",
                 next_step="Save the text as UTF-8.",
-            ) from error  # fmt: skip
+            ) from error
     controls = _controls(tokenizer)
     named = controls.pattern.search(text) is not None
     # Without its tokens split, a slow tokenizer would lose added tokens that are mere words.

@@ -48,9 +48,11 @@ class PromptLimits:
             ids = encode(text[: longest(len(text), lambda count: len(encode(text[:count])) <= limit)])
         if len(ids) > limit:
             raise DataError(
-                subject, expected=f"at most {limit} prompt tokens", got=str(len(ids)),
+                subject,
+                expected=f"at most {limit} prompt tokens",
+                got=str(len(ids)),
                 next_step="Shorten its text in the clip list, or cut it by the setting data.too_long: cut.",
-            )  # fmt: skip
+            )
         return ids
 
 

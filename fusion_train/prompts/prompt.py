@@ -146,9 +146,11 @@ def find_task(name: str) -> Task:
         return task
     if not task.argues or not label:
         raise ConfigError(
-            f'task "{name}"', expected="a label task after the colon of a rationale, such as think:intent", got=name,
+            f'task "{name}"',
+            expected="a label task after the colon of a rationale, such as think:intent",
+            got=name,
             next_step=f"Tasks with rationales are {', '.join(RATIONALES)}.",
-        )  # fmt: skip
+        )
     return task.about(label)
 
 
@@ -198,17 +200,25 @@ class PromptFormat:
         return replace(task, instruction=wordings[draw % len(wordings)])
 
     def render(
-        self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None,
+        self,
+        text: str | None,
+        task: Task,
+        labels: Sequence[str] = (),
+        instruction: str | None = None,
         person: str | None = None,
-    ) -> tuple[str, str]:  # fmt: skip
+    ) -> tuple[str, str]:
         """Return what stands before and after the soft tokens."""
         before, said, asked = self.pieces(text, task, labels, instruction, person)
         return str(before), str(said + asked)
 
     def pieces(
-        self, text: str | None, task: Task, labels: Sequence[str] = (), instruction: str | None = None,
+        self,
+        text: str | None,
+        task: Task,
+        labels: Sequence[str] = (),
+        instruction: str | None = None,
         person: str | None = None,
-    ) -> tuple[Words, Words, Words]:  # fmt: skip
+    ) -> tuple[Words, Words, Words]:
         """Return what stands before the soft tokens, after them up to the clip's words, and from there on.
 
         Between the last two is the place of what is recalled. The clip's words, the labels and a question of the user's
@@ -223,8 +233,11 @@ class PromptFormat:
         values = {"task": Words.own(self.asked_as.get(task.name, task.name)), "instruction": asked}
         head, place, tail = after.partition("{said}")
         first = Words.joined((_filled(head, values), self._said(text, person)))
-        return (Words.own(before), first, _filled(tail, values)) if place else (
-            Words.own(before), Words(()), _filled(head, values))  # fmt: skip
+        return (
+            (Words.own(before), first, _filled(tail, values))
+            if place
+            else (Words.own(before), Words(()), _filled(head, values))
+        )
 
     def words(self, text: str | None) -> str:
         """As much of a clip's words as is shown, before they are cleaned."""
@@ -272,9 +285,11 @@ def encode_prompt(
     ids += encode_text(tokenizer, after, subject)
     if limit is not None and len(ids) > limit:
         raise DataError(
-            subject, expected=f"at most {limit} prompt tokens", got=str(len(ids)),
+            subject,
+            expected=f"at most {limit} prompt tokens",
+            got=str(len(ids)),
             next_step="Shorten its text in the clip list.",
-        )  # fmt: skip
+        )
     return ids
 
 

@@ -82,8 +82,12 @@ def open_base(config: EmotionLlamaConfig, name: str) -> nn.Module:
     try:
         found = AutoConfig.from_pretrained(name).get_text_config()
     except (OSError, ValueError) as error:
-        raise WeightsError(f'base "{name}"', expected="a folder or a reachable hub id",
-                           got=" ".join(str(error).split())[:200], next_step=advice) from error  # fmt: skip
+        raise WeightsError(
+            f'base "{name}"',
+            expected="a folder or a reachable hub id",
+            got=" ".join(str(error).split())[:200],
+            next_step=advice,
+        ) from error
     differing = [key for key in SIZES if getattr(found, key, None) != getattr(config.text_config, key, None)]
     if differing:
         wanted = ", ".join(f"{key} {getattr(config.text_config, key, None)}" for key in differing)
@@ -91,8 +95,12 @@ def open_base(config: EmotionLlamaConfig, name: str) -> nn.Module:
         raise WeightsError(f'base "{name}"', expected=wanted, got=got, next_step=advice)
     files = base_files(name)
     if sorted(files.values()) != sorted(reference["files"].values()):
-        raise FingerprintError(f'base "{name}"', expected="the weights that the adapters were trained on",
-                               got="others of the same size", next_step=advice)  # fmt: skip
+        raise FingerprintError(
+            f'base "{name}"',
+            expected="the weights that the adapters were trained on",
+            got="others of the same size",
+            next_step=advice,
+        )
     llm = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, reference["dtype"])).eval()
     llm.generation_config = plain_generation(llm.generation_config)  # what it leaves open is taken from the base's
     return llm
@@ -109,17 +117,23 @@ def open_networks(config: EmotionLlamaConfig, weights: Mapping[str, str]) -> nn.
     names = {spec.encoder for spec in specs.values()}
     for given in weights:
         if given not in names:
-            raise WeightsError(f'encoder weights of "{given}"', expected="one of " + ", ".join(sorted(names)),
-                               got="another", next_step=suggest(given, names).strip() or None)  # fmt: skip
+            raise WeightsError(
+                f'encoder weights of "{given}"',
+                expected="one of " + ", ".join(sorted(names)),
+                got="another",
+                next_step=suggest(given, names).strip() or None,
+            )
     networks = nn.ModuleDict()
     for modality, spec in specs.items():
         place = weights.get(spec.encoder) or spec.provenance.get("hub")
         if place is None:
             raise WeightsError(
-                f"weights of {spec.encoder}", expected="the checkpoint that made the features", got="no hub id",
+                f"weights of {spec.encoder}",
+                expected="the checkpoint that made the features",
+                got="no hub id",
                 next_step=f'Say where it is with encoder_weights={{"{spec.encoder}": FOLDER}} (--weights on a command '
                 "line).",
-            )  # fmt: skip
+            )
         maker = EXPORTABLE[spec.encoder]
         encoder = maker.open(str(place), "cpu", spec.compute_dtype, maker.options_of(spec))
         refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
@@ -133,8 +147,12 @@ def _with_adapters(llm: nn.Module, folder: Path) -> nn.Module:
     try:
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
-        raise WeightsError(str(folder), expected="peft, for adapters beside the base", got="none",
-                           next_step="pip install peft, or export the run with --merge.") from error  # fmt: skip
+        raise WeightsError(
+            str(folder),
+            expected="peft, for adapters beside the base",
+            got="none",
+            next_step="pip install peft, or export the run with --merge.",
+        ) from error
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 for checkpointing by a name that it has deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -162,6 +180,10 @@ def _refuse_differing(path: Path, held: set[str], wanted: set[str]) -> None:
     problems = [f"missing: {name}" for name in sorted(wanted - held)]
     problems += [f"unexpected: {name}" for name in sorted(held - wanted)]
     if problems:
-        raise WeightsError(path.name, expected="every trained weight, and no others",
-                           got=f"{len(problems)} that differ", next_step="Export the run again.",
-                           problems=problems)  # fmt: skip
+        raise WeightsError(
+            path.name,
+            expected="every trained weight, and no others",
+            got=f"{len(problems)} that differ",
+            next_step="Export the run again.",
+            problems=problems,
+        )

@@ -54,7 +54,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
             recall: settings of the `Recall` over its training clips; None where it was trained without.
             answers_in_batches: whether prompts padded on the left, and labels that continue a cache, mean the same;
                 False for recurrent layers and the like, whose prompts are answered one by one.
-            absent: hidden, or visible: `StandIns` are seen in place of a modality that a clip lacks.
+            absent: hidden, or visible: `AbsentConstants` are seen in place of a modality that a clip lacks.
         """
         if isinstance(text_config, Mapping):
             values = dict(text_config)

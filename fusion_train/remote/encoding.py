@@ -23,8 +23,13 @@ from featurecache.spec import Spec
 EXPORTABLE = {encoder.name: encoder for encoder in (WhisperEncoder, EvaGlobalEncoder, EvaTemporalEncoder)}
 INPUTS = {"audio": "input_features", "image": "image_frames", "video": "video_frames"}
 """Modality -> name of the model's input for it."""
-READ_AS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.float16,
-           "float8": torch.float16}  # fmt: skip
+READ_AS = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float16,
+    "float8": torch.float16,
+}
 """Stored dtype -> dtype of the tokens that a store gives."""
 LARGEST = {"int8": 127.0, "float8": 448.0}
 GROUP_TOKENS = 32

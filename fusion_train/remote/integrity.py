@@ -38,8 +38,11 @@ class _Certificate(TypedDict):
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """sha256 by name of every file but the certificate, and what a hub adds (`.gitattributes`)."""
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())
-            if path.is_file() and path.name not in (CERTIFICATE, PAGE_NAME) and path.name[0] != "."}  # fmt: skip
+    return {
+        path.name: file_sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in (CERTIFICATE, PAGE_NAME) and path.name[0] != "."
+    }
 
 
 def read_certificate(out: Path) -> dict[str, Any]:
@@ -56,9 +59,12 @@ def read_certificate(out: Path) -> dict[str, Any]:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise ExportError(
-            str(out / CERTIFICATE), expected="the certificate of an exported folder", got="other keys or values",
-            next_step=WRITE_ONE, problems=problems,
-        ) from error  # fmt: skip
+            str(out / CERTIFICATE),
+            expected="the certificate of an exported folder",
+            got="other keys or values",
+            next_step=WRITE_ONE,
+            problems=problems,
+        ) from error
     return document
 
 
@@ -69,6 +75,10 @@ def refuse_changed_files(out: Path, certificate: Mapping[str, Any]) -> None:
     problems += [f"changed: {name}" for name in then if name in now and now[name] != then[name]]
     problems += [f"new: {name}" for name in now if name not in then]
     if problems:
-        raise ExportError(str(out), expected="the files that its certificate is about",
-                          got=f"{len(problems)} that differ", next_step="Export the run again.",
-                          problems=problems)  # fmt: skip
+        raise ExportError(
+            str(out),
+            expected="the files that its certificate is about",
+            got=f"{len(problems)} that differ",
+            next_step="Export the run again.",
+            problems=problems,
+        )

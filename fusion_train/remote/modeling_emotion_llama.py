@@ -31,7 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from featurecache.encoders import Encoder
 from featurecache.encoders.network import FrozenNetwork, align, round_products
 from featurecache.errors import WeightsError
-from fusion_train.models.absent_constants import StandIns
+from fusion_train.models.absent_constants import AbsentConstants
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
 from fusion_train.models.emotion_llama import Abilities, EmotionLlama, llm_width
 from fusion_train.models.recall import Recall
@@ -57,8 +57,11 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("audio", "image", "video", "text")
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
-        "emotion_llama.fusion", "emotion_llama.projectors", "recall", "stand_ins",
-    ]  # fmt: skip
+        "emotion_llama.fusion",
+        "emotion_llama.projectors",
+        "recall",
+        "stand_ins",
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -83,7 +86,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             empty = EXPORTABLE[specs[key]["encoder"]].empty_network(settings).float()
             self.networks[key] = round_products(empty, specs[key]["compute_dtype"])
         self.recall = Recall(config.recall) if config.recall else None
-        self.stand_ins = StandIns(shapes) if config.absent == "visible" else None
+        self.stand_ins = AbsentConstants(shapes) if config.absent == "visible" else None
         self._specs = config.specs
         self._opened: tuple[torch.device, dict[str, Encoder]] | None = None
         self._announce_language_model()
@@ -116,13 +119,19 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         if args and is_adapter_folder(args[0]):
             return assemble_adapter(cls, Path(args[0]), **places)
         model, info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
-        problems = [f"{kind.replace('_', ' ')}: {item}" for kind in ("missing_keys", "unexpected_keys",
-                    "mismatched_keys") for item in sorted(map(str, info[kind]))]  # fmt: skip
+        problems = [
+            f"{kind.replace('_', ' ')}: {item}"
+            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            for item in sorted(map(str, info[kind]))
+        ]
         if problems:
             raise WeightsError(
-                "exported model", expected="weights for every parameter, and no others",
-                got=f"{len(problems)} that differ", next_step="Export the run again.", problems=problems,
-            )  # fmt: skip
+                "exported model",
+                expected="weights for every parameter, and no others",
+                got=f"{len(problems)} that differ",
+                next_step="Export the run again.",
+                problems=problems,
+            )
         align(model)
         return (model, info) if wanted else model
 
@@ -161,9 +170,11 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
                 encoder = rebuild_encoder(spec, self.config.networks[key], network)
                 if differing := encoder.spec(spec.stored_dtype).differences(spec):
                     raise WeightsError(
-                        f"{modality} encoder", expected="the spec that the model was trained with",
-                        got=f"{len(differing)} differing fields", problems=differing,
-                    )  # fmt: skip
+                        f"{modality} encoder",
+                        expected="the spec that the model was trained with",
+                        got=f"{len(differing)} differing fields",
+                        problems=differing,
+                    )
                 opened[modality] = encoder
             self._opened = (device, opened)
         return self._opened[1]
@@ -201,8 +212,9 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             return input_ids, attention_mask
         return self.recall.fill(input_ids, attention_mask, features, present, list(self._specs))
 
-    def embed(self, input_ids: Tensor, present: Tensor, features: Mapping[str, Tensor] | None = None,
-              **inputs: Tensor | None) -> Tensor:  # fmt: skip
+    def embed(
+        self, input_ids: Tensor, present: Tensor, features: Mapping[str, Tensor] | None = None, **inputs: Tensor | None
+    ) -> Tensor:
         """Prompt and raw inputs, or features from a store, -> (B, L, H) for the language model."""
         features, present = self.seen(features or self.encode(present, **inputs), present)
         return self.emotion_llama.embed(input_ids, features, present)
@@ -233,9 +245,12 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids = filled
         embedded = self.embed(input_ids, present, features)
         out = self.emotion_llama.llm(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), logits_to_keep=logits_to_keep,
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            logits_to_keep=logits_to_keep,
             **kwargs,
-        )  # fmt: skip
+        )
         if labels is not None:
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
             out.loss = F.cross_entropy(out.logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL)
@@ -243,11 +258,17 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.inference_mode()
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, present: Tensor | None = None,
-        features: Mapping[str, Tensor] | None = None, input_features: Tensor | None = None,
-        image_frames: Tensor | None = None, video_frames: Tensor | None = None, valid: Tensor | None = None,
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        present: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        input_features: Tensor | None = None,
+        image_frames: Tensor | None = None,
+        video_frames: Tensor | None = None,
+        valid: Tensor | None = None,
         **options: Any,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """New token ids (B, T) after the prompts; greedily, unless `options` of `generate` say otherwise."""
         present = self._nothing(input_ids) if present is None else present
         features = features or self.encode(
@@ -268,9 +289,14 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.inference_mode()
     def label_probabilities(
-        self, label_ids: Sequence[Sequence[int]], input_ids: Tensor, attention_mask: Tensor,
-        present: Tensor | None = None, features: Mapping[str, Tensor] | None = None, **inputs: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        label_ids: Sequence[Sequence[int]],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        present: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+        **inputs: Tensor | None,
+    ) -> Tensor:
         """Probability of every label of a closed set, (B, C) float32, without generation.
 
         Args:

@@ -121,8 +121,17 @@ class EmotionLlamaProcessor(ProcessorMixin):
             MediaError: a file that cannot be decoded.
             DataError: no medium and no text, lists of different lengths, or a crop that is none.
         """
-        values = {"video": video, "audio": audio, "image": image, "text": text, "peak_frame": peak_frame,
-                  "start_s": start_s, "end_s": end_s, "crop": crop, "person": person}  # fmt: skip
+        values = {
+            "video": video,
+            "audio": audio,
+            "image": image,
+            "text": text,
+            "peak_frame": peak_frame,
+            "start_s": start_s,
+            "end_s": end_s,
+            "crop": crop,
+            "person": person,
+        }
         task = task or next(iter(self.tasks), "emotion")
         if notice := self.untrained_notice(task):
             logger.warning_once(notice)
@@ -133,9 +142,14 @@ class EmotionLlamaProcessor(ProcessorMixin):
         return self.collate([self.prepare(clip, task, question, labels) for clip in clips])
 
     def prepare(
-        self, clip: Clip, task: str, question: str | None = None, labels: Sequence[str] = (),
-        limit_s: float | None = None, decode: Decode = decode_each,
-    ) -> PreparedClip:  # fmt: skip
+        self,
+        clip: Clip,
+        task: str,
+        question: str | None = None,
+        labels: Sequence[str] = (),
+        limit_s: float | None = None,
+        decode: Decode = decode_each,
+    ) -> PreparedClip:
         """Decode, preprocess and tokenise one clip; for threads. `decode` stands in for `decode_each`.
 
         Raises:

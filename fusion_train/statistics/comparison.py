@@ -103,8 +103,10 @@ class Comparison:
     def verdict(self) -> str:
         """In words, in points."""
         if self.interval is None:
-            return (f"no verdict is possible from {self.lacking} ({self.difference * 100:+.1f} points); at least "
-                    f"{MIN_SEEDS} seeds of each variant and {MIN_CLUSTERS} clusters are needed")  # fmt: skip
+            return (
+                f"no verdict is possible from {self.lacking} ({self.difference * 100:+.1f} points); at least "
+                f"{MIN_SEEDS} seeds of each variant and {MIN_CLUSTERS} clusters are needed"
+            )
         low, high = (round(bound * 100, 1) + 0.0 for bound in (self.interval.low, self.interval.high))
         said = f"{self.interval.level:.0%} interval {low:.1f} to {high:.1f}".replace("%", " %")
         if self.distinguishable:
@@ -213,8 +215,9 @@ def two_way_variance(sides: Sequence[Sequence[Jackknife]]) -> tuple[float, float
     residuals = [_residual_mean_square(each) for each in pseudo]
     of_interaction = sum(square / number for square, number in zip(residuals, num_seeds, strict=True)) / count
     variance = max(of_seeds + of_clusters - of_interaction, of_seeds, of_clusters)
-    denominator = (of_seeds**2 / seed_degrees + of_clusters**2 / (count - 1)
-                   + of_interaction**2 / (seed_degrees * (count - 1)))  # fmt: skip
+    denominator = (
+        of_seeds**2 / seed_degrees + of_clusters**2 / (count - 1) + of_interaction**2 / (seed_degrees * (count - 1))
+    )
     degrees = max(1.0, variance**2 / denominator) if denominator else float(count - 1)
     num_clusters = sides[0][0].num_clusters  # more than `count` where clusters were left out in groups
     interaction = float(np.mean(residuals)) * num_clusters / count
@@ -268,8 +271,14 @@ def needed_for(difference: float, variance: Variance, cluster_size: float, *, le
     """Return the seeds and clips that make `difference` detectable, half of the allowed variance for each."""
     if not difference:
         return None
-    seeds = next((count for count in range(MIN_SEEDS, MAX_SEEDS + 1)
-                  if 2 * variance.seeds / count <= _allowed(difference, 2 * count - 2, level) / 2), None)  # fmt: skip
+    seeds = next(
+        (
+            count
+            for count in range(MIN_SEEDS, MAX_SEEDS + 1)
+            if 2 * variance.seeds / count <= _allowed(difference, 2 * count - 2, level) / 2
+        ),
+        None,
+    )
     if seeds is None:
         return Needed(None, None)
     per_cluster = variance.clusters + 2 * variance.interaction / seeds

@@ -56,8 +56,10 @@ class Selection:
         """How the correction was formed, with what it assumes."""
         if self.correlation is None:
             return f"best of {self.num_candidates}; corrected: chosen on resampled clusters, scored on those left out"
-        return (f"best of {self.num_candidates}, of which only these answers are known; corrected: a bound for equally "
-                f"good candidates whose errors correlate with {self.correlation:.2f}")  # fmt: skip
+        return (
+            f"best of {self.num_candidates}, of which only these answers are known; corrected: a bound for equally "
+            f"good candidates whose errors correlate with {self.correlation:.2f}"
+        )
 
 
 def correct(candidates: Sequence[Scored], clusters: Sequence[Hashable], *, level: float = LEVEL) -> Selection:

@@ -76,15 +76,18 @@ def admitted(sweep: Sweep, table: TrialTable, guess: Estimate, say: Callable[[st
     budget = sweep.budget
     seeds = list(dict.fromkeys(trial.seed for trial in sweep.trials))
     of_seed = {seed: [trial for trial in sweep.trials if trial.seed == seed] for seed in seeds}
-    open_ones = {seed: [trial for trial in trials if table.outcome(trial).state == WAITING]
-                 for seed, trials in of_seed.items()}  # fmt: skip
+    open_ones = {
+        seed: [trial for trial in trials if table.outcome(trial).state == WAITING] for seed, trials in of_seed.items()
+    }
     used_s, share = table.spent(), share_of_steps(sweep)
     started = len(sweep.trials) - sum(map(len, open_ones.values()))
     expected = {seed: sum(map(guess.seconds, trials)) * share for seed, trials in open_ones.items()}
     if sum(map(len, open_ones.values())):
         by = "as trials before took" if guess.measured else f"at {DEFAULT_UTILISATION:.0%} of the matrix peak"
-        say(f"{sum(map(len, open_ones.values()))} trials left, about {duration(sum(expected.values()))} of device time "
-            f"{by}")  # fmt: skip
+        say(
+            f"{sum(map(len, open_ones.values()))} trials left, about {duration(sum(expected.values()))} of device time "
+            f"{by}"
+        )
     if budget is None:
         return list(sweep.trials)
     kept: list[int] = []
@@ -99,15 +102,19 @@ def admitted(sweep: Sweep, table: TrialTable, guess: Estimate, say: Callable[[st
     if not kept and table.spent() == 0:
         first = seeds[0]
         raise ConfigError(
-            "budget", expected=f"room for one seed of all {len(of_seed[first])} variants: "
+            "budget",
+            expected=f"room for one seed of all {len(of_seed[first])} variants: "
             f"{expected[first] / HOUR_S:.2g} hours, {len(of_seed[first])} trials",
             got=", ".join(f"{name} {value}" for name, value in budget.model_dump(exclude_none=True).items()),
             next_step="Give more with --budget hours=…, or name fewer variants.",
-        )  # fmt: skip
+        )
     left_out = [seed for seed in seeds if seed not in kept]
     if left_out:
-        say(f"the budget has room for {len(kept)} of {len(seeds)} seeds; left waiting for a larger one: seed "
-            + ", ".join(map(str, left_out)) + " of every variant")  # fmt: skip
+        say(
+            f"the budget has room for {len(kept)} of {len(seeds)} seeds; left waiting for a larger one: seed "
+            + ", ".join(map(str, left_out))
+            + " of every variant"
+        )
     return [trial for seed in kept for trial in of_seed[seed]]
 
 

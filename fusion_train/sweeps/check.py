@@ -12,7 +12,7 @@ from fusion_train.planning.cautions import cautions, split_sizes
 from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.processes import this_process
-from fusion_train.run_context import assemble
+from fusion_train.run_context import build_context
 from fusion_train.sweeps.expected_power import told_before
 from fusion_train.sweeps.grouping import batch_key
 from fusion_train.sweeps.halving import rung_steps
@@ -38,22 +38,26 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
             for config in trial.stages:
                 FeatureReader.open(store, config.features.used)
                 if config.model.llm is None:  # what trains without a language model is quickly built as it will be
-                    assemble(config, store, clips)
+                    build_context(config, store, clips)
                 if config.optim.shard_base:
                     raise ConfigError(
-                        "optim.shard_base", expected="false, since a trial trains in one process", got="true",
+                        "optim.shard_base",
+                        expected="false, since a trial trains in one process",
+                        got="true",
                         next_step="Quantise the base instead: model.quantised: nf4.",
-                    )  # fmt: skip
+                    )
             stages = [cost_of(config, store, clips, counted, sweep.split) for config in trial.stages]
             costs[trial.variant] = stages[-1]
         except FeatureCacheError as error:
             problems.append(f"{trial.variant}: {error}")
     if problems:
         raise DataError(
-            f"sweep {sweep.name}", expected="variants that can all be trained",
-            got=f"{len(problems)} of {len(sweep.variants)} that cannot", next_step=sweep.needs or None,
+            f"sweep {sweep.name}",
+            expected="variants that can all be trained",
+            got=f"{len(problems)} of {len(sweep.variants)} that cannot",
+            next_step=sweep.needs or None,
             problems=problems,
-        )  # fmt: skip
+        )
     _tell(sweep, costs, clips, say)
     return costs
 
@@ -64,14 +68,19 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Calla
         if cost is None:
             say(f"{variant}: a probe, without a language model")
         else:
-            say(f"{variant}: {cost.trained:,} trained parameters, {cost.soft_tokens} soft tokens, "
+            say(
+                f"{variant}: {cost.trained:,} trained parameters, {cost.soft_tokens} soft tokens, "
                 f"{cost.flops / 1e12:,.1f} TFLOP a trial, memory {cost.shared_bytes / 2**20:,.0f} MiB shared "
-                f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own")  # fmt: skip
+                f"+ {cost.own_bytes / 2**20:,.0f} MiB of its own"
+            )
     announce(sweep, say)
     on_cpu = this_process().device.type == "cpu"
     configs = [(trial.variant, config) for trial in sweep.trials for config in trial.stages]
-    said = [(variant, line) for variant, config in configs
-            for line in cautions(config, on_cpu=on_cpu, **split_sizes(config, clips))]  # fmt: skip
+    said = [
+        (variant, line)
+        for variant, config in configs
+        for line in cautions(config, on_cpu=on_cpu, **split_sizes(config, clips))
+    ]
     for line in dict.fromkeys(line for _, line in said):
         variants = [*dict.fromkeys(variant for variant, other in said if other == line)]
         say(line if len(variants) == len(sweep.variants) else f"{', '.join(variants)}: {line}")
@@ -79,11 +88,15 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Calla
     warmup = max(each.warmup_steps for each in optim)
     early = [rung for rung in rung_steps(sweep.halving, max(each.steps for each in optim)) if rung <= warmup]
     if early:
-        say(f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
-            "little; name later shares of the steps in halving.at")  # fmt: skip
+        say(
+            f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
+            "little; name later shares of the steps in halving.at"
+        )
     notice = optimism_notice(sweep.weights, sweep.split, choosing_splits(sweep))
-    say(f"scored on {sweep.split}, with the {sweep.weights} weights, since {sweep.why_weights}"
-        + (f"; {notice}" if notice else ""))  # fmt: skip
+    say(
+        f"scored on {sweep.split}, with the {sweep.weights} weights, since {sweep.why_weights}"
+        + (f"; {notice}" if notice else "")
+    )
     say(told_before(sweep, clips))
 
 
@@ -100,8 +113,17 @@ def cost_of(
     """
     if config.model.llm is None:
         return None
-    plan = make_plan(config, store, clips, gpu="h200", utilisation=DEFAULT_UTILISATION, say=lambda text: None,
-                     counted=counted, batches=batch_key(config), asked_split=asked_split)  # fmt: skip
+    plan = make_plan(
+        config,
+        store,
+        clips,
+        gpu="h200",
+        utilisation=DEFAULT_UTILISATION,
+        say=lambda text: None,
+        counted=counted,
+        batches=batch_key(config),
+        asked_split=asked_split,
+    )
     need = plan.memory
     # What the CUDA context takes is gone from the free memory already.
     return Cost(

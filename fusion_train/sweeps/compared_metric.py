@@ -65,7 +65,9 @@ def choose_measure(task: str, metric: str | None = None, main: str | None = None
     chosen = metric or BY_TASK.get(find_task(task).name)
     if chosen is None:
         raise ConfigError(
-            f'task "{task}"', expected="a metric", got="none of its own",
+            f'task "{task}"',
+            expected="a metric",
+            got="none of its own",
             next_step="Name one with metric: " + ", ".join(METRICS) + ".",
-        )  # fmt: skip
+        )
     return Measure(chosen, main_figure(chosen, main))

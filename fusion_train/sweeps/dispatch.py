@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from featurecache.interrupt import Interrupted
-from fusion_train.sweeps.engines import Crew
+from fusion_train.sweeps.engines import Executor
 from fusion_train.sweeps.job import Answer, Group
 
 
 def dispatch(
-    crew: Crew,
+    executor: Executor,
     groups: Iterable[Group],
     say: Callable[[str], None],
     used_up: Callable[[float], bool] = lambda at_work_s: False,
@@ -34,15 +34,15 @@ def dispatch(
     busy: dict[int, tuple[Group, float]] = {}
     stopped = False
     while True:
-        idle = [worker for worker in range(crew.count) if worker not in busy]
+        idle = [worker for worker in range(executor.count) if worker not in busy]
         now = time.perf_counter()
-        while idle and left and not crew.stopping and not used_up(sum(now - began for _, began in busy.values())):
+        while idle and left and not executor.stopping and not used_up(sum(now - began for _, began in busy.values())):
             worker, group = idle.pop(0), left.popleft()
             busy[worker] = group, now
-            crew.begin(worker, group)
+            executor.begin(worker, group)
         if not busy:
             break
-        for worker, answer in crew.answers():
+        for worker, answer in executor.answers():
             group, began = busy.pop(worker)
             if answer.halt is not None:
                 raise answer.halt
@@ -53,5 +53,5 @@ def dispatch(
                 left.extendleft(replace(group, trials=(trial,)) for trial in reversed(group.trials))
             stopped = stopped or answer.stopped
             yield group, answer, time.perf_counter() - began
-    if stopped or (left and crew.stopping):
+    if stopped or (left and executor.stopping):
         raise Interrupted("stopped. Go on with the same command.")

@@ -58,8 +58,10 @@ def expect(sweep: Sweep, references: Scored, labels: Sequence[Hashable], cluster
         variance, basis = read_pilot(Path(sweep.pilot), references.main), f"variances measured by {sweep.pilot}"
     else:
         variance = assumed_variance(sweep.assume, references.main, labels, num_clusters)
-        basis = (f"assuming {sweep.assume.seed_sd:g} points of standard deviation over seeds and "
-                 f"{sweep.assume.disagreement:.0%} of clips answered differently".replace("%", " %"))  # fmt: skip
+        basis = (
+            f"assuming {sweep.assume.seed_sd:g} points of standard deviation over seeds and "
+            f"{sweep.assume.disagreement:.0%} of clips answered differently".replace("%", " %")
+        )
     return Expectation(detectable(variance, num_seeds, num_clusters, level=strict), basis)
 
 
@@ -68,8 +70,10 @@ def said_before(expected: Expectation, figure: str, num_seeds: int, num_clusters
     counted = f"{num_seeds} seed{'s' if num_seeds != 1 else ''} and {num_clusters:,} {clustered_by}"
     if expected.least is None:
         return f"no verdict is possible from {counted}: at least 2 seeds and {MIN_CLUSTERS} {clustered_by} are needed"
-    return f"differences of {figure} from about {expected.least * 100:.1f} points can be told from chance with " \
-           f"{counted}, {expected.basis}"  # fmt: skip
+    return (
+        f"differences of {figure} from about {expected.least * 100:.1f} points can be told from chance with "
+        f"{counted}, {expected.basis}"
+    )
 
 
 def assumed_variance(assume: Assumptions, figure: str, labels: Sequence[Hashable], num_clusters: int) -> Variance:
@@ -94,14 +98,17 @@ def read_pilot(folder: Path, figure: str) -> Variance:
         main = found["sweep"]["main"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"pilot: {folder}", expected=f"the folder of a finished sweep with its {RESULTS}", got="none",
+            f"pilot: {folder}",
+            expected=f"the folder of a finished sweep with its {RESULTS}",
+            got="none",
             next_step="Run fusion-train report on that sweep, or state seed_sd under assume:.",
-        ) from None  # fmt: skip
+        ) from None
     if main != figure or not measured:
         raise ConfigError(
-            f"pilot: {folder}", expected=f"a sweep that compares {figure}, with 2 or more seeds",
+            f"pilot: {folder}",
+            expected=f"a sweep that compares {figure}, with 2 or more seeds",
             got=f"one that compares {main}" if main != figure else "no measured variance",
-        )  # fmt: skip
+        )
     return Variance(**{name: fmean(each[name] for each in measured) for name in ("seeds", "clusters", "interaction")})
 
 
@@ -115,13 +122,16 @@ def told_before(sweep: Sweep, clips: str) -> str:
     task = find_task(sweep.task)
     scored = with_answers(load_clips(clips).in_split(sweep.split), task)
     answers = {clip.id: answers_of(clip, task)[0].text for clip in scored}
-    references = sweep.measure.scored([{"id": clip_id, "reference": answer, "prediction": answer}
-                                       for clip_id, answer in answers.items()])  # fmt: skip
+    references = sweep.measure.scored(
+        [{"id": clip_id, "reference": answer, "prediction": answer} for clip_id, answer in answers.items()]
+    )
     clustered_by, named = clusters_in(scored)
     ids = references.clip_ids
     clusters = clusters_of(ids, named)
     expected = expect(sweep, references, [str(answers[clip_id]) for clip_id in ids], clusters)
     num_seeds, comparisons = len({trial.seed for trial in sweep.trials}), len(sweep.variants) - 1
-    return (f"{sweep.task} on {len(ids)} clips of {sweep.split}, {comparisons} "
-            f"comparison{'s' if comparisons != 1 else ''} with {sweep.reference}: "
-            + said_before(expected, references.main, num_seeds, len(set(clusters)), clustered_by))  # fmt: skip
+    return (
+        f"{sweep.task} on {len(ids)} clips of {sweep.split}, {comparisons} "
+        f"comparison{'s' if comparisons != 1 else ''} with {sweep.reference}: "
+        + said_before(expected, references.main, num_seeds, len(set(clusters)), clustered_by)
+    )

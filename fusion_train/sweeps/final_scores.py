@@ -15,11 +15,11 @@ from fusion_train import checkpoint
 from fusion_train.data.answers import with_answers
 from fusion_train.data.halves import NUM_HALVES, split_halves
 from fusion_train.evaluation.evaluate import Evaluation, classified, evaluate
-from fusion_train.models.trial_group import Company, evaluating
+from fusion_train.models.trial_group import ModelGroup, evaluating
 from fusion_train.prompts.prompt import find_task
-from fusion_train.run_context import Workbench, reassemble
+from fusion_train.run_context import RunContext, load_context
 from fusion_train.sweeps.group_scoring import evaluate_together
-from fusion_train.sweeps.group_training import Asked, Member, SharedBase, benches_of
+from fusion_train.sweeps.group_training import Asked, Member, SharedBase, contexts_of
 from fusion_train.sweeps.grouping import shares_base
 from fusion_train.sweeps.job import PREDICTIONS, Work
 from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED
@@ -38,10 +38,10 @@ def evaluate_finished(
     """
     config = asked[0].config
     if shares_base(config):
-        known = [member.bench if member is not None else None for member in members]
-        opened = benches_of(asked, known, store=work.store, clips=work.clips, base=base)
+        known = [member.context if member is not None else None for member in members]
+        opened = contexts_of(asked, known, store=work.store, clips=work.clips, base=base)
     else:
-        opened = [reassemble(each.run, store=work.store, clips=work.clips, which="last") for each in asked]
+        opened = [load_context(each.run, store=work.store, clips=work.clips, which="last") for each in asked]
     first = opened[0]
     clips = first.reader.usable(first.clips.in_split(work.split), config.data.failed_clips)
     folders = [scored_checkpoints(each, work.weights) for each in asked]
@@ -77,10 +77,10 @@ def scored_checkpoints(asked: Asked, weights: str) -> list[Path]:
 
 
 def _cross_fitted(
-    asked: Asked, bench: Workbench, answers: Sequence[Evaluation], folders: Sequence[Path], work: Work
+    asked: Asked, context: RunContext, answers: Sequence[Evaluation], folders: Sequence[Path], work: Work
 ) -> Evaluation:
     """Of each half, the answers of the weights that the other half chose; a row names its half and their step."""
-    halves = split_halves(bench.clips.in_split(work.split), asked.run.record().halves)
+    halves = split_halves(context.clips.in_split(work.split), asked.run.record().halves)
     rows: list[dict[str, Any]] = []
     for number, (half, answered, folder) in enumerate(zip(map(set, halves), answers, folders, strict=True), start=1):
         beside = {"half": number, "weights_step": checkpoint.read_state(folder).step}
@@ -100,18 +100,18 @@ def _answered(member: Member | None, folder: Path, clips: ClipList, work: Work) 
 
 
 def _evaluate(
-    opened: Sequence[Workbench], folders: Sequence[Path], clips: ClipList, work: Work, base: SharedBase
+    opened: Sequence[RunContext], folders: Sequence[Path], clips: ClipList, work: Work, base: SharedBase
 ) -> list[Evaluation]:
     """Answers of runs of one group, each with the weights of a checkpoint."""
-    for bench, folder in zip(opened, folders, strict=True):
-        checkpoint.load_model(folder, bench.model, name=checkpoint.best_weights(folder))
+    for context, folder in zip(opened, folders, strict=True):
+        checkpoint.load_model(folder, context.model, name=checkpoint.best_weights(folder))
     if not opened or not shares_base(opened[0].config):
-        return [evaluate(bench, clips, work.task) for bench in opened]
+        return [evaluate(context, clips, work.task) for context in opened]
     config = opened[0].config
     llm = base.plain(config.model.llm or "", config.model.llm_dtype)
-    models = [bench.model.to(next(llm.parameters()).device) for bench in opened]
+    models = [context.model.to(next(llm.parameters()).device) for context in opened]
     if len(opened) == 1:
         return [evaluate(opened[0], clips, work.task)]
-    company = Company(llm, models)
-    with evaluating(company):
-        return evaluate_together(opened[0], company, models, clips, work.task)
+    group = ModelGroup(llm, models)
+    with evaluating(group):
+        return evaluate_together(opened[0], group, models, clips, work.task)

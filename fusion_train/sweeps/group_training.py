@@ -26,23 +26,23 @@ from featurecache.terminal import show_progress
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
 from fusion_train.data.halves import Halves
-from fusion_train.data.loader import Feed
+from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.errors import DivergedError, FusionTrainError
 from fusion_train.llm.loading import build_model, load_llm
 from fusion_train.models.emotion_llama import ModelOutput
-from fusion_train.models.trial_group import Company, evaluating, shared_copy
+from fusion_train.models.trial_group import ModelGroup, evaluating, shared_copy
 from fusion_train.planning.memory_budget import Budget, choose_budget
 from fusion_train.planning.sizes import work_of
 from fusion_train.processes import this_process
 from fusion_train.run import Run, absolute
-from fusion_train.run_context import Workbench, assemble
+from fusion_train.run_context import RunContext, build_context
 from fusion_train.seeding import derive
 from fusion_train.sweeps.group_scoring import Scored, score_together
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.clip_list_changes import check_lists
 from fusion_train.training.devices import make_accelerator, peak_flops, place
 from fusion_train.training.loss import LOSS_PER, loss_of, total_of
-from fusion_train.training.metrics_logger import Journal
+from fusion_train.training.metrics_logger import MetricsLogger
 from fusion_train.training.non_finite_steps import keep_for_replay
 from fusion_train.training.optimizer import gradient_norms, make_optimizer, set_learning_rates
 from fusion_train.training.resume import (
@@ -57,7 +57,7 @@ from fusion_train.training.resume import (
 )
 from fusion_train.training.sample_stream import keep_pool, make_stream
 from fusion_train.training.step_metrics import Tally
-from fusion_train.training.validation import HeldOut, summarise
+from fusion_train.training.validation import Validation, summarise
 
 
 class SharedBase:
@@ -95,12 +95,12 @@ class Member:
     """One trial in training."""
 
     asked: Asked
-    bench: Workbench
+    context: RunContext
     accelerator: Any
     optimizer: Any
     averaged: Averaged | None
     start: int
-    journal: Journal
+    logger: MetricsLogger
     tally: Tally
     halves: Halves = ()
     """Of its held-out clips, where it keeps the weights that each half chooses."""
@@ -146,34 +146,38 @@ def train_together(
     for each in asked:
         refuse_other_configuration(each.run, each.config)
         refuse_other_draws(each.run, each.run.record() if each.run.exists else None)
-    benches = benches_of(asked, [None] * len(asked), store=store, clips=clips, base=base)
-    first = benches[0]
+    contexts = contexts_of(asked, [None] * len(asked), store=store, clips=clips, base=base)
+    first = contexts[0]
     llm = base.plain(first.config.model.llm or "", first.config.model.llm_dtype)
     budget = choose_budget(first.config, first.model, next(llm.parameters()).device)
     # Recomputed activations would draw their dropout again from whoever's turn it is.
-    company = Company(llm, [bench.model for bench in benches], stacked=False if budget.checkpointing else None)
+    group = ModelGroup(llm, [context.model for context in contexts], stacked=False if budget.checkpointing else None)
     changed = [
         check_lists(each.run, each.run.record(), first, accept=clips_changed, say=say) if each.run.exists else None
         for each in asked
     ]
     kept = asked[0].run.pool if asked[0].run.exists and not any(changed) else None
     stream = make_stream(first, say, kept=kept)
-    rows = budget.tokens // len(benches) if company.stacked else budget.tokens
-    feed = Feed(first.config, stream, first.collator, num_processes=1, process=0, budget=max(rows, 1))
-    halves = [halves_of(each.run, first, record or (each.run.record() if each.run.exists else None), each.per_half)
-              for each, record in zip(asked, changed, strict=True)]  # fmt: skip
-    held_out = HeldOut(first) if first.config.data.eval_split is not None else None
-    summary = summarise(first, stream, held_out)
-    with ExitStack() as open_journals:
+    rows = budget.tokens // len(contexts) if group.stacked else budget.tokens
+    loader = PrefetchingLoader(first.config, stream, first.collator, num_processes=1, process=0, budget=max(rows, 1))
+    halves = [
+        halves_of(each.run, first, record or (each.run.record() if each.run.exists else None), each.per_half)
+        for each, record in zip(asked, changed, strict=True)
+    ]
+    validation = Validation(first) if first.config.data.eval_split is not None else None
+    summary = summarise(first, stream, validation)
+    with ExitStack() as open_loggers:
         for each, record in zip(asked, changed, strict=True):
-            open_journals.enter_context(each.run.writing())
+            open_loggers.enter_context(each.run.writing())
             refuse_other_pool(each.run, record or (each.run.record() if each.run.exists else None), stream.pool)
             anew = record is not None or not each.run.exists
-            keep_pool(stream, each.run.pool, held_out.split if held_out else (), summary, anew=anew)
+            keep_pool(stream, each.run.pool, validation.split if validation else (), summary, anew=anew)
             if record is not None:
                 each.run.keep(replace(record, pool_sha256=stream.pool.sha256))
-        members = [_join(each, bench, store, clips, budget, stream.pool.sha256, of, open_journals)
-                   for each, bench, of in zip(asked, benches, halves, strict=True)]  # fmt: skip
+        members = [
+            _join(each, context, store, clips, budget, stream.pool.sha256, of, open_loggers)
+            for each, context, of in zip(asked, contexts, halves, strict=True)
+        ]
         for line in summary:
             say(line)
         ends = [min(member.config.optim.steps, until or member.config.optim.steps) for member in members]
@@ -181,20 +185,20 @@ def train_together(
         say(f"{len(members)} together from step {start} to {end}: {', '.join(each.run.name for each in asked)}")
         with StopRequest(stop) as request, show_progress("sweep", "steps", already=start) as progress:
             began = time.perf_counter()
-            for step, step_batches in enumerate(feed.steps(start, end), start=start):
+            for step, step_batches in enumerate(loader.steps(start, end), start=start):
                 here = [n for n, member in enumerate(members) if _takes_part(member, step, ends[n])]
                 stopping = False
                 if here:
-                    company.keep(here)
+                    group.keep(here)
                     present = [members[n] for n in here]
                     for member in present:
-                        member.journal.waited(time.perf_counter() - began)
-                    _step(company, here, members, step_batches, step)
+                        member.logger.waited(time.perf_counter() - began)
+                    _step(group, here, members, step_batches, step)
                     _share(present, time.perf_counter() - began)
                     mean = sum(float(member.loss) for member in present) / len(present)
                     progress(step + 1, end, f"{len(present)} together, mean loss {mean:.4f}")
                     stopping = request.requested
-                    _after(company, held_out, members, here, ends, step + 1, stopping, say)
+                    _after(group, validation, members, here, ends, step + 1, stopping, say)
                 if stopping and any(not m.finished and m.error is None for m in members):
                     raise Interrupted(f"stopped after step {step + 1}. Go on with the same command.")
                 began = time.perf_counter()
@@ -202,44 +206,50 @@ def train_together(
             if (
                 member.error is None
                 and not member.finished
-                and (member.done == member.config.optim.steps or member.journal.stalled())
+                and (member.done == member.config.optim.steps or member.logger.stalled())
             ):
                 _finish(member)
     return members
 
 
-def benches_of(
-    asked: Sequence[Asked], known: Sequence[Workbench | None], *, store: str, clips: str, base: SharedBase
-) -> list[Workbench]:
+def contexts_of(
+    asked: Sequence[Asked], known: Sequence[RunContext | None], *, store: str, clips: str, base: SharedBase
+) -> list[RunContext]:
     """A workbench for each of some runs that take the same batches; all but the model is shared.
 
     Args:
         known: those that there are already.
     """
-    first = next((bench for bench in known if bench is not None), None)
+    first = next((context for context in known if context is not None), None)
     found = []
-    for each, bench in zip(asked, known, strict=True):
-        made = bench or (_beside(first, each, base) if first else _bench(each, store, clips, base))
+    for each, context in zip(asked, known, strict=True):
+        made = context or (_beside(first, each, base) if first else _bench(each, store, clips, base))
         first = first or made
         found.append(made)
     return found
 
 
-def _bench(asked: Asked, store: str, clips: str, base: SharedBase) -> Workbench:
+def _bench(asked: Asked, store: str, clips: str, base: SharedBase) -> RunContext:
     known = asked.run.record() if asked.run.exists else None
-    return assemble(
-        asked.config, store, clips, fingerprints=known.fingerprints if known else None,
-        sets=known.label_sets if known else None, load=base.copy,
-    )  # fmt: skip
+    return build_context(
+        asked.config,
+        store,
+        clips,
+        fingerprints=known.fingerprints if known else None,
+        sets=known.label_sets if known else None,
+        load=base.copy,
+    )
 
 
-def _beside(first: Workbench, asked: Asked, base: SharedBase) -> Workbench:
+def _beside(first: RunContext, asked: Asked, base: SharedBase) -> RunContext:
     """The workbench of another member: a model of its own, everything else the first one's."""
     if asked.run.exists and dict(asked.run.record().fingerprints) != first.reader.fingerprints:
         raise FingerprintError(
-            str(asked.run.folder), expected="the features that the run was trained on", got="others",
+            str(asked.run.folder),
+            expected="the features that the run was trained on",
+            got="others",
             next_step="Name the store it was trained from with --store, or delete the run.",
-        )  # fmt: skip
+        )
     config = asked.config
     llm = base.copy(config.model.llm or "", config.model.llm_dtype)
     return replace(first, config=config, model=build_model(config, llm, first.reader.shapes))
@@ -247,13 +257,13 @@ def _beside(first: Workbench, asked: Asked, base: SharedBase) -> Workbench:
 
 def _join(
     asked: Asked,
-    bench: Workbench,
+    context: RunContext,
     store: str,
     clips: str,
     budget: Budget,
     pool_sha256: str,
     halves: Halves,
-    journals: ExitStack,
+    loggers: ExitStack,
 ) -> Member:
     run, config = asked.run, asked.config
     accelerator = make_accelerator(config.optim)
@@ -261,31 +271,38 @@ def _join(
     initial = asked.initial
     if known is not None and known.initial is not None:
         initial = Run(absolute(known.initial["run"], run.folder))
-    loaded = start_from(initial, run, bench.model, known) if initial else None
+    loaded = start_from(initial, run, context.model, known) if initial else None
     if known is None:
-        run.create(config, replace(make_record(bench, store, clips, run, loaded, halves), pool_sha256=pool_sha256))
-    place(bench.model, config, accelerator, budget)
-    optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
-    averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
-    start = resume(run, bench.model, optimizer, averaged, accelerator, known)
-    journal = Journal(run.folder, start, config.log, enabled=True, peak_flops=peak_flops(accelerator, config),
-                      about=config.model_dump(mode="json"))  # fmt: skip
-    journals.enter_context(journal)
-    return Member(asked, bench, accelerator, optimizer, averaged, start, journal, Tally(work_of(bench.model)), halves,
-                  start)  # fmt: skip
+        run.create(config, replace(make_record(context, store, clips, run, loaded, halves), pool_sha256=pool_sha256))
+    place(context.model, config, accelerator, budget)
+    optimizer = accelerator.prepare(make_optimizer(context.model, config.optim))
+    averaged = Averaged(context.model, config.optim.ema_decay) if config.optim.ema_decay else None
+    start = resume(run, context.model, optimizer, averaged, accelerator, known)
+    logger = MetricsLogger(
+        run.folder,
+        start,
+        config.log,
+        enabled=True,
+        peak_flops=peak_flops(accelerator, config),
+        about=config.model_dump(mode="json"),
+    )
+    loggers.enter_context(logger)
+    return Member(
+        asked, context, accelerator, optimizer, averaged, start, logger, Tally(work_of(context.model)), halves, start
+    )
 
 
 def _takes_part(member: Member, step: int, end: int) -> bool:
     return member.error is None and not member.finished and member.start <= step < end
 
 
-def _step(company: Company, here: Sequence[int], members: Sequence[Member], batches: list[Batch], step: int) -> None:
+def _step(group: ModelGroup, here: Sequence[int], members: Sequence[Member], batches: list[Batch], step: int) -> None:
     """One optimizer step of every member that is here."""
     present = [members[n] for n in here]
-    device = present[0].bench.device
+    device = present[0].context.device
     for n, member in zip(here, present, strict=True):
         member.rates = set_learning_rates(member.optimizer, step, member.config.optim)
-        company.streams[n].seed(derive(member.config.seed, "dropout", step, 0))
+        group.streams[n].seed(derive(member.config.seed, "dropout", step, 0))
         member.loss = torch.zeros((), device=device)
 
     totals = {per: sum(total_of(batch, per) for batch in batches) for per in LOSS_PER}
@@ -297,7 +314,7 @@ def _step(company: Company, here: Sequence[int], members: Sequence[Member], batc
             return loss if scaler is None else scaler.scale(loss)
 
         with present[0].accelerator.autocast():
-            outputs = company.learn(batch.to(device).tensors(), weigh)
+            outputs = group.learn(batch.to(device).tensors(), weigh)
         for member, output in zip(present, outputs, strict=True):
             member.tally.count(batch.asked, output.sample_losses)
             per = member.config.optim.loss_per
@@ -306,7 +323,7 @@ def _step(company: Company, here: Sequence[int], members: Sequence[Member], batc
         error = _apply(member, step)
         if error is not None:
             clip_ids = [clip for batch in batches for clip in batch.clip_ids]
-            keep_for_replay(member.asked.run, member.bench, step, clip_ids)
+            keep_for_replay(member.asked.run, member.context, step, clip_ids)
             member.error = error
         member.done = step + 1
         member.optimizer.zero_grad(set_to_none=True)
@@ -317,7 +334,7 @@ def _apply(member: Member, step: int) -> DivergedError | None:
     problem = ("loss", float(member.loss))
     if math.isfinite(problem[1]):
         member.accelerator.unscale_gradients(member.optimizer)
-        member.norms = gradient_norms(member.bench.model, member.config.optim.max_grad_norm)
+        member.norms = gradient_norms(member.context.model, member.config.optim.max_grad_norm)
         problem = ("gradient", member.norms["all"])
         if math.isfinite(problem[1]) or member.accelerator.scaler is not None:  # a scaler skips such steps
             member.optimizer.step()
@@ -325,15 +342,17 @@ def _apply(member: Member, step: int) -> DivergedError | None:
                 member.averaged.update(step)
             return None
     return DivergedError(
-        f"{member.asked.run.folder}, step {step}", expected=f"a finite {problem[0]}", got=str(problem[1]),
+        f"{member.asked.run.folder}, step {step}",
+        expected=f"a finite {problem[0]}",
+        got=str(problem[1]),
         next_step="Lower optim.lr or set optim.precision=bf16; "
         f"fusion-train replay {member.asked.run.folder} asks sample by sample.",
-    )  # fmt: skip
+    )
 
 
 def _after(
-    company: Company,
-    held_out: HeldOut | None,
+    group: ModelGroup,
+    validation: Validation | None,
     members: Sequence[Member],
     here: Sequence[int],
     ends: Sequence[int],
@@ -344,41 +363,50 @@ def _after(
     """Lines of the journals, scores, checkpoints; who is done leaves."""
     sound = [n for n in here if members[n].error is None]
     for member in (members[n] for n in sound):
-        if member.journal.due(done):
-            member.journal.step(done, member.tally.take(), member.rates, member.norms)
+        if member.logger.due(done):
+            member.logger.step(done, member.tally.take(), member.rates, member.norms)
     paused_since = time.perf_counter()
     asking = [n for n in sound if done == ends[n] or done % members[n].config.log.eval_every == 0]
-    if held_out and asking:
-        company.keep(asking)
+    if validation and asking:
+        group.keep(asking)
         chosen = [members[n] for n in asking]
-        with _averages(chosen), evaluating(company):
-            found = score_together(held_out, company, [member.bench.model for member in chosen],
-                                   [member.halves for member in chosen])  # fmt: skip
+        with _averages(chosen), evaluating(group):
+            found = score_together(
+                validation, group, [member.context.model for member in chosen], [member.halves for member in chosen]
+            )
         for member, scored in zip(chosen, found, strict=True):
-            member.journal.scores(done, scored.scores)
-            chosen_steps = member.journal.chosen_steps()
+            member.logger.scores(done, scored.scores)
+            chosen_steps = member.logger.chosen_steps()
             member.scored = {at: each for at, each in member.scored.items() if at in chosen_steps} | {done: scored}
             said = ", ".join(f"{name} {value:.3f}" for name, value in scored.scores.items())
             say(f"step {done}: {member.asked.run.name}: {said}")
     for n in sound:
         member = members[n]
-        complete = done == member.config.optim.steps or member.journal.stalled()
-        due = done % member.config.checkpoint.every == 0 or done in member.journal.chosen_steps()
+        complete = done == member.config.optim.steps or member.logger.stalled()
+        due = done % member.config.checkpoint.every == 0 or done in member.logger.chosen_steps()
         if complete or done == ends[n] or due or stopping:
-            half_scores = member.journal.half_scores_at(done) if member.halves else ()
-            save_checkpoint(member.asked.run, member.bench, member.optimizer, member.averaged, member.accelerator, done,
-                            member.journal.score_at(done), half_scores)  # fmt: skip
+            half_scores = member.logger.half_scores_at(done) if member.halves else ()
+            save_checkpoint(
+                member.asked.run,
+                member.context,
+                member.optimizer,
+                member.averaged,
+                member.accelerator,
+                done,
+                member.logger.score_at(done),
+                half_scores,
+            )
         if complete:
             _finish(member)
     passed = time.perf_counter() - paused_since
     for n in here:
-        members[n].journal.paused(passed)
+        members[n].logger.paused(passed)
     _share([members[n] for n in here], passed)
 
 
 def _finish(member: Member) -> None:
     member.finished = True
-    scores = member.journal.scores_at(member.done)
+    scores = member.logger.scores_at(member.done)
     member.asked.run.finish({"step": member.done, "scores": scores, "seconds": round(member.seconds, 3)})
 
 

@@ -43,8 +43,10 @@ def _spread(groups: list[list[Trial]], workers: int, cost: Callable[[Trial], Cos
     """Lay groups end to end and cut at equal shares of the work (McNaughton's rule): at most workers − 1 cuts."""
     costs = [cost(trial) for group in groups for trial in group]
     known = all(each is not None for each in costs)
-    work = {trial.key: each.flops if each is not None and known else 1.0
-            for trial, each in zip((trial for group in groups for trial in group), costs, strict=True)}  # fmt: skip
+    work = {
+        trial.key: each.flops if each is not None and known else 1.0
+        for trial, each in zip((trial for group in groups for trial in group), costs, strict=True)
+    }
     share, passed = sum(work.values()) / workers, 0.0
     pieces: dict[tuple[int, int], list[Trial]] = {}
     for number, group in enumerate(groups):

@@ -73,8 +73,11 @@ def stop_behind(
 ) -> None:
     """Stop the waiting trials of variants that are behind by these scores; the table keeps where that was."""
     going_on = survivors(scores, sweep.reference, keep)
-    stopped = [trial for trial in trials if trial.variant in scores and trial.variant not in going_on
-               and table.outcome(trial).state == WAITING]  # fmt: skip
+    stopped = [
+        trial
+        for trial in trials
+        if trial.variant in scores and trial.variant not in going_on and table.outcome(trial).state == WAITING
+    ]
     for variant in dict.fromkeys(trial.variant for trial in stopped):
         say(f"{variant}: behind {where}, stopped")
     for trial in stopped:

@@ -52,23 +52,38 @@ def variant_table(results: Results) -> Table:
         compared = verdicts.get(variant)
         finished = sum(outcome.state == DONE for outcome in mine)
         told = REFERENCE if variant == results.about["reference"] else compared.verdict if compared else _states(mine)
-        rows.append([
-            variant,
-            score[0] * 100 if score else None,
-            score[1] * 100 if score and score[1] is not None else None,
-            *(each[0] * 100 if each else None for each in beside),
-            f"{finished} of {len(mine)}",
-            sum(outcome.seconds or 0.0 for outcome in mine),
-            *(_compared(compared) if compared else [None] * len(COMPARED)),
-            f"{results.weights}; {results.optimism}" if results.optimism else results.weights,
-            told,
-        ])  # fmt: skip
+        rows.append(
+            [
+                variant,
+                score[0] * 100 if score else None,
+                score[1] * 100 if score and score[1] is not None else None,
+                *(each[0] * 100 if each else None for each in beside),
+                f"{finished} of {len(mine)}",
+                sum(outcome.seconds or 0.0 for outcome in mine),
+                *(_compared(compared) if compared else [None] * len(COMPARED)),
+                f"{results.weights}; {results.optimism}" if results.optimism else results.weights,
+                told,
+            ]
+        )
     rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
-    header = ["variant", results.figures[0], SPREAD, *results.figures[1:], "seeds", "seconds", *COMPARED, "weights",
-              VERDICT]  # fmt: skip
-    return Table(header, rows, note=results.how_scored, warned=results.optimism is not None,  # type: ignore[arg-type]
-                 emphasised=frozenset(number for number, row in enumerate(rows)
-                                      if row[0] == results.about["reference"]))  # fmt: skip
+    header = [
+        "variant",
+        results.figures[0],
+        SPREAD,
+        *results.figures[1:],
+        "seeds",
+        "seconds",
+        *COMPARED,
+        "weights",
+        VERDICT,
+    ]
+    return Table(
+        header,
+        rows,
+        note=results.how_scored,
+        warned=results.optimism is not None,  # type: ignore[arg-type]
+        emphasised=frozenset(number for number, row in enumerate(rows) if row[0] == results.about["reference"]),
+    )
 
 
 def _compared(found: Comparison) -> list[Cell]:
@@ -80,9 +95,12 @@ def _compared(found: Comparison) -> list[Cell]:
 def page_of(results: Results, variants: Table) -> Page:
     about = results.about
     clips = max((len(each.clip_ids) for each in results.scored.values()), default=0)
-    page = Page(f"Sweep {about['name']}", f"{about['task']} on {clips} clips of {about['split']}, "
-                f"{results.measure.main}; "
-                f"every variant is compared with {about['reference']} on the same clips.")  # fmt: skip
+    page = Page(
+        f"Sweep {about['name']}",
+        f"{about['task']} on {clips} clips of {about['split']}, "
+        f"{results.measure.main}; "
+        f"every variant is compared with {about['reference']} on the same clips.",
+    )
     failed = [outcome for outcome in results.outcomes if outcome.error]
     if failed:
         page.text(f"{len(failed)} of {len(results.outcomes)} trials failed; their errors stand below.", "warning")
@@ -92,18 +110,26 @@ def page_of(results: Results, variants: Table) -> Page:
         page.text(note, "note")
     page.heading(f"Against {about['reference']}")
     page.table(variants.only(["variant", *COMPARED, VERDICT]))
-    page.text(f"Points of {results.measure.main}. Intervals and p (two-sided t) hold for other clips and other seeds: "
-              f"both {results.clustered_by} and seeds are random effects; p is corrected by Holm for all comparisons "
-              f"({len(results.comparisons)}). Told before the run: {about.get('told_before', 'nothing')}.",
-              "note")  # fmt: skip
+    page.text(
+        f"Points of {results.measure.main}. Intervals and p (two-sided t) hold for other clips and other seeds: "
+        f"both {results.clustered_by} and seeds are random effects; p is corrected by Holm for all comparisons "
+        f"({len(results.comparisons)}). Told before the run: {about.get('told_before', 'nothing')}.",
+        "note",
+    )
     if results.scored:
-        page.drawing(draw_scores(results), f"Left: {results.measure.main} of every seed, and the mean. Right: "
-                     f"difference to {about['reference']} in points, with 95 % intervals.")  # fmt: skip
+        page.drawing(
+            draw_scores(results),
+            f"Left: {results.measure.main} of every seed, and the mean. Right: "
+            f"difference to {about['reference']} in points, with 95 % intervals.",
+        )
     if any(each.variance for each in results.comparisons):
         page.table(_sources(results))
-        page.text("Standard deviations in points: of a variant's score over seeds, without the noise of clips; and of "
-                  "the difference, as far as seeds and clips make it. More clips do not lower the first, more seeds "
-                  "do not lower the last.", "note")  # fmt: skip
+        page.text(
+            "Standard deviations in points: of a variant's score over seeds, without the noise of clips; and of "
+            "the difference, as far as seeds and clips make it. More clips do not lower the first, more seeds "
+            "do not lower the last.",
+            "note",
+        )
     for caveat in results.caveats:
         page.text(caveat, "warning")
     curves = _curves(results)
@@ -116,8 +142,11 @@ def page_of(results: Results, variants: Table) -> Page:
         for rung, value in results.correlations.items():
             said = "too few finished to tell" if value is None else f"{value:.2f}"
             page.text(f"Rank correlation of the scores {_at(rung)} with those at the end: {said}.")
-        page.text("Held-out accuracy before the end, in per cent, mean over seeds. What was stopped was behind there, "
-                  "which is not the same as worse.", "note")  # fmt: skip
+        page.text(
+            "Held-out accuracy before the end, in per cent, mean over seeds. What was stopped was behind there, "
+            "which is not the same as worse.",
+            "note",
+        )
     page.heading("Settings")
     page.table(_settings(results))
     page.heading("Trials")
@@ -129,8 +158,11 @@ def page_of(results: Results, variants: Table) -> Page:
 
 def _settings(results: Results) -> Table:
     """What all trials have in common, by the first that has a configuration; a value that differs is named as such."""
-    configs = [Run(results.folder / each.name).config() for each in results.outcomes
-               if (results.folder / each.name / "config.yaml").is_file()]  # fmt: skip
+    configs = [
+        Run(results.folder / each.name).config()
+        for each in results.outcomes
+        if (results.folder / each.name / "config.yaml").is_file()
+    ]
     shown: dict[str, list[str]] = {}
     for config in configs:
         values = {
@@ -148,8 +180,10 @@ def _settings(results: Results) -> Table:
         }
         for name, value in values.items():
             shown.setdefault(name, []).append(str(value))
-    rows = [[name, values[0] if len(set(values)) == 1 else "differs: " + ", ".join(dict.fromkeys(values))]
-            for name, values in shown.items()]  # fmt: skip
+    rows = [
+        [name, values[0] if len(set(values)) == 1 else "differs: " + ", ".join(dict.fromkeys(values))]
+        for name, values in shown.items()
+    ]
     return Table(["setting", "value"], rows)  # type: ignore[arg-type]
 
 
@@ -187,8 +221,9 @@ def _rungs(results: Results) -> Table:
         early = [scores.get(variant) for scores in results.rungs.values()]
         end = results.mean_and_spread(variant, results.measure.main)
         shares = [*early, end[0] if end else None]
-        rows.append([variant, *(None if share is None else share * 100 for share in shares),
-                     _states(results.of(variant))])  # fmt: skip
+        rows.append(
+            [variant, *(None if share is None else share * 100 for share in shares), _states(results.of(variant))]
+        )
     header = ["variant", *map(_at, results.rungs), f"{results.measure.main} at the end", "state"]
     return Table(header, rows)  # type: ignore[arg-type]
 
@@ -213,8 +248,11 @@ def paper_table(results: Results) -> Table:
             difference = f"{difference} [{each.interval.low * 100:.2f}, {each.interval.high * 100:.2f}]"
         p = None if each is None or each.p_holm is None else "< 0.001" if each.p_holm < 0.001 else f"{each.p_holm:.3f}"
         rows.append([variant, f"{score[0] * 100:.2f}{spread} ({count})", difference, p])
-    return Table(["variant", f"{results.measure.main} (seeds)", "difference [95 %]", "p (Holm)"], rows,  # type: ignore[arg-type]
-                 note=results.how_scored)  # fmt: skip
+    return Table(
+        ["variant", f"{results.measure.main} (seeds)", "difference [95 %]", "p (Holm)"],
+        rows,  # type: ignore[arg-type]
+        note=results.how_scored,
+    )
 
 
 def _sources(results: Results) -> Table:
@@ -224,8 +262,9 @@ def _sources(results: Results) -> Table:
         if each.variance is None:
             continue
         seeds = each.variance.seeds * sum(1 / count for count in each.num_seeds)
-        clips = (each.variance.clusters + each.variance.interaction * sum(1 / count for count in each.num_seeds)) \
-            / each.num_clusters  # fmt: skip
+        clips = (
+            each.variance.clusters + each.variance.interaction * sum(1 / count for count in each.num_seeds)
+        ) / each.num_clusters
         rows.append([each.variant, *(100 * value**0.5 for value in (each.variance.seeds, seeds, clips))])
     header = ["variant", "sd over seeds", "of the difference, from seeds", "from clips"]
     return Table(header, rows)  # type: ignore[arg-type]
@@ -238,8 +277,11 @@ def draw_scores(results: Results) -> Figure:
     figure = Figure(figsize=(9.0, 1.1 + 0.42 * len(variants)), layout="constrained")
     scores, differences = figure.subplots(1, 2, sharey=True)
     for place, variant in enumerate(variants):
-        values = [results.scored[outcome.name].value * 100 for outcome in results.of(variant)
-                  if outcome.name in results.scored]  # fmt: skip
+        values = [
+            results.scored[outcome.name].value * 100
+            for outcome in results.of(variant)
+            if outcome.name in results.scored
+        ]
         scores.plot(values, [place] * len(values), "o", color=POINT, alpha=0.55, markersize=5)
         scores.plot([sum(values) / len(values)], [place], "|", color=MEAN, markersize=16, markeredgewidth=2.5)
         each = compared.get(variant)
@@ -262,10 +304,14 @@ def draw_scores(results: Results) -> Figure:
 def _curves(results: Results) -> Figure | None:
     """Loss and held-out accuracy over the steps, as far as there are any."""
     variants = results.about["variants"]
-    rows = {variant: [Run(results.folder / outcome.name).metric_rows() for outcome in results.of(variant)]
-            for variant in variants}  # fmt: skip
-    curves = {label: {variant: points for variant in variants if (points := _mean_curve(rows[variant], name))}
-              for label, name in (("loss", "loss"), ("held-out accuracy", "accuracy"))}  # fmt: skip
+    rows = {
+        variant: [Run(results.folder / outcome.name).metric_rows() for outcome in results.of(variant)]
+        for variant in variants
+    }
+    curves = {
+        label: {variant: points for variant in variants if (points := _mean_curve(rows[variant], name))}
+        for label, name in (("loss", "loss"), ("held-out accuracy", "accuracy"))
+    }
     # One logged point is no curve; its axes would be empty.
     curves = {label: lines for label, lines in curves.items() if any(len(points) > 1 for points in lines.values())}
     if not curves:
@@ -277,9 +323,12 @@ def _curves(results: Results) -> Figure | None:
             number = variants.index(variant)
             dotted = label != "loss" or len(points) == 1
             (handles[variant],) = axes.plot(
-                *zip(*points, strict=True), color=f"C{number % COLORS}", linestyle="-" if number < COLORS else "--",
-                marker="o" if dotted else None, markersize=3,
-            )  # fmt: skip
+                *zip(*points, strict=True),
+                color=f"C{number % COLORS}",
+                linestyle="-" if number < COLORS else "--",
+                marker="o" if dotted else None,
+                markersize=3,
+            )
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
         if label == "loss":
@@ -294,13 +343,15 @@ def _mean_curve(runs: Sequence[Sequence[dict[str, float]]], name: str) -> list[t
     """(step, mean) over runs, of `name` or the mean of all `name/TASK`."""
     at: dict[float, list[float]] = {}
     for row in (row for rows in runs for row in rows):
-        values = [value for key, value in row.items() if key == name or (
-            name == "accuracy" and key.startswith("accuracy/"))]  # fmt: skip
+        values = [
+            value for key, value in row.items() if key == name or (name == "accuracy" and key.startswith("accuracy/"))
+        ]
         if values:
             at.setdefault(row["step"], []).append(sum(values) / len(values))
     return [(step, sum(values) / len(values)) for step, values in sorted(at.items())]
 
 
 def _states(outcomes: Sequence[Outcome]) -> str:
-    return ", ".join(sorted({outcome.state if outcome.stopped is None else f"stopped, {outcome.stopped}"
-                             for outcome in outcomes}))  # fmt: skip
+    return ", ".join(
+        sorted({outcome.state if outcome.stopped is None else f"stopped, {outcome.stopped}" for outcome in outcomes})
+    )

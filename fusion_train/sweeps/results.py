@@ -90,8 +90,9 @@ class Results:
 
     def mean_and_spread(self, variant: str, figure: str) -> tuple[float, float | None] | None:
         """Mean over seeds and standard deviation between them."""
-        values = [self.scored[outcome.name].figures[figure] for outcome in self.of(variant)
-                  if outcome.name in self.scored]  # fmt: skip
+        values = [
+            self.scored[outcome.name].figures[figure] for outcome in self.of(variant) if outcome.name in self.scored
+        ]
         return (fmean(values), stdev(values) if len(values) > 1 else None) if values else None
 
 
@@ -102,8 +103,12 @@ def read_results(folder: Path) -> Results:
         DataError: no sweep lies there.
     """
     if not (folder / ABOUT).is_file() or not (folder / FILE).is_file():
-        raise DataError(str(folder), expected="the folder of a sweep", got=f"no {ABOUT}, no {FILE}",
-                        next_step="Name the folder that fusion-train sweep wrote.")  # fmt: skip
+        raise DataError(
+            str(folder),
+            expected="the folder of a sweep",
+            got=f"no {ABOUT}, no {FILE}",
+            next_step="Name the folder that fusion-train sweep wrote.",
+        )
     about = read_document(folder / ABOUT, DataError, "what a sweep says of itself", "Run fusion-train sweep again.")
     table = TrialTable(folder)
     outcomes = [table.read(key) for key in about["keys"]]
@@ -135,9 +140,11 @@ def refuse_damaged(path: Path, outcome: Outcome) -> None:
     written = (outcome.scores or {}).get(PREDICTIONS_SHA256)
     if written is not None and hashlib.sha256(path.read_bytes()).hexdigest() != written:
         raise DataError(
-            str(path), expected="the answers that the trial gave", got="a file that was changed or damaged",
+            str(path),
+            expected="the answers that the trial gave",
+            got="a file that was changed or damaged",
             next_step="Delete it and run the same fusion-train sweep: the trial is asked again, not trained again.",
-        )  # fmt: skip
+        )
 
 
 def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:

@@ -25,7 +25,7 @@ from fusion_train.errors import DataError, ListChangedError
 from fusion_train.run import LOCK, Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
 from fusion_train.sweeps.dispatch import dispatch
-from fusion_train.sweeps.engines import Crew, here
+from fusion_train.sweeps.engines import Executor, here
 from fusion_train.sweeps.expected_power import told_before
 from fusion_train.sweeps.grouping import companies, shares_base
 from fusion_train.sweeps.halving import stop_those_behind
@@ -38,7 +38,7 @@ from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTabl
 
 SAYS, DELETE_IT = "what a sweep says of itself", "Delete it and run the same command."
 
-OpenCrew = Callable[[Work, Callable[[str], None]], AbstractContextManager[Crew]]
+OpenCrew = Callable[[Work, Callable[[str], None]], AbstractContextManager[Executor]]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Running:
     sweep: Sweep
     table: TrialTable
     costs: dict[str, Cost | None]
-    crew: Crew
+    executor: Executor
     say: Callable[[str], None]
 
     def is_waiting(self, trial: Trial) -> bool:
@@ -68,7 +68,7 @@ def run_sweep(
     initial: Run | None = None,
     retry: bool = False,
     clips_changed: bool = False,
-    open_crew: OpenCrew = here.crew,
+    open_crew: OpenCrew = here.executor,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Train and score every trial that is not done; returns what became of each, in the order of the sweep.
@@ -88,13 +88,22 @@ def run_sweep(
     """
     sweep = resolve_scoring(sweep, clips)
     _refuse_other_draws(sweep, out)
-    work = Work(store, clips, out, sweep.task, sweep.split, sweep.weights, str(initial.folder) if initial else None,
-                sweep.trials[0].config.optim.precision, clips_changed)  # fmt: skip
-    with sole_writer(out / LOCK, out), open_crew(work, say) as crew:
+    work = Work(
+        store,
+        clips,
+        out,
+        sweep.task,
+        sweep.split,
+        sweep.weights,
+        str(initial.folder) if initial else None,
+        sweep.trials[0].config.optim.precision,
+        clips_changed,
+    )
+    with sole_writer(out / LOCK, out), open_crew(work, say) as executor:
         lists = _lists(sweep, clips, out, clips_changed, say)
         refuse_without_halves(sweep, everything(sweep), out)
-        costs = crew.check(sweep)
-        return _run(Running(sweep, _table(sweep, clips, out, retry, lists), costs, crew, say))
+        costs = executor.check(sweep)
+        return _run(Running(sweep, _table(sweep, clips, out, retry, lists), costs, executor, say))
 
 
 def everything(sweep: Sweep) -> list[Trial]:
@@ -108,10 +117,12 @@ def _refuse_other_draws(sweep: Sweep, out: Path) -> None:
     other = [run.name for runs in stages for run in runs if run.exists and run.record().draw_rule != DRAW_RULE]
     if other and not all(runs[-1].finished for runs in stages):
         raise DataError(
-            str(out), expected="trials that draw their samples by the rule of this release",
+            str(out),
+            expected="trials that draw their samples by the rule of this release",
             got=f"{len(other)} that an earlier release began, and others that are not finished",
-            next_step="Finish the sweep with that release, or run it in another folder: --out.", problems=other[:12],
-        )  # fmt: skip
+            next_step="Finish the sweep with that release, or run it in another folder: --out.",
+            problems=other[:12],
+        )
 
 
 def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str], None]) -> dict[str, str]:
@@ -135,10 +146,12 @@ def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str
         return now
     if not accept:
         raise ListChangedError(
-            ", ".join(names), expected=f"the clips that {out} began with", got="another file",
+            ", ".join(names),
+            expected=f"the clips that {out} began with",
+            got="another file",
             next_step="Take it from a copy and run the same command, or accept it with --clips-changed: trials left "
             f"would learn from other clips than the {begun} begun. No trial is marked as failed by this.",
-        )  # fmt: skip
+        )
     say(f"{', '.join(names)}: changed since {out} began; accepted. {begun} of its trials began with the earlier clips")
     return now
 
@@ -146,12 +159,23 @@ def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str
 def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, str]) -> TrialTable:
     """The table with all trials in it, and what `report` needs beside it."""
     make_folder(out)
-    about = {"name": sweep.name, "task": sweep.task, **asdict(sweep.measure), "split": sweep.split,
-             "weights": sweep.weights, "why_weights": sweep.why_weights, "chosen_on": choosing_splits(sweep),
-             "reference": sweep.reference, "variants": sweep.variants,
-             "halving": sweep.halving and sweep.halving.model_dump(), "clips": relative(clips, out), "lists": lists,
-             "told_before": told_before(sweep, clips), "keys": [trial.key for trial in sweep.trials],
-             "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()}}  # fmt: skip
+    about = {
+        "name": sweep.name,
+        "task": sweep.task,
+        **asdict(sweep.measure),
+        "split": sweep.split,
+        "weights": sweep.weights,
+        "why_weights": sweep.why_weights,
+        "chosen_on": choosing_splits(sweep),
+        "reference": sweep.reference,
+        "variants": sweep.variants,
+        "halving": sweep.halving and sweep.halving.model_dump(),
+        "clips": relative(clips, out),
+        "lists": lists,
+        "told_before": told_before(sweep, clips),
+        "keys": [trial.key for trial in sweep.trials],
+        "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()},
+    }
     table = TrialTable(out)
     table.add(everything(sweep))
     before = about
@@ -170,7 +194,7 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
 
 def _run(running: Running) -> list[Outcome]:
     sweep, table = running.sweep, running.table
-    guess = estimate(sweep, table, running.costs, lambda: running.crew.room().peak_flops)
+    guess = estimate(sweep, table, running.costs, lambda: running.executor.room().peak_flops)
     taken = {trial.key for trial in admitted(sweep, table, guess, running.say)}
     if (first := probe_round(sweep)) is not None:
         _run_round(running, first, list(first.trials))
@@ -180,8 +204,10 @@ def _run(running: Running) -> list[Outcome]:
         if used_up(sweep, table, 0.0):
             left = [trial for trial in sweep.trials if running.is_waiting(trial)]
             if left:
-                running.say(f"the budget is used up ({duration(table.spent())} of device time); a larger one goes on "
-                            f"with {said_left(left)}")  # fmt: skip
+                running.say(
+                    f"the budget is used up ({duration(table.spent())} of device time); a larger one goes on "
+                    f"with {said_left(left)}"
+                )
             break
     return [table.outcome(trial) for trial in sweep.trials]
 
@@ -191,12 +217,13 @@ def _run_round(running: Running, this: Round, trials: list[Trial]) -> None:
     if this.until is not None:  # what trains alone is not judged before its end
         left = [trial for trial in left if shares_base(trial.stages[this.stage])]
     if left and not used_up(running.sweep, running.table, 0.0):
-        room = running.crew.room()
-        formed = companies(left, this.stage, lambda trial: running.costs.get(trial.variant), room.free_bytes,
-                           running.crew.count)  # fmt: skip
-        groups = [Group(tuple(company), this.stage, this.until) for company in formed]
+        room = running.executor.room()
+        formed = companies(
+            left, this.stage, lambda trial: running.costs.get(trial.variant), room.free_bytes, running.executor.count
+        )
+        groups = [Group(tuple(group), this.stage, this.until) for group in formed]
         for group, answer, seconds in dispatch(
-            running.crew, groups, running.say, lambda at_work_s: used_up(running.sweep, running.table, at_work_s)
+            running.executor, groups, running.say, lambda at_work_s: used_up(running.sweep, running.table, at_work_s)
         ):
             running.table.spend(seconds)
             _keep(running, group, answer)
@@ -216,8 +243,11 @@ def _keep_trial(running: Running, trial: Trial, group: Group, trained: Trained) 
     values: dict[str, Any] = {}
     if trained.step is not None:
         before = running.table.outcome(trial)
-        values = {"step": trained.step, "seconds": (before.seconds or 0.0) + trained.seconds,
-                  "together": max(before.together or 0, trained.together)}  # fmt: skip
+        values = {
+            "step": trained.step,
+            "seconds": (before.seconds or 0.0) + trained.seconds,
+            "together": max(before.together or 0, trained.together),
+        }
         if trained.score is not None and group.stage == len(trial.stages) - 1:
             values["rungs"] = {**before.rungs, str(group.until): trained.score}
     if trained.error is not None:

@@ -51,9 +51,11 @@ def _weights(sweep: Sweep, clips: ClipList, split: str) -> tuple[str, str]:
         lacking = lacking or ("" if min(_clusters_per_half(sweep, clips, split)[0]) else f"{split} has one cluster")
         if lacking:
             raise ConfigError(
-                "weights: cross-fitted", expected="a scored split that chooses weights and has two halves", got=lacking,
+                "weights: cross-fitted",
+                expected="a scored split that chooses weights and has two halves",
+                got=lacking,
                 next_step="Leave weights out of the sweep file.",
-            )  # fmt: skip
+            )
     if sweep.weights:
         return sweep.weights, "as the sweep file asks"
     if not chooses:
@@ -61,8 +63,10 @@ def _weights(sweep: Sweep, clips: ClipList, split: str) -> tuple[str, str]:
     counts, name = _clusters_per_half(sweep, clips, split)
     if min(counts) >= MIN_CLUSTERS:
         return CROSS_FITTED, f"{split} also chooses them"
-    return LAST, (f"{split} also chooses weights, and cross-fitting takes {MIN_CLUSTERS} {name} in each half of it "
-                  f"(there are {counts[0]} and {counts[1]})")  # fmt: skip
+    return LAST, (
+        f"{split} also chooses weights, and cross-fitting takes {MIN_CLUSTERS} {name} in each half of it "
+        f"(there are {counts[0]} and {counts[1]})"
+    )
 
 
 def keeps_halves(config: Config, weights: str, split: str) -> bool:
@@ -87,10 +91,12 @@ def refuse_without_halves(sweep: Sweep, trials: Sequence[Trial], out: Path) -> N
             continue  # a damaged record is that trial's fault, and told as such
     if problems:
         raise DataError(
-            str(out), expected=f"trials that kept the weights which each half of {sweep.split} chose",
-            got=f"{len(problems)} begun without", problems=problems,
+            str(out),
+            expected=f"trials that kept the weights which each half of {sweep.split} chose",
+            got=f"{len(problems)} begun without",
+            problems=problems,
             next_step="Set weights: last in the sweep file, or delete these folders, to train them again:",
-        )  # fmt: skip
+        )
 
 
 def choosing_splits(sweep: Sweep) -> list[str]:

@@ -239,9 +239,11 @@ def load_sweep(
     reference = asked.reference or list(asked.variants)[-1]
     if reference not in asked.variants:
         raise ConfigError(
-            f"{file}: reference", expected="one of " + ", ".join(asked.variants), got=reference,
+            f"{file}: reference",
+            expected="one of " + ", ".join(asked.variants),
+            got=reference,
             next_step=suggest(reference, asked.variants).strip() or None,
-        )  # fmt: skip
+        )
     measure = choose_measure(asked.task, asked.metric, asked.main)
     if asked.probe and find_task(asked.task).answer != "label":
         raise ConfigError(
@@ -305,9 +307,11 @@ def _parse(file: str, values: Mapping[str, Any]) -> SweepFile:
             near = suggest(str(item["loc"][-1]), SweepFile.model_fields) if item["type"] == "extra_forbidden" else ""
             problems.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}.{near}")
         raise ConfigError(
-            file, expected="a sweep: variants, and besides only " + ", ".join(SweepFile.model_fields),
-            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems,
-        ) from error  # fmt: skip
+            file,
+            expected="a sweep: variants, and besides only " + ", ".join(SweepFile.model_fields),
+            got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            problems=problems,
+        ) from error
 
 
 def _refuse_equal(file: str, trials: list[Trial]) -> None:

@@ -72,9 +72,15 @@ class TrialTable:
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Put trials in, waiting, unless they are there."""
-        rows = [(trial.key, trial.variant, trial.seed,
-                 json.dumps([stage.model_dump(mode="json") for stage in trial.stages], sort_keys=True))
-                for trial in trials]  # fmt: skip
+        rows = [
+            (
+                trial.key,
+                trial.variant,
+                trial.seed,
+                json.dumps([stage.model_dump(mode="json") for stage in trial.stages], sort_keys=True),
+            )
+            for trial in trials
+        ]
         with self._transaction() as table:
             known = {key for (key,) in table.execute("SELECT key FROM trials")}
             table.executemany("INSERT OR IGNORE INTO trials (key, variant, seed, config) VALUES (?, ?, ?, ?)", rows)
@@ -144,17 +150,21 @@ class TrialTable:
             if "no such column" in str(error):
                 raise self._damaged(f"a table of another version ({error})", None) from error
             raise WriteError(
-                str(self._path), expected="a table that can be written", got=str(error),
+                str(self._path),
+                expected="a table that can be written",
+                got=str(error),
                 next_step="Free space, or end the process that holds it; then run the same command.",
-            ) from error  # fmt: skip
+            ) from error
         except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError) as error:
             raise self._damaged(str(error), None) from error
 
     def _damaged(self, got: str, key: str | None) -> DataError:
         return DataError(
-            str(self._path), expected=f"the row of trial {key}" if key else "the table of a sweep", got=got,
+            str(self._path),
+            expected=f"the row of trial {key}" if key else "the table of a sweep",
+            got=got,
             next_step="Delete the file and run the same command: finished runs are asked again, not trained again.",
-        )  # fmt: skip
+        )
 
 
 def _digest(values: Sequence[Any]) -> str:

@@ -44,9 +44,11 @@ def said(error: BaseException) -> str:
 
 def _disk_refuses(error: Exception) -> WriteError:
     return WriteError(
-        "sweep", expected="a disk that takes what trials write", got=str(error),
+        "sweep",
+        expected="a disk that takes what trials write",
+        got=str(error),
         next_step="Free space; then run the same command. No trial is marked as failed by this.",
-    )  # fmt: skip
+    )
 
 
 class Worker:
@@ -102,17 +104,26 @@ class Worker:
         trained: dict[int, Member] = {}
         if left and shares_base(asked[0].config):
             members = train_together(
-                [asked[place] for place in left], store=self._work.store, clips=self._work.clips, base=self._base,
-                until=group.until, say=self._say, stop=self._stop, clips_changed=self._work.clips_changed,
-            )  # fmt: skip
+                [asked[place] for place in left],
+                store=self._work.store,
+                clips=self._work.clips,
+                base=self._base,
+                until=group.until,
+                say=self._say,
+                stop=self._stop,
+                clips_changed=self._work.clips_changed,
+            )
             for place, member in zip(left, members, strict=True):
                 found[place] = _trained(member, len(members), group.until)
                 trained[place] = member
         else:
             for place in left:
                 found[place] = self._train_alone(asked[place])
-        finished = [place for place, (trial, each) in enumerate(zip(group.trials, asked, strict=True))
-                    if each.run.finished and group.stage == len(trial.stages) - 1]  # fmt: skip
+        finished = [
+            place
+            for place, (trial, each) in enumerate(zip(group.trials, asked, strict=True))
+            if each.run.finished and group.stage == len(trial.stages) - 1
+        ]
         scored = self._scored([asked[place] for place in finished], [trained.get(place) for place in finished])
         for place, outcome in zip(finished, scored, strict=True):
             own = {"error": outcome} if isinstance(outcome, str) else {"scores": _kept(outcome, asked[place])}
@@ -123,16 +134,28 @@ class Worker:
         start = None if trial.fresh else self._work.initial
         before = trial.folder(self._work.out, stage - 1) if stage else start
         config, last = trial.stages[stage], stage == len(trial.stages) - 1
-        return Asked(config, Run(trial.folder(self._work.out, stage)), Run(before) if before else None,
-                     last and keeps_halves(config, self._work.weights, self._work.split))  # fmt: skip
+        return Asked(
+            config,
+            Run(trial.folder(self._work.out, stage)),
+            Run(before) if before else None,
+            last and keeps_halves(config, self._work.weights, self._work.split),
+        )
 
     def _train_alone(self, asked: Asked) -> Trained:
         def say(line: str) -> None:  # several workers speak at once
             self._say(f"{asked.run.name}: {line.removeprefix(f'{asked.run.folder}: ')}")
 
-        result = train(asked.config, store=self._work.store, clips=self._work.clips, run=asked.run,
-                       initial=asked.initial, say=say, stop=self._stop,
-                       clips_changed=self._work.clips_changed, per_half=asked.per_half)  # fmt: skip
+        result = train(
+            asked.config,
+            store=self._work.store,
+            clips=self._work.clips,
+            run=asked.run,
+            initial=asked.initial,
+            say=say,
+            stop=self._stop,
+            clips_changed=self._work.clips_changed,
+            per_half=asked.per_half,
+        )
         return Trained(result["step"], result["seconds"], together=1)
 
     def _scored(self, asked: Sequence[Asked], members: Sequence[Member | None]) -> list[Evaluation | str]:
@@ -158,5 +181,5 @@ def _trained(member: Member, together: int, until: int | None) -> Trained:
     error = said(member.error) if member.error is not None else None
     score = None
     if until is not None and error is None:
-        score = overall(member.journal.scores_at(min(until, member.done)))
+        score = overall(member.logger.scores_at(min(until, member.done)))
     return Trained(member.done, member.seconds, together, score, error=error)

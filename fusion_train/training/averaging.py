@@ -32,8 +32,10 @@ class Averaged:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every trained parameter by name; a frozen one as it is."""
-        return {name: self._average.get(name, parameter.detach())
-                for name, parameter in trained_parameters(self._model).items()}  # fmt: skip
+        return {
+            name: self._average.get(name, parameter.detach())
+            for name, parameter in trained_parameters(self._model).items()
+        }
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -19,12 +19,12 @@ from fusion_train.data.pool import ABOUT, CLIPS, HELD_OUT, Pool, kept_rows, rows
 from fusion_train.documents import read_document
 from fusion_train.errors import CheckpointError, ListChangedError
 from fusion_train.run import Run, RunRecord
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 from fusion_train.training.sample_stream import make_stream
 
 
 def check_lists(
-    run: Run, known: RunRecord, bench: Workbench, *, accept: bool = False, say: Callable[[str], None] = print
+    run: Run, known: RunRecord, context: RunContext, *, accept: bool = False, say: Callable[[str], None] = print
 ) -> RunRecord | None:
     """Compare the lists of a run that goes on with those it began with.
 
@@ -37,27 +37,30 @@ def check_lists(
     Raises:
         ListChangedError: what this run trains on or is scored by changed; every clip that differs is named.
     """
-    now = list_hashes(bench.config, bench.clips_file)
-    before = known.lists or _of_earlier_release(run, bench.config)
+    now = list_hashes(context.config, context.clips_file)
+    before = known.lists or _of_earlier_release(run, context.config)
     names = [name for name, digest in before.items() if now.get(name) != digest]
     if not names:
         return None
-    changed = ", ".join(bench.clips_file if name == CLIP_LIST else name for name in names)
-    differing = differing_clips(run, known, bench)
+    changed = ", ".join(context.clips_file if name == CLIP_LIST else name for name in names)
+    differing = differing_clips(run, known, context)
     if not differing:
         say(f"{changed}: changed since {run.folder} began, but not in the clips that it trains on and is scored by")
         return None
     if not accept:
         raise ListChangedError(
-            changed, expected=f"the clips that {run.folder} began with", got=_counted(differing),
+            changed,
+            expected=f"the clips that {run.folder} began with",
+            got=_counted(differing),
             next_step=f"Take the file from a copy, start another run with --out, or accept it: fusion-train resume "
-            f"{run.folder} --clips-changed, for a trial the sweep's command with --clips-changed.", problems=differing,
-        )  # fmt: skip
+            f"{run.folder} --clips-changed, for a trial the sweep's command with --clips-changed.",
+            problems=differing,
+        )
     folders = checkpoint.published(run.checkpoints)
     step = checkpoint.read_state(folders[-1]).step if folders else 0
     say(f"{changed}: {_counted(differing)} to what {run.folder} began with; accepted from step {step} on")
     change = {"step": step, "before": dict(before), "differences": len(differing)}
-    halves = known.halves and split_halves(bench.clips.in_split(bench.config.data.eval_split or ""), known.halves)
+    halves = known.halves and split_halves(context.clips.in_split(context.config.data.eval_split or ""), known.halves)
     return replace(known, lists=now, pool_sha256=None, list_changes=[*known.list_changes, change], halves=halves)
 
 
@@ -73,16 +76,16 @@ def _counted(differing: Sequence[str]) -> str:
     return f"{len(differing)} difference" + ("s" if len(differing) > 1 else "")
 
 
-def differing_clips(run: Run, known: RunRecord, bench: Workbench) -> list[str]:
+def differing_clips(run: Run, known: RunRecord, context: RunContext) -> list[str]:
     """One line for every clip that is drawn or scored otherwise than when the run began."""
-    data = bench.config.data
+    data = context.config.data
     pool = Pool.load(run.pool)
     if pool is None or pool.sha256 != known.pool_sha256:
         return [f"{data.train_split}: cannot be compared clip by clip, since the run kept no clips"]
-    drawn = make_stream(bench, lambda text: None).pool.clips
+    drawn = make_stream(context, lambda text: None).pool.clips
     lines = _differences(data.train_split, kept_rows(run.pool, CLIPS), rows_of(drawn))
     if data.eval_split is not None:
-        scored = rows_of(bench.clips.in_split(data.eval_split))
+        scored = rows_of(context.clips.in_split(data.eval_split))
         lines += _differences(data.eval_split, kept_rows(run.pool, HELD_OUT), scored)
     return lines
 

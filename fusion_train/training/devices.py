@@ -33,9 +33,11 @@ def make_accelerator(optim: OptimConfig) -> Accelerator:
         return Accelerator(mixed_precision="no" if optim.precision == "fp32" else optim.precision)
     except ValueError as error:
         raise ConfigError(
-            "optim.precision", expected="one that this machine has", got=f"{optim.precision} ({error})",
+            "optim.precision",
+            expected="one that this machine has",
+            got=f"{optim.precision} ({error})",
             next_step="Use --set optim.precision=bf16 or fp32.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def device_name(accelerator: Accelerator) -> str:

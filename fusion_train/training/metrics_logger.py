@@ -31,7 +31,7 @@ from fusion_train.training.validation import HALF, overall
 DIGITS = 8
 
 
-class Journal:
+class MetricsLogger:
     """Writes lines; knows the scores of the whole run, those before a resume included."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Journal:
         self._rows: dict[int, dict[str, float]] = {}
         self._since, self._waited_s = time.perf_counter(), 0.0
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> MetricsLogger:
         path = self._folder / "metrics.jsonl"
         found = read_metrics(path)
         self._refuse_lost_scores(path, found)
@@ -85,9 +85,11 @@ class Journal:
         lost = [number for number, step_before in found.damaged.items() if step_before <= self._start]
         if lost:
             raise CheckpointError(
-                str(path), expected="sound lines up to the checkpoint", got=f"damage on line {lost[0]}",
+                str(path),
+                expected="sound lines up to the checkpoint",
+                got=f"damage on line {lost[0]}",
                 next_step="Take the file from a copy, or delete the damaged lines: the run then goes on without them.",
-            )  # fmt: skip
+            )
 
     def due(self, step: int) -> bool:
         """Whether a line is written after this many steps."""

@@ -25,7 +25,7 @@ from fusion_train.documents import read_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import learning_parameters, trained_parameters
 from fusion_train.run import Run, absolute
-from fusion_train.run_context import Workbench, assemble
+from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.resume import refuse_other_draws
 from fusion_train.training.sample_stream import make_stream
 
@@ -46,10 +46,10 @@ class Replayed:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-def keep_for_replay(run: Run, bench: Workbench, step: int, clip_ids: list[str]) -> None:
+def keep_for_replay(run: Run, context: RunContext, step: int, clip_ids: list[str]) -> None:
     """Write what a replay of `step` needs."""
     make_folder(run.diverged)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(bench.model).items()}
+    tensors = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(context.model).items()}
     replace_bytes(run.diverged / WEIGHTS, save(tensors))
     about = {"step": step, "clips": clip_ids, "sha256": _sha256(run.diverged / WEIGHTS)}
     write_document(run.diverged / "batch.json", about)
@@ -68,20 +68,25 @@ def replay(run: Run, *, store: str | None = None, clips: str | None = None) -> t
     step, digest = about.get("step"), about.get("sha256")
     if type(step) is not int or not weights.is_file() or (digest is not None and _sha256(weights) != digest):
         raise CheckpointError(
-            str(run.diverged), expected="the step and the weights that were kept", got="others",
+            str(run.diverged),
+            expected="the step and the weights that were kept",
+            got="others",
             next_step=f"Train on to meet the step again: fusion-train resume {run.folder}.",
-        )  # fmt: skip
+        )
     record, config = run.record(), run.config()
     refuse_other_draws(run, record)
-    bench = assemble(
-        config, store or absolute(record.store, run.folder), clips or absolute(record.clips, run.folder),
-        fingerprints=record.fingerprints, sets=record.label_sets,
-    )  # fmt: skip
-    copy_strictly(load_file(weights), trained_parameters(bench.model), str(run.diverged))
-    bench.model.eval()
-    stream = make_stream(bench, lambda text: None, kept=run.pool)
+    context = build_context(
+        config,
+        store or absolute(record.store, run.folder),
+        clips or absolute(record.clips, run.folder),
+        fingerprints=record.fingerprints,
+        sets=record.label_sets,
+    )
+    copy_strictly(load_file(weights), trained_parameters(context.model), str(run.diverged))
+    context.model.eval()
+    stream = make_stream(context, lambda text: None, kept=run.pool)
     first, size = step * config.optim.batch_size, config.optim.batch_size
-    return step, [_alone(bench, stream.draw(first + number)) for number in range(size)]
+    return step, [_alone(context, stream.draw(first + number)) for number in range(size)]
 
 
 def _sha256(path: Path) -> str:
@@ -89,11 +94,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _alone(bench: Workbench, sample: Sample) -> Replayed:
-    batch: Any = bench.collator([sample])
-    bench.model.zero_grad()
-    loss = bench.model(**batch.to(bench.device).tensors()).loss_sum / batch.num_supervised
+def _alone(context: RunContext, sample: Sample) -> Replayed:
+    batch: Any = context.collator([sample])
+    context.model.zero_grad()
+    loss = context.model(**batch.to(context.device).tensors()).loss_sum / batch.num_supervised
     loss.backward()
-    gradients = [p.grad for p in learning_parameters(bench.model).values() if p.grad is not None]
+    gradients = [p.grad for p in learning_parameters(context.model).values() if p.grad is not None]
     norm = float(torch.stack([g.norm() for g in gradients]).norm()) if gradients else 0.0
     return Replayed(sample, float(loss.detach()), norm)

@@ -68,9 +68,11 @@ def shard_base(model: nn.Module, accelerator: Accelerator) -> None:
 
     if accelerator.num_processes == 1:
         raise ConfigError(
-            "optim.shard_base", expected="several processes", got="one",
+            "optim.shard_base",
+            expected="several processes",
+            got="one",
             next_step="Start with: accelerate launch --multi_gpu --num_processes N -m fusion_train.cli …",
-        )  # fmt: skip
+        )
     trained = set(trained_parameters(model).values())
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for layer in decoder_layers(model.llm)[1]:

@@ -19,7 +19,7 @@ from fusion_train.data.samples import DRAW_RULE
 from fusion_train.errors import CheckpointError
 from fusion_train.models.probe import Probe
 from fusion_train.run import Run, RunRecord, relative
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 from fusion_train.training.averaging import Averaged
 
 
@@ -40,45 +40,49 @@ def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None
     }
     if known is not None and known.initial != loaded:
         raise CheckpointError(
-            str(run.folder), expected=f"to start from {known.initial}", got=str(loaded),
+            str(run.folder),
+            expected=f"to start from {known.initial}",
+            got=str(loaded),
             next_step=f"{initial.folder} was trained anew; delete {run.folder} and start it again.",
-        )  # fmt: skip
+        )
     same_kind = (initial.config().model.llm is None) == isinstance(model, Probe)
     checkpoint.load_model(folder, model, name=weights, parts=None if same_kind else ("fusion",))
     return loaded
 
 
 def make_record(
-    bench: Workbench, store: str, clips: str, run: Run, initial: Mapping[str, Any] | None, halves: Halves = ()
+    context: RunContext, store: str, clips: str, run: Run, initial: Mapping[str, Any] | None, halves: Halves = ()
 ) -> RunRecord:
     packages = ("torch", "transformers", "peft", "accelerate", "featurecache")
     return RunRecord(
         store=relative(store, run.folder),
         clips=relative(clips, run.folder),
-        fingerprints=bench.reader.fingerprints,
-        shapes=bench.reader.shapes,
-        label_sets=bench.label_sets,
+        fingerprints=context.reader.fingerprints,
+        shapes=context.reader.shapes,
+        label_sets=context.label_sets,
         initial=initial,
-        lists=list_hashes(bench.config, clips),
+        lists=list_hashes(context.config, clips),
         draw_rule=DRAW_RULE,
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
         halves=halves,
     )
 
 
-def halves_of(run: Run, bench: Workbench, known: RunRecord | None, per_half: bool) -> Halves:
+def halves_of(run: Run, context: RunContext, known: RunRecord | None, per_half: bool) -> Halves:
     """Halves of the held-out clips whose best weights the run keeps: those recorded, or new ones of a run that begins.
 
     Raises:
         CheckpointError: the run began without, and the weights that they would have chosen are gone.
     """
     if known is None:
-        return split_halves(bench.clips.in_split(bench.config.data.eval_split or "")) if per_half else ()
+        return split_halves(context.clips.in_split(context.config.data.eval_split or "")) if per_half else ()
     if per_half and not known.halves:
         raise CheckpointError(
-            str(run.folder), expected="a run that keeps the weights which each half of the held-out clips chooses",
-            got="one begun without", next_step="Set weights: last in the sweep file, or delete the run.",
-        )  # fmt: skip
+            str(run.folder),
+            expected="a run that keeps the weights which each half of the held-out clips chooses",
+            got="one begun without",
+            next_step="Set weights: last in the sweep file, or delete the run.",
+        )
     return known.halves
 
 
@@ -86,30 +90,35 @@ def refuse_other_configuration(run: Run, config: Config) -> None:
     """Raise CheckpointError where the folder holds a run of another configuration."""
     if run.exists and (differing := config.differences(run.config())):
         raise CheckpointError(
-            str(run.folder), expected="no run, or one of this configuration", got="one of another configuration",
-            next_step="Choose another folder with --out. Asked != there:", problems=differing,
-        )  # fmt: skip
+            str(run.folder),
+            expected="no run, or one of this configuration",
+            got="one of another configuration",
+            next_step="Choose another folder with --out. Asked != there:",
+            problems=differing,
+        )
 
 
 def refuse_other_draws(run: Run, known: RunRecord | None) -> None:
     """Raise CheckpointError where a run began with samples drawn by another rule than that of this release."""
     if known is not None and known.draw_rule != DRAW_RULE:
         raise CheckpointError(
-            str(run.folder), expected=f"samples drawn by rule {DRAW_RULE}, that of this release",
+            str(run.folder),
+            expected=f"samples drawn by rule {DRAW_RULE}, that of this release",
             got=f"a run that drew them by rule {known.draw_rule}",
             next_step=f"Finish it with the release that it began with, or start another: --out NEW --init {run.folder} "
             "takes its best weights.",
-        )  # fmt: skip
+        )
 
 
 def refuse_other_pool(run: Run, known: RunRecord | None, pool: Pool) -> None:
     """Raise CheckpointError where the clips that would be drawn are not those that the run began with."""
     if known is not None and known.pool_sha256 not in (None, pool.sha256):
         raise CheckpointError(
-            str(run.pool), expected=f"the clips that the run began with, sha256 {(known.pool_sha256 or '')[:12]}…",
+            str(run.pool),
+            expected=f"the clips that the run began with, sha256 {(known.pool_sha256 or '')[:12]}…",
             got=f"others, {pool.sha256[:12]}…",
             next_step="Take the pool, the clip list and the store from a copy, or start another run with --out.",
-        )  # fmt: skip
+        )
 
 
 def resume(
@@ -131,9 +140,11 @@ def resume(
     state = checkpoint.read_state(folders[-1])
     if known is not None and dict(state.fingerprints) != dict(known.fingerprints):
         raise CheckpointError(
-            str(folders[-1]), expected=f"a checkpoint of {run.folder}", got="one trained on other features",
+            str(folders[-1]),
+            expected=f"a checkpoint of {run.folder}",
+            got="one trained on other features",
             next_step=f"Delete {folders[-1].name}; the run then resumes from the checkpoint before it.",
-        )  # fmt: skip
+        )
     checkpoint.load_model(folders[-1], model)
     checkpoint.load_optimizer(folders[-1], model, optimizer.optimizer)
     if averaged is not None:
@@ -145,7 +156,7 @@ def resume(
 
 def save_checkpoint(
     run: Run,
-    bench: Workbench,
+    context: RunContext,
     optimizer: Any,
     averaged: Averaged | None,
     accelerator: Accelerator,
@@ -154,9 +165,13 @@ def save_checkpoint(
     half_scores: Sequence[float | None] = (),
 ) -> None:
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-    state = checkpoint.State(step, bench.config.hash, bench.reader.fingerprints, scaler, score, half_scores)
+    state = checkpoint.State(step, context.config.hash, context.reader.fingerprints, scaler, score, half_scores)
     checkpoint.save(
-        run.checkpoints, bench.model, optimizer.optimizer, state, keep=bench.config.checkpoint.keep,
-        keep_every=bench.config.checkpoint.keep_every,
+        run.checkpoints,
+        context.model,
+        optimizer.optimizer,
+        state,
+        keep=context.config.checkpoint.keep,
+        keep_every=context.config.checkpoint.keep_every,
         averaged=averaged.tensors() if averaged is not None else None,
-    )  # fmt: skip
+    )

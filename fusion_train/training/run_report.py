@@ -42,9 +42,11 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
     rows = read_rows(run)
     if not rows:
         raise DataError(
-            str(run.metrics), expected="logged steps", got="none",
+            str(run.metrics),
+            expected="logged steps",
+            got="none",
             next_step=f"Go on: fusion-train resume {run.folder}; a line is written every {config.log.every} steps.",
-        )  # fmt: skip
+        )
     page = Page(f"Run {run.name}", _lead(run, config, rows))
     if lost := damage(run):
         page.text(f"{Path(lost.partition(': ')[0]).name}: {lost.partition(': ')[2]}.", "warning")
@@ -64,8 +66,10 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
         page.drawing(_accuracies(scored))
         page.table(_scores(run, scored))
     page.heading("Optimizer")
-    page.drawing(_curves({n.partition("/")[2] or "all": _series(steps, n) for n in _names(steps, "lr")}, "rate"),
-                 "learning rates")  # fmt: skip
+    page.drawing(
+        _curves({n.partition("/")[2] or "all": _series(steps, n) for n in _names(steps, "lr")}, "rate"),
+        "learning rates",
+    )
     norms = {n.partition("/")[2] or "all": _series(steps, n) for n in _names(steps, "grad_norm")}
     page.drawing(_curves(norms, "norm", log=True), "gradient norms by part, before clipping")
     page.heading("Speed")
@@ -124,8 +128,11 @@ def _settings(config: Config) -> Table:
 def _read(record: Any) -> Table:
     rows = [[f"feature of {name}", fingerprint[:16] + "…"] for name, fingerprint in record.fingerprints.items()]
     if record.initial:
-        rows += [["started from", record.initial["run"]], ["its step", str(record.initial["step"])],
-                 ["its weights", record.initial["sha256"][:16] + "…"]]  # fmt: skip
+        rows += [
+            ["started from", record.initial["run"]],
+            ["its step", str(record.initial["step"])],
+            ["its weights", record.initial["sha256"][:16] + "…"],
+        ]
     rows += [[name, text] for name, text in record.versions.items()]
     return Table(["read", "what"], rows)
 
@@ -164,8 +171,11 @@ def _speed(steps: Sequence[Row]) -> Table:
 def _absent(steps: Sequence[Row]) -> Table | None:
     names = [name for kind in ("missing/", "hidden/") for name in _names(steps, kind)]
     rows = [[*name.split("/"), int(sum(row.get(name, 0) for row in steps))] for name in names]
-    return Table(["how", "modality", "samples"], rows, "samples whose clip lacks it, or that were not shown it") \
-        if rows else None  # fmt: skip
+    return (
+        Table(["how", "modality", "samples"], rows, "samples whose clip lacks it, or that were not shown it")
+        if rows
+        else None
+    )
 
 
 def _predictions(run: Run) -> Table | None:

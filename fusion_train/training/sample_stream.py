@@ -10,10 +10,10 @@ from fusion_train.data.answers import answer_limits
 from fusion_train.data.pool import ABOUT, Pool
 from fusion_train.data.samples import SampleStream, near_classes
 from fusion_train.data.too_long import fitting_clips
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 
 
-def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path | None = None) -> SampleStream:
+def make_stream(context: RunContext, say: Callable[[str], None] = print, kept: Path | None = None) -> SampleStream:
     """Samples of the training split, as the configuration draws them.
 
     Args:
@@ -22,27 +22,27 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
     Raises:
         CheckpointError: a damaged pool.
     """
-    data = bench.config.data
-    for notice in near_classes(bench.label_sets):
+    data = context.config.data
+    for notice in near_classes(context.label_sets):
         say(notice)
     pool = Pool.load(kept) if kept is not None else None
-    limits = answer_limits(data, bench.tokenizer)
+    limits = answer_limits(data, context.tokenizer)
     if pool is None:
-        usable = bench.reader.usable(bench.clips.in_split(data.train_split), data.failed_clips)
+        usable = context.reader.usable(context.clips.in_split(data.train_split), data.failed_clips)
         usable = fitting_clips(
-            usable, data.tasks, bench.collator, bench.label_sets, limits, split=data.train_split, say=say
+            usable, data.tasks, context.collator, context.label_sets, limits, split=data.train_split, say=say
         )
     return SampleStream(
         pool or usable,
         data.tasks,
-        bench.label_sets,
-        seed=bench.config.seed,
-        modalities=bench.reader.modalities,
+        context.label_sets,
+        seed=context.config.seed,
+        modalities=context.reader.modalities,
         mixture=data.mixture,
         on_absent_dataset=data.mixture_absent,
         task_weights=data.task_weights,
         fallback=data.fallback,
-        form=bench.config.prompt.format(),
+        form=context.config.prompt.format(),
         hide_modality_p=data.hide_modality_p,
         questions_per_clip=data.questions_per_clip,
         limits=limits,
@@ -53,7 +53,7 @@ def make_stream(bench: Workbench, say: Callable[[str], None] = print, kept: Path
 def keep_pool(
     stream: SampleStream,
     folder: Path,
-    held_out: Sequence[Clip] = (),
+    validation: Sequence[Clip] = (),
     summary: Sequence[str] = (),
     *,
     anew: bool = False,
@@ -66,4 +66,4 @@ def keep_pool(
         anew: keep these in place of those that are kept there.
     """
     if anew or not (folder / ABOUT).is_file() or Pool.load(folder) is None:
-        stream.pool.save(folder, held_out, summary)
+        stream.pool.save(folder, validation, summary)

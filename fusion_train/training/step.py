@@ -67,10 +67,12 @@ def train_step(
 def _refuse_not_finite(what: str, value: float, step: int, batches: Sequence[Batch]) -> None:
     if not math.isfinite(value):
         raise DivergedError(
-            f"step {step}", expected=f"a finite {what}", got=str(value),
+            f"step {step}",
+            expected=f"a finite {what}",
+            got=str(value),
             next_step="Lower optim.lr or set optim.precision=bf16. The clips of this step:",
             problems=gather_object([clip for batch in batches for clip in batch.clip_ids]),
-        )  # fmt: skip
+        )
 
 
 def over_processes(counts: Counts) -> Counts:

@@ -62,9 +62,11 @@ class Tracker:
             self._tracker.start()
         except _refusals(name) as error:
             raise ConfigError(
-                f"log.tracker: {name}", expected="it to take the run", got=" ".join(str(error).split()),
+                f"log.tracker: {name}",
+                expected="it to take the run",
+                got=" ".join(str(error).split()),
                 next_step="Log in, or keep the run on this machine with WANDB_MODE=offline, and give the same command.",
-            ) from error  # fmt: skip
+            ) from error
         self._tracker.store_init_configuration(dict(about))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -22,7 +22,7 @@ from featurecache.interrupt import Interrupted, StopRequest
 from featurecache.terminal import show_progress
 from fusion_train import checkpoint
 from fusion_train.config import Config
-from fusion_train.data.loader import Feed
+from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.data.pool import KeptClips
 from fusion_train.errors import DivergedError
 from fusion_train.models.parts import learning_parameters
@@ -30,11 +30,11 @@ from fusion_train.planning.cautions import cautions
 from fusion_train.planning.memory_budget import advise, choose_budget, fitting
 from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, absolute
-from fusion_train.run_context import Workbench, assemble
+from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.clip_list_changes import check_lists
 from fusion_train.training.devices import device_name, make_accelerator, peak_flops, place
-from fusion_train.training.metrics_logger import Journal
+from fusion_train.training.metrics_logger import MetricsLogger
 from fusion_train.training.non_finite_steps import keep_for_replay
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.parallel import any_process
@@ -52,7 +52,7 @@ from fusion_train.training.sample_stream import keep_pool, make_stream
 from fusion_train.training.step import over_processes, train_step
 from fusion_train.training.step_metrics import Tally
 from fusion_train.training.trackers import refuse_missing_tracker
-from fusion_train.training.validation import HeldOut, summarise
+from fusion_train.training.validation import Validation, summarise
 
 SCORE_LATER = "Set data.eval_split=null, and score the run later: fusion-train eval --batch-size 1."
 
@@ -119,88 +119,113 @@ def _train(
         say = _nothing
     known = run.record() if run.exists else None
     refuse_other_draws(run, known)
-    bench = assemble(
-        config, store, clips,
-        fingerprints=known.fingerprints if known else None, sets=known.label_sets if known else None,
-    )  # fmt: skip
-    changed = check_lists(run, known, bench, accept=clips_changed, say=say) if known else None
-    halves = halves_of(run, bench, changed or known, per_half)
-    stream = make_stream(bench, say, kept=run.pool if known and not changed else None)
-    budget = choose_budget(config, bench.model, accelerator.device)
-    feed = Feed(config, stream, bench.collator, num_processes=accelerator.num_processes,
-                process=accelerator.process_index, budget=budget.tokens)  # fmt: skip
+    context = build_context(
+        config,
+        store,
+        clips,
+        fingerprints=known.fingerprints if known else None,
+        sets=known.label_sets if known else None,
+    )
+    changed = check_lists(run, known, context, accept=clips_changed, say=say) if known else None
+    halves = halves_of(run, context, changed or known, per_half)
+    stream = make_stream(context, say, kept=run.pool if known and not changed else None)
+    budget = choose_budget(config, context.model, accelerator.device)
+    loader = PrefetchingLoader(
+        config,
+        stream,
+        context.collator,
+        num_processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        budget=budget.tokens,
+    )
     scored = config.data.eval_split is not None
     fresh = not isinstance(stream.pool.clips, KeptClips)  # a run that goes on has kept what it found of its clips
-    held_out = HeldOut(bench, halves) if scored and fresh else None
+    validation = Validation(context, halves) if scored and fresh else None
 
     if known is not None and known.initial is not None:
         initial = Run(absolute(known.initial["run"], run.folder))
-    loaded = start_from(initial, run, bench.model, known) if initial else None
-    summary = summarise(bench, stream, held_out) if fresh else stream.pool.summary
+    loaded = start_from(initial, run, context.model, known) if initial else None
+    summary = summarise(context, stream, validation) if fresh else stream.pool.summary
     if leads:
         refuse_other_pool(run, changed or known, stream.pool)
         if fresh:
-            keep_pool(stream, run.pool, held_out.split if held_out else (), summary, anew=True)
-        record = changed or known or make_record(bench, store, clips, run, loaded, halves)
+            keep_pool(stream, run.pool, validation.split if validation else (), summary, anew=True)
+        record = changed or known or make_record(context, store, clips, run, loaded, halves)
         if known is None:
             run.create(config, replace(record, pool_sha256=stream.pool.sha256))
         elif changed is not None:
             run.keep(replace(record, pool_sha256=stream.pool.sha256))
-    place(bench.model, config, accelerator, budget)
-    optimizer = accelerator.prepare(make_optimizer(bench.model, config.optim))
-    averaged = Averaged(bench.model, config.optim.ema_decay) if config.optim.ema_decay else None
-    start = resume(run, bench.model, optimizer, averaged, accelerator, known)
-    scored_clips = {"num_scored": len(held_out.split)} if held_out else {}
+    place(context.model, config, accelerator, budget)
+    optimizer = accelerator.prepare(make_optimizer(context.model, config.optim))
+    averaged = Averaged(context.model, config.optim.ema_decay) if config.optim.ema_decay else None
+    start = resume(run, context.model, optimizer, averaged, accelerator, known)
+    scored_clips = {"num_scored": len(validation.split)} if validation else {}
     warned = cautions(config, num_clips=len(stream), on_cpu=accelerator.device.type == "cpu", **scored_clips)
     for line in (*summary, *(warned if known is None else ())):
         say(line)
-    say(f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
-        f"{len(stream)} clips an epoch, {sum(p.numel() for p in learning_parameters(bench.model).values()):,} "
-        f"trained parameters, {_base(config)}, on {device_name(accelerator)}")  # fmt: skip
+    say(
+        f"{run.folder}: {'resuming at' if start else 'training'} step {start} of {config.optim.steps}, "
+        f"{len(stream)} clips an epoch, {sum(p.numel() for p in learning_parameters(context.model).values()):,} "
+        f"trained parameters, {_base(config)}, on {device_name(accelerator)}"
+    )
 
-    steps = feed.steps(start, config.optim.steps)
-    tally = Tally(work_of(bench.model))
-    journal = Journal(
-        run.folder, start, config.log, enabled=leads,
-        peak_flops=peak_flops(accelerator, config), about=config.model_dump(mode="json"),
-    )  # fmt: skip
+    steps = loader.steps(start, config.optim.steps)
+    tally = Tally(work_of(context.model))
+    logger = MetricsLogger(
+        run.folder,
+        start,
+        config.log,
+        enabled=leads,
+        peak_flops=peak_flops(accelerator, config),
+        about=config.model_dump(mode="json"),
+    )
     done, began = start, time.perf_counter()
     shown = show_progress(config.stage, "steps", already=start, shown=leads)
-    with StopRequest(stop) as request, journal, shown as progress:
+    with StopRequest(stop) as request, logger, shown as progress:
         waiting_since = time.perf_counter()
-        for step, batches in enumerate(steps if not journal.stalled() else (), start=start):
-            journal.waited(time.perf_counter() - waiting_since)
+        for step, batches in enumerate(steps if not logger.stalled() else (), start=start):
+            logger.waited(time.perf_counter() - waiting_since)
             rates = set_learning_rates(optimizer, step, config.optim)
             longest = max(batch.num_tokens for batch in batches)
-            less = partial(advise, config, bench.model, longest, checkpointing=budget.checkpointing)
+            less = partial(advise, config, context.model, longest, checkpointing=budget.checkpointing)
             try:
                 with fitting(f"step {step}, a row of {longest} tokens", less):
-                    loss, norms = train_step(bench.model, optimizer, batches, tally, accelerator, config, step)
+                    loss, norms = train_step(context.model, optimizer, batches, tally, accelerator, config, step)
             except DivergedError as error:
                 if leads:
-                    keep_for_replay(run, bench, step, list(error.problems))
+                    keep_for_replay(run, context, step, list(error.problems))
                     say(f"step {step} is kept: fusion-train replay {run.folder} asks sample by sample")
                 raise
             if averaged is not None:
                 averaged.update(step)
             done = step + 1
-            if journal.due(done):
-                journal.step(done, over_processes(tally.take()), rates, norms)
+            if logger.due(done):
+                logger.step(done, over_processes(tally.take()), rates, norms)
             progress(done, config.optim.steps, f"loss {loss:.4f}, lr {max(rates.values()):.1e}")
             last, paused_since = done == config.optim.steps, time.perf_counter()
             if scored and (last or done % config.log.eval_every == 0):
-                held_out = held_out or HeldOut(bench, halves)
-                scores = _score(held_out, run, bench, optimizer, averaged, accelerator, done)
-                journal.scores(done, scores)
+                validation = validation or Validation(context, halves)
+                scores = _score(validation, run, context, optimizer, averaged, accelerator, done)
+                logger.scores(done, scores)
                 say(f"step {done}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
-                if journal.stalled() and not last:
+                if logger.stalled() and not last:
                     last = True
-                    say(f"step {done}: no better accuracy (or loss, without one) in {config.log.patience} scorings; "
-                        "training ends, and the best weights are kept")  # fmt: skip
+                    say(
+                        f"step {done}: no better accuracy (or loss, without one) in {config.log.patience} scorings; "
+                        "training ends, and the best weights are kept"
+                    )
             stopping = any_process(accelerator, request.requested)
-            if (last or done % config.checkpoint.every == 0 or stopping or done in journal.chosen_steps()) and leads:
-                save_checkpoint(run, bench, optimizer, averaged, accelerator, done, journal.score_at(done),
-                                journal.half_scores_at(done) if halves else ())  # fmt: skip
+            if (last or done % config.checkpoint.every == 0 or stopping or done in logger.chosen_steps()) and leads:
+                save_checkpoint(
+                    run,
+                    context,
+                    optimizer,
+                    averaged,
+                    accelerator,
+                    done,
+                    logger.score_at(done),
+                    logger.half_scores_at(done) if halves else (),
+                )
             if stopping and not last:
                 raise Interrupted(
                     f"{run.folder}: stopped after step {done}. Go on with: fusion-train resume {run.folder}"
@@ -208,12 +233,14 @@ def _train(
             if last:
                 break
             waiting_since = time.perf_counter()
-            journal.paused(waiting_since - paused_since)
-        never_scored = start == config.optim.steps and not journal.scores_at(start)  # the last scoring failed
+            logger.paused(waiting_since - paused_since)
+        never_scored = start == config.optim.steps and not logger.scores_at(start)  # the last scoring failed
         if scored and never_scored:
-            journal.scores(start, _score(HeldOut(bench, halves), run, bench, optimizer, averaged, accelerator, start))
+            logger.scores(
+                start, _score(Validation(context, halves), run, context, optimizer, averaged, accelerator, start)
+            )
 
-    result = {"step": done, "scores": journal.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
+    result = {"step": done, "scores": logger.scores_at(done), "seconds": round(time.perf_counter() - began, 3)}
     if leads:
         run.finish(result)
     accelerator.wait_for_everyone()  # see processes.leave_at_exit
@@ -221,9 +248,14 @@ def _train(
 
 
 def _score(
-    held_out: HeldOut, run: Run, bench: Workbench, optimizer: Any, averaged: Averaged | None, accelerator: Accelerator,
+    validation: Validation,
+    run: Run,
+    context: RunContext,
+    optimizer: Any,
+    averaged: Averaged | None,
+    accelerator: Accelerator,
     done: int,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Score the weights, or their average; sound weights that give no sound score are kept in a checkpoint.
 
     Raises:
@@ -232,11 +264,11 @@ def _score(
     averages = averaged.in_place() if averaged is not None else nullcontext()
     try:
         with averages, fitting(f"scoring after step {done}", lambda: SCORE_LATER):
-            return held_out.score()
+            return validation.score()
     except DivergedError:
-        sound = all(bool(p.isfinite().all()) for p in learning_parameters(bench.model).values())
+        sound = all(bool(p.isfinite().all()) for p in learning_parameters(context.model).values())
         if sound and accelerator.is_main_process and not checkpoint.step_folder(run.checkpoints, done).exists():
-            save_checkpoint(run, bench, optimizer, averaged, accelerator, done, None)
+            save_checkpoint(run, context, optimizer, averaged, accelerator, done, None)
         raise
 
 

@@ -36,7 +36,7 @@ from fusion_train.evaluation.evaluate import (
 )
 from fusion_train.models.probe import Probe
 from fusion_train.prompts.prompt import find_task
-from fusion_train.run_context import Workbench
+from fusion_train.run_context import RunContext
 from fusion_train.seeding import generator
 
 MAX_CLASSES = 20
@@ -72,10 +72,10 @@ class Losses:
         return sum(loss for loss, _ in chosen) / sum(tokens for _, tokens in chosen) if chosen else None
 
 
-class HeldOut:
+class Validation:
     """The held-out clips of a run."""
 
-    def __init__(self, bench: Workbench, halves: Halves = ()) -> None:
+    def __init__(self, context: RunContext, halves: Halves = ()) -> None:
         """Choose them.
 
         Args:
@@ -85,38 +85,43 @@ class HeldOut:
             ClipListError, MissingFeatureError: no such split, or clips without features.
             DataError: training has the label of none of them, or texts are too long.
         """
-        data, seed = bench.config.data, bench.config.seed
-        self.split = bench.clips.in_split(data.eval_split or "")
-        clips, self.notices = _with_known_labels(bench, self.split)
+        data, seed = context.config.data, context.config.seed
+        self.split = context.clips.in_split(data.eval_split or "")
+        clips, self.notices = _with_known_labels(context, self.split)
         if data.eval_clips is not None and data.eval_clips < len(clips):
             chosen = generator(seed, "held-out clips").permutation(len(clips))[: data.eval_clips]
             clips = ClipList([clips[int(place)] for place in sorted(chosen)])
-        limits = answer_limits(data, bench.tokenizer)
-        usable = bench.reader.usable(clips, data.failed_clips)
-        self.bench, self._halves = bench, halves
+        limits = answer_limits(data, context.tokenizer)
+        usable = context.reader.usable(clips, data.failed_clips)
+        self.context, self._halves = context, halves
         self.clips = fitting_clips(
-            usable, data.tasks, bench.collator, bench.label_sets, limits, split=data.eval_split or "",
+            usable,
+            data.tasks,
+            context.collator,
+            context.label_sets,
+            limits,
+            split=data.eval_split or "",
             say=self.notices.append,
-        )  # fmt: skip
-        self.tasks = closed_tasks(bench, self.clips)
+        )
+        self.tasks = closed_tasks(context, self.clips)
         self._stream = SampleStream(
             self.clips,
             data.tasks,
-            bench.label_sets,
+            context.label_sets,
             seed=seed,
-            modalities=bench.reader.modalities,
+            modalities=context.reader.modalities,
             task_weights=data.task_weights,
             fallback=data.fallback,
-            form=bench.config.prompt.format(),
+            form=context.config.prompt.format(),
             limits=limits,
         )
 
     def score(self) -> dict[str, float]:
         """Ask all questions; see `scores`."""
         # Answering from cached keys would be a graph a layer, and there are few questions.
-        compiled = self.bench.config.optim.compile
+        compiled = self.context.config.optim.compile
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            answers = {task: evaluate(self.bench, self.clips, task) for task in self.tasks}
+            answers = {task: evaluate(self.context, self.clips, task) for task in self.tasks}
             return self.scores(answers, self._losses())
 
     def scores(
@@ -139,11 +144,11 @@ class HeldOut:
         """The questions whose loss is taken, one a clip."""
         for start in range(0, len(self._stream), EVAL_BATCH_SIZE):
             indices = range(start, min(start + EVAL_BATCH_SIZE, len(self._stream)))
-            yield self.bench.collator([self._stream.draw(index) for index in indices])
+            yield self.context.collator([self._stream.draw(index) for index in indices])
 
     @torch.no_grad()
     def _losses(self) -> Losses:
-        model, device = self.bench.model, self.bench.device
+        model, device = self.context.model, self.context.device
         was_training = model.training
         model.eval()
         losses, not_finite = Losses(), []
@@ -175,43 +180,45 @@ def not_finite_clips(batch: Any, sample_losses: torch.Tensor) -> list[str]:
     return [clip_id for clip_id, sound in zip(batch.clip_ids, finite, strict=True) if not sound]
 
 
-def _with_known_labels(bench: Workbench, clips: ClipList) -> tuple[ClipList, list[str]]:
+def _with_known_labels(context: RunContext, clips: ClipList) -> tuple[ClipList, list[str]]:
     """Clips without those whose label training lacks, and a notice about these.
 
     A language model is asked about a dataset that training lacks all the same; a probe has no classes for it.
     """
-    tasks = [task for task in map(find_task, bench.config.data.tasks) if task.answer == "label"]
+    tasks = [task for task in map(find_task, context.config.data.tasks) if task.answer == "label"]
     unknown: Counter[str] = Counter()
     kept: list[Clip] = []
     for clip in clips:
         foreign = ""
         for task in tasks:
-            known, label = closed_set(bench.label_sets, clip, task), answer_of(clip, task)
-            if label is not None and label not in known and (known or isinstance(bench.model, Probe)):
+            known, label = closed_set(context.label_sets, clip, task), answer_of(clip, task)
+            if label is not None and label not in known and (known or isinstance(context.model, Probe)):
                 foreign = f"{task.name} {label}" + ("" if known or not clip.dataset else f" of {clip.dataset}")
         unknown.update([foreign] if foreign else [])
         kept += [] if foreign else [clip]
     if not unknown:
         return clips, []
     named = ", ".join(f"{label} ({count})" for label, count in sorted(unknown.items()))
-    split = f'split "{bench.config.data.eval_split}"'
+    split = f'split "{context.config.data.eval_split}"'
     if not kept:
         raise DataError(
-            split, expected="clips with labels that training clips have", got=f"only {named}",
+            split,
+            expected="clips with labels that training clips have",
+            got=f"only {named}",
             next_step="Add such clips to the training split, or set data.eval_split=null.",
-        )  # fmt: skip
+        )
     left_out = f"{len(clips) - len(kept)} of {len(clips)} clips are not scored"
     return ClipList(kept), [f"{split}: {left_out}, since no training clip has their label: {named}"]
 
 
-def summarise(bench: Workbench, stream: SampleStream, held_out: HeldOut | None) -> list[str]:
+def summarise(context: RunContext, stream: SampleStream, validation: Validation | None) -> list[str]:
     """Lines about the clips, said before every training: held-out notices, tasks without a clip, classes by split."""
-    data = bench.config.data
+    data = context.config.data
     splits: dict[str, Iterable[Clip]] = {data.train_split: stream.pool.clips}
-    if held_out is not None:
-        splits[data.eval_split or ""] = held_out.split
-    notices = held_out.notices if held_out is not None else ()
-    return [*notices, *_tasks_without_sample(data, stream), *class_counts(bench, splits)]
+    if validation is not None:
+        splits[data.eval_split or ""] = validation.split
+    notices = validation.notices if validation is not None else ()
+    return [*notices, *_tasks_without_sample(data, stream), *class_counts(context, splits)]
 
 
 def _tasks_without_sample(data: DataConfig, stream: SampleStream) -> list[str]:
@@ -220,9 +227,9 @@ def _tasks_without_sample(data: DataConfig, stream: SampleStream) -> list[str]:
     return [f'split "{data.train_split}": no clip answers {", ".join(without)}'] if without else []
 
 
-def class_counts(bench: Workbench, splits: Mapping[str, Iterable[Clip]]) -> list[str]:
+def class_counts(context: RunContext, splits: Mapping[str, Iterable[Clip]]) -> list[str]:
     """One line for every label task in use and split: how many clips have each label, the most frequent first."""
-    tasks = dict.fromkeys(find_task(name).label_key for name in bench.config.data.tasks)
+    tasks = dict.fromkeys(find_task(name).label_key for name in context.config.data.tasks)
     lines = []
     for task in tasks:
         counted = {split: _labels(clips, task) for split, clips in splits.items()}

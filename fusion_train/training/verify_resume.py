@@ -77,9 +77,16 @@ class Verification:
 
 
 def verify_resume(
-    config: Config, *, store: str, clips: str, folder: Path, steps: int, kills: int, seed: int,
+    config: Config,
+    *,
+    store: str,
+    clips: str,
+    folder: Path,
+    steps: int,
+    kills: int,
+    seed: int,
     say: Callable[[str], None] = print,
-) -> Verification:  # fmt: skip
+) -> Verification:
     """Train `steps` steps twice, the second time killed `kills` times; both runs are left in `folder`.
 
     Raises:
@@ -104,8 +111,10 @@ def verify_resume(
             say(f"finished before kill {len(killed) + 1}")
             break
         killed.append(newest_step(parts))
-        say(f"kill {len(killed)} of {kills}: {kill.where}, {killed[-1]} steps in the journal, "
-            f"{len(checkpoint.published(parts.checkpoints))} checkpoints")  # fmt: skip
+        say(
+            f"kill {len(killed)} of {kills}: {kill.where}, {killed[-1]} steps in the journal, "
+            f"{len(checkpoint.published(parts.checkpoints))} checkpoints"
+        )
     if not parts.finished:
         _finish(_start(folder, parts, store, clips))
     return compare(whole, parts, killed)
@@ -174,9 +183,11 @@ def _finish(process: subprocess.Popen[str]) -> None:
     _, errors = process.communicate()
     if process.returncode:
         raise CheckpointError(
-            "verify-resume", expected="training to end well", got=f"exit code {process.returncode}",
+            "verify-resume",
+            expected="training to end well",
+            got=f"exit code {process.returncode}",
             problems=errors.strip().splitlines()[-8:],
-        )  # fmt: skip
+        )
 
 
 def _killed(kill: Kill, process: subprocess.Popen[str], said: Path, run: Run, pace: Pace) -> bool:

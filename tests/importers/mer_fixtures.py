@@ -77,14 +77,22 @@ OV_MERD = DatasetFixture(
 
 OV_MERD_PLUS = DatasetFixture(
     importer="ov-merd-plus",
-    files={"ovlabel.csv": [["name", "openset"], ["sample_00000007", "[happy, proud]"]],
-           "subtitle.csv": [["name", "english"], ["sample_00000007", "Look!"]]},
+    files={
+        "ovlabel.csv": [["name", "openset"], ["sample_00000007", "[happy, proud]"]],
+        "subtitle.csv": [["name", "english"], ["sample_00000007", "Look!"]],
+    },
     media=("video/sample_00000007.mp4",),
     num_clips=1,
-    expected={"sample_00000007": {"labels": {"openset": ["happy", "proud"]}, "split": "test", "text": "Look!",
-                                  "dataset": "ov_merd_plus"}},
+    expected={
+        "sample_00000007": {
+            "labels": {"openset": ["happy", "proud"]},
+            "split": "test",
+            "text": "Look!",
+            "dataset": "ov_merd_plus",
+        }
+    },
     needed="ovlabel.csv",
-)  # fmt: skip
+)
 
 MER_CAPTION_PLUS = DatasetFixture(
     importer="mer-caption-plus",

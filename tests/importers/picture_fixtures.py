@@ -26,10 +26,17 @@ def _refcoco(importer: str, dataset: str) -> DatasetFixture:
     return DatasetFixture(
         importer=importer,
         files={
-            f"{dataset}/refs(unc).json": {"": [{
-                "ref_id": 1, "ann_id": 5, "image_id": 9, "split": "train",
-                "sentences": [{"raw": "the left cat", "sent": "left cat"}, {"sent": "grey one"}],
-            }]},
+            f"{dataset}/refs(unc).json": {
+                "": [
+                    {
+                        "ref_id": 1,
+                        "ann_id": 5,
+                        "image_id": 9,
+                        "split": "train",
+                        "sentences": [{"raw": "the left cat", "sent": "left cat"}, {"sent": "grey one"}],
+                    }
+                ]
+            },
             f"{dataset}/instances.json": {
                 "images": [{"id": 9, "width": 200, "height": 100, "file_name": "COCO_train2014_000000000009.jpg"}],
                 "annotations": [{"id": 5, "bbox": [10, 20, 90, 40]}],
@@ -37,13 +44,19 @@ def _refcoco(importer: str, dataset: str) -> DatasetFixture:
         },
         media=("images/mscoco/train2014/COCO_train2014_000000000009.jpg",),
         num_clips=1,
-        expected={"COCO_train2014_000000000009": {
-            "image": "images/mscoco/train2014/COCO_train2014_000000000009.jpg", "dataset": dataset, "split": "train",
-            "questions": [{"task": "refer", "answer": "{<5><20><50><60>}", "question": "the left cat"},
-                          {"task": "refer", "answer": "{<5><20><50><60>}", "question": "grey one"}],
-        }},
+        expected={
+            "COCO_train2014_000000000009": {
+                "image": "images/mscoco/train2014/COCO_train2014_000000000009.jpg",
+                "dataset": dataset,
+                "split": "train",
+                "questions": [
+                    {"task": "refer", "answer": "{<5><20><50><60>}", "question": "the left cat"},
+                    {"task": "refer", "answer": "{<5><20><50><60>}", "question": "grey one"},
+                ],
+            }
+        },
         needed=f"{dataset}/refs(unc).json",
-    )  # fmt: skip
+    )
 
 
 REFCOCO = _refcoco("refcoco", "refcoco")
@@ -57,27 +70,37 @@ def _vqa(importer: str, dataset: str, questions: str, annotations: str) -> Datas
     return DatasetFixture(
         importer=importer,
         files={
-            questions: {"data_subtype": "val2014", "questions": [
-                {"image_id": 42, "question_id": 420, "question": "What colour? "},
-                {"image_id": 42, "question_id": 421, "question": "Unanswered?"},
-            ]},
-            annotations: {"annotations": [
-                {"question_id": 420, "answers": [{"answer": "red"}, {"answer": "blue"}, {"answer": "blue"}]},
-            ]},
+            questions: {
+                "data_subtype": "val2014",
+                "questions": [
+                    {"image_id": 42, "question_id": 420, "question": "What colour? "},
+                    {"image_id": 42, "question_id": 421, "question": "Unanswered?"},
+                ],
+            },
+            annotations: {
+                "annotations": [
+                    {"question_id": 420, "answers": [{"answer": "red"}, {"answer": "blue"}, {"answer": "blue"}]},
+                ]
+            },
         },
         media=("val2014/COCO_val2014_000000000042.jpg",),
         num_clips=1,
-        expected={"COCO_val2014_000000000042": {
-            "image": "val2014/COCO_val2014_000000000042.jpg", "split": "val", "dataset": dataset,
-            "questions": [{"task": "vqa", "answer": "blue", "question": "What colour?"}],
-        }},
+        expected={
+            "COCO_val2014_000000000042": {
+                "image": "val2014/COCO_val2014_000000000042.jpg",
+                "split": "val",
+                "dataset": dataset,
+                "questions": [{"task": "vqa", "answer": "blue", "question": "What colour?"}],
+            }
+        },
         needed=questions,
         left_out={"a question without an answer": 1},
-    )  # fmt: skip
+    )
 
 
-COCO_VQA = _vqa("coco-vqa", "coco_vqa", "v2_OpenEnded_mscoco_val2014_questions.json",
-                "v2_mscoco_val2014_annotations.json")  # fmt: skip
+COCO_VQA = _vqa(
+    "coco-vqa", "coco_vqa", "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
+)
 
 OK_VQA = _vqa("ok-vqa", "ok_vqa", "OpenEnded_mscoco_val2014_questions.json", "mscoco_val2014_annotations.json")
 
@@ -99,11 +122,25 @@ AOK_VQA = DatasetFixture(
 
 GQA = DatasetFixture(
     importer="gqa",
-    files={"train_balanced_questions.json": {"07333408": {"imageId": "2375429", "question": "Is it overcast?",
-                                                          "answer": "no", "fullAnswer": "No, it is clear."}}},
+    files={
+        "train_balanced_questions.json": {
+            "07333408": {
+                "imageId": "2375429",
+                "question": "Is it overcast?",
+                "answer": "no",
+                "fullAnswer": "No, it is clear.",
+            }
+        }
+    },
     media=("images/2375429.jpg",),
     num_clips=1,
-    expected={"2375429": {"image": "images/2375429.jpg", "split": "train", "dataset": "gqa",
-                          "questions": [{"task": "vqa", "answer": "no", "question": "Is it overcast?"}]}},
+    expected={
+        "2375429": {
+            "image": "images/2375429.jpg",
+            "split": "train",
+            "dataset": "gqa",
+            "questions": [{"task": "vqa", "answer": "no", "question": "Is it overcast?"}],
+        }
+    },
     needed="train_balanced_questions.json",
-)  # fmt: skip
+)

@@ -13,19 +13,25 @@ def _mmsa(
     positive, zero, negative = scores
     return DatasetFixture(
         importer=importer,
-        files={table: [
-            MMSA_HEADER,
-            ["03bSnISJMiM", clip, "ANYHOW", positive, "", "", "", "Positive", "train"],
-            ["_dI--eQ6qVU", "2", "so", zero, "0.5", "", "", "Neutral", "valid"],
-            ["_dI--eQ6qVU", "10", "bad", negative, "", "", "", "", "test"],
-            ["_dI--eQ6qVU", "11", "?", "", "", "", "", "", "train"],
-        ]},
+        files={
+            table: [
+                MMSA_HEADER,
+                ["03bSnISJMiM", clip, "ANYHOW", positive, "", "", "", "Positive", "train"],
+                ["_dI--eQ6qVU", "2", "so", zero, "0.5", "", "", "Neutral", "valid"],
+                ["_dI--eQ6qVU", "10", "bad", negative, "", "", "", "", "test"],
+                ["_dI--eQ6qVU", "11", "?", "", "", "", "", "", "train"],
+            ]
+        },
         media=(f"Raw/03bSnISJMiM/{file}.mp4", "Raw/_dI--eQ6qVU/2.mp4", "Raw/_dI--eQ6qVU/10.mp4"),
         num_clips=3,
         expected={
             f"03bSnISJMiM_{clip}": {
-                "video": f"Raw/03bSnISJMiM/{file}.mp4", "text": "ANYHOW", "split": "train", "dataset": dataset,
-                "labels": {"sentiment": "positive", "sentiment_score": float(positive)}, "dialogue": "03bSnISJMiM",
+                "video": f"Raw/03bSnISJMiM/{file}.mp4",
+                "text": "ANYHOW",
+                "split": "train",
+                "dataset": dataset,
+                "labels": {"sentiment": "positive", "sentiment_score": float(positive)},
+                "dialogue": "03bSnISJMiM",
             },
             "_dI--eQ6qVU_2": {"labels": {"sentiment": "neutral", "sentiment_score": float(zero), "text_score": 0.5}},
             "_dI--eQ6qVU_10": {"labels": {"sentiment": "negative", "sentiment_score": float(negative)}},
@@ -33,7 +39,7 @@ def _mmsa(
         needed=table,
         bad_label=(table, positive, "7.5"),
         left_out={"no score": 1},
-    )  # fmt: skip
+    )
 
 
 CMU_MOSI = _mmsa("cmu-mosi", "cmu_mosi", ("2.4", "0", "-1.75"), "1", "1", "label.csv")

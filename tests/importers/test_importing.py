@@ -58,8 +58,12 @@ def test_an_import_ends_with_counts_what_is_missing_and_the_licence(tmp_path: Pa
     again = fcache("import", "meld", tmp_path / "MELD", "--out", tmp_path / "clips.jsonl")
     assert again.exit_code == 2
     assert "--overwrite" in again.output
-    assert fcache("import", "meld", tmp_path / "MELD", "--keep-missing", "--overwrite", "--out",
-                  tmp_path / "clips.jsonl").exit_code == 0  # fmt: skip
+    assert (
+        fcache(
+            "import", "meld", tmp_path / "MELD", "--keep-missing", "--overwrite", "--out", tmp_path / "clips.jsonl"
+        ).exit_code
+        == 0
+    )
     assert len(load_clips(tmp_path / "clips.jsonl")) == 4
 
 
@@ -106,8 +110,9 @@ def test_wrong_use_is_one_message_and_exit_code_2(
 def test_lists_of_several_datasets_join_under_one_root_by_their_prefixes(tmp_path: Path) -> None:
     for fixture in (video.DFEW, video.MAFW):
         fixture.build(tmp_path / fixture.importer)
-        lists = run(fixture, tmp_path / fixture.importer, tmp_path / f"{fixture.importer}.jsonl",
-                    prefix=f"{fixture.importer}/")  # fmt: skip
+        lists = run(
+            fixture, tmp_path / fixture.importer, tmp_path / f"{fixture.importer}.jsonl", prefix=f"{fixture.importer}/"
+        )
         assert lists.media_root is None
     joined = (tmp_path / "dfew.jsonl").read_bytes() + (tmp_path / "mafw.jsonl").read_bytes()
     (tmp_path / "clips.jsonl").write_bytes(joined)
@@ -120,8 +125,15 @@ def test_an_imported_list_is_extracted_each_speaker_by_their_own_half_and_time(t
     dialogue.IEMOCAP.build(tmp_path / "IEMOCAP")
     for session in range(1, 6):
         path = tmp_path / f"IEMOCAP/Session{session}/dialog/avi/DivX/Ses0{session}F_impro01.avi"
-        rec.write_clip(path, num_frames=140, codec="mpeg4", options={"b": "4M", "bf": "0"}, marked=True,
-                       sound=rec.sine(14.0), audio_codec="mp3")  # fmt: skip
+        rec.write_clip(
+            path,
+            num_frames=140,
+            codec="mpeg4",
+            options={"b": "4M", "bf": "0"},
+            marked=True,
+            sound=rec.sine(14.0),
+            audio_codec="mp3",
+        )
     run(dialogue.IEMOCAP, tmp_path / "IEMOCAP", tmp_path / "clips.jsonl", ("test",))
     store = featurecache.open_store(tmp_path / "features.zarr", "a")
     summary = extract(store, load_clips(tmp_path / "clips.jsonl"), stub_encoders())
@@ -184,19 +196,32 @@ def test_mmeverse_takes_only_the_sets_asked_for_and_bare_ids_on_request(tmp_path
     import_dataset(find_importer("mmeverse"), Request(tmp_path / "data", options=options), Target(tmp_path / "c.jsonl"))
     assert set(rows_of(tmp_path / "c.jsonl")) == {"train_dia0_utt0", "00007"}
     with pytest.raises(DatasetError, match=r"caer, got AU_gpt/"):
-        import_dataset(find_importer("mmeverse"), Request(tmp_path / "data", options={"sets": "caer"}),
-                       Target(tmp_path / "d.jsonl"))  # fmt: skip
+        import_dataset(
+            find_importer("mmeverse"),
+            Request(tmp_path / "data", options={"sets": "caer"}),
+            Target(tmp_path / "d.jsonl"),
+        )
 
 
 def test_refs_in_a_pickle_are_refused_and_a_packed_list_of_boxes_is_read(tmp_path: Path) -> None:
     write(tmp_path / "refcoco/refs(unc).p", "a pickle")
     with pytest.raises(DatasetError, match=r"refs\(unc\)\.p, a pickle, which is not read"):
         import_dataset(find_importer("refcoco"), Request(tmp_path), Target(tmp_path / "c.jsonl"))
-    write(tmp_path / "finetune_refcoco_val.json", {
-        "images": [{"id": 1, "file_name": "COCO_train2014_000000000009.jpg", "height": 100, "width": 200,
-                    "caption": "left cat"}],
-        "annotations": [{"image_id": 1, "bbox": [0, 0, 100, 50]}],
-    })  # fmt: skip
+    write(
+        tmp_path / "finetune_refcoco_val.json",
+        {
+            "images": [
+                {
+                    "id": 1,
+                    "file_name": "COCO_train2014_000000000009.jpg",
+                    "height": 100,
+                    "width": 200,
+                    "caption": "left cat",
+                }
+            ],
+            "annotations": [{"image_id": 1, "bbox": [0, 0, 100, 50]}],
+        },
+    )
     write(tmp_path / "train2014/COCO_train2014_000000000009.jpg", "picture")
     import_dataset(find_importer("refcoco"), Request(tmp_path), Target(tmp_path / "c.jsonl"))
     (clip,) = load_clips(tmp_path / "c.jsonl")
@@ -244,8 +269,13 @@ def test_the_importer_that_the_documentation_shows_works(tmp_path: Path) -> None
 
 
 def test_a_users_own_importer_is_a_module_with_one_object(tmp_path: Path) -> None:
-    mine = Importer("mine", "my clips", lambda request, found: iter([Clip("a", video=request.source / "a.mp4")]),
-                    ("a.mp4",), "mine.")  # fmt: skip
+    mine = Importer(
+        "mine",
+        "my clips",
+        lambda request, found: iter([Clip("a", video=request.source / "a.mp4")]),
+        ("a.mp4",),
+        "mine.",
+    )
     write(tmp_path / "a.mp4", "media")
     import_dataset(mine, Request(tmp_path), Target(tmp_path / "c.jsonl"))
     assert load_clips(tmp_path / "c.jsonl").ids == ["a"]
@@ -314,12 +344,17 @@ def test_labels_are_found_whatever_their_case_and_unknown_ones_are_kept_for_the_
     found = Findings()
     vocabulary = Vocabulary("emotion", ("happy", "sad"), {"joy": "happy"})
     assert [found.label(vocabulary, cell, "row") for cell in ("Happy ", "JOY", "", "nan", "hapy")] == [
-        "happy", "happy", None, None, None,
-    ]  # fmt: skip
+        "happy",
+        "happy",
+        None,
+        None,
+        None,
+    ]
     assert found.unknown == ['row: emotion "hapy". Did you mean "happy"?']
     assert {reason: len(rows) for reason, rows in found.left_out.items()} == {
-        "no emotion": 2, "emotion outside the vocabulary": 1,
-    }  # fmt: skip
+        "no emotion": 2,
+        "emotion outside the vocabulary": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,14 @@ MAFW = DatasetFixture(
     },
     media=("data/clips/03747.mp4", "data/clips/00002.mp4", "data/clips/00151.mp4"),
     num_clips=3,
-    expected={"03747": {"video": "data/clips/03747.mp4", "labels": {"emotion": "anger"}, "split": "train"},
-              "00151": {"split": "test", "dataset": "mafw"}},
+    expected={
+        "03747": {"video": "data/clips/03747.mp4", "labels": {"emotion": "anger"}, "split": "train"},
+        "00151": {"split": "test", "dataset": "mafw"},
+    },
     needed=MAFW_ROOT.format("single", "test"),
     bad_label=(MAFW_ROOT.format("single", "train"), "anger", "angr"),
     twice=MAFW_ROOT.format("single", "train"),
-)  # fmt: skip
+)
 
 MAFW_COMPOUND = DatasetFixture(
     importer="mafw",
@@ -62,10 +64,12 @@ CAER = DatasetFixture(
     files={"train/notes.txt": "about"},
     media=("train/Anger/0001.avi", "train/Happy/0001.avi", "validation/Sad/0001.avi", "test/Anger/0001.avi"),
     num_clips=4,
-    expected={"test_Anger_0001": {"video": "test/Anger/0001.avi", "labels": {"emotion": "anger"}, "split": "test"},
-              "train_Happy_0001": {"labels": {"emotion": "happy"}, "dataset": "caer"}},
+    expected={
+        "test_Anger_0001": {"video": "test/Anger/0001.avi", "labels": {"emotion": "anger"}, "split": "test"},
+        "train_Happy_0001": {"labels": {"emotion": "happy"}, "dataset": "caer"},
+    },
     needed="",
-)  # fmt: skip
+)
 
 E3 = DatasetFixture(
     importer="e3",

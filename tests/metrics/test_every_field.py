@@ -193,8 +193,11 @@ def test_what_the_registry_says_of_a_set():
     assert scored.per_clip.tolist() == [1.0, 0.0, 0.0]
     wheels = score("hit", {"1": "anger", "2": "sad"}, {"1": "anger, happy", "2": "happy"})
     assert wheels.counts == {
-        "clips": 2, "scored by wheel": [2], "labels predicted a clip": 1.5, "HIT by wheel": [50.0],
-    }  # fmt: skip
+        "clips": 2,
+        "scored by wheel": [2],
+        "labels predicted a clip": 1.5,
+        "HIT by wheel": [50.0],
+    }
     waf = score("waf", {"1": 1, "2": -2, "3": 0}, {"1": "positive", "2": "hm", "3": "positive"})
     assert waf.counts == {"clips": 3, "neutral, not scored": 1, "unreadable answers": 1}
     overlap = score("overlap", {"1": "low brow"}, {"1": "low"}, main="label")

@@ -21,8 +21,11 @@ def test_a_run_without_a_word_ends_no_row(tmp_path: Path) -> None:
     path = tmp_path / "synonym.xlsx"
     write_table(path, RUNS, [(None, "lost", "glad", "happy") + (None,) * 12, ("blue", "low") + (None,) * 14])
     assert read_synonyms(path, {"glad", "blue"}) == {
-        "glad": {"glad"}, "happy": {"glad"}, "blue": {"blue"}, "low": {"blue"},
-    }  # fmt: skip
+        "glad": {"glad"},
+        "happy": {"glad"},
+        "blue": {"blue"},
+        "low": {"blue"},
+    }
 
 
 def test_words_that_stand_on_no_wheel_are_named_and_the_first_with_its_near_one(tmp_path: Path) -> None:

@@ -20,10 +20,17 @@ CLASS_STRENGTH = 0.9
 
 def spec_of(name: str, **changes: object) -> Spec:
     fields: dict = {
-        "encoder": name, "implementation": 1, "weights": {}, "architecture": {}, "tap": {},
-        "preprocessing": SOUND if name == "voice" else PICTURE, "pooling": {}, "compute_dtype": "float32",
-        "stored_dtype": "float16", "shape": SHAPES[name],
-    }  # fmt: skip
+        "encoder": name,
+        "implementation": 1,
+        "weights": {},
+        "architecture": {},
+        "tap": {},
+        "preprocessing": SOUND if name == "voice" else PICTURE,
+        "pooling": {},
+        "compute_dtype": "float32",
+        "stored_dtype": "float16",
+        "shape": SHAPES[name],
+    }
     return Spec(**(fields | changes))
 
 
@@ -43,10 +50,16 @@ def label_of(number: int) -> str:
 
 def planted_clips(count: int) -> list[Clip]:
     return [
-        Clip(f"c{n:03d}", video=Path(f"c{n:03d}.mp4"), text=f"sentence {n}", split="train" if n % 4 else "test",
-             dataset="planted", labels={"emotion": label_of(n)})
+        Clip(
+            f"c{n:03d}",
+            video=Path(f"c{n:03d}.mp4"),
+            text=f"sentence {n}",
+            split="train" if n % 4 else "test",
+            dataset="planted",
+            labels={"emotion": label_of(n)},
+        )
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def write_store(
@@ -76,9 +89,15 @@ def write_list(path: Path, clips: list[Clip]) -> ClipList:
     import json
 
     rows = [
-        {"id": clip.id, "video": f"{clip.id}.mp4", "text": clip.text, "split": clip.split, "dataset": clip.dataset,
-         "labels": dict(clip.labels)}
+        {
+            "id": clip.id,
+            "video": f"{clip.id}.mp4",
+            "text": clip.text,
+            "split": clip.split,
+            "dataset": clip.dataset,
+            "labels": dict(clip.labels),
+        }
         for clip in clips
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return featurecache.load_clips(path)

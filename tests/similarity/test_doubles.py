@@ -142,11 +142,17 @@ def measured(copies: int, others: int, *, true: float = 0.95, false: float = 0.4
     random = np.random.default_rng(0)
     copy_of, false_of = np.arange(copies) % 40, np.arange(others) % 40
     return cal.Measured(
-        0.7 + 0.08 * random.standard_normal(copies), np.full(copies, 0.4), true + 0.02 * random.standard_normal(copies),
-        copy_of, [f"way {n // 40}" for n in range(copies)],
-        0.7 + 0.08 * random.standard_normal(others), np.full(others, 0.4), false + 0.1 * random.standard_normal(others),
-        false_of, np.arange(others) // 40 % 2 == 0,
-    )  # fmt: skip
+        0.7 + 0.08 * random.standard_normal(copies),
+        np.full(copies, 0.4),
+        true + 0.02 * random.standard_normal(copies),
+        copy_of,
+        [f"way {n // 40}" for n in range(copies)],
+        0.7 + 0.08 * random.standard_normal(others),
+        np.full(others, 0.4),
+        false + 0.1 * random.standard_normal(others),
+        false_of,
+        np.arange(others) // 40 % 2 == 0,
+    )
 
 
 def test_a_calibration_stands_between_copies_and_clips_that_look_like_them() -> None:

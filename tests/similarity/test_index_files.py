@@ -38,8 +38,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store = planted.write_store(tmp_path / "features.zarr", clips)
     planted.write_list(tmp_path / "clips.jsonl", clips)
     update_indices(store)
-    rule = Calibration(0.5, 0.1, 0.7, 10.0, -5.0, {name: store[name].fingerprint for name in store.names},
-                       dict.fromkeys(store.names, 1.0), 40, 320, 0, 160, {"mirrored": 1.0})  # fmt: skip
+    rule = Calibration(
+        0.5,
+        0.1,
+        0.7,
+        10.0,
+        -5.0,
+        {name: store[name].fingerprint for name in store.names},
+        dict.fromkeys(store.names, 1.0),
+        40,
+        320,
+        0,
+        160,
+        {"mirrored": 1.0},
+    )
     index_files(store.location).write(CALIBRATION, rule.to_bytes())
     return tmp_path
 
@@ -107,9 +119,10 @@ def test_equal_stores_give_equal_bytes_with_any_number_of_threads(tmp_path: Path
         code = f"import featurecache; from featurecache.explore.search import update_indices as u; \
 u(featurecache.open_store({str(location)!r}))"
         subprocess.run(
-            [sys.executable, "-c", code], check=True,
+            [sys.executable, "-c", code],
+            check=True,
             env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
-        )  # fmt: skip
+        )
         roots.append(tmp_path / str(number) / "s.zarr.similar")
     assert contents(roots[0]) == contents(roots[1])
 

@@ -40,8 +40,15 @@ def spoken(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
         weak = topics[topic] + 0.9 * random.standard_normal(WIDTH - STRONG_AXES)
         clip = np.concatenate([strong, weak]) @ mixing
         tokens.append((clip + 0.05 * random.standard_normal((TOKENS, WIDTH))).astype(np.float32))
-        rows.append({"id": f"c{n:03d}", "audio": f"c{n:03d}.wav", "text": f"topic {topic}", "speaker": f"p{n % 7}",
-                     "labels": {"emotion": f"class {label}"}})  # fmt: skip
+        rows.append(
+            {
+                "id": f"c{n:03d}",
+                "audio": f"c{n:03d}.wav",
+                "text": f"topic {topic}",
+                "speaker": f"p{n % 7}",
+                "labels": {"emotion": f"class {label}"},
+            }
+        )
     (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store = featurecache.open_store(folder / "features.zarr", mode="a")
     writer = store.writer("voice", planted.spec_of("voice", shape=(TOKENS, WIDTH)), shard_rows=512)

@@ -97,10 +97,16 @@ def write_voices(folder: Path) -> tuple[LocalStore, ClipList]:
         write_sound(folder / "sound" / f"{way}.wav", altered(speak(sentence, speaker), way))
         made[way] = (sentence, speaker)
     for clip_id, (sentence, speaker) in made.items():
-        rows.append({
-            "id": clip_id, "audio": f"sound/{clip_id}.wav", "text": f"sentence {sentence}", "speaker": f"p{speaker}",
-            "split": "train" if speaker % 2 else "test", "labels": {"emotion": emotion_of(sentence, speaker)},
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": clip_id,
+                "audio": f"sound/{clip_id}.wav",
+                "text": f"sentence {sentence}",
+                "speaker": f"p{speaker}",
+                "split": "train" if speaker % 2 else "test",
+                "labels": {"emotion": emotion_of(sentence, speaker)},
+            }
+        )
     (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store = featurecache.open_store(folder / "features.zarr", mode="a")
     writer = store.writer("voice", planted.spec_of("voice"), shard_rows=64)

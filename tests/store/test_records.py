@@ -49,9 +49,19 @@ def test_every_field_of_every_clip_is_read_back():
     assert list(record.clips()) == [
         ClipRecord("one", Status.FAILED, 7, 0, SOURCES[0], "the decoder gave up", 0, 0.0, 0, none),
         ClipRecord("zw\u00f6lf", Status.ABSENT, 7, 1, "", "no sound", 0, 0.0, 3, none),
-        ClipRecord("c/3", Status.OK, 7, 2, SOURCES[2], "", 9, 2.5, 0,
-                   {"error_rms": 0.25, "error_max": 0.5, "error_cosine": 0.75}),
-    ]  # fmt: skip
+        ClipRecord(
+            "c/3",
+            Status.OK,
+            7,
+            2,
+            SOURCES[2],
+            "",
+            9,
+            2.5,
+            0,
+            {"error_rms": 0.25, "error_max": 0.5, "error_cosine": 0.75},
+        ),
+    ]
 
 
 def test_a_record_without_measured_errors_states_none():

@@ -55,8 +55,9 @@ def test_what_is_decided_is_committed_and_nothing_else(writer, failed: bool) -> 
     report = verify_store(featurecache.open_store(writer.location))
     assert not report.damage
     assert [notice.message for notice in report.notices if notice.kind == "pending"] == [
-        f"{8 - len(kept)} planned clips are not extracted", "4 planned clips are not extracted",
-    ]  # fmt: skip
+        f"{8 - len(kept)} planned clips are not extracted",
+        "4 planned clips are not extracted",
+    ]
 
 
 def test_rows_are_those_of_a_shard_that_was_not_stopped(writer) -> None:  # type: ignore[no-untyped-def]

@@ -30,10 +30,14 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
             clip_id, label = f"{split[0]}{number:02d}", LABELS[number % 3]
             labels[clip_id] = label
             entry = {
-                "id": clip_id, "video": f"{clip_id}.mp4", "text": f"number {number}", "split": split, "dataset": "toy",
+                "id": clip_id,
+                "video": f"{clip_id}.mp4",
+                "text": f"number {number}",
+                "split": split,
+                "dataset": "toy",
                 "labels": {"emotion": label},
                 "responses": {"reason": f"The person is {label}.", "think": f"It sounds {label}."},
-            }  # fmt: skip
+            }
             lines.append(json.dumps(entry))
     (folder / "clips.jsonl").write_text("\n".join(lines) + "\n")
     write_features(folder / "features.zarr", labels, absent={"v03": "whisper"})
@@ -81,9 +85,18 @@ def sweep(llama, material, tmp_path):
         (tmp_path / "base.yaml").write_text(make_config(llama, *FAST, *overrides).to_yaml())
         (tmp_path / "mine.yaml").write_text(text)
         return [
-            "sweep", str(tmp_path / "mine.yaml"), "--config", str(tmp_path / "base.yaml"),
-            "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
-            "--out", str(tmp_path / "sweep"), "--engine", "here",
-        ]  # fmt: skip
+            "sweep",
+            str(tmp_path / "mine.yaml"),
+            "--config",
+            str(tmp_path / "base.yaml"),
+            "--store",
+            str(material / "features.zarr"),
+            "--clips",
+            str(material / "clips.jsonl"),
+            "--out",
+            str(tmp_path / "sweep"),
+            "--engine",
+            "here",
+        ]
 
     return write

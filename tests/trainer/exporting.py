@@ -48,17 +48,26 @@ def write_clips(folder: Path) -> None:
             sound = None if clip_id == SILENT else sine(1.0, 200.0 + 50 * number)
             write_clip(folder / "clips" / f"{clip_id}.mp4", num_frames=6 + number, sound=sound)
             entry = {
-                "id": clip_id, "video": f"clips/{clip_id}.mp4", "split": split, "dataset": "toy",
-                "labels": {"emotion": label}, "responses": {"reason": f"The person is {label}."},
-            }  # fmt: skip
+                "id": clip_id,
+                "video": f"clips/{clip_id}.mp4",
+                "split": split,
+                "dataset": "toy",
+                "labels": {"emotion": label},
+                "responses": {"reason": f"The person is {label}."},
+            }
             lines.append(json.dumps(entry | ({} if number == 1 else {"text": f"Number {number}!"})))
     (folder / "clips.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def train_run(
-    folder: Path, whisper: Path, eva: Path, llama: Path, *overrides: str, compute_dtype: str = "float32",
+    folder: Path,
+    whisper: Path,
+    eva: Path,
+    llama: Path,
+    *overrides: str,
+    compute_dtype: str = "float32",
     stored_dtype: str = "float16",
-) -> Trained:  # fmt: skip
+) -> Trained:
     """Write clips, extract, train a few steps at a rate that moves every part."""
     write_clips(folder)
     weights = dict(zip(ENCODERS, map(str, (whisper, eva, eva)), strict=True))
@@ -70,8 +79,9 @@ def train_run(
     if "features.absent=visible" in overrides:
         overrides += ("features.zero_image=zero-image.safetensors",)  # found beside the clip list
         out = folder / "zero-image.safetensors"
-        make_zero_image(str(folder / "features.zarr"), "eva-global", out, weights=str(eva), device="cpu",
-                        say=lambda _: None)  # fmt: skip
+        make_zero_image(
+            str(folder / "features.zarr"), "eva-global", out, weights=str(eva), device="cpu", say=lambda _: None
+        )
     config = make_config(
         llama,
         "optim.steps=8",

@@ -21,7 +21,7 @@ from fusion_train.errors import ConfigError
 from fusion_train.evaluation.evaluate import evaluate
 from fusion_train.models.token_streams import SOFT_TOKEN
 from fusion_train.prompts.prompt import find_task
-from fusion_train.run_context import assemble
+from fusion_train.run_context import build_context
 
 sys.path.append(str(Path(__file__).parents[1]))
 from checkpoints import save_eva
@@ -39,16 +39,16 @@ def zero_image(material, tmp_path) -> Path:
 
 
 def open_bench(config: Config, material: Path):
-    return assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
+    return build_context(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
 
 
 def test_an_absent_modality_has_its_places_and_is_read_as_the_stand_in(llama, material, zero_image):
-    bench = open_bench(visible(llama, zero_image), material)
+    context = open_bench(visible(llama, zero_image), material)
     sample = Sample(
-        bench.clips.by_id("v03"), find_task("audio"), (), "low", hidden=("image", "video")
+        context.clips.by_id("v03"), find_task("audio"), (), "low", hidden=("image", "video")
     )  # no sound either
-    batch = bench.collator([sample])
-    assert (batch.arena["token_ids"] == SOFT_TOKEN).sum() == sum(bench.model.soft_counts.values())
+    batch = context.collator([sample])
+    assert (batch.buffer["token_ids"] == SOFT_TOKEN).sum() == sum(context.model.soft_counts.values())
     assert batch.present.all()
     assert not batch.features["audio"].any()
     assert not batch.features["video"].any()
@@ -56,19 +56,19 @@ def test_an_absent_modality_has_its_places_and_is_read_as_the_stand_in(llama, ma
 
 
 def test_by_default_an_absent_modality_has_no_place(llama, material):
-    bench = open_bench(make_config(llama), material)
-    sample = Sample(bench.clips.by_id("v03"), find_task("emotion"), (), "sad")
-    batch = bench.collator([sample])
+    context = open_bench(make_config(llama), material)
+    sample = Sample(context.clips.by_id("v03"), find_task("emotion"), (), "sad")
+    batch = context.collator([sample])
     assert batch.present.tolist() == [[False, True, True]]
-    counts = bench.model.soft_counts
-    assert (batch.arena["token_ids"] == SOFT_TOKEN).sum() == sum(counts.values()) - counts["audio"]
+    counts = context.model.soft_counts
+    assert (batch.buffer["token_ids"] == SOFT_TOKEN).sum() == sum(counts.values()) - counts["audio"]
 
 
 def test_training_and_scoring_see_the_same(llama, material, zero_image, tmp_path):
     run = run_training(visible(llama, zero_image, "optim.steps=2"), material, tmp_path / "run")
     assert run.finished
-    bench = open_bench(run.config(), material)
-    rows = evaluate(bench, bench.clips.in_split("val"), "emotion", modalities=["audio"]).predictions
+    context = open_bench(run.config(), material)
+    rows = evaluate(context, context.clips.in_split("val"), "emotion", modalities=["audio"]).predictions
     assert len(rows) == 12
 
 
@@ -91,9 +91,19 @@ def test_the_zero_image_is_what_the_encoder_gives_for_zeros(tmp_path):
         shard.commit()
     out = tmp_path / "zero.safetensors"
     result = CliRunner().invoke(
-        main, ["zero-image", "--store", str(tmp_path / "features.zarr"), "--weights", str(weights), "--out", str(out),
-               "--device", "cpu"],
-    )  # fmt: skip
+        main,
+        [
+            "zero-image",
+            "--store",
+            str(tmp_path / "features.zarr"),
+            "--weights",
+            str(weights),
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+        ],
+    )
     assert result.exit_code == 0, result.output
     module = encoder.network.module
     zeros = torch.zeros(1, 3, encoder.pixels, encoder.pixels)

@@ -26,7 +26,7 @@ from fusion_train.export.alignment import align_file
 from fusion_train.export.export_run import Sources, export_run, verify_export
 from fusion_train.remote.adapter import TRAINED_WEIGHTS
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def test_it_holds_the_trained_parts_and_no_others(adapter, trained):
     held = 0
     for path in adapter.folder.glob("*.safetensors"):
         held += sum(tensor.numel() for tensor in load_file(path).values())
-    assert held == sum(parameter.numel() for parameter in reassemble(trained.run).model.parameters()
-                       if parameter.requires_grad)  # fmt: skip
+    assert held == sum(
+        parameter.numel() for parameter in load_context(trained.run).model.parameters() if parameter.requires_grad
+    )
     reference = json.loads((adapter.folder / "config.json").read_text())["base_reference"]
     assert list(reference["files"]) == ["model.safetensors"]
     assert "/" not in reference["name"]
@@ -76,7 +77,7 @@ def test_it_holds_the_trained_parts_and_no_others(adapter, trained):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_peft_opens_its_language_part(adapter, trained):
     opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(adapter.base), adapter.folder)
-    trained_llm = reassemble(trained.run).model.llm.eval()
+    trained_llm = load_context(trained.run).model.llm.eval()
     ids = torch.tensor([[1, 5, 9, 12]])
     with torch.inference_mode():
         assert torch.equal(opened.eval()(ids).logits, trained_llm(ids).logits)
@@ -92,9 +93,16 @@ def test_another_base_is_refused(adapter, tmp_path, llama):
 
 
 def test_a_base_of_another_size_is_one_clear_line(adapter, tmp_path):
-    larger = save_llama(tmp_path / "larger", LlamaConfig(
-        vocab_size=400, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-    ))  # fmt: skip
+    larger = save_llama(
+        tmp_path / "larger",
+        LlamaConfig(
+            vocab_size=400,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+        ),
+    )
     with pytest.raises(
         WeightsError, match=r"expected hidden_size 32, num_hidden_layers 2.*got hidden_size 48"
     ) as error:
@@ -173,8 +181,11 @@ def test_weights_lie_where_they_can_be_used_without_a_copy(exported, tmp_path):
     header = json.loads(copy.read_bytes()[8 : 8 + length])
     header.pop("__metadata__")
     assert (8 + length) % ALIGNMENT_BYTES == 0
-    whole = [entry for entry in header.values()
-             if (entry["data_offsets"][1] - entry["data_offsets"][0]) % ALIGNMENT_BYTES == 0]  # fmt: skip
+    whole = [
+        entry
+        for entry in header.values()
+        if (entry["data_offsets"][1] - entry["data_offsets"][0]) % ALIGNMENT_BYTES == 0
+    ]
     assert whole
     assert all(entry["data_offsets"][0] % ALIGNMENT_BYTES == 0 for entry in whole)
 

@@ -23,7 +23,7 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation import predictions as asking
 from fusion_train.evaluation.append_only import read_lines
-from fusion_train.evaluation.benchmarks import bench_names, load_bench
+from fusion_train.evaluation.benchmarks import benchmark_names, load_benchmark
 from fusion_train.evaluation.judging import read_rating
 from fusion_train.evaluation.text_models import LocalModel
 
@@ -33,7 +33,7 @@ sets:
   faces: {title: Faces, dataset: faces, metric: classification, main: UAR, vocabulary: [angry, happy, sad]}
   words: {title: Words, dataset: words, task: openset, metric: open-vocabulary}
 means: {All: [faces, words], Faces alone: [faces]}
-published: [{name: Rival, source: "a paper", scores: {faces: 71.5}, means: {Faces alone: 71.5}}]
+published: [{name: Baseline, source: "a paper", scores: {faces: 71.5}, means: {Faces alone: 71.5}}]
 """
 
 
@@ -47,8 +47,15 @@ def folder(tmp_path_factory) -> Path:
             clip_id, label = f"{dataset}/{split}{number:02d}", LABELS[number % 3]
             labels[clip_id] = label
             known = {"openset": [label]} if dataset == "words" else {"emotion": label}
-            entry = {"id": clip_id, "text": f"number {number}", "split": split, "dataset": dataset, "labels": known,
-                     "speaker": f"s{number % 4}", "tags": ["sarcasm"] if number % 4 == 0 else []}  # fmt: skip
+            entry = {
+                "id": clip_id,
+                "text": f"number {number}",
+                "split": split,
+                "dataset": dataset,
+                "labels": known,
+                "speaker": f"s{number % 4}",
+                "tags": ["sarcasm"] if number % 4 == 0 else [],
+            }
             lines.append(json.dumps(entry))
     (folder / "clips.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "bench.yaml").write_text(BENCH)
@@ -90,14 +97,14 @@ def ask(run: Path, folder: Path, out: Path, *rest: object):
 
 
 def test_every_shipped_bench_is_valid():
-    assert {"mer-unibench", "mmeverse", "dfew", "emer"} <= set(bench_names())
-    for name in bench_names():
-        load_bench(name)
-    assert len(load_bench("mmeverse").means["MMEVerse-Bench"]) == 18
-    rivals = {rival.name: rival for rival in load_bench("mer-unibench").published}
+    assert {"mer-unibench", "mmeverse", "dfew", "emer"} <= set(benchmark_names())
+    for name in benchmark_names():
+        load_benchmark(name)
+    assert len(load_benchmark("mmeverse").means["MMEVerse-Bench"]) == 18
+    baselines = {baseline.name: baseline for baseline in load_benchmark("mer-unibench").published}
     for name in ("AffectGPT", "Emotion-LLaMA"):  # the printed means are those of the printed scores
-        scores = rivals[name].scores.values()
-        assert sum(scores) / len(scores) == pytest.approx(rivals[name].means["MER-UniBench"], abs=0.006)
+        scores = baselines[name].scores.values()
+        assert sum(scores) / len(scores) == pytest.approx(baselines[name].means["MER-UniBench"], abs=0.006)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_every_shipped_bench_is_valid():
 def test_a_wrong_bench_is_refused_with_the_near_name(tmp_path, change, said):
     (tmp_path / "bench.yaml").write_text(f"title: x\nsets: {{a: {{dataset: a, {change}}}}}\n")
     with pytest.raises(ConfigError, match=said):
-        load_bench(str(tmp_path / "bench.yaml"))
+        load_benchmark(str(tmp_path / "bench.yaml"))
 
 
 def test_a_bench_is_asked_scored_and_reported_and_asked_only_once(run, folder, tmp_path):
@@ -129,7 +136,7 @@ def test_a_bench_is_asked_scored_and_reported_and_asked_only_once(run, folder, t
     assert "by speaker" in page
     assert "<svg" in page
     table = (tmp_path / "out" / "scores.csv").read_text().splitlines()
-    assert table[0] == "set,figure,ours,from,to,asked,Rival"
+    assert table[0] == "set,figure,ours,from,to,asked,Baseline"
     assert table[1].startswith("Faces,UAR,")
     assert table[1].endswith(',"choose, own wording",71.5')
     assert r"\toprule" in (tmp_path / "out" / "scores.tex").read_text()
@@ -168,10 +175,31 @@ def test_a_killed_evaluation_goes_on_without_losing_or_repeating_a_clip(run, fol
 @pytest.mark.slow
 def test_two_processes_share_a_bench(run, folder, tmp_path):
     assert ask(run, folder, tmp_path / "one").exit_code == 0
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "-m", "fusion_train.cli", "eval", "--run", run,
-               "--bench", folder / "bench.yaml", "--out", tmp_path / "two", "--batch-size", "4"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "fusion_train.cli",
+        "eval",
+        "--run",
+        run,
+        "--bench",
+        folder / "bench.yaml",
+        "--out",
+        tmp_path / "two",
+        "--batch-size",
+        "4",
+    ]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "faces: 6/6 clips" in done.stderr  # half of them
@@ -193,8 +221,14 @@ def test_answers_by_another_run_are_refused_and_left_alone(run, folder, tmp_path
 
 
 def test_modalities_streams_and_features_can_be_taken_away(run, folder, tmp_path):
-    for number, rest in enumerate((["--modalities", "none"], ["--without", "fusion"], ["--without", "image:zero"],
-                                   ["--feature", "audio=whisper-noise"])):  # fmt: skip
+    for number, rest in enumerate(
+        (
+            ["--modalities", "none"],
+            ["--without", "fusion"],
+            ["--without", "image:zero"],
+            ["--feature", "audio=whisper-noise"],
+        )
+    ):
         result = ask(run, folder, tmp_path / str(number), *rest)
         assert result.exit_code == 0, result.output
     hidden, omitted, zeroed, noisy = (rows_of(tmp_path / str(n) / "faces.jsonl")[0] for n in range(4))
@@ -275,11 +309,15 @@ def candidates(folder: Path, count: int, clips: int) -> list[Path]:
     folder.mkdir()
     random = np.random.default_rng(0)
     return [
-        write_rows(folder / f"epoch-{number:02d}.jsonl", [
-            {"id": f"c{n}", "reference": "happy", "prediction": "happy" if random.random() < 2 / 3 else "sad"}
-            for n in range(clips)])
+        write_rows(
+            folder / f"epoch-{number:02d}.jsonl",
+            [
+                {"id": f"c{n}", "reference": "happy", "prediction": "happy" if random.random() < 2 / 3 else "sad"}
+                for n in range(clips)
+            ],
+        )
         for number in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_the_best_of_several_candidates_is_corrected_for_the_choice(tmp_path):

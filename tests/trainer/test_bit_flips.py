@@ -35,8 +35,14 @@ def go_on(run: Run, material: Path, stop_at: int | None = None) -> Run:
     """What `fusion-train resume` does."""
     steps: list[str] = []
     config = run.config()
-    train(config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), run=run,
-          say=steps.append, stop=lambda: stop_at is not None and len(steps) > stop_at)  # fmt: skip
+    train(
+        config,
+        store=str(material / "features.zarr"),
+        clips=str(material / "clips.jsonl"),
+        run=run,
+        say=steps.append,
+        stop=lambda: stop_at is not None and len(steps) > stop_at,
+    )
     return run
 
 
@@ -52,8 +58,14 @@ def interrupted(llama, material, tmp_path_factory) -> Run:
             scored.append(text)
 
     with pytest.raises(Interrupted):
-        train(config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), run=run, say=say,
-              stop=lambda: len(scored) >= 2)  # fmt: skip
+        train(
+            config,
+            store=str(material / "features.zarr"),
+            clips=str(material / "clips.jsonl"),
+            run=run,
+            say=say,
+            stop=lambda: len(scored) >= 2,
+        )
     return run
 
 
@@ -77,9 +89,22 @@ def resumed_alike(run: Run, material: Path, finished: Run) -> None:
 
 
 def answered_alike(run: Run, material: Path, finished: Run) -> None:
-    said = CliRunner().invoke(main, ["eval", "--run", str(run.folder), "--split", "val", "--checkpoint", "4",
-                                     "--store", str(material / "features.zarr"),
-                                     "--clips", str(material / "clips.jsonl")])  # fmt: skip
+    said = CliRunner().invoke(
+        main,
+        [
+            "eval",
+            "--run",
+            str(run.folder),
+            "--split",
+            "val",
+            "--checkpoint",
+            "4",
+            "--store",
+            str(material / "features.zarr"),
+            "--clips",
+            str(material / "clips.jsonl"),
+        ],
+    )
     assert isinstance(said.exception, SystemExit | None), said.exception
     if said.exit_code == 0:
         name = "predictions-val-emotion.jsonl"
@@ -98,9 +123,22 @@ def reported_alike(run: Run, material: Path, finished: Run) -> None:
 @pytest.fixture(scope="module")
 def compared(interrupted, finished, material) -> Run:
     """The undisturbed run, with the answers and the report of step 4."""
-    answered = CliRunner().invoke(main, ["eval", "--run", str(finished.folder), "--split", "val", "--checkpoint", "4",
-                                         "--store", str(material / "features.zarr"),
-                                         "--clips", str(material / "clips.jsonl")])  # fmt: skip
+    answered = CliRunner().invoke(
+        main,
+        [
+            "eval",
+            "--run",
+            str(finished.folder),
+            "--split",
+            "val",
+            "--checkpoint",
+            "4",
+            "--store",
+            str(material / "features.zarr"),
+            "--clips",
+            str(material / "clips.jsonl"),
+        ],
+    )
     assert answered.exit_code == 0, answered.output
     _, numbers = write_report(interrupted)
     shutil.move(numbers, finished.folder / "4.csv")
@@ -125,8 +163,9 @@ def try_flips(interrupted: Run, compared: Run, material: Path, folder: Path, fli
 
 def drawn(interrupted: Run, seed: int, each: int) -> list[tuple[str, int]]:
     chance = random.Random(seed)
-    return [(name, chance.randrange(8 * (interrupted.folder / name).stat().st_size))
-            for name in FILES for _ in range(each)]  # fmt: skip
+    return [
+        (name, chance.randrange(8 * (interrupted.folder / name).stat().st_size)) for name in FILES for _ in range(each)
+    ]
 
 
 def test_a_flip_in_any_file_is_refused_or_changes_nothing(interrupted, compared, material, tmp_path):
@@ -143,8 +182,15 @@ def read_all(run: Run) -> tuple[object, ...]:
     pool = Pool.load(run.pool)
     assert pool is not None
     places = {name: places.tolist() for name, places in pool.places.items()}
-    return (run.record(), run.config(), list(pool.clips), places, pool.tasks, list(pool.summary),
-            checkpoint.read_state(run.checkpoints / "step-00000004"))  # fmt: skip
+    return (
+        run.record(),
+        run.config(),
+        list(pool.clips),
+        places,
+        pool.tasks,
+        list(pool.summary),
+        checkpoint.read_state(run.checkpoints / "step-00000004"),
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.endswith((".safetensors", "metrics.jsonl"))])

@@ -75,8 +75,10 @@ def test_the_check_of_a_sweep_says_cautions_with_the_variants_that_they_are_abou
     command = sweep(
         "seeds: [0]\nvariants:\n  a: {}\n  b: {optim: {warmup_steps: 9}}\n"
         "  c: {optim: {warmup_steps: 9}, model: {lora: {r: 2}}}\n",
-        "optim.warmup_steps=1", "data.eval_split=null", "checkpoint.every=2",
-    )  # fmt: skip
+        "optim.warmup_steps=1",
+        "data.eval_split=null",
+        "checkpoint.every=2",
+    )
     result = CliRunner().invoke(main, [*command, "--check"])
     assert result.exit_code == 0, result.output
     assert "b, c: optim.warmup_steps 9: the run ends after 2 steps, within the warm-up" in result.output
@@ -86,11 +88,30 @@ def test_the_check_of_a_sweep_says_cautions_with_the_variants_that_they_are_abou
 
 
 def test_plan_and_training_say_it_alike(llama, material, tmp_path):
-    settings = ["--set", f"model.llm={llama}", "--set", "model.fusion.hidden=[16,8]",
-                "--set", "model.fusion.out_dim=16", "--set", "optim.steps=2",
-                "--set", "optim.warmup_steps=5", "--set", "optim.precision=fp32",
-                "--set", "data.mixture=null", "--set", "data.tasks=[emotion]", "--set", "log.tensorboard=false",
-                "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl")]  # fmt: skip
+    settings = [
+        "--set",
+        f"model.llm={llama}",
+        "--set",
+        "model.fusion.hidden=[16,8]",
+        "--set",
+        "model.fusion.out_dim=16",
+        "--set",
+        "optim.steps=2",
+        "--set",
+        "optim.warmup_steps=5",
+        "--set",
+        "optim.precision=fp32",
+        "--set",
+        "data.mixture=null",
+        "--set",
+        "data.tasks=[emotion]",
+        "--set",
+        "log.tensorboard=false",
+        "--store",
+        str(material / "features.zarr"),
+        "--clips",
+        str(material / "clips.jsonl"),
+    ]
     line = "optim.warmup_steps 5: the run ends after 2 steps, within the warm-up"
     planned = CliRunner().invoke(main, ["plan", *settings])
     assert planned.exit_code == 0, planned.output

@@ -88,11 +88,20 @@ def test_a_conclusion_is_what_stands_in_the_answer():
 def test_a_description_of_the_sound_is_asked_with_the_pictures_hidden(llama, tmp_path):
     (tmp_path / "clips.jsonl").write_text(
         "".join(
-            json.dumps({"id": f"{split}{n}", "video": "v.mp4", "split": split, "responses": {"audio": "a low voice"},
-                        "labels": {"emotion": "sad"}}) + "\n"
-            for split in ("train", "val") for n in range(2)
+            json.dumps(
+                {
+                    "id": f"{split}{n}",
+                    "video": "v.mp4",
+                    "split": split,
+                    "responses": {"audio": "a low voice"},
+                    "labels": {"emotion": "sad"},
+                }
+            )
+            + "\n"
+            for split in ("train", "val")
+            for n in range(2)
         )
-    )  # fmt: skip
+    )
     write_features(tmp_path / "features.zarr", {f"{split}{n}": "sad" for split in ("train", "val") for n in range(2)})
     run = run_training(make_config(llama, "optim.steps=1", "data.tasks=[audio]"), tmp_path, tmp_path / "run")
     result = invoke("eval", "--run", run.folder, "--split", "val", "--task", "audio")

@@ -10,7 +10,7 @@ from fusion_train.llm.loading import build_model, load_llm
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import learning_parameters
 from fusion_train.models.token_streams import FeatureShapes
-from fusion_train.models.trial_group import Company, evaluating, shared_copy
+from fusion_train.models.trial_group import ModelGroup, evaluating, shared_copy
 
 SHAPES = FeatureShapes(audio=(8, 12), image=(17, 10), video=(8, 10))
 VARIANTS = [
@@ -34,18 +34,21 @@ def build(llama, base) -> list[EmotionLlama]:
 @pytest.fixture
 def batches(llama, material, base):
     """Two real batches, as the collator of the first variant makes them."""
-    from fusion_train.run_context import assemble
+    from fusion_train.run_context import build_context
     from fusion_train.training.sample_stream import make_stream
 
     config = make_config(llama)
-    bench = assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
-    stream = make_stream(bench)
+    context = build_context(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
+    stream = make_stream(context)
     models = [
-        build_model(make_config(llama, *[f"model.{text}" for text in variant]), shared_copy(base), bench.reader.shapes)
-        for variant in VARIANTS for _ in range(2)
-    ]  # fmt: skip
+        build_model(
+            make_config(llama, *[f"model.{text}" for text in variant]), shared_copy(base), context.reader.shapes
+        )
+        for variant in VARIANTS
+        for _ in range(2)
+    ]
     together, alone = models[::2], models[1::2]
-    made = [bench.collator([stream.draw(step * 3 + n) for n in range(3)]).tensors() for step in range(3)]
+    made = [context.collator([stream.draw(step * 3 + n) for n in range(3)]).tensors() for step in range(3)]
     return made, together, alone
 
 
@@ -53,10 +56,10 @@ def optimizers(models):
     return [torch.optim.AdamW(learning_parameters(model).values(), lr=3e-3) for model in models]
 
 
-def step_together(company, optimizers, tensors, seed, scale=0.1):
-    for stream in company.streams:
+def step_together(group, optimizers, tensors, seed, scale=0.1):
+    for stream in group.streams:
         stream.seed(seed)
-    outputs = company.learn(tensors, lambda place, output: output.loss_sum * scale)
+    outputs = group.learn(tensors, lambda place, output: output.loss_sum * scale)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -74,9 +77,9 @@ def step_alone(model, optimizer, tensors, seed, scale=0.1):
 
 def test_a_variant_in_company_equals_itself_alone_to_the_bit(batches, base):
     made, together, alone = batches
-    company, own, others = Company(base, together), optimizers(together), optimizers(alone)
+    group, own, others = ModelGroup(base, together), optimizers(together), optimizers(alone)
     for number, tensors in enumerate(made):
-        losses = step_together(company, own, tensors, seed=number)
+        losses = step_together(group, own, tensors, seed=number)
         assert losses == [step_alone(*pair, tensors, seed=number) for pair in zip(alone, others, strict=True)]
     for mine, same in zip(together, alone, strict=True):
         parameters = learning_parameters(same)
@@ -87,9 +90,9 @@ def test_a_stacked_company_agrees_up_to_rounding(batches, base):
     """The path of the GPU, on a CPU: one pass of the base, adapters by `bmm`, the same dropout."""
     made, together, alone = batches
     own, others = optimizers(together), optimizers(alone)
-    company = Company(base, together, stacked=True)
+    group = ModelGroup(base, together, stacked=True)
     for number, tensors in enumerate(made):
-        step_together(company, own, tensors, seed=number)
+        step_together(group, own, tensors, seed=number)
         for pair in zip(alone, others, strict=True):
             step_alone(*pair, tensors, seed=number)
     for mine, same in zip(together, alone, strict=True):
@@ -100,9 +103,9 @@ def test_a_stacked_company_agrees_up_to_rounding(batches, base):
 
 def test_who_leaves_does_not_change_the_others(batches, base):
     made, together, alone = batches
-    company, own = Company(base, together), optimizers(together)
-    company.keep([0, 2])
-    losses = step_together(company, own, made[0], seed=1)
+    group, own = ModelGroup(base, together), optimizers(together)
+    group.keep([0, 2])
+    losses = step_together(group, own, made[0], seed=1)
     assert losses == [step_alone(alone[n], optimizers(alone)[n], made[0], seed=1) for n in (0, 2)]
 
 
@@ -110,8 +113,8 @@ def test_a_member_that_diverges_leaves_the_others_finite(batches, base):
     made, together, _ = batches
     with torch.no_grad():
         next(iter(learning_parameters(together[1]).values())).fill_(float("nan"))
-    company = Company(base, together, stacked=True)
-    outputs = company.forward(made[0])
+    group = ModelGroup(base, together, stacked=True)
+    outputs = group.forward(made[0])
     torch.stack([o.loss_sum for n, o in enumerate(outputs) if n != 1]).sum().backward()
     assert not outputs[1].loss_sum.isfinite()
     for n in (0, 2, 3):
@@ -126,8 +129,8 @@ def test_the_base_is_in_memory_once(llama, base):
 
 def test_without_dropout_inside_evaluating_and_with_it_after(batches, base):
     made, together, _ = batches
-    company = Company(base, together)
-    with evaluating(company), torch.no_grad():
-        first, again = (company.forward(made[0])[0].loss_sum for _ in range(2))
+    group = ModelGroup(base, together)
+    with evaluating(group), torch.no_grad():
+        first, again = (group.forward(made[0])[0].loss_sum for _ in range(2))
     assert first == again
     assert together[0].training

@@ -20,9 +20,17 @@ MOST_GRAPHS = 8
 def test_a_compiled_run_learns_the_same_and_rows_of_any_layout_share_its_graphs(
     llama, material, tmp_path, checkpointing, quantised
 ):
-    settings = ["optim.steps=12", "optim.micro_batch_size=auto", "optim.micro_batch_tokens=80", "log.eval_every=6",
-                "model.fusion.dropout=0", "model.lora.dropout=0", "data.questions_per_clip=2",
-                f"optim.activation_checkpointing={checkpointing}", f"model.quantised={quantised}"]  # fmt: skip
+    settings = [
+        "optim.steps=12",
+        "optim.micro_batch_size=auto",
+        "optim.micro_batch_tokens=80",
+        "log.eval_every=6",
+        "model.fusion.dropout=0",
+        "model.lora.dropout=0",
+        "data.questions_per_clip=2",
+        f"optim.activation_checkpointing={checkpointing}",
+        f"model.quantised={quantised}",
+    ]
     plain = run_training(make_config(llama, *settings), material, tmp_path / "plain")
     torch.compiler.reset()
     counters.clear()

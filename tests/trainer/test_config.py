@@ -120,8 +120,12 @@ def test_a_mixture_can_be_switched_off():
     assert load_config(None, "perception", ["data.mixture=null"]).data.mixture is None
 
 
-ALIASES = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
-                     *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))])  # fmt: skip
+ALIASES = "\n".join(
+    [
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)),
+    ]
+)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,13 @@ def published():
 def test_the_published_model_has_the_published_counts(published):
     counts = count_by_part(published)
     assert counts == {
-        "lora": 33_554_432, "fusion": 2_838_275, "projectors.fusion": 1_052_672, "projectors.image": 23_072_768,
-        "projectors.video": 5_771_264, "projectors.audio": 5_246_976,
-    }  # fmt: skip
+        "lora": 33_554_432,
+        "fusion": 2_838_275,
+        "projectors.fusion": 1_052_672,
+        "projectors.image": 23_072_768,
+        "projectors.video": 5_771_264,
+        "projectors.audio": 5_246_976,
+    }
     assert sum(counts.values()) == 71_536_387
     assert all(parameter.is_meta for parameter in published.parameters())
 
@@ -65,8 +69,14 @@ def saved_bytes(llm: torch.nn.Module, tokens: int, width: int, dtype: torch.dtyp
 
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_activations_are_counted_as_autograd_keeps_them(key_heads):
-    config = LlamaConfig(vocab_size=64, hidden_size=128, intermediate_size=344, num_hidden_layers=3,
-                         num_attention_heads=4, num_key_value_heads=key_heads)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=key_heads,
+    )
     llm = add_lora(skeleton(config), r=4, alpha=16, dropout=0.0, targets=["q_proj", "v_proj"]).train()
     counted = costs.activation_bytes(
         llm_shape(llm), lora_shape(llm), 512, compute="float32", checkpointing=False, dropout=False
@@ -122,9 +132,13 @@ def test_a_language_model_that_cannot_be_had_is_said(tmp_path, monkeypatch):
 
 def test_with_data_at_hand_the_tokens_are_counted(llama, material):
     plan = make_plan(
-        make_config(llama), str(material / "features.zarr"), str(material / "clips.jsonl"), gpu="t4", utilisation=0.4,
+        make_config(llama),
+        str(material / "features.zarr"),
+        str(material / "clips.jsonl"),
+        gpu="t4",
+        utilisation=0.4,
         say=lambda text: None,
-    )  # fmt: skip
+    )
     assert "counted" in plan.lengths.source
     assert plan.lengths.soft == 16  # fusion 4, image (17 - 1) / 4, video 4, audio 4
     assert 0 < plan.lengths.answer < plan.lengths.text
@@ -135,10 +149,22 @@ def test_questions_that_share_a_prefix_cost_less_a_question(llama, material):
     """k(P + T) / (P + kT) of the arithmetic, as far as token counts say."""
     counted = []
     for questions in (1, 2):
-        config = make_config(llama, f"data.questions_per_clip={questions}", f"optim.micro_batch_size={questions}",
-                             "data.tasks=[emotion, reason]")  # fmt: skip
-        counted.append(make_plan(config, str(material / "features.zarr"), str(material / "clips.jsonl"), gpu="t4",
-                                 utilisation=0.4, say=lambda text: None).lengths)  # fmt: skip
+        config = make_config(
+            llama,
+            f"data.questions_per_clip={questions}",
+            f"optim.micro_batch_size={questions}",
+            "data.tasks=[emotion, reason]",
+        )
+        counted.append(
+            make_plan(
+                config,
+                str(material / "features.zarr"),
+                str(material / "clips.jsonl"),
+                gpu="t4",
+                utilisation=0.4,
+                say=lambda text: None,
+            ).lengths
+        )
     alone, shared = counted
     assert shared.soft == pytest.approx(alone.soft / 2)
     assert shared.answer == pytest.approx(alone.answer, rel=0.2)

@@ -21,12 +21,12 @@ from fusion_train.errors import CheckpointError, ConfigError
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.evaluate import evaluate
 from fusion_train.run import Run
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 from fusion_train.sweeps import running
 from fusion_train.sweeps.results import read_results
 from fusion_train.sweeps.scored_weights import resolve_scoring
 from fusion_train.sweeps.sweep_file import load_sweep
-from fusion_train.training.validation import HeldOut
+from fusion_train.training.validation import Validation
 
 VARIANTS = "variants:\n  conv: {model: {fusion: {name: conv}}}\n  attention: {model: {fusion: {name: attention}}}\n"
 SETTINGS = "seeds: [0]\nsettings: {log: {eval_every: 1}, optim: {steps: 6, lr: 0.01}}\n" + VARIANTS
@@ -34,8 +34,11 @@ SETTINGS = "seeds: [0]\nsettings: {log: {eval_every: 1}, optim: {steps: 6, lr: 0
 
 def clips_of(sizes: list[int], key: str = "speaker") -> list[Clip]:
     """Clips of as many clusters as there are sizes."""
-    return [Clip(id=f"c{cluster:02d}-{number}", video=Path("a.mp4"), dataset="toy", **{key: f"s{cluster}"})
-            for cluster, size in enumerate(sizes) for number in range(size)]  # fmt: skip
+    return [
+        Clip(id=f"c{cluster:02d}-{number}", video=Path("a.mp4"), dataset="toy", **{key: f"s{cluster}"})
+        for cluster, size in enumerate(sizes)
+        for number in range(size)
+    ]
 
 
 def test_halves_follow_from_the_clips_and_keep_clusters_whole():
@@ -64,8 +67,9 @@ def test_a_clip_stays_in_its_half_when_the_list_changes():
 
 
 def config_of(llama, *more: str):
-    return make_config(llama, "log.eval_every=1", "optim.steps=8", "optim.lr=1e-2", "checkpoint.every=100",
-                       "checkpoint.keep=1", *more)  # fmt: skip
+    return make_config(
+        llama, "log.eval_every=1", "optim.steps=8", "optim.lr=1e-2", "checkpoint.every=100", "checkpoint.keep=1", *more
+    )
 
 
 def half_scores(run: Run) -> dict[int, list[float]]:
@@ -90,24 +94,25 @@ def test_a_run_keeps_the_weights_that_each_half_chooses(halved):
 
 def test_the_score_of_a_half_is_the_accuracy_on_its_clips(halved):
     state = checkpoint.read_state(checkpoint.best(halved.checkpoints, 1))
-    bench = reassemble(halved, which=str(state.step))
-    rows = evaluate(bench, bench.clips.in_split("val"), "emotion").predictions
+    context = load_context(halved, which=str(state.step))
+    rows = evaluate(context, context.clips.in_split("val"), "emotion").predictions
     halves = halved.record().halves
     assert sorted(halves[0] + halves[1]) == [row["id"] for row in rows]
     for half, score in zip(halves, state.half_scores, strict=True):
-        assert score == pytest.approx(np.mean([row["prediction"] == row["reference"] for row in rows
-                                               if row["id"] in half]))  # fmt: skip
+        assert score == pytest.approx(
+            np.mean([row["prediction"] == row["reference"] for row in rows if row["id"] in half])
+        )
 
 
 def test_without_a_closed_task_a_half_is_scored_by_its_loss(llama, material, tmp_path):
     config = config_of(llama, "data.tasks=[reason]", "optim.steps=2")
     run = run_training(config, material, tmp_path / "run", per_half=True)
     row = [row for row in run.metric_rows() if "eval_loss" in row][-1]
-    bench = reassemble(run, which="last")
+    context = load_context(run, which="last")
     for number, half in enumerate(run.record().halves, start=1):
-        only = HeldOut(bench)
+        only = Validation(context)
         only.clips = ClipList([clip for clip in only.clips if clip.id in half])
-        losses = HeldOut(bench)._losses()
+        losses = Validation(context)._losses()
         total = sum(losses.of_clip[clip.id][0] for clip in only.clips)
         tokens = sum(losses.of_clip[clip.id][1] for clip in only.clips)
         assert row[f"score/half-{number}"] == pytest.approx(-total / tokens, rel=1e-5)
@@ -154,8 +159,10 @@ def refuse_other_answers(folder: Path, clips: Path) -> None:
         scores = half_scores(run)
         for half in (0, 1):
             best = max(scores, key=lambda step: (scores[step][1 - half], -step))
-            bench = reassemble(run, which=str(best))
-            answers = {row["id"]: row for row in evaluate(bench, bench.clips.in_split("val"), "emotion").predictions}
+            context = load_context(run, which=str(best))
+            answers = {
+                row["id"]: row for row in evaluate(context, context.clips.in_split("val"), "emotion").predictions
+            }
             for clip_id in halves[half]:
                 assert rows[clip_id] == answers[clip_id] | {"half": half + 1, "weights_step": best}
 
@@ -229,8 +236,10 @@ def test_trials_that_kept_no_halves_are_refused_before_anything_starts(sweep, tm
     ],
 )
 def test_cross_fitting_is_the_default_where_each_half_has_enough_clusters(tmp_path, sizes, keys, expected, why):
-    rows = [{"id": clip.id, "video": "a.mp4", "split": "val", "speaker": clip.speaker, "labels": {"emotion": "sad"}}
-            for clip in clips_of(sizes)]  # fmt: skip
+    rows = [
+        {"id": clip.id, "video": "a.mp4", "split": "val", "speaker": clip.speaker, "labels": {"emotion": "sad"}}
+        for clip in clips_of(sizes)
+    ]
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.yaml").write_text(keys + VARIANTS)
     found = resolve_scoring(load_sweep(str(tmp_path / "mine.yaml"), None, ()), str(tmp_path / "clips.jsonl"))

@@ -55,19 +55,34 @@ def test_a_sweep_refuses_trials_of_an_earlier_rule_beside_others(llama, material
     out, trial = tmp_path / "sweep", sweep.trials[0]
     folder = trial.folder(out, 0)
     folder.mkdir(parents=True)
-    record = {"store": "s", "clips": "c", "fingerprints": {}, "label_sets": {},
-              "shapes": {"audio": [1, 1], "image": None, "video": None}}  # fmt: skip
+    record = {
+        "store": "s",
+        "clips": "c",
+        "fingerprints": {},
+        "label_sets": {},
+        "shapes": {"audio": [1, 1], "image": None, "video": None},
+    }
     write_document(folder / "run.json", record)
     before = sorted(path for path in out.rglob("*"))
     with pytest.raises(DataError, match="1 that an earlier release began") as caught:
-        run_sweep(sweep, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), out=out,
-                  say=lambda text: None)  # fmt: skip
+        run_sweep(
+            sweep,
+            store=str(material / "features.zarr"),
+            clips=str(material / "clips.jsonl"),
+            out=out,
+            say=lambda text: None,
+        )
     assert caught.value.problems == [folder.name]
     assert sorted(path for path in out.rglob("*")) == before
 
 
 def test_the_rule_is_written_into_the_run(llama, material, tmp_path):
     config, run = make_probe(llama, "optim.steps=2", "log.peak_tflops=1"), Run(tmp_path / "run")
-    train(config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), run=run,
-          say=lambda text: None)  # fmt: skip
+    train(
+        config,
+        store=str(material / "features.zarr"),
+        clips=str(material / "clips.jsonl"),
+        run=run,
+        say=lambda text: None,
+    )
     assert json.loads(Path(run.folder / "run.json").read_text())["draw_rule"] == DRAW_RULE

@@ -38,15 +38,23 @@ def all_present(batch: int) -> torch.Tensor:
 
 def test_the_published_configuration_trains_71_536_387_parameters():
     llama2_7b = LlamaConfig(
-        vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32, num_attention_heads=32,
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
         num_key_value_heads=32,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         model = build_model(load_config("emotion_llama_v2"), LlamaForCausalLM(llama2_7b), FeatureShapes())
     assert count_by_part(model) == {
-        "projectors.image": 23_072_768, "projectors.video": 5_771_264, "projectors.audio": 5_246_976,
-        "projectors.fusion": 1_052_672, "fusion": 2_838_275, "lora": 33_554_432,
-    }  # fmt: skip
+        "projectors.image": 23_072_768,
+        "projectors.video": 5_771_264,
+        "projectors.audio": 5_246_976,
+        "projectors.fusion": 1_052_672,
+        "fusion": 2_838_275,
+        "lora": 33_554_432,
+    }
     trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
     assert trained == 71_536_387
     assert model.soft_counts == {"fusion": 64, "image": 256, "video": 64, "audio": 64}
@@ -146,8 +154,10 @@ def test_the_same_seed_gives_the_same_first_weights(llama):
         build_model(make_config(llama, f"seed={seed}"), LlamaForCausalLM.from_pretrained(llama), SHAPES)
         for seed in (1, 1, 2)
     )
-    same = [torch.equal(a, b) for a, b in zip(trained_parameters(first).values(),
-                                              trained_parameters(second).values(), strict=True)]  # fmt: skip
+    same = [
+        torch.equal(a, b)
+        for a, b in zip(trained_parameters(first).values(), trained_parameters(second).values(), strict=True)
+    ]
     assert all(same)
     assert not torch.equal(first.projectors["audio"].weight, other.projectors["audio"].weight)
 

@@ -19,8 +19,8 @@ from fusion_train.data.micro_batches import fixed, under_budget
 from fusion_train.data.pool import Pool
 from fusion_train.errors import CheckpointError, DeviceMemoryError, DivergedError
 from fusion_train.run import Run
-from fusion_train.training.metrics_logger import Journal
-from fusion_train.training.validation import HeldOut
+from fusion_train.training.metrics_logger import MetricsLogger
+from fusion_train.training.validation import Validation
 from fusion_train.training.verify_resume import draw_kills, verify_resume
 
 
@@ -53,8 +53,14 @@ def test_an_automatic_micro_batch_learns_the_same(llama, material, tmp_path):
 
 
 def test_questions_that_share_a_prefix_learn_what_separate_ones_do(llama, material, tmp_path):
-    settings = ["model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]",
-                "data.questions_per_clip=2", "optim.micro_batch_size=4", "optim.steps=4"]  # fmt: skip
+    settings = [
+        "model.fusion.dropout=0",
+        "model.lora.dropout=0",
+        "data.tasks=[emotion, reason, think]",
+        "data.questions_per_clip=2",
+        "optim.micro_batch_size=4",
+        "optim.steps=4",
+    ]
     shared = run_training(make_config(llama, *settings), material, tmp_path / "shared")
     apart = run_training(make_config(llama, *settings, "data.share_prefix=false"), material, tmp_path / "apart")
     for name, tensor in weights(apart).items():
@@ -72,8 +78,14 @@ def test_activation_checkpointing_learns_the_same_to_the_bit(llama, material, tm
 
 
 def test_every_nth_checkpoint_is_kept_beside_the_newest(llama, material, tmp_path):
-    config = make_config(llama, "optim.steps=8", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_every=3",
-                         "data.eval_split=null")  # fmt: skip
+    config = make_config(
+        llama,
+        "optim.steps=8",
+        "checkpoint.every=1",
+        "checkpoint.keep=1",
+        "checkpoint.keep_every=3",
+        "data.eval_split=null",
+    )
     run = run_training(config, material, tmp_path / "run")
     assert [folder.name[-1] for folder in checkpoint.published(run.checkpoints)] == ["3", "6", "8"]
 
@@ -95,12 +107,23 @@ def test_a_diverged_step_is_kept_and_replayed_clip_by_clip(llama, material, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "precision"), [(0, "fp32"), (1, "bf16")])
 def test_a_run_killed_at_random_ten_times_ends_with_the_same_weights(llama, material, tmp_path, seed, precision):
-    config = make_config(llama, f"optim.precision={precision}", "optim.micro_batch_size=1", "optim.ema_decay=0.9",
-                         "data.tasks=[emotion, reason, think]", "data.hide_modality_p=0.3")  # fmt: skip
+    config = make_config(
+        llama,
+        f"optim.precision={precision}",
+        "optim.micro_batch_size=1",
+        "optim.ema_decay=0.9",
+        "data.tasks=[emotion, reason, think]",
+        "data.hide_modality_p=0.3",
+    )
     found = verify_resume(
-        config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), folder=tmp_path, steps=400,
-        kills=10, seed=seed,
-    )  # fmt: skip
+        config,
+        store=str(material / "features.zarr"),
+        clips=str(material / "clips.jsonl"),
+        folder=tmp_path,
+        steps=400,
+        kills=10,
+        seed=seed,
+    )
     assert len(found.kills) == 10
     assert max(found.kills[:5]) < 350  # over the whole run, not all at its end
     assert found.tensors > 100
@@ -125,11 +148,11 @@ def test_a_kill_while_the_journal_drops_lines_costs_no_earlier_one(tmp_path, mon
     log = LogConfig(tensorboard=False)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, 2, log, enabled=True, peak_flops=1.0, about={}):
+    with pytest.raises(KeyboardInterrupt), MetricsLogger(tmp_path, 2, log, enabled=True, peak_flops=1.0, about={}):
         pass
     monkeypatch.undo()
-    with Journal(tmp_path, 2, log, enabled=True, peak_flops=1.0, about={}) as journal:
-        assert journal.scores_at(1) == {"accuracy/emotion": 0.1}
+    with MetricsLogger(tmp_path, 2, log, enabled=True, peak_flops=1.0, about={}) as logger:
+        assert logger.scores_at(1) == {"accuracy/emotion": 0.1}
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
@@ -160,8 +183,11 @@ def test_a_pool_gives_back_its_clips_and_a_damaged_one_is_refused(tmp_path):
         Clip(id="b", dataset="y", labels={"multi-label": ["a", "b"]}, questions=(Question("vqa", "two", "How many?"),)),
         Clip(id="c", text="t", split="train", labels={"emotion": "sad"}),
     ]
-    pool = Pool(clips, {"x": np.array([0]), "y": np.array([1]), "": np.array([2])},
-                {"x": ["emotion"], "y": ["vqa"], "": ["emotion"]})  # fmt: skip
+    pool = Pool(
+        clips,
+        {"x": np.array([0]), "y": np.array([1]), "": np.array([2])},
+        {"x": ["emotion"], "y": ["vqa"], "": ["emotion"]},
+    )
     pool.save(tmp_path, [clips[2]], ["train, emotion: sad 2"])
     again = Pool.load(tmp_path)
     assert list(again.clips) == clips
@@ -178,7 +204,7 @@ def test_a_pool_gives_back_its_clips_and_a_damaged_one_is_refused(tmp_path):
 
 def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material, tmp_path, monkeypatch):
     scores = iter([0.2, 0.6, 0.5, 0.6])
-    monkeypatch.setattr(HeldOut, "score", lambda self: {"accuracy/emotion": next(scores)})
+    monkeypatch.setattr(Validation, "score", lambda self: {"accuracy/emotion": next(scores)})
     config = make_config(llama, "optim.steps=8", "log.eval_every=2", "checkpoint.every=100", "checkpoint.keep=1")
     run = run_training(config, material, tmp_path / "run")
     assert [folder.name[-1] for folder in checkpoint.published(run.checkpoints)] == ["4", "8"]
@@ -188,7 +214,7 @@ def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material,
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("fusion_train.training.train.HeldOut.score", r"scoring after step 6: .*data\.eval_split=null"),
+        ("fusion_train.training.train.Validation.score", r"scoring after step 6: .*data\.eval_split=null"),
         ("fusion_train.models.emotion_llama.EmotionLlama.to", r"the model: .*model\.quantised=nf4"),
     ],
 )

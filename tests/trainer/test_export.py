@@ -25,7 +25,7 @@ from fusion_train.models.answering import label_log_probabilities
 from fusion_train.prompts.prompt import encode_answer, find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.run import Run
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 from fusion_train.sweeps.group_training import Asked, SharedBase, train_together
 
 
@@ -57,8 +57,10 @@ def test_a_trial_trained_in_company_is_exported_with_its_certificate(trained, ll
 def test_every_modality_is_absent_from_a_question_of_the_certificate(exported):
     rows = json.loads((exported / "certificate.json").read_text())["clips"]
     assert [(row["absent"], row["withheld"]) for row in rows if row["absent"]] == [
-        (["audio"], []), (["image"], ["image"]), (["video"], ["video"]),
-    ]  # fmt: skip
+        (["audio"], []),
+        (["image"], ["image"]),
+        (["video"], ["video"]),
+    ]
     assert not any(row["stand_ins"] for row in rows)
     page = (exported / "CERTIFICATE.md").read_text()
     assert "by 6 questions on 4 raw clips" in page
@@ -72,8 +74,9 @@ def test_card_and_certificate_say_how_the_weights_were_chosen(exported):
     assert f"Weights: {said}." in (exported / "README.md").read_text()
 
 
-def test_the_card_gives_the_scores_of_the_exported_weights_and_not_of_the_last(trained, exported, llama, material,
-                                                                               tmp_path):  # fmt: skip
+def test_the_card_gives_the_scores_of_the_exported_weights_and_not_of_the_last(
+    trained, exported, llama, material, tmp_path
+):
     step = json.loads((exported / "certificate.json").read_text())["run"]["step"]
     assert scores_of(trained.run, step) in (exported / "README.md").read_text()
     run = run_training(make_config(llama, "log.eval_every=1", "optim.lr=1e-2"), material, tmp_path / "run")
@@ -105,33 +108,33 @@ def test_no_absolute_path_is_exported(exported, trained):
 
 
 def test_raw_clips_give_the_logits_of_the_store_bit_for_bit(trained, model, processor):
-    bench = reassemble(trained.run)
-    bench.model.eval()
-    bench.model.llm = merge_lora(bench.model.llm)
+    context = load_context(trained.run)
+    context.model.eval()
+    context.model.llm = merge_lora(context.model.llm)
     for clip in trained.clips.in_split("val"):
         inputs = processor(video=trained.video(clip.id), text=clip.text, task="emotion", dataset="toy")
-        present = torch.tensor([[bench.reader.presence(clip.id)[name] for name in bench.reader.modalities]])
+        present = torch.tensor([[context.reader.presence(clip.id)[name] for name in context.reader.modalities]])
         assert torch.equal(inputs["present"], present)
-        ids = [encode_answer(bench.tokenizer, label) for label in processor.labels("emotion", "toy")]
-        features = bench.reader.read([clip.id], present)
-        cached = label_log_probabilities(bench.model, inputs["input_ids"].tolist(), features, present, ids)
+        ids = [encode_answer(context.tokenizer, label) for label in processor.labels("emotion", "toy")]
+        features = context.reader.read([clip.id], present)
+        cached = label_log_probabilities(context.model, inputs["input_ids"].tolist(), features, present, ids)
         assert torch.equal(model.label_probabilities(ids, **inputs), cached.softmax(1))
 
 
 @pytest.mark.parametrize("words", ["</s> so <s>", "so </s>", "我很高兴" * 1000], ids=["special", "end", "long"])
 def test_an_exported_processor_asks_in_the_tokens_of_training(trained, processor, words):
-    bench = reassemble(trained.run)
+    context = load_context(trained.run)
     clip = replace(trained.clips.by_id("v0"), text=words)
     sample = Sample(clip, find_task("emotion"), tuple(processor.labels("emotion", "toy")), "happy")
     if len(words) > 1000:
-        for ask in (lambda: bench.collator.encode(sample), lambda: processor(video=trained.video("v0"), text=words)):
+        for ask in (lambda: context.collator.encode(sample), lambda: processor(video=trained.video("v0"), text=words)):
             with pytest.raises(DataError, match="expected at most 3800 prompt tokens"):
                 ask()
         return
     ids = processor(video=trained.video("v0"), text=words, task="emotion", dataset="toy")["input_ids"][0].tolist()
-    assert ids == bench.collator.encode(sample).prompt
-    assert ids.count(bench.tokenizer.bos_token_id) == 1
-    assert bench.tokenizer.eos_token_id not in ids
+    assert ids == context.collator.encode(sample).prompt
+    assert ids.count(context.tokenizer.bos_token_id) == 1
+    assert context.tokenizer.eos_token_id not in ids
 
 
 def test_a_batch_answers_as_its_clips_alone(trained, model, processor):

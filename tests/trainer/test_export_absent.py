@@ -24,7 +24,7 @@ from fusion_train.remote.adapter import TRAINED_WEIGHTS
 from fusion_train.remote.integrity import file_hashes
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 
 
 @pytest.fixture(scope="module")
@@ -68,24 +68,24 @@ def test_a_raw_clip_without_sound_has_all_places_and_answers_as_the_run_does(see
     inputs = processor(video=seeing.video(SILENT), text="Number 2!", task="emotion", dataset="toy")
     assert inputs["present"].tolist() == [[False, True, True]]
     assert (inputs["input_ids"] == SOFT_TOKEN).sum() == sum(model.emotion_llama.soft_counts.values())
-    bench = reassemble(seeing.run)
-    bench.model.eval()
-    ids = [encode_answer(bench.tokenizer, label) for label in processor.labels("emotion", "toy")]
-    features, seen = bench.reader.read_seen([SILENT], inputs["present"].tolist())
-    wanted = label_log_probabilities(bench.model, inputs["input_ids"].tolist(), features, seen, ids).softmax(1)
+    context = load_context(seeing.run)
+    context.model.eval()
+    ids = [encode_answer(context.tokenizer, label) for label in processor.labels("emotion", "toy")]
+    features, seen = context.reader.read_seen([SILENT], inputs["present"].tolist())
+    wanted = label_log_probabilities(context.model, inputs["input_ids"].tolist(), features, seen, ids).softmax(1)
     torch.testing.assert_close(model.label_probabilities(ids, **inputs), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_words_alone_are_asked_with_every_stand_in(seeing, model, processor):
     inputs = processor(text="I see.", task="emotion", dataset="toy")
-    bench = reassemble(seeing.run)
-    clip = bench.clips.by_id("v0")
-    everything = tuple(bench.reader.modalities)
+    context = load_context(seeing.run)
+    clip = context.clips.by_id("v0")
+    everything = tuple(context.reader.modalities)
     sample = Sample(clip, find_task("emotion"), processor.labels("emotion", "toy"), "sad", hidden=everything)
-    shown = bench.collator.present(clip, sample.hidden)
-    assert (inputs["input_ids"] == SOFT_TOKEN).sum() == bench.collator.prompt_ids(sample, shown).count(SOFT_TOKEN) > 0
+    shown = context.collator.present(clip, sample.hidden)
+    assert (inputs["input_ids"] == SOFT_TOKEN).sum() == context.collator.prompt_ids(sample, shown).count(SOFT_TOKEN) > 0
     features, present = model.seen(model.encode(inputs["present"]), inputs["present"])
-    stored, seen = bench.reader.read_seen(["v0"], [shown])
+    stored, seen = context.reader.read_seen(["v0"], [shown])
     assert torch.equal(present, seen)
     assert all(torch.equal(features[name], stored[name]) for name in everything)
     assert features["image"].any()
@@ -132,6 +132,7 @@ def test_the_graph_of_soft_tokens_holds_the_stand_ins(seeing):
     present[:, 0] = False
     program = torch.export.export(graph, (present, *features), strict=False)
     by_name = dict(zip(opened.model.config.specs, features, strict=True))
-    wanted = opened.model.emotion_llama.soft_tokens(by_name | {"audio": torch.zeros_like(features[0])},
-                                                    torch.ones_like(present))[0]  # fmt: skip
+    wanted = opened.model.emotion_llama.soft_tokens(
+        by_name | {"audio": torch.zeros_like(features[0])}, torch.ones_like(present)
+    )[0]
     torch.testing.assert_close(program.module()(present, *features), wanted)

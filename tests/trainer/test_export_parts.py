@@ -106,16 +106,32 @@ def measured(**changes) -> dict:
     """A row of `parity.compare` that passes."""
     feature = {"equal": True, "rms": 0.0, "max": 0.0}
     row = {
-        "prompt_equal": True, "present_equal": True, "stand_ins": {}, "features": {"audio": feature}, "merge_kl": 0.0,
-        "reload_logits": 0.0, "raw_kl": 0.0, "raw_logits": 0.0, "probabilities": 0.0, "text_margin": 0.0,
-    }  # fmt: skip
+        "prompt_equal": True,
+        "present_equal": True,
+        "stand_ins": {},
+        "features": {"audio": feature},
+        "merge_kl": 0.0,
+        "reload_logits": 0.0,
+        "raw_kl": 0.0,
+        "raw_logits": 0.0,
+        "probabilities": 0.0,
+        "text_margin": 0.0,
+    }
     return row | changes
 
 
 SPEC = Spec(
-    encoder="whisper", implementation=1, weights={}, architecture={}, tap={}, preprocessing={}, pooling={},
-    compute_dtype="float32", stored_dtype="float16", shape=(4, 12),
-)  # fmt: skip
+    encoder="whisper",
+    implementation=1,
+    weights={},
+    architecture={},
+    tap={},
+    preprocessing={},
+    pooling={},
+    compute_dtype="float32",
+    stored_dtype="float16",
+    shape=(4, 12),
+)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +212,31 @@ def test_dtypes_variants_and_tied_embeddings_export(
     tmp_path, monkeypatch, whisper_folder, eva_folder, compute_dtype, stored_dtype, llm_dtype, fusion, tied
 ):
     monkeypatch.setattr(export_folder, "MAX_SHARD_SIZE", "100KB")
-    llama = save_llama(tmp_path / "llama", LlamaConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied,
-    ))  # fmt: skip
+    llama = save_llama(
+        tmp_path / "llama",
+        LlamaConfig(
+            vocab_size=400,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+        ),
+    )
     habits = GenerationConfig(do_sample=True, temperature=0.6, repetition_penalty=1.3, eos_token_id=2)
     habits.save_pretrained(llama)  # as many a base has them
     trained = train_run(
-        tmp_path / "material", whisper_folder, eva_folder, llama, f"model.llm_dtype={llm_dtype}",
-        f"model.fusion.name={fusion}", compute_dtype=compute_dtype, stored_dtype=stored_dtype,
-    )  # fmt: skip
+        tmp_path / "material",
+        whisper_folder,
+        eva_folder,
+        llama,
+        f"model.llm_dtype={llm_dtype}",
+        f"model.fusion.name={fusion}",
+        compute_dtype=compute_dtype,
+        stored_dtype=stored_dtype,
+    )
     out = tmp_path / "out"
     figures = export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
     assert all(figure.passed for figure in figures)

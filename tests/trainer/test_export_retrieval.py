@@ -12,7 +12,7 @@ from fusion_train.models.recall import RECALL_TOKEN
 from fusion_train.prompts.prompt import find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 
 
 def test_raw_clips_recall_what_the_run_recalled(tmp_path, whisper_folder, eva_folder, llama):
@@ -37,11 +37,11 @@ def test_raw_clips_recall_what_the_run_recalled(tmp_path, whisper_folder, eva_fo
     said = " ".join(processor.tokenizer.decode([i for i in ids[0].tolist() if i > 0]).split())
     assert "Clips like this one:" in said
 
-    bench = reassemble(trained.run)
+    context = load_context(trained.run)
     for row, clip_id in enumerate(("v1", "v3")):
-        clip = bench.clips.by_id(clip_id)
-        shown = bench.collator.present(clip)
-        recalled = bench.collator.recall(clip, find_task("emotion"), shown)
+        clip = context.clips.by_id(clip_id)
+        shown = context.collator.present(clip)
+        recalled = context.collator.recall(clip, find_task("emotion"), shown)
         kept = ids[row][mask[row].bool()].tolist()
         place = next(n for n in range(len(kept)) if kept[n : n + len(recalled)] == recalled)
         assert place > 0

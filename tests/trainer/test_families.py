@@ -30,8 +30,11 @@ def save(folder: Path, family: str, llama: Path) -> Path:
         shutil.copy(file, folder)
     vocabulary = len(AutoTokenizer.from_pretrained(folder))
     kind = type(FAMILIES[family])
-    own = {key: getattr(FAMILIES[family], key) for key in ("tie_word_embeddings", "sliding_window", "layer_types")
-           if getattr(FAMILIES[family], key, None) is not None}  # fmt: skip
+    own = {
+        key: getattr(FAMILIES[family], key)
+        for key in ("tie_word_embeddings", "sliding_window", "layer_types")
+        if getattr(FAMILIES[family], key, None) is not None
+    }
     config = kind(**TINY | {"vocab_size": vocabulary} | own)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

@@ -137,10 +137,20 @@ def test_targets_of_a_family_are_named_in_the_refusal_and_then_taken(llama):
 def test_a_base_published_with_beams_and_sampling_answers_greedily(llama):
     calm, wild = base("gpt2"), base("gpt2")
     wild.generation_config = GenerationConfig(
-        num_beams=3, num_return_sequences=2, return_dict_in_generate=True, output_scores=True, do_sample=True,
-        temperature=5.0, forced_eos_token_id=7, forced_bos_token_id=9, max_length=3, min_new_tokens=4,
-        pad_token_id=5, eos_token_id=[3, 4], cache_implementation="static",
-    )  # fmt: skip
+        num_beams=3,
+        num_return_sequences=2,
+        return_dict_in_generate=True,
+        output_scores=True,
+        do_sample=True,
+        temperature=5.0,
+        forced_eos_token_id=7,
+        forced_bos_token_id=9,
+        max_length=3,
+        min_new_tokens=4,
+        pad_token_id=5,
+        eos_token_id=[3, 4],
+        cache_implementation="static",
+    )
     answers = []
     for llm in (calm, wild):
         model = build(llama, "gpt2", copy.deepcopy(llm))

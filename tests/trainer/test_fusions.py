@@ -39,11 +39,14 @@ def test_conv_attention_computes_the_published_formula():
     linear = lambda x, layer: x @ layer.weight.T + layer.bias  # noqa: E731
     hidden = [linear(linear(x, net[0]).relu(), net[3]).relu() for x, net in zip(features, module.prepare, strict=True)]
     joined = torch.cat(hidden, dim=-1)
-    mixed = linear(linear(linear(joined, module.attention_mlp[0]).relu(), module.attention_mlp[3]).relu(),
-                   module.attention_weights)  # fmt: skip
+    mixed = linear(
+        linear(linear(joined, module.attention_mlp[0]).relu(), module.attention_mlp[3]).relu(), module.attention_weights
+    )
     attended = sum(mixed[..., m, None] * hidden[m] for m in range(3))
-    x = linear(joined, type("entry", (), {"weight": module.conv_branch.entry.weight[..., 0],
-                                          "bias": module.conv_branch.entry.bias}))  # fmt: skip
+    x = linear(
+        joined,
+        type("entry", (), {"weight": module.conv_branch.entry.weight[..., 0], "bias": module.conv_branch.entry.bias}),
+    )
     for conv in module.conv_branch.blocks:
         padded = torch.nn.functional.pad(x, (0, 0, 1, 1))
         y = sum(padded[:, k : k + 6] @ conv.weight[..., k].T for k in range(3)) + conv.bias

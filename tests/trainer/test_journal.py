@@ -18,7 +18,7 @@ from toy import make_config
 from featurecache.errors import MissingExtraError
 from fusion_train.data.samples import Asked
 from fusion_train.errors import ConfigError
-from fusion_train.training.metrics_logger import Journal
+from fusion_train.training.metrics_logger import MetricsLogger
 from fusion_train.training.step_metrics import Counts, Tally
 
 
@@ -28,15 +28,22 @@ def rows(run) -> list[dict[str, float]]:
     return rows
 
 
-def journal(config, folder, **log) -> Journal:
+def logger(config, folder, **log) -> MetricsLogger:
     settings = config.log.model_copy(update=log)
-    return Journal(folder, 10**6, settings, enabled=True, peak_flops=1e9, about={})
+    return MetricsLogger(folder, 10**6, settings, enabled=True, peak_flops=1e9, about={})
 
 
 @pytest.fixture(scope="module")
 def run(llama, material, tmp_path_factory):
-    config = make_config(llama, "data.tasks=[emotion, reason]", "log.every=3", "optim.steps=6", "log.eval_every=3",
-                         "log.tensorboard=true", "data.hide_modality_p=0.5")  # fmt: skip
+    config = make_config(
+        llama,
+        "data.tasks=[emotion, reason]",
+        "log.every=3",
+        "optim.steps=6",
+        "log.eval_every=3",
+        "log.tensorboard=true",
+        "data.hide_modality_p=0.5",
+    )
     return run_training(config, material, tmp_path_factory.mktemp("journal") / "run")
 
 
@@ -79,8 +86,10 @@ def test_a_clip_without_sound_is_counted_as_missing(llama, material, tmp_path):
 
 def test_a_tally_is_counted_once():
     tally = Tally(lambda asked: 10.0 * asked.num_tokens)
-    tally.count([Asked("a", "emotion", 20, 2, (), ()), Asked("b", "reason", 30, 6, ("audio",), ("video",))],
-                torch.tensor([1.0, 3.0]))  # fmt: skip
+    tally.count(
+        [Asked("a", "emotion", 20, 2, (), ()), Asked("b", "reason", 30, 6, ("audio",), ("video",))],
+        torch.tensor([1.0, 3.0]),
+    )
     counts = tally.take()
     assert (counts.samples, counts.tokens, counts.supervised) == (2, 50, 8)
     assert counts.losses == {"dataset/a": 1.0, "task/emotion": 1.0, "dataset/b": 3.0, "task/reason": 3.0}
@@ -90,8 +99,15 @@ def test_a_tally_is_counted_once():
 
 
 def test_early_stopping_ends_the_run_where_scores_no_longer_rise(llama, material, tmp_path):
-    config = make_config(llama, "optim.steps=40", "optim.lr=1e-9", "optim.warmup_lr=1e-9", "log.eval_every=2",
-                         "log.patience=2", "optim.min_lr=1e-9")  # fmt: skip
+    config = make_config(
+        llama,
+        "optim.steps=40",
+        "optim.lr=1e-9",
+        "optim.warmup_lr=1e-9",
+        "log.eval_every=2",
+        "log.patience=2",
+        "optim.min_lr=1e-9",
+    )
     run = run_training(config, material, tmp_path / "run")
     assert run.result["step"] == 6, "the first scoring, and two that are no better"
     assert run_training(config, material, tmp_path / "run").result == run.result
@@ -100,16 +116,16 @@ def test_early_stopping_ends_the_run_where_scores_no_longer_rise(llama, material
 def test_scores_before_a_resume_count_for_early_stopping(config, tmp_path):
     lines = [{"step": step, "accuracy/emotion": value} for step, value in ((2, 0.5), (4, 0.4), (6, 0.5))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with journal(config, tmp_path, patience=2) as opened:
+    with logger(config, tmp_path, patience=2) as opened:
         assert opened.stalled()
         assert opened.score_at(4) == 0.4
-    with journal(config, tmp_path, patience=3) as opened:
+    with logger(config, tmp_path, patience=3) as opened:
         assert not opened.stalled()
 
 
 def test_lines_after_the_checkpoint_are_dropped_on_resume(config, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 9999999, "loss": 2}\n{"step": 2, "lo')
-    with journal(config, tmp_path):
+    with logger(config, tmp_path):
         pass
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
 
@@ -142,7 +158,7 @@ def test_a_tracker_that_nobody_is_logged_in_to_says_what_to_do(config, tmp_path,
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", tracker)
     with (
         pytest.raises(ConfigError, match=r"No API key configured\. Log in, or .* WANDB_MODE=offline"),
-        journal(config, tmp_path, tracker="wandb", tensorboard=False),
+        logger(config, tmp_path, tracker="wandb", tensorboard=False),
     ):
         pass
 
@@ -152,8 +168,19 @@ def test_a_tracker_that_nobody_is_logged_in_to_says_what_to_do(config, tmp_path,
 def test_trackio_keeps_the_run_on_this_machine(llama, material, tmp_path):
     pytest.importorskip("trackio")
     (tmp_path / "mine.yaml").write_text(make_config(llama, "log.tracker=trackio", "log.project=toy").to_yaml())
-    command = [sys.executable, "-m", "fusion_train.cli", "--stage", "perception", "--config", "mine.yaml",
-               "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "fusion_train.cli",
+        "--stage",
+        "perception",
+        "--config",
+        "mine.yaml",
+        "--store",
+        str(material / "features.zarr"),
+        "--clips",
+        str(material / "clips.jsonl"),
+    ]
     place = tmp_path / "trackio"
     subprocess.run(command, cwd=tmp_path, env={**os.environ, "TRACKIO_DIR": str(place)}, check=True, timeout=120)
     assert list(place.rglob("toy*"))

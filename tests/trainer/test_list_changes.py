@@ -133,8 +133,9 @@ def test_a_pool_of_other_clips_is_refused(llama, place):
     shutil.rmtree(run.pool)
     shutil.copytree(other.pool, run.pool)
     record = json.loads((run.folder / "run.json").read_text())
-    write_document(run.folder / "run.json", record | {"lists": json.loads(
-        (other.folder / "run.json").read_text())["lists"]})  # fmt: skip
+    write_document(
+        run.folder / "run.json", record | {"lists": json.loads((other.folder / "run.json").read_text())["lists"]}
+    )
     with pytest.raises(CheckpointError, match="expected the clips that the run began with"):
         begin(config, place, run, stop=False)
 
@@ -182,7 +183,8 @@ def test_clips_whose_label_training_lacks_are_left_out_of_scoring_with_a_notice(
     assert equal(whole, parts)
     assert whole.result["scores"] == parts.result["scores"]
     assert whole.result["scores"]["accuracy/emotion"] * 10 == pytest.approx(
-        round(whole.result["scores"]["accuracy/emotion"] * 10))  # fmt: skip
+        round(whole.result["scores"]["accuracy/emotion"] * 10)
+    )
 
 
 def test_a_held_out_split_of_foreign_labels_alone_is_refused_before_anything_is_written(llama, place):

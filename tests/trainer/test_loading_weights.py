@@ -81,11 +81,26 @@ def test_a_training_on_a_real_terminal_shows_no_bar_of_a_library(llama, material
     (tmp_path / "mine.yaml").write_text(config.to_yaml())
     main, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "fusion_train.cli", "--stage", "perception", "--config", str(tmp_path / "mine.yaml"),
-         "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
-         "--out", str(tmp_path / "run")],
-        stdin=terminal, stdout=terminal, stderr=terminal, env=os.environ | {"COLUMNS": "80", "LINES": "24"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "fusion_train.cli",
+            "--stage",
+            "perception",
+            "--config",
+            str(tmp_path / "mine.yaml"),
+            "--store",
+            str(material / "features.zarr"),
+            "--clips",
+            str(material / "clips.jsonl"),
+            "--out",
+            str(tmp_path / "run"),
+        ],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=os.environ | {"COLUMNS": "80", "LINES": "24"},
+    )
     os.close(terminal)
     shown = b""
     try:

@@ -13,7 +13,7 @@ from toy import make_config
 
 from featurecache.cli import main as fcache
 from fusion_train.cli import main as fusion_train
-from fusion_train.evaluation.benchmarks import load_bench
+from fusion_train.evaluation.benchmarks import load_benchmark
 
 SETS = {
     "DFEW": (["video_id", "label", "sentence", "mode"], ["happy", "sad", "angry"]),
@@ -48,17 +48,43 @@ def test_import_extract_train_eval_report(llama, whisper_folder, eva_folder, tmp
     write_packaging(root)
     monkeypatch.chdir(tmp_path)
     run(fcache, "import", "mmeverse", root, "--out", "clips.jsonl")
-    weights = ["--weights", f"whisper={whisper_folder}", "--weights", f"eva-global={eva_folder}",
-               "--weights", f"eva-temporal={eva_folder}"]  # fmt: skip
+    weights = [
+        "--weights",
+        f"whisper={whisper_folder}",
+        "--weights",
+        f"eva-global={eva_folder}",
+        "--weights",
+        f"eva-temporal={eva_folder}",
+    ]
     encoders = ["--encoder", "whisper", "--encoder", "eva-global", "--encoder", "eva-temporal"]
     run(fcache, "extract", *encoders, *weights)
-    run(fcache, "extract", "--encoder", "whisper", *weights[:2], "--name", "whisper-noise",
-        "--option", "whisper.perturb=noise:0")  # fmt: skip
+    run(
+        fcache,
+        "extract",
+        "--encoder",
+        "whisper",
+        *weights[:2],
+        "--name",
+        "whisper-noise",
+        "--option",
+        "whisper.perturb=noise:0",
+    )
     mixture = "data.mixture={dfew: 1, caer: 1, cmu_mosi: 2}"
     config = make_config(llama, "optim.steps=4", "data.tasks=[emotion, sentiment]", "data.eval_split=null", mixture)
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
-    run(fusion_train, "--stage", "perception", "--config", "tiny.yaml", "--set", "data.tasks=[emotion, sentiment]",
-        "--set", mixture, "--set", "data.eval_split=null")  # fmt: skip
+    run(
+        fusion_train,
+        "--stage",
+        "perception",
+        "--config",
+        "tiny.yaml",
+        "--set",
+        "data.tasks=[emotion, sentiment]",
+        "--set",
+        mixture,
+        "--set",
+        "data.eval_split=null",
+    )
     said = run(fusion_train, "eval", "--run", "runs/perception", "--bench", "mmeverse")
     assert "DFEW" in said
     folder = tmp_path / "runs/perception/eval/mmeverse"
@@ -77,9 +103,14 @@ def test_import_extract_train_eval_report(llama, whisper_folder, eva_folder, tmp
 def test_the_vocabularies_of_benches_are_those_that_importers_write():
     from featurecache.importers import caer, dfew, e3, mafw, mc_eiu, mmsa
 
-    sets = load_bench("mmeverse").sets
+    sets = load_benchmark("mmeverse").sets
     for name, written in {
-        "caer": caer.EMOTIONS, "dfew": dfew.EMOTIONS, "e3": e3.EMOTIONS, "mafw": mafw.EMOTIONS,
-        "mc-eiu": mc_eiu.EMOTIONS, "mc-eiu-intent": mc_eiu.INTENTS, "meld-s": mmsa.SENTIMENTS,
-    }.items():  # fmt: skip
+        "caer": caer.EMOTIONS,
+        "dfew": dfew.EMOTIONS,
+        "e3": e3.EMOTIONS,
+        "mafw": mafw.EMOTIONS,
+        "mc-eiu": mc_eiu.EMOTIONS,
+        "mc-eiu-intent": mc_eiu.INTENTS,
+        "meld-s": mmsa.SENTIMENTS,
+    }.items():
         assert set(written.labels) <= set(sets[name].vocabulary), name

@@ -148,8 +148,21 @@ def test_an_exported_model_answers_with_an_error(exported, trained, tmp_path, mo
     embed = EmotionLlama.embed
     monkeypatch.setattr(EmotionLlama, "embed", lambda self, *given: embed(self, *given) * float("nan"))
     out = tmp_path / "answers.jsonl"
-    said = CliRunner().invoke(main, ["predict", "--model", str(exported), trained.video("v0"), "--task", task,
-                                     "--out", str(out), "--device", "cpu"])  # fmt: skip
+    said = CliRunner().invoke(
+        main,
+        [
+            "predict",
+            "--model",
+            str(exported),
+            trained.video("v0"),
+            "--task",
+            task,
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+        ],
+    )
     assert said.exit_code == 1
     assert 'clip "v0.mp4": expected finite scores, got NaN or infinity' in said.output
     (row,) = map(json.loads, out.read_text().splitlines())

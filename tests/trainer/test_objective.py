@@ -10,9 +10,9 @@ from test_train import run_training, weights
 from toy import make_config
 
 from fusion_train.config import load_config
-from fusion_train.data.loader import Feed
+from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.models.emotion_llama import ModelOutput
-from fusion_train.run_context import assemble
+from fusion_train.run_context import build_context
 from fusion_train.training.devices import make_accelerator
 from fusion_train.training.loss import loss_of, total_of
 from fusion_train.training.optimizer import make_optimizer
@@ -40,20 +40,20 @@ def test_a_step_returns_the_mean_that_was_chosen(llama, material, per, micro):
     config = make_config(
         llama, *QUIET, f"optim.micro_batch_size={micro}", "optim.batch_size=4", f"optim.loss_per={per}"
     )
-    bench = assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
-    stream = make_stream(bench, lambda line: None)
+    context = build_context(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
+    stream = make_stream(context, lambda line: None)
     means, sums, counts = [], 0.0, 0
     with torch.no_grad():
         for index in range(4):
-            batch = bench.collator([stream.draw(index)])
-            loss = float(bench.model(**batch.tensors()).loss_sum)
+            batch = context.collator([stream.draw(index)])
+            loss = float(context.model(**batch.tensors()).loss_sum)
             means.append(loss / batch.num_supervised)
             sums, counts = sums + loss, counts + batch.num_supervised
     assert len({round(mean, 6) for mean in means}) > 1
-    feed = Feed(config, stream, bench.collator, num_processes=1, process=0, budget=4096)
-    optimizer = make_optimizer(bench.model, config.optim)
+    loader = PrefetchingLoader(config, stream, context.collator, num_processes=1, process=0, budget=4096)
+    optimizer = make_optimizer(context.model, config.optim)
     accelerator = make_accelerator(config.optim)
-    loss, _ = train_step(bench.model, optimizer, next(iter(feed.steps(0, 1))), Tally(None), accelerator, config, 0)
+    loss, _ = train_step(context.model, optimizer, next(iter(loader.steps(0, 1))), Tally(None), accelerator, config, 0)
     assert loss == pytest.approx(sum(means) / 4 if per == "sample" else sums / counts, rel=1e-5)
 
 

@@ -23,7 +23,7 @@ from fusion_train.evaluation.evaluate import answer, questions
 from fusion_train.llm.loading import llm_config, load_llm
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 from fusion_train.training.train import train
 
 FILE = Path(__file__).parents[2] / "examples" / "emotion_llama_in_one_file.py"
@@ -75,13 +75,21 @@ def write_material(folder: Path, llama: Path, num_train: int) -> Material:
             clip_id, label = f"{split[0]}{number:02d}", LABELS[number % 3]
             labels[clip_id] = label
             responses = {
-                "audio": f"The voice sounds {label}.", "image": f"The face looks {label}.",
-                "reason": f"Number {number} is {label}.", "think": f" It sounds {label}.\n",
-            }  # fmt: skip
+                "audio": f"The voice sounds {label}.",
+                "image": f"The face looks {label}.",
+                "reason": f"Number {number} is {label}.",
+                "think": f" It sounds {label}.\n",
+            }
             if number % 2:
                 responses["think"] = f"<think>It looks {label}.</think><answer>{label}</answer>"
-            row = {"id": clip_id, "video": f"{clip_id}.mp4", "split": split, "dataset": "toy",
-                   "labels": {"emotion": label}, "responses": responses if number % 5 != 4 else {}}  # fmt: skip
+            row = {
+                "id": clip_id,
+                "video": f"{clip_id}.mp4",
+                "split": split,
+                "dataset": "toy",
+                "labels": {"emotion": label},
+                "responses": responses if number % 5 != 4 else {},
+            }
             rows.append(row | ({"text": f'Number {number}! "</s>": yes.'} if number % 7 else {}))
             if number % 4 == 3:
                 absent[clip_id] = ("whisper", "eva-global", "eva-temporal")[number // 4 % 3]
@@ -97,12 +105,23 @@ def train_package(
     """Train one stage with the package; returns the weights under the names of the file."""
     tasks = ", ".join(one_file.STAGES[stage][0])
     config = make_config(
-        material.llama, f"data.tasks=[{tasks}]", "data.mixture=null", "data.eval_split=null", f"seed={s.seed}",
-        f"optim.steps={s.steps}", f"optim.warmup_steps={s.warmup_steps}", f"optim.lr={s.lr}",
-        f"optim.batch_size={s.batch_size}", "optim.micro_batch_size=1", "optim.loss_per=sample",
-        f"model.fusion.dropout={s.fusion_dropout}", f"model.lora.dropout={s.lora_dropout}", "checkpoint.every=1000",
-        *overrides, stage=stage,
-    )  # fmt: skip
+        material.llama,
+        f"data.tasks=[{tasks}]",
+        "data.mixture=null",
+        "data.eval_split=null",
+        f"seed={s.seed}",
+        f"optim.steps={s.steps}",
+        f"optim.warmup_steps={s.warmup_steps}",
+        f"optim.lr={s.lr}",
+        f"optim.batch_size={s.batch_size}",
+        "optim.micro_batch_size=1",
+        "optim.loss_per=sample",
+        f"model.fusion.dropout={s.fusion_dropout}",
+        f"model.lora.dropout={s.lora_dropout}",
+        "checkpoint.every=1000",
+        *overrides,
+        stage=stage,
+    )
     train(config, store=material.store, clips=material.clips, run=run, initial=initial, say=lambda text: None)
     weights = load_file(checkpoint.choose(run.checkpoints, "last") / "model.safetensors")
     return {_renamed(name): tensor for name, tensor in weights.items()}
@@ -151,14 +170,14 @@ def outcome_of_package(material: Material, folder: Path, stages: Sequence[one_fi
         "perception": train_package(material, first, "perception", stages[0]),
         "cognition": train_package(material, second, "cognition", stages[1], initial=first),
     }
-    bench = reassemble(second, store=material.store)
-    bench.model.eval()
+    context = load_context(second, store=material.store)
+    context.model.eval()
     answers = {}
     for name in ANSWERED:
         task = find_task(name)
         hidden = tuple(modality for modality in one_file.FEATURES if modality not in task.modalities)
-        samples = questions(bench, bench.clips.in_split("val"), task, hidden=hidden)
-        rows = answer(bench, samples, generate=True)
+        samples = questions(context, context.clips.in_split("val"), task, hidden=hidden)
+        rows = answer(context, samples, generate=True)
         answers[name] = {sample.clip.id: row["prediction"] for sample, row in zip(samples, rows, strict=True)}
     return Outcome(weights, answers)
 

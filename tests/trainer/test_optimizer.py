@@ -14,18 +14,27 @@ from fusion_train.training.averaging import Averaged
 from fusion_train.training.optimizer import gradient_norms, learning_rate, make_optimizer, set_learning_rates
 
 OPTIM = OptimConfig(
-    steps=30, lr=1.0, warmup_lr=0.2, min_lr=0.1, warmup_steps=10, weight_decay=0.05, betas=(0.8, 0.95),
+    steps=30,
+    lr=1.0,
+    warmup_lr=0.2,
+    min_lr=0.1,
+    warmup_steps=10,
+    weight_decay=0.05,
+    betas=(0.8, 0.95),
     lr_factors={"fusion": 0.5, "projectors": 2.0},
-)  # fmt: skip
+)
 
 
 def make_parts() -> nn.ModuleDict:
     """A fusion of a matrix and a bias, a projector without a bias, and a frozen base."""
     torch.manual_seed(0)
     model = nn.ModuleDict(
-        {"fusion": nn.Linear(3, 2), "projectors": nn.ModuleDict({"audio": nn.Linear(2, 4, bias=False)}),
-         "base": nn.Linear(4, 4)}
-    )  # fmt: skip
+        {
+            "fusion": nn.Linear(3, 2),
+            "projectors": nn.ModuleDict({"audio": nn.Linear(2, 4, bias=False)}),
+            "base": nn.Linear(4, 4),
+        }
+    )
     model["base"].requires_grad_(False)
     return model
 

@@ -26,11 +26,20 @@ def test_questions_on_one_clip_share_what_their_prompts_begin_with():
     packed = pack([FIRST, OTHER, SECOND])
     assert packed.token_ids.tolist() == [[1, 5, 6, 7, 10, 2, 9, 13, 2, 1, 8, 11, 12, 2]]
     assert packed.layout.segments == (
-        Segment(0, 3), Segment(3, 6, (0, 3)), Segment(6, 9, (0, 3)), Segment(9, 14),
-    )  # fmt: skip
+        Segment(0, 3),
+        Segment(3, 6, (0, 3)),
+        Segment(6, 9, (0, 3)),
+        Segment(9, 14),
+    )
     assert predicted(packed) == [
-        (7, 10, 0), (10, 2, 0), (9, 13, 2), (13, 2, 2), (8, 11, 1), (11, 12, 1), (12, 2, 1),
-    ]  # fmt: skip
+        (7, 10, 0),
+        (10, 2, 0),
+        (9, 13, 2),
+        (13, 2, 2),
+        (8, 11, 1),
+        (11, 12, 1),
+        (12, 2, 1),
+    ]
     assert (packed.first_of_group, packed.own_tokens) == ([0, 1], [6, 5, 3])
     assert packed.layout.position_ids().tolist() == [[0, 1, 2, 3, 4, 5, 3, 4, 5, 0, 1, 2, 3, 4]]
 
@@ -54,8 +63,12 @@ def test_the_last_token_of_a_prompt_is_never_shared():
 def test_sharing_ends_where_any_prompt_differs_upwards_or_downwards():
     for other in (4, 7):
         packed = pack([Encoded([1, 5, 6, 9], [10], "a"), FIRST, Encoded([1, other, 6, 9], [11], "a")])
-        assert packed.layout.segments == (Segment(0, 1), Segment(1, 5, (0, 1)), Segment(5, 10, (0, 1)),
-                                          Segment(10, 14, (0, 1)))  # fmt: skip
+        assert packed.layout.segments == (
+            Segment(0, 1),
+            Segment(1, 5, (0, 1)),
+            Segment(5, 10, (0, 1)),
+            Segment(10, 14, (0, 1)),
+        )
 
 
 def test_prompts_that_differ_at_once_share_nothing():

@@ -148,8 +148,15 @@ def test_the_mask_and_the_segments_say_the_same():
     layout = Layout((Segment(0, 3), Segment(3, 5, (0, 3)), Segment(5, 6, (0, 3)), Segment(6, 8)))
     seen = layout.mask()[0, 0]
     assert [row.nonzero().flatten().tolist() for row in seen] == [
-        [0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [6, 7],
-    ]  # fmt: skip
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 5],
+        [6],
+        [6, 7],
+    ]
     index = layout.varlen(2, torch.device("cpu"))
     assert index.ends_q.tolist() == [0, 3, 5, 6, 8, 11, 13, 14, 16]
     assert index.ends_k.tolist() == [0, 3, 8, 12, 14, 17, 22, 26, 28]
@@ -172,8 +179,11 @@ def reference_varlen(
         left, right = (float("inf") if side < 0 else side for side in window_size)
         seen = (ahead <= right) & (ahead >= -left)
         heads = (tensor.transpose(0, 1) for tensor in (q[own], k[keys], v[keys]))
-        outputs.append(torch.nn.functional.scaled_dot_product_attention(
-            *heads, attn_mask=seen, scale=scale, enable_gqa=enable_gqa).transpose(0, 1))  # fmt: skip
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                *heads, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+            ).transpose(0, 1)
+        )
     return torch.cat(outputs)
 
 

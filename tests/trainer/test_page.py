@@ -157,9 +157,10 @@ def test_requests_are_answered_in_turn(served, trained, opened, monkeypatch):
 def test_an_upload_beyond_the_limit_is_refused(served, tmp_path):
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n' + b"0" * (2 << 20)
     request = urllib.request.Request(
-        f"{served}gradio_api/upload", data=body + b"\r\n--x--\r\n",
+        f"{served}gradio_api/upload",
+        data=body + b"\r\n--x--\r\n",
         headers={"Content-Type": "multipart/form-data; boundary=x"},
-    )  # fmt: skip
+    )
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
     assert refused.value.code == 413
@@ -172,8 +173,13 @@ def browser():
         pytest.skip("no chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                     "--window-size=1300,1900"):  # fmt: skip
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1300,1900",
+    ):
         options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
@@ -191,8 +197,12 @@ def ask_in(browser, address: str, clip: Path, awaited: str) -> str:
     wait = WebDriverWait(browser, PATIENCE_S)
     wait.until(lambda _: browser.find_elements("css selector", "#clip input[type=file]"))
     one("#clip input[type=file]").send_keys(str(clip))
-    wait.until(lambda _: not browser.find_elements("css selector", "#clip input[type=file]")
-               or browser.find_elements("css selector", "#clip video"))  # fmt: skip
+    wait.until(
+        lambda _: (
+            not browser.find_elements("css selector", "#clip input[type=file]")
+            or browser.find_elements("css selector", "#clip video")
+        )
+    )
     one("#ask").click()
     wait.until(lambda _: awaited in one("#answer").text)
     return one("#answer").text

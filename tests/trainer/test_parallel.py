@@ -35,10 +35,19 @@ def launch(config: Config, material: Path, folder: Path, processes: int) -> subp
     file = folder.with_suffix(".yaml")
     file.write_text(config.to_yaml())
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        "-m", "fusion_train.training.verify_resume", str(file), str(material / "features.zarr"),
-        str(material / "clips.jsonl"), str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "fusion_train.training.verify_resume",
+        str(file),
+        str(material / "features.zarr"),
+        str(material / "clips.jsonl"),
+        str(folder),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 

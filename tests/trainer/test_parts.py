@@ -14,7 +14,7 @@ from fusion_train import checkpoint
 from fusion_train.config import load_config
 from fusion_train.errors import ConfigError
 from fusion_train.models.parts import part_of
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 
 
@@ -45,7 +45,7 @@ def test_gradient_norms_by_part_add_up(config, material, tmp_path):
 
 def test_biases_do_not_decay_in_any_part(llama, material, tmp_path):
     run = run_training(make_config(llama, "optim.steps=1"), material, tmp_path / "run")
-    optimizer = make_optimizer(reassemble(run).model, run.config().optim)
+    optimizer = make_optimizer(load_context(run).model, run.config().optim)
     for group in optimizer.param_groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
     assert {group["part"] for group in optimizer.param_groups} == {"fusion", "projectors", "lora"}
@@ -80,7 +80,7 @@ def test_the_average_is_kept_beside_the_weights_and_is_what_is_used(llama, mater
     assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(plain).items()), "it changes nothing"
     moved = [name for name, tensor in averaged.items() if not torch.equal(tensor, weights(run)[name])]
     assert len(moved) > len(averaged) / 2
-    used = dict(reassemble(run, which="last").model.named_parameters())
+    used = dict(load_context(run, which="last").model.named_parameters())
     assert all(torch.equal(used[name], tensor) for name, tensor in averaged.items())
     later = run_training(make_config(llama, "optim.steps=1"), material, tmp_path / "later", initial=run)
     best = checkpoint.read_state(checkpoint.choose(run.checkpoints, "best"))

@@ -331,8 +331,10 @@ def test_names_are_kinds_of_media_by_their_endings(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     clips = collect_clips([tmp_path])
     assert [(clip.id, clip.video is not None, clip.audio is not None, clip.image is not None) for clip in clips] == [
-        ("a.mp4", True, False, False), ("b.WAV", False, True, False), ("c.png", False, False, True),
-    ]  # fmt: skip
+        ("a.mp4", True, False, False),
+        ("b.WAV", False, True, False),
+        ("c.png", False, False, True),
+    ]
 
 
 def test_every_stage_is_timed(opened, trained):

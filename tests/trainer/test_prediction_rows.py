@@ -10,7 +10,7 @@ import pytest
 from featurecache.files.jsonl import dump_lines
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import AppendedLines
-from fusion_train.evaluation.benchmarks import BenchSet
+from fusion_train.evaluation.benchmarks import BenchmarkSet
 from fusion_train.evaluation.prediction_rows import read_predictions
 from fusion_train.evaluation.scoring import score_set
 from fusion_train.metrics import EmotionWheels
@@ -61,11 +61,13 @@ def test_answers_may_hold_any_line_break_and_a_file_any_line_end(tmp_path):
 
 @pytest.mark.parametrize("nothing", [None, math.nan, "", " ", "nan", "None"])
 def test_a_row_whose_reference_is_nothing_is_named_and_makes_no_class(nothing):
-    rows = [{"id": "a", "prediction": "happy", "reference": "happy"},
-            {"id": "b", "prediction": "happy", "reference": nothing}]  # fmt: skip
+    rows = [
+        {"id": "a", "prediction": "happy", "reference": "happy"},
+        {"id": "b", "prediction": "happy", "reference": nothing},
+    ]
     settings = Settings(wheels=EmotionWheels.small())
     with pytest.raises(DataError, match="a reference in every row") as caught:
-        score_set("toy", BenchSet(metric="classification"), rows, settings)
+        score_set("toy", BenchmarkSet(metric="classification"), rows, settings)
     assert caught.value.problems == ["b"]
 
 
@@ -82,8 +84,9 @@ def test_a_reference_that_names_nothing_is_refused_by_every_metric(metric, refer
 
 def test_a_changed_line_of_answers_is_refused_wherever_scores_are_formed_of_it(tmp_path):
     path = tmp_path / "predictions-test-emotion.jsonl"
-    rows = [{"id": f"c{n}", "prediction": "happy", "reference": "sad", "p": 0.1 + n, "none": float("nan")}
-            for n in range(3)]  # fmt: skip
+    rows = [
+        {"id": f"c{n}", "prediction": "happy", "reference": "sad", "p": 0.1 + n, "none": float("nan")} for n in range(3)
+    ]
     with AppendedLines(path) as lines:
         lines.append(rows[:2])
         lines.append(rows[2:])

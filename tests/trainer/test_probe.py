@@ -87,8 +87,9 @@ def test_its_fusion_starts_a_stage_with_a_language_model(probe, llama, material,
 
 def test_a_probe_may_start_from_a_trained_model(probe, llama, material, tmp_path):
     trained = run_training(make_config(llama, "optim.steps=2"), material, tmp_path / "trained")
-    run = run_training(make_probe(llama, "optim.steps=1", "optim.lr_factors.fusion=1e-9"), material, tmp_path / "run",
-                       initial=trained)  # fmt: skip
+    run = run_training(
+        make_probe(llama, "optim.steps=1", "optim.lr_factors.fusion=1e-9"), material, tmp_path / "run", initial=trained
+    )
     fusion = {name for name in weights(run) if part_of(name) == "fusion"}
     start = load_file(checkpoint.choose(trained.checkpoints, "best") / "model.safetensors")
     for name in fusion:

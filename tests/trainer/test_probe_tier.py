@@ -40,8 +40,9 @@ def filled(folder: Path, sweep: Sweep, scores: dict[str, list[float | None]]) ->
     table.add([*sweep.trials, *probe_round(sweep).trials])
     for variant, values in scores.items():
         for probe, value in zip(sweep.probes[variant], values, strict=True):
-            table.write(probe, **({"state": "failed"} if value is None else
-                                  {"state": "done", "scores": {"accuracy": value}}))  # fmt: skip
+            table.write(
+                probe, **({"state": "failed"} if value is None else {"state": "done", "scores": {"accuracy": value}})
+            )
     return table
 
 
@@ -89,8 +90,9 @@ def test_a_task_that_a_probe_cannot_answer_is_refused(tmp_path):
 
 def test_the_worse_half_stops_for_good_and_what_was_not_judged_goes_on(tmp_path):
     sweep = load(tmp_path, VARIANTS + "probe: {keep: 0.5}")
-    table = filled(tmp_path, sweep, {"conv": [0.2, 0.4], "attention": [0.9, 0.8], "audio": [0.7, 0.7],
-                                     "same": [0.1, 0.1]})  # fmt: skip
+    table = filled(
+        tmp_path, sweep, {"conv": [0.2, 0.4], "attention": [0.9, 0.8], "audio": [0.7, 0.7], "same": [0.1, 0.1]}
+    )
     told: list[str] = []
     for _ in range(2):  # as after a kill
         stop_by_probe(sweep, table, told.append)
@@ -102,8 +104,9 @@ def test_the_worse_half_stops_for_good_and_what_was_not_judged_goes_on(tmp_path)
 
 def test_a_variant_whose_probe_failed_goes_on(tmp_path):
     sweep = load(tmp_path, VARIANTS + "probe: {keep: 0.1}")
-    table = filled(tmp_path, sweep, {"conv": [0.0, None], "attention": [0.9, 0.8], "audio": [0.7, 0.7],
-                                     "same": [0.8, 0.8]})  # fmt: skip
+    table = filled(
+        tmp_path, sweep, {"conv": [0.0, None], "attention": [0.9, 0.8], "audio": [0.7, 0.7], "same": [0.8, 0.8]}
+    )
     stop_by_probe(sweep, table, lambda text: None)
     assert {trial.variant for trial in sweep.trials if table.outcome(trial).state == "stopped"} == {"audio"}
 

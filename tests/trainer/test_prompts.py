@@ -155,9 +155,11 @@ def test_an_exported_model_asks_as_the_run_did(llama):
     sets = {"mosi": {"sentiment": ["negative", "positive"]}, "meld": {"emotion": ["joy"], "sentiment": ["positive"]}}
     tokenizer = AutoTokenizer.from_pretrained(llama)
     processor = EmotionLlamaProcessor(
-        tokenizer, label_sets=sets, tasks=["emotion", "think"],
+        tokenizer,
+        label_sets=sets,
+        tasks=["emotion", "think"],
         prompt=load_config(None, "cognition", ['prompt.said_by=" {person} says {text}"']).prompt.model_dump(),
-    )  # fmt: skip
+    )
 
     def asked(**arguments: str) -> str:
         return tokenizer.decode(processor(text="Hi", **arguments)["input_ids"][0].tolist())

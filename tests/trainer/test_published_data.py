@@ -18,7 +18,7 @@ from featurecache.importers.importing import Target, import_dataset
 from fusion_train.config import load_config
 from fusion_train.data.answers import AnswerLimits
 from fusion_train.data.samples import SampleStream, label_sets
-from fusion_train.evaluation.benchmarks import BenchSet
+from fusion_train.evaluation.benchmarks import BenchmarkSet
 from fusion_train.evaluation.wording import wording_of
 from fusion_train.prompts.prompt import find_task
 
@@ -71,10 +71,16 @@ def drawn(clips: ClipList, dataset: str, stage: str, config: str = "released", c
     data, form = settings.data, settings.prompt.format()
     chosen = ClipList(clip for clip in clips if clip.dataset == dataset)
     stream = SampleStream(
-        chosen, data.tasks, label_sets(chosen), seed=settings.seed, modalities=("audio", "image", "video"),
-        task_weights=data.task_weights, fallback=data.fallback, form=form,
+        chosen,
+        data.tasks,
+        label_sets(chosen),
+        seed=settings.seed,
+        modalities=("audio", "image", "video"),
+        task_weights=data.task_weights,
+        fallback=data.fallback,
+        form=form,
         limits=AnswerLimits(10**6, data.max_answer_words),
-    )  # fmt: skip
+    )
     found: Counter = Counter()
     for number in range(count):
         sample = stream.draw(number)
@@ -94,48 +100,74 @@ def expect(found: Counter, expected: dict[tuple[str, str], float]) -> None:
 
 def test_intents_are_argued_for_concluded_with_and_fallen_back_to(clips):
     said = f"</Vid> The person in video says: {SAID}"
-    expect(drawn(clips, "mc_eiu", "perception"), {
-        (f"{said}.  [emotion]", "happy"): 25, (f"{said}.  [intent]", "agreeing"): 50,
-        (f"{said}.  [audio]", "one voice"): 12.5, (f"{said}.  [audio]", "other voice"): 12.5,
-    })  # fmt: skip
-    expect(drawn(clips, "mc_eiu", "cognition"), {
-        (f"{said}  [emotion]", "happy"): 20, (f"{said}  [intent]", "agreeing"): 40, (f"{said}  [reason]", "a nod"): 20,
-        (f"{said}  [think]", "<think>a nod </think><answer>agreeing</answer>"): 20,
-    })  # fmt: skip
+    expect(
+        drawn(clips, "mc_eiu", "perception"),
+        {
+            (f"{said}.  [emotion]", "happy"): 25,
+            (f"{said}.  [intent]", "agreeing"): 50,
+            (f"{said}.  [audio]", "one voice"): 12.5,
+            (f"{said}.  [audio]", "other voice"): 12.5,
+        },
+    )
+    expect(
+        drawn(clips, "mc_eiu", "cognition"),
+        {
+            (f"{said}  [emotion]", "happy"): 20,
+            (f"{said}  [intent]", "agreeing"): 40,
+            (f"{said}  [reason]", "a nod"): 20,
+            (f"{said}  [think]", "<think>a nod </think><answer>agreeing</answer>"): 20,
+        },
+    )
 
 
 def test_several_labels_have_rationales_of_their_own_and_no_space_between_them(clips):
     said = "</Vid> The person in video says: Out"
-    expect(drawn(clips, "mafw", "perception"), {
-        (f"{said}.  [emotion]", "anger"): 50, (f"{said}.  [multi-label]", "anger,disgust"): 100 / 3,
-        (f"{said}.  [audio]", "loud"): 100 / 6,
-    })  # fmt: skip
-    expect(drawn(clips, "mafw", "cognition"), {
-        (f"{said}  [emotion]", "anger"): 20, (f"{said}  [multi-label]", "anger,disgust"): 20,
-        (f"{said}  [reason]", "brows sink"): 20,
-        (f"{said}  [think]", "<think>brows sink </think><answer>anger</answer>"): 20,
-        (f"{said}  [think]", "<think> lips rise </think><answer>anger,disgust</answer>"): 20,
-    })  # fmt: skip
+    expect(
+        drawn(clips, "mafw", "perception"),
+        {
+            (f"{said}.  [emotion]", "anger"): 50,
+            (f"{said}.  [multi-label]", "anger,disgust"): 100 / 3,
+            (f"{said}.  [audio]", "loud"): 100 / 6,
+        },
+    )
+    expect(
+        drawn(clips, "mafw", "cognition"),
+        {
+            (f"{said}  [emotion]", "anger"): 20,
+            (f"{said}  [multi-label]", "anger,disgust"): 20,
+            (f"{said}  [reason]", "brows sink"): 20,
+            (f"{said}  [think]", "<think>brows sink </think><answer>anger</answer>"): 20,
+            (f"{said}  [think]", "<think> lips rise </think><answer>anger,disgust</answer>"): 20,
+        },
+    )
     said = "</Vid> The person in video says: "
     labels = "doubt/confusion,fear"
-    expect(drawn(clips, "bold", "cognition"), {
-        (f"{said}  [multi-label]", labels): 100 / 3, (f"{said}  [reason]", "a step back"): 100 / 3,
-        (f"{said}  [think]", f"<think>a step back </think><answer>{labels}</answer>"): 100 / 3,
-    })  # fmt: skip
+    expect(
+        drawn(clips, "bold", "cognition"),
+        {
+            (f"{said}  [multi-label]", labels): 100 / 3,
+            (f"{said}  [reason]", "a step back"): 100 / 3,
+            (f"{said}  [think]", f"<think>a step back </think><answer>{labels}</answer>"): 100 / 3,
+        },
+    )
 
 
 def test_who_speaks_is_said_with_a_period_in_both_stages_and_words_are_not_cut(clips):
     said = f"</Vid> the woman in video says: {'so ' * 210}."
     expect(drawn(clips, "e3", "perception"), {(f"{said}  [emotion]", "shy"): 100})
-    expect(drawn(clips, "e3", "cognition"), {
-        (f"{said}  [emotion]", "shy"): 100 / 3, (f"{said}  [reason]", LONG): 100 / 3,
-        (f"{said}  [think]", f"<think>{LONG}</think><answer>shy</answer>"): 100 / 3,
-    })  # fmt: skip
+    expect(
+        drawn(clips, "e3", "cognition"),
+        {
+            (f"{said}  [emotion]", "shy"): 100 / 3,
+            (f"{said}  [reason]", LONG): 100 / 3,
+            (f"{said}  [think]", f"<think>{LONG}</think><answer>shy</answer>"): 100 / 3,
+        },
+    )
 
 
 def test_the_released_evaluation_says_who_speaks_after_two_spaces(clips):
     (clip,) = (clip for clip in clips if clip.dataset == "e3")
-    form = wording_of(load_config("released", "cognition"), BenchSet(dataset="e3"), ["e3"]).prompts["e3"]
+    form = wording_of(load_config("released", "cognition"), BenchmarkSet(dataset="e3"), ["e3"]).prompts["e3"]
     after = form.render("Hi", find_task("emotion"), instruction="?", person=clip.person)[1]
     assert after == "</Vid>  the woman in video says: Hi.  [emotion] ?  [/INST]"
 
@@ -144,11 +176,15 @@ def test_sentiments_are_thought_about_and_an_empty_or_too_long_text_asks_for_the
     said = "</Vid> The person in video says: NONE"
     expect(drawn(clips, "cmu_mosi", "cognition"), {(f"{said}  [sentiment]", "positive"): 100})
     said = "</Vid> The person in video says: Hi"
-    expect(drawn(clips, "meld", "cognition"), {
-        (f"{said}  [emotion]", "joy"): 50, (f"{said}  [sentiment]", "positive"): 25,
-        (f"{said}  [reason]", "a laugh"): 12.5,
-        (f"{said}  [think]", "<think>a laugh </think><answer>joy</answer>"): 12.5,
-    })  # fmt: skip
+    expect(
+        drawn(clips, "meld", "cognition"),
+        {
+            (f"{said}  [emotion]", "joy"): 50,
+            (f"{said}  [sentiment]", "positive"): 25,
+            (f"{said}  [reason]", "a laugh"): 12.5,
+            (f"{said}  [think]", "<think>a laugh </think><answer>joy</answer>"): 12.5,
+        },
+    )
 
 
 def test_the_default_tidies_words_and_answers(clips):

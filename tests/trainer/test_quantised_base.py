@@ -89,8 +89,14 @@ def test_layers_are_quantised_and_head_and_adapters_are_not(llama, kind, bound):
 def test_training_on_a_quantised_base_learns_and_keeps_trained_parts_alone(llama, material, tmp_path, kind):
     if kind != "fp8":
         pytest.importorskip("bitsandbytes")
-    config = make_config(llama, f"model.quantised={kind}", "optim.steps=30", "optim.lr=1e-2", "checkpoint.every=30",
-                         "data.eval_split=null")  # fmt: skip
+    config = make_config(
+        llama,
+        f"model.quantised={kind}",
+        "optim.steps=30",
+        "optim.lr=1e-2",
+        "checkpoint.every=30",
+        "data.eval_split=null",
+    )
     run = run_training(config, material, tmp_path / "run")
     losses = [row["loss"] for row in map(json.loads, run.metrics.read_text().splitlines())]
     assert losses[-1] < 0.6 * losses[0]

@@ -34,8 +34,11 @@ def test_the_sheet_names_no_system_and_is_the_same_from_the_same_seed(tmp_path):
     assert page.count("<section>") == 3
     assert page.count("<input type=radio") == 3 * 2 * 3 * 5
     assert page == write_sheet(SYSTEMS, tmp_path / "b", clips=3).read_text()
-    first = [entry["system"] for number, entry in json.loads((tmp_path / "a/key.json").read_text())["key"].items()
-             if number.endswith(".1")]  # fmt: skip
+    first = [
+        entry["system"]
+        for number, entry in json.loads((tmp_path / "a/key.json").read_text())["key"].items()
+        if number.endswith(".1")
+    ]
     assert len(write_sheet(SYSTEMS, tmp_path / "c", clips=9, seed=1).read_text()) > len(page)
     assert set(first) <= set(SYSTEMS)
 

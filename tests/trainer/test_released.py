@@ -61,9 +61,21 @@ def base(llama, tmp_path):
 def import_file(path, base, material, out):
     return CliRunner().invoke(
         main,
-        ["import-released", str(path), "--out", str(out), "--stage", "perception", "--config", str(base),
-         "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl")],
-    )  # fmt: skip
+        [
+            "import-released",
+            str(path),
+            "--out",
+            str(out),
+            "--stage",
+            "perception",
+            "--config",
+            str(base),
+            "--store",
+            str(material / "features.zarr"),
+            "--clips",
+            str(material / "clips.jsonl"),
+        ],
+    )
 
 
 def save(weights, path, **more):
@@ -95,8 +107,10 @@ def test_buffers_without_training_and_wrappers_are_left_out_with_a_notice(weight
     buffers = {
         "llama_model.base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
         "llama_model.base_model.model.model.layers.1.self_attn.rotary_emb.inv_freq": torch.full((4,), torch.nan),
-        "ln_vision.weight": torch.ones(3), "ln_vision.bias": torch.ones(3), "visual_encoder.pos_embed": torch.zeros(1),
-    }  # fmt: skip
+        "ln_vision.weight": torch.ones(3),
+        "ln_vision.bias": torch.ones(3),
+        "visual_encoder.pos_embed": torch.zeros(1),
+    }
     state = {f"module.{released_name(name)}": tensor for name, tensor in weights.items()}
     path = tmp_path / "released.pth"
     torch.save({"model": state | {f"module.{name}": t for name, t in buffers.items()}, "config": Namespace(lr=1)}, path)
@@ -154,8 +168,12 @@ def test_a_flipped_bit_a_pointer_and_a_web_page_are_told_apart(tmp_path):
     torch.save({"model": {"x": torch.zeros(1000)}}, path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    for content, got in ((bytes(data), "checksum"), (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-                         (b"<!doctype html>", "a web page"), (b"", "an empty file")):  # fmt: skip
+    for content, got in (
+        (bytes(data), "checksum"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"<!doctype html>", "a web page"),
+        (b"", "an empty file"),
+    ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=got):
             read_released(path)
@@ -163,10 +181,24 @@ def test_a_flipped_bit_a_pointer_and_a_web_page_are_told_apart(tmp_path):
 
 def test_the_default_configuration_is_the_released_one(weights, llama, material, tmp_path):
     save(weights, tmp_path / "released.pth")
-    settings = ["model.lora.r=4", "model.fusion.hidden=[16, 8]", "model.fusion.out_dim=16", f"model.llm={llama}",
-                "model.llm_dtype=float32", "features.absent=hidden"]  # fmt: skip
-    command = ["import-released", str(tmp_path / "released.pth"), "--out", str(tmp_path / "run"),
-               "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl")]  # fmt: skip
+    settings = [
+        "model.lora.r=4",
+        "model.fusion.hidden=[16, 8]",
+        "model.fusion.out_dim=16",
+        f"model.llm={llama}",
+        "model.llm_dtype=float32",
+        "features.absent=hidden",
+    ]
+    command = [
+        "import-released",
+        str(tmp_path / "released.pth"),
+        "--out",
+        str(tmp_path / "run"),
+        "--store",
+        str(material / "features.zarr"),
+        "--clips",
+        str(material / "clips.jsonl"),
+    ]
     result = CliRunner().invoke(main, command + [part for text in settings for part in ("--set", text)])
     assert result.exit_code == 0, result.output
     assert Run(tmp_path / "run").config().prompt == load_config("released", "cognition").prompt

@@ -19,7 +19,7 @@ from fusion_train.data.samples import Sample
 from fusion_train.evaluation.evaluate import evaluate
 from fusion_train.prompts.prompt import PromptFormat, find_task
 from fusion_train.run import Run
-from fusion_train.run_context import assemble
+from fusion_train.run_context import build_context
 from fusion_train.training.train import train
 
 LABELS = ("angry", "happy", "sad")
@@ -36,10 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for n, clip_id in enumerate(ids):
         row = {
-            "id": clip_id, "video": f"{clip_id}.mp4", "text": "so", "dataset": "toy",
-            "labels": {"emotion": LABELS[n % 3]}, "split": "train" if clip_id[0] == "t" else "val",
+            "id": clip_id,
+            "video": f"{clip_id}.mp4",
+            "text": "so",
+            "dataset": "toy",
+            "labels": {"emotion": LABELS[n % 3]},
+            "split": "train" if clip_id[0] == "t" else "val",
             "responses": {"reason": f"Because of {clip_id}. " * 20},
-        }  # fmt: skip
+        }
         rows.append(row | ({"dialogue": "d1"} if clip_id in ("t00", "t03") else {}))
     (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store = featurecache.open_store(folder / "features.zarr", "a")
@@ -124,7 +128,7 @@ def test_what_is_recalled_stands_after_the_words_and_braces_in_words_are_words()
 def test_without_an_index_training_says_what_to_run(material: Path, config: Config) -> None:
     asked = config.model_copy(update={"retrieval": config.retrieval.model_copy(update={"k": 2})})
     with pytest.raises(StoreError, match="fcache index"):
-        assemble(asked, str(material / "features.zarr"), str(material / "clips.jsonl"))
+        build_context(asked, str(material / "features.zarr"), str(material / "clips.jsonl"))
 
 
 def test_a_run_with_retrieval_trains_and_is_scored_on_the_same_prompts(
@@ -138,9 +142,9 @@ def test_a_run_with_retrieval_trains_and_is_scored_on_the_same_prompts(
     )
     places = {"store": str(folder / "features.zarr"), "clips": str(folder / "clips.jsonl")}
     train(asked, **places, run=Run(tmp_path / "run"), say=lambda _: None)
-    bench = assemble(asked, *places.values())
-    clip = bench.clips.by_id("v00")
+    context = build_context(asked, *places.values())
+    clip = context.clips.by_id("v00")
     sample = Sample(clip, EMOTION, LABELS, "angry")
-    words = bench.tokenizer.decode([i for i in bench.collator.prompt_ids(sample, ALL) if i >= 0])
+    words = context.tokenizer.decode([i for i in context.collator.prompt_ids(sample, ALL) if i >= 0])
     assert "Clips like this one:" in " ".join(words.split())
-    assert evaluate(bench, ClipList([clip]), "emotion").summary()["num_clips"] == 1
+    assert evaluate(context, ClipList([clip]), "emotion").summary()["num_clips"] == 1

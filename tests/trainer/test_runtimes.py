@@ -58,8 +58,14 @@ def test_the_language_model_alone_answers_from_prompt_embeddings(written, opened
     with torch.inference_mode():
         embeddings = opened.model.embed(**{k: v for k, v in inputs.items() if k != "attention_mask"})
     end = tokenizer.eos_token_id
-    ids = llm.generate(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"], max_new_tokens=8,
-                       do_sample=False, eos_token_id=end, pad_token_id=end)  # fmt: skip
+    ids = llm.generate(
+        inputs_embeds=embeddings,
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
     assert torch.equal(ids, opened.model.generate(**inputs, max_new_tokens=8))
 
 

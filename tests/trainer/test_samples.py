@@ -179,8 +179,12 @@ def test_a_list_of_labels_is_not_asked_for_as_one_label():
 
 def test_a_rationale_concludes_with_the_label_task_that_it_names():
     both = {"emotion": "happy", "intent": "agreeing", "multi-label": ["a", "b"]}
-    clip = Clip("c", text="x", labels=both, responses={
-        "think": {"intent": "A nod.", "multi-label": " Both. "}, "reason": "A smile."})  # fmt: skip
+    clip = Clip(
+        "c",
+        text="x",
+        labels=both,
+        responses={"think": {"intent": "A nod.", "multi-label": " Both. "}, "reason": "A smile."},
+    )
     think = answers_of(clip, find_task("think"))
     assert [(answer.task.full_name, answer.text) for answer in think] == [
         ("think:intent", "<think>A nod.</think><answer>agreeing</answer>"),
@@ -228,8 +232,12 @@ def test_tasks_of_a_dataset_may_be_drawn_by_weight():
     )
     counts = Counter(weighted.draw(k).task.name for k in range(1000))
     assert 700 < counts["reason"] < 800
-    several = stream(clips(4, responses={"reason": "because"}), ("emotion", "reason"), questions_per_clip=2,
-                     task_weights={"toy": {"reason": 3}})  # fmt: skip
+    several = stream(
+        clips(4, responses={"reason": "because"}),
+        ("emotion", "reason"),
+        questions_per_clip=2,
+        task_weights={"toy": {"reason": 3}},
+    )
     assert {frozenset((several.draw(k).task.name, several.draw(k + 1).task.name)) for k in range(0, 80, 2)} == {
         frozenset(("emotion", "reason"))
     }

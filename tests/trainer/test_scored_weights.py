@@ -21,8 +21,15 @@ NOTICE = "cored on the clips that chose the weights (val): scores are too high"
 
 def clip_list(folder: Path, labelled: tuple[str, ...]) -> str:
     """One clip per split; those of `labelled` have an emotion."""
-    rows = [{"id": split, "video": f"{split}.mp4", "split": split, "labels": {"emotion": "sad"} if split in labelled
-             else {}} for split in ("train", "val", "test")]  # fmt: skip
+    rows = [
+        {
+            "id": split,
+            "video": f"{split}.mp4",
+            "split": split,
+            "labels": {"emotion": "sad"} if split in labelled else {},
+        }
+        for split in ("train", "val", "test")
+    ]
     path = folder / "clips.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -76,9 +83,11 @@ def logged(folder: Path, *, last: bool) -> dict[str, float]:
     """Trial -> accuracy that its last or best weights had while it trained."""
     found = {}
     for each in read_results(folder).outcomes:
-        scores = {row["step"]: row["accuracy/emotion"]
-                  for line in (folder / each.name / "metrics.jsonl").read_text().splitlines()
-                  if "accuracy/emotion" in (row := json.loads(line))}  # fmt: skip
+        scores = {
+            row["step"]: row["accuracy/emotion"]
+            for line in (folder / each.name / "metrics.jsonl").read_text().splitlines()
+            if "accuracy/emotion" in (row := json.loads(line))
+        }
         best = checkpoint.read_state(checkpoint.best(folder / each.name / "checkpoints")).step
         found[each.name] = round(scores[max(scores) if last else best], 6)
     return found

@@ -8,10 +8,10 @@ import pytest
 import torch
 from toy import make_config
 
-from fusion_train.data.loader import Feed
+from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.models.parts import learning_parameters
 from fusion_train.run import Run
-from fusion_train.run_context import assemble
+from fusion_train.run_context import build_context
 from fusion_train.training import step as stepping
 from fusion_train.training.devices import make_accelerator
 from fusion_train.training.optimizer import make_optimizer
@@ -24,12 +24,25 @@ from fusion_train.training.train import train
 def test_the_reported_loss_is_that_of_all_micro_batches(llama, material, tmp_path, micro):
     losses = {}
     for size in (micro, 4):
-        config = make_config(llama, "optim.steps=3", f"optim.micro_batch_size={size}", "optim.batch_size=4",
-                             "log.every=1", "log.peak_tflops=1", "model.fusion.dropout=0", "model.lora.dropout=0",
-                             "data.eval_split=null")  # fmt: skip
+        config = make_config(
+            llama,
+            "optim.steps=3",
+            f"optim.micro_batch_size={size}",
+            "optim.batch_size=4",
+            "log.every=1",
+            "log.peak_tflops=1",
+            "model.fusion.dropout=0",
+            "model.lora.dropout=0",
+            "data.eval_split=null",
+        )
         run = Run(tmp_path / str(size))
-        train(config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), run=run,
-              say=lambda line: None)  # fmt: skip
+        train(
+            config,
+            store=str(material / "features.zarr"),
+            clips=str(material / "clips.jsonl"),
+            run=run,
+            say=lambda line: None,
+        )
         lines = map(json.loads, run.metrics.read_text().splitlines())
         losses[size] = [line["loss"] for line in lines if "loss" in line]
     assert len(losses[4]) == 3
@@ -48,20 +61,23 @@ class OfProcess:
 
 def test_dropout_depends_on_seed_step_and_process(llama, material, monkeypatch):
     config = make_config(llama, "model.lora.dropout=0.5", "model.fusion.dropout=0.5", "optim.batch_size=4")
-    bench = assemble(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
+    context = build_context(config, str(material / "features.zarr"), str(material / "clips.jsonl"))
     accelerator = make_accelerator(config.optim)
-    feed = Feed(config, make_stream(bench, lambda line: None), bench.collator, num_processes=1, process=0, budget=4096)
-    batches = next(iter(feed.steps(0, 1)))
-    bench.model.train()
-    optimizer = make_optimizer(bench.model, config.optim)
+    loader = PrefetchingLoader(
+        config, make_stream(context, lambda line: None), context.collator, num_processes=1, process=0, budget=4096
+    )
+    batches = next(iter(loader.steps(0, 1)))
+    context.model.train()
+    optimizer = make_optimizer(context.model, config.optim)
     monkeypatch.setattr(optimizer, "step", lambda: None)  # the weights stay as they are
 
     def loss(process: int, step: int, seed: int = 0) -> float:
-        for parameter in learning_parameters(bench.model).values():
+        for parameter in learning_parameters(context.model).values():
             parameter.grad = None
         seeded = config.model_copy(update={"seed": seed})
-        return stepping.train_step(bench.model, optimizer, batches, Tally(None), OfProcess(accelerator, process),
-                                   seeded, step)[0]  # fmt: skip
+        return stepping.train_step(
+            context.model, optimizer, batches, Tally(None), OfProcess(accelerator, process), seeded, step
+        )[0]
 
     first = loss(0, 0)
     assert first == loss(0, 0), "a pure function"

@@ -99,8 +99,9 @@ def test_killed_it_goes_on_where_it_was(sweep, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_chain_of_stages_starts_each_from_the_one_before(sweep, tmp_path):
-    result = invoke(sweep("seeds: [0]\nvariants:\n  labels: {stages: [perception]}\n"
-                          "  both: {stages: [perception, cognition]}\n"))  # fmt: skip
+    result = invoke(
+        sweep("seeds: [0]\nvariants:\n  labels: {stages: [perception]}\n  both: {stages: [perception, cognition]}\n")
+    )
     assert result.exit_code == 0, result.output
     folder = tmp_path / "sweep"
     assert Run(folder / "both-seed0").record().initial["run"] == "../both-seed0.perception"
@@ -139,8 +140,12 @@ def test_probes_come_first_and_their_order_is_compared_with_that_of_the_end(swee
 
 
 def test_what_cannot_run_is_refused_before_anything_starts(sweep, tmp_path):
-    result = invoke(sweep("needs: fcache extract this\nvariants:\n  a: {features: {audio: whisper-16}}\n"
-                          "  b: {}\n  c: {optim: {shard_base: true}}\n"))  # fmt: skip
+    result = invoke(
+        sweep(
+            "needs: fcache extract this\nvariants:\n  a: {features: {audio: whisper-16}}\n"
+            "  b: {}\n  c: {optim: {shard_base: true}}\n"
+        )
+    )
     assert result.exit_code == 2
     assert "whisper-16" in result.output
     assert "c: optim.shard_base" in result.output
@@ -178,14 +183,19 @@ def test_unknown_keys_and_equal_variants_are_refused(tmp_path):
 
 def test_companies_hold_what_takes_the_same_batches_and_fits(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("seeds: [0, 1]\nvariants:\n  a: {}\n  b: {optim: {lr: 1e-3}}\n  c: {model: {lora: {r: 8}}}\n"
-                    "  d: {optim: {batch_size: 8}}\n")  # fmt: skip
+    file.write_text(
+        "seeds: [0, 1]\nvariants:\n  a: {}\n  b: {optim: {lr: 1e-3}}\n  c: {model: {lora: {r: 8}}}\n"
+        "  d: {optim: {batch_size: 8}}\n"
+    )
     trials = load_sweep(str(file), None, ()).trials
     cost = Cost(trained=1, soft_tokens=448, flops=1.0, shared_bytes=100, own_bytes=10)
     groups = companies(trials, 0, lambda trial: cost, free_bytes=1000)
     assert [[trial.name for trial in group] for group in groups] == [
-        ["a-seed0", "b-seed0", "c-seed0"], ["a-seed1", "b-seed1", "c-seed1"], ["d-seed0"], ["d-seed1"]
-    ]  # fmt: skip
+        ["a-seed0", "b-seed0", "c-seed0"],
+        ["a-seed1", "b-seed1", "c-seed1"],
+        ["d-seed0"],
+        ["d-seed1"],
+    ]
     assert [len(group) for group in companies(trials, 0, lambda trial: cost, free_bytes=120)] == [2, 1, 2, 1, 1, 1]
     assert max(len(group) for group in companies(trials, 0, lambda trial: cost, free_bytes=0)) == 1
 

@@ -26,7 +26,7 @@ from fusion_train.errors import ConfigError
 from fusion_train.run import Run
 from fusion_train.sweeps.budget import Estimate, admitted, estimate, share_of_steps, used_up
 from fusion_train.sweeps.dispatch import dispatch
-from fusion_train.sweeps.engines.processes import crew, environment
+from fusion_train.sweeps.engines.processes import environment, executor
 from fusion_train.sweeps.grouping import companies
 from fusion_train.sweeps.halving import stop_those_behind
 from fusion_train.sweeps.job import Answer, Cost, Group, Room, Trained, Work
@@ -84,8 +84,8 @@ def quiet(line: str) -> None:
 
 
 def test_a_broken_group_is_taken_apart_and_only_the_culprit_fails(load):
-    crew = Scripted(count=2, bad=["b-seed0"])
-    answers = list(dispatch(crew, groups(load("seeds: [0, 1]\n" + FOUR)), quiet))
+    executor = Scripted(count=2, bad=["b-seed0"])
+    answers = list(dispatch(executor, groups(load("seeds: [0, 1]\n" + FOUR)), quiet))
     failed = [group.trials[0].name for group, answer, _ in answers if answer.error and len(group.trials) == 1]
     assert failed == ["b-seed0"]
     trained = [trial.name for group, answer, _ in answers if answer.trained for trial in group.trials]
@@ -93,26 +93,28 @@ def test_a_broken_group_is_taken_apart_and_only_the_culprit_fails(load):
 
 
 def test_a_group_whose_machine_was_lost_is_trained_again_as_it_is(load):
-    crew = Scripted(lost=["a-seed0"])
-    answers = list(dispatch(crew, groups(load("seeds: [0]\n" + FOUR)), quiet))
-    assert crew.begun == [[f"{v}-seed0" for v in "abcd"]] * 2
+    executor = Scripted(lost=["a-seed0"])
+    answers = list(dispatch(executor, groups(load("seeds: [0]\n" + FOUR)), quiet))
+    assert executor.begun == [[f"{v}-seed0" for v in "abcd"]] * 2
     assert len(answers[-1][1].trained) == 4
 
 
 def test_once_the_budget_is_used_up_nothing_more_is_begun(load):
-    crew = Scripted()
+    executor = Scripted()
     spent: list[Group] = []
-    for group, _, _ in dispatch(crew, groups(load("seeds: [0, 1, 2]\n" + FOUR)), quiet, lambda at_work: bool(spent)):
+    for group, _, _ in dispatch(
+        executor, groups(load("seeds: [0, 1, 2]\n" + FOUR)), quiet, lambda at_work: bool(spent)
+    ):
         spent.append(group)
-    assert len(crew.begun) == 1
+    assert len(executor.begun) == 1
 
 
 def test_a_stop_begins_nothing_more_and_says_that_the_command_goes_on(load):
-    crew = Scripted()
-    crew.stopping = True
+    executor = Scripted()
+    executor.stopping = True
     with pytest.raises(Interrupted, match="same command"):
-        list(dispatch(crew, groups(load("seeds: [0]\n" + FOUR)), quiet))
-    assert crew.begun == []
+        list(dispatch(executor, groups(load("seeds: [0]\n" + FOUR)), quiet))
+    assert executor.begun == []
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_a_stop_may_be_requested_from_elsewhere():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_worker_that_somebody_stopped_fails_no_trial(load, tmp_path, number):
     lines: list[str] = []
-    with crew(Work("features.zarr", "clips.jsonl", tmp_path, "emotion", "val"), lines.append) as workers:
+    with executor(Work("features.zarr", "clips.jsonl", tmp_path, "emotion", "val"), lines.append) as workers:
         workers.begin(0, groups(load("seeds: [0]\nvariants: {a: {}}\n"))[0])
         os.kill(workers._workers[0]._process.pid, number)
         found: list[tuple[int, Answer]] = []
@@ -239,8 +241,12 @@ def test_a_worker_that_somebody_stopped_fails_no_trial(load, tmp_path, number):
 
 def test_a_driver_of_workers_elsewhere_imports_no_torch():
     modules = "fusion_train.sweeps.running, fusion_train.sweeps.engines.processes, fusion_train.sweeps.report"
-    said = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"],
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    said = subprocess.run(
+        [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert said.stdout.strip() == "False"
 
 
@@ -276,10 +282,17 @@ def command(llama, material, tmp_path):
         (tmp_path / "recipe.yaml").write_text(make_config(llama, *fast, *overrides).to_yaml())
         (tmp_path / "mine.yaml").write_text(text)
         return [
-            "sweep", str(tmp_path / "mine.yaml"), "--config", str(tmp_path / "recipe.yaml"),
-            "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
-            "--out", str(tmp_path / "sweep"),
-        ]  # fmt: skip
+            "sweep",
+            str(tmp_path / "mine.yaml"),
+            "--config",
+            str(tmp_path / "recipe.yaml"),
+            "--store",
+            str(material / "features.zarr"),
+            "--clips",
+            str(material / "clips.jsonl"),
+            "--out",
+            str(tmp_path / "sweep"),
+        ]
 
     return write
 
@@ -320,15 +333,19 @@ def test_what_the_system_kills_fails_alone(command, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(plugin)
     monkeypatch.setenv("PYTHONPATH", str(plugin), prepend=os.pathsep)
-    asked = command("seeds: [0]\nvariants:\n  killed: {model: {fusion: {name: killed}}}\n"
-                    "  crashed: {model: {fusion: {name: crashed}}}\n  sound: {}\n")  # fmt: skip
+    asked = command(
+        "seeds: [0]\nvariants:\n  killed: {model: {fusion: {name: killed}}}\n"
+        "  crashed: {model: {fusion: {name: crashed}}}\n  sound: {}\n"
+    )
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 1, result.output
     assert "3 together failed" in result.output
     found = outcomes(tmp_path)
     assert {name: each.state for name, each in found.items()} == {
-        "killed-seed0": FAILED, "crashed-seed0": FAILED, "sound-seed0": DONE
-    }  # fmt: skip
+        "killed-seed0": FAILED,
+        "crashed-seed0": FAILED,
+        "sound-seed0": DONE,
+    }
     assert "SIGKILL" in (found["killed-seed0"].error or "")
     assert "SIGSEGV" in (found["crashed-seed0"].error or "")
 
@@ -351,8 +368,14 @@ def start():
     started: list[subprocess.Popen[str]] = []
 
     def start(asked: list[str]) -> subprocess.Popen[str]:
-        started.append(subprocess.Popen([sys.executable, "-m", "fusion_train.cli", *asked, "--devices", "cpu,cpu"],
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "fusion_train.cli", *asked, "--devices", "cpu,cpu"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
         return started[-1]
 
     yield start

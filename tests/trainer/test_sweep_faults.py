@@ -144,8 +144,9 @@ def test_a_damaged_table_or_answer_is_refused_with_advice_and_mended_without_tra
         assert again.exit_code == 0, again.output
     assert weights == {path: path.read_bytes() for path in weights}
     times = {"seconds"}
-    old_rows, new_rows = (list(csv.DictReader(io.StringIO(text.decode()))) for text in
-                          (before, (folder / "results.csv").read_bytes()))  # fmt: skip
+    old_rows, new_rows = (
+        list(csv.DictReader(io.StringIO(text.decode()))) for text in (before, (folder / "results.csv").read_bytes())
+    )
     assert [{k: v for k, v in row.items() if k not in times} for row in old_rows] == [
         {k: v for k, v in row.items() if k not in times} for row in new_rows
     ]

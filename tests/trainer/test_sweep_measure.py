@@ -12,8 +12,10 @@ ACCURACY, UAR = (Measure("classification", main) for main in ("accuracy", "UAR")
 
 
 def rows(references, answers) -> list[dict]:
-    return [{"id": f"c{number:03d}", "reference": reference, "prediction": answer}
-            for number, (reference, answer) in enumerate(zip(references, answers, strict=True))]  # fmt: skip
+    return [
+        {"id": f"c{number:03d}", "reference": reference, "prediction": answer}
+        for number, (reference, answer) in enumerate(zip(references, answers, strict=True))
+    ]
 
 
 def test_the_difference_of_an_unweighted_recall_by_hand():

@@ -15,9 +15,9 @@ from toy import make_config
 from fusion_train import checkpoint
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.evaluate import evaluate
-from fusion_train.models.trial_group import Company
+from fusion_train.models.trial_group import ModelGroup
 from fusion_train.run import Run
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 from fusion_train.sweeps import final_scores as final
 from fusion_train.sweeps.group_training import Asked, SharedBase, train_together
 from fusion_train.sweeps.job import PREDICTIONS, Work
@@ -68,43 +68,43 @@ def alone(llama, material, tmp_path_factory) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def company(llama, material, tmp_path_factory) -> dict[str, Run]:
+def group(llama, material, tmp_path_factory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("company")
     together(asked_in(folder, llama), material)
     return {name: Run(folder / name) for name in SETTINGS}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_trial_in_company_equals_the_run_alone_to_the_bit(name, alone, company):
-    assert equal(alone[name], company[name])
-    assert company[name].result["step"] == alone[name].result["step"]
-    assert company[name].result["scores"] == pytest.approx(alone[name].result["scores"], abs=1e-6)
+def test_a_trial_in_company_equals_the_run_alone_to_the_bit(name, alone, group):
+    assert equal(alone[name], group[name])
+    assert group[name].result["step"] == alone[name].result["step"]
+    assert group[name].result["scores"] == pytest.approx(alone[name].result["scores"], abs=1e-6)
 
 
-def test_its_journal_tells_the_same_losses(alone, company):
+def test_its_journal_tells_the_same_losses(alone, group):
     def losses(run: Run) -> list[float]:
         return [row["loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
 
-    assert losses(company["conv"]) == losses(alone["conv"])
+    assert losses(group["conv"]) == losses(alone["conv"])
 
 
-def test_it_is_an_ordinary_run(material, company):
-    bench = reassemble(company["fast"], **places(material))
-    assert evaluate(bench, bench.clips.in_split("val"), "emotion").scores.num_clips == 12
+def test_it_is_an_ordinary_run(material, group):
+    context = load_context(group["fast"], **places(material))
+    assert evaluate(context, context.clips.in_split("val"), "emotion").scores.num_clips == 12
 
 
 @pytest.mark.parametrize("task", ["emotion", "reason"])
 @pytest.mark.parametrize("stacked", [False, True], ids=["in turns", "stacked"])
-def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llama, material, company, monkeypatch):
-    monkeypatch.setattr(final, "Company", partial(Company, stacked=stacked))
+def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llama, material, group, monkeypatch):
+    monkeypatch.setattr(final, "ModelGroup", partial(ModelGroup, stacked=stacked))
     monkeypatch.setattr("fusion_train.evaluation.evaluate.MAX_NEW_TOKENS", 6)
-    folder = company["plain"].folder.parent
+    folder = group["plain"].folder.parent
     work = Work(**places(material), out=folder, task=task, split="val")
     asked, base = asked_in(folder, llama), SharedBase()
     together = final.evaluate_finished(asked, [None] * len(asked), work, base)
     for each, found in zip(asked, together, strict=True):
-        bench = reassemble(each.run, **places(material))
-        expected = evaluate(bench, bench.clips.in_split("val"), task)
+        context = load_context(each.run, **places(material))
+        expected = evaluate(context, context.clips.in_split("val"), task)
         assert len(found.predictions) == len(expected.predictions) == 12
         for mine, theirs in zip(found.predictions, expected.predictions, strict=True):
             assert mine.pop("probabilities", {}) == pytest.approx(theirs.pop("probabilities", {}), abs=1e-5)
@@ -130,7 +130,7 @@ def test_finished_trials_are_not_asked_again_what_their_best_weights_answered(ll
 def test_stopped_at_a_rung_it_goes_on_alone_or_in_company(llama, material, tmp_path, alone):
     paused = together(asked_in(tmp_path, llama), material, until=3)
     assert [member.finished for member in paused] == [False] * 4
-    assert all(member.journal.scores_at(3) for member in paused)
+    assert all(member.logger.scores_at(3) for member in paused)
     for asked in asked_in(tmp_path, llama, ("plain",)):
         train(asked.config, **places(material), run=asked.run, say=lambda text: None)
     together(asked_in(tmp_path, llama, ("conv", "fast", "short")), material)
@@ -169,7 +169,8 @@ def test_memory_is_flat_over_fifty_trials(llama, material, tmp_path):
     base, resident = SharedBase(), []
     for number in range(50):
         config = make_config(llama, "optim.steps=1", "log.peak_tflops=1", f"seed={number}")
-        train_together([Asked(config, Run(tmp_path / str(number)))], **places(material), base=base,
-                       say=lambda text: None)  # fmt: skip
+        train_together(
+            [Asked(config, Run(tmp_path / str(number)))], **places(material), base=base, say=lambda text: None
+        )
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
     assert resident[-1] - resident[10] < 30 << 20, [each >> 20 for each in resident[::10]]

@@ -19,10 +19,10 @@ from fusion_train.planning.plan import make_plan
 from fusion_train.prompts.limits import PromptLimits, longest
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run
-from fusion_train.run_context import assemble
+from fusion_train.run_context import build_context
 from fusion_train.training.sample_stream import make_stream
 from fusion_train.training.train import train
-from fusion_train.training.validation import HeldOut
+from fusion_train.training.validation import Validation
 
 CHINESE = "我很高兴见到你" * 514
 LONG = {"t3": {"text": CHINESE}, "v1": {"text": CHINESE}}
@@ -72,39 +72,39 @@ def test_long_texts_are_left_out_with_a_notice(material, tmp_path):
     train(config, store=str(material / "features.zarr"), clips=clips, run=run, say=said.append)
     assert any("1 of 8 clips of train are left out: t3: a prompt of" in line for line in said)
     assert any("1 of 4 clips of val are left out: v1: a prompt of" in line for line in said)
-    bench = assemble(config, str(material / "features.zarr"), clips)
-    stream = make_stream(bench, said.append)
+    context = build_context(config, str(material / "features.zarr"), clips)
+    stream = make_stream(context, said.append)
     assert sorted({stream.draw(n).clip.id for n in range(7)}) == ["t0", "t1", "t2", "t4", "t5", "t6", "t7"]
-    assert HeldOut(bench).clips.ids == ["v0", "v2", "v3"]
+    assert Validation(context).clips.ids == ["v0", "v2", "v3"]
 
 
 def test_a_cut_text_is_the_longest_beginning_that_fits_the_same_for_answering(material, tmp_path):
     config = config_of(material, "data.too_long=cut")
-    bench = assemble(config, str(material / "features.zarr"), lay(material, tmp_path, **LONG))
+    context = build_context(config, str(material / "features.zarr"), lay(material, tmp_path, **LONG))
     said: list[str] = []
-    assert len(make_stream(bench, said.append)) == 8
+    assert len(make_stream(context, said.append)) == 8
     assert "the texts of 1 of 8 clips of train are cut: t3" in said[0]
-    clip, task = bench.clips.by_id("t3"), find_task("emotion")
+    clip, task = context.clips.by_id("t3"), find_task("emotion")
     sample = Sample(clip, task, tuple(LABELS), "happy")
-    encoded, limits = bench.collator.encode(sample), bench.collator.limits
+    encoded, limits = context.collator.encode(sample), context.collator.limits
     assert limits.positions is None
-    asked = bench.collator.prompt_ids(sample, [True] * 3)
+    asked = context.collator.prompt_ids(sample, [True] * 3)
     assert limits.answering - 10 < len(asked) <= limits.answering == 3800
     assert encoded.prompt == asked
-    whole = bench.collator.frame_tokens(sample)
+    whole = context.collator.frame_tokens(sample)
     assert whole > 10_000
-    assert len(evaluate(bench, HeldOut(bench).clips, "emotion").predictions) == 4
+    assert len(evaluate(context, Validation(context).clips, "emotion").predictions) == 4
 
 
 def test_what_is_long_but_not_the_words_is_refused_even_where_words_are_cut(material, tmp_path):
     config = config_of(material, "data.too_long=cut", "data.tasks=[vqa]")
     asked = {"questions": [{"task": "vqa", "question": CHINESE, "answer": "yes"}]}
     plain = {f"t{n}": {"questions": [{"task": "vqa", "question": "So?", "answer": "yes"}]} for n in range(8)}
-    bench = assemble(config, str(material / "features.zarr"), lay(material, tmp_path, **plain, v0=asked))
-    assert len(make_stream(bench)) == 8
-    bench = assemble(config, str(material / "features.zarr"), lay(material, tmp_path, **(plain | {"t2": asked})))
+    context = build_context(config, str(material / "features.zarr"), lay(material, tmp_path, **plain, v0=asked))
+    assert len(make_stream(context)) == 8
+    context = build_context(config, str(material / "features.zarr"), lay(material, tmp_path, **(plain | {"t2": asked})))
     with pytest.raises(DataError, match=r"t2: expected at most \d+ prompt tokens"):
-        make_stream(bench)
+        make_stream(context)
 
 
 @pytest.mark.parametrize("policy", ["refuse", "leave_out", "cut"])
@@ -113,13 +113,13 @@ def test_a_clip_whose_answers_are_all_too_long_is_found_too(material, tmp_path, 
     reasons = {
         f"t{n}": {"responses": {"reason": "She smiles. " * (30 if n == 5 else 1)}, "labels": {}} for n in range(8)
     }
-    bench = assemble(config, str(material / "features.zarr"), lay(material, tmp_path, **reasons))
+    context = build_context(config, str(material / "features.zarr"), lay(material, tmp_path, **reasons))
     if policy == "refuse":
         with pytest.raises(DataError, match=r"data\.too_long") as caught:
-            make_stream(bench)
+            make_stream(context)
         assert caught.value.problems == ["t5: answers of more than 40 tokens, and no label in their place"]
         return
-    stream = make_stream(bench, lambda text: None)
+    stream = make_stream(context, lambda text: None)
     drawn = {sample.clip.id: sample.answer for sample in map(stream.draw, range(len(stream)))}
     assert len(drawn) == (8 if policy == "cut" else 7)
     if policy == "cut":
@@ -129,10 +129,10 @@ def test_a_clip_whose_answers_are_all_too_long_is_found_too(material, tmp_path, 
 
 
 def test_evaluation_finds_long_texts_before_it_asks(material, tmp_path):
-    bench = assemble(config_of(material), str(material / "features.zarr"), lay(material, tmp_path, **LONG))
-    samples = [Sample(clip, find_task("emotion"), tuple(LABELS), "sad") for clip in bench.clips.in_split("val")]
+    context = build_context(config_of(material), str(material / "features.zarr"), lay(material, tmp_path, **LONG))
+    samples = [Sample(clip, find_task("emotion"), tuple(LABELS), "sad") for clip in context.clips.in_split("val")]
     with pytest.raises(DataError, match="1 of 4 clips of faces"):
-        fitting_samples(samples, bench.collator, "faces", lambda text: None)
+        fitting_samples(samples, context.collator, "faces", lambda text: None)
 
 
 def test_a_model_of_learned_positions_takes_no_more_than_it_has():

@@ -30,8 +30,14 @@ from fusion_train.training.train import train
 
 def run_training(config: Config, material: Path, folder: Path, **rest) -> Run:
     run = Run(folder)
-    train(config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), run=run,
-          say=lambda text: None, **rest)  # fmt: skip
+    train(
+        config,
+        store=str(material / "features.zarr"),
+        clips=str(material / "clips.jsonl"),
+        run=run,
+        say=lambda text: None,
+        **rest,
+    )
     return run
 
 
@@ -135,12 +141,15 @@ def test_a_checkpoint_of_another_shape_names_every_difference(config, llama, mat
 def test_cognition_starts_from_perception_with_a_fresh_optimizer(config, llama, material, tmp_path):
     first = run_training(config, material, tmp_path / "perception")
     assert latest_finished(tmp_path, "perception").name == "perception"
-    second = run_training(make_config(llama, "optim.steps=1", stage="cognition"), material, tmp_path / "cognition",
-                          initial=first)  # fmt: skip
+    second = run_training(
+        make_config(llama, "optim.steps=1", stage="cognition"), material, tmp_path / "cognition", initial=first
+    )
     state = checkpoint.read_state(checkpoint.choose(first.checkpoints, "best"))
     assert second.record().initial == {
-        "run": "../perception", "step": state.step, "sha256": state.sha256["model.safetensors"],
-    }  # fmt: skip
+        "run": "../perception",
+        "step": state.step,
+        "sha256": state.sha256["model.safetensors"],
+    }
     moved = [(weights(second)[name] - tensor).abs().max().item() for name, tensor in weights(first).items()]
     assert 0 < max(moved) < 1e-4, "one step at the warm-up rate moves the weights a little"
 
@@ -193,9 +202,20 @@ def started_training(config: Config, material: Path, folder: Path, **streams) ->
     """A process that trains without end in `folder`/run, and has kept a checkpoint."""
     endless = config.model_copy(update={"optim": config.optim.model_copy(update={"steps": 100_000})})
     (folder / "mine.yaml").write_text(endless.to_yaml())
-    command = ["-m", "fusion_train.cli", "--stage", "perception", "--config", str(folder / "mine.yaml"),
-               "--store", str(material / "features.zarr"), "--clips", str(material / "clips.jsonl"),
-               "--out", str(folder / "run")]  # fmt: skip
+    command = [
+        "-m",
+        "fusion_train.cli",
+        "--stage",
+        "perception",
+        "--config",
+        str(folder / "mine.yaml"),
+        "--store",
+        str(material / "features.zarr"),
+        "--clips",
+        str(material / "clips.jsonl"),
+        "--out",
+        str(folder / "run"),
+    ]
     process = subprocess.Popen([sys.executable, *streams.pop("before", ()), *command], **streams)
     deadline = time.monotonic() + 60
     while not checkpoint.published(folder / "run" / "checkpoints") and time.monotonic() < deadline:
@@ -226,8 +246,16 @@ TAKE_TERMINAL = (
 def test_a_closed_terminal_loses_no_step(llama, material, tmp_path):
     config = make_config(llama, "checkpoint.every=3", "log.eval_every=1")  # a line on the terminal after every step
     master, slave = os.openpty()
-    process = started_training(config, material, tmp_path, before=("-c", TAKE_TERMINAL), start_new_session=True,
-                               stdin=slave, stdout=slave, stderr=slave)  # fmt: skip
+    process = started_training(
+        config,
+        material,
+        tmp_path,
+        before=("-c", TAKE_TERMINAL),
+        start_new_session=True,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
     os.close(slave)
     os.close(master)
     assert process.wait(60) == 1

@@ -13,7 +13,7 @@ from fusion_train.export.trained_tasks import trained_tasks
 from fusion_train.predict.opening import open_model
 from fusion_train.predict.question import make_question
 from fusion_train.run import Run
-from fusion_train.run_context import reassemble
+from fusion_train.run_context import load_context
 
 
 def test_an_export_offers_the_tasks_that_had_samples(exported, trained):
@@ -65,7 +65,7 @@ def test_tasks_without_an_answer_that_can_be_trained_on_are_not_offered(llama, m
 
     config = make_config(llama, ALL, "optim.steps=1", "data.eval_split=null", *settings)
     train(config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), run=run, say=said.append)
-    assert trained_tasks(run, reassemble(run)) == sampled
+    assert trained_tasks(run, load_context(run)) == sampled
     without = [name for name in config.data.tasks if name not in sampled]
     assert f'split "train": no clip answers {", ".join(without)}' in said
 
@@ -84,7 +84,7 @@ def test_tasks_of_datasets_that_are_never_drawn_are_not_offered(llama, material,
             llama, "data.tasks=[emotion, reason]", "optim.steps=1", f"data.mixture={weights}", "data.eval_split=null"
         )
         run = run_training(config, tmp_path, tmp_path / f"run{len(sampled)}")
-        assert trained_tasks(run, reassemble(run)) == sampled
+        assert trained_tasks(run, load_context(run)) == sampled
 
 
 def test_tasks_of_the_run_it_started_from_count_and_those_of_a_probe_do_not(llama, material, tmp_path):
@@ -96,8 +96,8 @@ def test_tasks_of_the_run_it_started_from_count_and_those_of_a_probe_do_not(llam
     config = make_config(llama, ALL, "optim.steps=1", "data.eval_split=null")
     first = run_training(config, material, tmp_path / "first")
     second = run_training(config, tmp_path, tmp_path / "second", initial=first)
-    assert trained_tasks(second, reassemble(second)) == ("think", "emotion", "reason")
+    assert trained_tasks(second, load_context(second)) == ("think", "emotion", "reason")
     shutil.rmtree(second.pool)  # as of a run of an earlier release: found from the clip list
-    assert trained_tasks(second, reassemble(second)) == ("think", "emotion", "reason")
+    assert trained_tasks(second, load_context(second)) == ("think", "emotion", "reason")
     shutil.rmtree(first.folder)
-    assert trained_tasks(second, reassemble(second)) == ("emotion",)
+    assert trained_tasks(second, load_context(second)) == ("emotion",)

@@ -11,7 +11,7 @@ from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.config import load_config
 from fusion_train.data.samples import SampleStream
 from fusion_train.errors import ConfigError
-from fusion_train.evaluation.benchmarks import BenchSet, load_bench
+from fusion_train.evaluation.benchmarks import BenchmarkSet, load_benchmark
 from fusion_train.evaluation.scoring import score_set
 from fusion_train.evaluation.wording import asked_in_training, asking_as, wording_of
 from fusion_train.metrics.scored import Settings
@@ -21,14 +21,14 @@ SENTENCE = "Say it."
 LABELS = ("happy", "sad")
 
 
-def released(asked: BenchSet, *overrides: str, stage: str = "cognition"):
+def released(asked: BenchmarkSet, *overrides: str, stage: str = "cognition"):
     return wording_of(load_config("released", stage, overrides), asked, [asked.dataset])
 
 
 @pytest.mark.parametrize("stage", ["perception", "cognition"])
-@pytest.mark.parametrize("name", list(load_bench("mmeverse").sets))
+@pytest.mark.parametrize("name", list(load_benchmark("mmeverse").sets))
 def test_released_evaluation_prompts_byte_for_byte(name, stage):
-    asked = load_bench("mmeverse").sets[name].model_copy(update={"instruction": SENTENCE})
+    asked = load_benchmark("mmeverse").sets[name].model_copy(update={"instruction": SENTENCE})
     wording = released(asked, stage=stage)
     prompt = wording.prompts[asked.dataset]
     before, after = prompt.render("Oh, no!", prompt.worded(find_task(asked.task), asked.dataset))
@@ -41,15 +41,17 @@ def test_released_evaluation_prompts_byte_for_byte(name, stage):
 
 
 def test_the_released_evaluation_says_who_speaks_in_e3_and_keeps_every_space():
-    wording = released(load_bench("mmeverse").sets["e3"])
+    wording = released(load_benchmark("mmeverse").sets["e3"])
     _, after = wording.prompts["e3"].render(" Oh  no ", find_task("emotion"), person="the woman")
     assert after.startswith("</Vid>  the woman in video says:  Oh  no .  [emotion] ")
-    _, silent = released(load_bench("mmeverse").sets["mosi"]).prompts["cmu_mosi"].render(None, find_task("sentiment"))
+    _, silent = (
+        released(load_benchmark("mmeverse").sets["mosi"]).prompts["cmu_mosi"].render(None, find_task("sentiment"))
+    )
     assert silent.startswith("</Vid>  The person in video says: .  [sentiment] ")
 
 
 def test_other_configurations_keep_their_prompt_and_choose():
-    wording = wording_of(load_config(None, "perception"), BenchSet(dataset="x"), ["x"])
+    wording = wording_of(load_config(None, "perception"), BenchmarkSet(dataset="x"), ["x"])
     assert (wording.answer, wording.source) == ("choose", "own")
     assert wording.prompts == {"x": load_config(None, "perception").prompt.format()}
 
@@ -58,15 +60,15 @@ def test_the_more_specific_instruction_is_asked_and_said_to_be_whose_it_is():
     task = find_task("emotion")
     set_here = ["prompt.instructions.emotion='General {labels}.'", "prompt.instructions.faces/emotion=For faces."]
     config = load_config(None, "perception", set_here)
-    plain, faces = (wording_of(config, BenchSet(dataset=name), [name]) for name in ("words", "faces"))
+    plain, faces = (wording_of(config, BenchmarkSet(dataset=name), [name]) for name in ("words", "faces"))
     assert plain.source == faces.source == "configuration"
     assert plain.prompts["words"].worded(task, "words").instruction == "General {labels}."
     assert faces.instructions == {"faces": "For faces."}
-    bench = wording_of(config, BenchSet(dataset="faces", instruction="Of the bench."), ["faces"])
-    assert (bench.source, bench.instructions) == ("benchmark", {"faces": "Of the bench."})
+    benchmark = wording_of(config, BenchmarkSet(dataset="faces", instruction="Of the bench."), ["faces"])
+    assert (benchmark.source, benchmark.instructions) == ("benchmark", {"faces": "Of the bench."})
     _, after = plain.prompts["words"].render("hi", plain.prompts["words"].worded(task, "words"), LABELS)
     assert after.endswith("[emotion] General happy, sad.  [/INST]")
-    assert plain.by()["format"] == plain.by()["format"] != bench.by()["format"]
+    assert plain.by()["format"] == plain.by()["format"] != benchmark.by()["format"]
 
 
 def test_of_several_instructions_training_draws_and_evaluation_asks_the_first():
@@ -107,14 +109,16 @@ def test_only_how_clips_are_asked_can_be_set_for_a_run():
 def test_scores_say_how_clips_were_asked(run, folder, tmp_path):  # noqa: F811
     path = folder / "worded.yaml"
     path.write_text(
-        (folder / "bench.yaml").read_text().replace("task: openset,", "task: openset, instruction: 'Which words?',")
+        (folder / "bench.yaml")
+        .read_text()
+        .replace("task: openset,", "task: openset, instruction: 'Which words?',")
         .replace('source: "a paper",', 'source: "a paper", answer: generate,')
-    )  # fmt: skip
+    )
     done = invoke("eval", "--run", run, "--bench", path, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert "asked: choose, own wording (Faces) asked: generate, wording of the benchmark (Words)" in said
-    assert "published (generate, free text): Rival" in said
+    assert "published (generate, free text): Baseline" in said
     row = rows_of(tmp_path / "out" / "words.jsonl")[0]
     assert row["by"]["answer"] == "generate"
     assert (row["by"]["wording"]["from"], row["by"]["wording"]["instruction"]) == ("benchmark", "Which words?")
@@ -122,10 +126,10 @@ def test_scores_say_how_clips_were_asked(run, folder, tmp_path):  # noqa: F811
     assert scores["sets"]["faces"]["asked"]["answer"] == "choose"
     assert scores["sets"]["words"]["asked"]["instructions"] == ["Which words?"]
     assert scores["published"][0]["answer"] == "generate"
-    assert (tmp_path / "out" / "scores.csv").read_text().splitlines()[0].endswith(",Rival (generate)")
+    assert (tmp_path / "out" / "scores.csv").read_text().splitlines()[0].endswith(",Baseline (generate)")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Asked (generate, wording of the benchmark): Which words?" in page
-    assert "Rival: a paper. Its answers: generate, free text." in page
+    assert "Baseline: a paper. Its answers: generate, free text." in page
 
     other = invoke("eval", "--run", run, "--bench", path, "--out", tmp_path / "out", "--answer", "generate")
     assert other.exit_code == 2
@@ -165,11 +169,13 @@ def test_the_two_ground_truths_of_iemocap_have_names_and_sizes():
         (agreed, "mer-unibench", "mer-unibench-released", 1241),
     ):
         labels = [label for label, count in counts.items() for _ in range(count)]
-        clips = [Clip(id=f"c{n}", dataset="iemocap", split="test", labels={"emotion": label})
-                 for n, label in enumerate(labels)]  # fmt: skip
+        clips = [
+            Clip(id=f"c{n}", dataset="iemocap", split="test", labels={"emotion": label})
+            for n, label in enumerate(labels)
+        ]
         clips.append(Clip(id="session1", dataset="iemocap", split="train", labels={"emotion": "anger"}))
-        for bench, noted in ((name, False), (other, True)):
-            asked = load_bench(bench).sets["iemocap4"]
+        for benchmark, noted in ((name, False), (other, True)):
+            asked = load_benchmark(benchmark).sets["iemocap4"]
             references = asked.references(asked.chosen(ClipList(clips)))
             assert len(references) == size
             rows = [{"id": clip, "reference": label, "prediction": label} for clip, label in references.items()]

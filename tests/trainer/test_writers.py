@@ -84,8 +84,13 @@ def test_two_trainings_in_one_folder_are_refused_before_anything_is_read(llama, 
 
 def test_a_refused_training_leaves_no_folder(llama, material, tmp_path):
     with pytest.raises(featurecache.errors.FeatureCacheError):
-        train(make_probe(llama), run=Run(tmp_path / "a" / "run"), store=str(tmp_path / "none"),
-              clips=str(material / "clips.jsonl"), say=lambda text: None)  # fmt: skip
+        train(
+            make_probe(llama),
+            run=Run(tmp_path / "a" / "run"),
+            store=str(tmp_path / "none"),
+            clips=str(material / "clips.jsonl"),
+            say=lambda text: None,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,8 +100,13 @@ def test_two_sweeps_in_one_folder_are_refused(llama, material, tmp_path):
         sole_writer(tmp_path / "sweep" / LOCK, "sweep"),
         pytest.raises(WriteError, match="another one that is at work"),
     ):
-        run_sweep(sweep, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"),
-                  out=tmp_path / "sweep", say=lambda text: None)  # fmt: skip
+        run_sweep(
+            sweep,
+            store=str(material / "features.zarr"),
+            clips=str(material / "clips.jsonl"),
+            out=tmp_path / "sweep",
+            say=lambda text: None,
+        )
 
 
 def test_two_exports_to_one_folder_are_refused(trained, tmp_path):

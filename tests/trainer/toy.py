@@ -34,18 +34,32 @@ def save_llama(folder: Path, config: LlamaConfig | None = None) -> Path:
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = config or LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 def feature_spec(name: str, shape: tuple[int, int]) -> Spec:
     return Spec(
-        encoder=name, implementation=1, weights={"model.safetensors": "0" * 64}, architecture={}, tap={},
-        preprocessing={}, pooling={}, compute_dtype="float32", stored_dtype="float16", shape=shape,
-    )  # fmt: skip
+        encoder=name,
+        implementation=1,
+        weights={"model.safetensors": "0" * 64},
+        architecture={},
+        tap={},
+        preprocessing={},
+        pooling={},
+        compute_dtype="float32",
+        stored_dtype="float16",
+        shape=shape,
+    )
 
 
 def write_features(folder: Path, labels: dict[str, str], absent: dict[str, str] | None = None) -> Path:
@@ -70,11 +84,22 @@ def write_features(folder: Path, labels: dict[str, str], absent: dict[str, str] 
 
 def make_config(llama: Path, *overrides: str, stage: str = "perception") -> Config:
     settings = [
-        f"model.llm={llama}", "model.llm_dtype=float32", "model.lora.r=4", "model.fusion.hidden=[16, 8]",
-        "model.fusion.out_dim=16", "optim.steps=6", "optim.batch_size=4", "optim.micro_batch_size=2",
-        "optim.warmup_steps=2", "optim.lr=3e-3", "optim.precision=fp32", "checkpoint.every=2", "log.every=1",
-        "log.eval_every=1000", "log.tensorboard=false",
-    ]  # fmt: skip
+        f"model.llm={llama}",
+        "model.llm_dtype=float32",
+        "model.lora.r=4",
+        "model.fusion.hidden=[16, 8]",
+        "model.fusion.out_dim=16",
+        "optim.steps=6",
+        "optim.batch_size=4",
+        "optim.micro_batch_size=2",
+        "optim.warmup_steps=2",
+        "optim.lr=3e-3",
+        "optim.precision=fp32",
+        "checkpoint.every=2",
+        "log.every=1",
+        "log.eval_every=1000",
+        "log.tensorboard=false",
+    ]
     return load_config(None, stage, [*settings, *overrides])
 
 
@@ -83,7 +108,13 @@ def forward_packed(
 ) -> ModelOutput:
     """What a training step computes of a row of samples."""
     return model(
-        token_ids=packed.token_ids, position_ids=packed.layout.position_ids(), kept=packed.kept,
-        targets=packed.targets, owners=packed.owners, layout=packed.layout, num_samples=len(packed.own_tokens),
-        features=features, present=present,
-    )  # fmt: skip
+        token_ids=packed.token_ids,
+        position_ids=packed.layout.position_ids(),
+        kept=packed.kept,
+        targets=packed.targets,
+        owners=packed.owners,
+        layout=packed.layout,
+        num_samples=len(packed.own_tokens),
+        features=features,
+        present=present,
+    )

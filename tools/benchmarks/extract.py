@@ -58,7 +58,7 @@ def measure(only: tuple[str, ...], device: str | None, num_clips: int, workers: 
     workers = workers or os.cpu_count() or 1
     figures: dict[str, Any] = {"device": _device_name(device), "cores": os.cpu_count(), "workers": workers}
     with tempfile.TemporaryDirectory(prefix="extract-") as place:
-        bench = Bench(Path(place), device, num_clips, workers)
+        bench = Benchmark(Path(place), device, num_clips, workers)
         for part in only or PARTS:
             found = getattr(bench, part)()
             click.echo(f"{part}: {json.dumps(found)}", err=True)  # kept though a later part is stopped
@@ -66,7 +66,7 @@ def measure(only: tuple[str, ...], device: str | None, num_clips: int, workers: 
     return figures
 
 
-class Bench:
+class Benchmark:
     """Material in a folder, and a method a part."""
 
     def __init__(self, root: Path, device: str, num_clips: int, workers: int) -> None:

@@ -102,28 +102,64 @@ def write_random(folder: Path, layers: int, dtype: torch.dtype, encoders: bool) 
 
 def full_size(layers: int, encoders: bool) -> EmotionLlamaConfig:
     """LLaMA2-7B's shapes with `layers` layers, whisper-large-v3's encoder and EVA-ViT-g."""
-    text = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=layers,
-                       num_attention_heads=32, num_key_value_heads=32, tie_word_embeddings=False)  # fmt: skip
-    whisper = WhisperConfig(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120,
-                            num_mel_bins=128, max_source_positions=1500)  # fmt: skip
-    eva = Blip2VisionConfig(hidden_size=1408, intermediate_size=6144, num_hidden_layers=39, num_attention_heads=16,
-                            image_size=224, patch_size=14)  # fmt: skip
-    specs = {"audio": _spec("whisper", (64, 1280)), "image": _spec("eva-global", (1025, 1408)),
-             "video": _spec("eva-temporal", (64, 1408))}  # fmt: skip
-    networks = {"whisper": {"config": whisper.to_dict(), "preprocessor": WhisperFeatureExtractor(128).to_dict()},
-                "eva": {"config": eva.to_dict()}}  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        tie_word_embeddings=False,
+    )
+    whisper = WhisperConfig(
+        d_model=1280,
+        encoder_layers=32,
+        encoder_attention_heads=20,
+        encoder_ffn_dim=5120,
+        num_mel_bins=128,
+        max_source_positions=1500,
+    )
+    eva = Blip2VisionConfig(
+        hidden_size=1408,
+        intermediate_size=6144,
+        num_hidden_layers=39,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+    )
+    specs = {
+        "audio": _spec("whisper", (64, 1280)),
+        "image": _spec("eva-global", (1025, 1408)),
+        "video": _spec("eva-temporal", (64, 1408)),
+    }
+    networks = {
+        "whisper": {"config": whisper.to_dict(), "preprocessor": WhisperFeatureExtractor(128).to_dict()},
+        "eva": {"config": eva.to_dict()},
+    }
     entries = {
         modality: {"spec": spec, "network": spec["encoder"].partition("-")[0]} for modality, spec in specs.items()
     }
     return EmotionLlamaConfig(
-        text_config=text, encoders=entries if encoders else {}, networks=networks if encoders else {},
+        text_config=text,
+        encoders=entries if encoders else {},
+        networks=networks if encoders else {},
         shapes={modality: list(spec["shape"]) for modality, spec in specs.items()},
         fusion={"name": "conv-attention", "options": {"hidden": [512, 128], "out_dim": 256, "dropout": 0.1}},
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
 
 
 def _spec(encoder: str, shape: tuple[int, int]) -> dict[str, Any]:
-    spec = Spec(encoder=encoder, implementation=1, weights={}, architecture={}, tap={}, preprocessing={}, pooling={},
-                compute_dtype="float16", stored_dtype="float16", shape=shape)  # fmt: skip
+    spec = Spec(
+        encoder=encoder,
+        implementation=1,
+        weights={},
+        architecture={},
+        tap={},
+        preprocessing={},
+        pooling={},
+        compute_dtype="float16",
+        stored_dtype="float16",
+        shape=shape,
+    )
     return {**spec.identity(), "provenance": {}, "fingerprint": spec.fingerprint}

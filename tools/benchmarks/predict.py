@@ -57,8 +57,9 @@ else:
 """
 
 
-def measure(model: str, clips: str, count: int, batch_size: int, passes: int, cold_passes: int, task: str,
-            device: str) -> dict[str, Any]:  # fmt: skip
+def measure(
+    model: str, clips: str, count: int, batch_size: int, passes: int, cold_passes: int, task: str, device: str
+) -> dict[str, Any]:
     """All figures; seconds are of the best pass."""
     torch.set_num_threads(1)
     opened = open_model(Path(model), device)
@@ -78,9 +79,10 @@ def cold_figures(model: str, video: str, task: str, passes: int) -> dict[str, fl
     bare = [sys.executable, "-c", BARE, model, video, task]
     best = _take_turns({"predict": lambda: _process(ours), "bare": lambda: _process(bare)}, passes)
     return {
-        "cold_first_answer_s": best["predict"], "cold_bare_s": best["bare"],
+        "cold_first_answer_s": best["predict"],
+        "cold_bare_s": best["bare"],
         "cold_overhead": best["predict"] / best["bare"] - 1,
-    }  # fmt: skip
+    }
 
 
 def pass_figures(opened: OpenedModel, clips: ClipList, task: str, batch_size: int, passes: int) -> dict[str, float]:

@@ -48,9 +48,13 @@ def measure(store: str, clips: str, feature: str, seeds: int, steps: int, draws:
             for variant in ("probe", "other")
         ]
     clustered_by, clusters = clusters_in(load_clips(clips))
-    figures: dict[str, Any] = {"seeds": len(answers), "clips": len(answers[0]), "clustered by": clustered_by,
-                               "clusters": len({clusters.get(row["id"], row["id"]) for row in answers[0]}),
-                               "training_s": round(seconds, 1)}  # fmt: skip
+    figures: dict[str, Any] = {
+        "seeds": len(answers),
+        "clips": len(answers[0]),
+        "clustered by": clustered_by,
+        "clusters": len({clusters.get(row["id"], row["id"]) for row in answers[0]}),
+        "training_s": round(seconds, 1),
+    }
     random = np.random.default_rng(0)
     for figure in FIGURES:
         compared = Measure("classification", figure)
@@ -80,17 +84,43 @@ def measure(store: str, clips: str, feature: str, seeds: int, steps: int, draws:
 def command_of(folder: Path, store: str, clips: str, feature: str, seeds: int, steps: int) -> list[str]:
     """Write the sweep file; returns the command that runs it into `folder/sweep`."""
     file = folder / "seeds.yaml"
-    file.write_text(yaml.safe_dump({
-        "stage": "probe", "seeds": list(range(seeds)), "weights": "last", "split": "test", "task": "emotion",
-        "reference": "probe", "variants": {"probe": {}, "other": {"optim": {"lr": 5e-4}}},
-    }))  # fmt: skip
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "stage": "probe",
+                "seeds": list(range(seeds)),
+                "weights": "last",
+                "split": "test",
+                "task": "emotion",
+                "reference": "probe",
+                "variants": {"probe": {}, "other": {"optim": {"lr": 5e-4}}},
+            }
+        )
+    )
     settings = {
-        "optim.steps": steps, "optim.warmup_steps": max(1, steps // 20), "log.eval_every": 10**6,
-        "log.tensorboard": False, "data.tasks": "[emotion]", "data.eval_split": "test",
-        "features.audio": feature, "features.image": "null", "features.video": "null",
-    }  # fmt: skip
+        "optim.steps": steps,
+        "optim.warmup_steps": max(1, steps // 20),
+        "log.eval_every": 10**6,
+        "log.tensorboard": False,
+        "data.tasks": "[emotion]",
+        "data.eval_split": "test",
+        "features.audio": feature,
+        "features.image": "null",
+        "features.video": "null",
+    }
     return [
-        sys.executable, "-m", "fusion_train.cli", "sweep", str(file), "--engine", "here",
-        "--store", store, "--clips", clips, "--out", str(folder / "sweep"),
+        sys.executable,
+        "-m",
+        "fusion_train.cli",
+        "sweep",
+        str(file),
+        "--engine",
+        "here",
+        "--store",
+        store,
+        "--clips",
+        clips,
+        "--out",
+        str(folder / "sweep"),
         *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
-    ]  # fmt: skip
+    ]

@@ -80,8 +80,11 @@ def acted_speech(folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for way, found in ways.items():
         listed = [clips.by_id(clip_id) for clip_id in found.ids]
-        traits = {"emotion": [clip.labels["emotion"] for clip in listed], "sentence": [clip.text for clip in listed],
-                  "speaker": [clip.speaker for clip in listed]}  # fmt: skip
+        traits = {
+            "emotion": [clip.labels["emotion"] for clip in listed],
+            "sentence": [clip.text for clip in listed],
+            "speaker": [clip.speaker for clip in listed],
+        }
         similarity = found.vectors @ found.vectors.T
         np.fill_diagonal(similarity, -np.inf)
         for trait, values in traits.items():
@@ -125,8 +128,10 @@ def building(root: Path, megabytes: int) -> dict[str, Any]:
                 drop_cache(root / "s.zarr")
             done = subprocess.run(
                 [sys.executable, "-c", CHILD, str(root / "s.zarr"), what, str(BATCH)],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             seconds[what], peak = map(float, done.stdout.split())
             figures[f"building_{state}_{what}_s"] = round(seconds[what], 2)
             figures[f"building_{state}_{what}_peak_mb"] = round(peak)

@@ -152,8 +152,10 @@ def warm_figures(root: Path, name: str, ids: list[str], tokens: np.ndarray, pass
             measured[peer.name] = read_bytes / min(_seconds(read) for _ in range(2 if peer.slow else 3)) / 1e9
         figures |= {f"peer_{key}_GBps": round(value, 3) for key, value in measured.items()}
         ours = num_bytes / ours_s / 1e9
-        rivals = [value for key, value in measured.items() if key.startswith(("tensorstore", "litdata", "webdataset"))]
-        figures["over_best_array_or_streaming_store"] = round(ours / max(rivals), 1) if rivals else None
+        baselines = [
+            value for key, value in measured.items() if key.startswith(("tensorstore", "litdata", "webdataset"))
+        ]
+        figures["over_best_array_or_streaming_store"] = round(ours / max(baselines), 1) if baselines else None
         figures["over_zarr_python"] = round(ours / measured["zarr_python"], 1) if "zarr_python" in measured else None
         figures["absent"] = absent
     return figures

@@ -67,22 +67,48 @@ def measure(demo: str, steps: int, batch: int) -> dict[str, Any]:
         def swept(name: str, variants: dict[str, Any], *more: str) -> tuple[float, int]:
             asked = {"seeds": [0], "reference": "conv-attention", "variants": variants}
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(asked))
-            return timed([*command, "sweep", str(folder / f"{name}.yaml"), "--config", str(files["conv-attention"]),
-                          *data, "--out", str(folder / name), *more])  # fmt: skip
+            return timed(
+                [
+                    *command,
+                    "sweep",
+                    str(folder / f"{name}.yaml"),
+                    "--config",
+                    str(files["conv-attention"]),
+                    *data,
+                    "--out",
+                    str(folder / name),
+                    *more,
+                ]
+            )
 
         together = swept("together", VARIANTS)
         spread = swept("spread", VARIANTS, "--devices", ",".join(["cpu"] * usable_cores()))
         one = swept("one", {"conv-attention": {}})
         separate = [
-            timed([*command, "--stage", "perception", "--config", str(file), *data,
-                   "--out", str(folder / "separate" / name)])
+            timed(
+                [
+                    *command,
+                    "--stage",
+                    "perception",
+                    "--config",
+                    str(file),
+                    *data,
+                    "--out",
+                    str(folder / "separate" / name),
+                ]
+            )
             for name, file in files.items()
-        ]  # fmt: skip
+        ]
         loop = timed([sys.executable, "-c", LOOP, str(folder / "loop"), data[1], data[3], *map(str, files.values())])
-        equal = [same(folder / "together" / f"{name}-seed0", other / name)
-                 for name in files for other in (folder / "separate", folder / "loop")]  # fmt: skip
-        trained_s, one_trained_s = (sum(outcome.seconds or 0.0 for outcome in read_results(folder / name).outcomes)
-                                    for name in ("together", "one"))  # fmt: skip
+        equal = [
+            same(folder / "together" / f"{name}-seed0", other / name)
+            for name in files
+            for other in (folder / "separate", folder / "loop")
+        ]
+        trained_s, one_trained_s = (
+            sum(outcome.seconds or 0.0 for outcome in read_results(folder / name).outcomes)
+            for name in ("together", "one")
+        )
     separate_s, separate_bytes = sum(each[0] for each in separate), max(each[1] for each in separate)
     once_s = one[0] - one_trained_s
     return {
@@ -164,6 +190,7 @@ def memory(processes: list[int]) -> int:
 
 def same(one: Path, other: Path) -> bool:
     """Whether two runs have the same weights, bit for bit."""
-    first, second = (load_file(checkpoint.choose(Run(run).checkpoints, "last") / "model.safetensors")
-                     for run in (one, other))  # fmt: skip
+    first, second = (
+        load_file(checkpoint.choose(Run(run).checkpoints, "last") / "model.safetensors") for run in (one, other)
+    )
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -53,8 +53,11 @@ def measure(demo: str, steps: int, batch: int, probe_steps: int, seeds: int, way
     for way in ways:
         figures[f"{way}_over_full"] = round(figures[f"{way}_s"] / figures["full_s"], 3)
         figures[f"{way}_same_winner"] = figures[f"{way}_winner"] == figures["full_winner"]
-    ends = {variant: score[0] for variant in found["full"].about["variants"]
-            if (score := found["full"].mean_and_spread(variant, "accuracy"))}  # fmt: skip
+    ends = {
+        variant: score[0]
+        for variant in found["full"].about["variants"]
+        if (score := found["full"].mean_and_spread(variant, "accuracy"))
+    }
     figures["accuracy_at_the_end"] = {variant: round(score, 3) for variant, score in ends.items()}
     rungs = {rung: early for results in found.values() for rung, early in results.rungs.items()}
     agreement = {rung: rank_correlation(early, ends) for rung, early in rungs.items()}
@@ -64,8 +67,11 @@ def measure(demo: str, steps: int, batch: int, probe_steps: int, seeds: int, way
 
 def winner(results: Results) -> str:
     """The best of those that finished."""
-    finished = {variant: score[0] for variant in results.about["variants"]
-                if (score := results.mean_and_spread(variant, "accuracy"))}  # fmt: skip
+    finished = {
+        variant: score[0]
+        for variant in results.about["variants"]
+        if (score := results.mean_and_spread(variant, "accuracy"))
+    }
     return max(finished, key=finished.__getitem__)
 
 
@@ -82,11 +88,27 @@ def command_of(
     file = folder / f"{way}.yaml"
     file.write_text(yaml.safe_dump({**read_yaml("sweeps/pre_fusion"), **rule, "seeds": list(range(seeds))}))
     settings = {
-        "model.llm": demo / "models" / "llama", "optim.steps": steps, "optim.warmup_steps": warmup_of(steps),
-        "optim.batch_size": batch, "optim.micro_batch_size": batch, "log.eval_every": 10**6, "log.tensorboard": False,
-    }  # fmt: skip
+        "model.llm": demo / "models" / "llama",
+        "optim.steps": steps,
+        "optim.warmup_steps": warmup_of(steps),
+        "optim.batch_size": batch,
+        "optim.micro_batch_size": batch,
+        "log.eval_every": 10**6,
+        "log.tensorboard": False,
+    }
     return [
-        sys.executable, "-m", "fusion_train.cli", "sweep", str(file), "--config", "demo",
-        "--store", str(demo / "features.zarr"), "--clips", str(demo / "clips.jsonl"), "--out", str(folder / way),
+        sys.executable,
+        "-m",
+        "fusion_train.cli",
+        "sweep",
+        str(file),
+        "--config",
+        "demo",
+        "--store",
+        str(demo / "features.zarr"),
+        "--clips",
+        str(demo / "clips.jsonl"),
+        "--out",
+        str(folder / way),
         *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
-    ]  # fmt: skip
+    ]

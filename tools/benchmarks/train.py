@@ -29,12 +29,12 @@ from train_material import LABELS, save_clips, save_llm, save_store
 
 from fusion_train import run_context as assembling
 from fusion_train.config import Config, load_config
-from fusion_train.data.loader import Feed
+from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import load_llm
 from fusion_train.planning.memory_budget import CPU_TOKENS, Budget
-from fusion_train.run_context import Workbench, assemble
+from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.devices import place
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.sample_stream import keep_pool, make_stream
@@ -60,9 +60,7 @@ OPTIONS = [
 ]
 
 
-def measure(
-    steps: int, width: int, layers: int, num_clips: int, only: tuple[str, ...], tiny: bool
-) -> dict[str, Any]:  # fmt: skip
+def measure(steps: int, width: int, layers: int, num_clips: int, only: tuple[str, ...], tiny: bool) -> dict[str, Any]:
     """All figures, or those of some parts."""
     figures: dict[str, Any] = {}
     parts = only or PARTS
@@ -96,42 +94,56 @@ def measure(
 def settings(llm: Path, *overrides: str) -> Config:
     """The published structure on a small language model."""
     return load_config(
-        None, "joint",
-        [f"model.llm={llm}", "model.llm_dtype=float32", "model.lora.r=8", "model.fusion.dropout=0",
-         "model.lora.dropout=0", "data.mixture=null", "data.eval_split=null", f"optim.batch_size={BATCH}",
-         f"optim.micro_batch_size={BATCH}", "optim.precision=fp32", "optim.steps=1000000", *overrides],
-    )  # fmt: skip
+        None,
+        "joint",
+        [
+            f"model.llm={llm}",
+            "model.llm_dtype=float32",
+            "model.lora.r=8",
+            "model.fusion.dropout=0",
+            "model.lora.dropout=0",
+            "data.mixture=null",
+            "data.eval_split=null",
+            f"optim.batch_size={BATCH}",
+            f"optim.micro_batch_size={BATCH}",
+            "optim.precision=fp32",
+            "optim.steps=1000000",
+            *overrides,
+        ],
+    )
 
 
-def _open(llm: Path, store: Path, clips: Path, *overrides: str) -> Workbench:
-    return assemble(settings(llm, *overrides), str(store), str(clips))
+def _open(llm: Path, store: Path, clips: Path, *overrides: str) -> RunContext:
+    return build_context(settings(llm, *overrides), str(store), str(clips))
 
 
 class Stepper:
     """Optimizer steps on given batches."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self.bench, self.accelerator = bench, Accelerator(mixed_precision="no")
-        bench.model.train().to(self.accelerator.device)
-        self.optimizer = self.accelerator.prepare(make_optimizer(bench.model, bench.config.optim))
+    def __init__(self, context: RunContext) -> None:
+        self.context, self.accelerator = context, Accelerator(mixed_precision="no")
+        context.model.train().to(self.accelerator.device)
+        self.optimizer = self.accelerator.prepare(make_optimizer(context.model, context.config.optim))
         self.tally = Tally(lambda asked: 0.0)
 
     def __call__(self, batches: list[Any]) -> float:
-        given = self.tally, self.accelerator, self.bench.config, 0
-        loss, _ = train_step(self.bench.model, self.optimizer, batches, *given)
+        given = self.tally, self.accelerator, self.context.config, 0
+        loss, _ = train_step(self.context.model, self.optimizer, batches, *given)
         self.tally.take()
         return loss
 
 
-def feeding(bench: Workbench, steps: int) -> dict[str, Any]:
+def feeding(context: RunContext, steps: int) -> dict[str, Any]:
     """Steps from the store over steps on one resident batch, in turns; and the share of time spent waiting.
 
     The steps after the one that is asked for are prepared while it is in work.
     """
-    step = Stepper(bench)
-    feed = Feed(bench.config, make_stream(bench), bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
-    resident = feed.micro_batches(0)
-    batches = feed.steps(0, PAIRS * steps + 2)
+    step = Stepper(context)
+    loader = PrefetchingLoader(
+        context.config, make_stream(context), context.collator, num_processes=1, process=0, budget=CPU_TOKENS
+    )
+    resident = loader.micro_batches(0)
+    batches = loader.steps(0, PAIRS * steps + 2)
     for _ in range(2):
         step(next(batches))
         step(resident)
@@ -156,17 +168,17 @@ def feeding(bench: Workbench, steps: int) -> dict[str, Any]:
     }
 
 
-def packing(bench: Workbench, steps: int) -> dict[str, Any]:
+def packing(context: RunContext, steps: int) -> dict[str, Any]:
     """The same samples padded and packed, forward and backward."""
-    step = Stepper(bench)
-    stream = make_stream(bench)
+    step = Stepper(context)
+    stream = make_stream(context)
     groups = [[stream.draw(BATCH * k + n) for n in range(BATCH)] for k in range(steps)]
-    lengths = [[bench.collator.encode(sample).length for sample in group] for group in groups]
+    lengths = [[context.collator.encode(sample).length for sample in group] for group in groups]
     predicted = sum(max(group) * len(group) for group in lengths) / sum(map(sum, lengths))
     padded_taken, packed_taken = [], []
     for number, group in enumerate([groups[0], *groups]):
-        padded = padded_batch(bench, group)
-        packed = [bench.collator(group)]
+        padded = padded_batch(context, group)
+        packed = [context.collator(group)]
         pair = _taken(lambda padded=padded: padded_step(step, padded)), _taken(lambda packed=packed: step(packed))
         if number:  # the first warms up
             padded_taken.append(pair[0])
@@ -177,9 +189,9 @@ def packing(bench: Workbench, steps: int) -> dict[str, Any]:
     }
 
 
-def padded_batch(bench: Workbench, samples: list[Sample]) -> dict[str, Any]:
+def padded_batch(context: RunContext, samples: list[Sample]) -> dict[str, Any]:
     """Rows padded on the right, as transformers would have them."""
-    rows = [bench.collator.encode(sample) for sample in samples]
+    rows = [context.collator.encode(sample) for sample in samples]
     length = max(row.length for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     labels = torch.full_like(ids, -100)
@@ -188,14 +200,14 @@ def padded_batch(bench: Workbench, samples: list[Sample]) -> dict[str, Any]:
         ids[number, : row.length] = torch.tensor(row.prompt + row.answer)
         labels[number, len(row.prompt) : row.length] = torch.tensor(row.answer)
         mask[number, : row.length] = 1
-    shown = [bench.collator.present(sample.clip, sample.hidden) for sample in samples]
-    features, present = bench.reader.read_seen([sample.clip.id for sample in samples], shown)
+    shown = [context.collator.present(sample.clip, sample.hidden) for sample in samples]
+    features, present = context.reader.read_seen([sample.clip.id for sample in samples], shown)
     return {"ids": ids, "labels": labels, "mask": mask, "features": features, "present": present}
 
 
 def padded_step(step: Stepper, batch: dict[str, Any]) -> None:
     """One optimizer step on a padded batch; only supervised positions pass the head here too."""
-    model = step.bench.model
+    model = step.context.model
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
     keep = (targets != -100).any(dim=0)
     embedded = model.embed(batch["ids"], batch["features"], batch["present"])
@@ -209,21 +221,27 @@ def padded_step(step: Stepper, batch: dict[str, Any]) -> None:
 
 def compiling(llm: Path, store: Path, clips: Path, steps: int) -> dict[str, Any]:
     """The same steps, rows of many layouts, with compiled layers and without, in turns."""
-    common = ("data.tasks=[emotion, reason]", "data.questions_per_clip=2", "optim.micro_batch_size=auto",
-              f"optim.batch_size={2 * BATCH}")  # fmt: skip
-    benches = [_open(llm, store, clips, *common, f"optim.compile={compiled}") for compiled in ("false", "true")]
-    steppers = [Stepper(bench) for bench in benches]
+    common = (
+        "data.tasks=[emotion, reason]",
+        "data.questions_per_clip=2",
+        "optim.micro_batch_size=auto",
+        f"optim.batch_size={2 * BATCH}",
+    )
+    contexts = [_open(llm, store, clips, *common, f"optim.compile={compiled}") for compiled in ("false", "true")]
+    steppers = [Stepper(context) for context in contexts]
     feeds = []
-    for bench, step in zip(benches, steppers, strict=True):
-        place(bench.model, bench.config, step.accelerator, Budget(CPU_TOKENS, checkpointing=False))
+    for context, step in zip(contexts, steppers, strict=True):
+        place(context.model, context.config, step.accelerator, Budget(CPU_TOKENS, checkpointing=False))
         feeds.append(
-            Feed(bench.config, make_stream(bench), bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
+            PrefetchingLoader(
+                context.config, make_stream(context), context.collator, num_processes=1, process=0, budget=CPU_TOKENS
+            )
         )
     losses: list[list[float]] = [[], []]
     taken: list[list[Taken]] = [[], []]
     for number in range(steps + 1):
-        for which, (step, feed) in enumerate(zip(steppers, feeds, strict=True)):
-            batches = feed.micro_batches(number)
+        for which, (step, loader) in enumerate(zip(steppers, feeds, strict=True)):
+            batches = loader.micro_batches(number)
             taken[which].append(_taken(lambda step=step, to=losses[which], batches=batches: to.append(step(batches))))
     plain, compiled = (each[1:] for each in taken)  # the first compiles
     return {
@@ -239,21 +257,27 @@ def quantising(llm: Path, store: Path, clips: Path, kind: str, steps: int) -> di
     """Loss a token over the last third of the same steps, with the frozen layers in another form."""
     form = "null" if kind == "plain" else kind
     try:
-        bench = _open(llm, store, clips, "data.tasks=[emotion]", f"model.quantised={form}", "optim.lr=1e-3")
+        context = _open(llm, store, clips, "data.tasks=[emotion]", f"model.quantised={form}", "optim.lr=1e-3")
     except ConfigError:  # without bitsandbytes
         return {f"loss_{kind}": None}
-    step = Stepper(bench)
-    feed = Feed(bench.config, make_stream(bench), bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
-    set_learning_rates(step.optimizer, bench.config.optim.warmup_steps, bench.config.optim)
-    losses = [step(batches) for batches in (feed.micro_batches(number) for number in range(steps))]
+    step = Stepper(context)
+    loader = PrefetchingLoader(
+        context.config, make_stream(context), context.collator, num_processes=1, process=0, budget=CPU_TOKENS
+    )
+    set_learning_rates(step.optimizer, context.config.optim.warmup_steps, context.config.optim)
+    losses = [step(batches) for batches in (loader.micro_batches(number) for number in range(steps))]
     return {f"loss_{kind}": round(statistics.mean(losses[-max(1, steps // 3) :]), 4)}
 
 
 def sharing(llm: Path, store: Path, clips: Path, questions: int, steps: int) -> dict[str, Any]:
     """Questions on one clip apart and behind a shared prefix."""
     tasks = "data.tasks=[emotion, reason, think]"
-    common = (tasks, f"data.questions_per_clip={questions}", f"optim.batch_size={2 * questions}",
-              f"optim.micro_batch_size={2 * questions}")  # fmt: skip
+    common = (
+        tasks,
+        f"data.questions_per_clip={questions}",
+        f"optim.batch_size={2 * questions}",
+        f"optim.micro_batch_size={2 * questions}",
+    )
     shared = _open(llm, store, clips, *common)
     apart = _open(llm, store, clips, *common, "data.share_prefix=false")
     steppers = Stepper(apart), Stepper(shared)
@@ -264,7 +288,7 @@ def sharing(llm: Path, store: Path, clips: Path, questions: int, steps: int) -> 
     for number in range(steps + 1):
         samples = [stream.draw(size * number + k) for k in range(size)]
         for which, stepper in enumerate(steppers):
-            batch = stepper.bench.collator(samples)
+            batch = stepper.context.collator(samples)
             needed = _taken(lambda stepper=stepper, batch=batch: stepper([batch]))
             if number:
                 tokens[which] += batch.num_tokens
@@ -273,14 +297,14 @@ def sharing(llm: Path, store: Path, clips: Path, questions: int, steps: int) -> 
 
 
 def _beside_predicted(
-    name: str, rival: str, theirs: Sequence[Taken], ours: Sequence[Taken], predicted: float
+    name: str, baseline: str, theirs: Sequence[Taken], ours: Sequence[Taken], predicted: float
 ) -> dict[str, float]:
     """How many times as quick, beside how many times as few tokens."""
     ratio, cpu_ratio = _ratio(theirs, ours, WALL), _ratio(theirs, ours, CPU)
     return {
-        f"{name}_{rival}": ratio,
-        f"{name}_{rival}_cpu": cpu_ratio,
-        f"{name}_{rival}_predicted": round(predicted, 3),
+        f"{name}_{baseline}": ratio,
+        f"{name}_{baseline}_cpu": cpu_ratio,
+        f"{name}_{baseline}_predicted": round(predicted, 3),
         f"{name}_of_predicted": round(ratio / predicted, 3),
         f"{name}_of_predicted_cpu": round(cpu_ratio / predicted, 3),
     }
@@ -296,11 +320,17 @@ def resuming(root: Path, llm: Path) -> dict[str, Any]:
     for _ in range(2):  # the first start looks every clip up, the second goes on
         done = subprocess.run(
             [sys.executable, __file__, str(llm), str(store), str(clips), str(root / "pool")],
-            capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
         told.append(json.loads(done.stdout.splitlines()[-1]))
-    return {"start_1e6_ready_s": told[0]["ready_s"], "resume_1e6_ready_s": told[1]["ready_s"],
-            "resume_1e6_store_s": told[1]["store_s"]}  # fmt: skip
+    return {
+        "start_1e6_ready_s": told[0]["ready_s"],
+        "resume_1e6_ready_s": told[1]["ready_s"],
+        "resume_1e6_store_s": told[1]["store_s"],
+    }
 
 
 def _resume_and_tell(llm: str, store: str, clips: str, run: str) -> None:
@@ -320,11 +350,11 @@ def _resume_and_tell(llm: str, store: str, clips: str, run: str) -> None:
     for name in ("load_tokenizer", "build_model"):
         setattr(assembling, name, timed(getattr(assembling, name)))
     began = time.perf_counter()
-    bench = assemble(config, store, clips, sets={"bench": {"emotion": LABELS}}, load=timed(load_llm))
+    context = build_context(config, store, clips, sets={"bench": {"emotion": LABELS}}, load=timed(load_llm))
     store_s = time.perf_counter() - began - sum(model_s)
-    stream = make_stream(bench, kept=Path(run))
-    feed = Feed(config, stream, bench.collator, num_processes=1, process=0, budget=CPU_TOKENS)
-    next(feed.steps(10**6 // BATCH, 10**6))
+    stream = make_stream(context, kept=Path(run))
+    loader = PrefetchingLoader(config, stream, context.collator, num_processes=1, process=0, budget=CPU_TOKENS)
+    next(loader.steps(10**6 // BATCH, 10**6))
     ready_s = time.perf_counter() - began - sum(model_s)
     keep_pool(stream, Path(run))
     print(json.dumps({"ready_s": round(ready_s, 2), "store_s": round(store_s, 2)}))

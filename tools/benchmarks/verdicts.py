@@ -157,14 +157,16 @@ def _bootstrap(counts: np.ndarray, figure: str, random: np.random.Generator) -> 
     for _ in range(BOOTSTRAP_DRAWS):
         weights = np.bincount(random.integers(count, size=count), minlength=count).astype(float)
         scores = figure_of(figure, np.einsum("vsckl,c->vskl", counts, weights))
-        drawn.append(scores[0, random.integers(seeds, size=seeds)].mean()
-                     - scores[1, random.integers(seeds, size=seeds)].mean())  # fmt: skip
+        drawn.append(
+            scores[0, random.integers(seeds, size=seeds)].mean() - scores[1, random.integers(seeds, size=seeds)].mean()
+        )
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 
 def _worst(shares: dict[str, float], ending: str, world: str) -> float:
     """Most (least, for power) over cells; intervals are promised from 10 clusters on."""
-    values = [value for key, value in shares.items()
-              if key.endswith(ending) and not (world == "cover" and "5 unequal" in key)]  # fmt: skip
+    values = [
+        value for key, value in shares.items() if key.endswith(ending) and not (world == "cover" and "5 unequal" in key)
+    ]
     return min(values) if world == "power" else max(values)

@@ -18,7 +18,7 @@ from fusion_train.sweeps.sweep_file import Sweep
 POLL_S = 0.2
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Workers, numbered from 0, each of which trains one group at a time."""
 
     count: int

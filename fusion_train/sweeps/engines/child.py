@@ -58,8 +58,12 @@ def main(descriptor: int) -> None:
 
     worker = Worker(start.work, lambda line: stream.send(Said(line)), lambda: inbox.stop_requested)
     if start.device.startswith("cuda") and not torch.cuda.is_available():
-        refusal = ConfigError(f"device {start.device}", expected="a device of this machine",
-                              got="no GPU that torch can use", next_step="Name others with --devices.")  # fmt: skip
+        refusal = ConfigError(
+            f"device {start.device}",
+            expected="a device of this machine",
+            got="no GPU that torch can use",
+            next_step="Name others with --devices.",
+        )
         stream.send(Checked({}, refusal))
         return
     stream.send(worker.room())

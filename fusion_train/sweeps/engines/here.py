@@ -36,5 +36,5 @@ class Here:
 
 
 @contextmanager
-def crew(work: Work, say: Callable[[str], None]) -> Iterator[Here]:
+def executor(work: Work, say: Callable[[str], None]) -> Iterator[Here]:
     yield Here(work, say)

@@ -52,8 +52,9 @@ class Processes:
             ConfigError: a worker cannot use its device.
         """
         rooms = [(worker.room(self._say), self._devices.count(worker.device)) for worker in self._workers]
-        return Room(min(room.free_bytes // sharing for room, sharing in rooms),
-                    min(room.peak_flops for room, _ in rooms))  # fmt: skip
+        return Room(
+            min(room.free_bytes // sharing for room, sharing in rooms), min(room.peak_flops for room, _ in rooms)
+        )
 
     def begin(self, worker: int, group: Group) -> None:
         self._workers[worker].begin(group)
@@ -92,8 +93,11 @@ class _Process:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", child.__name__, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),), env=self._variables, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                pass_fds=(theirs.fileno(),),
+                env=self._variables,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         self.stream = Connection(ours.detach())
         self._fit = True
         self.send(pickle.dumps(self._start_message))
@@ -175,7 +179,7 @@ class _Process:
 
 
 @contextmanager
-def crew(work: Work, say: Callable[[str], None], devices: Sequence[str] = ("auto",)) -> Iterator[Processes]:
+def executor(work: Work, say: Callable[[str], None], devices: Sequence[str] = ("auto",)) -> Iterator[Processes]:
     """Workers on `devices`, one each, that end with the block.
 
     Raises:

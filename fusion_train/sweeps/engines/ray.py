@@ -57,7 +57,7 @@ class Actor:
         self._stop = True
 
 
-class RayCrew:
+class RayExecutor:
     """A crew of actors."""
 
     def __init__(
@@ -155,16 +155,16 @@ class RayCrew:
 
 
 @contextmanager
-def crew(
+def executor(
     work: Work, say: Callable[[str], None], address: str | None = None, actors: int | None = None
-) -> Iterator[RayCrew]:
+) -> Iterator[RayExecutor]:
     """Actors on the cluster at `address`, on one that is found, or on a local one, that end with the block.
 
     Raises:
         MissingExtraError: ray is not installed.
     """
     with cluster(address) as ray, StopRequest() as request:
-        workers = RayCrew(ray, work, actors, say, request)
+        workers = RayExecutor(ray, work, actors, say, request)
         try:
             yield workers
         finally:
