@@ -15,7 +15,7 @@ from fusion_train import checkpoint
 from fusion_train.data.answers import with_answers
 from fusion_train.data.halves import NUM_HALVES, split_halves
 from fusion_train.evaluation.evaluate import Evaluation, classified, evaluate
-from fusion_train.models.trial_group import ModelGroup, evaluating
+from fusion_train.models.model_group import ModelGroup, evaluating
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import RunContext, load_context
 from fusion_train.sweeps.group_scoring import evaluate_together

@@ -25,7 +25,7 @@ from fusion_train.evaluation.evaluate import (
     row_of,
 )
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.models.trial_group import GroupAnswering, ModelGroup
+from fusion_train.models.model_group import GroupAnswering, ModelGroup
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import RunContext
 from fusion_train.training.validation import Losses, Validation, not_finite_clips

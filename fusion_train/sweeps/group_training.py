@@ -30,7 +30,7 @@ from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.errors import DivergedError, FusionTrainError
 from fusion_train.llm.loading import build_model, load_llm
 from fusion_train.models.emotion_llama import ModelOutput
-from fusion_train.models.trial_group import ModelGroup, evaluating, shared_copy
+from fusion_train.models.model_group import ModelGroup, evaluating, shared_copy
 from fusion_train.planning.memory_budget import Budget, choose_budget
 from fusion_train.planning.sizes import work_of
 from fusion_train.processes import this_process

@@ -8,9 +8,9 @@ from toy import make_config
 
 from fusion_train.llm.loading import build_model, load_llm
 from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.model_group import ModelGroup, evaluating, shared_copy
 from fusion_train.models.parts import learning_parameters
 from fusion_train.models.token_streams import FeatureShapes
-from fusion_train.models.trial_group import ModelGroup, evaluating, shared_copy
 
 SHAPES = FeatureShapes(audio=(8, 12), image=(17, 10), video=(8, 10))
 VARIANTS = [

@@ -15,7 +15,7 @@ from toy import make_config
 from fusion_train import checkpoint
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.evaluate import evaluate
-from fusion_train.models.trial_group import ModelGroup
+from fusion_train.models.model_group import ModelGroup
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
 from fusion_train.sweeps import final_scores as final
