@@ -49,7 +49,7 @@ coverage: $(STAMP)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --include='$(COVERED)'
 
-# What the tests let pass: minutes a module, hours for all; goes on where it was stopped (docs/testing.md).
+# What the tests let pass: minutes a module, hours for all; goes on where it was stopped (docs/internals/testing.md).
 SAMPLE ?= 20
 MODULES ?=
 mutants: $(STAMP)

@@ -2,7 +2,7 @@
 
     python tools/export_runtimes.py --model my-model --out runtimes [--onnx]
 
-What is written and what was not run: docs/serving.md.
+What is written and what was not run: docs/guides/serving.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Averages of tokens cannot tell a copy from the same sentence said again, or by s
 second of the shorter clip are looked for in the longer one: of its spectrogram (fine enough to hold the harmonics of a
 voice), or of its film in thumbnails, each less its own mean in time, so that neither loudness, a steady noise, nor a
 common background counts. The pieces must be found one after another, at nearly one speed. A copy agrees by 0.9 where
-another recording of the same sentence by the same speaker agrees by 0.5 (docs/similarity.md).
+another recording of the same sentence by the same speaker agrees by 0.5 (docs/guides/similarity.md).
 
 Shapes: F steps in time, C channels; agreement of two clips is a number, −1 to 1. Media are read, so this is for pairs
 that averages found; it knows no store.

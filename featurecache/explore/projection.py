@@ -16,7 +16,7 @@ of a clip are its coordinates on them. Three comparisons are made of the same co
 - `copies`: all axes that rest on some clips, divided likewise. What makes a recording unlike all others; emotion is all
   but lost. For duplicates and leaks.
 
-docs/similarity.md has what each finds on acted speech.
+docs/guides/similarity.md has what each finds on acted speech.
 
 Shapes: B clips, W width of a summary (2D), R axes kept (at most 128). Similarity of two clips is the product of their
 vectors of length 1, −1 to 1; clips that have nothing to do with one another lie around 0.

@@ -47,7 +47,7 @@ def _phrases(dataset: str, request: Request, found: Findings) -> Iterator[Asked]
             str(folder),
             expected=f"refs(*).json and instances.json, or finetune_{dataset}_train.json",
             got=f"{pickled.name}, a pickle, which is not read" if pickled else contents(folder),
-            next_step="Save the pickle as JSON first; docs/datasets.md has the line." if pickled else None,
+            next_step="Save the pickle as JSON first; docs/guides/datasets.md has the line." if pickled else None,
         )
     if refs is not None:
         yield from _of_refs(refs, folder, request, found)

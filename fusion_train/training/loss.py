@@ -5,7 +5,7 @@ sample    mean over the tokens of a sample, then over samples, so every answer w
           set-up computes (one sample per GPU, mean over its tokens, gradients averaged over GPUs)
 
 Both are sums over micro-batches divided by one total, so they do not depend on micro-batches, packing, shared prefixes
-or the number of processes. Source: released code, `train.py` with batch_size_train 1 (see docs/training.md).
+or the number of processes. Source: released code, `train.py` with batch_size_train 1 (see docs/guides/training.md).
 """
 
 from __future__ import annotations
