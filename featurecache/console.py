@@ -29,6 +29,10 @@ class _EndsInWords(click.Command):
 
     extra: str | None = None
 
+    def suggested_extra(self, ctx: click.Context) -> str | None:
+        """Return the extra to name where a package is missing that several extras bring; None for the smallest."""
+        return self.extra
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             if self.extra and not set(HELP) & set(ctx.args):
@@ -49,7 +53,7 @@ class _EndsInWords(click.Command):
             error.message = printable(error.message)
             raise
         except Exception as error:  # whatever a library may raise while it is imported
-            explained = import_failure(error, extra=self.extra or "explore", subject=str(ctx.info_name))
+            explained = import_failure(error, extra=self.suggested_extra(ctx), subject=str(ctx.info_name))
             explained = explained or refused_write(error, str(ctx.info_name))
             if explained is None:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,8 +12,17 @@ from importlib.util import find_spec
 from featurecache.errors import BrokenPackageError, FeatureCacheError, MissingExtraError
 
 DISTRIBUTION = "featurecache"
-MODULE_OF = {"opencv-python-headless": "cv2", "pytest-xdist": "xdist", "scikit-learn": "sklearn"}
+MODULE_OF = {
+    "faiss-cpu": "faiss",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "pytest-xdist": "xdist",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+}
 """Modules of distributions that are named otherwise; only those that an extra brings."""
+REQUIREMENT = re.compile(r"""(?P<name>[A-Za-z0-9._-]+)[^;]*;.*\bextra == ['"](?P<extra>[^'"]+)['"]""")
+"""A line `Requires-Dist` of an extra: `pyarrow>=16; extra == 'parquet'`."""
 PLUGIN_GROUPS = ("featurecache.encoders", "featurecache.importers", "fusion_train.fusions")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -31,23 +41,25 @@ def require(extra: str, *modules: str, subject: str) -> None:
 
 def require_all(extra: str, subject: str) -> None:
     """Raise MissingExtraError where a package of an extra is not installed."""
-    require(extra, *(module for module, extras in _modules().items() if extra in extras), subject=subject)
+    require(extra, *sorted(_extras().get(extra, ())), subject=subject)
 
 
-def import_failure(error: BaseException, extra: str, subject: str) -> FeatureCacheError | None:
+def import_failure(error: BaseException, extra: str | None, subject: str) -> FeatureCacheError | None:
     """Return the error to show for an exception that began in an import: an extra's module that is missing, or another
     project's package that is installed and cannot be imported. None for any other exception.
 
     Libraries import on demand and wrap what goes wrong, so that the exception at the end of the chain decides. Of
-    several extras that bring a module, `extra` is named if it is one of them.
+    several extras that bring a module, the error names `extra` if it is one of them, else the one with the fewest
+    modules.
     """
     causes = list(_causes(error))
     root = causes[-1]
     if isinstance(root, ModuleNotFoundError) and root.name:
-        extras = _modules().get(root.name.partition(".")[0], [])
+        missing = root.name.partition(".")[0]
+        extras = {name: modules for name, modules in _extras().items() if missing in modules}
         if not extras:
             return None
-        chosen = extra if extra in extras else extras[0]
+        chosen = extra if extra in extras else min(extras, key=lambda name: (len(extras[name]), name))
         return MissingExtraError(
             subject, expected=root.name, got="no such package", next_step=f"pip install 'featurecache[{chosen}]'."
         )
@@ -81,21 +93,20 @@ def _installed(module: str) -> bool:
     return spec is not None and not (spec.origin is None and spec.submodule_search_locations)
 
 
-def _modules() -> dict[str, list[str]]:
-    """Modules of all extras, each with the extras that bring it."""
-    from packaging.requirements import Requirement  # transformers needs it
+def _extras() -> dict[str, set[str]]:
+    """Return the modules of each extra, from the metadata of the installed package; empty where it is not installed.
 
-    modules: dict[str, list[str]] = {}
+    Extras that include others (`featurecache[encode]`) are written out in the metadata.
+    """
+    modules: dict[str, set[str]] = {}
     try:
-        about = metadata.metadata(DISTRIBUTION)
+        lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        return modules  # sources that were never installed
-    requirements = [Requirement(line) for line in about.get_all("Requires-Dist") or ()]
-    for extra in about.get_all("Provides-Extra") or ():
-        for needed in requirements:
-            if needed.marker and needed.marker.evaluate({"extra": extra}) and needed.name != DISTRIBUTION:
-                module = MODULE_OF.get(needed.name, needed.name.replace("-", "_"))
-                modules.setdefault(module, []).append(extra)
+        return modules
+    for match in filter(None, map(REQUIREMENT.match, lines)):
+        name = match["name"]
+        if not name.startswith("types-"):  # types for mypy: no module
+            modules.setdefault(match["extra"], set()).add(MODULE_OF.get(name, name.replace("-", "_")))
     return modules
 
 

@@ -16,13 +16,23 @@ from featurecache.cli import maintenance as cli_store
 from featurecache.cli import similarity as cli_similarity
 from featurecache.console import HELP, CommandGroup
 
+GROUPS = (cli_extract, cli_import, cli_look, cli_store, cli_similarity, cli_audit)
+EXPLORE = {command.name for group in (cli_similarity, cli_audit) for command in group.COMMANDS}
+"""Commands for which the extra `explore` brings all that they need."""
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": HELP})
+
+class CacheCommands(CommandGroup):
+    """All commands of the cache."""
+
+    def suggested_extra(self, ctx: click.Context) -> str | None:
+        return "explore" if ctx.invoked_subcommand in EXPLORE else None
+
+
+@click.group(cls=CacheCommands, context_settings={"help_option_names": HELP})
 @click.version_option(featurecache.__version__, prog_name="fcache")
 def main() -> None:
     """Run frozen encoders once; keep their tokens in a store that is never stale and never torn."""
 
 
-GROUPS = (cli_extract, cli_import, cli_look, cli_store, cli_similarity, cli_audit)
 for _command in (command for group in GROUPS for command in group.COMMANDS):
     main.add_command(_command)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from featurecache.errors import CorruptStoreError, MissingFeatureError, SpecError, suggest
 from featurecache.files.publish import replace_bytes
@@ -165,6 +164,8 @@ def heat_map(tokens: np.ndarray, path: Path, title: str = "") -> None:
 
     Blue is below the channel's mean, red above; averaged where there are more channels than pixels.
     """
+    from PIL import Image, ImageDraw  # of the extra `encode`; a store is described without it
+
     values = tokens.astype(np.float32)
     spread = values.std(0)
     values = (values - values.mean(0)) / np.where(spread > 0, spread, 1) / CLIPPED_AT

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featurecache.errors import StoreError, StoreNotFoundError
+from featurecache.extras import require
 from featurecache.store.formats import ShardFormat
 from featurecache.store.local import LocalStore
-from featurecache.store.remote import RemoteStore
 from featurecache.store.shard_cache import DEFAULT_CACHE_BYTES
 from featurecache.store.webdataset_store import WebDatasetFormat
 from featurecache.store.zarr_store import ZarrFormat
@@ -42,6 +42,7 @@ def open_store(
     Raises:
         StoreNotFoundError: nothing is there, and `mode` is "r".
         StoreError: an unknown mode or format, or a store of another format than asked for.
+        MissingExtraError: a location with a scheme, and fsspec is not installed.
     """
     place = os.fspath(location)
     for key, value, known in (
@@ -60,6 +61,9 @@ def open_store(
                 got=f'"{mode}"',
                 next_step="Extract to a local store, then copy it.",
             )
+        require("remote", "fsspec", subject=place)
+        from featurecache.store.remote import RemoteStore  # fsspec is an extra
+
         folder = None if cache is None else Path(cache)
         return RemoteStore(place, FORMATS, verify, folder, cache_bytes, dict(storage_options or {}))
     found = [
