@@ -16,7 +16,7 @@ PIP_OPTIONS =
 # Without an NVIDIA GPU, the CPU build of torch: it is 200 MB instead of several GB.
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-extras test-slow test-lowest test-highest coverage mutants lint bench clean
+.PHONY: demo test test-extras test-slow test-lowest test-highest coverage mutants lint docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
@@ -74,6 +74,11 @@ constraints-lowest.txt: pyproject.toml
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation as a static site in build/site; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS),docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-highest demo

@@ -41,24 +41,36 @@ class Section(BaseModel):
 
 
 class FusionConfig(Section):
+    """The pre-fusion module, which joins the tokens of the modalities."""
+
     name: str = "conv-attention"
     """none, attention, conv, q-former, conv-attention, or a variant of an installed package."""
     hidden: tuple[int, ...] = (512, 128)
+    """Widths of the MLP of each modality; the last one is the width of the fusion."""
     out_dim: int = 256
+    """Width of the fused tokens."""
     num_tokens: int | None = Field(None, ge=1)
     """Tokens that it reads of every modality and gives; null: those that audio and video were cached with, else 64."""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout inside the fusion, in training."""
 
 
 class LoraSettings(Section):
+    """Low-rank adapters in the frozen language model."""
+
     r: int = Field(64, ge=0)
     """0 trains fusion and projectors alone."""
     alpha: float = 16.0
+    """Scale of the adapters: alpha / r."""
     dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout of the adapters, in training."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers of the decoder that get an adapter."""
 
 
 class ModelConfig(Section):
+    """The network: the language model and the parts that are trained."""
+
     llm: str | None = "meta-llama/Llama-2-7b-chat-hf"
     """Hub id or local folder of any causal language model of transformers; null: none, a probe with a linear head."""
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
@@ -76,8 +88,11 @@ class FeaturesConfig(Section):
     """Name of the feature in the store that serves each modality; null leaves the modality out."""
 
     audio: str | None = "whisper"
+    """Feature of the sound."""
     image: str | None = "eva-global"
+    """Feature of the single frame."""
     video: str | None = "eva-temporal"
+    """Feature of the frames over time."""
     absent: Literal["hidden", "visible"] = "hidden"
     """hidden: an absent modality has no place in the prompt. visible: zeros are put through its projector and the
     fusion, as the released code does; for a picture, the tokens of an all-zero image."""
@@ -91,7 +106,10 @@ class FeaturesConfig(Section):
 
 
 class DataConfig(Section):
+    """Clips and questions: which are trained on, which are scored."""
+
     train_split: str = "train"
+    """Split of the clips that are trained on."""
     eval_split: str | None = "val"
     """Scored during training; null for none."""
     tasks: tuple[str, ...] = ("emotion",)
@@ -104,6 +122,7 @@ class DataConfig(Section):
     max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
     """A longer answer falls back to the label task."""
     max_answer_words: int | None = Field(None, ge=1)
+    """The same limit in words; null: no limit."""
     too_long: TooLong = "refuse"
     """What to do about clips whose prompt has more tokens than the model takes, or whose answers are all too long
     without a label in their place: refuse, leave_out with a notice, or cut the text. Found before the first step."""
@@ -212,14 +231,20 @@ class PartFactors(Section):
     """What a part's learning rate is multiplied with."""
 
     fusion: float = Field(1.0, gt=0)
+    """Factor of the fusion."""
     projectors: float = Field(1.0, gt=0)
+    """Factor of the projectors."""
     lora: float = Field(1.0, gt=0)
+    """Factor of the LoRA adapters."""
     head: float = Field(1.0, gt=0)
-    """Of the probe."""
+    """Factor of the linear head of the probe."""
 
 
 class OptimConfig(Section):
+    """The optimizer step: its samples, its loss, its learning rates."""
+
     steps: int = Field(50_000, ge=1)
+    """Optimizer steps of the stage."""
     batch_size: int = Field(4, ge=1)
     """Samples (questions) a step, over all devices and accumulated micro-batches."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
@@ -237,9 +262,13 @@ class OptimConfig(Section):
     deterministic: bool = False
     """Deterministic kernels on a GPU, so that a resumed run equals an uninterrupted one there too."""
     lr: float = Field(1e-4, gt=0)
+    """Learning rate that the warm-up rises to."""
     warmup_lr: float = Field(1e-6, ge=0)
+    """Learning rate of step 0."""
     min_lr: float = Field(1e-6, ge=0)
+    """Learning rate where the cosine ends."""
     warmup_steps: int = Field(1_000, ge=0)
+    """Steps of the linear warm-up."""
     cosine_from: Literal["warmup", "start"] = "warmup"
     """Where the cosine begins: at the end of the warm-up, or at step 0 with the warm-up laid over it, as the released
     code does."""
@@ -250,6 +279,7 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.05, ge=0)
     """Not applied to biases and norms."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments of AdamW."""
     max_grad_norm: float | None = None
     """Clip the gradient's norm; the published recipe does not."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
@@ -257,6 +287,8 @@ class OptimConfig(Section):
 
 
 class CheckpointConfig(Section):
+    """When the state of training is saved, and how long a checkpoint is kept."""
+
     every: int = Field(1_000, ge=1)
     """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
@@ -266,7 +298,10 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
+    """Metrics of training, scorings of held-out clips, and early stopping."""
+
     every: int = Field(10, ge=1)
+    """Steps between two lines of `metrics.jsonl`."""
     eval_every: int = Field(5_000, ge=1)
     """Steps between scorings on the held-out split."""
     patience: int | None = Field(None, ge=1)
@@ -274,6 +309,7 @@ class LogConfig(Section):
     peak_tflops: float | None = Field(None, gt=0)
     """Matrix peak of one device, of which utilisation is the share; null: measured at the start."""
     tensorboard: bool = True
+    """Write event files for TensorBoard into the folder of the run."""
     tracker: Literal["wandb", "trackio"] | None = None
     """Sends the metrics to W&B or trackio besides."""
     project: str = "fusion-train"
@@ -293,9 +329,11 @@ class Config(Section):
     """Everything that decides a run."""
 
     stage: str = "perception"
+    """Name of the stage; each has a file under `configs/stages/`."""
     init_stage: str | None = None
     """Start from the latest finished run of this stage; `--init` names another run."""
     seed: int = 0
+    """Seed of every random choice: initial weights, samples, dropout."""
     model: ModelConfig = ModelConfig()
     features: FeaturesConfig = FeaturesConfig()
     data: DataConfig = DataConfig()

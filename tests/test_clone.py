@@ -31,7 +31,7 @@ def tracked_files() -> list[str]:
 
 
 PROJECT = ("featurecache", "fusion_train", "tools", "tests", "examples", "configs", "docs", "*.md", "LICENSE",
-           "Makefile", "pyproject.toml", ".gitignore")  # fmt: skip
+           "Makefile", "mkdocs.yml", "pyproject.toml", ".gitignore")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -159,9 +159,11 @@ class PromptFormat:
     """How a prompt is put together. `{soft}`, `{said}`, `{task}`, `{instruction}` and `{text}` are filled in."""
 
     template: str = "[INST] <Vid>{soft}</Vid>{said}  [{task}] {instruction}  [/INST]"
+    """The whole prompt, with the place of the soft tokens."""
     picture_template: str | None = None
     """Template of the tasks on pictures, where it is another one."""
     said: str = " The person in video says: {text}."
+    """Sentence of a clip with words; `{text}` is its subtitle."""
     said_by: str | None = None
     """Sentence of a clip that names its `person`, with `{person}` in it; None: `said`, as for the other clips."""
     said_without_words: bool = False

@@ -1,0 +1,210 @@
+"""The documentation is true: links lead somewhere, code blocks hold what the project can do, and the site builds.
+
+Python blocks are run by `tests/trainer/test_document_examples.py`, and shell blocks of the first steps too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+from documents import (
+    LANGUAGES,
+    OTHER_PROGRAMS,
+    ROOT,
+    Block,
+    UnknownCommandError,
+    blocks,
+    check_command,
+    commands,
+    pages,
+    settings_of,
+)
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SHELL = blocks("sh")
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading_of_it(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        path, _, anchor = unquote(link).partition("#")
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: no file {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: no heading {link}"
+
+
+def test_pages_that_the_code_and_the_tools_name_exist() -> None:
+    sources = [path for folder in ("featurecache", "fusion_train", "tools", "configs", "tests")
+               for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".toml")]  # fmt: skip
+    sources += [ROOT / name for name in ("Makefile", "pyproject.toml", "CHANGELOG.md", "CONTRIBUTING.md")]
+    named = {name for path in sources for name in re.findall(r"\bdocs/[\w/]+\.md\b", path.read_text(encoding="utf-8"))}
+    assert "docs/format.md" in named
+    assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
+
+
+def test_every_code_block_says_its_language() -> None:
+    assert len(blocks()) > 40
+    wrong = [f"{block} {block.language or 'no language'}" for block in blocks() if block.language not in LANGUAGES]
+    assert not wrong
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if not block.unchecked], ids=str)
+def test_every_command_is_one_that_the_programs_take(block: Block) -> None:
+    found = commands(block.text)
+    assert found
+    for words in found:
+        check_command(words)
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in SHELL if "--set" in b.text or "--stage" in b.text or "--config" in b.text], ids=str
+)
+def test_every_setting_of_a_command_is_one_of_the_configuration(block: Block) -> None:
+    from fusion_train.config import load_config, stage_names
+
+    for words in commands(block.text):
+        settings = settings_of(words)
+        if settings is None or str(settings["config"]).endswith(".yaml"):
+            continue
+        stage = settings["stage"] if settings["stage"] in stage_names() else "perception"
+        load_config(settings["config"], stage, settings["overrides"])
+
+
+@pytest.mark.parametrize("text", [
+    "fcache extrakt", "fcache extract --encoder whisper --compression zip", "fcache extract", "make tests",
+    "fusion-train --stages probe", "pip install '.[trian]'", "python -m pytest tests/nowhere.py", "unheard-of --help",
+    "fusion-train sweep --engine slurm pre_fusion", "srun fcache extract --encoder a --rank 8/8",
+    "torchrun --nproc-per-node 2 -m -- fusion_train.cli --stag probe",
+])  # fmt: skip
+def test_a_wrong_command_is_noticed(text: str) -> None:
+    with pytest.raises(UnknownCommandError):
+        check_command(*commands(text))
+
+
+def test_shell_blocks_are_read_as_a_shell_reads_them() -> None:
+    text = "fcache plan \\\n  --encoder a  # why\n# nothing\ncat 'x y' > z.jsonl && fcache info"
+    assert commands(text) == [["fcache", "plan", "--encoder", "a"], ["cat", "x y"], ["fcache", "info"]]
+    assert "cat" in OTHER_PROGRAMS
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_every_yaml_block_is_taken_by_its_loader(block: Block) -> None:
+    from fusion_train.config import load_config
+    from fusion_train.evaluation.benchmarks import load_benchmark
+    from fusion_train.sweeps.sweep_file import load_sweep
+
+    values = yaml.safe_load(block.text)
+    Path("file.yaml").write_text(block.text, encoding="utf-8")
+    if "variants" in values:
+        assert load_sweep("file.yaml", None, ())
+    elif "sets" in values:
+        assert load_benchmark("file.yaml")
+    else:
+        assert load_config("file.yaml")
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=str)
+def test_every_json_block_is_a_line_of_a_clip_list(block: Block) -> None:
+    from featurecache import load_clips
+
+    Path("clips.jsonl").write_text(json.dumps(json.loads(block.text)) + "\n", encoding="utf-8")
+    assert len(load_clips("clips.jsonl")) == 1
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_every_toml_block_registers_under_a_group_that_the_project_reads(block: Block) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = tomllib.loads(block.text)["project"]["entry-points"]
+    assert groups
+    assert set(groups) <= set(project["entry-points"])
+
+
+def test_the_api_page_names_objects_that_exist() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/reference/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(names) > 10
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(module), attribute), name
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch):
+    """The module that mkdocs calls, which itself needs no mkdocs."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return import_module("docs_site")
+
+
+def test_the_page_of_commands_has_every_command_with_its_options(site) -> None:
+    from featurecache.cli import main as fcache
+    from fusion_train.cli import main as trainer
+
+    page = site.commands_page()
+    for program, group in (("fcache", fcache), ("fusion-train", trainer)):
+        for name, command in group.commands.items():
+            assert f"### {program} {name}\n" in page
+            assert all(option in page for parameter in command.params for option in parameter.opts if "--" in option)
+
+
+def test_the_page_of_settings_has_every_key_with_its_meaning(site) -> None:
+    from pydantic import BaseModel
+
+    from fusion_train.config import Config
+
+    def keys(section: BaseModel, prefix: str = ""):
+        for name, value in section:
+            yield from keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else [f"{prefix}{name}"]
+
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+) \| (.+) \| (.*) \|$", site.configuration_page(), re.MULTILINE)
+    documented = {key: meaning for key, _, _, meaning in rows}
+    assert set(keys(Config())) == set(documented)
+    assert not [key for key, meaning in documented.items() if not meaning]
+
+
+def test_links_of_the_repository_become_links_of_the_site(site) -> None:
+    text = "[a](../../ARCHITECTURE.md) [b](../benchmarks.md#store) [c](../../examples/emotion_llama_in_one_file.py)\n"
+    assert site.site_links(text, "guides/training.md") == (
+        "[a](../internals/architecture.md) [b](../benchmarks.md#store)"
+        " [c](../source/examples/emotion_llama_in_one_file.py)\n"
+    )
+    assert site.site_links("[d](docs/guides/sweeps.md)", "index.md") == "[d](guides/sweeps.md)"
+    assert site.site_links("```\n[e](README.md)\n```", "index.md") == "```\n[e](README.md)\n```"
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
+    for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        pytest.importorskip(package)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = sorted((tmp_path / "site").rglob("*.html"))
+    assert {"index.html", "commands.html", "configuration.html", "api.html"} <= {page.name for page in built}
+    loaded = re.compile(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"?https?://[^>]*>|url\(\"?https?://")
+    for page in [*built, *(tmp_path / "site").rglob("*.css")]:
+        outside = [tag for tag in loaded.findall(page.read_text(encoding="utf-8")) if 'rel="canonical"' not in tag]
+        assert not outside, page
