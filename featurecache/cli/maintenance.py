@@ -231,7 +231,7 @@ def _to_change(store: str) -> LocalStore:
 
 def _taken_from(place: str, store: LocalStore) -> Recompute:
     """How to take lost rows from a copy of a store, or from the files it was imported from."""
-    from featurecache.importers.npy import taken_from_files
+    from featurecache.importers.npy import recompute_from_files
     from featurecache.maintenance.recompute import taken_from
 
     try:
@@ -239,5 +239,5 @@ def _taken_from(place: str, store: LocalStore) -> Recompute:
     except StoreNotFoundError:
         copy = None
     if Path(place).is_dir() and (copy is None or not copy.names):
-        return taken_from_files(Path(place), store)
+        return recompute_from_files(Path(place), store)
     return taken_from(copy or featurecache.open_store(place), store)

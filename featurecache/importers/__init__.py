@@ -1,13 +1,13 @@
-"""Importers: from a dataset's own folder to a clip list, or from files of another format into a store (`npy`).
+"""Importers: read the folder of a dataset into a clip list; `npy` reads .npy files of features into a store.
 
-An importer of a dataset is one module with one `Importer` object, registered by one line of the entry point group
-`featurecache.importers`, so that a user's own package can add one. It reads tables and yields `Clip`s whose media paths
-lie where the dataset has them; what is the same for all (missing media, ids, summary, writing) is done by `importing`.
+An importer is an `Importer` object, registered by one line of the entry-point group `featurecache.importers`; another
+package can register its own. Its `read` function reads the tables of the dataset and yields clips with the paths of
+their media. `importing` does the steps that all importers share: options, missing media, ids, writing, summary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,44 +20,50 @@ if TYPE_CHECKING:
     from featurecache.importers.findings import Findings
 
 ENTRY_POINTS = "featurecache.importers"
+SPLITS = ("train", "val", "test")
 VALIDATION_NAMES = ("dev", "valid", "validation")
-"""What some datasets call the split that is `val` here, so that one training can hold out the same of all."""
+"""Names that datasets use for the split `val`."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A choice that one importer offers beside those of all."""
+    """An option that one importer has in addition to the common ones."""
 
     help: str
     default: str = ""
     choices: tuple[str, ...] = ()
-    """Empty where any text will do."""
+    """Allowed values; empty if any text is allowed."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks an importer for."""
+    """The arguments of an import: where the dataset is and which part of it to read."""
 
     source: Path
     splits: tuple[str, ...] = ()
-    """Empty for all."""
+    """Splits to read; empty for all."""
     fold: int = 0
-    """From 1, for datasets with cross-validation folds."""
+    """Number of the cross-validation fold, from 1, for datasets that have folds."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Every option of the importer, defaults filled in."""
+    """Value per option of the importer, defaults included."""
     encoding: str = "utf-8-sig"
-    """Of tables and text files."""
+    """Encoding of tables and text files."""
 
     def wants(self, split: str) -> bool:
-        """Whether a split of that name is asked for; `val` also by the names that datasets have for it."""
-        asked = {split, *(VALIDATION_NAMES if split == "val" else ())}
-        return not self.splits or not asked.isdisjoint(self.splits)
+        """Return whether the request includes a split; `val` also matches the other names of that split."""
+        names = {split, *(VALIDATION_NAMES if split == "val" else ())}
+        return not self.splits or not names.isdisjoint(self.splits)
 
 
 def plain_split(name: str) -> str:
-    """Return a split's name as clip lists have it."""
+    """Return the name of a split as clip lists spell it: lower case, and `val` for its other names."""
     name = name.strip().lower()
     return "val" if name in VALIDATION_NAMES else name
+
+
+def named_split(words: Iterable[str]) -> str | None:
+    """Return the first word that names a split (train, val, test), as clip lists spell it; None if no word does."""
+    return next((split for word in words if (split := plain_split(word)) in SPLITS), None)
 
 
 Read = Callable[[Request, "Findings"], Iterator[Clip]]
@@ -65,48 +71,49 @@ Read = Callable[[Request, "Findings"], Iterator[Clip]]
 
 @dataclass(frozen=True)
 class Importer:
-    """One dataset: how it is read, and what is known of it."""
+    """Description of one dataset and the function that reads it."""
 
     name: str
-    """What the command line calls it."""
+    """Name on the command line."""
     title: str
     read: Read
     layout: tuple[str, ...]
-    """The files that are read, one a line."""
+    """Files that the importer reads, one per line."""
     licence: str
-    """Who holds the rights, and where to ask."""
+    """Holder of the rights and the address for access."""
     splits: tuple[str, ...] = ()
-    """Empty where the data names them."""
+    """Splits of the dataset; empty if the tables name them."""
     folds: int = 0
     default_fold: int = 1
     published: Mapping[str, int] = field(default_factory=dict)
-    """Clips by split, or by several joined by +, as its authors count them before anything is missing."""
+    """Number of clips that the authors publish, by split or by several splits joined with +."""
     published_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Clips by label, by split, or by several joined by +; where a count stands here, it is of one label task."""
+    """Number of clips per label of one task, by split or by several splits joined with +."""
     options: Mapping[str, Option] = field(default_factory=dict)
     any_option: bool = False
-    """Whether `read` takes options of any name and checks them itself."""
+    """Whether `read` accepts options of any name and checks them itself."""
 
 
 def registered() -> list[str]:
-    """Names of every installed importer, sorted."""
+    """Return the names of all installed importers, sorted."""
     return sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
 
 
 def find_importer(name: str) -> Importer:
-    """Return an importer by name.
+    """Return an importer by name; case does not matter, and _ equals -.
 
     Raises:
-        DatasetError: no importer of this name; the near one is suggested.
+        DatasetError: no importer has this name; the message suggests the nearest one.
     """
-    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name.lower().replace("_", "-")]
-    if not found:
-        known = registered()
-        near = suggest(name, known).strip()
+    points = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name.lower().replace("_", "-")]
+    if not points:
+        names = registered()
+        near = suggest(name, names).strip()
         raise DatasetError(
             f'importer "{name}"',
-            expected="one of " + ", ".join(known),
+            expected="one of " + ", ".join(names),
             got="no such importer",
             next_step=f"{near} `fcache import csv` reads any table.".strip(),
         )
-    return found[0].load()
+    importer: Importer = points[0].load()
+    return importer

@@ -1,10 +1,10 @@
-"""Any table of clips: CSV, TSV or xlsx, with a mapping of the clip list's keys to its columns.
+"""Importer of any table of clips (CSV, TSV or xlsx); options map the keys of a clip to columns.
 
     fcache import csv my.csv --option id=name --option "video=videos/{name}.mp4" --option labels.emotion=feeling
         --option "split='train'" --option "labels.multi-label[]=feelings"
 
-A value is a column's name, or a template with {columns}, or text in single quotes, which is itself. A key that ends in
-[] is a list. Paths are relative to the table's folder.
+A value is the name of a column, a template with {columns}, or constant text in single quotes. A key that ends in [] is
+a list. Paths are relative to the folder of the table.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings, list_of
 from featurecache.importers.tables import header_of, read_table
 
-OWN_OPTIONS = ("delimiter",)
+TABLE_OPTIONS = ("delimiter",)
 KEYS = ("id", *MEDIA_KINDS, "text", "split", "dataset", "person", "speaker", "dialogue", "tags", *NUMBER_KEYS)
 FIELD = re.compile(r"\{([^{}]+)\}")
-Cell = Callable[[Mapping[str, str]], str]
+CellReader = Callable[[Mapping[str, str]], str]
+"""Cells of a row by column name -> the value of one key."""
 
 
-def read(request: Request, found: Findings) -> Iterator[Clip]:
-    """Yield a clip for every row that has an id.
+def read(request: Request, findings: Findings) -> Iterator[Clip]:
+    """Yield one clip per row that has an id.
 
     Raises:
-        DatasetError: a key that no clip has, a column that the table does not have, or a row that is no clip.
+        DatasetError: clips have no such key, the table has no such column, or a row is no valid clip.
     """
     delimiter = request.options.get("delimiter", "").replace("\\t", "\t")
     header = header_of(request.source, request.encoding, delimiter)
-    mapping = {key: value for key, value in request.options.items() if key not in OWN_OPTIONS}
+    mapping = {key: value for key, value in request.options.items() if key not in TABLE_OPTIONS}
     if "id" not in mapping:
         raise DatasetError("--option id", expected="the column of the ids", got="none", next_step=_columns(header))
-    columns = {key: _cell(key, value, header) for key, value in mapping.items()}
+    readers = {key: _cell_reader(key, value, header) for key, value in mapping.items()}
     problems = []
     names = {name: (name,) for name in header if name.strip()}
     for row in read_table(request.source, {}, names, request.encoding, delimiter):
-        values = _values(columns, row.cells)
+        values = _values(readers, row.cells)
         if isinstance(values, str):
             problems.append(f"{row.place}: {values}")
             continue
         if not values.get("id"):
-            found.leave_out("no id", row.place)
+            findings.leave_out("no id", row.place)
             continue
         problem, clip = parse_row(values, request.source.parent)
         if problem:
@@ -57,11 +58,11 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
         raise DatasetError(str(request.source), expected="rows that are clips", got="others", problems=problems)
 
 
-def _values(columns: Mapping[str, Cell], cells: Mapping[str, str]) -> dict[str, Any] | str:
-    """The values of a row by the keys of a clip, or what is wrong with them."""
+def _values(readers: Mapping[str, CellReader], cells: Mapping[str, str]) -> dict[str, Any] | str:
+    """Return the values of a row by the keys of a clip, or a text that says why they are invalid."""
     flat: dict[str, Any] = {}
-    for key, cell in columns.items():
-        value = cell(cells).strip()
+    for key, reader in readers.items():
+        value = reader(cells).strip()
         if key.endswith("[]"):
             flat[key.removesuffix("[]")] = list_of(value)
         elif value:
@@ -69,8 +70,12 @@ def _values(columns: Mapping[str, Cell], cells: Mapping[str, str]) -> dict[str, 
     return nest(flat, from_text=True)
 
 
-def _cell(key: str, value: str, header: list[str]) -> Cell:
-    """Return what reads the value of `key` from a row's cells."""
+def _cell_reader(key: str, value: str, header: list[str]) -> CellReader:
+    """Return the function that reads the value of `key` from the cells of a row.
+
+    Raises:
+        DatasetError: clips have no such key, or the table has no such column.
+    """
     plain = key.removesuffix("[]")
     outer, dot, inner = plain.partition(".")
     if plain not in KEYS and not (dot and inner and outer in NESTED_KEYS):
@@ -86,8 +91,8 @@ def _cell(key: str, value: str, header: list[str]) -> Cell:
         raise DatasetError(f"--option {key}", expected="a key of clips: " + ", ".join(known), got=plain, next_step=near)
     if len(value) > 1 and value[0] == value[-1] == "'":
         return lambda cells: value[1:-1]
-    wanted = FIELD.findall(value) or [value]
-    unknown = [name for name in wanted if name not in header]
+    columns = FIELD.findall(value) or [value]
+    unknown = [name for name in columns if name not in header]
     if unknown:
         near = suggest(unknown[0], header).strip()
         raise DatasetError(
@@ -98,9 +103,9 @@ def _cell(key: str, value: str, header: list[str]) -> Cell:
         )
     if not FIELD.search(value):
         return lambda cells: cells.get(value, "")
-    # A template of an empty cell has no value: "videos/.mp4" is no path.
+    # A template with an empty cell has no value: "videos/.mp4" is no path.
     return lambda cells: (
-        FIELD.sub(lambda match: cells[match[1]], value) if all(cells.get(name) for name in wanted) else ""
+        FIELD.sub(lambda match: cells[match[1]], value) if all(cells.get(name) for name in columns) else ""
     )
 
 

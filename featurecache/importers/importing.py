@@ -1,8 +1,8 @@
-"""What is the same for every importer: check what is asked, read, look for the media, write the list, sum up.
+"""Run an importer: check the request, read the clips, look for their media, write the clip list, summarise.
 
-Nothing is copied, downloaded or decoded; headers are read of clips whose table says how long they are. A clip whose
-media file is not there is left out and named in the summary, unless it is to be kept (features extracted elsewhere need
-no media).
+Nothing is copied, downloaded or decoded. The headers of media files are read for clips whose table states a length. A
+clip without its media file is left out and listed in the summary, unless the user keeps such clips (features that were
+extracted elsewhere need no media).
 """
 
 from __future__ import annotations
@@ -25,65 +25,68 @@ from featurecache.media.durations import length_differences
 
 @dataclass(frozen=True)
 class Target:
-    """Where the list goes and how its clips are named."""
+    """Where to write the clip list, and how to name its clips."""
 
     path: Path
     media_root: Path | None = None
-    """Folder that media paths are relative to; by default the list's own, or the source where that lies elsewhere."""
+    """Root of the media paths; by default the folder of the list, or the source if it lies outside that folder."""
     prefix: str = ""
-    """Put before every id, so that lists of several datasets can be joined."""
+    """Text before every id, so that lists of several datasets can be joined."""
     keep_missing: bool = False
+    """Keep clips whose media files do not exist."""
     lenient: bool = False
-    """Leave rows out whose label is unknown or whose clip came before, where otherwise nothing would be written."""
+    """Leave out rows with an unknown label or a repeated id; otherwise such a row is an error."""
     overwrite: bool = False
 
 
 @dataclass
 class ImportSummary:
-    """What came out of an import."""
+    """Result of an import, in numbers."""
 
     importer: Importer
     path: Path
     media_root: Path | None
-    """None where paths are relative to the list itself."""
+    """None if the paths are relative to the folder of the list."""
     by_split: Counter[str] = field(default_factory=Counter)
-    """Clips written."""
+    """Clips written, by split."""
     by_dataset: dict[str, Counter[str]] = field(default_factory=dict)
     """Dataset -> clips written by split."""
     read: Counter[str] = field(default_factory=Counter)
-    """Clips that the tables name, missing media included."""
+    """Clips in the tables, by split, including those without media."""
     by_label: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     """Label task -> label -> clips by split; scores are not counted."""
     missing: list[str] = field(default_factory=list)
-    """Media that are not there, one a clip."""
+    """One absent media file per clip that lacks any."""
     kept_missing: bool = False
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Reason -> rows that gave no clip."""
     notes: list[str] = field(default_factory=list)
     lengths: Mapping[str, str] = field(default_factory=dict)
-    """How the length of a clip's file differs from what its table says, by clip id."""
+    """Clip id -> how the length of its file differs from the length in the table."""
     published: Mapping[str, int] = field(default_factory=dict)
     published_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
         """Splits of the tables, in the importer's order."""
-        order = {split: place for place, split in enumerate(self.importer.splits)}
+        order = {split: index for index, split in enumerate(self.importer.splits)}
         return sorted(self.read, key=lambda split: (order.get(split, len(order)), split))
 
     def against_published(self) -> list[tuple[str, int, int]]:
-        """(split or label, clips read, clips published), for every published count whose splits were read."""
+        """Return (split or label, clips read, clips published) for every published number whose splits were read."""
         rows = []
         for name, count in self.published.items():
-            parts = name.split("+")
-            if all(part in self.read for part in parts):
-                rows.append((name, sum(self.read[part] for part in parts), count))
+            splits = name.split("+")
+            if all(split in self.read for split in splits):
+                rows.append((name, sum(self.read[split] for split in splits), count))
         for name, labels in self.published_labels.items():
-            parts = name.split("+")
-            if (self.missing and not self.kept_missing) or not all(part in self.by_split for part in parts):
+            splits = name.split("+")
+            # Labels are counted over written clips only, so the numbers compare only if no clip was left out.
+            if (self.missing and not self.kept_missing) or not all(split in self.by_split for split in splits):
                 continue
             for label, count in labels.items():
-                found = [each[label] for each in self.by_label.values() if label in each]
-                rows.append((f"{name} {label}", sum(one[part] for one in found for part in parts), count))
+                by_split = [task_labels[label] for task_labels in self.by_label.values() if label in task_labels]
+                rows.append((f"{name} {label}", sum(counts[split] for counts in by_split for split in splits), count))
         return rows
 
 
@@ -91,13 +94,13 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
     """Read a dataset and write its clip list.
 
     Raises:
-        DatasetError: an option, split or fold that the importer does not have, a folder in another layout, a label
-            outside the vocabulary, no clip at all, or no media file of any clip.
-        ClipListError: the list is there already, or would not be valid.
-        WriteError: it cannot be written.
+        DatasetError: the importer lacks the option, split or fold; the folder has another layout; a label is outside
+            the vocabulary; there is no clip, or no media file of any clip.
+        ClipListError: the list exists already, or would be invalid.
+        WriteError: the list cannot be written.
     """
     require_writable(target.path)
-    request = _checked(importer, request)
+    request = _checked_request(importer, request)
     findings = Findings()
     clips = [clip for clip in importer.read(request, findings) if not clip.split or request.wants(clip.split)]
     if findings.unknown and not target.lenient:
@@ -110,12 +113,12 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
         )
     if not clips:
         reasons = [f"{len(rows)} rows: {reason}" for reason, rows in findings.left_out.items()]
-        asked = f" of split {', '.join(request.splits)}" if request.splits else ""
-        raise DatasetError(str(request.source), expected=f"clips{asked}", got="none", problems=reasons)
-    clips = _each_once(clips, request.source, findings, lenient=target.lenient)
+        of_splits = f" of split {', '.join(request.splits)}" if request.splits else ""
+        raise DatasetError(str(request.source), expected=f"clips{of_splits}", got="none", problems=reasons)
+    clips = _without_repetitions(clips, request.source, findings, lenient=target.lenient)
     listed = with_media_found(clips)
     clips = list(listed)
-    present, missing = _look_for_media(clips)
+    present, missing = _split_by_media(clips)
     if not present and not target.keep_missing:
         raise DatasetError(
             str(request.source),
@@ -124,25 +127,24 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
             next_step="If the features were extracted elsewhere: --keep-missing. Looked for, among others:",
             problems=missing[:3],
         )
-    kept = clips if target.keep_missing else present
-    named = [replace(clip, id=target.prefix + clip.id) for clip in kept]
+    written = [replace(clip, id=target.prefix + clip.id) for clip in (clips if target.keep_missing else present)]
     media_root = _media_root(target, request.source)
-    _write(named, target, media_root)
+    _write(written, target, media_root)
     summary = ImportSummary(importer, target.path, media_root, missing=missing, kept_missing=target.keep_missing)
     summary.read.update(clip.split or "" for clip in clips)
     summary.left_out, summary.notes = findings.left_out, [*findings.notes, *listed.notices]
-    summary.lengths = length_differences(named)
+    summary.lengths = length_differences(written)
     summary.published = dict(importer.published) | findings.published
     summary.published_labels = dict(importer.published_labels) | findings.published_labels
-    _count(summary, named)
+    _count(summary, written)
     return summary
 
 
-def _checked(importer: Importer, request: Request) -> Request:
-    """Fill in defaults.
+def _checked_request(importer: Importer, request: Request) -> Request:
+    """Return the request with an absolute source and the default options and fold.
 
     Raises:
-        DatasetError: no such folder, split, fold or option.
+        DatasetError: the folder does not exist, or the importer lacks the split, fold or option.
     """
     if not request.source.exists():
         near = contents(request.source.parent) if request.source.parent.is_dir() else "no such folder"
@@ -151,41 +153,51 @@ def _checked(importer: Importer, request: Request) -> Request:
         )
     for split in request.splits:
         if importer.splits and not {split, plain_split(split)} & set(importer.splits):
-            near = suggest(split, importer.splits).strip() or None
-            raise DatasetError(f"--split {split}", expected=", ".join(importer.splits), got="another", next_step=near)
+            raise DatasetError(
+                f"--split {split}",
+                expected=", ".join(importer.splits),
+                got="another",
+                next_step=suggest(split, importer.splits).strip() or None,
+            )
     if request.fold and not 1 <= request.fold <= importer.folds:
-        has = f"a fold from 1 to {importer.folds}" if importer.folds else f"none, since {importer.title} has no folds"
-        raise DatasetError(f"--fold {request.fold}", expected=has, got=str(request.fold))
+        expected = (
+            f"a fold from 1 to {importer.folds}" if importer.folds else f"none, since {importer.title} has no folds"
+        )
+        raise DatasetError(f"--fold {request.fold}", expected=expected, got=str(request.fold))
     for name, value in request.options.items():
         if importer.any_option:
             break
         if name not in importer.options:
-            has = ", ".join(importer.options) or f"none, since {importer.name} has no options"
-            near = suggest(name, importer.options).strip() or None
-            raise DatasetError(f"--option {name}", expected=has, got=name, next_step=near)
+            expected = ", ".join(importer.options) or f"none, since {importer.name} has no options"
+            raise DatasetError(
+                f"--option {name}",
+                expected=expected,
+                got=name,
+                next_step=suggest(name, importer.options).strip() or None,
+            )
         choices = importer.options[name].choices
         if choices and value not in choices:
             raise DatasetError(f"--option {name}", expected=" or ".join(choices), got=repr(value))
-    options = {name: each.default for name, each in importer.options.items()} | dict(request.options)
+    options = {name: option.default for name, option in importer.options.items()} | dict(request.options)
     fold = request.fold or (importer.default_fold if importer.folds else 0)
     return replace(request, source=Path(os.path.abspath(request.source)), options=options, fold=fold)
 
 
-def _each_once(clips: Sequence[Clip], source: Path, findings: Findings, *, lenient: bool) -> list[Clip]:
+def _without_repetitions(clips: Sequence[Clip], source: Path, findings: Findings, *, lenient: bool) -> list[Clip]:
     """Return the first clip of every id.
 
     Raises:
-        DatasetError: an id comes again, and rows may not be left out.
+        DatasetError: an id is repeated and the import is not lenient.
     """
-    times = Counter(clip.id for clip in clips)
-    twice = [f'"{clip_id}" {count} times' for clip_id, count in times.items() if count > 1]
-    if twice and not lenient:
+    counts = Counter(clip.id for clip in clips)
+    repeated = [f'"{clip_id}" {count} times' for clip_id, count in counts.items() if count > 1]
+    if repeated and not lenient:
         raise DatasetError(
             str(source),
             expected="every clip once",
-            got=f"{len(twice)} ids repeated",
+            got=f"{len(repeated)} ids repeated",
             next_step="If the first of each is the right one: --lenient.",
-            problems=twice,
+            problems=repeated,
         )
     first: dict[str, Clip] = {}
     for clip in clips:
@@ -196,8 +208,8 @@ def _each_once(clips: Sequence[Clip], source: Path, findings: Findings, *, lenie
     return list(first.values())
 
 
-def _look_for_media(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
-    """Return the clips with all of their media, and of each other one the file that is not there."""
+def _split_by_media(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
+    """Return the clips whose media files all exist, and one absent file for each other clip."""
     present, missing = [], []
     for clip in clips:
         files = [path for kind in MEDIA_KINDS if (path := getattr(clip, kind)) is not None]
@@ -210,7 +222,7 @@ def _look_for_media(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
 
 
 def _media_root(target: Target, source: Path) -> Path | None:
-    """Return None for the list's own folder."""
+    """Return the root of the media paths; None for the folder of the list itself."""
     folder = Path(os.path.abspath(target.path)).parent
     if target.media_root is not None:
         root = Path(os.path.abspath(target.media_root))
@@ -227,6 +239,7 @@ def _write(clips: Sequence[Clip], target: Target, media_root: Path | None) -> No
 
 
 def _count(summary: ImportSummary, clips: Sequence[Clip]) -> None:
+    """Count the written clips by split, dataset and label; scores are not counted."""
     for clip in clips:
         split = clip.split or ""
         summary.by_split[split] += 1
@@ -239,7 +252,7 @@ def _count(summary: ImportSummary, clips: Sequence[Clip]) -> None:
 
 
 def options_text(options: Mapping[str, Option]) -> list[str]:
-    """One line an option, for `fcache import NAME` without a source."""
+    """Return one line per option, for `fcache import NAME` without a source."""
     lines = []
     for name, option in options.items():
         choices = f" ({', '.join(option.choices)})" if option.choices else ""

@@ -1,8 +1,8 @@
-"""MERR: clips of MER2023 without labels of its own, annotated by models: an emotion, a caption, a reason.
+"""MERR: unlabelled clips of MER2023 that models annotated with an emotion, a caption and a rationale.
 
-Source: Emotion-LLaMA (NeurIPS 2024). Lines `video_name n_frames emotion valence`; JSON objects of clip name ->
-descriptions, of which `smp_reason_caption` (fine-grained) or `caption` (coarse) is the reason. A fine-grained reason is
-taken before a coarse one.
+Source: Emotion-LLaMA (NeurIPS 2024). Text files with lines `video_name n_frames emotion valence`, and JSON objects of
+clip name -> descriptions. The rationale is `smp_reason_caption` (fine-grained) or `caption` (coarse); where a clip has
+both, the fine-grained one is used.
 """
 
 from __future__ import annotations
@@ -15,54 +15,55 @@ from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Request
 from featurecache.importers.findings import Findings, Vocabulary, scores, texts
 from featurecache.importers.folders import MediaFolder, any_of, contents
-from featurecache.importers.mer2023 import LANGUAGE, LICENCE, subtitles
+from featurecache.importers.mer import EMOTIONS, LANGUAGE, LICENCE, subtitles
 from featurecache.importers.tables import read_json, read_lines
 
-EMOTIONS = Vocabulary(
+MERR_EMOTIONS = Vocabulary(
     "emotion",
-    ("neutral", "angry", "happy", "sad", "worried", "surprise", "fear", "contempt", "doubt", "disgust"),
-    {"anger": "angry", "happiness": "happy", "sadness": "sad", "worry": "worried", "surprised": "surprise",
-     "fearful": "fear", "disgusted": "disgust"},
-)  # fmt: skip
-LINES = ("*fine*grained*.txt", "*coarse*grained*.txt", "*relative*.txt", "MERR*.txt")
-REASONS = ("smp_reason_caption", "reason_caption", "caption")
-WORDS_OF_LINE = 4
+    (*EMOTIONS.labels, "fear", "contempt", "doubt", "disgust"),
+    {**EMOTIONS.aliases, "fearful": "fear", "disgusted": "disgust"},
+)
+LABEL_FILES = ("*fine*grained*.txt", "*coarse*grained*.txt", "*relative*.txt", "MERR*.txt")
+REASON_KEYS = ("smp_reason_caption", "reason_caption", "caption")
+WORDS_PER_LINE = 4
 
 
-def read(request: Request, found: Findings) -> Iterator[Clip]:
-    """Yield every clip of the lines and of the JSON objects."""
-    described = _descriptions(request)
-    lines = [path for pattern in LINES if (path := any_of(request.source, (pattern, f"*/{pattern}")))]
+def read(request: Request, findings: Findings) -> Iterator[Clip]:
+    """Yield every clip that the text files or the JSON files name."""
+    descriptions = _descriptions(request)
+    label_files = [path for pattern in LABEL_FILES if (path := any_of(request.source, (pattern, f"*/{pattern}")))]
     labelled: dict[str, tuple[str, list[str]]] = {}
-    for path in dict.fromkeys(lines):
+    for path in dict.fromkeys(label_files):
         for place, line in read_lines(path, request.encoding):
             words = line.split()
-            if len(words) < WORDS_OF_LINE - 1:
+            if len(words) < WORDS_PER_LINE - 1:
                 got = f"{place}: {line[:60]}"
                 raise DatasetError(str(path), expected="lines of video_name n_frames emotion valence", got=got)
             labelled.setdefault(words[0], (place, words))
-    if not described and not labelled:
+    if not descriptions and not labelled:
         raise DatasetError(
-            str(request.source), expected="MERR_*_grained.json or " + ", ".join(LINES), got=contents(request.source)
+            str(request.source),
+            expected="MERR_*_grained.json or " + ", ".join(LABEL_FILES),
+            got=contents(request.source),
         )
-    said = subtitles(request.source, request, found)
+    text_of = subtitles(request, findings)
     folder = any_of(request.source, ("video", "videos", "clips"))
     videos = MediaFolder(folder or request.source, deep=True)
-    for clip_id in dict.fromkeys([*labelled, *described]):
-        about = described.get(clip_id, {})
+    for clip_id in dict.fromkeys([*labelled, *descriptions]):
+        description = descriptions.get(clip_id, {})
         labels = {}
         if clip_id in labelled:
             place, words = labelled[clip_id]
-            emotion = found.label(EMOTIONS, words[2], place)
+            emotion = findings.label(MERR_EMOTIONS, words[2], place)
             if emotion is None:
                 continue
-            labels = {"emotion": emotion, **scores(valence=words[3] if len(words) >= WORDS_OF_LINE else None)}
-        reason = next((str(about[key]) for key in REASONS if about.get(key)), None)
-        peak = str(about.get("peak_index", ""))
+            labels = {"emotion": emotion, **scores(valence=words[3] if len(words) >= WORDS_PER_LINE else None)}
+        reason = next((str(description[key]) for key in REASON_KEYS if description.get(key)), None)
+        peak = str(description.get("peak_index", ""))
         yield Clip(
             id=clip_id,
             video=videos.path_of(clip_id),
-            text=str(about.get("text") or "") or said.get(clip_id) or None,
+            text=str(description.get("text") or "") or text_of.get(clip_id) or None,
             split="train",
             dataset="merr",
             labels=labels,
@@ -72,16 +73,17 @@ def read(request: Request, found: Findings) -> Iterator[Clip]:
 
 
 def _descriptions(request: Request) -> dict[str, Mapping[str, Any]]:
-    described: dict[str, Mapping[str, Any]] = {}
+    """Return clip name -> descriptions, fine-grained before coarse."""
+    descriptions: dict[str, Mapping[str, Any]] = {}
     for pattern in ("*fine*grained*.json", "*coarse*grained*.json"):
         path = any_of(request.source, (pattern, f"*/{pattern}"))
         if path is None:
             continue
-        for clip_id, about in read_json(path, dict, request.encoding).items():
-            if not isinstance(about, dict):
-                raise DatasetError(str(path), expected="clip name -> an object", got=f"{clip_id}: {about!r:.60}")
-            described.setdefault(clip_id, about)
-    return described
+        for clip_id, description in read_json(path, dict, request.encoding).items():
+            if not isinstance(description, dict):
+                raise DatasetError(str(path), expected="clip name -> an object", got=f"{clip_id}: {description!r:.60}")
+            descriptions.setdefault(clip_id, description)
+    return descriptions
 
 
 IMPORTER = Importer(

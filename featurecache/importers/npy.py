@@ -1,8 +1,8 @@
-"""Bring a folder of one .npy a clip into a store: `features/<encoder>/<id>.npy`, (1, K, D) or (K, D), any float dtype.
+"""Import .npy files of features into a store: `features/<encoder>/<id>.npy`, (1, K, D) or (K, D), any float dtype.
 
-What such files were made with is not in them, so the spec says `origin: unverified` and carries no weights: its
-fingerprint can never equal that of an extraction. A clip's source is the sha256 of its file. Files that cannot be used
-become failed clips with the reason. Nothing is unpickled.
+The files do not say how they were computed, so the spec says `origin: unverified` and names no weights; its fingerprint
+can never equal that of an extraction. The source of a clip is the sha256 of its file. A clip whose file cannot be used
+is recorded as failed, with the reason. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from featurecache.store.protocols import Shard, Status
 from featurecache.store.records import clean_reason
 from featurecache.store.writer import StoredFeatureWriter, encode_tokens
 
-SHAPES_ASKED = 32
-"""So many files decide what shape a feature has."""
+NUM_SHAPE_FILES = 32
+"""Number of readable files that decide the shape of a feature."""
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What was read of one folder."""
+class ImportedFeature:
+    """Result of importing one folder."""
 
     name: str
     num_ok: int
     failures: dict[str, str]
-    """Clip id: reason."""
+    """Clip id -> reason."""
     num_earlier: int
-    """Files that an earlier import had read."""
+    """Files that an earlier import read already."""
 
 
 def import_npy(
@@ -51,17 +51,17 @@ def import_npy(
     stored_dtype: str = "float16",
     retry: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Imported]:
-    """Import `folder` as a feature called `name`; where it holds folders only, each of them under its own name.
+) -> list[ImportedFeature]:
+    """Import `folder` as the feature `name`; if it holds only folders, import each of them under its own name.
 
-    A clip's id is `prefix` and its file's name without the ending.
-
-    Run again, it adds what is new and touches nothing else. `retry` also reads again what failed or has changed.
+    The id of a clip is `prefix` plus the file name without its ending. A second import adds new files and changes
+    nothing else; with `retry` it also reads files again that failed or have changed.
 
     Raises:
-        StoreNotFoundError: no .npy files there.
-        StoreError: a file name that is no clip id, or several folders under one `name`.
-        FingerprintError: the store has a feature of that name under another spec, or clips in it from other bytes.
+        StoreNotFoundError: the folder holds no .npy files.
+        StoreError: a file name is no valid clip id, or `name` is given for several folders.
+        FingerprintError: the store has a feature of this name with another spec, or a file has changed since its
+            import.
     """
     groups = _groups(folder, prefix)
     if name is not None and len(groups) > 1:
@@ -72,17 +72,17 @@ def import_npy(
     ]
 
 
-def taken_from_files(folder: Path, store: LocalStore) -> Recompute:
-    """A `Recompute`, for repair, that reads clips of `store` from the files they were imported from.
+def recompute_from_files(folder: Path, store: LocalStore) -> Recompute:
+    """Return a function for repair that reads clips of `store` from the files they were imported from.
 
-    A clip `set/a1`, imported with the prefix `set/`, is found in `a1.npy`; what its bytes are is checked by repair.
+    The file of clip `set/a1`, imported with the prefix `set/`, is `a1.npy`; repair checks that its bytes are the same.
 
     Raises:
-        StoreNotFoundError: no .npy files there.
+        StoreNotFoundError: the folder holds no .npy files.
     """
     groups = _groups(folder, "")
 
-    def take(feature: str, ids: Sequence[str]) -> Iterator[Outcome]:
+    def read_again(feature: str, ids: Sequence[str]) -> Iterator[Outcome]:
         files = next(iter(groups.values())) if len(groups) == 1 else groups.get(feature, {})
         spec = store.spec(feature)
         for clip_id in ids:
@@ -92,19 +92,19 @@ def taken_from_files(folder: Path, store: LocalStore) -> Recompute:
                 source = hashlib.sha256(data).hexdigest()
                 rows, stated = encode_tokens(_tokens(data, spec.shape), spec)
             except (OSError, ValueError, KeyError, EOFError) as error:
-                found = not isinstance(error, KeyError)
-                yield Outcome(clip_id, Status.FAILED, source, reason=_reason(error), tried=found)
+                file_exists = not isinstance(error, KeyError)
+                yield Outcome(clip_id, Status.FAILED, source, reason=_reason(error), tried=file_exists)
             else:
                 yield Outcome(clip_id, Status.OK, source, rows=rows, stated=stated)
 
-    return take
+    return read_again
 
 
 def _file_of(clip_id: str, files: Mapping[str, Path]) -> Path:
-    """The file of a clip, whose id may begin with a prefix that ends in a slash.
+    """Return the file of a clip, whose id may begin with prefixes that end in a slash.
 
     Raises:
-        KeyError: there is none.
+        KeyError: the clip has no file.
     """
     name = clip_id
     while name not in files and "/" in name:
@@ -113,7 +113,7 @@ def _file_of(clip_id: str, files: Mapping[str, Path]) -> Path:
 
 
 def unverified_spec(name: str, shape: tuple[int, int], stored_dtype: str) -> Spec:
-    """A spec that claims nothing but the name, shape and dtype."""
+    """Return a spec that states only the name, shape and dtype."""
     return Spec(
         encoder=name,
         implementation=0,
@@ -130,15 +130,21 @@ def unverified_spec(name: str, shape: tuple[int, int], stored_dtype: str) -> Spe
 
 
 def _groups(folder: Path, prefix: str) -> dict[str, dict[str, Path]]:
-    """Files by clip id, by feature name."""
+    """Return feature name -> clip id -> file.
+
+    Raises:
+        StoreNotFoundError: the folder holds no .npy files.
+        StoreError: a file name is no valid clip id.
+    """
     if not folder.is_dir():
         raise StoreNotFoundError(str(folder), expected="a folder of .npy files", got="no such folder")
     direct = {prefix + path.stem: path for path in sorted(folder.glob("*.npy"))}
     groups = {folder.name: direct} if direct else {}
     if not direct:
-        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            files = {prefix + path.relative_to(inner).as_posix()[:-4]: path for path in sorted(inner.rglob("*.npy"))}
-            groups |= {inner.name: files} if files else {}
+        for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
+            paths = sorted(subfolder.rglob("*.npy"))
+            files = {prefix + path.relative_to(subfolder).as_posix().removesuffix(".npy"): path for path in paths}
+            groups |= {subfolder.name: files} if files else {}
     if not groups:
         raise StoreNotFoundError(str(folder), expected=".npy files, or folders of them", got="none")
     problems = [problem for files in groups.values() for problem in map(id_problem, files) if problem]
@@ -154,15 +160,18 @@ def _import_folder(
     stored_dtype: str,
     retry: bool,
     progress: Callable[[int, int], None] | None,
-) -> Imported:
+) -> ImportedFeature:
     shape = _usual_shape(files)
     writer = store.writer(name, unverified_spec(name, shape, stored_dtype))
     writer.plan(list(files))
     failed, changed = _stale(writer, files)
-    still: dict[str, str] = {}
+    same_failures: dict[str, str] = {}
     if retry:
-        still = {clip_id: reason for clip_id in failed if (reason := _fails_as_before(writer, clip_id, files[clip_id]))}
-        writer.retry([*(clip_id for clip_id in failed if clip_id not in still), *changed])
+        # A file that fails for the same reason again keeps its record: retrying it would only write a new shard.
+        same_failures = {
+            clip_id: reason for clip_id in failed if (reason := _repeated_failure(writer, clip_id, files[clip_id]))
+        }
+        writer.retry([*(clip_id for clip_id in failed if clip_id not in same_failures), *changed])
     elif changed:
         raise FingerprintError(
             writer.subject,
@@ -174,7 +183,7 @@ def _import_folder(
     pending = writer.pending()
     pending_ids = {clip_id for shard in pending for clip_id in shard.ids}
     total = len(pending_ids)
-    failures = {clip_id: reason for clip_id, reason in still.items() if clip_id not in pending_ids}
+    failures = {clip_id: reason for clip_id, reason in same_failures.items() if clip_id not in pending_ids}
     total += len(failures)
     done = len(failures)
     for shard in pending:
@@ -183,11 +192,11 @@ def _import_folder(
         done += _import_shard(writer, shard, files, failures)
     if progress:
         progress(done, total)
-    return Imported(name, total - len(failures), failures, len(files) - total)
+    return ImportedFeature(name, total - len(failures), failures, len(files) - total)
 
 
 def _stale(writer: StoredFeatureWriter, files: dict[str, Path]) -> tuple[list[str], list[str]]:
-    """Clips that failed, and clips whose files are not those that their tokens were read from."""
+    """Return the clips that failed, and the clips whose files have changed since their import."""
     failed, changed = [], []
     for clip_id, path in files.items():
         record = writer.record(clip_id)
@@ -198,8 +207,8 @@ def _stale(writer: StoredFeatureWriter, files: dict[str, Path]) -> tuple[list[st
     return failed, changed
 
 
-def _fails_as_before(writer: StoredFeatureWriter, clip_id: str, path: Path) -> str:
-    """Why a file that failed fails again, where its record says the same; otherwise an empty string."""
+def _repeated_failure(writer: StoredFeatureWriter, clip_id: str, path: Path) -> str:
+    """Return why a file fails again if its record has the same reason for the same bytes, else an empty text."""
     source = ""
     try:
         data = path.read_bytes()
@@ -213,6 +222,7 @@ def _fails_as_before(writer: StoredFeatureWriter, clip_id: str, path: Path) -> s
 
 
 def _import_shard(writer: StoredFeatureWriter, shard: Shard, files: dict[str, Path], failures: dict[str, str]) -> int:
+    """Write one shard from its files, add its failures to `failures`, and return its number of clips."""
     with writer.begin(shard) as shard_writer:
         for slot, clip_id in enumerate(shard.ids):
             source = ""
@@ -228,17 +238,17 @@ def _import_shard(writer: StoredFeatureWriter, shard: Shard, files: dict[str, Pa
 
 
 def _reason(error: Exception) -> str:
-    """Why a file could not be used, without its path: reasons are kept in the store."""
+    """Return why a file cannot be used, without its path: a store holds reasons, and no absolute paths."""
     if isinstance(error, KeyError):
         return "not in the folder any more"
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
 def _tokens(data: bytes, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """(K, D) float32 of one file.
+    """Return the (K, D) float32 tokens of one file.
 
     Raises:
-        ValueError: not a .npy file of numbers of that shape.
+        ValueError: the data are no .npy file of floating-point numbers in that shape.
     """
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
@@ -247,12 +257,12 @@ def _tokens(data: bytes, shape: tuple[int, int] | None = None) -> np.ndarray:
         array = array[0]
     if array.ndim != 2 or (shape is not None and array.shape != shape):
         raise ValueError(f"expected shape {shape or '(K, D)'}, got {array.shape}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which the writer refuses
         return np.ascontiguousarray(array, np.float32)
 
 
 def _usual_shape(files: dict[str, Path]) -> tuple[int, int]:
-    """The commonest shape (K, D) among the first readable files."""
+    """Return the most frequent shape (K, D) of the first readable files."""
     shapes: Counter[tuple[int, int]] = Counter()
     for path in files.values():
         try:
@@ -260,7 +270,7 @@ def _usual_shape(files: dict[str, Path]) -> tuple[int, int]:
         except (OSError, ValueError, EOFError):
             continue
         shapes[tokens.shape[0], tokens.shape[1]] += 1
-        if shapes.total() == SHAPES_ASKED:
+        if shapes.total() == NUM_SHAPE_FILES:
             break
     if not shapes:
         folder = next(iter(files.values())).parent

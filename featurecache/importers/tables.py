@@ -1,7 +1,7 @@
-"""Tables of datasets: CSV, TSV, xlsx and lines of text, read as text and checked by their headers.
+"""Read the tables of datasets: CSV, TSV, xlsx, JSON and lines of text.
 
-Every cell is text, so ids keep their leading zeros. Columns are found by any of the names they go by, whatever their
-case; a table without a column that is needed is an error that names what was expected and what was found.
+Every cell is text, so ids keep their leading zeros. A column may have several names, and case does not matter. A table
+that lacks a required column is an error that names the expected and the present columns.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from featurecache.errors import DatasetError
 from featurecache.files.spreadsheet import first_sheet
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
-csv.field_size_limit(1 << 24)  # reasons of language models are longer than the default of 128 KiB
+csv.field_size_limit(1 << 24)  # texts of language models may exceed the default of 128 KiB
 
 Columns = Mapping[str, Sequence[str]]
-"""Our name of a column -> the names it goes by in tables."""
+"""Name of a column in the importer -> its possible names in tables."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: cells by our names of the columns; "" for an empty cell and for an optional column that is not there."""
+    """One row: cells by the importer's column names; "" for an empty cell and for an absent optional column."""
 
     place: str
     """File and line, for messages."""
@@ -45,28 +45,31 @@ def read_table(
     *,
     verbatim: Collection[str] = (),
 ) -> list[Row]:
-    """Read a table; cells of other columns are left out, outer white space too, but in `verbatim` columns (our names).
+    """Read the named columns of a table, without outer white space except in the `verbatim` columns.
 
     Raises:
-        DatasetError: no such file, not a table, a column missing, or a row with another number of cells.
+        DatasetError: the file does not exist or is no table, a column is missing, or a row has a different number of
+            cells than the header.
     """
     lines = _lines(path, encoding, delimiter)
     header = lines[0][1] if lines else []
-    places = _find(header, columns)
-    missing = [name for name in columns if name not in places]
+    indices = _column_indices(header, columns)
+    missing = [name for name in columns if name not in indices]
     if missing:
         wanted = ", ".join(" or ".join(columns[name]) for name in missing)
         raise DatasetError(str(path), expected=f"a column {wanted}", got="columns " + (", ".join(header) or "none"))
-    places |= _find(header, optional or {})
-    rows, torn = [], []
+    indices |= _column_indices(header, optional or {})
+    rows, incomplete = [], []
     for number, cells in lines[1:]:
         if len(cells) != len(header):
-            torn.append(f"line {number}: {len(cells)} cells")
+            incomplete.append(f"line {number}: {len(cells)} cells")
         else:
-            found = {name: cells[place] if name in verbatim else cells[place].strip() for name, place in places.items()}
-            rows.append(Row(f"{path.name} line {number}", found))
-    if torn:
-        raise DatasetError(str(path), expected=f"{len(header)} cells in every row", got="others", problems=torn)
+            values = {
+                name: cells[index] if name in verbatim else cells[index].strip() for name, index in indices.items()
+            }
+            rows.append(Row(f"{path.name} line {number}", values))
+    if incomplete:
+        raise DatasetError(str(path), expected=f"{len(header)} cells in every row", got="others", problems=incomplete)
     return rows
 
 
@@ -74,42 +77,42 @@ def header_of(path: Path, encoding: str = "utf-8-sig", delimiter: str = "") -> l
     """Return the column names of a table.
 
     Raises:
-        DatasetError: no such file, or not a table.
+        DatasetError: the file does not exist or is no table.
     """
     return next((cells for _, cells in _lines(path, encoding, delimiter, limit=1)), [])
 
 
 def has_columns(path: Path, columns: Columns, encoding: str = "utf-8-sig") -> bool:
-    """Return whether a table has all of these columns."""
-    return len(_find(header_of(path, encoding), columns)) == len(columns)
+    """Return whether a table has all these columns."""
+    return len(_column_indices(header_of(path, encoding), columns)) == len(columns)
 
 
 def find_tables(root: Path, layouts: Sequence[Columns], encoding: str = "utf-8-sig") -> list[tuple[Path, Columns]]:
-    """Return every table below `root` that has the columns of one of the layouts, with the first that fits.
+    """Return every table below `root` that has all columns of some layout, with the first such layout.
 
     Raises:
-        DatasetError: there is none; the columns of those that there are, are named.
+        DatasetError: no table fits; the message lists the columns of every table.
     """
     paths = sorted(
         path for path in root.rglob("*") if path.suffix.lower() in TABLE_SUFFIXES and path.name[0] not in ".~"
     )
-    found, others = [], []
+    matches, others = [], []
     for path in paths:
         header = header_of(path, encoding)
-        layout = next((each for each in layouts if len(_find(header, each)) == len(each)), None)
+        layout = next((columns for columns in layouts if len(_column_indices(header, columns)) == len(columns)), None)
         if layout is None:
             others.append(f"{path.relative_to(root)}: {', '.join(header)}")
         else:
-            found.append((path, layout))
-    if not found:
+            matches.append((path, layout))
+    if not matches:
         wanted = " or of ".join(", ".join(names[0] for names in layout.values()) for layout in layouts)
         got = f"{len(paths)} tables of other columns" if paths else "no table"
         raise DatasetError(str(root), expected=f"a table of {wanted}", got=got, problems=others)
-    return found
+    return matches
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """Return the tables of a folder, by name; what an operating system leaves there (`._x`, `~$x`) is none."""
+    """Return the tables of a folder, sorted; files that an operating system or office program creates are skipped."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -120,7 +123,7 @@ def tables_in(folder: Path) -> list[Path]:
 
 
 def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, str]]:
-    """Yield (file and line number, text) of every line that is not empty.
+    """Yield (file name and line number, text) of every line that is not empty.
 
     Raises:
         DatasetError: the file cannot be read as text.
@@ -131,50 +134,51 @@ def read_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, s
 
 
 def read_json(path: Path, kind: type, encoding: str = "utf-8-sig") -> Any:
-    """Return a JSON document whose outermost value is a `kind`.
+    """Return a JSON document whose outermost value has the type `kind`.
 
     Raises:
-        DatasetError: the file cannot be read, is no JSON, or holds something else.
+        DatasetError: the file cannot be read, is no JSON, or holds another type.
     """
     try:
         document = json.loads(_text(path, encoding))
     except (ValueError, RecursionError) as error:
         raise DatasetError(str(path), expected="JSON", got=str(error)) from error
     if not isinstance(document, kind):
-        names = {dict: "an object", list: "a list"}
+        names: dict[type, str] = {dict: "an object", list: "a list"}
         raise DatasetError(str(path), expected=names[kind], got=names.get(type(document), type(document).__name__))
     return document
 
 
-def _find(header: Sequence[str], columns: Columns) -> dict[str, int]:
-    """Where each column stands; the first of its names that is there counts."""
-    spelled = {name.strip().lower(): place for place, name in reversed(list(enumerate(header)))}
-    found = {}
-    for name, spellings in columns.items():
-        place = next((spelled[each.lower()] for each in spellings if each.lower() in spelled), None)
-        if place is not None:
-            found[name] = place
-    return found
+def _column_indices(header: Sequence[str], columns: Columns) -> dict[str, int]:
+    """Return the index of each column that the table has; the first of its possible names counts."""
+    # Reversed, so that of two equal names in the header the first one counts.
+    index_of = {name.strip().lower(): index for index, name in reversed(list(enumerate(header)))}
+    indices = {}
+    for name, table_names in columns.items():
+        index = next((index_of[key] for key in map(str.lower, table_names) if key in index_of), None)
+        if index is not None:
+            indices[name] = index
+    return indices
 
 
 def _lines(path: Path, encoding: str, delimiter: str, limit: int | None = None) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of every row that is not empty, the header first."""
+    """Return (line number, cells) of every row that is not empty, the header first, at most `limit` rows."""
     if path.suffix.lower() == ".xlsx":
         rows = _xlsx_rows(path)
     else:
         delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
         reader = csv.reader(io.StringIO(_text(path, encoding), newline=""), delimiter=delimiter)
         rows = ((reader.line_num, cells) for cells in reader)
-    kept = []
+    lines: list[tuple[int, list[str]]] = []
     try:
         for number, cells in rows:
             if any(cell.strip() for cell in cells):
-                kept.append((number, cells))
-                if limit is not None and len(kept) >= limit:
+                lines.append((number, cells))
+                if limit is not None and len(lines) >= limit:
                     break
     except csv.Error as error:
         raise DatasetError(str(path), expected="a table", got=str(error)) from error
-    return kept
+    return lines
 
 
 def _text(path: Path, encoding: str) -> str:
@@ -194,15 +198,17 @@ def _text(path: Path, encoding: str) -> str:
 
 
 def _xlsx_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (row number, cells) of the first sheet; all rows get the width of the header."""
     width = 0
     for number, values in enumerate(first_sheet(path, extra="import"), start=1):
         cells = [_cell_text(value) for value in values]
         if not width:
-            width = max((place for place, cell in enumerate(cells, start=1) if cell), default=0)
+            width = max((count for count, cell in enumerate(cells, start=1) if cell), default=0)
         yield number, (cells + [""] * width)[: max(width, 1)]
 
 
 def _cell_text(value: object) -> str:
+    """Return the text of an xlsx cell; a whole number has no decimal point."""
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():

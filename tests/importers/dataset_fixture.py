@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featurecache.importers import Request, find_importer
+from featurecache.importers.importing import ImportSummary, Target, import_dataset
+
 Rows = Sequence[Sequence[object]]
 Content = str | Rows | Mapping[str, Any]
 """Text; rows of a table (csv or xlsx, by the name's ending); a document for a .json (`{"": [...]}` is a list)."""
@@ -40,6 +43,8 @@ class DatasetFixture:
     """How many clips are left without the needed file; None where that is an error."""
     lost_with_first: int = 1
     """How many clips need the first of the media."""
+    clips_are_files: bool = False
+    """Whether the importer lists the media files themselves, so that no clip can lack its media."""
 
     def build(self, root: Path, files: Mapping[str, Content] | None = None) -> Path:
         """Write it below `root`; return what an importer is given."""
@@ -90,3 +95,16 @@ def write(path: Path, content: Content) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(content)
         path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def run(
+    fixture: DatasetFixture, source: Path, out: Path, splits: tuple[str, ...] = (), **target: object
+) -> ImportSummary:
+    """Import a synthetic dataset as the command line does."""
+    request = Request(source, splits, fixture.fold, dict(fixture.options))
+    return import_dataset(find_importer(fixture.importer), request, Target(out, **target))  # type: ignore[arg-type]
+
+
+def rows_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of a clip list by id."""
+    return {row["id"]: row for row in map(json.loads, path.read_text("utf-8").splitlines())}

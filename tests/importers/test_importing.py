@@ -15,10 +15,9 @@ import sentiment_fixtures as sentiment
 import table_fixtures as table
 import video_fixtures as video
 from click.testing import CliRunner, Result
-from dataset_fixture import write
+from dataset_fixture import rows_of, run, write
 from hypothesis import given
 from hypothesis import strategies as st
-from importer_contract import rows_of, run
 from stub_encoders import stub_encoders
 
 import featurecache
@@ -28,9 +27,9 @@ from featurecache.clips.writing import write_clips
 from featurecache.errors import ClipListError, DatasetError, MissingExtraError, SpreadsheetError
 from featurecache.extract.run import extract
 from featurecache.importers import Importer, Request, find_importer, registered
+from featurecache.importers.dialogues import FOUR_WAY_COUNTS, speaker_crop
 from featurecache.importers.findings import Findings, Vocabulary, list_of, score
 from featurecache.importers.folders import MediaFolder
-from featurecache.importers.iemocap import FOUR_WAY, speaker_crop
 from featurecache.importers.image_text import most_common
 from featurecache.importers.importing import Target, import_dataset
 from featurecache.importers.refcoco import box_answer
@@ -152,7 +151,7 @@ def test_four_emotions_of_iemocap_join_excited_to_happiness(tmp_path: Path) -> N
     assert set(summary.by_label["emotion"]) == {"neutral", "happiness"}
     assert ("test", 2, 1241) in summary.against_published()
     assert ("train+test happiness", 5, 1636) in summary.against_published()
-    assert sum(FOUR_WAY.values()) == 5531
+    assert sum(FOUR_WAY_COUNTS.values()) == 5531
     assert all(clip.crop is None for clip in load_clips(tmp_path / "clips.jsonl"))
 
 

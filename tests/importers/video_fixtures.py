@@ -60,6 +60,7 @@ MAFW_COMPOUND = DatasetFixture(
 )
 
 CAER = DatasetFixture(
+    clips_are_files=True,
     importer="caer",
     files={"train/notes.txt": "about"},
     media=("train/Anger/0001.avi", "train/Happy/0001.avi", "validation/Sad/0001.avi", "test/Anger/0001.avi"),

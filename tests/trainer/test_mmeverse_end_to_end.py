@@ -101,16 +101,16 @@ def test_import_extract_train_eval_report(llama, whisper_folder, eva_folder, tmp
 
 
 def test_the_vocabularies_of_benches_are_those_that_importers_write():
-    from featurecache.importers import caer, dfew, e3, mafw, mc_eiu, mmsa
+    from featurecache.importers import dialogues, in_the_wild, mmsa
 
     sets = load_benchmark("mmeverse").sets
     for name, written in {
-        "caer": caer.EMOTIONS,
-        "dfew": dfew.EMOTIONS,
-        "e3": e3.EMOTIONS,
-        "mafw": mafw.EMOTIONS,
-        "mc-eiu": mc_eiu.EMOTIONS,
-        "mc-eiu-intent": mc_eiu.INTENTS,
+        "caer": in_the_wild.CAER_EMOTIONS,
+        "dfew": in_the_wild.DFEW_EMOTIONS,
+        "e3": in_the_wild.E3_EMOTIONS,
+        "mafw": in_the_wild.MAFW_EMOTIONS,
+        "mc-eiu": dialogues.MC_EIU_EMOTIONS,
+        "mc-eiu-intent": dialogues.MC_EIU_INTENTS,
         "meld-s": mmsa.SENTIMENTS,
     }.items():
         assert set(written.labels) <= set(sets[name].vocabulary), name
