@@ -9,10 +9,7 @@ run. Paths are kept as given; the run's own files never hold an absolute one.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -20,18 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from featurecache.errors import suggest
 from featurecache.spec import canonical_json
-from fusion_train.errors import ConfigError, refuse_unknown
+from fusion_train.errors import ConfigError
 from fusion_train.models.token_streams import MODALITIES
 from fusion_train.prompts.limits import TooLong
 from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, TASKS, PromptFormat
-from fusion_train.yaml_settings import merge, parse_override, parse_yaml
+from fusion_train.yaml_settings import merge
 
-DEFAULT = "emotion_llama_v2"
 OnAbsent = Literal["refuse", "leave_out"]
 """What to do about something that a setting names and the data lack."""
-PROBE = "probe"
-"""The stage that trains no language model."""
-MAX_EXTENDED = 8
 
 
 class Section(BaseModel):
@@ -357,123 +350,6 @@ class Config(Section):
         return list(_differing(self.model_dump(mode="json"), other.model_dump(mode="json")))
 
 
-def preset_dir() -> Any:
-    """The shipped `configs/`: inside an installed wheel, or beside the package in a checkout."""
-    packaged = files("fusion_train") / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"
-
-
-def stage_names() -> list[str]:
-    """Stages that a configuration file exists for."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in (preset_dir() / "stages").iterdir()
-        if entry.name.endswith(".yaml")
-    )
-
-
-def load_config(config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Resolve a configuration.
-
-    Args:
-        config: a YAML file, or the name of a shipped one; default: `DEFAULT`.
-        stage: name of a file under `configs/stages/`.
-        overrides: `a.b=c` texts, c read as YAML.
-
-    Raises:
-        ConfigError: no such file, not YAML, unknown keys or wrong values; all at once, each with its dotted key.
-    """
-    overrides = list(overrides)
-    values = layered_settings(config, stage, overrides)
-    fit_to_length(values, own_settings(config, stage, overrides))
-    resolved = validate(values, str(config or DEFAULT))
-    refuse_probe_with_llm(resolved)
-    return resolved
-
-
-def layered_settings(
-    config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()
-) -> dict[str, Any]:
-    """The layers of a configuration, as of `load_config`; neither fitted to the length of the run nor checked."""
-    values = read_yaml(config if config is not None else DEFAULT)
-    values.pop("stages", None)
-    if stage is not None:
-        merge(values, stage_settings(config, stage))
-    for text in overrides:
-        merge(values, parse_override(text))
-    return values
-
-
-def refuse_probe_with_llm(config: Config) -> None:
-    """Raise ConfigError where a language model is named for the stage that trains none."""
-    if config.stage == PROBE and config.model.llm is not None:
-        raise ConfigError(
-            "model.llm",
-            expected="null, since the stage probe trains fusion and a linear head alone",
-            got=config.model.llm,
-            next_step="Leave model.llm out, or train with it: --stage perception.",
-        )
-
-
-def own_settings(config: str | Path | None, stage: str | None, overrides: Iterable[str]) -> dict[str, Any]:
-    """The settings that the user named: those of a file of their own and the overrides, none of what is shipped."""
-    own: dict[str, Any] = {}
-    if config is not None and os.path.isfile(config):
-        own = dict(_mapping(parse_yaml(Path(config).read_bytes(), str(config)), str(config)))
-        stages = own.pop("stages", None)
-        merge(own, _mapping(_mapping(stages, "stages").get(stage), "stages") if stage else {})
-    for text in overrides:
-        merge(own, parse_override(text))
-    return own
-
-
-def fit_to_length(values: dict[str, Any], own: Mapping[str, Any]) -> None:
-    """Shorten in place what a run of these steps would never reach, unless the user named it: to the published shares.
-
-    The recipe of 50,000 steps warms up for 1,000, is kept every 1,000 and scored every 5,000.
-    """
-    optim = values.get("optim") or {}
-    steps = optim.get("steps", OptimConfig().steps) if isinstance(optim, Mapping) else None
-    if not isinstance(steps, int) or steps < 1:
-        return  # `validate` says what is wrong
-    for section, name, first, share in (
-        ("optim", "warmup_steps", steps, 50),
-        ("checkpoint", "every", steps + 1, 50),
-        ("log", "eval_every", steps + 1, 10),
-    ):
-        there, named = values.get(section) or {}, own.get(section) or {}
-        if not isinstance(there, Mapping) or not isinstance(named, Mapping) or name in named:
-            continue
-        default = Config.model_fields[section].default
-        value = there.get(name, getattr(default, name))
-        if isinstance(value, int) and value >= first:
-            least = 0 if name == "warmup_steps" else 1
-            merge(values, {section: {name: max(steps // share, least)}})
-
-
-def stage_settings(config: str | Path | None, stage: str) -> dict[str, Any]:
-    """What a stage lays over a configuration: its file, and what the configuration says of that stage.
-
-    Raises:
-        ConfigError: no such stage.
-    """
-    refuse_unknown("stage", stage, stage_names())
-    values = read_yaml(f"stages/{stage}")
-    name = config if config is not None else DEFAULT
-    own_stages = _mapping(read_yaml(name).get("stages"), f"{name}: stages")
-    for known in own_stages:
-        refuse_unknown("stage", known, stage_names())
-    merge(values, _mapping(own_stages.get(stage), f"{name}: stages.{stage}"))
-    return values
-
-
-def _mapping(value: Any, subject: str) -> Mapping[str, Any]:
-    """Return `value`, a mapping or nothing; raises ConfigError for anything else."""
-    if value is not None and not isinstance(value, Mapping):
-        raise ConfigError(subject, expected="a mapping of settings", got=repr(value))
-    return value or {}
-
-
 def validate(values: Mapping[str, Any], subject: str) -> Config:
     """Check a nested mapping of settings.
 
@@ -490,39 +366,6 @@ def validate(values: Mapping[str, Any], subject: str) -> Config:
             got=f"{len(problems)} problem{'s' if len(problems) > 1 else ''}",
             problems=problems,
         ) from error
-
-
-def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
-    """Read a YAML mapping from a file, or from a shipped preset by name, with what it extends below it."""
-    path = Path(config)
-    name = str(config)
-    source: Any = path
-    if not os.path.isfile(path):  # False also for a name that no file can have
-        source = preset_dir() / (name if name.endswith(".yaml") else f"{name}.yaml")
-    if not os.path.isfile(str(source)):
-        folder, _, last = name.removesuffix(".yaml").rpartition("/")  # "sweeps" of "sweeps/pre_fusion"
-        beside = preset_dir() / "sweeps" if folder == "sweeps" else preset_dir()
-        shipped = sorted(entry.name.removesuffix(".yaml") for entry in beside.iterdir() if entry.name.endswith(".yaml"))
-        raise ConfigError(
-            name,
-            expected="a YAML file, or one of " + ", ".join(shipped),
-            got="no such file",
-            next_step=suggest(last, shipped).strip() or None,
-        )
-    values = parse_yaml(source.read_bytes(), name)
-    below = values.pop("extends", None)
-    if below is None:
-        return values
-    if not isinstance(below, str) or not below:
-        raise ConfigError(f"{name}: extends", expected="the name of one file or shipped preset", got=repr(below))
-    if _depth > MAX_EXTENDED:
-        raise ConfigError(
-            name, expected=f"at most {MAX_EXTENDED} files that extend each other", got="more, or a circle"
-        )
-    beside = path.parent / below
-    base = read_yaml(beside if os.path.isfile(path) and os.path.isfile(beside) else below, _depth + 1)
-    merge(base, values)
-    return base
 
 
 def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

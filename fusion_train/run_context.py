@@ -32,7 +32,7 @@ from fusion_train.prompts.limits import PromptLimits
 from fusion_train.run import Run, absolute
 
 
-class ListReadLater(ClipList):
+class LazyClipList(ClipList):
     """A clip list that is read when first asked for: a run that goes on does not need it until it scores."""
 
     def __init__(self, read: Callable[[], ClipList]) -> None:
@@ -93,7 +93,7 @@ def build_context(
         ClipListError, StoreError, ConfigError, ModelError: see the functions called.
     """
     data = config.data
-    clip_list: ClipList = ListReadLater(
+    clip_list: ClipList = LazyClipList(
         lambda: adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
     )
     reader = FeatureReader.open(store, config.features.used, fingerprints)
@@ -171,7 +171,7 @@ def load_context(
     return replace(context, weights=state.sha256[weights])
 
 
-def take_out(context: RunContext, streams: Mapping[str, Literal["zero", "omit"]]) -> None:
+def ablate_streams(context: RunContext, streams: Mapping[str, Literal["zero", "omit"]]) -> None:
     """Take streams (fusion, image, video, audio) out of a trained model: the module ablation.
 
     Raises:

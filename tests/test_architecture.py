@@ -86,7 +86,7 @@ LAYERS = {
         ("metrics", "models", "processes", "yaml_settings"),
         ("checkpoint", "prompts", "statistics"),
         ("config", "remote"),
-        ("data",),
+        ("data", "presets"),
         ("llm", "run"),
         ("planning", "run_context"),
         ("evaluation",),

@@ -207,7 +207,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from featurecache.clips.clip_list import Clip
 from featurecache.views import AudioView, FramesView
-from fusion_train.predict.pipeline import Limits, _guard, _prepare
+from fusion_train.predict.pipeline import PredictionLimits, _guard, _prepare
 from fusion_train.predict.timing import Timings
 
 VIEWS = [AudioView(), FramesView(4, "uniform", still=False)]
@@ -224,7 +224,7 @@ question = SimpleNamespace(task=SimpleNamespace(name="emotion", modalities=("aud
 with _guard(1) as guard:
     for path in sys.argv[1:]:
         clip = Clip(Path(path).name, video=Path(path))
-        print(_prepare(opened, clip, (), question, Limits(), Timings(), guard).__class__.__name__, flush=True)
+        print(_prepare(opened, clip, (), question, PredictionLimits(), Timings(), guard).__class__.__name__, flush=True)
 """
 
 

@@ -66,11 +66,11 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
     number = given["check"].isdigit()
     if number and not int(given["check"]):
         raise click.UsageError("--check: expected at least 1")
-    from fusion_train.export.export_run import NUM_CHECKED, Sources, export_run, verify_export
+    from fusion_train.export.export_run import NUM_CHECKED, ExportSources, export_run, verify_export
     from fusion_train.run import Run
 
     run = Run(folder) if folder else None
-    sources = Sources(
+    sources = ExportSources(
         given["store"],
         given["clips"],
         given["checkpoint"],

@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from train_material import SHAPES, save_clips, save_store, save_tokenizer
 from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
 
-from fusion_train.config import load_config
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.llm.loading import llm_config
 from fusion_train.planning.memory_budget import choose_budget
 from fusion_train.planning.sizes import measured_peak_flops, work_of
+from fusion_train.presets import load_config
 from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.devices import place
 from fusion_train.training.optimizer import make_optimizer

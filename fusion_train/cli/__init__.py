@@ -22,14 +22,12 @@ import click
 
 from featurecache.console import HELP, CommandGroup, OutputPath, say
 from fusion_train.cli.evaluate import contrast_command, evaluate_command, score_command
-from fusion_train.cli.exactness import replay, verify_resume_command
 from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE
-from fusion_train.cli.plan import plan
+from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
 from fusion_train.cli.rating import agreement, rate
-from fusion_train.cli.report import report
+from fusion_train.cli.runs import replay, report, verify_resume_command
 from fusion_train.cli.sweep import sweep
-from fusion_train.cli.zero_image import zero_image
 
 RUNS = Path("runs")
 
@@ -78,8 +76,7 @@ def main(
     if stage is None:
         say(ctx.get_help())
         ctx.exit(2)
-    from fusion_train.config import load_config
-    from fusion_train.planning.replaced_settings import replaced_settings
+    from fusion_train.presets import load_config, replaced_settings
     from fusion_train.run import Run, latest_finished
     from fusion_train.training.train import train
 
@@ -150,7 +147,7 @@ def import_released_command(
     \b
     fusion-train import-released emotion_llama_v2.pth --out runs/released
     """
-    from fusion_train.config import load_config
+    from fusion_train.presets import load_config
     from fusion_train.released import import_released
     from fusion_train.run import Run
 

@@ -1,4 +1,4 @@
-"""`fusion-train eval | score | contrast`: ask a run, score answers, write the report, set answers side by side."""
+"""`fusion-train eval | score | contrast`: ask a run, score answers, write the report, compare sets of answers."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     fusion-train eval --run runs/released --bench mmeverse --config released
     accelerate launch --multi_gpu --num_processes 8 -m fusion_train.cli eval --run runs/cognition --bench mmeverse
     """
-    from fusion_train.evaluation.benchmark_runs import ask_bench, score_rows
+    from fusion_train.evaluation.benchmark_runs import ask_benchmark, score_rows
     from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet, load_benchmark
     from fusion_train.evaluation.score_report import write_report
     from fusion_train.evaluation.wording import asking_as
     from fusion_train.processes import this_process
     from fusion_train.run import Run
-    from fusion_train.run_context import load_context, take_out
+    from fusion_train.run_context import ablate_streams, load_context
 
     streams = {name: mode or "omit" for name, _, mode in (text.partition(":") for text in given["taken_out"])}
     _refuse_modes(streams)
@@ -98,11 +98,11 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
     )
     context.config = context.config.model_copy(update={"prompt": asked.prompt, "evaluation": asked.evaluation})
-    take_out(context, streams)
+    ablate_streams(context, streams)
     if not bench_name:
         context.clips.in_split(split)  # names the splits there are, where this one is not
     main = this_process().is_main_process
-    rows = ask_bench(
+    rows = ask_benchmark(
         benchmark,
         context,
         files,
@@ -164,8 +164,8 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
     from featurecache.clips.clip_list import load_clips
     from fusion_train.evaluation.benchmark_runs import score_rows
     from fusion_train.evaluation.benchmarks import load_benchmark
+    from fusion_train.evaluation.comparison import select
     from fusion_train.evaluation.score_report import write_report
-    from fusion_train.evaluation.selecting import select
 
     clips = load_clips(given["clips"]) if given["clips"] else None
     benchmark = load_benchmark(bench_name) if bench_name else None
@@ -239,7 +239,7 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     from featurecache.files.publish import replace_bytes
     from fusion_train.evaluation.benchmark_runs import read_benchmark, score_rows
     from fusion_train.evaluation.benchmarks import load_benchmark
-    from fusion_train.evaluation.contrast import contrast, contrast_page
+    from fusion_train.evaluation.comparison import compare_answers, comparison_page
     from fusion_train.report.tables import for_terminal
 
     benchmark = load_benchmark(bench_name)
@@ -249,10 +249,10 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
         folder: folder.name if len({f.name for f in folders}) == len(folders) else str(folder) for folder in folders
     }
     scores = {names[f]: score_rows(benchmark, read_benchmark(benchmark, f, listed), helpers, f) for f in folders}
-    table = contrast(scores)
+    table = compare_answers(scores)
     replace_bytes(out / "contrast.csv", table.csv().encode())
     replace_bytes(out / "contrast.tex", table.latex().encode())
-    page = contrast_page(table, f"{benchmark.title}: {len(folders)} sets of answers").write(out / "contrast.html")
+    page = comparison_page(table, f"{benchmark.title}: {len(folders)} sets of answers").write(out / "contrast.html")
     tables().print(for_terminal(table, benchmark.title))
     say(f"report: {page}")
 
@@ -289,9 +289,9 @@ def print_scores(scores: Any) -> None:
 
 
 def _helpers(given: dict[str, Any]) -> Any:
-    from fusion_train.evaluation.benchmark_runs import Helpers
+    from fusion_train.evaluation.benchmark_runs import ScoringResources
 
-    return Helpers(given["wheels"], given["judge"], given["labels_by"], given["key_file"])
+    return ScoringResources(given["wheels"], given["judge"], given["labels_by"], given["key_file"])
 
 
 def _pair(text: str) -> tuple[str, str]:

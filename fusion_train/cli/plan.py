@@ -11,7 +11,10 @@ from featurecache.console import say, tables
 from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
 
 if TYPE_CHECKING:
-    from fusion_train.planning.plan import Plan
+    from fusion_train.planning.plan import TrainingPlan
+from pathlib import Path
+
+from featurecache.console import OutputPath
 
 
 @click.command()
@@ -42,10 +45,9 @@ def plan(
     \b
     fusion-train plan --gpu rtx-4090 --set optim.micro_batch_size=2
     """
-    from fusion_train.config import load_config
     from fusion_train.planning.cautions import cautions, split_sizes
     from fusion_train.planning.plan import make_plan
-    from fusion_train.planning.replaced_settings import replaced_settings
+    from fusion_train.presets import load_config, replaced_settings
 
     settings = load_config(config, stage, overrides)
     for line in replaced_settings(config, stage, overrides):
@@ -68,7 +70,7 @@ def plan(
         say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {made.advice}")
 
 
-def _tables(plan: Plan, micro_batch: int | str) -> list[Table]:
+def _tables(plan: TrainingPlan, micro_batch: int | str) -> list[Table]:
     trained = sum(plan.parameters.values())
     parameters = _table("trained parameters", "part", "count")
     for part, count in plan.parameters.items():
@@ -106,3 +108,20 @@ def _table(title: str, first: str, second: str) -> Table:
     table.add_column(first)
     table.add_column(second, justify="right")
     return table
+
+
+@click.command("zero-image")
+@STORE
+@click.option("--name", default="eva-global", show_default=True, help="The image feature in the store.")
+@click.option("--weights", help="Checkpoint that made the feature, where the store does not know it.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option("--out", type=OutputPath("file"), default="zero-image.safetensors", show_default=True)
+def zero_image(store: str | None, name: str, weights: str | None, device: str, out: Path) -> None:
+    """Encode an all-zero image once, for runs in which absent modalities are seen (--config released).
+
+    \b
+    fusion-train zero-image --weights eva_vit_g.pth
+    """
+    from fusion_train.export.encoders import make_zero_image
+
+    make_zero_image(store or "features.zarr", name, out, weights=weights, device=device, say=say)

@@ -14,8 +14,8 @@ from featurecache.outside_text import file_name, json_text
 
 if TYPE_CHECKING:
     from fusion_train.predict.opening import OpenedModel
-    from fusion_train.predict.pipeline import Answer, Limits
-    from fusion_train.predict.question import Question
+    from fusion_train.predict.pipeline import ClipAnswer, PredictionLimits
+    from fusion_train.predict.request import PredictionRequest
     from fusion_train.predict.timing import Timings
 
 MODEL = click.option(
@@ -63,18 +63,17 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
     fusion-train predict --model my-model clips/ --task reason --out answers.jsonl
     fusion-train predict --model my-model clips.jsonl --split test --look pictures/
     """
-    from fusion_train.predict.clips import collect_clips
     from fusion_train.predict.opening import open_model
-    from fusion_train.predict.pipeline import Limits
-    from fusion_train.predict.question import make_question
+    from fusion_train.predict.pipeline import PredictionLimits
+    from fusion_train.predict.request import collect_clips, make_request
     from fusion_train.predict.timing import Timings
 
     chosen = collect_clips(clips, split=given["split"], text=given["text"])
     opened = open_model(folder, device, given["base"], encoder_places(given["weights"]))
     choices = [choice.strip() for choice in (given["choices"] or "").split(",") if choice.strip()]
-    question = make_question(opened.processor, given["task"], given["question"], choices, given["max_new_tokens"])
+    question = make_request(opened.processor, given["task"], given["question"], choices, given["max_new_tokens"])
     _note_untrained(opened, question)
-    limits = Limits(given["batch_size"], given["workers"], given["max_seconds"])
+    limits = PredictionLimits(given["batch_size"], given["workers"], given["max_seconds"])
     timings = Timings()
     answers = _ask(opened, chosen, question, limits, timings, given["out"], given["look"])
     if given["as_json"]:
@@ -123,9 +122,9 @@ def demo(
     """
     import threading
 
-    from fusion_train.predict.clips import collect_clips
     from fusion_train.predict.opening import open_model
     from fusion_train.predict.page import PageLimits, serving
+    from fusion_train.predict.request import collect_clips
 
     offered = list(collect_clips([examples])) if examples else []
     opened = open_model(folder, device, base, encoder_places(weights))
@@ -149,12 +148,12 @@ def encoder_places(weights: tuple[str, ...]) -> dict[str, str]:
 def _ask(
     opened: OpenedModel,
     clips: Any,
-    question: Question,
-    limits: Limits,
+    question: PredictionRequest,
+    limits: PredictionLimits,
     timings: Timings,
     out: Path | None,
     look: Path | None,
-) -> list[Answer]:
+) -> list[ClipAnswer]:
     """Answer, write, draw; returns the answers of this run in the order of the clips."""
     from contextlib import ExitStack
     from dataclasses import replace
@@ -165,7 +164,7 @@ def _ask(
     from fusion_train.predict.answer_file import AnswerFile, asked
     from fusion_train.predict.pipeline import predict as answer_clips
 
-    answers: list[Answer] = []
+    answers: list[ClipAnswer] = []
     total = len(clips)
     with ExitStack() as stack:
         file = stack.enter_context(AnswerFile(out, asked(opened, question))) if out else None
@@ -195,12 +194,12 @@ def _ask(
     return sorted(answers, key=lambda answer: place[answer.clip.id])
 
 
-def _note_untrained(opened: OpenedModel, question: Question) -> None:
+def _note_untrained(opened: OpenedModel, question: PredictionRequest) -> None:
     if notice := opened.processor.untrained_notice(question.task.name):
         say(f"note: {notice}", err=True)
 
 
-def _table(answers: list[Answer], question: Question) -> Table:
+def _table(answers: list[ClipAnswer], question: PredictionRequest) -> Table:
     asked = question.words or question.task.name
     table = Table(title=asked, title_justify="left")
     table.add_column("clip", overflow="fold")

@@ -1,7 +1,8 @@
-"""A bench from end to end: ask a run every set, or read answers that lie in a folder; open judges; score.
+"""Run a benchmark end to end: ask a run every set, or read answers from a folder; open language models; score.
 
-FOLDER/SET.jsonl           answers, one row a clip
-FOLDER/replies.jsonl       raw replies of language models that rated or read them
+FOLDER/SET.jsonl             answers, one row per clip
+FOLDER/judge-replies.jsonl   raw replies of the language model that rated descriptions
+FOLDER/labels-replies.jsonl  raw replies of the language model that read labels out of free text
 FOLDER/scores.json, report.html, scores.csv, scores.tex
 """
 
@@ -20,37 +21,37 @@ from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
 from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, hidden_of, questions
-from fusion_train.evaluation.judging import ModelJudge, extract_labels
 from fusion_train.evaluation.prediction_rows import read_predictions, with_references
-from fusion_train.evaluation.predictions import Asking, ask
+from fusion_train.evaluation.predictions import QuestionSet, ask
 from fusion_train.evaluation.scoring import BenchmarkScores, score_benchmark
-from fusion_train.evaluation.text_models import Replies, open_text_model
-from fusion_train.evaluation.wording import Answer, wording_of
+from fusion_train.evaluation.text_models import ModelJudge, Replies, extract_labels, open_text_model
+from fusion_train.evaluation.wording import AnswerMode, wording_of
 from fusion_train.metrics.scored import Settings
 from fusion_train.metrics.wheels import EmotionWheels
 from fusion_train.processes import this_process
 from fusion_train.run_context import RunContext
 
 READ_AS_LABELS = ("hit", "open-vocabulary")
-"""Metrics whose answers a language model may read as labels, in place of the list parser."""
-Rows = dict[str, list[dict[str, Any]]]
+"""Metrics for which a language model may read labels out of the answers, instead of the list parser."""
+SetRows = dict[str, list[dict[str, Any]]]
+"""Set name -> its answer rows."""
 
 
 @dataclass(frozen=True)
-class Helpers:
-    """What scoring may use besides the answers."""
+class ScoringResources:
+    """Files and language models that scoring uses besides the answers."""
 
     wheels: Path | None = None
-    """Folder of the emotion wheels; None for the small wheel."""
+    """Folder of the emotion wheels; None uses the small wheel of this project."""
     judge: str | None = None
-    """Language model that rates descriptions; None for lexical overlap."""
+    """Language model that rates descriptions; None uses lexical overlap."""
     labels_by: str | None = None
-    """Language model that reads labels out of free text; None for the list parser."""
+    """Language model that reads labels out of free text; None uses the list parser."""
     key_file: Path | None = None
-    """Holds the key of a server."""
+    """File with the API key of a server."""
 
 
-def ask_bench(
+def ask_benchmark(
     benchmark: Benchmark,
     context: RunContext,
     files: Mapping[str, Path],
@@ -58,50 +59,54 @@ def ask_bench(
     modalities: Sequence[str] | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
     again: bool = False,
-    answer: Answer | None = None,
+    answer: AnswerMode | None = None,
     say: Callable[[str], None] = print,
-) -> Rows:
-    """Ask every set that the clip list has clips of; what was answered before is not asked again.
+) -> SetRows:
+    """Ask every set of which the clip list has clips; clips that were answered before are not asked again.
 
     Args:
-        files: the file of each set's answers, by its name.
-        answer: how one label is answered, whatever the bench and the configuration say.
+        files: set name -> file of its answers.
+        modalities: as of `evaluate.hidden_of`.
+        again: discard existing answers.
+        answer: how one label is answered; overrides the benchmark and the configuration.
 
     Raises:
-        DataError: the clip list has no set of the bench.
-        Interrupted: the same call goes on from there.
+        DataError: the clip list has no set of the benchmark.
+        Interrupted: the user stopped it; the same call continues.
     """
-    rows: Rows = {}
-    absent = [name for name, asked in benchmark.sets.items() if not asked.chosen(context.clips)]
+    rows: SetRows = {}
+    absent = [name for name, benchmark_set in benchmark.sets.items() if not benchmark_set.chosen(context.clips)]
     if absent and len(absent) < len(benchmark.sets):
         say(f"not in the clip list: {', '.join(absent)}")
     with StopRequest() as stop:
-        for name, asked in benchmark.sets.items():
-            clips = asked.chosen(context.clips)
+        for name, benchmark_set in benchmark.sets.items():
+            clips = benchmark_set.chosen(context.clips)
             if not clips:
                 continue
-            references = asked.references(clips)
-            chosen = ClipList(clip for clip in clips if clip.id in references)
-            usable = context.reader.usable(chosen, context.config.data.failed_clips)
-            task = asked.question
+            references = benchmark_set.references(clips)
+            with_reference = ClipList(clip for clip in clips if clip.id in references)
+            usable = context.reader.usable(with_reference, context.config.data.failed_clips)
+            task = benchmark_set.question
             hidden = hidden_of(context, task, modalities)
-            wording = wording_of(context.config, asked, {clip.dataset for clip in usable}, answer)
-            here, probe = context, context.tokenizer is None
-            if not probe:
-                here = replace(context, collator=context.collator.asking(wording.prompts))
-            samples = questions(here, list(usable), task, hidden=hidden, vocabulary=asked.vocabulary)
-            samples = fitting_samples(samples, here.collator, name, say)
-            asking = Asking(
-                here,
+            wording = wording_of(context.config, benchmark_set, {clip.dataset for clip in usable}, answer)
+            # A probe has no prompt; a language model is asked in the wording of this set.
+            is_probe = context.tokenizer is None
+            set_context = context
+            if not is_probe:
+                set_context = replace(context, collator=context.collator.asking(wording.prompts))
+            samples = questions(set_context, list(usable), task, hidden=hidden, vocabulary=benchmark_set.vocabulary)
+            samples = fitting_samples(samples, set_context.collator, name, say)
+            question_set = QuestionSet(
+                set_context,
                 samples,
                 references,
                 files[name],
-                "choose" if probe else wording.answer,
+                "choose" if is_probe else wording.answer,
                 batch_size,
-                wording=None if probe else wording.by(),
+                wording=None if is_probe else wording.as_json(),
             )
             with show_progress(name, shown=this_process().is_main_process) as progress:
-                rows[name] = ask(asking, again=again, advance=progress, stop=lambda: stop.requested)
+                rows[name] = ask(question_set, again=again, advance=progress, stop=lambda: stop.requested)
             unasked = len(clips) - len(usable)
             say(f"{name}: {len(samples)} clips" + (f", {unasked} without a reference or features" if unasked else ""))
     if not rows:
@@ -114,58 +119,64 @@ def ask_bench(
     return rows
 
 
-def read_benchmark(benchmark: Benchmark, folder: Path, clips: ClipList | None) -> Rows:
-    """Read SET.jsonl or SET.csv of every set that a folder has; references come from `clips` where given.
+def read_benchmark(benchmark: Benchmark, folder: Path, clips: ClipList | None) -> SetRows:
+    """Read SET.jsonl or SET.csv of every set that a folder has; references come from `clips`, or else from the rows.
 
     Raises:
         DataError: the folder has no set, or the answers do not fit the clips.
     """
-    rows: Rows = {}
-    for name, asked in benchmark.sets.items():
+    rows: SetRows = {}
+    for name, benchmark_set in benchmark.sets.items():
         path = next((p for p in (folder / f"{name}.jsonl", folder / f"{name}.csv") if p.is_file()), None)
         if path is not None:
-            rows[name] = join_references(read_predictions(path), asked, clips)
+            rows[name] = join_references(read_predictions(path), benchmark_set, clips)
     if not rows:
         expected = ", ".join(f"{name}.jsonl" for name in benchmark.sets)
         raise DataError(str(folder), expected="some of " + expected, got="none", next_step="Name a file and --metric.")
     return rows
 
 
-def join_references(rows: list[dict[str, Any]], asked: BenchmarkSet, clips: ClipList | None) -> list[dict[str, Any]]:
-    """Rows with the references of a clip list, where one is given."""
-    return rows if clips is None else with_references(rows, asked.references(asked.chosen(clips)), clips)
+def join_references(
+    rows: list[dict[str, Any]], benchmark_set: BenchmarkSet, clips: ClipList | None
+) -> list[dict[str, Any]]:
+    """Return rows with the references of a clip list; without a clip list, the rows as they are."""
+    if clips is None:
+        return rows
+    return with_references(rows, benchmark_set.references(benchmark_set.chosen(clips)), clips)
 
 
 def score_rows(
-    benchmark: Benchmark, rows: Mapping[str, Sequence[dict[str, Any]]], helpers: Helpers, folder: Path
+    benchmark: Benchmark, rows: Mapping[str, Sequence[dict[str, Any]]], resources: ScoringResources, folder: Path
 ) -> BenchmarkScores:
-    """Score answers; what language models reply is kept in `folder`.
+    """Score answers; the replies of language models are kept in `folder`.
 
     Raises:
         DataError, ModelError, ConfigError: see the functions called.
     """
-    wheels = EmotionWheels.load(helpers.wheels) if helpers.wheels else EmotionWheels.small()
+    wheels = EmotionWheels.load(resources.wheels) if resources.wheels else EmotionWheels.small()
     with (
-        _replies(helpers.judge, helpers, folder) as judged,
-        _replies(helpers.labels_by, helpers, folder, "labels-") as read,
+        _open_replies(resources.judge, resources, folder / "judge-replies.jsonl") as judge_replies,
+        _open_replies(resources.labels_by, resources, folder / "labels-replies.jsonl") as label_replies,
     ):
         settings = Settings(wheels=wheels)
-        if judged is not None:
-            settings = replace(settings, judge=ModelJudge(judged))
-        taken = {}
-        for name, answers in rows.items():
-            as_labels = read is not None and benchmark.sets[name].chosen_metric in READ_AS_LABELS
-            taken[name] = [
-                {**row, "prediction": extract_labels(read, row["id"], row["prediction"])} if as_labels else row
-                for row in answers
-            ]
-        return score_benchmark(benchmark, taken, settings)
+        if judge_replies is not None:
+            settings = replace(settings, judge=ModelJudge(judge_replies))
+        scored_rows: dict[str, Sequence[dict[str, Any]]] = dict(rows)
+        if label_replies is not None:
+            for name, answers in rows.items():
+                if benchmark.sets[name].chosen_metric in READ_AS_LABELS:
+                    scored_rows[name] = [
+                        {**row, "prediction": extract_labels(label_replies, row["id"], row["prediction"])}
+                        for row in answers
+                    ]
+        return score_benchmark(benchmark, scored_rows, settings)
 
 
 @contextmanager
-def _replies(model: str | None, helpers: Helpers, folder: Path, kind: str = "judge-") -> Iterator[Replies | None]:
+def _open_replies(model: str | None, resources: ScoringResources, path: Path) -> Iterator[Replies | None]:
+    """Open a language model whose replies are kept in `path`; give None if no model is named."""
     if model is None:
         yield None
         return
-    with Replies(open_text_model(model, helpers.key_file), folder / f"{kind}replies.jsonl") as replies:
+    with Replies(open_text_model(model, resources.key_file), path) as replies:
         yield replies

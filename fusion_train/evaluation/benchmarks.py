@@ -1,6 +1,6 @@
-"""A bench is a file: its sets, what is asked, how answers are scored, which means are formed, what others got.
+"""Benchmarks as YAML files: their sets, the questions, the metrics, the means, and published results.
 
-    title: My bench
+    title: My benchmark
     sets:
       dfew: {title: DFEW, dataset: dfew, split: test, task: emotion, metric: classification, main: WAR,
              vocabulary: [happy, sad, neutral, angry, surprise, disgust, fear]}
@@ -8,7 +8,7 @@
     published:
       - {name: Baseline, source: "paper, table 2", scores: {dfew: 71.2}}
 
-Published figures are in per cent, as they were printed. Shipped benches lie under `configs/benches`.
+Published figures are in per cent, as printed. The shipped benchmarks are in `configs/benches`.
 """
 
 from __future__ import annotations
@@ -22,51 +22,53 @@ from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.clips.clip_rows import SCORE_SUFFIX
 from featurecache.clips.responses import response_texts
 from featurecache.errors import suggest
-from fusion_train.config import PromptConfig, Section, preset_dir, read_yaml
+from fusion_train.config import PromptConfig, Section
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.metrics.labels import label_list
 from fusion_train.metrics.registry import find_metric
+from fusion_train.presets import preset_dir, read_yaml
 from fusion_train.prompts.prompt import Task, find_task
 
 BY_TASK = {"emotion": "classification", "sentiment": "classification", "intent": "classification",
            "multi-label": "multi-label", "openset": "open-vocabulary", "think": "classification",
            "reason": "overlap"}  # fmt: skip
-"""Metric of a task where none is named; other tasks have answers but no score."""
+"""Task -> metric used if a set names none; other tasks have answers but no score."""
 
 
 class BenchmarkSet(Section):
-    """One row of the table."""
+    """One set of clips with one question: a row of the score table."""
 
     title: str = ""
     dataset: str | None = None
-    """Value of `dataset` in the clip list; null takes every clip of the split."""
+    """Value of `dataset` in the clip list; null uses every clip of the split."""
     split: str | tuple[str, ...] = "test"
     task: str = "emotion"
     answer: Literal["choose", "generate"] = "choose"
-    """choose: the most probable label of a closed set, without generation. Open tasks are always generated."""
+    """choose: the most probable label of a closed set, without generation. Answers to open tasks are always
+    generated."""
     instruction: str | None = None
-    """What is asked in place of the task's own instruction; may hold {labels}."""
+    """Instruction used instead of the task's own; may contain {labels}."""
     prompt: dict[str, Any] = Field(default_factory=dict)
-    """Settings laid over `prompt` of the configuration."""
+    """Settings that override `prompt` of the configuration."""
     counts: dict[str, int] = Field(default_factory=dict)
-    """Label -> clips with it in the ground truth that others scored; a note says where the clip list has others."""
+    """Label -> number of clips with it in the published ground truth; a note reports a clip list with other numbers."""
     reference: str | None = None
-    """`labels.NAME`, `responses.NAME` or `responses.NAME.LABEL`; null for what the task itself is answered by."""
+    """`labels.NAME`, `responses.NAME` or `responses.NAME.LABEL`; null uses the answer of the task itself."""
     metric: str | None = None
-    """Null for the task's own."""
+    """Null uses the metric of the task."""
     main: str | None = None
-    """Figure that stands for the set; null for the metric's own."""
+    """Figure that represents the set; null uses the main figure of the metric."""
     also: tuple[str, ...] = ()
-    """Further metrics of the same answers; they enter no mean."""
+    """Further metrics of the same answers; means do not include them."""
     vocabulary: tuple[str, ...] | None = None
-    """The dataset's label space; a reference outside it is an error, an answer outside it is wrong."""
+    """Label space of the dataset; a reference outside it is an error, an answer outside it counts as wrong."""
     relabel: dict[str, str] = Field(default_factory=dict)
-    """Labels of the dataset that count as another one, in the references."""
+    """Label of a reference -> label that replaces it."""
     only: tuple[str, ...] = ()
-    """Labels of the references that are scored; clips of others are not asked."""
+    """Reference labels that are scored; clips with other labels are not asked. Empty: all."""
 
     @model_validator(mode="after")
-    def _known(self) -> BenchmarkSet:
+    def _check_names(self) -> BenchmarkSet:
         find_task(self.task)
         PromptConfig().changed(self.prompt)
         if self.instruction is not None and not self.instruction.strip():
@@ -83,11 +85,12 @@ class BenchmarkSet(Section):
 
     @property
     def chosen_metric(self) -> str | None:
+        """Name of the metric that scores the set; None for a task without one."""
         return self.metric or BY_TASK.get(find_task(self.task).name)
 
     @property
     def reference_key(self) -> tuple[str, str]:
-        """("labels" or "responses", name)."""
+        """Where a clip has its reference: ("labels" or "responses", name)."""
         if self.reference is not None:
             kind, _, name = self.reference.partition(".")
             return kind, name
@@ -98,72 +101,72 @@ class BenchmarkSet(Section):
 
     @property
     def question(self) -> Task:
-        """The task; "think" argues for the label task of the reference."""
+        """Task that is asked; "think" asks for the rationale of the reference's label task."""
         task, (kind, name) = find_task(self.task), self.reference_key
         return task.about(name.removesuffix(SCORE_SUFFIX)) if task.answer == "think" and kind == "labels" else task
 
     def chosen(self, clips: ClipList) -> list[Clip]:
-        """Clips of the set, in list order; none where the list has none of them."""
+        """Return the clips of the set in list order; empty if the list has none of them."""
         splits = (self.split,) if isinstance(self.split, str) else self.split
         return [clip for clip in clips if clip.split in splits and self.dataset in (None, clip.dataset)]
 
     def references(self, clips: list[Clip]) -> dict[str, Any]:
-        """Clip id -> reference; clips without one, or with one that is not scored, are left out.
+        """Return clip id -> reference; clips without a reference, or with one that is not scored, are left out.
 
         Raises:
             DataError: no clip has one.
         """
         kind, name = self.reference_key
-        found = {}
+        references = {}
         for clip in clips:
             value = clip.labels.get(name) if kind == "labels" else _text(clip, name)
             if value is None and name == "sentiment_score":
-                value = clip.labels.get("sentiment")  # its sign is all that WAF takes
+                value = clip.labels.get("sentiment")  # WAF uses only the sign of a score
             if isinstance(value, str):
                 value = self.relabel.get(value, value)
             elif isinstance(value, list | tuple):
                 value = [self.relabel.get(str(label), label) for label in value]
             if value is None or (self.only and not set(label_list(str(value))) & set(self.only)):
                 continue
-            found[clip.id] = value
-        if not found:
+            references[clip.id] = value
+        if not references:
             raise DataError(
                 self.title or self.dataset or self.task,
                 expected=f"clips with {kind}.{name}",
                 got=f"none of {len(clips)} clips",
                 next_step="Add it to the clip list, or name another reference.",
             )
-        return found
+        return references
 
 
 def _text(clip: Clip, name: str) -> str | None:
-    """The first text of `responses.TASK`, or of `responses.TASK.LABEL`."""
+    """Return the first text that is not empty of `responses.TASK`, or of `responses.TASK.LABEL`."""
     task, _, label = name.partition(".")
     texts = response_texts(clip.responses.get(task))
-    return next((text for about, text in texts if text.strip() and (not label or about == label)), None)
+    return next((text for label_task, text in texts if text.strip() and (not label or label_task == label)), None)
 
 
 class Baseline(Section):
-    """What somebody published."""
+    """Published results of another system."""
 
     name: str
     source: str = ""
     note: str = ""
-    """What must be known to compare with it."""
+    """Conditions that a reader needs to compare with it."""
     answer: Literal["choose", "generate"] | None = None
-    """How its answers came about; null where that is not known."""
+    """How its answers were obtained; null if that is not known."""
     scores: dict[str, float] = Field(default_factory=dict)
     means: dict[str, float] = Field(default_factory=dict)
 
 
 class Benchmark(Section):
-    """A whole bench."""
+    """A benchmark: sets, means over them, and published results."""
 
     title: str
     about: str = ""
     sets: dict[str, BenchmarkSet] = Field(min_length=1)
     means: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Name -> sets whose main figures it is the unweighted mean of."""
+    """Name -> sets; the mean is the unweighted mean of their main figures."""
     published: tuple[Baseline, ...] = ()
 
     @model_validator(mode="after")
@@ -181,23 +184,22 @@ class Benchmark(Section):
 
 
 def benchmark_names() -> list[str]:
-    """Shipped benches."""
-    return sorted(
-        e.name.removesuffix(".yaml") for e in (preset_dir() / "benches").iterdir() if e.name.endswith(".yaml")
-    )
+    """Return the names of the shipped benchmarks."""
+    entries = (preset_dir() / "benches").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
 def load_benchmark(benchmark: str) -> Benchmark:
-    """Read a shipped bench by name, or a file.
+    """Read a shipped benchmark by name, or a benchmark file.
 
     Raises:
-        ConfigError: no such bench, unknown keys or wrong values.
+        ConfigError: no such benchmark, unknown keys or wrong values.
     """
     if not Path(benchmark).is_file() and benchmark not in benchmark_names():
         raise ConfigError(
-            f'bench "{benchmark}"',
+            f'benchmark "{benchmark}"',
             expected="a file, or one of " + ", ".join(benchmark_names()),
-            got="no such bench",
+            got="no such benchmark",
             next_step=suggest(benchmark, benchmark_names()).strip() or None,
         )
     values = read_yaml(benchmark if Path(benchmark).is_file() else f"benches/{benchmark}")
@@ -205,13 +207,13 @@ def load_benchmark(benchmark: str) -> Benchmark:
         return Benchmark.model_validate(values)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
-        raise ConfigError(benchmark, expected="a valid bench", got="problems", problems=problems) from error
+        raise ConfigError(benchmark, expected="a valid benchmark", got="problems", problems=problems) from error
 
 
 def _problem(item: Any) -> str:
     place = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        section = {"sets": BenchmarkSet, "published": Baseline}.get(item["loc"][0], Benchmark)
-        known = section.model_fields
+        sections: dict[str, type[Section]] = {"sets": BenchmarkSet, "published": Baseline}
+        known = sections.get(item["loc"][0], Benchmark).model_fields
         return f"{place}: unknown key.{suggest(str(item['loc'][-1]), known)} Known: {', '.join(known)}"
     return f"{place}: {item['msg'].removeprefix('Value error, ')}"

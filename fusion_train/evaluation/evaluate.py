@@ -1,8 +1,9 @@
-"""Ask held-out clips and score the answers.
+"""Ask a model about held-out clips and score the answers.
 
-Closed label sets need no generation: every label is scored as a continuation of one shared prompt, and the best is
-chosen. Open answers are generated greedily, in batches, with the key-value cache. `evaluate` keeps everything in
-memory, for scoring during training and in sweeps; `predictions` writes answers down as they come, for benches.
+A closed label set needs no generation: every label is scored as a continuation of one shared prompt, and the most
+probable label is chosen. Open answers are generated greedily, in batches, with the key-value cache. `evaluate` keeps
+all answers in memory, for validation during training and in sweeps. `predictions` writes answers to disk as they come,
+for benchmarks.
 """
 
 from __future__ import annotations
@@ -32,21 +33,23 @@ from fusion_train.run_context import RunContext
 
 EVAL_BATCH_SIZE = 8
 NO_MODALITIES = "none"
+"""Value of `--modalities` that hides every modality."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of one task, and their scores where the task has a closed set of labels."""
+    """Predictions of one task, and their scores if the task has a closed set of labels."""
 
     task: str
     predictions: list[dict[str, Any]]
     scores: ClassificationScores | None
 
     def write(self, path: Path) -> None:
-        """Publish the predictions as JSON lines."""
+        """Publish the predictions as a JSON Lines file."""
         replace_bytes(path, sealed_lines(self.predictions))
 
     def summary(self) -> dict[str, float | int]:
+        """Return the scores by name, and the number of clips."""
         if self.scores is None:
             return {"num_clips": len(self.predictions)}
         return {
@@ -65,14 +68,14 @@ def evaluate(
     modalities: Sequence[str] | None = None,
     batch_size: int = EVAL_BATCH_SIZE,
 ) -> Evaluation:
-    """Ask `task_name` of every clip that has an answer to it.
+    """Ask the task `task_name` about every clip that has a reference answer to it.
 
     Args:
-        modalities: shown to the model; the others are hidden (the token ablation). Default: those that the task shows.
+        modalities: shown to the model; the others are hidden (the token ablation). Default: the modalities of the task.
 
     Raises:
-        DataError: no clip of these has an answer to the task, or an unknown modality.
-        DivergedError: what the model gives for a clip is not finite; every such clip is named.
+        DataError: no clip has a reference answer to the task, or an unknown modality.
+        DivergedError: the scores of a clip are not finite; every such clip is named.
     """
     task = find_task(task_name)
     samples = questions(context, with_answers(clips, task), task, hidden=hidden_of(context, task, modalities))
@@ -82,11 +85,11 @@ def evaluate(
     predictions: list[dict[str, Any]] = []
     not_finite: list[str] = []
     for group in groups(samples, batch_size):
-        for sample, answered in zip(group, answer(context, group), strict=True):
-            if answered is None:
+        for sample, answer_fields in zip(group, answer(context, group), strict=True):
+            if answer_fields is None:
                 not_finite.append(sample.clip.id)
             else:
-                predictions.append(row_of(sample) | answered | {"reference": sample.answer})
+                predictions.append(row_of(sample) | answer_fields | {"reference": sample.answer})
     context.model.train(was_training)
     refuse_not_finite(f'task "{task_name}"', not_finite, len(samples))
     predictions.sort(key=lambda row: row["id"])
@@ -94,13 +97,17 @@ def evaluate(
 
 
 def closed_tasks(context: RunContext, clips: ClipList) -> list[str]:
-    """Tasks of the configuration with one label a clip, in its order, that some of `clips` has an answer to."""
-    chosen = [find_task(name) for name in context.config.data.tasks]
-    return [task.name for task in chosen if task.answer == "label" and any(answer_of(c, task) for c in clips)]
+    """Return the configured tasks with one label per clip that some of `clips` has an answer to, in configured
+    order."""
+    tasks = [find_task(name) for name in context.config.data.tasks]
+    return [task.name for task in tasks if task.answer == "label" and any(answer_of(c, task) for c in clips)]
 
 
 def hidden_of(context: RunContext, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
-    """What is kept from the model: all but `modalities` (None: all that the task shows; ["none"]: nothing is shown).
+    """Return the modalities that are hidden from the model.
+
+    Args:
+        modalities: shown if the task shows them; None shows all of the task, ["none"] shows nothing.
 
     Raises:
         DataError: a modality that the run does not read.
@@ -110,8 +117,8 @@ def hidden_of(context: RunContext, task: Task, modalities: Sequence[str] | None)
     if unknown:
         known = ", ".join(context.reader.modalities)
         raise DataError("--modalities", expected=f"among {known}, or {NO_MODALITIES}", got=", ".join(unknown))
-    kept = [name for name in task.modalities if shown is None or name in shown]
-    return tuple(name for name in context.reader.modalities if name not in kept)
+    visible = [name for name in task.modalities if shown is None or name in shown]
+    return tuple(name for name in context.reader.modalities if name not in visible)
 
 
 def questions(
@@ -122,48 +129,52 @@ def questions(
     hidden: tuple[str, ...] = (),
     vocabulary: Sequence[str] | None = None,
 ) -> list[Sample]:
-    """One question a clip; a closed task offers the labels that the run was trained on.
+    """Return one sample per clip; a closed task offers the labels that the run was trained on.
 
-    For a dataset that the run never saw these are `vocabulary`, or else the labels of the clips asked.
+    For a dataset that the run was not trained on, the labels are `vocabulary`, or else the labels of these clips.
 
     Raises:
-        DataError: a probe is asked for more than one label.
+        DataError: a probe is asked for anything but one label.
     """
     if context.tokenizer is None and task.answer != "label":
         raise DataError(
             f'task "{task.name}"', expected="a task with one label, since a probe has no language model", got="another"
         )
-    own = label_sets(ClipList(clips))
+    sets_of_clips = label_sets(ClipList(clips))
     samples = []
     for clip in clips:
-        known = next(iter(answers_of(clip, task)), None)
-        asked = task.among(clip.labels) if known is None else known.task
-        labels = closed_set(context.label_sets, clip, asked) or tuple(vocabulary or ()) or closed_set(own, clip, asked)
-        text, question = ("", None) if known is None else (known.text, known.question)
-        samples.append(Sample(clip, asked, labels, text, hidden, question))
+        reference = next(iter(answers_of(clip, task)), None)
+        clip_task = task.among(clip.labels) if reference is None else reference.task
+        labels = (
+            closed_set(context.label_sets, clip, clip_task)
+            or tuple(vocabulary or ())
+            or closed_set(sets_of_clips, clip, clip_task)
+        )
+        text, question = ("", None) if reference is None else (reference.text, reference.question)
+        samples.append(Sample(clip, clip_task, labels, text, hidden, question))
     return samples
 
 
 def groups(samples: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """Batches of clips that choose among the same labels."""
+    """Yield batches of samples; the samples of a batch choose among the same labels."""
     by_labels: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         by_labels.setdefault(sample.labels, []).append(sample)
-    for alike in by_labels.values():
-        for start in range(0, len(alike), batch_size):
-            yield alike[start : start + batch_size]
+    for group in by_labels.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
 
 
 def refuse_not_finite(subject: str, clip_ids: Sequence[str], count: int) -> None:
-    """Raise DivergedError that names the clips, out of `count`, for which the model gave NaN or infinity."""
+    """Raise DivergedError that names these clips, of `count`, for which the model returned NaN or infinity."""
     if clip_ids:
-        every = len(clip_ids) == count
+        all_clips = len(clip_ids) == count
         raise DivergedError(
             subject,
             expected="finite scores for every clip",
             got=f"NaN or infinity for {len(clip_ids)} of {count}",
             next_step="The weights are at fault: take an earlier checkpoint and a lower optim.lr. Clips:"
-            if every
+            if all_clips
             else "Compute in a wider dtype (model.llm_dtype=bfloat16 or float32), or leave these clips out "
             "(data.exclude):",
             problems=list(clip_ids),
@@ -173,31 +184,31 @@ def refuse_not_finite(subject: str, clip_ids: Sequence[str], count: int) -> None
 def answer(
     context: RunContext, samples: Sequence[Sample], *, generate: bool = False
 ) -> Iterator[dict[str, Any] | None]:
-    """Answer samples of one task and one set of labels, in their order.
+    """Answer samples of one task and one set of labels, in order.
 
     Args:
-        generate: write an answer also where one could be chosen among labels.
+        generate: generate the answer even if it could be chosen among labels.
 
     Yields:
-        `prediction`, `prompt_sha256`, and `probabilities` by label where one was chosen; None for a clip for which the
-        model gave NaN or infinity.
+        `prediction`, `prompt_sha256`, and `probabilities` by label if a label was chosen; None for a clip for which the
+        model returned NaN or infinity.
     """
     task, labels = samples[0].task, samples[0].labels
     device = context.device
     hashes = [{"prompt_sha256": prompt_hash(context, sample)} for sample in samples]
     if isinstance(context.collator, ProbeCollator):
         for prompt, row in zip(hashes, context.collator.probabilities(context.model, samples), strict=True):
-            yield _chosen(labels, row, prompt)
+            yield _chosen_label(labels, row, prompt)
         return
     shown = [context.collator.present(sample.clip, sample.hidden) for sample in samples]
-    prompts = [context.collator.prompt_ids(sample, here) for sample, here in zip(samples, shown, strict=True)]
+    prompts = [context.collator.prompt_ids(sample, mask) for sample, mask in zip(samples, shown, strict=True)]
     read, present = context.reader.read_seen([sample.clip.id for sample in samples], shown)
     features = {name: tensor.to(device) for name, tensor in read.items()}
     if task.answer == "label" and labels and not generate:
         label_ids = [encode_answer(context.tokenizer, label) for label in labels]
         scores = label_log_probabilities(context.model, prompts, features, present.to(device), label_ids)
         for prompt, row in zip(hashes, scores.softmax(dim=1).tolist(), strict=True):
-            yield _chosen(labels, row, prompt)
+            yield _chosen_label(labels, row, prompt)
         return
     texts = greedy_text(
         context.model,
@@ -214,7 +225,9 @@ def answer(
             yield {"prediction": context.tokenizer.decode(ids, skip_special_tokens=True).strip()} | prompt
 
 
-def _chosen(labels: Sequence[str], probabilities: Sequence[float], prompt: dict[str, Any]) -> dict[str, Any] | None:
+def _chosen_label(
+    labels: Sequence[str], probabilities: Sequence[float], prompt: dict[str, Any]
+) -> dict[str, Any] | None:
     if not all(map(math.isfinite, probabilities)):
         return None
     best = labels[max(range(len(labels)), key=probabilities.__getitem__)]
@@ -223,16 +236,18 @@ def _chosen(labels: Sequence[str], probabilities: Sequence[float], prompt: dict[
 
 
 def prompt_hash(context: RunContext, sample: Sample) -> str:
-    """sha256 of what is asked, 16 hex digits: the token ids with their soft places, or a probe's task and labels."""
+    """Return the sha256 of a prompt, 16 hex digits: of its token ids with soft places, or of a probe's task and
+    labels."""
     if isinstance(context.collator, ProbeCollator):
-        asked: list[Any] = [sample.task.name, list(sample.labels), list(sample.hidden)]
+        content: list[Any] = [sample.task.name, list(sample.labels), list(sample.hidden)]
     else:
-        asked = list(context.collator.prompt_ids(sample, context.collator.present(sample.clip, sample.hidden)))
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        content = list(context.collator.prompt_ids(sample, context.collator.present(sample.clip, sample.hidden)))
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def row_of(sample: Sample) -> dict[str, Any]:
-    """What a prediction says of its clip (as far as the list says it, so that it can be scored alone) and its task."""
+    """Return the fields of a prediction about its clip and task, so that the row can be scored without the clip
+    list."""
     clip = sample.clip
     known = {"split": clip.split, "speaker": clip.speaker, "dialogue": clip.dialogue, "tags": list(clip.tags)}
     return {
@@ -245,7 +260,7 @@ def row_of(sample: Sample) -> dict[str, Any]:
 
 
 def classified(task: Task, predictions: Sequence[dict[str, Any]]) -> ClassificationScores | None:
-    """Scores of a task with one label; None for others."""
+    """Return the scores of a task with one label; None for other tasks."""
     if task.answer not in ("label", "think"):
         return None
     references = {row["id"]: conclusion(row["reference"]) for row in predictions}

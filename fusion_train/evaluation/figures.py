@@ -1,4 +1,4 @@
-"""Pictures of runs: loss curves with held-out accuracy, and a confusion matrix."""
+"""Draw loss curves of runs with their held-out accuracy, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ DPI = 120
 
 
 def draw_runs(runs: Sequence[Run], scores: ClassificationScores, title: str, path: Path) -> None:
-    """Write one PNG: the loss curves of `runs` side by side in time, and the confusion matrix of `scores`."""
+    """Write one PNG: the loss curves of `runs`, one run after the other, and the confusion matrix of `scores`."""
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     curves, matrix = figure.subplots(1, 2, width_ratios=(1.5, 1.0))
     _curves(curves, runs)
     draw_confusion(matrix, scores.confusion, scores.labels)
     matrix.set_title(f"{scores.num_clips} held-out clips, {scores.accuracy:.1%} right")
     figure.suptitle(figure_text(title))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    replace_bytes(path, drawn.getvalue())
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    replace_bytes(path, png.getvalue())
 
 
 def _curves(axes: Axes, runs: Sequence[Run]) -> None:
+    """Draw losses and accuracies; the steps of a run are counted on from the end of the run before."""
     accuracy = axes.twinx()
     start = 0
     for number, run in enumerate(runs):
@@ -50,14 +51,18 @@ def _curves(axes: Axes, runs: Sequence[Run]) -> None:
             axes.axvline(start, color="0.8", linewidth=1)
     axes.set(xlabel="step", ylabel="loss per supervised token", yscale="log")
     accuracy.set(ylabel="held-out accuracy", ylim=(0, 1.03))
-    lines = axes.get_lines() + accuracy.get_lines()
-    named = [line for line in lines if not str(line.get_label()).startswith("_")]
-    axes.legend(named, [line.get_label() for line in named], loc="center right", fontsize=8)
+    # matplotlib gives lines without a label, such as the borders between runs, a name that begins with "_".
+    lines = [*axes.get_lines(), *accuracy.get_lines()]
+    labelled = [line for line in lines if not str(line.get_label()).startswith("_")]
+    axes.legend(labelled, [str(line.get_label()) for line in labelled], loc="center right", fontsize=8)
     axes.grid(alpha=0.3)
 
 
 def draw_confusion(axes: Axes, confusion: np.ndarray, labels: Sequence[str]) -> None:
-    """(C, C + 1) counts of reference by answer, shaded by share of the reference; "other" only where it occurs."""
+    """Draw counts (C, C + 1) of reference by answer, shaded by the share of the reference.
+
+    The last column, "other", is left out if it is empty.
+    """
     counts = confusion if confusion[:, -1].any() else confusion[:, :-1]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

@@ -1,8 +1,8 @@
-"""Predictions as files: ours (`predictions`), or those of any other system.
+"""Read files of predictions, of this project (`predictions`) or of any other system.
 
-JSONL with `id` and `prediction` a line, or CSV with these columns. `reference`, `task`, `tags`, `speaker` and
-`dialogue` stand in the line too, or come from a clip list. A clip that stands twice, a line without a prediction and a
-row with more cells than columns (a comma in a text without quotes) are errors; every one is named.
+A file is JSON Lines with `id` and `prediction` in each line, or CSV with these columns. `reference`, `task`, `tags`,
+`speaker` and `dialogue` are further keys, or come from a clip list. A clip with two predictions, a line without a
+prediction, and a CSV row with more cells than columns (a comma in a text without quotes) are errors; all are listed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from featurecache.files.csv_rows import read_csv
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import read_lines
 
-Row = Mapping[str, Any]
-
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a file, sorted by clip id.
+    """Read the rows of a file, sorted by clip id.
 
     Raises:
-        DataError: no such file, lines that are no predictions, a clip twice, none at all.
+        DataError: no such file, lines that are no predictions, two predictions about one clip, or an empty file.
     """
     path = Path(path)
     if not path.is_file():
@@ -32,7 +30,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
             str(path),
             expected="a file of predictions",
             got="a folder" if path.is_dir() else "no such file",
-            next_step='Write one line a clip: {"id": "a1", "prediction": "happy"}.',
+            next_step='Write one line per clip: {"id": "a1", "prediction": "happy"}.',
         )
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_lines(path)
     problems, seen = [], set()
@@ -49,7 +47,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
     if problems or not rows:
         raise DataError(
             str(path),
-            expected="one prediction a clip",
+            expected="one prediction per clip",
             got=f"{len(problems)} problems" if rows else "an empty file",
             problems=problems,
         )
@@ -57,13 +55,13 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
 
 
 def with_references(rows: list[dict[str, Any]], references: Mapping[str, Any], clips: ClipList) -> list[dict[str, Any]]:
-    """Rows with the references, tags, speakers and dialogues of a clip list, in place of their own.
+    """Return rows with the references, tags, speakers and dialogues of a clip list, which replace those of the rows.
 
     Raises:
-        DataError: clips without a prediction, or predictions for clips that are not asked.
+        DataError: clips without a prediction, or predictions about other clips.
     """
-    given = {row["id"] for row in rows}
-    missing, extra = sorted(references.keys() - given), sorted(given - references.keys())
+    predicted = {row["id"] for row in rows}
+    missing, extra = sorted(references.keys() - predicted), sorted(predicted - references.keys())
     if missing or extra:
         raise DataError(
             "predictions",
@@ -75,8 +73,13 @@ def with_references(rows: list[dict[str, Any]], references: Mapping[str, Any], c
     joined = []
     for row in rows:
         clip = clips.by_id(row["id"])
-        known = {"tags": list(clip.tags), "speaker": clip.speaker, "dialogue": clip.dialogue, "dataset": clip.dataset}
-        joined.append({**row, **known, "reference": references[row["id"]]})
+        clip_fields = {
+            "tags": list(clip.tags),
+            "speaker": clip.speaker,
+            "dialogue": clip.dialogue,
+            "dataset": clip.dataset,
+        }
+        joined.append({**row, **clip_fields, "reference": references[row["id"]]})
     return joined
 
 

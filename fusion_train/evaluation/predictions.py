@@ -1,11 +1,11 @@
-"""Ask a run the questions of a set; every batch of answers is on the disk before the next one is asked.
+"""Ask a run the questions of one set; each batch of answers is on the disk before the next batch is asked.
 
-    samples -> those not answered yet -> this process's share -> answers -> SET.part-RANK.jsonl
-    all done -> SET.jsonl, sorted by clip, published whole; the parts go
+    samples -> samples without an answer -> share of this process -> answers -> SET.part-RANK.jsonl
+    all answered -> SET.jsonl, sorted by clip id, published whole; the part files are deleted
 
-Killed at any instant, the same call asks what is left, with any number of processes: a clip is answered exactly once.
-Each row says who answered: weights, features, what was hidden or taken out, the prompt's hash. Rows by another are
-refused, never mixed. Several processes: see `processes`.
+After a kill, the same call asks the remaining questions, with any number of processes: each clip is answered exactly
+once. Each row records its source: weights, features, hidden or removed parts, and the hash of the prompt. Rows of
+another source are refused, never mixed. Several processes: see `processes`.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from fusion_train.processes import this_process
 from fusion_train.run_context import RunContext
 
 PART = ".part-"
+"""Between the name of a set and the rank of the process that writes the file."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How the questions of one set are asked."""
+class QuestionSet:
+    """The questions of one set, and how they are asked."""
 
     context: RunContext
     samples: Sequence[Sample]
     references: Mapping[str, Any]
-    """Clip id -> what the answer is scored against, as the clip list has it."""
+    """Clip id -> reference answer of the clip list."""
     path: Path
     how: Literal["choose", "generate"] = "choose"
     batch_size: int = EVAL_BATCH_SIZE
     wording: Mapping[str, Any] | None = None
-    """`Wording.by`: whose wording is asked; None for a probe, which is asked in no words."""
+    """`Wording.as_json`; None for a probe, which has no prompt."""
     by: Mapping[str, Any] = field(init=False)
-    """Who answers; equal in every row of a file."""
+    """Source of the answers, the same in every row of a file."""
 
     def __post_init__(self) -> None:
         by = {
@@ -57,24 +58,25 @@ class Asking:
         object.__setattr__(self, "by", by)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is answered already, by clip.
+        """Read the answers that exist already.
 
         Raises:
-            DataError: answers by another run, to other questions, or two to one clip.
+            DataError: answers of another source, answers to other questions, or two answers about one clip.
         """
-        found = read_lines(self.path)
+        rows = read_lines(self.path)
         for part in self.parts():
-            found += read_lines(part, torn=True)
-        self._refuse_others(found)
-        return found
+            rows += read_lines(part, torn=True)
+        self._refuse_other_answers(rows)
+        return rows
 
     def parts(self) -> list[Path]:
+        """Return the part files of all processes."""
         return sorted(self.path.parent.glob(f"{self.path.stem}{PART}*.jsonl"))
 
-    def _refuse_others(self, found: Sequence[Mapping[str, Any]]) -> None:
+    def _refuse_other_answers(self, rows: Sequence[Mapping[str, Any]]) -> None:
         samples = {sample.clip.id: sample for sample in self.samples}
         problems, seen = [], set()
-        for row in found:
+        for row in rows:
             clip_id = str(row.get("id"))
             sample = samples.get(clip_id)
             if clip_id in seen:
@@ -97,94 +99,100 @@ class Asking:
 
 
 def ask(
-    asking: Asking,
+    questions: QuestionSet,
     *,
     again: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """Answer what is not answered yet; returns every row, sorted by clip.
+    """Answer the questions that have no answer yet; return every row, sorted by clip id.
 
     Args:
-        again: forget answers there are.
-        advance: told answers and questions of this process; `stop` is asked after every batch.
+        again: delete existing answers first.
+        advance: called with the numbers of answers and questions of this process after every batch.
+        stop: called after every batch; True stops the work.
 
     Raises:
-        DataError: answers by another run lie there.
-        DivergedError: what the model gives for a clip is not finite; the answers of all other clips are kept.
-        Interrupted: `stop` said so; the same call goes on from there.
-        WriteError: another command is asking for the same file.
+        DataError: the file holds answers of another run.
+        DivergedError: the scores of a clip are not finite; the answers of all other clips are kept.
+        Interrupted: `stop` returned True; the same call continues.
+        WriteError: another command writes the same file.
     """
     state = this_process()
-    with sole_writer(beside(asking.path), asking.path) if state.is_main_process else nullcontext():
-        return _ask(asking, again, advance, stop)
+    with sole_writer(beside(questions.path), questions.path) if state.is_main_process else nullcontext():
+        return _ask(questions, again, advance, stop)
 
 
 def _ask(
-    asking: Asking, again: bool, advance: Callable[[int, int], None], stop: Callable[[], bool]
+    questions: QuestionSet, again: bool, advance: Callable[[int, int], None], stop: Callable[[], bool]
 ) -> list[dict[str, Any]]:
     state = this_process()
     if again and state.is_main_process:
-        for path in [asking.path, *asking.parts()]:
+        for path in [questions.path, *questions.parts()]:
             path.unlink(missing_ok=True)
     state.wait_for_everyone()
-    done = {row["id"] for row in asking.rows()}
-    state.wait_for_everyone()  # everyone has read before anyone writes
-    left = [sample for sample in asking.samples if sample.clip.id not in done]
-    mine = left[state.process_index :: state.num_processes]
-    if mine:
-        _answer_all(asking, mine, state.process_index, advance, stop)
+    answered = {row["id"] for row in questions.rows()}
+    state.wait_for_everyone()  # all processes must have read the files before any process writes
+    remaining = [sample for sample in questions.samples if sample.clip.id not in answered]
+    share = remaining[state.process_index :: state.num_processes]
+    if share:
+        _answer_share(questions, share, state.process_index, advance, stop)
     state.wait_for_everyone()
-    rows = sorted(asking.rows(), key=lambda row: row["id"])
+    rows = sorted(questions.rows(), key=lambda row: row["id"])
     state.wait_for_everyone()
-    if state.is_main_process and (left or asking.parts()):
-        parts = asking.parts()
-        replace_bytes(asking.path, sealed_lines(rows))
+    if state.is_main_process and (remaining or questions.parts()):
+        parts = questions.parts()
+        replace_bytes(questions.path, sealed_lines(rows))
         for part in parts:
             part.unlink()
     state.wait_for_everyone()
     return rows
 
 
-def _answer_all(
-    asking: Asking,
+def _answer_share(
+    questions: QuestionSet,
     samples: Sequence[Sample],
     rank: int,
     advance: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> None:
-    was_training = asking.context.model.training
-    asking.context.model.eval()
-    answered, not_finite = 0, []
-    with AppendedLines(asking.path.with_suffix(f"{PART}{rank}.jsonl")) as lines:
-        for group in groups(samples, asking.batch_size):
-            pairs = list(zip(group, answer(asking.context, group, generate=asking.how == "generate"), strict=True))
-            lines.append(_row(asking, sample, row) for sample, row in pairs if row is not None)
-            not_finite += [sample.clip.id for sample, row in pairs if row is None]
-            answered += len(group)
-            advance(answered, len(samples))
-            if stop() and answered < len(samples):
+    """Answer the samples of this process and append the answers to its part file."""
+    was_training = questions.context.model.training
+    questions.context.model.eval()
+    num_answered, not_finite = 0, []
+    with AppendedLines(questions.path.with_suffix(f"{PART}{rank}.jsonl")) as lines:
+        for group in groups(samples, questions.batch_size):
+            answers = answer(questions.context, group, generate=questions.how == "generate")
+            pairs = list(zip(group, answers, strict=True))
+            lines.append(_row(questions, sample, fields) for sample, fields in pairs if fields is not None)
+            not_finite += [sample.clip.id for sample, fields in pairs if fields is None]
+            num_answered += len(group)
+            advance(num_answered, len(samples))
+            if stop() and num_answered < len(samples):
                 raise Interrupted(
-                    f"{asking.path}: {answered} of {len(samples)} answered. Run the same command to go on."
+                    f"{questions.path}: {num_answered} of {len(samples)} answered. Run the same command to go on."
                 )
-    asking.context.model.train(was_training)
-    refuse_not_finite(str(asking.path), not_finite, len(samples))
+    questions.context.model.train(was_training)
+    refuse_not_finite(str(questions.path), not_finite, len(samples))
 
 
-def _row(asking: Asking, sample: Sample, answered: Mapping[str, Any]) -> dict[str, Any]:
+def _row(questions: QuestionSet, sample: Sample, answer_fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **row_of(sample),
-        "reference": asking.references[sample.clip.id],
-        **answered,
-        "by": dict(asking.by),
+        "reference": questions.references[sample.clip.id],
+        **answer_fields,
+        "by": dict(questions.by),
     }
 
 
-def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Who else answered. Rows of an earlier release do not say how they were asked: the hash of the prompt does."""
-    keys = mine if "wording" in theirs else mine.keys() - {"wording", "answer"}
+def _differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    """Return how the sources of two answers differ, one text per key.
+
+    Rows of earlier releases have no `wording` and no `answer`; for them the hash of the prompt decides.
+    """
+    keys = expected if "wording" in got else expected.keys() - {"wording", "answer"}
     return [
-        f"{key} is {theirs.get(key)!r}, here {mine[key]!r}"
-        for key in mine
-        if key in keys and mine[key] != theirs.get(key)
+        f"{key} is {got.get(key)!r}, here {expected[key]!r}"
+        for key in expected
+        if key in keys and expected[key] != got.get(key)
     ]

@@ -1,8 +1,9 @@
-"""Blinded human ratings of reasoning answers: a page that opens from disk, ratings saved by the browser, agreement.
+"""Blinded human ratings of reasoning answers: a rating page, the raters' files, and the agreement between raters.
 
-The page shows each clip's reference and the answers of several systems in a random order, under numbers. Which system
-is behind a number stands in `key.json` alone, which the raters do not get. A rater's file holds numbers from 1 to 5 a
-question; `agreement` imports any number of them: mean by system, Krippendorff's alpha (ordinal) by question.
+The page opens from disk and the browser saves the ratings. It shows the reference of each clip and the answers of
+several systems in random order, under numbers. Only `key.json`, which the raters do not get, says which system belongs
+to a number. The file of a rater holds a rating from 1 to 5 per answer and question. `agreement` reads any number of
+these files and returns the mean per system and Krippendorff's alpha (ordinal) per question.
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ QUESTIONS = {
 }
 LOWEST, HIGHEST = 1, 5
 FORMAT = 1
+"""Version of `key.json` and of the raters' files."""
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What raters gave."""
+class RaterAgreement:
+    """Mean ratings, and how far the raters agree."""
 
     means: Mapping[str, Mapping[str, float]]
     """System -> question -> mean rating."""
     alpha: Mapping[str, float | None]
-    """Question -> Krippendorff's alpha, ordinal; None where nothing was rated twice or all ratings are equal."""
+    """Question -> Krippendorff's alpha, ordinal; None if no answer was rated twice or all ratings are equal."""
     num_raters: int
     num_ratings: int
 
@@ -48,12 +50,13 @@ class Agreement:
 def write_sheet(
     systems: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, *, clips: int, seed: int = 0, media: str = ""
 ) -> Path:
-    """Write `sheet.html` for the raters and `key.json` for whoever evaluates.
+    """Write `sheet.html` for the raters and `key.json` for the evaluation; return the path of the sheet.
 
     Args:
         systems: name -> prediction rows of the same clips.
-        clips: at most so many, drawn by the seed.
-        media: what stands before a clip's id and `.mp4` to find its video, as seen from the page; empty for no video.
+        clips: maximum number of clips, drawn by the seed.
+        media: prefix of a clip id and `.mp4` that gives the address of the video, relative to the page; empty for no
+            video.
 
     Raises:
         DataError: no system, or no clip that all of them answered.
@@ -79,11 +82,12 @@ def write_sheet(
     return folder / "sheet.html"
 
 
-def agreement(key_file: Path, ratings: Sequence[Path]) -> Agreement:
-    """Import the raters' files.
+def agreement(key_file: Path, ratings: Sequence[Path]) -> RaterAgreement:
+    """Read the raters' files and compute means and agreement.
 
     Raises:
-        DataError: a file of another sheet, unknown numbers, ratings outside 1 to 5, one rater twice, nothing rated.
+        DataError: a file of another sheet, an unknown number, a rating outside 1 to 5, a rater with two files, or no
+            rating.
     """
     key = _read(key_file, {"sheet", "key", "questions"})
     documents = [_read(path, {"sheet", "rater", "ratings"}) for path in ratings]
@@ -92,13 +96,13 @@ def agreement(key_file: Path, ratings: Sequence[Path]) -> Agreement:
         if document["sheet"] != key["sheet"]:
             problems.append(f"{path}: of another sheet")
             continue
-        for number, given in document["ratings"].items():
-            if number not in key["key"] or not isinstance(given, dict):
+        for number, answer_ratings in document["ratings"].items():
+            if number not in key["key"] or not isinstance(answer_ratings, dict):
                 problems.append(f"{path}: no answer {number}")
                 continue
             problems += [
                 f"{path}: {number} {question}: {value!r}"
-                for question, value in given.items()
+                for question, value in answer_ratings.items()
                 if question not in key["questions"] or value not in range(LOWEST, HIGHEST + 1)
             ]
     raters = [document["rater"] for document in documents]
@@ -106,34 +110,35 @@ def agreement(key_file: Path, ratings: Sequence[Path]) -> Agreement:
     if problems or not documents:
         raise DataError(
             str(key_file),
-            expected=f"ratings of this sheet from {LOWEST} to {HIGHEST}, one file a rater",
+            expected=f"ratings of this sheet from {LOWEST} to {HIGHEST}, one file per rater",
             got=f"{len(problems)} problems" if documents else "no file",
             problems=problems,
         )
     numbers = list(key["key"])
-    table = {q: _table(q, numbers, documents) for q in key["questions"]}
-    count = sum(int(np.isfinite(values).sum()) for values in table.values())
-    if not count:
+    table = {question: _table(question, numbers, documents) for question in key["questions"]}
+    num_ratings = sum(int(np.isfinite(values).sum()) for values in table.values())
+    if not num_ratings:
         raise DataError(str(key_file), expected="ratings", got="files without any")
-    return Agreement(
-        _means(key["key"], numbers, table), {q: krippendorff_alpha(v) for q, v in table.items()}, len(documents), count
-    )
+    alpha = {question: krippendorff_alpha(values) for question, values in table.items()}
+    return RaterAgreement(_means(key["key"], numbers, table), alpha, len(documents), num_ratings)
 
 
 def _table(question: str, numbers: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(raters, answers), NaN where not rated."""
+    """Return the ratings of one question, (raters, answers); NaN if not rated."""
     return np.array(
-        [[d["ratings"].get(number, {}).get(question, np.nan) for number in numbers] for d in documents], float
+        [[document["ratings"].get(number, {}).get(question, np.nan) for number in numbers] for document in documents],
+        float,
     )
 
 
 def _means(
     key: Mapping[str, Mapping[str, str]], numbers: Sequence[str], table: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
+    """Return system -> question -> mean rating."""
     means: dict[str, dict[str, float]] = {}
     for system in sorted({entry["system"] for entry in key.values()}):
-        mine = [index for index, number in enumerate(numbers) if key[number]["system"] == system]
-        rated = {question: values[:, mine][np.isfinite(values[:, mine])] for question, values in table.items()}
+        columns = [index for index, number in enumerate(numbers) if key[number]["system"] == system]
+        rated = {question: values[:, columns][np.isfinite(values[:, columns])] for question, values in table.items()}
         means[system] = {question: float(values.mean()) for question, values in rated.items() if len(values)}
     return means
 
@@ -154,18 +159,18 @@ def _page(items: Sequence[tuple[int, str, list[str]]], references: Mapping[str, 
     for place, clip, texts in items:
         video = f'<video controls preload="none" src="{html_text(media + clip + ".mp4")}"></video>' if media else ""
         reference = f"<p class=reference>{html_text(references[clip])}</p>" if references[clip] else ""
-        shown = "".join(_answer(f"{place}.{number}", text) for number, text in enumerate(texts, start=1))
-        cards.append(f"<section><h2>Clip {place}</h2>{video}{reference}{shown}</section>")
+        answers = "".join(_answer(f"{place}.{number}", text) for number, text in enumerate(texts, start=1))
+        cards.append(f"<section><h2>Clip {place}</h2>{video}{reference}{answers}</section>")
     template = (files("fusion_train.evaluation") / "rating_sheet.html").read_text(encoding="utf-8")
     return template.replace("%SHEET%", sheet_id).replace("%FORMAT%", str(FORMAT)).replace("%CARDS%", "\n".join(cards))
 
 
 def _answer(number: str, text: str) -> str:
     rows = []
-    for question, asked in QUESTIONS.items():
+    for question, statement in QUESTIONS.items():
         choices = "".join(
             f'<label><input type=radio name="{number} {question}" value={value}>{value}</label>'
             for value in range(LOWEST, HIGHEST + 1)
         )
-        rows.append(f"<div class=question><span>{html_text(asked)}</span><span>{choices}</span></div>")
+        rows.append(f"<div class=question><span>{html_text(statement)}</span><span>{choices}</span></div>")
     return f"<article><h3>Answer {number}</h3><blockquote>{html_text(text)}</blockquote>{''.join(rows)}</article>"

@@ -1,13 +1,13 @@
-"""The report of a bench: report.html, scores.csv, scores.tex and scores.json in one folder.
+"""Write the report of a benchmark: report.html, scores.csv, scores.tex and scores.json in one folder.
 
-The first table has ours beside published rivals, in per cent, with the means; then each set: interval, counts by which
-to judge the figure, classes, confusion matrix, further metrics, tagged clips against the rest.
+The first table compares our scores with published baselines, in per cent, with the means. Then follows each set:
+interval, counts, classes, confusion matrix, further metrics, and tagged clips against the rest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ from fusion_train.statistics.selection import Selection
 OURS = "ours"
 ASKED = "asked"
 CORRECTED = ("corrected", "corrected from", "corrected to", "best of")
-"""Columns of scores that are the best of several, chosen on the same clips."""
+"""Further columns for scores that are the best of several candidates, chosen on the same clips."""
 ANSWERED = {"choose": "choose, a label among the closed set", "generate": "generate, free text"}
 NO_CORRECTION = "no correction is possible from one cluster"
 
 
 def write_report(scores: BenchmarkScores, folder: Path) -> Path:
-    """Write all four files; returns the page."""
+    """Write all four files; return the path of the page."""
     overview = overview_table(scores)
     replace_bytes(folder / "scores.csv", overview.csv().encode())
     replace_bytes(folder / "scores.tex", overview.latex().encode())
@@ -44,62 +44,51 @@ def write_report(scores: BenchmarkScores, folder: Path) -> Path:
 
 
 def overview_table(scores: BenchmarkScores) -> Table:
-    """One row a set, then the means; one column for us, its interval, and one for each rival."""
+    """Return one row per set, then the means; columns for our score, its interval, and each published baseline."""
     baselines, selected = scores.benchmark.published, is_selected(scores)
     corrected = CORRECTED if selected else ()
-    table = Table(["set", "figure", OURS, "from", "to", *corrected, ASKED, *map(rival_name, baselines)])
-    rows: list[list[Cell]] = []
-    for name, asked in scores.benchmark.sets.items():
+    table = Table(["set", "figure", OURS, "from", "to", *corrected, ASKED, *map(baseline_name, baselines)])
+    for name, benchmark_set in scores.benchmark.sets.items():
         published = [baseline.scores.get(name) for baseline in baselines]
-        each = scores.sets.get(name)
-        if each is None:
-            rows.append([asked.title or name, None, None, None, None, None, *[None] * len(corrected), *published])
+        score = scores.sets.get(name)
+        if score is None:
+            empty: list[Cell] = [None] * (5 + len(corrected))  # every column between the title and the baselines
+            table.rows.append([benchmark_set.title or name, *empty, *published])
             continue
-        scale = scale_of(each.scored)
-        interval = (each.interval.low * scale, each.interval.high * scale) if each.interval else (None, None)
-        rows.append(
+        scale = scale_of(score.scored)
+        interval = (score.interval.low * scale, score.interval.high * scale) if score.interval else (None, None)
+        table.rows.append(
             [
-                each.title,
-                figure_name(each.scored),
-                each.scored.value * scale,
+                score.title,
+                figure_name(score.scored),
+                score.scored.value * scale,
                 *interval,
-                *(_corrected(each.selection, scale) if each.selection else ()),
-                asked_text(each),
+                *(_corrected(score.selection, scale) if score.selection else ()),
+                asked_text(score),
                 *published,
             ]
         )
     for name, mean in scores.means.items():
-        value, lowered = (None if share is None else share * 100 for share in (mean.value, mean.corrected))
-        beside = [lowered, None, None, None] if selected else []
-        rows.append(
-            [
-                f"mean: {name}",
-                None,
-                value,
-                None,
-                None,
-                *beside,
-                None,
-                *(baseline.means.get(name) for baseline in baselines),
-            ]
-        )
-    table.rows = rows  # type: ignore[assignment]
-    table.emphasised = frozenset(range(len(scores.benchmark.sets), len(rows)))
+        value, corrected_value = (None if share is None else share * 100 for share in (mean.value, mean.corrected))
+        selection_cells: list[Cell] = [corrected_value, None, None, None] if selected else []
+        published = [baseline.means.get(name) for baseline in baselines]
+        table.rows.append([f"mean: {name}", None, value, None, None, *selection_cells, None, *published])
+    table.emphasised = frozenset(range(len(scores.benchmark.sets), len(table.rows)))
     return table
 
 
-def rival_name(baseline: Baseline) -> str:
-    """A rival's name, and how its answers came about where that is known."""
+def baseline_name(baseline: Baseline) -> str:
+    """Return the name of a baseline, and how its answers were obtained if that is known."""
     return f"{baseline.name} ({baseline.answer})" if baseline.answer else baseline.name
 
 
-def asked_text(each: SetScore) -> str:
-    """`choose, own wording`."""
-    return each.answered if each.wording == NOT_STATED else f"{each.answered}, {each.wording}"
+def asked_text(score: SetScore) -> str:
+    """Return how a set was answered and the source of its wording, such as `choose, own wording`."""
+    return score.answered if score.wording == NOT_STATED else f"{score.answered}, {score.wording}"
 
 
-def rival_lines(scores: BenchmarkScores) -> list[str]:
-    """Of each rival: source, what must be known, how its answers came about."""
+def baseline_lines(scores: BenchmarkScores) -> list[str]:
+    """Return one line per baseline: source, note, and how its answers were obtained."""
     return [
         ": ".join(filter(None, [baseline.name, "; ".join(filter(None, [baseline.source, baseline.note]))]))
         + f". Its answers: {ANSWERED.get(baseline.answer or '', NOT_STATED)}."
@@ -108,10 +97,10 @@ def rival_lines(scores: BenchmarkScores) -> list[str]:
 
 
 def asked_lines(scores: BenchmarkScores) -> list[str]:
-    """How our answers and those of the rivals came about, one line per way."""
+    """Return one line per way in which our answers, and those of the baselines, were obtained."""
     ours: dict[str, list[str]] = {}
-    for each in scores.sets.values():
-        ours.setdefault(asked_text(each), []).append(each.title)
+    for score in scores.sets.values():
+        ours.setdefault(asked_text(score), []).append(score.title)
     lines = [f"asked: {way}" + (f" ({', '.join(titles)})" if len(ours) > 1 else "") for way, titles in ours.items()]
     baselines: dict[str, list[str]] = {}
     for baseline in scores.benchmark.published:
@@ -121,117 +110,119 @@ def asked_lines(scores: BenchmarkScores) -> list[str]:
 
 def is_selected(scores: BenchmarkScores) -> bool:
     """Whether the sets' answers are the best of several candidates."""
-    return any(each.selection for each in scores.sets.values())
+    return any(score.selection for score in scores.sets.values())
 
 
-def _corrected(found: Selection, scale: float) -> list[Cell]:
-    """The columns `CORRECTED`."""
-    bounds = (found.interval.low, found.interval.high) if found.interval else (None, None)
-    numbers = (found.corrected, *bounds)
-    return [*(None if number is None else number * scale for number in numbers), found.num_candidates]
+def _corrected(selection: Selection, scale: float) -> tuple[float | None, float | None, float | None, int]:
+    """Return the values of the columns `CORRECTED`."""
+    bounds = (selection.interval.low, selection.interval.high) if selection.interval else (None, None)
+    value, low, high = (None if number is None else number * scale for number in (selection.corrected, *bounds))
+    return value, low, high, selection.num_candidates
 
 
 def selection_table(scores: BenchmarkScores) -> Table:
-    """For a terminal: one row per set whose answers are the best of several, with and without the correction."""
-    rows: list[Sequence[Cell]] = []
-    for each in scores.sets.values():
-        if each.selection is not None:
-            scale = scale_of(each.scored)
-            value, low, high, count = _corrected(each.selection, scale)
-            between = (
-                NO_CORRECTION
-                if value is None
-                else clusters_missing(len(set(each.clusters)), f"{each.clustered_by}s")
-                if low is None
-                else f"{low:.2f} to {high:.2f}"
-            )
-            rows.append([each.title, each.scored.value * scale, value, between, count])
-    return Table(["set", "as chosen", "corrected", "interval 95 %", "best of"], rows)
+    """Return a table for a terminal: sets whose answers are the best of several, with and without the correction."""
+    table = Table(["set", "as chosen", "corrected", "interval 95 %", "best of"])
+    for score in scores.sets.values():
+        if score.selection is not None:
+            scale = scale_of(score.scored)
+            value, low, high, count = _corrected(score.selection, scale)
+            if value is None:
+                interval = NO_CORRECTION
+            elif low is None:
+                interval = clusters_missing(len(set(score.clusters)), f"{score.clustered_by}s")
+            else:
+                interval = f"{low:.2f} to {high:.2f}"
+            table.rows.append([score.title, score.scored.value * scale, value, interval, count])
+    return table
 
 
 def summary_table(scores: BenchmarkScores) -> Table:
-    """What a terminal has room for: one row a set."""
-    rows: list[list[Cell]] = []
-    for each in scores.sets.values():
-        scored, scale = each.scored, scale_of(each.scored)
+    """Return a table for a terminal: one row per set."""
+    table = Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"])
+    for score in scores.sets.values():
+        scored, scale = score.scored, scale_of(score.scored)
         others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
-        interval = interval_text(each)
         count = int(scored.counts.get("clips", len(scored.clip_ids)))
-        rows.append([each.title, figure_name(scored), scored.value * scale, interval, others, count])
-    return Table(["set", "figure", OURS, "interval 95 %", "besides", "clips"], rows)  # type: ignore[arg-type]
+        table.rows.append([score.title, figure_name(scored), scored.value * scale, interval_text(score), others, count])
+    return table
 
 
 def confusion_table(scored: Scored) -> Table:
-    """Counts of reference by answer."""
+    """Return the counts of answers, one row per reference label."""
     assert scored.confusion is not None
-    rows = [[label, *counts] for label, counts in zip(scored.labels, scored.confusion.tolist(), strict=True)]
-    return Table(["", *scored.labels, "(other)"], rows)
+    table = Table(["", *scored.labels, "(other)"])
+    for label, counts in zip(scored.labels, scored.confusion.tolist(), strict=True):
+        table.rows.append([label, *counts])
+    return table
 
 
 def page_of(scores: BenchmarkScores, overview: Table) -> Page:
+    """Return the page: overview, remarks, then each set."""
     page = Page(scores.benchmark.title, scores.benchmark.about)
     if not scores.comparable:
-        page.text("Not every score here may stand beside the published ones; the notes of the sets say why.", "warning")
+        page.text(
+            "Not every score here is comparable with the published ones; the notes of the sets say why.", "warning"
+        )
     page.table(overview)
     for name, mean in scores.means.items():
         if mean.missing:
-            page.text(f"{name} is not formed: no answers to {', '.join(mean.missing)}.", "note")
+            page.text(f"{name} is not computed: no answers to {', '.join(mean.missing)}.", "note")
     page.text("Per cent, except ratings from 1 to 10. Intervals: 95 % over clusters of clips (jackknife, t).", "note")
     for line in selection_lines(scores):
         page.text(line, "warning")
-    for line in (*asked_lines(scores), *rival_lines(scores)):
+    for line in (*asked_lines(scores), *baseline_lines(scores)):
         page.text(line, "note")
-    for each in scores.sets.values():
-        _add_set(page, each)
+    for score in scores.sets.values():
+        _add_set(page, score)
     return page
 
 
-def _add_set(page: Page, each: SetScore) -> None:
-    scored, scale = each.scored, scale_of(each.scored)
-    page.heading(each.title)
+def _add_set(page: Page, score: SetScore) -> None:
+    scored, scale = score.scored, scale_of(score.scored)
+    page.heading(score.title)
     figures = ", ".join(f"{name} {value * scale:.2f}" for name, value in scored.figures.items())
-    count = len(set(each.clusters))
-    page.text(f"{figures}. {scored.main}: {interval_text(each)}, over {count} clusters by {each.clustered_by}.")
+    count = len(set(score.clusters))
+    page.text(f"{figures}. {scored.main}: {interval_text(score)}, over {count} clusters by {score.clustered_by}.")
     page.text("; ".join(f"{name}: {_listed(value)}" for name, value in scored.counts.items()), "note")
-    for note in each.notes:
+    for note in score.notes:
         page.text(note, "warning")
-    for text in each.instructions:
-        page.text(f"Asked ({asked_text(each)}): {text}", "note")
+    for text in score.instructions:
+        page.text(f"Asked ({asked_text(score)}): {text}", "note")
     for note in scored.notes:
         page.text(note, "note" if scored.comparable else "warning")
-    parts: list[Table | Figure] = [_classes(scored)] if scored.per_class else []
+    panels: list[Table | Figure] = [_classes(scored)] if scored.per_class else []
     if scored.confusion is not None:
-        parts.append(_confusion(scored))
-    if parts:
-        page.side_by_side(*parts)
-    if each.also:
+        panels.append(_confusion(scored))
+    if panels:
+        page.side_by_side(*panels)
+    if score.also:
         rows = [
             [name, figure, value * scale_of(other)]
-            for name, other in each.also.items()
+            for name, other in score.also.items()
             for figure, value in other.figures.items()
         ]
         page.table(Table(["metric of the same answers", "figure", "value"], rows))
-    if each.subsets:
-        page.table(_subsets(each.subsets))
+    if score.subsets:
+        page.table(_subsets(score.subsets))
 
 
 def _classes(scored: Scored) -> Table:
     names = list(next(iter(scored.per_class.values())))
-    rows: list[list[Cell]] = [
-        [label, *(int(row[n]) if n == "clips" else row[n] * 100 for n in names)]
-        for label, row in scored.per_class.items()
-    ]
-    return Table(["class", *names], rows)  # type: ignore[arg-type]
+    table = Table(["class", *names])
+    for label, row in scored.per_class.items():
+        table.rows.append([label, *(int(row[name]) if name == "clips" else row[name] * 100 for name in names)])
+    return table
 
 
 def _subsets(subsets: Mapping[str, Scored | str]) -> Table:
-    rows: list[list[Cell]] = []
-    for name, part in subsets.items():
-        if isinstance(part, str):
-            rows.append([name, None, None, part])
+    table = Table(["clips", "score", "scored", "figure"])
+    for name, subset in subsets.items():
+        if isinstance(subset, str):
+            table.rows.append([name, None, None, subset])
         else:
-            rows.append([name, part.value * scale_of(part), len(part.clip_ids), part.main])
-    return Table(["clips", "score", "scored", "figure"], rows)  # type: ignore[arg-type]
+            table.rows.append([name, subset.value * scale_of(subset), len(subset.clip_ids), subset.main])
+    return table
 
 
 def _confusion(scored: Scored) -> Figure:
@@ -243,12 +234,12 @@ def _confusion(scored: Scored) -> Figure:
 
 
 def as_json(scores: BenchmarkScores) -> dict[str, Any]:
-    """Everything but drawings, as shares."""
+    """Return everything but the drawings as JSON values; figures are shares."""
     return {
         "bench": scores.benchmark.title,
         "comparable": scores.comparable,
         "published": [baseline.model_dump() for baseline in scores.benchmark.published],
-        "sets": {name: _set_json(each) for name, each in scores.sets.items()},
+        "sets": {name: _set_json(score) for name, score in scores.sets.items()},
         "means": {
             name: {"value": mean.value, "missing": list(mean.missing), "corrected": mean.corrected}
             for name, mean in scores.means.items()
@@ -256,19 +247,21 @@ def as_json(scores: BenchmarkScores) -> dict[str, Any]:
     }
 
 
-def _set_json(each: SetScore) -> dict[str, Any]:
-    subsets = {name: part if isinstance(part, str) else _scored_json(part) for name, part in each.subsets.items()}
+def _set_json(score: SetScore) -> dict[str, Any]:
+    subsets = {
+        name: subset if isinstance(subset, str) else _scored_json(subset) for name, subset in score.subsets.items()
+    }
     return {
-        **_scored_json(each.scored),
-        "asked": {"answer": each.answered, "wording": each.wording, "instructions": list(each.instructions)},
-        "clip_notes": list(each.notes),
+        **_scored_json(score.scored),
+        "asked": {"answer": score.answered, "wording": score.wording, "instructions": list(score.instructions)},
+        "clip_notes": list(score.notes),
         "interval": {
-            **(asdict(each.interval) if each.interval else {"low": None, "high": None, "level": None}),
-            "clusters": len(set(each.clusters)),
-            "clustered_by": each.clustered_by,
+            **(asdict(score.interval) if score.interval else {"low": None, "high": None, "level": None}),
+            "clusters": len(set(score.clusters)),
+            "clustered_by": score.clustered_by,
         },
-        "selection": each.selection and {**asdict(each.selection), "method": each.selection.method},
-        "also": {name: _scored_json(other) for name, other in each.also.items()},
+        "selection": score.selection and {**asdict(score.selection), "method": score.selection.method},
+        "also": {name: _scored_json(other) for name, other in score.also.items()},
         "subsets": subsets,
     }
 
@@ -287,27 +280,27 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
 
 
 def selection_lines(scores: BenchmarkScores) -> list[str]:
-    """How scores were corrected that are the best of several; the same method is said once."""
-    methods = dict.fromkeys(each.selection.method for each in scores.sets.values() if each.selection)
+    """Return one line per method by which scores were corrected for the choice of the best of several candidates."""
+    methods = dict.fromkeys(score.selection.method for score in scores.sets.values() if score.selection)
     return [f"Chosen and scored on the same clips: {method}." for method in methods]
 
 
-def interval_text(each: SetScore) -> str:
-    """`71.20 to 80.15`, or why there is none."""
-    if each.interval is None:
-        return clusters_missing(len(set(each.clusters)), f"{each.clustered_by}s")
-    scale = scale_of(each.scored)
-    return f"{each.interval.low * scale:.2f} to {each.interval.high * scale:.2f}"
+def interval_text(score: SetScore) -> str:
+    """Return the interval as text, such as `71.20 to 80.15`, or why there is none."""
+    if score.interval is None:
+        return clusters_missing(len(set(score.clusters)), f"{score.clustered_by}s")
+    scale = scale_of(score.scored)
+    return f"{score.interval.low * scale:.2f} to {score.interval.high * scale:.2f}"
 
 
 def figure_name(scored: Scored) -> str:
-    """The main figure; with it how many labels were predicted, where naming many is not punished."""
+    """Return the name of the main figure, with the labels predicted per clip if the metric does not punish many."""
     labels = scored.counts.get("labels predicted a clip")
     return scored.main if labels is None else f"{scored.main}, {labels:.2f} labels a clip"
 
 
 def scale_of(scored: Scored) -> int:
-    """Shares are shown in per cent, ratings as they are."""
+    """Return the factor for display: shares are shown in per cent, ratings as they are."""
     return 100 if scored.highest == 1 else 1
 
 

@@ -1,8 +1,8 @@
-"""From predictions to the scores of a bench: figures, intervals, subsets by tag, means as the paper forms them.
+"""Compute the scores of a benchmark from predictions: figures, intervals, subsets by tag, means as in the paper.
 
-Scores come from the prediction rows alone (`prediction_rows`), so that they can be formed again without a model. A mean
-is formed only where every set of it is scored; otherwise it says which are missing. Figures are shares here, per cent
-in reports.
+Scores depend only on the prediction rows (`prediction_rows`), so they can be computed again without a model. A mean is
+computed only if all its sets are scored; otherwise it lists the missing ones. Figures are shares here and per cent in
+reports.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from featurecache.clips.clip_list import NO_VALUES
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
-from fusion_train.evaluation.wording import NOT_STATED, instructions_of, said_of
+from fusion_train.evaluation.wording import NOT_STATED, instructions_in_rows, wording_in_rows
 from fusion_train.metrics.registry import score
 from fusion_train.metrics.scored import Scored, Settings
 from fusion_train.statistics.intervals import Interval, interval_of, jackknife
@@ -26,96 +26,100 @@ THE_REST = "the rest"
 
 @dataclass(frozen=True)
 class SetScore:
-    """One set of a bench."""
+    """Scores of one set of a benchmark."""
 
     name: str
     title: str
     scored: Scored
     interval: Interval | None
-    """Of the main figure, clustered where the clips say what belongs together; None with too few clusters."""
+    """Interval of the main figure, over clusters of clips; None if there are too few clusters."""
     clustered_by: str
     """`dialogue`, `speaker` or `clip`."""
     clusters: tuple[str, ...]
-    """The cluster of each clip of `scored.clip_ids`."""
+    """Cluster of each clip of `scored.clip_ids`."""
     also: Mapping[str, Scored] = field(default_factory=dict)
     """Further metrics of the same answers."""
     subsets: Mapping[str, Scored | str] = field(default_factory=dict)
-    """Tag -> the main metric over its clips, and over the rest; a text where they have no score."""
+    """Tag, and the rest without it -> main metric over these clips; a text if they cannot be scored."""
     answered: str = NOT_STATED
-    """`choose`, `generate`, or that the rows do not say it."""
+    """`choose`, `generate`, or `NOT_STATED`."""
     wording: str = NOT_STATED
-    """Whose wording was asked."""
+    """Source of the wording, one of `wording.SOURCE_TEXTS`, or `NOT_STATED`."""
     instructions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What must be known of the clips."""
+    """Remarks on the clips that a reader of the score needs."""
     selection: Selection | None = None
-    """Of a set whose best answers were chosen on its own clips."""
+    """Correction for choosing the best of several candidates on the same clips; None if none were chosen."""
 
 
 @dataclass(frozen=True)
-class Mean:
-    """An unweighted mean of main figures, or the sets it lacks."""
+class BenchmarkMean:
+    """Unweighted mean of the main figures of several sets, or the sets that are missing for it."""
 
     value: float | None
     missing: tuple[str, ...] = ()
     corrected: float | None = None
-    """The same mean of scores that are corrected for selection; None where one is not."""
+    """The same mean of scores corrected for selection; None unless all scores are corrected."""
 
 
 @dataclass(frozen=True)
 class BenchmarkScores:
-    """Everything that a report shows."""
+    """All scores of a benchmark, as a report shows them."""
 
     benchmark: Benchmark
     sets: Mapping[str, SetScore]
-    means: Mapping[str, Mean]
+    means: Mapping[str, BenchmarkMean]
     comparable: bool
-    """Whether every set's score may stand beside published ones."""
+    """Whether the score of every set may be compared with published ones."""
 
 
-def score_set(name: str, asked: BenchmarkSet, rows: Sequence[Mapping[str, Any]], settings: Settings) -> SetScore:
+def score_set(
+    name: str, benchmark_set: BenchmarkSet, rows: Sequence[Mapping[str, Any]], settings: Settings
+) -> SetScore:
     """Score one set from its rows.
 
     Raises:
         DataError: rows without a reference, a reference outside the vocabulary, or nothing to score.
         ConfigError: a task without a metric.
     """
-    without = [row["id"] for row in rows if _is_nothing(row.get("reference"))]
-    if without:
+    without_reference = [row["id"] for row in rows if _is_missing(row.get("reference"))]
+    if without_reference:
         raise DataError(
-            asked.title or name,
+            benchmark_set.title or name,
             expected="a reference in every row",
-            got=f"none for {len(without)} clips",
+            got=f"none for {len(without_reference)} clips",
             next_step="Name the clip list with --clips.",
-            problems=without,
+            problems=without_reference,
         )
-    metric = asked.chosen_metric
+    metric = benchmark_set.chosen_metric
     if metric is None:
-        raise DataError(f'task "{asked.task}"', expected="a metric", got="none", next_step="Name one with --metric.")
-    settings = replace(settings, vocabulary=asked.vocabulary)
-    scored = _score(metric, rows, settings, asked.main)
+        raise DataError(
+            f'task "{benchmark_set.task}"', expected="a metric", got="none", next_step="Name one with --metric."
+        )
+    settings = replace(settings, vocabulary=benchmark_set.vocabulary)
+    scored = _score(metric, rows, settings, benchmark_set.main)
     clustered_by, clusters = _clusters(rows, scored.clip_ids)
-    answered, wording = said_of(rows)
+    answered, wording = wording_in_rows(rows)
     return SetScore(
         name=name,
-        title=asked.title or name,
+        title=benchmark_set.title or name,
         scored=scored,
         interval=interval_of(jackknife(scored.resample, clusters, scored.per_clip), share=scored.highest == 1),
         clustered_by=clustered_by,
         clusters=tuple(clusters),
-        also={other: _score(other, rows, settings, None) for other in asked.also},
-        subsets=_subsets(metric, rows, settings, asked.main),
+        also={other: _score(other, rows, settings, None) for other in benchmark_set.also},
+        subsets=_subsets(metric, rows, settings, benchmark_set.main),
         answered=answered,
         wording=wording,
-        instructions=tuple(instructions_of(rows)),
-        notes=tuple(_other_counts(asked, rows)),
+        instructions=tuple(instructions_in_rows(rows)),
+        notes=tuple(_label_count_notes(benchmark_set, rows)),
     )
 
 
 def score_benchmark(
     benchmark: Benchmark, rows: Mapping[str, Sequence[Mapping[str, Any]]], settings: Settings
 ) -> BenchmarkScores:
-    """Score the sets that have rows; the means need all of theirs."""
+    """Score every set that has rows, and compute the means whose sets are all scored."""
     sets = {
         name: score_set(name, benchmark.sets[name], rows[name], settings) for name in benchmark.sets if name in rows
     }
@@ -123,8 +127,8 @@ def score_benchmark(
     for name, members in benchmark.means.items():
         missing = tuple(member for member in members if member not in sets)
         value = None if missing else sum(sets[member].scored.value for member in members) / len(members)
-        means[name] = Mean(value, missing)
-    return BenchmarkScores(benchmark, sets, means, all(each.scored.comparable for each in sets.values()))
+        means[name] = BenchmarkMean(value, missing)
+    return BenchmarkScores(benchmark, sets, means, all(score.scored.comparable for score in sets.values()))
 
 
 def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, main: str | None) -> Scored:
@@ -137,26 +141,30 @@ def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, m
     )
 
 
-def _other_counts(asked: BenchmarkSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How the labels of the references differ in number from those that others scored."""
-    if not asked.counts:
+def _label_count_notes(benchmark_set: BenchmarkSet, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note if the numbers of clips per label differ from those of the published ground truth."""
+    if not benchmark_set.counts:
         return []
-    here = Counter(str(row["reference"]) for row in rows)
-    if {label: here[label] for label in sorted(here)} == dict(sorted(asked.counts.items())):
+    counts = Counter(str(row["reference"]) for row in rows)
+    if dict(sorted(counts.items())) == dict(sorted(benchmark_set.counts.items())):
         return []
-    both = (f"{label} {here[label]} of {count}" for label, count in asked.counts.items())
-    return [f"{len(rows):,} clips, where {sum(asked.counts.values()):,} were scored by others: {', '.join(both)}"]
+    published = sum(benchmark_set.counts.values())
+    per_label = ", ".join(f"{label} {counts[label]} of {count}" for label, count in benchmark_set.counts.items())
+    return [f"{len(rows):,} clips, where {published:,} were scored by others: {per_label}"]
 
 
-def _is_nothing(reference: Any) -> bool:
-    """What files have where there is no reference: null, NaN, and the texts that programs write for these."""
+def _is_missing(reference: Any) -> bool:
+    """Whether a value of a file means "no reference": null, NaN, and the texts that programs write for these."""
     if isinstance(reference, str):
         return not reference.strip() or reference in NO_VALUES
-    return reference is None or reference != reference
+    return reference is None or reference != reference  # NaN is not equal to itself
 
 
 def _clusters(rows: Sequence[Mapping[str, Any]], clip_ids: Sequence[str]) -> tuple[str, list[str]]:
-    """What clips of one cluster have in common, and the cluster of each clip: a dialogue, or else a speaker."""
+    """Return the kind of the clusters and the cluster of each clip.
+
+    Clips are clustered by dialogue if every clip states one, or else by speaker; otherwise each clip is a cluster.
+    """
     by_id = {row["id"]: row for row in rows}
     for key in ("dialogue", "speaker"):
         if all(by_id[clip].get(key) for clip in clip_ids):
@@ -172,9 +180,9 @@ def _subsets(
     for tag in tags:
         tagged = [row for row in rows if tag in (row.get("tags") or ())]
         rest = [row for row in rows if tag not in (row.get("tags") or ())]
-        for name, part in ((tag, tagged), (f"{THE_REST}, without {tag}", rest)):
+        for name, subset in ((tag, tagged), (f"{THE_REST}, without {tag}", rest)):
             try:
-                subsets[name] = _score(metric, part, settings, main)
+                subsets[name] = _score(metric, subset, settings, main)
             except DataError as error:
                 subsets[name] = f"not scored: {error}"
     return subsets

@@ -1,13 +1,16 @@
-"""Language models that answer a prompt: a server that speaks OpenAI's protocol, or a local causal LM; temperature 0.
+"""Language models that rate or read answers: a server with OpenAI's protocol, or a local causal LM; temperature 0.
 
-`http://host:port/v1#MODEL` names a server and its model, anything else a folder or hub id for transformers. Replies are
-kept as JSON lines with the model and the prompt's hash, and a prompt that was answered before is not asked again.
+`http://host:port/v1#MODEL` names a server and its model; anything else is a folder or hub id for transformers. Replies
+are kept as JSON Lines with the model and the hash of the prompt; a prompt that was answered before is not asked again.
+`ModelJudge` rates how far a description agrees with its reference; `extract_labels` reads labels out of free text. The
+prompts are this project's own. The name of a judge contains their hash, because another prompt is another judge.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import urllib.error
 import urllib.request
 from functools import cached_property
@@ -16,15 +19,18 @@ from typing import Any, Protocol
 
 from fusion_train.errors import ModelError
 from fusion_train.evaluation.append_only import AppendedLines, read_lines
+from fusion_train.metrics.negation import is_negated
+from fusion_train.metrics.overlap import Kind
 from fusion_train.prompts.encoding_text import Words, encode_text
 
 MAX_REPLY_TOKENS = 512
 TIMEOUT_S = 300
-PLACE_OF_PROMPT = "the-prompt-stands-here"
+PROMPT_PLACEHOLDER = "the-prompt-stands-here"
+"""Stands for the prompt while a chat template is filled in."""
 
 
 class TextModel(Protocol):
-    """Answers one prompt; the same prompt gets the same reply as far as the model allows."""
+    """A language model that replies to one prompt, deterministically as far as the model allows."""
 
     name: str
 
@@ -32,7 +38,7 @@ class TextModel(Protocol):
 
 
 class ServedModel:
-    """A model behind `/chat/completions`."""
+    """A model served at `/chat/completions`."""
 
     def __init__(self, address: str, model: str, key_file: Path | None = None) -> None:
         self.name = model
@@ -40,8 +46,12 @@ class ServedModel:
         self._key = key_file.read_text().strip() if key_file else None
 
     def reply(self, prompt: str) -> str:
-        """Raises ModelError where the server cannot be reached, refuses, or answers in another form."""
-        asked = {
+        """Return the reply of the server.
+
+        Raises:
+            ModelError: the server cannot be reached, refuses, or replies in another form.
+        """
+        body = {
             "model": self.name,
             "temperature": 0,
             "max_tokens": MAX_REPLY_TOKENS,
@@ -49,14 +59,14 @@ class ServedModel:
             "messages": [{"role": "user", "content": prompt}],
         }
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self._url, json.dumps(asked).encode(), headers)
+        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
                 document = json.loads(response.read())
             return str(document["choices"][0]["message"]["content"])
         except urllib.error.HTTPError as error:
-            said = error.read(300).decode(errors="replace")
-            raise ModelError(self._url, expected="an answer", got=f"{error.code} {error.reason}: {said}") from error
+            detail = error.read(300).decode(errors="replace")
+            raise ModelError(self._url, expected="an answer", got=f"{error.code} {error.reason}: {detail}") from error
         except (urllib.error.URLError, TimeoutError) as error:
             raise ModelError(self._url, expected="a server", got=str(error)) from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -80,6 +90,7 @@ class LocalModel:
         return load_tokenizer(self._place), model.to(device).eval()
 
     def reply(self, prompt: str) -> str:
+        """Return the greedy continuation of the prompt."""
         import torch
 
         tokenizer, model = self._loaded
@@ -96,27 +107,27 @@ class LocalModel:
 
 
 def chat_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of one request; what the prompt quotes from clips and answers writes no control token.
+    """Return the token ids of one request; text that the prompt quotes from clips and answers gives no control tokens.
 
     Raises:
-        ModelError: a chat template that does not show what the user says.
+        ModelError: a chat template that leaves out the message of the user.
     """
     if not getattr(tokenizer, "chat_template", None):
         begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return begin + encode_text(tokenizer, prompt)
-    said = [{"role": "user", "content": PLACE_OF_PROMPT}]
-    whole = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
-    before, place, after = whole.partition(PLACE_OF_PROMPT)
-    if not place:
+    messages = [{"role": "user", "content": PROMPT_PLACEHOLDER}]
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    before, placeholder, after = whole.partition(PROMPT_PLACEHOLDER)
+    if not placeholder:
         raise ModelError("chat template", expected="the words of the user in it", got="a template without them")
     return encode_text(tokenizer, Words.own(before) + Words.outside(prompt) + Words.own(after))
 
 
 def open_text_model(place: str, key_file: Path | None = None) -> TextModel:
-    """Name a server's model (`http://host:port/v1#MODEL`) or a local one.
+    """Open the model of a server (`http://host:port/v1#MODEL`) or a local one.
 
     Raises:
-        ModelError: a server without a model's name.
+        ModelError: the address of a server without the name of a model.
     """
     if not place.startswith(("http://", "https://")):
         return LocalModel(place)
@@ -127,7 +138,7 @@ def open_text_model(place: str, key_file: Path | None = None) -> TextModel:
 
 
 class Replies:
-    """A model whose raw replies are kept; use as a context manager."""
+    """A language model with a file of its raw replies; use it as a context manager."""
 
     def __init__(self, model: TextModel, path: Path) -> None:
         self.model, self.path = model, path
@@ -135,7 +146,11 @@ class Replies:
         self._known = {(row["model"], row["prompt_sha256"]): row["reply"] for row in read_lines(path, torn=True)}
 
     def ask(self, purpose: str, clip_id: str, prompt: str) -> str:
-        """The reply to a prompt, from the file where it stands there."""
+        """Return the reply to a prompt, from the file if it is there.
+
+        Args:
+            purpose, clip_id: recorded with the reply.
+        """
         digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
         key = (self.model.name, digest)
         if key not in self._known:
@@ -157,3 +172,58 @@ class Replies:
 
     def __exit__(self, *error: object) -> None:
         self._lines.__exit__(*error)
+
+
+RATING_PROMPTS: dict[Kind, str] = {
+    "clue": (
+        "Two descriptions of the same video clip follow, each between three quotation marks.\n"
+        'Reference: """{reference}"""\nDescription: """{prediction}"""\n'
+        "How many of the clues to the person's emotion that the reference names (face, gesture, voice, words,"
+        " situation) does the description name too? Rate from 1 (none) to 10 (all). Answer with the number alone."
+    ),
+    "label": (
+        "Two descriptions of the same video clip follow, each between three quotation marks.\n"
+        'Reference: """{reference}"""\nDescription: """{prediction}"""\n'
+        "How far do the emotions that the two conclude agree? Rate from 1 (not at all) to 10 (the same emotions)."
+        " Answer with the number alone."
+    ),
+}
+EXTRACTION_PROMPT = (
+    "Which emotions does the following text ascribe to the person? Name them as single words or short phrases, with"
+    " commas between, and nothing else. Answer [] where it ascribes none.\n"
+    'Text: """{prediction}"""'
+)
+_RATING = re.compile(r"(?<![\d.])(10|[1-9])(?:\s*/\s*10)?(?![\d.]\d|\d)")
+
+
+class ModelJudge:
+    """A language model as a judge; it rates from 1 to 10."""
+
+    highest = 10.0
+    """The best rating."""
+
+    def __init__(self, replies: Replies) -> None:
+        self._replies = replies
+        digest = hashlib.sha256("".join(RATING_PROMPTS.values()).encode()).hexdigest()[:12]
+        self.name = f"{replies.model.name} with prompts {digest}"
+
+    def rate(self, kind: Kind, clip_id: str, reference: str, prediction: str) -> float | None:
+        """Return the rating of a description; None if the reply does not give exactly one."""
+        prompt = _fill(RATING_PROMPTS[kind], reference=reference, prediction=prediction)
+        return read_rating(self._replies.ask(f"{kind} overlap", clip_id, prompt))
+
+
+def read_rating(reply: str) -> float | None:
+    """Return the number from 1 to 10 in a reply, ignoring negated ones; None if there is no number or several."""
+    ratings = {float(match[1]) for match in _RATING.finditer(reply) if not is_negated(reply, match.start())}
+    return ratings.pop() if len(ratings) == 1 else None
+
+
+def extract_labels(replies: Replies, clip_id: str, prediction: str) -> str:
+    """Return the labels that a free text names, as a list that the list parser can read."""
+    return replies.ask("labels", clip_id, _fill(EXTRACTION_PROMPT, prediction=prediction)).strip()
+
+
+def _fill(template: str, **values: str) -> str:
+    """Fill in all values in one pass, so that braces inside a value stay text."""
+    return re.sub(r"\{(\w+)\}", lambda place: values[place.group(1)], template)

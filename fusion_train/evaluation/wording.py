@@ -1,8 +1,9 @@
-"""How the questions of a benchmark set are put, and what is said of it beside the scores.
+"""Decide the prompt of a benchmark set, and report it beside the scores.
 
-Laid over each other, the later first: `prompt` of the configuration, its `evaluation.prompt`, its
-`evaluation.datasets`, the set's own `prompt` and `instruction`. A label is chosen among the closed set or generated.
-What was asked stands in every row of the answers (`by`), so that scores formed from files alone can say it too.
+The prompt is resolved in layers, each overriding the ones before: `prompt` of the configuration, its
+`evaluation.prompt`, its `evaluation.datasets`, then `prompt` and `instruction` of the set. A label is chosen among a
+closed set or generated. Every answer row records its prompt (key `by`), so scores computed only from files can report
+it too.
 """
 
 from __future__ import annotations
@@ -13,37 +14,39 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from featurecache.spec import canonical_json
-from fusion_train.config import Config, load_config, validate
+from fusion_train.config import Config, validate
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BenchmarkSet
+from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import PromptFormat, find_task
 from fusion_train.yaml_settings import merge, parse_override
 
-Answer = Literal["choose", "generate"]
-Source = Literal["own", "configuration", "benchmark"]
-SOURCES: dict[Source, str] = {
+AnswerMode = Literal["choose", "generate"]
+WordingSource = Literal["own", "configuration", "benchmark"]
+SOURCE_TEXTS: dict[WordingSource, str] = {
     "own": "own wording",
     "configuration": "wording of the configuration",
     "benchmark": "wording of the benchmark",
 }
 SECTIONS = ("prompt", "evaluation")
+"""Sections of the configuration that may be changed without training again."""
 NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How one set is asked."""
+    """How one set is asked: how a label is answered, and the prompt per dataset."""
 
-    answer: Answer
-    source: Source
-    """Whose instruction is asked."""
+    answer: AnswerMode
+    source: WordingSource
+    """Where the instruction comes from."""
     instructions: Mapping[str, str]
-    """Dataset ("" for none) -> the instruction."""
+    """Dataset ("" for none) -> instruction."""
     prompts: Mapping[str, PromptFormat]
-    """Dataset -> everything around it."""
+    """Dataset -> the format of the whole prompt."""
 
-    def by(self) -> dict[str, Any]:
-        """What the rows of the answers say of it."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the record of the wording that every answer row carries."""
         texts = set(self.instructions.values())
         formats = canonical_json({name: asdict(prompt) for name, prompt in self.prompts.items()})
         return {
@@ -54,49 +57,55 @@ class Wording:
 
 
 def wording_of(
-    config: Config, asked: BenchmarkSet, datasets: Iterable[str | None], answer: Answer | None = None
+    config: Config, benchmark_set: BenchmarkSet, datasets: Iterable[str | None], answer: AnswerMode | None = None
 ) -> Wording:
-    """How `asked` is put to the clips of `datasets`.
+    """Return how a benchmark set is asked about clips of `datasets`.
 
     Args:
-        answer: how one label is answered, whatever the benchmark and the configuration say.
+        answer: how one label is answered; overrides the benchmark and the configuration.
     """
-    task, evaluation = asked.question, config.evaluation
-    stated = asked.answer if "answer" in asked.model_fields_set else evaluation.answer or asked.answer
-    chosen: Answer = (answer or stated) if task.answer == "label" else "generate"
-    prompts, instructions, sources = {}, {}, set[Source]()
+    task, evaluation = benchmark_set.question, config.evaluation
+    stated = (
+        benchmark_set.answer
+        if "answer" in benchmark_set.model_fields_set
+        else evaluation.answer or benchmark_set.answer
+    )
+    mode: AnswerMode = (answer or stated) if task.answer == "label" else "generate"
+    prompts, instructions, sources = {}, {}, set[WordingSource]()
     for name in sorted({dataset or "" for dataset in datasets}):
         prompt = config.prompt.changed(evaluation.prompt, evaluation.datasets.get(name, {}))
-        before = prompt.format().wordings(task, name)
-        prompt = prompt.changed(asked.prompt)
-        if asked.instruction is not None:
-            prompt = prompt.changed({"instructions": {f"{name}/{task.full_name}": asked.instruction}})
+        configured = prompt.format().wordings(task, name)
+        prompt = prompt.changed(benchmark_set.prompt)
+        if benchmark_set.instruction is not None:
+            prompt = prompt.changed({"instructions": {f"{name}/{task.full_name}": benchmark_set.instruction}})
         prompts[name] = prompt.format()
         instructions[name] = prompts[name].worded(task, name).instruction
-        changed = prompts[name].wordings(task, name) != before
-        sources.add("benchmark" if changed else "own" if before == (task.instruction,) else "configuration")
+        if prompts[name].wordings(task, name) != configured:
+            sources.add("benchmark")
+        else:
+            sources.add("own" if configured == (task.instruction,) else "configuration")
     source = next(name for name in ("benchmark", "configuration", "own") if name in sources)
-    return Wording(chosen, source, instructions, prompts)
+    return Wording(mode, source, instructions, prompts)
 
 
 def asked_in_training(config: Config, task_name: str) -> str:
-    """How held-out clips are asked while training and in sweeps: in the prompt of training, labels chosen."""
+    """Describe how validation clips are asked in training and in sweeps: with the training prompt, labels chosen."""
     task = find_task(task_name)
-    way = "labels chosen among the closed set" if task.answer == "label" else "answers generated"
+    mode = "labels chosen among the closed set" if task.answer == "label" else "answers generated"
     if config.model.llm is None:
-        return f"{way}, by a probe, which is asked in no words"
-    keys = {key.rpartition("/")[2] for key in config.prompt.instructions}
-    return f"{way}, {SOURCES['configuration' if task.name in keys else 'own']}"
+        return f"{mode}, by a probe, which has no prompt"
+    tasks = {key.rpartition("/")[2] for key in config.prompt.instructions}
+    return f"{mode}, {SOURCE_TEXTS['configuration' if task.name in tasks else 'own']}"
 
 
 def asking_as(config: Config, name: str | None, overrides: Sequence[str]) -> Config:
-    """The configuration of a run with `prompt` and `evaluation` of another one, and with overrides of these.
+    """Return the configuration of a run with `prompt` and `evaluation` of another one, and with overrides of these two.
 
     Raises:
-        ConfigError: no such configuration, or an override of anything else.
+        ConfigError: no such configuration, or an override of another section.
     """
-    taken = config if name is None else load_config(name, config.stage)
-    values = {section: getattr(taken, section).model_dump() for section in SECTIONS}
+    source = config if name is None else load_config(name, config.stage)
+    values = {section: getattr(source, section).model_dump() for section in SECTIONS}
     for text in overrides:
         changed = parse_override(text)
         others = [section for section in changed if section not in SECTIONS]
@@ -105,28 +114,30 @@ def asking_as(config: Config, name: str | None, overrides: Sequence[str]) -> Con
                 f"--set {text}",
                 expected=f"a setting of {' or '.join(SECTIONS)}",
                 got=f"one of {others[0]}",
-                next_step="What the run was trained with cannot be changed by asking it.",
+                next_step="Settings of training cannot be changed when a trained run is asked.",
             )
         merge(values, changed)
     return validate({**config.model_dump(), **values}, "--set")
 
 
-def said_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """How answers came about and whose wording was asked, as the rows say it."""
-    ways = {_of(row, "answer") for row in rows}
-    sources = {SOURCES.get((_of(row, "wording") or {}).get("from"), NOT_STATED) for row in rows}
-    return ", ".join(sorted(way or NOT_STATED for way in ways)), "; ".join(sorted(sources))
+def wording_in_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return how the answers were obtained, and the source of the wording, as the rows record them."""
+    modes = {_source_field(row, "answer") or NOT_STATED for row in rows}
+    sources = {SOURCE_TEXTS.get((_source_field(row, "wording") or {}).get("from", ""), NOT_STATED) for row in rows}
+    return ", ".join(sorted(modes)), "; ".join(sorted(sources))
 
 
-def instructions_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The instructions that the rows name, each once."""
-    found: dict[str, None] = {}
+def instructions_in_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the distinct instructions that the rows record."""
+    distinct: dict[str, None] = {}
     for row in rows:
-        said = (_of(row, "wording") or {}).get("instruction")
-        found |= dict.fromkeys(said.values() if isinstance(said, Mapping) else [said] if said else [])
-    return list(found)
+        recorded = (_source_field(row, "wording") or {}).get("instruction")
+        instructions = recorded.values() if isinstance(recorded, Mapping) else [recorded] if recorded else []
+        distinct |= dict.fromkeys(instructions)
+    return list(distinct)
 
 
-def _of(row: Mapping[str, Any], key: str) -> Any:
-    by = row.get("by")
-    return by.get(key) if isinstance(by, Mapping) else None
+def _source_field(row: Mapping[str, Any], key: str) -> Any:
+    """Return one field of the row's source (`by`); None if the row does not have it."""
+    source = row.get("by")
+    return source.get(key) if isinstance(source, Mapping) else None

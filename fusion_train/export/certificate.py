@@ -15,8 +15,8 @@ from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import markdown_text
 from featurecache.spec import Spec
 from fusion_train.documents import write_document
+from fusion_train.remote.configuration_emotion_llama import CERTIFICATE
 from fusion_train.remote.integrity import PAGE_NAME
-from fusion_train.remote.parity_notice import CERTIFICATE
 
 FORMAT = 1
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -31,7 +31,7 @@ MAX_RAW_KL = 0.05
 
 
 @dataclass(frozen=True)
-class Figure:
+class ParityCheck:
     """One quantity over all clips."""
 
     name: str
@@ -46,7 +46,7 @@ class Figure:
 
 def judge(
     rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, llm_dtype: str, device: str, merged: bool = True
-) -> list[Figure]:
+) -> list[ParityCheck]:
     """Compare the rows of `parity.compare` with their bounds.
 
     Args:
@@ -58,14 +58,14 @@ def judge(
     u = ROUNDOFF[llm_dtype]
     on_gpu = device.startswith("cuda")
     figures = [
-        Figure("questions whose prompt differs", _count(rows, "prompt_equal"), 0, "One tokenisation serves both."),
-        Figure(
+        ParityCheck("questions whose prompt differs", _count(rows, "prompt_equal"), 0, "One tokenisation serves both."),
+        ParityCheck(
             "questions whose modalities differ", _count(rows, "present_equal"), 0, "Absence is decided by the media."
         ),
     ]
     if any(row["stand_ins"] for row in rows):
         figures.append(
-            Figure(
+            ParityCheck(
                 "questions whose stand-ins for absent modalities differ",
                 sum(not all(row["stand_ins"].values()) for row in rows),
                 0,
@@ -76,7 +76,7 @@ def judge(
     merge_bound = max(LEAST_KL, 4 * (LOGIT_SCALE * u) ** 2)
     if merged:
         figures.append(
-            Figure(
+            ParityCheck(
                 "merged against unmerged adapters, KL",
                 _worst(rows, "merge_kl"),
                 merge_bound,
@@ -86,7 +86,7 @@ def judge(
         )
     reload_bound = LOGIT_SCALE * u * 4 if on_gpu else 0.0
     figures.append(
-        Figure(
+        ParityCheck(
             "loaded in a fresh process against in memory, logits",
             _worst(rows, "reload_logits"),
             reload_bound,
@@ -98,7 +98,7 @@ def judge(
     same = [row["raw_logits"] for row in rows if all(f["equal"] for f in row["features"].values())]
     if same:
         figures.append(
-            Figure(
+            ParityCheck(
                 f"raw media against cached features, logits of {len(same)} questions with equal features",
                 max(same),
                 0.0,
@@ -108,7 +108,7 @@ def judge(
     raw_u = max([u, *(_feature_bound(spec)[0] for spec in specs.values())])
     raw_bound = min(MAX_RAW_KL, max(LEAST_KL, 4 * (LOGIT_SCALE * raw_u) ** 2))
     figures.append(
-        Figure(
+        ParityCheck(
             "raw media against cached features, KL",
             _worst(rows, "raw_kl"),
             raw_bound,
@@ -119,7 +119,7 @@ def judge(
     probabilities = [row["probabilities"] for row in rows if row["probabilities"] is not None]
     if probabilities:
         figures.append(
-            Figure(
+            ParityCheck(
                 "label probabilities, raw and merged against trained",
                 max(probabilities),
                 max(1e-4, raw_bound**0.5),
@@ -127,7 +127,7 @@ def judge(
             )
         )
     figures.append(
-        Figure(
+        ParityCheck(
             "greedy text: nats between the tokens where texts part",
             _worst(rows, "text_margin"),
             max(LEAST_MARGIN, 2 * LOGIT_SCALE * u),
@@ -137,10 +137,10 @@ def judge(
     return figures
 
 
-def _features(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _features(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> ParityCheck:
     bound, reason = _feature_bound(spec)
     values = [row["features"][modality]["rms"] for row in rows if modality in row["features"]]
-    return Figure(
+    return ParityCheck(
         f"{modality} features ({spec.encoder}), re-encoded against cached, relative RMS",
         max(values, default=0.0),
         bound,
@@ -176,7 +176,7 @@ def _worst(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 def write_certificate(
-    folder: Path, about: Mapping[str, Any], figures: Sequence[Figure], rows: Sequence[Mapping[str, Any]]
+    folder: Path, about: Mapping[str, Any], figures: Sequence[ParityCheck], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write both files; JSON keeps the rows of every clip."""
     document = {

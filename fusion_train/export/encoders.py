@@ -6,22 +6,27 @@ give the same fingerprint, so weights of another revision, another tap or anothe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+import featurecache
 from featurecache.encoders import open_encoder
+from featurecache.encoders.eva import EvaGlobalEncoder
 from featurecache.errors import suggest
 from featurecache.spec import Spec
 from featurecache.views import View
-from fusion_train.errors import ExportError
-from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
+from fusion_train.data.absent import write_zero_image
+from fusion_train.errors import ConfigError, ExportError
+from fusion_train.remote.encoding import EXPORTABLE, as_stored, refuse_other_encoder
 
 
 @dataclass(frozen=True)
-class Attached:
+class AttachedEncoders:
     """The encoders of a run, as an exported model holds them."""
 
     entries: dict[str, dict[str, Any]]
@@ -34,7 +39,7 @@ class Attached:
     """Modality -> what its encoder reads of a clip."""
 
 
-def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], device: str = "cpu") -> Attached:
+def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], device: str = "cpu") -> AttachedEncoders:
     """Open the encoder of every modality's spec.
 
     Args:
@@ -54,7 +59,7 @@ def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], devic
                 got="another",
                 next_step=suggest(given, names).strip() or None,
             )
-    attached = Attached({}, {}, {}, {})
+    attached = AttachedEncoders({}, {}, {}, {})
     shared: dict[tuple[Any, ...], str] = {}
     for modality, spec in specs.items():
         if spec.encoder not in EXPORTABLE:
@@ -108,3 +113,35 @@ def known_weights(spec: Spec) -> str:
             next_step=f"Say where it is with --weights {spec.encoder}=FOLDER.",
         )
     return str(hub)
+
+
+def make_zero_image(
+    store: str, name: str, out: Path, *, weights: str | None, device: str, say: Callable[[str], None] = print
+) -> None:
+    """Write the tokens that the encoder of feature `name` gives for an all-zero image.
+
+    Args:
+        weights: its checkpoint, where it is not what the feature's provenance says.
+
+    Raises:
+        StoreNotFoundError: no such store or feature.
+        ConfigError: a feature of another encoder than eva-global.
+        FingerprintError, WeightsError: the encoder found is not the one that made the feature.
+    """
+    spec = featurecache.open_store(store)[name].spec
+    if spec.encoder != EvaGlobalEncoder.name:
+        raise ConfigError(f"{store}/{name}", expected=f"a feature of {EvaGlobalEncoder.name}", got=spec.encoder)
+    encoder = open_encoder(
+        spec.encoder,
+        weights=weights or known_weights(spec),
+        device=device,
+        compute_dtype=spec.compute_dtype,
+        options=EvaGlobalEncoder.options_of(spec),
+    )
+    refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, "image")
+    side = encoder.pixels  # type: ignore[attr-defined]
+    mean_colour = np.asarray(encoder.mean, np.float32) * 255  # type: ignore[attr-defined]
+    batch = np.broadcast_to(mean_colour, (encoder.batch_size, 1, side, side, 3))
+    tokens = as_stored(encoder.pool(encoder.forward(batch)), spec.stored_dtype)[0].float().cpu()
+    write_zero_image(out, tokens, spec.fingerprint)
+    say(f"{out}: {tuple(tokens.shape)}, mean {tokens.mean():.4f}; use it with --set features.zero_image={out}")

@@ -36,12 +36,11 @@ from featurecache.views import View
 from fusion_train import checkpoint
 from fusion_train.errors import ExportError, ParityError
 from fusion_train.export.card import trained_parts, write_card
-from fusion_train.export.certificate import Figure, judge, write_certificate
+from fusion_train.export.certificate import ParityCheck, judge, write_certificate
 from fusion_train.export.encoders import attach_encoders
 from fusion_train.export.folder import write_folder
-from fusion_train.export.merge import merge_lora
 from fusion_train.export.parity import (
-    Reference,
+    ReferenceAnswer,
     answer_logits,
     ask_exported,
     choose_questions,
@@ -50,8 +49,8 @@ from fusion_train.export.parity import (
     reference,
     refuse_other_media,
 )
-from fusion_train.export.trained_tasks import trained_tasks
-from fusion_train.export.weights_chosen import weights_chosen
+from fusion_train.export.provenance import trained_tasks, weights_chosen
+from fusion_train.export.weights import merge_lora
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
 from fusion_train.remote.integrity import PAGE_NAME, file_hashes, read_certificate, refuse_changed_files
@@ -63,7 +62,7 @@ NUM_CHECKED = 32
 
 
 @dataclass(frozen=True)
-class Sources:
+class ExportSources:
     """Where a run's material lies, if not where the run found it, and what of it is used."""
 
     store: str | None = None
@@ -83,8 +82,8 @@ class Sources:
 
 
 def export_run(
-    run: Run, out: Path, weights: Mapping[str, str], sources: Sources, say: Callable[[str], None] = print
-) -> list[Figure]:
+    run: Run, out: Path, weights: Mapping[str, str], sources: ExportSources, say: Callable[[str], None] = print
+) -> list[ParityCheck]:
     """Write `out` and return its figures.
 
     Args:
@@ -104,8 +103,8 @@ def export_run(
 
 
 def _export_run(
-    run: Run, out: Path, weights: Mapping[str, str], sources: Sources, say: Callable[[str], None]
-) -> list[Figure]:
+    run: Run, out: Path, weights: Mapping[str, str], sources: ExportSources, say: Callable[[str], None]
+) -> list[ParityCheck]:
     context, step = open_bench(run, sources)
     attached = attach_encoders(context.reader.specs, weights)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
@@ -138,11 +137,11 @@ def _export_run(
 
 def verify_export(
     out: Path,
-    sources: Sources | None = None,
+    sources: ExportSources | None = None,
     run: Run | None = None,
     say: Callable[[str], None] = print,
     weights: Mapping[str, str] | None = None,
-) -> list[Figure]:
+) -> list[ParityCheck]:
     """Measure an exported folder again, as its certificate says it was; nothing is written.
 
     Args:
@@ -155,7 +154,7 @@ def verify_export(
     """
     certificate = read_certificate(out)
     refuse_changed_files(out, certificate)
-    given = sources or Sources()
+    given = sources or ExportSources()
     where = certificate["where"]
     kept = [name for name in ("run", "store", "clips", "check") if name in where]
     there = {name: absolute(where[name], out) for name in kept} if run is None else {}
@@ -192,7 +191,7 @@ def verify_export(
     return figures
 
 
-def open_bench(run: Run, sources: Sources) -> tuple[RunContext, int]:
+def open_bench(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
     """The run with the weights of its checkpoint, on its device; and the checkpoint's step.
 
     Raises:
@@ -212,8 +211,8 @@ def open_bench(run: Run, sources: Sources) -> tuple[RunContext, int]:
 
 
 def ask_trained(
-    context: RunContext, views: Mapping[str, View], sources: Sources, tasks: Sequence[str]
-) -> tuple[str, list[Reference]]:
+    context: RunContext, views: Mapping[str, View], sources: ExportSources, tasks: Sequence[str]
+) -> tuple[str, list[ReferenceAnswer]]:
     """Choose the clips and ask the trained model; returns the split they are of."""
     if sources.check_list is not None:
         clips = load_clips(sources.check_list)
@@ -226,7 +225,7 @@ def ask_trained(
     return split, reference(context, samples)
 
 
-def merge_and_ask(context: RunContext, references: Sequence[Reference], dtype: str | None) -> None:
+def merge_and_ask(context: RunContext, references: Sequence[ReferenceAnswer], dtype: str | None) -> None:
     """Merge the adapters in place and ask again."""
     context.model.llm = merge_lora(context.model.llm, None if dtype is None else getattr(torch, dtype))
     for one in references:
@@ -235,12 +234,12 @@ def merge_and_ask(context: RunContext, references: Sequence[Reference], dtype: s
 
 def measure(
     folder: Path,
-    references: Sequence[Reference],
+    references: Sequence[ReferenceAnswer],
     specs: Mapping[str, Spec],
     about: Mapping[str, Any],
     places: Mapping[str, Any],
     say: Callable[[str], None],
-) -> tuple[list[Figure], list[dict[str, Any]]]:
+) -> tuple[list[ParityCheck], list[dict[str, Any]]]:
     """Ask the folder and compare; the caller has let go of the trained model, which may be as large."""
     gc.collect()
     if torch.cuda.is_available():
@@ -255,7 +254,7 @@ def measure(
     return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"], merged=merged), rows
 
 
-def describe(run: Run, context: RunContext, sources: Sources, step: int, split: str) -> dict[str, Any]:
+def describe(run: Run, context: RunContext, sources: ExportSources, step: int, split: str) -> dict[str, Any]:
     """What a certificate says of its origin; no path enters it."""
     return {
         "run": {
@@ -275,7 +274,7 @@ def describe(run: Run, context: RunContext, sources: Sources, step: int, split: 
     }
 
 
-def refuse_unfit_adapter(context: RunContext, sources: Sources) -> None:
+def refuse_unfit_adapter(context: RunContext, sources: ExportSources) -> None:
     """Raise ExportError where the adapter-only form cannot hold what was asked."""
     if sources.adapter and not context.config.model.lora.r:
         raise ExportError("--adapter", expected="a run with LoRA", got="model.lora.r: 0", next_step="Export it merged.")
@@ -297,7 +296,9 @@ def _here(place: str) -> str:
     return str(Path(place).resolve()) if Path(place).exists() else place  # a hub id stays
 
 
-def locate(run: Run, context: RunContext, weights: Mapping[str, str], sources: Sources, out: Path) -> dict[str, Any]:
+def locate(
+    run: Run, context: RunContext, weights: Mapping[str, str], sources: ExportSources, out: Path
+) -> dict[str, Any]:
     """Where the material lies as seen from the exported folder."""
     record = run.record()
     store = sources.store or absolute(record.store, run.folder)
@@ -329,7 +330,7 @@ def refuse_occupied(out: Path) -> None:
         )
 
 
-def raise_where_failed(out: Path, figures: Sequence[Figure]) -> None:
+def raise_where_failed(out: Path, figures: Sequence[ParityCheck]) -> None:
     """Raise ParityError that names every bound which does not hold."""
     failed = [
         f"{figure.name}: {figure.measured:.2e}, bound {figure.bound:.2e}" for figure in figures if not figure.passed

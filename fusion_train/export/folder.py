@@ -26,9 +26,9 @@ from transformers import GenerationConfig
 
 from fusion_train.data.retrieval import RecalledTokens, memory_of
 from fusion_train.evaluation.evaluate import MAX_NEW_TOKENS
-from fusion_train.export.alignment import align_file
-from fusion_train.export.encoders import Attached
+from fusion_train.export.encoders import AttachedEncoders
 from fusion_train.export.vendor import vendored_code
+from fusion_train.export.weights import align_file
 from fusion_train.models.fusions import fusion_variant, taken_options
 from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
@@ -47,7 +47,7 @@ AUTO_MAP = {
 
 
 def make_config(
-    context: RunContext, attached: Attached, tasks: Sequence[str], recall: Mapping[str, Any] | None = None
+    context: RunContext, attached: AttachedEncoders, tasks: Sequence[str], recall: Mapping[str, Any] | None = None
 ) -> EmotionLlamaConfig:
     """The exported configuration of a run.
 
@@ -82,7 +82,7 @@ def make_config(
 
 
 def make_model(
-    context: RunContext, attached: Attached, config: EmotionLlamaConfig, constants: Constants | None = None
+    context: RunContext, attached: AttachedEncoders, config: EmotionLlamaConfig, constants: Constants | None = None
 ) -> EmotionLlamaForCausalLM:
     """The exported model around the run's own parts; nothing is copied."""
     with torch.device("meta"):
@@ -114,7 +114,7 @@ def generation_defaults(context: RunContext) -> GenerationConfig:
     return settings
 
 
-def write_folder(folder: Path, context: RunContext, attached: Attached, tasks: Sequence[str]) -> None:
+def write_folder(folder: Path, context: RunContext, attached: AttachedEncoders, tasks: Sequence[str]) -> None:
     """Write everything but certificate and model card; adapters that are not merged are written beside their base."""
     recall, constants = constants_of(context)
     config = make_config(context, attached, tasks, recall)

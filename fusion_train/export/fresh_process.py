@@ -16,7 +16,7 @@ from pathlib import Path
 HIDDEN = ("featurecache", "fusion_train", "peft", "zarr", "webdataset", "pydantic")
 
 
-class Hiding:
+class HidingFinder:
     """A module finder that does not find what is hidden."""
 
     def __init__(self, finder, hidden) -> None:  # type: ignore[no-untyped-def]
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     """Answer every question of a request."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     hidden = [name for name in HIDDEN if name != "peft" or not request["places"]]
-    sys.meta_path[:] = [Hiding(finder, hidden) for finder in sys.meta_path]
+    sys.meta_path[:] = [HidingFinder(finder, hidden) for finder in sys.meta_path]
     import torch
     from transformers import AutoModelForCausalLM, AutoProcessor
     from transformers.utils import logging

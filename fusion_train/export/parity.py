@@ -47,7 +47,7 @@ WORKER = Path(__file__).with_name("fresh_process.py")
 
 
 @dataclass
-class Reference:
+class ReferenceAnswer:
     """What A and B say to one question."""
 
     sample: Sample
@@ -138,7 +138,7 @@ def refuse_other_media(context: RunContext, samples: Sequence[Sample], views: Ma
 
 
 @torch.inference_mode()
-def reference(context: RunContext, samples: Sequence[Sample]) -> list[Reference]:
+def reference(context: RunContext, samples: Sequence[Sample]) -> list[ReferenceAnswer]:
     """Ask A: the model as trained, on the store's features."""
     context.model.eval()
     found = []
@@ -158,7 +158,7 @@ def reference(context: RunContext, samples: Sequence[Sample]) -> list[Reference]
             probabilities = (
                 label_log_probabilities(context.model, [prompt], there, mask.to(device), ids)[0].softmax(0).cpu()
             )
-        one = Reference(
+        one = ReferenceAnswer(
             sample, prompt, present, mask[0].tolist(), features, text, [*text, eos], torch.empty(0), probabilities
         )
         one.unmerged = answer_logits(context, one)
@@ -167,7 +167,7 @@ def reference(context: RunContext, samples: Sequence[Sample]) -> list[Reference]
 
 
 @torch.inference_mode()
-def answer_logits(context: RunContext, one: Reference) -> Tensor:
+def answer_logits(context: RunContext, one: ReferenceAnswer) -> Tensor:
     """Logits (T, V) float32 that predict the reference answer, from the store's features."""
     device = next(context.model.projectors.parameters()).device
     ids = torch.tensor([[*one.prompt_ids, *one.answer_ids[:-1]]], device=device)
@@ -181,7 +181,7 @@ def answer_logits(context: RunContext, one: Reference) -> Tensor:
 
 
 def ask_exported(
-    folder: Path, references: Sequence[Reference], device: str, places: Mapping[str, Any]
+    folder: Path, references: Sequence[ReferenceAnswer], device: str, places: Mapping[str, Any]
 ) -> list[dict[str, Tensor]]:
     """Ask C: the exported folder, in a fresh process that cannot see this package.
 
@@ -250,7 +250,7 @@ def _withheld(sample: Sample) -> list[str]:
     return [name for name in sample.hidden if name in sample.task.modalities]
 
 
-def num_clips(references: Sequence[Reference]) -> int:
+def num_clips(references: Sequence[ReferenceAnswer]) -> int:
     """How many clips the questions are on."""
     return len({one.sample.clip.id for one in references})
 
@@ -261,7 +261,7 @@ def divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
 
 
-def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
+def compare(one: ReferenceAnswer, out: Mapping[str, Tensor]) -> dict[str, Any]:
     """Everything measured on one clip; nothing is judged here."""
     names = list(one.features)
     absent = [name for name, here in zip(names, one.present, strict=True) if not here]
@@ -306,7 +306,7 @@ def compare(one: Reference, out: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _margin(one: Reference, text: list[int]) -> float:
+def _margin(one: ReferenceAnswer, text: list[int]) -> float:
     """By how many nats A prefers its own token where the texts part; 0 where they do not."""
     mine, theirs = [*one.text, one.answer_ids[-1]], [*text, one.answer_ids[-1]]
     for place, (own, other) in enumerate(zip(mine, theirs, strict=False)):

@@ -1,7 +1,7 @@
 """How far a free description agrees with the reference: clues and labels, rated by a judge (as EMER).
 
-A judge rates one pair of texts. Language models rate from 1 to 10 (`evaluation.judging`); the lexical judge here needs
-no model and gives the share of content words in common, 0 to 1, under a name of its own, so that the two are
+A judge rates one pair of texts. Language models rate from 1 to 10 (`evaluation.text_models`); the lexical judge here
+needs no model and gives the share of content words in common, 0 to 1, under a name of its own, so that the two are
 never mistaken for each other. Scores of different judges cannot be compared: rate the rivals with the same one.
 """
 

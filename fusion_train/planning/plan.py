@@ -52,7 +52,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that `fusion-train plan` shows."""
 
     parameters: dict[str, int]
@@ -82,7 +82,7 @@ def make_plan(
     counted: dict[Hashable, Lengths] | None = None,
     asked_split: str | None = None,
     batches: Hashable = None,
-) -> Plan:
+) -> TrainingPlan:
     """Work out what training this configuration costs.
 
     Args:
@@ -132,7 +132,7 @@ def make_plan(
     )
     samples = config.optim.steps * config.optim.batch_size
     fits = needed.total <= card.memory_gib * 2**30
-    return Plan(
+    return TrainingPlan(
         parameters=parameters,
         frozen=llm.matrix_parameters + llm.other_parameters,
         lengths=lengths,

@@ -18,13 +18,13 @@ from featurecache.files.jsonl import read_objects
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import AppendedLines, take_checksum
 from fusion_train.predict.opening import OpenedModel
-from fusion_train.predict.pipeline import Answer
-from fusion_train.predict.question import Question
+from fusion_train.predict.pipeline import ClipAnswer
+from fusion_train.predict.request import PredictionRequest
 
 PLACES = 6  # digits of a probability
 
 
-def asked(opened: OpenedModel, question: Question) -> dict[str, Any]:
+def asked(opened: OpenedModel, question: PredictionRequest) -> dict[str, Any]:
     """What all answers of one file have in common."""
     return {
         "task": question.task.full_name,
@@ -34,7 +34,7 @@ def asked(opened: OpenedModel, question: Question) -> dict[str, Any]:
     }
 
 
-def row(answer: Answer, common: Mapping[str, Any]) -> dict[str, Any]:
+def row(answer: ClipAnswer, common: Mapping[str, Any]) -> dict[str, Any]:
     """One answer as a JSON object."""
     if answer.error is not None:
         return {"id": answer.clip.id, "error": str(answer.error), **common}
@@ -67,7 +67,7 @@ class AnswerFile:
                 self._lines.rewrite(kept)
             opened.pop_all()
 
-    def write(self, answer: Answer) -> None:
+    def write(self, answer: ClipAnswer) -> None:
         """Add an answer; it is on the disk when this returns."""
         self._lines.append([row(answer, self.common)])
 

@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from fusion_train.predict.opening import OpenedModel
-from fusion_train.remote.processing_emotion_llama import PreparedClip
+from fusion_train.remote.processing_emotion_llama import ClipInputs
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioTiming:
     """How audio tokens divide the time of a clip."""
 
     sampling_rate: int
@@ -41,7 +41,7 @@ class Evidence:
     without: Mapping[str, Mapping[str, float]]
     """Modality -> label -> probability where the clip is asked as if it did not have the modality."""
 
-    sound: Sound | None
+    sound: AudioTiming | None
     num_tokens: int
     """K of the fusion."""
 
@@ -52,7 +52,7 @@ class Evidence:
 
 def gather_evidence(
     opened: OpenedModel,
-    clips: Sequence[PreparedClip],
+    clips: Sequence[ClipInputs],
     prompt: Mapping[str, Tensor],
     features: Mapping[str, Tensor],
     labels: Sequence[str],
@@ -87,18 +87,18 @@ def gather_evidence(
     ]
 
 
-def _sound(opened: OpenedModel, clip: PreparedClip) -> Sound | None:
+def _sound(opened: OpenedModel, clip: ClipInputs) -> AudioTiming | None:
     """The audio encoder averages over all it takes, padding included, or over the clip's own time."""
     if "audio" not in clip.views:
         return None
     spec = opened.model.config.specs["audio"]
     rate, capacity = spec.preprocessing["sampling_rate"], spec.preprocessing["samples"]
     samples = min(len(clip.views["audio"]), capacity) if "audio" in clip.valid else capacity
-    return Sound(rate, spec.shape[0], samples / rate / spec.shape[0])
+    return AudioTiming(rate, spec.shape[0], samples / rate / spec.shape[0])
 
 
 def _by_modality(
-    weights: Tensor | None, row: int, modalities: Sequence[str], clip: PreparedClip
+    weights: Tensor | None, row: int, modalities: Sequence[str], clip: ClipInputs
 ) -> dict[str, np.ndarray] | None:
     """Weights of the modalities that the clip has: those of absent ones multiply zeros."""
     if weights is None or not clip.inputs:

@@ -23,8 +23,8 @@ from featurecache.outside_text import markdown_text
 from fusion_train.errors import ConfigError
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.picture import draw_drops, draw_sound, draw_weights, frames_figure
-from fusion_train.predict.pipeline import Answer, Limits, predict
-from fusion_train.predict.question import make_question
+from fusion_train.predict.pipeline import ClipAnswer, PredictionLimits, predict
+from fusion_train.predict.request import make_request
 
 if TYPE_CHECKING:
     import gradio
@@ -137,18 +137,18 @@ def build_page(opened: OpenedModel, limits: PageLimits, examples: Sequence[Clip]
 
 def answer_one(
     opened: OpenedModel, path: str | None, text: str, task: str, question: str, limits: PageLimits
-) -> Answer | None:
+) -> ClipAnswer | None:
     """Ask about one uploaded file; None where there is none."""
     if path is None:
         return None
-    asked = make_question(opened.processor, task, question, max_new_tokens=limits.max_new_tokens)
+    asked = make_request(opened.processor, task, question, max_new_tokens=limits.max_new_tokens)
     clips = ClipList([Clip(id=Path(path).name, video=Path(path), text=text.strip() or None)])
-    bounds = Limits(batch_size=1, workers=1, clip_s=limits.clip_s, decode_s=limits.decode_s)
+    bounds = PredictionLimits(batch_size=1, workers=1, clip_s=limits.clip_s, decode_s=limits.decode_s)
     (answer,) = predict(opened, clips, asked, limits=bounds, look=True)
     return answer
 
 
-def shown(answer: Answer | None) -> list[Any]:
+def shown(answer: ClipAnswer | None) -> list[Any]:
     """Text, probabilities and four figures; None leaves a place empty."""
     if answer is None:
         return ["**Choose a clip first.**", *[None] * 5]

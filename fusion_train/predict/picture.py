@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
 from fusion_train.predict.evidence import Evidence
-from fusion_train.predict.pipeline import Answer
+from fusion_train.predict.pipeline import ClipAnswer
 
 DPI = 110
 COLORS = {"audio": "tab:blue", "image": "tab:orange", "video": "tab:green"}
@@ -26,7 +26,7 @@ TITLE_CHARACTERS = 110
 MAX_POINTS = 4000  # of a waveform
 
 
-def draw_answer(answer: Answer, path: Path) -> None:
+def draw_answer(answer: ClipAnswer, path: Path) -> None:
     """Write one PNG.
 
     Raises:
@@ -149,7 +149,7 @@ def draw_probabilities(axes: Axes, probabilities: Mapping[str, float]) -> None:
     axes.set_title("label probability", fontsize=9)
 
 
-def draw_drops(axes: Axes, answer: Answer) -> None:
+def draw_drops(axes: Axes, answer: ClipAnswer) -> None:
     """By how much the answer becomes less probable when a modality is left out."""
     if answer.evidence is None or not answer.evidence.without or answer.text is None:
         axes.set_axis_off()

@@ -35,16 +35,16 @@ from fusion_train.errors import DivergedError
 from fusion_train.models.answering import NotFinite
 from fusion_train.predict.evidence import Evidence, gather_evidence
 from fusion_train.predict.opening import OpenedModel
-from fusion_train.predict.question import Question
+from fusion_train.predict.request import PredictionRequest
 from fusion_train.predict.timing import Timings, timing_answers
-from fusion_train.remote.processing_emotion_llama import PreparedClip
+from fusion_train.remote.processing_emotion_llama import ClipInputs
 
 BATCHES_AHEAD = 2
 DECODE_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class PredictionLimits:
     """What is refused of a clip, and how much is done at once."""
 
     batch_size: int = 8
@@ -57,7 +57,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ClipAnswer:
     """What the model says of one clip, or why it says nothing."""
 
     clip: Clip
@@ -72,7 +72,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Batch:
-    clips: list[tuple[Clip, PreparedClip]]
+    clips: list[tuple[Clip, ClipInputs]]
     labels: tuple[str, ...]
 
 
@@ -83,19 +83,19 @@ _Encoded = tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]
 def predict(
     opened: OpenedModel,
     clips: ClipList,
-    question: Question,
+    question: PredictionRequest,
     *,
-    limits: Limits | None = None,
+    limits: PredictionLimits | None = None,
     timings: Timings | None = None,
     look: bool = False,
-) -> Iterator[Answer]:
+) -> Iterator[ClipAnswer]:
     """Answer `question` about every clip; clips that share a set of labels come together.
 
     Args:
         timings: filled in as it goes.
         look: also gather what the model looked at; costs one more pass of the language model a modality.
     """
-    limits, timings = limits or Limits(), timings or Timings()
+    limits, timings = limits or PredictionLimits(), timings or Timings()
     timings.load_s = opened.load_s
     began = time.perf_counter()
     cores = usable_cores()
@@ -109,12 +109,12 @@ def predict(
         prepared = _decoded(opened, clips, question, limits, timings, decoding, workers, guard)
         waiting: deque[Callable[[], _Encoded]] = deque()
 
-        def answered() -> Sequence[Answer]:
+        def answered() -> Sequence[ClipAnswer]:
             return _counted(_answer(opened, question, *waiting.popleft()(), timings, look), timings, began)
 
         try:
             for item in _batched(prepared, limits.batch_size if opened.model.config.answers_in_batches else 1):
-                if isinstance(item, Answer):
+                if isinstance(item, ClipAnswer):
                     yield item
                     continue
                 work = partial(_encode, opened, item, timings)
@@ -129,7 +129,7 @@ def predict(
             timings.wall_s = time.perf_counter() - began
 
 
-def _counted(answers: Sequence[Answer], timings: Timings, began: float) -> Sequence[Answer]:
+def _counted(answers: Sequence[ClipAnswer], timings: Timings, began: float) -> Sequence[ClipAnswer]:
     if timings.first_answer_s is None:
         timings.first_answer_s = time.perf_counter() - began
     timings.num_clips += len(answers)
@@ -139,13 +139,13 @@ def _counted(answers: Sequence[Answer], timings: Timings, began: float) -> Seque
 def _decoded(
     opened: OpenedModel,
     clips: ClipList,
-    question: Question,
-    limits: Limits,
+    question: PredictionRequest,
+    limits: PredictionLimits,
     timings: Timings,
     pool: ThreadPoolExecutor,
     workers: int,
     guard: CrashGuard,
-) -> Iterator[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]]:
+) -> Iterator[tuple[tuple[str, ...], Clip, ClipInputs | FeatureCacheError]]:
     """Prepare clips on threads, in order, those with one set of labels after another; few are held at once.
 
     A single clip is prepared here: a new thread starts with cold memory and threads of torch of its own.
@@ -154,7 +154,7 @@ def _decoded(
     for clip in clips:
         by_labels.setdefault(question.labels(opened.processor, clip), []).append(clip)
     jobs = ((labels, clip) for labels, group in by_labels.items() for clip in group)
-    ahead: deque[tuple[tuple[str, ...], Clip, Callable[[], PreparedClip | FeatureCacheError]]] = deque()
+    ahead: deque[tuple[tuple[str, ...], Clip, Callable[[], ClipInputs | FeatureCacheError]]] = deque()
     for labels, clip in jobs:
         work = partial(_prepare, opened, clip, labels, question, limits, timings, guard)
         ahead.append((labels, clip, work if len(clips) == 1 else pool.submit(work).result))
@@ -165,8 +165,8 @@ def _decoded(
 
 
 def _waited(
-    job: tuple[tuple[str, ...], Clip, Callable[[], PreparedClip | FeatureCacheError]],
-) -> tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]:
+    job: tuple[tuple[str, ...], Clip, Callable[[], ClipInputs | FeatureCacheError]],
+) -> tuple[tuple[str, ...], Clip, ClipInputs | FeatureCacheError]:
     labels, clip, prepared = job
     return labels, clip, prepared()
 
@@ -175,11 +175,11 @@ def _prepare(
     opened: OpenedModel,
     clip: Clip,
     labels: tuple[str, ...],
-    question: Question,
-    limits: Limits,
+    question: PredictionRequest,
+    limits: PredictionLimits,
     timings: Timings,
     guard: CrashGuard,
-) -> PreparedClip | FeatureCacheError:
+) -> ClipInputs | FeatureCacheError:
     with timings.spent("decode"):
         try:
             with guard.decoding(media_key(clip)) as apart:
@@ -229,7 +229,7 @@ def refuse_long(clip: Clip, limit_s: float, read_s: float) -> None:
         )
 
 
-def refuse_nothing_shown(clip: Clip, prepared: PreparedClip, question: Question) -> None:
+def refuse_nothing_shown(clip: Clip, prepared: ClipInputs, question: PredictionRequest) -> None:
     """Raise MediaError for a clip with media of which the task shows none; a clip of words alone is answered."""
     if not prepared.inputs and any((clip.video, clip.audio, clip.image)):
         wanted = " or ".join(question.task.modalities)
@@ -241,10 +241,10 @@ def refuse_nothing_shown(clip: Clip, prepared: PreparedClip, question: Question)
 
 
 def _batched(
-    prepared: Iterable[tuple[tuple[str, ...], Clip, PreparedClip | FeatureCacheError]], batch_size: int
-) -> Iterator[_Batch | Answer]:
+    prepared: Iterable[tuple[tuple[str, ...], Clip, ClipInputs | FeatureCacheError]], batch_size: int
+) -> Iterator[_Batch | ClipAnswer]:
     """Batches of clips with one set of labels; failed clips as answers, where they stand."""
-    batch: list[tuple[Clip, PreparedClip]] = []
+    batch: list[tuple[Clip, ClipInputs]] = []
     current: tuple[str, ...] = ()
     for labels, clip, result in prepared:
         if batch and (labels != current or len(batch) == batch_size):
@@ -252,7 +252,7 @@ def _batched(
             batch = []
         current = labels
         if isinstance(result, FeatureCacheError):
-            yield Answer(clip, error=result)
+            yield ClipAnswer(clip, error=result)
         else:
             batch.append((clip, result))
     if batch:
@@ -273,13 +273,13 @@ def _encode(opened: OpenedModel, batch: _Batch, timings: Timings) -> _Encoded:
 
 def _answer(
     opened: OpenedModel,
-    question: Question,
+    question: PredictionRequest,
     batch: _Batch,
     prompt: dict[str, Tensor],
     features: dict[str, Tensor],
     timings: Timings,
     look: bool,
-) -> list[Answer]:
+) -> list[ClipAnswer]:
     model, processor, labels = opened.model, opened.processor, batch.labels
     closed = question.closed(labels)
     probabilities: list[list[float]] = [[] for _ in batch.clips]
@@ -304,9 +304,11 @@ def _answer(
             opened, [prepared for _, prepared in batch.clips], prompt, features, labels if closed else ()
         )
     return [
-        Answer(clip, error=_not_finite(clip))
+        ClipAnswer(clip, error=_not_finite(clip))
         if bad
-        else Answer(clip, text, dict(zip(labels, row, strict=True)) if closed else {}, tuple(prepared.inputs), evidence)
+        else ClipAnswer(
+            clip, text, dict(zip(labels, row, strict=True)) if closed else {}, tuple(prepared.inputs), evidence
+        )
         for (clip, prepared), text, row, evidence, bad in zip(
             batch.clips, texts, probabilities, found, wrong, strict=True
         )

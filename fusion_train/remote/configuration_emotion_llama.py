@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -97,3 +98,25 @@ def read_spec(document: Mapping[str, Any]) -> Spec:
         SpecError: it does not.
     """
     return Spec.from_json(json.dumps(document), f"encoder {document.get('encoder')}")
+
+
+CERTIFICATE = "certificate.json"
+
+
+def parity_notice(folder: Any) -> str | None:
+    """Return one sentence that names the bounds which did not hold; None where all did, or there is no certificate."""
+    path = Path(str(folder)) / CERTIFICATE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        passed, figures = document.get("passed"), document.get("figures")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    if passed is True:
+        return None
+    listed = figures if isinstance(figures, list) else []
+    failed = [str(one.get("name")) for one in listed if isinstance(one, dict) and one.get("passed") is not True]
+    named = ": " + "; ".join(failed) if failed else ""
+    return (
+        f"{folder}: this model did not pass its own check: it does not compute what was trained{named}. "
+        "See CERTIFICATE.md in the folder; export the run again before using its answers."
+    )

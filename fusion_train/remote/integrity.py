@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from featurecache.files.hashing import file_sha256
 from fusion_train.documents import read_document
 from fusion_train.errors import ExportError
-from fusion_train.remote.parity_notice import CERTIFICATE
+from fusion_train.remote.configuration_emotion_llama import CERTIFICATE
 
 PAGE_NAME = "CERTIFICATE.md"
 WRITE_ONE = "Write one with python tools/export_e2e.py --run RUN --out DIR."

@@ -38,9 +38,8 @@ from fusion_train.models.recall import Recall
 from fusion_train.models.token_streams import IGNORED_LABEL, SOFT_TOKEN
 from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder
 from fusion_train.remote.chosen_fusion import chosen_fusion
-from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
+from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig, parity_notice
 from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, rebuild_encoder
-from fusion_train.remote.parity_notice import parity_notice
 
 logger = logging.getLogger(__name__)
 PASSED_ON = (

@@ -39,7 +39,7 @@ Decode = Callable[[Clip, Sequence[View], float | None], list[Decoded | MediaErro
 
 
 @dataclass(frozen=True)
-class PreparedClip:
+class ClipInputs:
     """One clip, ready to be stacked into a batch; a modality that it lacks, or that the task hides, is not in it."""
 
     id: str
@@ -149,7 +149,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         labels: Sequence[str] = (),
         limit_s: float | None = None,
         decode: Decode = decode_each,
-    ) -> PreparedClip:
+    ) -> ClipInputs:
         """Decode, preprocess and tokenise one clip; for threads. `decode` stands in for `decode_each`.
 
         Raises:
@@ -168,9 +168,9 @@ class EmotionLlamaProcessor(ProcessorMixin):
         inputs = {name: encoders[name].preprocess(view) for name, view in views.items()}
         valid = {name: encoders[name].num_valid(view) for name, view in views.items() if needs_valid(encoders[name])}  # type: ignore[attr-defined]
         prompt_ids = self._prompt_ids(clip, asked, list(views), labels, question)
-        return PreparedClip(clip.id, prompt_ids, views, inputs, valid)
+        return ClipInputs(clip.id, prompt_ids, views, inputs, valid)
 
-    def collate(self, clips: Sequence[PreparedClip]) -> BatchFeature:
+    def collate(self, clips: Sequence[ClipInputs]) -> BatchFeature:
         """Stack prepared clips into the tensors that the model takes."""
         ids, mask = pad_left([clip.prompt_ids for clip in clips], "cpu")
         present = [[modality in clip.inputs for modality in self.encoders] for clip in clips]

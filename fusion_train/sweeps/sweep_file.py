@@ -37,9 +37,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurecache.errors import suggest
-from fusion_train.config import (
+from fusion_train.config import Config, validate
+from fusion_train.errors import ConfigError
+from fusion_train.presets import (
     PROBE,
-    Config,
     fit_to_length,
     layered_settings,
     load_config,
@@ -47,9 +48,7 @@ from fusion_train.config import (
     read_yaml,
     refuse_probe_with_llm,
     stage_settings,
-    validate,
 )
-from fusion_train.errors import ConfigError
 from fusion_train.prompts.prompt import find_task
 from fusion_train.sweeps.compared_metric import Measure, choose_measure
 from fusion_train.yaml_settings import merge

@@ -10,7 +10,7 @@ from exporting import Trained, train_run
 from toy import LABELS, make_config, save_llama, write_features
 
 from fusion_train.config import Config
-from fusion_train.export.export_run import Sources, export_run
+from fusion_train.export.export_run import ExportSources, export_run
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
@@ -60,7 +60,7 @@ def trained(tmp_path_factory, whisper_folder, eva_folder, llama) -> Trained:
 def exported(trained: Trained) -> Path:
     """Its exported folder, certified."""
     out = trained.folder / "exported"
-    export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
+    export_run(trained.run, out, trained.weights, ExportSources(), say=lambda _: None)
     return out
 
 

@@ -13,7 +13,7 @@ import featurecache
 from featurecache.encoders import open_encoder
 from featurecache.explore.search import update_indices
 from featurecache.extract.run import extract
-from fusion_train.export.zero_image import make_zero_image
+from fusion_train.export.encoders import make_zero_image
 from fusion_train.run import Run
 from fusion_train.training.train import train
 

@@ -22,8 +22,8 @@ from featurecache.encoders.network import ALIGNMENT_BYTES
 from featurecache.errors import FingerprintError, WeightsError
 from fusion_train.cli import main
 from fusion_train.errors import ExportError
-from fusion_train.export.alignment import align_file
-from fusion_train.export.export_run import Sources, export_run, verify_export
+from fusion_train.export.export_run import ExportSources, export_run, verify_export
+from fusion_train.export.weights import align_file
 from fusion_train.remote.adapter import TRAINED_WEIGHTS
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.run_context import load_context
@@ -45,7 +45,7 @@ class Adapter:
 @pytest.fixture(scope="module")
 def adapter(trained: Trained, llama: Path) -> Adapter:
     out = trained.folder / "adapter"
-    figures = export_run(trained.run, out, trained.weights, Sources(adapter=True), say=lambda _: None)
+    figures = export_run(trained.run, out, trained.weights, ExportSources(adapter=True), say=lambda _: None)
     return Adapter(out, figures, str(llama), trained.weights)
 
 
@@ -150,7 +150,11 @@ def test_predict_takes_it_with_base_and_weights(adapter, exported, trained):
 def test_another_dtype_is_for_merged_exports(trained, tmp_path):
     with pytest.raises(ExportError, match="--merge"):
         export_run(
-            trained.run, tmp_path / "out", trained.weights, Sources(adapter=True, dtype="bfloat16"), lambda _: None
+            trained.run,
+            tmp_path / "out",
+            trained.weights,
+            ExportSources(adapter=True, dtype="bfloat16"),
+            lambda _: None,
         )
 
 
@@ -166,7 +170,7 @@ def test_clips_of_a_list_of_ones_own_are_checked_and_verified(trained):
     chosen = [line for line in lines if json.loads(line)["id"] in ("t1", "v3")]
     (trained.folder / "chosen.jsonl").write_text("\n".join(chosen) + "\n")
     out = trained.folder / "checked"
-    sources = Sources(check_list=str(trained.folder / "chosen.jsonl"), dtype="bfloat16")
+    sources = ExportSources(check_list=str(trained.folder / "chosen.jsonl"), dtype="bfloat16")
     export_run(trained.run, out, trained.weights, sources, say=lambda _: None)
     certificate = json.loads((out / "certificate.json").read_text())
     assert [row["id"] for row in certificate["clips"] if not row["withheld"]] == ["t1", "v3"]

@@ -24,8 +24,7 @@ from fusion_train.errors import ConfigError
 from fusion_train.evaluation import predictions as asking
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.benchmarks import benchmark_names, load_benchmark
-from fusion_train.evaluation.judging import read_rating
-from fusion_train.evaluation.text_models import LocalModel
+from fusion_train.evaluation.text_models import LocalModel, read_rating
 
 BENCH = """
 title: Toy bench
@@ -350,7 +349,7 @@ def test_the_best_of_several_candidates_is_corrected_for_the_choice(tmp_path):
     [
         ([], "several candidates need --selected-from"),
         (["--selected-from", 5], "expected 3, the number of candidates"),
-        (["--selected-from", 3, "--correlation", 0.5], "from which it is known"),
+        (["--selected-from", 3, "--correlation", 0.5], "which show the correlation themselves"),
     ],
 )
 def test_candidates_that_are_not_those_named_are_refused(tmp_path, rest, said):

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from toy import make_config
 
 from fusion_train.cli import main
-from fusion_train.config import load_config
 from fusion_train.planning.cautions import cautions
+from fusion_train.presets import load_config
 from fusion_train.sweeps.sweep_file import load_sweep
 
 

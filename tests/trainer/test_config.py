@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fusion_train.config import load_config, stage_names
 from fusion_train.errors import ConfigError
+from fusion_train.presets import load_config, stage_names
 from fusion_train.sweeps.sweep_file import load_sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,7 +9,6 @@ from toy import make_config
 from transformers import LlamaConfig
 
 from fusion_train.cli import main
-from fusion_train.config import load_config
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import skeleton
 from fusion_train.models.lora import add_lora
@@ -18,6 +17,7 @@ from fusion_train.models.token_streams import FeatureShapes
 from fusion_train.planning import costs
 from fusion_train.planning.plan import make_plan
 from fusion_train.planning.sizes import llm_shape, lora_shape, model_skeleton
+from fusion_train.presets import load_config
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import torch
 from toy import forward_packed, make_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fusion_train.config import load_config
 from fusion_train.data.packing import Encoded, pack
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import build_model
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.models.parts import count_by_part, trained_parameters
 from fusion_train.models.token_streams import IGNORED_LABEL, SOFT_TOKEN, FeatureShapes
+from fusion_train.presets import load_config
 
 SHAPES = FeatureShapes(audio=(4, 12), image=(17, 10), video=(4, 10))
 

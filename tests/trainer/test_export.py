@@ -19,8 +19,8 @@ from fusion_train.data.samples import Sample
 from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, DataError, ExportError, ParityError
 from fusion_train.export.card import scores_of
-from fusion_train.export.export_run import Sources, export_run, verify_export
-from fusion_train.export.merge import merge_lora
+from fusion_train.export.export_run import ExportSources, export_run, verify_export
+from fusion_train.export.weights import merge_lora
 from fusion_train.models.answering import label_log_probabilities
 from fusion_train.prompts.prompt import encode_answer, find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
@@ -50,7 +50,7 @@ def test_a_trial_trained_in_company_is_exported_with_its_certificate(trained, ll
     ]
     places = {"store": str(trained.folder / "features.zarr"), "clips": str(trained.folder / "clips.jsonl")}
     train_together(asked, **places, base=SharedBase(), say=lambda _: None)
-    export_run(asked[0].run, tmp_path / "exported", trained.weights, Sources(), say=lambda _: None)
+    export_run(asked[0].run, tmp_path / "exported", trained.weights, ExportSources(), say=lambda _: None)
     assert json.loads((tmp_path / "exported" / "certificate.json").read_text())["passed"]
 
 
@@ -197,37 +197,39 @@ def test_missing_weights_are_refused_and_not_drawn_at_random(exported, tmp_path)
 def test_encoders_of_other_weights_are_refused_with_the_field_that_differs(trained, tmp_path):
     other = save_whisper(tmp_path / "other", seed=1)
     with pytest.raises(FingerprintError, match=r"weights\.model\.safetensors"):
-        export_run(trained.run, tmp_path / "out", {**trained.weights, "whisper": str(other)}, Sources(), lambda _: None)
+        export_run(
+            trained.run, tmp_path / "out", {**trained.weights, "whisper": str(other)}, ExportSources(), lambda _: None
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_encoder_weights_of_unknown_place_must_be_named(trained, tmp_path):
     with pytest.raises(ExportError, match=r"--weights whisper=FOLDER"):
-        export_run(trained.run, tmp_path / "out", {}, Sources(), lambda _: None)
+        export_run(trained.run, tmp_path / "out", {}, ExportSources(), lambda _: None)
 
 
 def test_a_misspelt_encoder_is_suggested(trained, tmp_path):
     with pytest.raises(ExportError, match='Did you mean "whisper"'):
-        export_run(trained.run, tmp_path / "out", {"wisper": "x"}, Sources(), lambda _: None)
+        export_run(trained.run, tmp_path / "out", {"wisper": "x"}, ExportSources(), lambda _: None)
 
 
 def test_a_folder_that_holds_something_is_never_written_over(trained, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ExportError, match="holds something"):
-        export_run(trained.run, tmp_path, trained.weights, Sources(), lambda _: None)
+        export_run(trained.run, tmp_path, trained.weights, ExportSources(), lambda _: None)
     assert (tmp_path / "note.txt").read_text() == "mine"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="expected a run"):
-        export_run(Run(tmp_path / "none"), tmp_path / "out", {}, Sources(), lambda _: None)
+        export_run(Run(tmp_path / "none"), tmp_path / "out", {}, ExportSources(), lambda _: None)
 
 
 def test_media_that_changed_since_extraction_are_refused(trained, tmp_path):
     moved = shutil.copytree(trained.folder / "clips", tmp_path / "clips")
     shutil.copy(trained.folder / "clips.jsonl", tmp_path / "clips.jsonl")
     shutil.copy(moved / "v0.mp4", moved / "v1.mp4")
-    sources = Sources(clips=str(tmp_path / "clips.jsonl"))
+    sources = ExportSources(clips=str(tmp_path / "clips.jsonl"))
     with pytest.raises(FingerprintError, match="v1"):
         export_run(trained.run, tmp_path / "out", trained.weights, sources, lambda _: None)
     (moved / "v1.mp4").unlink()

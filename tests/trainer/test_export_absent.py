@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fusion_train.data.samples import Sample
 from fusion_train.documents import write_document
 from fusion_train.errors import ParityError
-from fusion_train.export.export_run import Sources, export_run, verify_export
+from fusion_train.export.export_run import ExportSources, export_run, verify_export
 from fusion_train.export.runtimes import make_graphs
 from fusion_train.models.answering import label_log_probabilities
 from fusion_train.models.token_streams import SOFT_TOKEN
@@ -32,7 +32,7 @@ def seeing(tmp_path_factory, whisper_folder, eva_folder, llama) -> Trained:
     """A run with `features.absent: visible`, exported to `exported`."""
     folder = tmp_path_factory.mktemp("visible") / "material"
     trained = train_run(folder, whisper_folder, eva_folder, llama, "features.absent=visible")
-    export_run(trained.run, folder / "exported", trained.weights, Sources(), lambda _: None)
+    export_run(trained.run, folder / "exported", trained.weights, ExportSources(), lambda _: None)
     return trained
 
 
@@ -119,7 +119,7 @@ def test_other_stand_ins_than_the_run_s_are_caught(seeing):
 @pytest.mark.slow
 def test_the_adapter_form_carries_the_stand_ins(seeing):
     out = seeing.folder / "adapter"
-    export_run(seeing.run, out, seeing.weights, Sources(adapter=True), lambda _: None)
+    export_run(seeing.run, out, seeing.weights, ExportSources(adapter=True), lambda _: None)
     assert_covered(out)
     held = [name for name in load_file(out / TRAINED_WEIGHTS) if name.startswith("stand_ins.")]
     assert sorted(held) == ["stand_ins.audio", "stand_ins.image", "stand_ins.video"]

@@ -22,8 +22,8 @@ from fusion_train.errors import ExportError
 from fusion_train.export import folder as export_folder
 from fusion_train.export import vendor
 from fusion_train.export.certificate import judge
-from fusion_train.export.export_run import Sources, export_run
-from fusion_train.export.merge import merge_lora
+from fusion_train.export.export_run import ExportSources, export_run
+from fusion_train.export.weights import merge_lora
 from fusion_train.models.lora import add_lora
 from fusion_train.remote.encoding import as_stored
 
@@ -238,7 +238,7 @@ def test_dtypes_variants_and_tied_embeddings_export(
         stored_dtype=stored_dtype,
     )
     out = tmp_path / "out"
-    figures = export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
+    figures = export_run(trained.run, out, trained.weights, ExportSources(), say=lambda _: None)
     assert all(figure.passed for figure in figures)
     assert len(list(out.glob("model-*.safetensors"))) > 1
     clips = json.loads((out / "certificate.json").read_text())["clips"]

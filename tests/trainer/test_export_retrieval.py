@@ -7,7 +7,7 @@ import json
 import torch
 from exporting import train_run
 
-from fusion_train.export.export_run import Sources, export_run
+from fusion_train.export.export_run import ExportSources, export_run
 from fusion_train.models.recall import RECALL_TOKEN
 from fusion_train.prompts.prompt import find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
@@ -20,7 +20,7 @@ def test_raw_clips_recall_what_the_run_recalled(tmp_path, whisper_folder, eva_fo
         tmp_path / "material", whisper_folder, eva_folder, llama, "retrieval.k=2", "retrieval.reasons=true"
     )
     out = trained.folder / "exported"
-    figures = export_run(trained.run, out, trained.weights, Sources(), say=lambda _: None)
+    figures = export_run(trained.run, out, trained.weights, ExportSources(), say=lambda _: None)
     assert all(figure.passed for figure in figures)  # prompts of raw and stored clips are equal, token by token
     assert json.loads((out / "config.json").read_text())["recall"]["k"] == 2
 

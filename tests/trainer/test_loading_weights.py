@@ -123,5 +123,7 @@ def test_an_export_writes_without_bars_of_a_library(trained, tmp_path, monkeypat
 
     monkeypatch.setattr(exporting, "write_folder", write_folder)
     with pytest.raises(ExportError, match="as far as the test needs it"):
-        exporting.export_run(trained.run, tmp_path / "out", trained.weights, exporting.Sources(), say=lambda _: None)
+        exporting.export_run(
+            trained.run, tmp_path / "out", trained.weights, exporting.ExportSources(), say=lambda _: None
+        )
     assert logging.is_progress_bar_enabled()

@@ -9,9 +9,9 @@ import torch
 from test_train import run_training, weights
 from toy import make_config
 
-from fusion_train.config import load_config
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.models.emotion_llama import ModelOutput
+from fusion_train.presets import load_config
 from fusion_train.run_context import build_context
 from fusion_train.training.devices import make_accelerator
 from fusion_train.training.loss import loss_of, total_of

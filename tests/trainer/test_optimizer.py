@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_train.config import OptimConfig, load_config
+from fusion_train.config import OptimConfig
 from fusion_train.errors import ConfigError
+from fusion_train.presets import load_config
 from fusion_train.training.averaging import Averaged
 from fusion_train.training.optimizer import gradient_norms, learning_rate, make_optimizer, set_learning_rates
 

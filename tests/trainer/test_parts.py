@@ -11,9 +11,9 @@ from test_train import run_training, weights
 from toy import make_config
 
 from fusion_train import checkpoint
-from fusion_train.config import load_config
 from fusion_train.errors import ConfigError
 from fusion_train.models.parts import part_of
+from fusion_train.presets import load_config
 from fusion_train.run_context import load_context
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 

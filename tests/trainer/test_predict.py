@@ -29,12 +29,11 @@ from fusion_train.errors import DataError, ExportError
 from fusion_train.evaluation.append_only import AppendedLines, read_lines
 from fusion_train.models.attention import Attention
 from fusion_train.models.conv_attention import ConvAttention
-from fusion_train.predict.clips import collect_clips
-from fusion_train.predict.evidence import Sound
+from fusion_train.predict.evidence import AudioTiming
 from fusion_train.predict.opening import OpenedModel, open_model
 from fusion_train.predict.picture import draw_answer
-from fusion_train.predict.pipeline import Limits, predict
-from fusion_train.predict.question import make_question
+from fusion_train.predict.pipeline import PredictionLimits, predict
+from fusion_train.predict.request import collect_clips, make_request
 from fusion_train.predict.timing import STAGES, Timings, timing_answers
 from fusion_train.remote.integrity import read_certificate
 
@@ -70,9 +69,9 @@ def test_a_clip_list_is_answered_in_its_order_with_probabilities(exported, train
 
 def test_predict_answers_as_the_certified_model_does(opened, trained, model, processor):
     clips = trained.clips.in_split("val")
-    question = make_question(opened.processor, "emotion")
+    question = make_request(opened.processor, "emotion")
     labels = processor.labels("emotion", "toy")
-    for answer in predict(opened, clips, question, limits=Limits(batch_size=1)):
+    for answer in predict(opened, clips, question, limits=PredictionLimits(batch_size=1)):
         inputs = processor(video=trained.video(answer.clip.id), text=answer.clip.text, task="emotion", dataset="toy")
         expected = model.label_probabilities(processor.label_ids(labels), **inputs)[0].tolist()
         assert list(answer.probabilities.values()) == expected
@@ -173,7 +172,7 @@ def test_bad_clips_are_one_line_each_and_stop_nothing(exported, trained, tmp_pat
 
 def test_three_hours_are_refused_before_anything_is_decoded(opened, tmp_path):
     clip = write_clip(tmp_path / "film.mkv", num_frames=4, times=[0, 1000, 2000, 3 * 3600 * 1000])
-    question = make_question(opened.processor, "emotion")
+    question = make_request(opened.processor, "emotion")
     timings = Timings()
     (answer,) = predict(opened, ClipList([Clip("film", video=clip)]), question, timings=timings)
     assert isinstance(answer.error, MediaError)
@@ -272,7 +271,7 @@ def test_leaving_out_a_modality_equals_a_clip_that_never_had_it(opened, trained,
     write_clip(silent, num_frames=6)
     heard = tmp_path / "heard.mp4"
     write_clip(heard, num_frames=6, sound=sine(0.6))
-    question = make_question(opened.processor, "emotion")
+    question = make_request(opened.processor, "emotion")
     clips = ClipList([Clip("heard", video=heard, text="I see.", dataset="toy")])
     (answer,) = predict(opened, clips, question, look=True)
     (without,) = predict(opened, ClipList([Clip("silent", video=silent, text="I see.", dataset="toy")]), question)
@@ -286,7 +285,7 @@ def test_leaving_out_a_modality_equals_a_clip_that_never_had_it(opened, trained,
 
 def test_what_a_clip_lacks_cannot_be_left_out(opened, trained):
     clips = ClipList([clip for clip in trained.clips if clip.id in ("v1", SILENT)])
-    question = make_question(opened.processor, "emotion")
+    question = make_request(opened.processor, "emotion")
     answers = {answer.clip.id: answer for answer in predict(opened, clips, question, look=True)}
     assert set(answers[SILENT].evidence.without) == {"image", "video"}
     assert set(answers[SILENT].evidence.weights) == {"image", "video"}
@@ -314,7 +313,7 @@ def test_a_picture_is_drawn_of_every_answer(exported, trained, tmp_path):
 
 
 def test_an_answer_in_words_is_drawn_without_probabilities(opened, trained, tmp_path):
-    question = make_question(opened.processor, "reason", max_new_tokens=4)
+    question = make_request(opened.processor, "reason", max_new_tokens=4)
     clips = ClipList([Clip("v0", video=Path(trained.video("v0")))])
     (answer,) = predict(opened, clips, question, look=True)
     draw_answer(answer, tmp_path / "one.png")
@@ -322,7 +321,7 @@ def test_an_answer_in_words_is_drawn_without_probabilities(opened, trained, tmp_
 
 
 def test_audio_tokens_are_counted_to_the_one_in_which_the_sound_ends():
-    sound = Sound(16_000, 64, 30 / 64)
+    sound = AudioTiming(16_000, 64, 30 / 64)
     assert [sound.num_filled(n) for n in (1, 7_500, 7_501, 480_000, 600_000)] == [1, 1, 2, 64, 64]
 
 
@@ -339,7 +338,7 @@ def test_names_are_kinds_of_media_by_their_endings(tmp_path):
 
 def test_every_stage_is_timed(opened, trained):
     timings = Timings()
-    question = make_question(opened.processor, "reason", max_new_tokens=4)
+    question = make_request(opened.processor, "reason", max_new_tokens=4)
     list(predict(opened, trained.clips.in_split("val"), question, timings=timings))
     assert all(timings.stages[stage] > 0 for stage in STAGES)
     assert timings.num_clips == 4

@@ -10,9 +10,8 @@ from click.testing import CliRunner
 from toy import make_config
 
 from fusion_train.cli import main
-from fusion_train.config import load_config
 from fusion_train.errors import ConfigError
-from fusion_train.planning.replaced_settings import replaced_settings
+from fusion_train.presets import load_config, replaced_settings
 from fusion_train.run import Run
 from fusion_train.sweeps.sweep_file import load_sweep
 from fusion_train.training.train import train

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from fusion_train.config import load_config
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.token_streams import SOFT_TOKEN
+from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import PromptFormat, encode_answer, encode_prompt, find_task
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 

@@ -15,11 +15,11 @@ import pytest
 from featurecache.clips.clip_list import ClipList, load_clips
 from featurecache.importers import Request, find_importer
 from featurecache.importers.importing import Target, import_dataset
-from fusion_train.config import load_config
 from fusion_train.data.answers import AnswerLimits
 from fusion_train.data.samples import SampleStream, label_sets
 from fusion_train.evaluation.benchmarks import BenchmarkSet
 from fusion_train.evaluation.wording import wording_of
+from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import find_task
 
 DESCRIBED = ("response_AudioReasoner", "response_Qwen2Audio", "response_Qwen25vl_72B")

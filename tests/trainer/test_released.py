@@ -15,8 +15,8 @@ from toy import make_config
 
 from fusion_train import checkpoint
 from fusion_train.cli import main
-from fusion_train.config import load_config
 from fusion_train.errors import CheckpointError
+from fusion_train.presets import load_config
 from fusion_train.released import read_released, rename
 from fusion_train.run import Run
 

@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 
 from featurecache.clips.clip_list import Clip, ClipList, Question
-from fusion_train.config import load_config
 from fusion_train.data.answers import AnswerLimits, answer_of, answers_of
 from fusion_train.data.samples import SampleStream, label_sets, near_classes
 from fusion_train.errors import ConfigError, DataError
+from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import PromptFormat, find_task
 
 MODALITIES = ("audio", "image", "video")

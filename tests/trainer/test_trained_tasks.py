@@ -9,9 +9,9 @@ import pytest
 from test_train import run_training
 from toy import make_config
 
-from fusion_train.export.trained_tasks import trained_tasks
+from fusion_train.export.provenance import trained_tasks
 from fusion_train.predict.opening import open_model
-from fusion_train.predict.question import make_question
+from fusion_train.predict.request import make_request
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
 
@@ -41,7 +41,7 @@ def test_without_a_task_the_first_trained_one_is_asked(exported, trained, proces
     try:
         first, reason = processor(video=video), processor(video=video, task="reason")
         assert first["input_ids"].tolist() == reason["input_ids"].tolist() != asked["input_ids"].tolist()
-        assert make_question(processor, None).task.name == "reason"
+        assert make_request(processor, None).task.name == "reason"
     finally:
         processor.tasks = ["emotion", "reason"]
 

@@ -8,13 +8,13 @@ import pytest
 from test_benches import ask, folder, invoke, rows_of, run  # noqa: F401 -- fixtures
 
 from featurecache.clips.clip_list import Clip, ClipList
-from fusion_train.config import load_config
 from fusion_train.data.samples import SampleStream
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BenchmarkSet, load_benchmark
 from fusion_train.evaluation.scoring import score_set
 from fusion_train.evaluation.wording import asked_in_training, asking_as, wording_of
 from fusion_train.metrics.scored import Settings
+from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import PromptFormat, find_task
 
 SENTENCE = "Say it."
@@ -68,7 +68,7 @@ def test_the_more_specific_instruction_is_asked_and_said_to_be_whose_it_is():
     assert (benchmark.source, benchmark.instructions) == ("benchmark", {"faces": "Of the bench."})
     _, after = plain.prompts["words"].render("hi", plain.prompts["words"].worded(task, "words"), LABELS)
     assert after.endswith("[emotion] General happy, sad.  [/INST]")
-    assert plain.by()["format"] == plain.by()["format"] != benchmark.by()["format"]
+    assert plain.as_json()["format"] == plain.as_json()["format"] != benchmark.as_json()["format"]
 
 
 def test_of_several_instructions_training_draws_and_evaluation_asks_the_first():

@@ -17,7 +17,7 @@ from featurecache.errors import WriteError
 from featurecache.explore.search import update_indices
 from featurecache.files.lease import beside, sole_writer
 from fusion_train.evaluation.predictions import ask
-from fusion_train.export.export_run import Sources, export_run
+from fusion_train.export.export_run import ExportSources, export_run
 from fusion_train.run import LOCK, Run
 from fusion_train.sweeps.running import run_sweep
 from fusion_train.sweeps.sweep_file import load_sweep
@@ -112,7 +112,7 @@ def test_two_sweeps_in_one_folder_are_refused(llama, material, tmp_path):
 def test_two_exports_to_one_folder_are_refused(trained, tmp_path):
     out = tmp_path / "model"
     with sole_writer(beside(out), out), pytest.raises(WriteError, match="another one that is at work"):
-        export_run(trained.run, out, trained.weights, Sources(), say=lambda text: None)
+        export_run(trained.run, out, trained.weights, ExportSources(), say=lambda text: None)
     assert list(tmp_path.iterdir()) == []
 
 

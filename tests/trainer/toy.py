@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import featurecache
 from featurecache.spec import Spec
-from fusion_train.config import Config, load_config
+from fusion_train.config import Config
 from fusion_train.data.packing import Packed
 from fusion_train.models.emotion_llama import EmotionLlama, ModelOutput
+from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import TASKS
 
 LABELS = ("angry", "happy", "sad")

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import Blip2VisionConfig, LlamaConfig, WhisperConfig, WhisperFeatureExtractor
 
 from featurecache.spec import Spec
-from fusion_train.export.alignment import align_file
+from fusion_train.export.weights import align_file
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 

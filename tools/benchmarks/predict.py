@@ -21,10 +21,9 @@ import click
 import torch
 
 from featurecache.clips.clip_list import ClipList
-from fusion_train.predict.clips import collect_clips
 from fusion_train.predict.opening import OpenedModel, open_model
-from fusion_train.predict.pipeline import Limits, predict
-from fusion_train.predict.question import make_question
+from fusion_train.predict.pipeline import PredictionLimits, predict
+from fusion_train.predict.request import collect_clips, make_request
 from fusion_train.predict.timing import STAGES, Timings, timing_answers
 
 OPTIONS = [
@@ -87,7 +86,7 @@ def cold_figures(model: str, video: str, task: str, passes: int) -> dict[str, fl
 
 def pass_figures(opened: OpenedModel, clips: ClipList, task: str, batch_size: int, passes: int) -> dict[str, float]:
     """Every part alone, in turn with `predict`."""
-    question = make_question(opened.processor, task)
+    question = make_request(opened.processor, task)
     labels = question.labels(opened.processor, clips[0])
     stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
@@ -99,7 +98,7 @@ def pass_figures(opened: OpenedModel, clips: ClipList, task: str, batch_size: in
 
     def whole() -> float:
         began = time.perf_counter()
-        for answer in predict(opened, clips, question, limits=Limits(batch_size)):
+        for answer in predict(opened, clips, question, limits=PredictionLimits(batch_size)):
             if answer.error is not None:
                 raise answer.error
         return time.perf_counter() - began

@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SAMPLED_EVERY_S = 0.1
 LOOP = """
 import sys, yaml
-from fusion_train.config import load_config
+from fusion_train.presets import load_config
 from fusion_train.run import Run
 from fusion_train.training.train import train
 _, out, store, clips, *files = sys.argv

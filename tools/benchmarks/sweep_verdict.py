@@ -16,7 +16,7 @@ import click
 import yaml
 
 from benchmarks.sweep import timed
-from fusion_train.config import load_config, read_yaml
+from fusion_train.presets import load_config, read_yaml
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.results import Results, read_results
 

@@ -28,12 +28,13 @@ from torch.nn import functional as F
 from train_material import LABELS, save_clips, save_llm, save_store
 
 from fusion_train import run_context as assembling
-from fusion_train.config import Config, load_config
+from fusion_train.config import Config
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import load_llm
 from fusion_train.planning.memory_budget import CPU_TOKENS, Budget
+from fusion_train.presets import load_config
 from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.devices import place
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates

@@ -13,8 +13,53 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
 from featurecache.encoders.network import ALIGNMENT_BYTES
 from featurecache.errors import WriteError
+from fusion_train.errors import ExportError
+
+
+@torch.no_grad()
+def merge_lora(llm: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return the language model with its adapters folded in, changed in place; without adapters, as it is.
+
+    Args:
+        dtype: of the result; None keeps that of the base.
+
+    Raises:
+        ExportError: a merged weight does not fit the dtype.
+    """
+    if isinstance(llm, PeftModel):
+        for name, layer in llm.named_modules():
+            if isinstance(layer, LoraLayer):
+                _merge(name, layer, dtype)
+        llm = llm.unload()
+    if dtype is not None:
+        for parameter in llm.parameters():  # not llm.to(dtype): buffers, such as rotary frequencies, stay float32
+            parameter.data = parameter.data.to(dtype)
+        llm.config.dtype = dtype
+    return llm
+
+
+def _merge(name: str, layer: LoraLayer, dtype: torch.dtype | None) -> None:
+    weight = layer.get_base_layer().weight
+    whole = weight.float()
+    for adapter in layer.active_adapters:
+        whole = whole + layer.get_delta_weight(adapter).float()
+    merged = whole.to(dtype or weight.dtype)
+    if not torch.isfinite(merged).all():
+        raise ExportError(
+            name,
+            expected=f"merged weights that {merged.dtype} can hold",
+            got="infinite ones",
+            next_step="Use --dtype bfloat16 or float32.",
+        )
+    weight.data = merged
+
 
 LENGTH_BYTES = 8  # of the header's length, little-endian, at the start of the file
 BLOCK_BYTES = 16 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from featurecache.console import say
+from featurecache.console import OutputPath, say
 from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
 
 
@@ -35,7 +35,7 @@ def verify_resume_command(
     \b
     fusion-train verify-resume --stage perception --steps 14 --kills 2
     """
-    from fusion_train.config import load_config
+    from fusion_train.presets import load_config
     from fusion_train.training.verify_resume import verify_resume
 
     settings = load_config(config, stage, overrides)
@@ -86,3 +86,30 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
         say("none is finite: the weights are at fault, not a clip; lower optim.lr or set optim.max_grad_norm")
     else:
         say(f"not finite alone: {', '.join(wrong)}; look at what is stored of them: fcache show ID")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=OutputPath("file"), help="The page.  [default: report.html in the run's folder]")
+def report(run: Path, out: Path | None) -> None:
+    """Write a run's curves and tables as one HTML page that opens from disk, and its numbers as CSV.
+
+    Of a sweep: tables, differences with intervals, curves and costs, and the same as CSV, LaTeX and JSON.
+
+    \b
+    fusion-train report runs/perception
+    fusion-train report sweeps/pre_fusion
+    """
+    if (run / "sweep.json").is_file():
+        from fusion_train.cli.sweep import print_report
+        from fusion_train.sweeps.results import read_results
+
+        print_report(read_results(run), out)
+        return
+    from fusion_train.run import Run
+    from fusion_train.training.run_report import damage, write_report
+
+    page, numbers = write_report(Run(run), out)
+    if lost := damage(Run(run)):
+        say(f"note: {lost}", err=True)
+    say(f"{page}, {numbers}")
