@@ -71,6 +71,8 @@ class RunRecord:
     """Changes of the lists that were accepted with --clips-changed: step, hashes before, clips that differ."""
     halves: Sequence[Sequence[str]] = ()
     """Held-out clips of each half, where the run keeps the weights that each half chooses; see `data.halves`."""
+    callbacks: Mapping[str, str] = field(default_factory=dict)
+    """The user's own code that took part in training: class name -> sha256 of its file."""
 
 
 class Run:

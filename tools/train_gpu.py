@@ -28,6 +28,7 @@ from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, Llama
 
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.llm.loading import llm_config
+from fusion_train.models.model_group import OneModel
 from fusion_train.planning.memory_budget import choose_budget
 from fusion_train.planning.sizes import measured_peak_flops, work_of
 from fusion_train.presets import load_config
@@ -35,8 +36,8 @@ from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.devices import place
 from fusion_train.training.optimizer import make_optimizer
 from fusion_train.training.sample_stream import make_stream
-from fusion_train.training.step import train_step
-from fusion_train.training.step_metrics import Tally
+from fusion_train.training.step import Learner, train_step
+from fusion_train.training.step_metrics import MetricsAccumulator
 
 NUM_CLIPS = 96
 CASE_S = {"cuda": 900.0, "cpu": 120.0}
@@ -145,11 +146,11 @@ def run_case(root: Path, case: str, *, tiny: bool) -> dict[str, Any]:
     if case == "released":
         step = ReleasedStep(context, optimizer, accelerator)
     else:
-        tally = Tally(lambda asked: 0.0)
+        learner = Learner(config, context.model, optimizer, accelerator, MetricsAccumulator(lambda sample: 0.0))
 
         def step(batches: list[Any]) -> None:
-            train_step(context.model, optimizer, batches, tally, accelerator, config, 0)
-            tally.take()
+            train_step(OneModel(context.model), [learner], [0], batches, 0)
+            learner.metrics.take()
 
     return timed(step, loader, context, accelerator.device, config.optim.batch_size, budget.tokens)
 

@@ -22,7 +22,7 @@ import click
 
 from featurecache.console import HELP, CommandGroup, OutputPath, say
 from fusion_train.cli.evaluate import contrast_command, evaluate_command, score_command
-from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE
+from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
 from fusion_train.cli.rating import agreement, rate
@@ -50,6 +50,7 @@ class TrainerCommands(CommandGroup):
 @INIT
 @click.option("--out", type=OutputPath("folder"), help="Folder of the run.  [default: runs/STAGE]")
 @SET
+@CALLBACK
 @click.version_option(package_name="featurecache")
 @click.pass_context
 def main(
@@ -61,6 +62,7 @@ def main(
     init: Path | None,
     out: Path | None,
     overrides: tuple[str, ...],
+    callbacks: tuple[str, ...],
 ) -> None:
     """Train fusion adapter and LoRA from cached features.
 
@@ -69,16 +71,17 @@ def main(
     fusion-train --stage cognition
     """
     if ctx.invoked_subcommand is not None:
-        given = [name for name in ("stage", "config", "store", "clips", "init", "out", "overrides") if ctx.params[name]]
-        if given:
-            raise click.UsageError(f"write --{given[0].replace('overrides', 'set')} after {ctx.invoked_subcommand}")
+        for parameter in ctx.command.params:
+            if parameter.expose_value and ctx.params[parameter.name or ""]:
+                raise click.UsageError(f"write {parameter.opts[0]} after {ctx.invoked_subcommand}")
         return
     if stage is None:
         say(ctx.get_help())
         ctx.exit(2)
     from fusion_train.presets import load_config, replaced_settings
     from fusion_train.run import Run, latest_finished
-    from fusion_train.training.train import train
+    from fusion_train.training.callbacks import load_callbacks
+    from fusion_train.training.trainer import train
 
     settings = load_config(config, stage, overrides)
     for line in replaced_settings(config, stage, overrides):
@@ -91,7 +94,13 @@ def main(
     _print_result(
         run.folder,
         train(
-            settings, store=store or "features.zarr", clips=clips or "clips.jsonl", run=run, initial=initial, say=say
+            settings,
+            store=store or "features.zarr",
+            clips=clips or "clips.jsonl",
+            run=run,
+            initial=initial,
+            say=say,
+            callbacks=load_callbacks(callbacks),
         ),
     )
 
@@ -101,14 +110,16 @@ def main(
 @STORE
 @CLIPS
 @click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed since; the run records it.")
-def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool) -> None:
+@CALLBACK
+def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool, callbacks: tuple[str, ...]) -> None:
     """Go on with a stopped run, where it was, to the bit.
 
     \b
     fusion-train resume runs/cognition
     """
     from fusion_train.run import Run, absolute
-    from fusion_train.training.train import train
+    from fusion_train.training.callbacks import load_callbacks
+    from fusion_train.training.trainer import train
 
     stopped = Run(run)
     record = stopped.record()
@@ -121,6 +132,7 @@ def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool)
             run=stopped,
             say=say,
             clips_changed=clips_changed,
+            callbacks=load_callbacks(callbacks),
         ),
     )
 

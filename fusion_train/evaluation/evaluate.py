@@ -12,9 +12,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.files.publish import replace_bytes
@@ -27,6 +29,7 @@ from fusion_train.evaluation.append_only import sealed_lines
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
+from fusion_train.models.model_group import GroupAnswering, ModelGroup, OneModel
 from fusion_train.prompts.limits import MAX_NEW_TOKENS
 from fusion_train.prompts.prompt import Task, encode_answer, find_task
 from fusion_train.run_context import RunContext
@@ -265,3 +268,45 @@ def classified(task: Task, predictions: Sequence[dict[str, Any]]) -> Classificat
         return None
     references = {row["id"]: conclusion(row["reference"]) for row in predictions}
     return classification_scores(references, {row["id"]: conclusion(row["prediction"]) for row in predictions})
+
+
+def evaluate_together(
+    context: RunContext,
+    models: OneModel | ModelGroup,
+    members: Sequence[nn.Module],
+    clips: ClipList,
+    task_name: str,
+) -> list[Evaluation]:
+    """Evaluate models on the same clips; a stacked base answers for all of them in one pass.
+
+    Args:
+        context: of any of the models.
+        members: the present members of `models`, in their order.
+
+    Returns:
+        For each member what `evaluate` returns for it alone.
+
+    Raises:
+        As `evaluate`.
+    """
+    if not (isinstance(models, ModelGroup) and models.stacked and models.batching):
+        return [evaluate(replace(context, model=member), clips, task_name) for member in members]
+    task, count = find_task(task_name), len(members)
+    samples = questions(context, with_answers(clips, task), task, hidden=hidden_of(context, task, None))
+    samples = fitting_samples(samples, context.collator, task_name, lambda text: None)
+    group_context = replace(context, model=GroupAnswering(models, members))
+    rows: list[list[dict[str, Any]]] = [[] for _ in members]
+    not_finite: list[str] = []
+    for batch in groups(samples, EVAL_BATCH_SIZE):
+        answers = list(answer(group_context, [*batch] * count))
+        for place, member_rows in enumerate(rows):
+            member_answers = answers[place * len(batch) : (place + 1) * len(batch)]
+            for sample, answered in zip(batch, member_answers, strict=True):
+                if answered is None:
+                    not_finite.append(sample.clip.id)
+                else:
+                    member_rows.append(row_of(sample) | answered | {"reference": sample.answer})
+    refuse_not_finite(f'task "{task_name}"', not_finite, len(samples) * count)
+    for member_rows in rows:
+        member_rows.sort(key=lambda row: row["id"])
+    return [Evaluation(task_name, member_rows, classified(task, member_rows)) for member_rows in rows]

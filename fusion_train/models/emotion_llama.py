@@ -16,7 +16,7 @@ Source: arXiv 2601.16449 section 4; 71,536,387 trained parameters on LLaMA2-7B. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,15 @@ class ModelOutput:
         return ModelOutput(self.loss_sum.detach(), self.sample_losses.detach())
 
 
+TokenLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (S, V) in float32 and targets (S,) -> losses (S,)."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of every supervised token, (S,)."""
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
 class EmotionLlama(nn.Module):
     """Fusion, projectors and language model; everything but the LLM's base weights is trained."""
 
@@ -76,6 +85,8 @@ class EmotionLlama(nn.Module):
         self.fusion_tokens = (fusion_tokens or fusion_token_count(shapes)) if fusion is not None else 0
         widths = shapes.projector_widths(fusion_width=fusion_width if fusion is not None else 0)
         self.projectors = Projectors(widths, llm_width)
+        self.token_loss: TokenLoss = cross_entropy
+        """Loss of the supervised tokens in training; a callback may put another one here."""
         self.ablated: dict[str, Literal["zero", "omit"]] = {}
         """Streams taken from a trained model: their soft tokens are zeros, or have no places in the prompt."""
 
@@ -165,7 +176,7 @@ class EmotionLlama(nn.Module):
 
     def losses(self, logits: Tensor, targets: Tensor, owners: Tensor, num_samples: int, **_rest: Any) -> ModelOutput:
         """Logits (1, S, V) at the supervised places; (S,) what each must predict and whose it is -> their losses."""
-        losses = F.cross_entropy(logits[0].float(), targets, reduction="none")  # [s]
+        losses = self.token_loss(logits[0].float(), targets)  # [s]
         by_sample = torch.zeros(num_samples, device=losses.device).index_add(0, owners, losses)
         return ModelOutput(losses.sum(), by_sample)
 

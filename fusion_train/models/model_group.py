@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -69,33 +69,78 @@ class RandomStream:
             torch.set_rng_state(state)
 
 
+ScaledLoss = Callable[[int, ModelOutput], Tensor]
+"""(place of a model, its output) -> the scalar whose gradient is taken."""
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class OneModel:
+    """A model that trains alone, with the interface of `ModelGroup`."""
+
+    stacked = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Choose the models that take part in what follows: of one model, that one."""
+
+    def seed(self, place: int, seed: int) -> None:
+        """Start the random stream of dropout anew."""
+        torch.manual_seed(seed)
+
+    def train(self, mode: bool = True) -> None:
+        self._model.train(mode)
+
+    def forward(self, tensors: Mapping[str, Any]) -> list[ModelOutput]:
+        """Run the model on one batch; returns a list of one output."""
+        return [self._model(**tensors)]
+
+    def learn(self, tensors: Mapping[str, Any], loss: ScaledLoss, autocast: Autocast) -> list[ModelOutput]:
+        """Run forward under autocast and backward from `loss(0, output)`; returns the output without its graph."""
+        with autocast():
+            output = self._model(**tensors)
+        loss(0, output).backward()
+        return [output.detached()]
+
+
 class ModelGroup:
-    """Members that take the same batches; `present` may shrink when one has stopped."""
+    """Models on one frozen base that take the same batches; some may leave while the others go on."""
 
     def __init__(self, base: nn.Module, members: Sequence[EmotionLlama], *, stacked: bool | None = None) -> None:
         """Args:
-        base: the language model without adapters, whose weights all members share.
+        base: the language model without adapters; all members share its weights.
         members: models over `shared_copy(base)`, with LoRA or without.
-        stacked: run the base on all rows at once; None: on a GPU.
+        stacked: run the base on the rows of all members at once; None: only on a GPU.
         """
         device = next(base.parameters()).device
         self.stacked = device.type == "cuda" if stacked is None else stacked
         self._members = list(members)
-        self.streams = [RandomStream(device) for _ in members]
+        self._streams = [RandomStream(device) for _ in members]
         self._present = list(range(len(members)))
         self.llm = shared_copy(base)
         self.llm.generation_config = plain_generation(self.llm.generation_config)
         use_packed_attention(self.llm)
         adapted = [_adapted_layers(member.llm) for member in members]
         for name in sorted(set().union(*adapted)):
-            layers = [layers_of.get(name) for layers_of in adapted]
+            layers = [layers_of_member.get(name) for layers_of_member in adapted]
             parent, _, last = name.rpartition(".")
             linear = self.llm.get_submodule(name)
-            setattr(self.llm.get_submodule(parent), last, _StackedLora(linear, layers, self.streams, self._present))
+            stacked_lora = _StackedLora(linear, layers, self._streams, self._present)
+            setattr(self.llm.get_submodule(parent), last, stacked_lora)
 
-    def keep(self, present: Sequence[int]) -> None:
-        """Go on with these members alone, named by their place."""
-        self._present[:] = present
+    @property
+    def batching(self) -> bool:
+        """Whether the base answers prompts of several rows at once as it answers each alone."""
+        return self._members[0].abilities.batching
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Choose the members that take part in what follows, by their places."""
+        self._present[:] = places
+
+    def seed(self, place: int, seed: int) -> None:
+        """Start the random stream of one member's dropout anew."""
+        self._streams[place].seed(seed)
 
     def train(self, mode: bool = True) -> None:
         self.llm.train(mode)
@@ -103,10 +148,10 @@ class ModelGroup:
             member.train(mode)
 
     def forward(self, tensors: Mapping[str, Any]) -> list[ModelOutput]:
-        """One batch for all -> the output of each present member, as `EmotionLlama.forward` gives it alone."""
+        """Run one batch through all present members; each output equals that of `EmotionLlama.forward` alone."""
         if not self.stacked:
-            return [self._alone(n, tensors) for n in self._present]
-        present = [(self._members[n], self.streams[n]) for n in self._present]
+            return [self._alone(place, tensors) for place in self._present]
+        present = [(self._members[place], self._streams[place]) for place in self._present]
         embedded = []
         for member, stream in present:
             with stream.drawing():
@@ -117,21 +162,28 @@ class ModelGroup:
         of_losses = {name: tensors[name] for name in ("targets", "owners", "num_samples")}
         return [member.losses(own, **of_losses) for (member, _), own in zip(present, logits, strict=True)]
 
-    def learn(self, tensors: Mapping[str, Any], weigh: Callable[[int, ModelOutput], Tensor]) -> list[ModelOutput]:
-        """Forward, and backward of `weigh(place, output)` of each present member; outputs come back without a graph."""
+    def learn(self, tensors: Mapping[str, Any], loss: ScaledLoss, autocast: Autocast) -> list[ModelOutput]:
+        """Run forward under autocast and backward from `loss(place, output)` of each present member.
+
+        Returns:
+            Outputs of the present members, in their order, without graphs.
+        """
         if self.stacked:
-            outputs = self.forward(tensors)
-            torch.stack([weigh(n, out) for n, out in zip(self._present, outputs, strict=True)]).sum().backward()
-            return [out.detached() for out in outputs]
+            with autocast():
+                outputs = self.forward(tensors)
+            losses = [loss(place, output) for place, output in zip(self._present, outputs, strict=True)]
+            torch.stack(losses).sum().backward()
+            return [output.detached() for output in outputs]
         outputs = []
-        for n in self._present:  # backward at once, so that the activations of one member are in memory
-            out = self._alone(n, tensors)
-            weigh(n, out).backward()
-            outputs.append(out.detached())
+        for place in self._present:  # each backward at once, so that only one member's activations are in memory
+            with autocast():
+                output = self._alone(place, tensors)
+            loss(place, output).backward()
+            outputs.append(output.detached())
         return outputs
 
     def _alone(self, place: int, tensors: Mapping[str, Any]) -> ModelOutput:
-        with self.streams[place].drawing():
+        with self._streams[place].drawing():
             return self._members[place](**tensors)
 
 
@@ -169,11 +221,11 @@ class _StackedLora(nn.Module):
         super().__init__()
         self.base = base
         # Plain attributes: the adapters are the members' modules, not this one's.
-        self.__dict__.update(_layers=list(layers), _streams=streams, _company=present)
+        self.__dict__.update(_layers=list(layers), _streams=streams, _present=present)
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.base(x)
-        layers = [self._layers[n] for n in self._company]
+        layers = [self._layers[n] for n in self._present]
         count = len(layers)
         rows = x.unflatten(0, (count, -1)).flatten(1, -2)  # [n, b * l, in]
         first = next((layer for layer in layers if layer is not None), None)
@@ -192,7 +244,7 @@ class _StackedLora(nn.Module):
         for place, (row, layer) in enumerate(zip(rows, layers, strict=True)):
             dropout = nn.Identity() if layer is None else layer.lora_dropout[ADAPTER]
             if self.training and not isinstance(dropout, nn.Identity):
-                with self._streams[self._company[place]].drawing():
+                with self._streams[self._present[place]].drawing():
                     row = dropout(row)
             inputs.append(row)
         return inputs
@@ -230,9 +282,10 @@ def _adapted_layers(llm: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def evaluating(group: ModelGroup) -> Iterator[None]:
-    """Without dropout inside the block."""
-    with ExitStack() as after:
-        after.callback(group.train, True)
-        group.train(False)
+def evaluating(models: OneModel | ModelGroup) -> Iterator[None]:
+    """Switch dropout off inside the block."""
+    models.train(False)
+    try:
         yield
+    finally:
+        models.train(True)

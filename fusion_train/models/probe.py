@@ -12,9 +12,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fusion_train.models.emotion_llama import ModelOutput
+from fusion_train.models.emotion_llama import ModelOutput, TokenLoss, cross_entropy
 from fusion_train.models.fusion_inputs import fusion_inputs
 
 
@@ -26,6 +25,8 @@ class Probe(nn.Module):
         self.fusion = fusion
         self.fusion_tokens = fusion_tokens
         self.head = nn.Linear(fusion_width, num_classes)
+        self.token_loss: TokenLoss = cross_entropy
+        """Loss of the class of a clip in training; a callback may put another one here."""
 
     def logits(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor) -> Tensor:
         """Score the classes.
@@ -48,5 +49,5 @@ class Probe(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor, targets: Tensor) -> ModelOutput:
         """`logits`, and the loss of the class `targets` (B,) of each clip."""
-        losses = F.cross_entropy(self.logits(features, present, allowed), targets, reduction="none")
+        losses = self.token_loss(self.logits(features, present, allowed), targets)
         return ModelOutput(losses.sum(), losses)

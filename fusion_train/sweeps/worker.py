@@ -19,13 +19,14 @@ from fusion_train.processes import this_process
 from fusion_train.run import Run
 from fusion_train.sweeps.check import check
 from fusion_train.sweeps.final_scores import evaluate_finished
-from fusion_train.sweeps.group_training import Asked, Member, SharedBase, train_together
 from fusion_train.sweeps.grouping import shares_base
 from fusion_train.sweeps.job import PREDICTIONS, PREDICTIONS_SHA256, Answer, Cost, Group, Room, Trained, Work
 from fusion_train.sweeps.scored_weights import keeps_halves
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.training.devices import matrix_peak
-from fusion_train.training.train import train
+from fusion_train.training.shared_base import RunRequest, SharedBase
+from fusion_train.training.trainer import train_runs
+from fusion_train.training.training_run import TrainingRun
 from fusion_train.training.validation import overall
 
 USABLE = 0.9
@@ -37,8 +38,8 @@ ISOLATED = (FeatureCacheError, RuntimeError, TypeError, ValueError, LookupError,
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
-def said(error: BaseException) -> str:
-    """What the table keeps of an error."""
+def error_text(error: BaseException) -> str:
+    """One error, as the table holds it."""
     return str(error) if isinstance(error, FeatureCacheError) else f"{type(error).__name__}: {error}"
 
 
@@ -89,7 +90,7 @@ class Worker:
                 raise
             return Answer(halt=_disk_refuses(error))
         except ISOLATED as error:
-            return Answer(error=said(error), damaged=not isinstance(error, FeatureCacheError))
+            return Answer(error=error_text(error), damaged=not isinstance(error, FeatureCacheError))
 
     def train(self, group: Group) -> list[Trained]:
         """Train a group to its end or pause; returns what became of each trial, in its order.
@@ -98,88 +99,84 @@ class Worker:
             ISOLATED: the group failed as a whole; which of the trials is to blame is not known.
             Interrupted: stopped on request; all are saved.
         """
-        asked = [self._asked(trial, group.stage) for trial in group.trials]
-        left = [place for place, each in enumerate(asked) if not each.run.finished]
-        found = [Trained() for _ in asked]
-        trained: dict[int, Member] = {}
-        if left and shares_base(asked[0].config):
-            members = train_together(
-                [asked[place] for place in left],
-                store=self._work.store,
-                clips=self._work.clips,
-                base=self._base,
-                until=group.until,
-                say=self._say,
-                stop=self._stop,
-                clips_changed=self._work.clips_changed,
-            )
-            for place, member in zip(left, members, strict=True):
-                found[place] = _trained(member, len(members), group.until)
-                trained[place] = member
-        else:
-            for place in left:
-                found[place] = self._train_alone(asked[place])
+        requests = [self._request(trial, group.stage) for trial in group.trials]
+        unfinished = [place for place, request in enumerate(requests) if not request.run.finished]
+        outcomes = [Trained() for _ in requests]
+        runs: dict[int, TrainingRun] = {}
+        if unfinished and shares_base(requests[0].config):
+            trained = self._train_runs([requests[place] for place in unfinished], self._base, group.until)
+            for place, run in zip(unfinished, trained, strict=True):
+                outcomes[place], runs[place] = _outcome(run, len(trained), group.until), run
+        else:  # nothing to share: such trials do not pause either
+            for place in unfinished:
+                (run,) = self._train_runs([requests[place]], None, None)
+                outcomes[place], runs[place] = _outcome(run, 1, None), run
         finished = [
             place
-            for place, (trial, each) in enumerate(zip(group.trials, asked, strict=True))
-            if each.run.finished and group.stage == len(trial.stages) - 1
+            for place, (trial, request) in enumerate(zip(group.trials, requests, strict=True))
+            if request.run.finished and group.stage == len(trial.stages) - 1
         ]
-        scored = self._scored([asked[place] for place in finished], [trained.get(place) for place in finished])
-        for place, outcome in zip(finished, scored, strict=True):
-            own = {"error": outcome} if isinstance(outcome, str) else {"scores": _kept(outcome, asked[place])}
-            found[place] = replace(found[place], step=asked[place].run.result["step"], **own)
-        return found
+        scored = self._scored([requests[place] for place in finished], [runs.get(place) for place in finished])
+        for place, evaluation in zip(finished, scored, strict=True):
+            request = requests[place]
+            changed: dict[str, Any] = (
+                {"error": evaluation} if isinstance(evaluation, str) else {"scores": _table_scores(evaluation, request)}
+            )
+            outcomes[place] = replace(outcomes[place], step=request.run.result["step"], **changed)
+        return outcomes
 
-    def _asked(self, trial: Trial, stage: int) -> Asked:
+    def _train_runs(
+        self, requests: Sequence[RunRequest], base: SharedBase | None, until: int | None
+    ) -> list[TrainingRun]:
+        def say(line: str) -> None:  # several workers print at once, so a line names its trial
+            run = requests[0].run
+            named = line if len(requests) > 1 else f"{run.name}: {line.removeprefix(f'{run.folder}: ')}"
+            self._say(named)
+
+        return train_runs(
+            requests,
+            store=self._work.store,
+            clips=self._work.clips,
+            base=base,
+            until=until,
+            say=say,
+            stop=self._stop,
+            clips_changed=self._work.clips_changed,
+        )
+
+    def _request(self, trial: Trial, stage: int) -> RunRequest:
         start = None if trial.fresh else self._work.initial
         before = trial.folder(self._work.out, stage - 1) if stage else start
         config, last = trial.stages[stage], stage == len(trial.stages) - 1
-        return Asked(
+        return RunRequest(
             config,
             Run(trial.folder(self._work.out, stage)),
             Run(before) if before else None,
             last and keeps_halves(config, self._work.weights, self._work.split),
         )
 
-    def _train_alone(self, asked: Asked) -> Trained:
-        def say(line: str) -> None:  # several workers speak at once
-            self._say(f"{asked.run.name}: {line.removeprefix(f'{asked.run.folder}: ')}")
-
-        result = train(
-            asked.config,
-            store=self._work.store,
-            clips=self._work.clips,
-            run=asked.run,
-            initial=asked.initial,
-            say=say,
-            stop=self._stop,
-            clips_changed=self._work.clips_changed,
-            per_half=asked.per_half,
-        )
-        return Trained(result["step"], result["seconds"], together=1)
-
-    def _scored(self, asked: Sequence[Asked], members: Sequence[Member | None]) -> list[Evaluation | str]:
-        """Answers of finished trials, or the error of one; asked one by one where that fails together."""
-        if not asked:
+    def _scored(self, requests: Sequence[RunRequest], runs: Sequence[TrainingRun | None]) -> list[Evaluation | str]:
+        """Evaluate finished trials; where that fails for all together, each alone, and an error takes its place."""
+        if not requests:
             return []
         try:
-            return [*evaluate_finished(asked, members, self._work, self._base)]
+            return [*evaluate_finished(requests, runs, self._work, self._base)]
         except (WriteError, ListChangedError):
-            raise  # nobody's fault
+            raise  # no trial is to blame
         except ISOLATED as error:
-            if len(asked) == 1:
-                return [said(error)]
-            return [self._scored([each], [member])[0] for each, member in zip(asked, members, strict=True)]
+            if len(requests) == 1:
+                return [error_text(error)]
+            return [self._scored([request], [run])[0] for request, run in zip(requests, runs, strict=True)]
 
 
-def _kept(outcome: Evaluation, asked: Asked) -> dict[str, Any]:
-    """What the table keeps of a trial's answers: the scores, and the hash of the file that verdicts are formed of."""
-    return {**outcome.summary(), PREDICTIONS_SHA256: file_sha256(asked.run.folder / PREDICTIONS)}
+def _table_scores(evaluation: Evaluation, request: RunRequest) -> dict[str, Any]:
+    """The scores of a trial for the table, and the hash of the predictions that verdicts are formed of."""
+    return {**evaluation.summary(), PREDICTIONS_SHA256: file_sha256(request.run.folder / PREDICTIONS)}
 
 
-def _trained(member: Member, together: int, until: int | None) -> Trained:
-    error = said(member.error) if member.error is not None else None
+def _outcome(run: TrainingRun, together: int, until: int | None) -> Trained:
+    error = error_text(run.error) if run.error is not None else None
     score = None
     if until is not None and error is None:
-        score = overall(member.logger.scores_at(min(until, member.done)))
-    return Trained(member.done, member.seconds, together, score, error=error)
+        score = overall(run.logger.scores_at(min(until, run.done)))
+    return Trained(run.done, run.seconds, together, score, error=error)

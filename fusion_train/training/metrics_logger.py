@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: `metrics.jsonl`, TensorBoard, and a tracker if one is asked for.
+"""The metrics log of a run: `metrics.jsonl`, TensorBoard, and a tracker if the configuration names one.
 
 A line every `log.every` steps, averages over them:
     loss · loss/dataset/NAME · loss/task/NAME    mean loss of a supervised token
@@ -99,8 +99,10 @@ class MetricsLogger:
         """Count time in which the model waited for data."""
         self._waited_s += seconds
 
-    def step(self, step: int, counts: Counts, rates: Mapping[str, float], norms: Mapping[str, float]) -> None:
-        """Write the line of the steps since the last one; `counts` are those of all processes."""
+    def step(
+        self, step: int, counts: Counts, rates: Mapping[str, float], norms: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Write the line of the steps since the last line, and return it; `counts` are those of all processes."""
         seconds = time.perf_counter() - self._since
         values: dict[str, float] = {
             "loss": sum(value for key, value in counts.losses.items() if key.startswith("task/")) / counts.supervised,
@@ -118,6 +120,7 @@ class MetricsLogger:
         values |= {key: float(count) for key, count in sorted(counts.absent.items())}
         self._write(step, values)
         self._since, self._waited_s = time.perf_counter(), 0.0
+        return values
 
     def paused(self, seconds: float) -> None:
         """Leave out time spent on scoring and saving."""

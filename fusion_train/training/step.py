@@ -1,4 +1,6 @@
-"""One optimizer step: forward and backward of its micro-batches, one average over processes, AdamW.
+"""One optimizer step of the models that train on the same batches: forward and backward of micro-batches, then AdamW.
+
+    micro-batch -> every model's loss -> gradients -> average over processes -> clip -> AdamW -> moving average
 
 The loss of a step is a mean over its global batch (see `loss`), whatever the number of devices and micro-batches.
 Dropout is a pure function of (seed, step, process).
@@ -8,76 +10,130 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
 from fusion_train.errors import DivergedError
+from fusion_train.models.emotion_llama import ModelOutput
+from fusion_train.models.model_group import ModelGroup, OneModel
 from fusion_train.models.parts import learning_parameters
 from fusion_train.seeding import derive
-from fusion_train.training.loss import loss_of, total_of
-from fusion_train.training.optimizer import gradient_norms
+from fusion_train.training.averaging import Averaged
+from fusion_train.training.loss import LossPer, loss_of, total_of
+from fusion_train.training.optimizer import gradient_norms, set_learning_rates
 from fusion_train.training.parallel import average_gradients
-from fusion_train.training.step_metrics import Counts, Tally
+from fusion_train.training.step_metrics import Counts, MetricsAccumulator
+
+
+@dataclass
+class Learner:
+    """What a step changes of one model, and what it reports."""
+
+    config: Config
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    metrics: MetricsAccumulator
+    averaged: Averaged | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rate by part, of the last step."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """Gradient norm by part, of the last step."""
+    loss: float = math.nan
+    """Of the last step, over all processes."""
+    problem: str | None = None
+    """`loss` or `gradient`, where that was not finite in the last step: the weights are those before the step."""
 
 
 def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    models: OneModel | ModelGroup,
+    learners: Sequence[Learner],
+    places: Sequence[int],
     batches: Sequence[Batch],
-    tally: Tally,
-    accelerator: Accelerator,
-    config: Config,
     step: int,
-) -> tuple[float, dict[str, float]]:
-    """Train on the micro-batches of a step; returns the loss, gradient norms by part.
+) -> None:
+    """Train all models that are present on the micro-batches of a step; each learner then holds its loss and norms.
 
-    Raises:
-        DivergedError: loss or gradient is not finite; the weights are those before the step.
+    Args:
+        learners: one per present model.
+        places: the places of these models in `models`.
+        batches: micro-batches of this process.
     """
-    torch.manual_seed(derive(config.seed, "dropout", step, accelerator.process_index))
-    per = config.optim.loss_per
-    parts = torch.tensor(sum(total_of(batch, per) for batch in batches), device=accelerator.device)
-    total = int(accelerator.reduce(parts, reduction="sum"))
-    loss = torch.zeros((), device=accelerator.device)
+    accelerator = learners[0].accelerator
+    device, num_processes = accelerator.device, accelerator.num_processes
+    totals = {per: _total(accelerator, batches, per) for per in {learner.config.optim.loss_per for learner in learners}}
+    by_place = dict(zip(places, learners, strict=True))
+    losses = {place: torch.zeros((), device=device) for place in places}
+    for place, learner in by_place.items():
+        learner.rates = set_learning_rates(learner.optimizer, step, learner.config.optim)
+        models.seed(place, derive(learner.config.seed, "dropout", step, accelerator.process_index))
     for batch in batches:
-        with accelerator.autocast():
-            output = model(**batch.to(accelerator.device).tensors())
-        part = loss_of(output, batch, per)
-        # Gradients are averaged over processes; the loss is a mean over what all of them have.
-        accelerator.backward(part * (accelerator.num_processes / total))
-        tally.count(batch.asked, output.sample_losses)
-        loss += part.detach() / total
-    mean_loss = float(accelerator.reduce(loss, reduction="sum"))
-    _refuse_not_finite("loss", mean_loss, step, batches)
-    average_gradients(learning_parameters(model).values())
-    accelerator.unscale_gradients(optimizer)
-    norms = gradient_norms(model, config.optim.max_grad_norm)
-    if accelerator.scaler is None:  # a scaler skips such steps and lowers its scale
-        _refuse_not_finite("gradient", norms["all"], step, batches)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return mean_loss, norms
+
+        def scaled_loss(place: int, output: ModelOutput, batch: Batch = batch) -> Tensor:
+            learner = by_place[place]
+            per, scaler = learner.config.optim.loss_per, learner.accelerator.scaler
+            # Gradients are averaged over processes; the loss is a mean over the samples of all of them.
+            loss = loss_of(output, batch, per) * (num_processes / totals[per])
+            return loss if scaler is None else scaler.scale(loss)
+
+        outputs = models.learn(batch.to(device).tensors(), scaled_loss, accelerator.autocast)
+        for place, output in zip(places, outputs, strict=True):
+            learner = by_place[place]
+            per = learner.config.optim.loss_per
+            learner.metrics.count(batch.asked, output.sample_losses)
+            losses[place] += loss_of(output, batch, per) / totals[per]
+    for place, learner in by_place.items():
+        learner.loss = float(accelerator.reduce(losses[place], reduction="sum"))
+        learner.problem = _update(learner, step)
 
 
-def _refuse_not_finite(what: str, value: float, step: int, batches: Sequence[Batch]) -> None:
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"step {step}",
-            expected=f"a finite {what}",
-            got=str(value),
-            next_step="Lower optim.lr or set optim.precision=bf16. The clips of this step:",
-            problems=gather_object([clip for batch in batches for clip in batch.clip_ids]),
-        )
+def diverged(learner: Learner, subject: str, batches: Sequence[Batch], next_step: str) -> DivergedError:
+    """The error for a learner with a `problem`; it names the clips of the step on all processes."""
+    value = learner.loss if learner.problem == "loss" else learner.norms["all"]
+    return DivergedError(
+        subject,
+        expected=f"a finite {learner.problem}",
+        got=str(value),
+        next_step=f"Lower optim.lr or set optim.precision=bf16. {next_step}The clips of this step:",
+        problems=gather_object([clip for batch in batches for clip in batch.clip_ids]),
+    )
 
 
 def over_processes(counts: Counts) -> Counts:
-    """Add up what all processes counted."""
-    whole = Counts()
-    for mine in gather_object([counts]):
-        whole.add(mine)
-    return whole
+    """Add up the counts of all processes."""
+    total = Counts()
+    for counts_of_process in gather_object([counts]):
+        total.add(counts_of_process)
+    return total
+
+
+def _total(accelerator: Accelerator, batches: Sequence[Batch], per: LossPer) -> int:
+    """What the loss of the step is divided by, over all processes."""
+    total = torch.tensor(sum(total_of(batch, per) for batch in batches), device=accelerator.device)
+    return int(accelerator.reduce(total, reduction="sum"))
+
+
+def _update(learner: Learner, step: int) -> str | None:
+    """Clip the gradients, step and average; returns what is not finite, in which case the weights stay."""
+    problem = None
+    if math.isfinite(learner.loss):
+        average_gradients(learning_parameters(learner.model).values())
+        learner.accelerator.unscale_gradients(learner.optimizer)
+        learner.norms = gradient_norms(learner.model, learner.config.optim.max_grad_norm)
+        # A gradient scaler skips a step whose gradients are not finite, and lowers its scale.
+        if math.isfinite(learner.norms["all"]) or learner.accelerator.scaler is not None:
+            learner.optimizer.step()
+            if learner.averaged is not None:
+                learner.averaged.update(step)
+        else:
+            problem = "gradient"
+    else:
+        problem = "loss"
+    learner.optimizer.zero_grad(set_to_none=True)
+    return problem

@@ -40,7 +40,7 @@ class Counts:
         self.absent.update(other.absent)
 
 
-class Tally:
+class MetricsAccumulator:
     """Counts micro-batches in; gives and forgets what it counted."""
 
     def __init__(self, work: Callable[[Asked], float]) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.config import DataConfig
@@ -31,9 +32,10 @@ from fusion_train.evaluation.evaluate import (
     Evaluation,
     classified,
     closed_tasks,
-    evaluate,
+    evaluate_together,
     refuse_not_finite,
 )
+from fusion_train.models.model_group import ModelGroup, OneModel, evaluating
 from fusion_train.models.probe import Probe
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import RunContext
@@ -72,14 +74,21 @@ class Losses:
         return sum(loss for loss, _ in chosen) / sum(tokens for _, tokens in chosen) if chosen else None
 
 
+@dataclass
+class Scored:
+    """One model's answers to the held-out clips after some step."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    """`accuracy/TASK` of every closed task, `eval_loss`, and `score/half-N` of every half that has clips."""
+    answers: dict[str, Evaluation] = field(default_factory=dict)
+    """By task."""
+
+
 class Validation:
-    """The held-out clips of a run."""
+    """The held-out clips of a run, and their questions."""
 
-    def __init__(self, context: RunContext, halves: Halves = ()) -> None:
-        """Choose them.
-
-        Args:
-            halves: clip ids of two halves, which are scored besides.
+    def __init__(self, context: RunContext) -> None:
+        """Choose the clips.
 
         Raises:
             ClipListError, MissingFeatureError: no such split, or clips without features.
@@ -93,7 +102,7 @@ class Validation:
             clips = ClipList([clips[int(place)] for place in sorted(chosen)])
         limits = answer_limits(data, context.tokenizer)
         usable = context.reader.usable(clips, data.failed_clips)
-        self.context, self._halves = context, halves
+        self.context = context
         self.clips = fitting_clips(
             usable,
             data.tasks,
@@ -116,29 +125,39 @@ class Validation:
             limits=limits,
         )
 
-    def score(self) -> dict[str, float]:
-        """Ask all questions; see `scores`."""
-        # Answering from cached keys would be a graph a layer, and there are few questions.
-        compiled = self.context.config.optim.compile
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            answers = {task: evaluate(self.context, self.clips, task) for task in self.tasks}
-            return self.scores(answers, self._losses())
-
-    def scores(
-        self, answers: Mapping[str, Evaluation], losses: Losses, halves: Halves | None = None
-    ) -> dict[str, float]:
-        """`accuracy/TASK` of every closed task, `eval_loss`, and `score/half-N` of every half that has clips.
+    def score(
+        self, models: OneModel | ModelGroup, members: Sequence[nn.Module], halves: Sequence[Halves]
+    ) -> list[Scored]:
+        """Ask every member all questions.
 
         Args:
-            halves: in place of the halves of these held-out clips.
+            members: the present members of `models`, in their order.
+            halves: per member, the clip ids of the two halves that choose weights; () where none do.
+
+        Raises:
+            DivergedError: a score that is NaN or infinite; the clips are named.
         """
-        found = {f"accuracy/{task}": float(answers[task].summary()["accuracy"]) for task in self.tasks}
-        found["eval_loss"] = losses.mean()
-        for number, half in enumerate(self._halves if halves is None else halves, start=1):
+        # Answering from cached keys would compile one graph per layer, and there are few questions.
+        compiled = self.context.config.optim.compile
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), evaluating(models):
+            scored = [Scored() for _ in members]
+            for task in self.tasks:
+                evaluations = evaluate_together(self.context, models, members, self.clips, task)
+                for member, evaluation in zip(scored, evaluations, strict=True):
+                    member.answers[task] = evaluation
+            for member, losses, member_halves in zip(scored, self._losses(models, members), halves, strict=True):
+                member.scores = self._scores(member.answers, losses, member_halves)
+        return scored
+
+    def _scores(self, answers: Mapping[str, Evaluation], losses: Losses, halves: Halves) -> dict[str, float]:
+        """`accuracy/TASK` of every closed task, `eval_loss`, and `score/half-N` of every half that has clips."""
+        scores = {f"accuracy/{task}": float(answers[task].summary()["accuracy"]) for task in self.tasks}
+        scores["eval_loss"] = losses.mean()
+        for number, half in enumerate(halves, start=1):
             score = _score_of(frozenset(half), answers, losses)
             if score is not None:
-                found[f"{HALF}{number}"] = score
-        return found
+                scores[f"{HALF}{number}"] = score
+        return scores
 
     def batches(self) -> Iterator[Any]:
         """The questions whose loss is taken, one a clip."""
@@ -147,17 +166,16 @@ class Validation:
             yield self.context.collator([self._stream.draw(index) for index in indices])
 
     @torch.no_grad()
-    def _losses(self) -> Losses:
-        model, device = self.context.model, self.context.device
-        was_training = model.training
-        model.eval()
-        losses, not_finite = Losses(), []
+    def _losses(self, models: OneModel | ModelGroup, members: Sequence[nn.Module]) -> list[Losses]:
+        losses = [Losses() for _ in members]
+        not_finite: list[list[str]] = [[] for _ in members]
         for batch in self.batches():
-            output = model(**batch.to(device).tensors())
-            not_finite += not_finite_clips(batch, output.sample_losses)
-            losses.add(batch, output)
-        model.train(was_training)
-        refuse_not_finite("held-out loss", not_finite, len(self._stream))
+            outputs = models.forward(batch.to(self.context.device).tensors())
+            for place, output in enumerate(outputs):
+                not_finite[place] += not_finite_clips(batch, output.sample_losses)
+                losses[place].add(batch, output)
+        for clip_ids in not_finite:
+            refuse_not_finite("held-out loss", clip_ids, len(self._stream))
         return losses
 
 

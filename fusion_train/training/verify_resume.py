@@ -216,7 +216,7 @@ def _wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
 
 
 if __name__ == "__main__":
-    from fusion_train.training.train import train
+    from fusion_train.training.trainer import train
 
     config_file, store, clips, out = sys.argv[1:]
     settings = validate(parse_yaml(Path(config_file).read_bytes(), config_file), config_file)

@@ -15,7 +15,7 @@ from featurecache.explore.search import update_indices
 from featurecache.extract.run import extract
 from fusion_train.export.encoders import make_zero_image
 from fusion_train.run import Run
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 SILENT = "v2"
 """A clip without a sound track."""

@@ -22,7 +22,7 @@ from fusion_train.data.pool import Pool
 from fusion_train.metric_lines import read_metrics
 from fusion_train.run import Run
 from fusion_train.training.run_report import damage, write_report
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 FILES = (
     "config.yaml", "run.json", "metrics.jsonl", "pool/pool.json", "pool/clips.jsonl", "pool/held_out.jsonl",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from toy import make_config
@@ -57,9 +59,9 @@ def optimizers(models):
 
 
 def step_together(group, optimizers, tensors, seed, scale=0.1):
-    for stream in group.streams:
-        stream.seed(seed)
-    outputs = group.learn(tensors, lambda place, output: output.loss_sum * scale)
+    for place in range(len(optimizers)):
+        group.seed(place, seed)
+    outputs = group.learn(tensors, lambda place, output: output.loss_sum * scale, nullcontext)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()

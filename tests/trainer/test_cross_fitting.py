@@ -20,6 +20,7 @@ from fusion_train.data.halves import num_clusters, split_halves
 from fusion_train.errors import CheckpointError, ConfigError
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.evaluate import evaluate
+from fusion_train.models.model_group import OneModel
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
 from fusion_train.sweeps import running
@@ -112,7 +113,7 @@ def test_without_a_closed_task_a_half_is_scored_by_its_loss(llama, material, tmp
     for number, half in enumerate(run.record().halves, start=1):
         only = Validation(context)
         only.clips = ClipList([clip for clip in only.clips if clip.id in half])
-        losses = Validation(context)._losses()
+        (losses,) = Validation(context)._losses(OneModel(context.model.eval()), [context.model])
         total = sum(losses.of_clip[clip.id][0] for clip in only.clips)
         tokens = sum(losses.of_clip[clip.id][1] for clip in only.clips)
         assert row[f"score/half-{number}"] == pytest.approx(-total / tokens, rel=1e-5)

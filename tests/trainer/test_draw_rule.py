@@ -18,7 +18,7 @@ from fusion_train.run import Run
 from fusion_train.sweeps.running import run_sweep
 from fusion_train.sweeps.sweep_file import load_sweep
 from fusion_train.training.non_finite_steps import WEIGHTS, replay
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 
 def of_earlier_release(run: Run) -> None:

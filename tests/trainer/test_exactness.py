@@ -214,7 +214,7 @@ def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material,
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("fusion_train.training.train.Validation.score", r"scoring after step 6: .*data\.eval_split=null"),
+        ("fusion_train.training.trainer.Validation.score", r"scoring after step 6: .*data\.eval_split=null"),
         ("fusion_train.models.emotion_llama.EmotionLlama.to", r"the model: .*model\.quantised=nf4"),
     ],
 )
@@ -231,6 +231,6 @@ def test_a_row_that_does_not_fit_says_what_takes_the_memory_and_what_to_set(llam
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("fusion_train.training.train.train_step", full)
+    monkeypatch.setattr("fusion_train.training.trainer.train_step", full)
     with pytest.raises(DeviceMemoryError, match=r"GiB by the memory model.*set optim\.micro_batch_size=2\..*--out"):
         run_training(make_config(llama, "optim.micro_batch_size=4"), material, tmp_path / "run")

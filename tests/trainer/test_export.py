@@ -26,7 +26,8 @@ from fusion_train.prompts.prompt import encode_answer, find_task
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
-from fusion_train.sweeps.group_training import Asked, SharedBase, train_together
+from fusion_train.training.shared_base import RunRequest, SharedBase
+from fusion_train.training.trainer import train_runs
 
 
 def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
@@ -44,13 +45,13 @@ def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
 
 
 def test_a_trial_trained_in_company_is_exported_with_its_certificate(trained, llama, tmp_path):
-    asked = [
-        Asked(make_config(llama, "optim.steps=3", f"model.fusion.name={fusion}"), Run(tmp_path / fusion))
+    requests = [
+        RunRequest(make_config(llama, "optim.steps=3", f"model.fusion.name={fusion}"), Run(tmp_path / fusion))
         for fusion in ("conv", "attention")
     ]
     places = {"store": str(trained.folder / "features.zarr"), "clips": str(trained.folder / "clips.jsonl")}
-    train_together(asked, **places, base=SharedBase(), say=lambda _: None)
-    export_run(asked[0].run, tmp_path / "exported", trained.weights, ExportSources(), say=lambda _: None)
+    train_runs(requests, **places, base=SharedBase(), say=lambda _: None)
+    export_run(requests[0].run, tmp_path / "exported", trained.weights, ExportSources(), say=lambda _: None)
     assert json.loads((tmp_path / "exported" / "certificate.json").read_text())["passed"]
 
 

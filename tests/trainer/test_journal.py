@@ -19,7 +19,7 @@ from featurecache.errors import MissingExtraError
 from fusion_train.data.samples import Asked
 from fusion_train.errors import ConfigError
 from fusion_train.training.metrics_logger import MetricsLogger
-from fusion_train.training.step_metrics import Counts, Tally
+from fusion_train.training.step_metrics import Counts, MetricsAccumulator
 
 
 def rows(run) -> list[dict[str, float]]:
@@ -85,7 +85,7 @@ def test_a_clip_without_sound_is_counted_as_missing(llama, material, tmp_path):
 
 
 def test_a_tally_is_counted_once():
-    tally = Tally(lambda asked: 10.0 * asked.num_tokens)
+    tally = MetricsAccumulator(lambda asked: 10.0 * asked.num_tokens)
     tally.count(
         [Asked("a", "emotion", 20, 2, (), ()), Asked("b", "reason", 30, 6, ("audio",), ("video",))],
         torch.tensor([1.0, 3.0]),

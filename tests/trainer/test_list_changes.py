@@ -20,7 +20,7 @@ from fusion_train.config import Config
 from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, DataError
 from fusion_train.run import Run
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 
 def begin(config: Config, material: Path, run: Run, stop: bool = True) -> list[str]:

@@ -11,14 +11,15 @@ from toy import make_config
 
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.models.emotion_llama import ModelOutput
+from fusion_train.models.model_group import OneModel
 from fusion_train.presets import load_config
 from fusion_train.run_context import build_context
 from fusion_train.training.devices import make_accelerator
 from fusion_train.training.loss import loss_of, total_of
 from fusion_train.training.optimizer import make_optimizer
 from fusion_train.training.sample_stream import make_stream
-from fusion_train.training.step import train_step
-from fusion_train.training.step_metrics import Tally
+from fusion_train.training.step import Learner, train_step
+from fusion_train.training.step_metrics import MetricsAccumulator
 
 QUIET = ("model.fusion.dropout=0", "model.lora.dropout=0", "data.tasks=[emotion, reason, think]", "optim.steps=4")
 
@@ -53,8 +54,9 @@ def test_a_step_returns_the_mean_that_was_chosen(llama, material, per, micro):
     loader = PrefetchingLoader(config, stream, context.collator, num_processes=1, process=0, budget=4096)
     optimizer = make_optimizer(context.model, config.optim)
     accelerator = make_accelerator(config.optim)
-    loss, _ = train_step(context.model, optimizer, next(iter(loader.steps(0, 1))), Tally(None), accelerator, config, 0)
-    assert loss == pytest.approx(sum(means) / 4 if per == "sample" else sums / counts, rel=1e-5)
+    learner = Learner(config, context.model, optimizer, accelerator, MetricsAccumulator(None))
+    train_step(OneModel(context.model), [learner], [0], next(iter(loader.steps(0, 1))), 0)
+    assert learner.loss == pytest.approx(sum(means) / 4 if per == "sample" else sums / counts, rel=1e-5)
 
 
 def test_a_mean_over_samples_does_not_depend_on_packing_or_shared_prefixes(llama, material, tmp_path):

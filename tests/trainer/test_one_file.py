@@ -24,7 +24,7 @@ from fusion_train.llm.loading import llm_config, load_llm
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 FILE = Path(__file__).parents[2] / "examples" / "emotion_llama_in_one_file.py"
 sys.path.append(str(FILE.parent))

@@ -14,7 +14,7 @@ from fusion_train.errors import ConfigError
 from fusion_train.presets import load_config, replaced_settings
 from fusion_train.run import Run
 from fusion_train.sweeps.sweep_file import load_sweep
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 SHORT = ("optim.steps=1", "data.tasks=[emotion]", "log.peak_tflops=1", "optim.batch_size=4", "optim.micro_batch_size=4")
 

@@ -20,7 +20,7 @@ from fusion_train.evaluation.evaluate import evaluate
 from fusion_train.prompts.prompt import PromptFormat, find_task
 from fusion_train.run import Run
 from fusion_train.run_context import build_context
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 LABELS = ("angry", "happy", "sad")
 FEATURES = dict(zip(("audio", "image", "video"), SHAPES, strict=True))

@@ -9,15 +9,16 @@ import torch
 from toy import make_config
 
 from fusion_train.data.loader import PrefetchingLoader
+from fusion_train.models.model_group import OneModel
 from fusion_train.models.parts import learning_parameters
 from fusion_train.run import Run
 from fusion_train.run_context import build_context
-from fusion_train.training import step as stepping
 from fusion_train.training.devices import make_accelerator
 from fusion_train.training.optimizer import make_optimizer
 from fusion_train.training.sample_stream import make_stream
-from fusion_train.training.step_metrics import Tally
-from fusion_train.training.train import train
+from fusion_train.training.step import Learner, train_step
+from fusion_train.training.step_metrics import MetricsAccumulator
+from fusion_train.training.trainer import train
 
 
 @pytest.mark.parametrize("micro", [1, 2])
@@ -75,9 +76,10 @@ def test_dropout_depends_on_seed_step_and_process(llama, material, monkeypatch):
         for parameter in learning_parameters(context.model).values():
             parameter.grad = None
         seeded = config.model_copy(update={"seed": seed})
-        return stepping.train_step(
-            context.model, optimizer, batches, Tally(None), OfProcess(accelerator, process), seeded, step
-        )[0]
+        accelerator_of_process = OfProcess(accelerator, process)
+        learner = Learner(seeded, context.model, optimizer, accelerator_of_process, MetricsAccumulator(None))
+        train_step(OneModel(context.model), [learner], [0], batches, step)
+        return learner.loss
 
     first = loss(0, 0)
     assert first == loss(0, 0), "a pure function"

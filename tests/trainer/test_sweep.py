@@ -60,14 +60,14 @@ def test_a_trial_that_fails_is_kept_and_taken_up_again_on_request(sweep, tmp_pat
 
 @pytest.mark.slow
 def test_a_company_that_breaks_is_taken_apart(sweep, tmp_path, monkeypatch):
-    real = worker.train_together
+    real = worker.train_runs
 
-    def breaks(asked, **rest):
-        if any("conv" in each.run.name for each in asked):
+    def breaks(requests, **rest):
+        if any("conv" in request.run.name for request in requests):
             raise RuntimeError("a fusion of the user's raised")
-        return real(asked, **rest)
+        return real(requests, **rest)
 
-    monkeypatch.setattr(worker, "train_together", breaks)
+    monkeypatch.setattr(worker, "train_runs", breaks)
     result = invoke(sweep("seeds: [0]\n" + TWO))
     assert result.exit_code == 1
     found = rows(tmp_path)

@@ -19,9 +19,9 @@ from fusion_train.models.model_group import ModelGroup
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
 from fusion_train.sweeps import final_scores as final
-from fusion_train.sweeps.group_training import Asked, SharedBase, train_together
 from fusion_train.sweeps.job import PREDICTIONS, Work
-from fusion_train.training.train import train
+from fusion_train.training.shared_base import RunRequest, SharedBase
+from fusion_train.training.trainer import train, train_runs
 
 SETTINGS = {
     "plain": [],
@@ -35,15 +35,17 @@ def places(material: Path) -> dict[str, str]:
     return {"store": str(material / "features.zarr"), "clips": str(material / "clips.jsonl")}
 
 
-def asked_in(folder: Path, llama: Path, names=tuple(SETTINGS), *more: str) -> list[Asked]:
+def requests_in(folder: Path, llama: Path, names=tuple(SETTINGS), *more: str) -> list[RunRequest]:
     return [
-        Asked(make_config(llama, "log.eval_every=3", "log.peak_tflops=1", *more, *SETTINGS[name]), Run(folder / name))
+        RunRequest(
+            make_config(llama, "log.eval_every=3", "log.peak_tflops=1", *more, *SETTINGS[name]), Run(folder / name)
+        )
         for name in names
     ]
 
 
-def together(asked: list[Asked], material: Path, **rest):
-    return train_together(asked, **places(material), base=SharedBase(), say=lambda text: None, **rest)
+def together(requests: list[RunRequest], material: Path, **rest):
+    return train_runs(requests, **places(material), base=SharedBase(), say=lambda text: None, **rest)
 
 
 def tensors(run: Run, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
@@ -62,15 +64,15 @@ def equal(one: Run, other: Run) -> bool:
 def alone(llama, material, tmp_path_factory) -> dict[str, Run]:
     """Every variant trained by itself."""
     folder = tmp_path_factory.mktemp("alone")
-    for asked in asked_in(folder, llama):
-        train(asked.config, **places(material), run=asked.run, say=lambda text: None)
+    for request in requests_in(folder, llama):
+        train(request.config, **places(material), run=request.run, say=lambda text: None)
     return {name: Run(folder / name) for name in SETTINGS}
 
 
 @pytest.fixture(scope="module")
 def group(llama, material, tmp_path_factory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("company")
-    together(asked_in(folder, llama), material)
+    together(requests_in(folder, llama), material)
     return {name: Run(folder / name) for name in SETTINGS}
 
 
@@ -100,9 +102,9 @@ def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llam
     monkeypatch.setattr("fusion_train.evaluation.evaluate.MAX_NEW_TOKENS", 6)
     folder = group["plain"].folder.parent
     work = Work(**places(material), out=folder, task=task, split="val")
-    asked, base = asked_in(folder, llama), SharedBase()
-    together = final.evaluate_finished(asked, [None] * len(asked), work, base)
-    for each, found in zip(asked, together, strict=True):
+    requests, base = requests_in(folder, llama), SharedBase()
+    together = final.evaluate_finished(requests, [None] * len(requests), work, base)
+    for each, found in zip(requests, together, strict=True):
         context = load_context(each.run, **places(material))
         expected = evaluate(context, context.clips.in_split("val"), task)
         assert len(found.predictions) == len(expected.predictions) == 12
@@ -115,40 +117,40 @@ def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llam
 
 
 def test_finished_trials_are_not_asked_again_what_their_best_weights_answered(llama, material, tmp_path, monkeypatch):
-    asked = asked_in(tmp_path, llama, ("conv", "fast"))
-    members = together(asked, material)
+    requests = requests_in(tmp_path, llama, ("conv", "fast"))
+    members = together(requests, material)
     work = Work(**places(material), out=tmp_path, task="emotion", split="val")
-    anew = final.evaluate_finished(asked, [None, None], work, SharedBase())
+    anew = final.evaluate_finished(requests, [None, None], work, SharedBase())
     other = Work(**places(material), out=tmp_path, task="emotion", split="train")
-    assert len(final.evaluate_finished(asked, members, other, SharedBase())[0].predictions) == 36, "other clips"
+    assert len(final.evaluate_finished(requests, members, other, SharedBase())[0].predictions) == 36, "other clips"
     for name in ("evaluate", "evaluate_together"):
         monkeypatch.setattr(final, name, None)
-    kept = final.evaluate_finished(asked, members, work, SharedBase())
+    kept = final.evaluate_finished(requests, members, work, SharedBase())
     assert [each.predictions for each in kept] == [each.predictions for each in anew]
 
 
 def test_stopped_at_a_rung_it_goes_on_alone_or_in_company(llama, material, tmp_path, alone):
-    paused = together(asked_in(tmp_path, llama), material, until=3)
+    paused = together(requests_in(tmp_path, llama), material, until=3)
     assert [member.finished for member in paused] == [False] * 4
     assert all(member.logger.scores_at(3) for member in paused)
-    for asked in asked_in(tmp_path, llama, ("plain",)):
-        train(asked.config, **places(material), run=asked.run, say=lambda text: None)
-    together(asked_in(tmp_path, llama, ("conv", "fast", "short")), material)
+    for request in requests_in(tmp_path, llama, ("plain",)):
+        train(request.config, **places(material), run=request.run, say=lambda text: None)
+    together(requests_in(tmp_path, llama, ("conv", "fast", "short")), material)
     assert all(equal(alone[name], Run(tmp_path / name)) for name in SETTINGS)
 
 
 @pytest.mark.slow
 def test_members_resumed_at_different_steps_meet(llama, material, tmp_path, alone):
-    together(asked_in(tmp_path, llama, ("plain",)), material, until=4)
-    together(asked_in(tmp_path, llama, ("conv",)), material, until=2)
-    together(asked_in(tmp_path, llama, ("plain", "conv")), material)
+    together(requests_in(tmp_path, llama, ("plain",)), material, until=4)
+    together(requests_in(tmp_path, llama, ("conv",)), material, until=2)
+    together(requests_in(tmp_path, llama, ("plain", "conv")), material)
     assert all(equal(alone[name], Run(tmp_path / name)) for name in ("plain", "conv"))
 
 
 def test_one_that_diverges_leaves_and_the_others_are_unchanged(llama, material, tmp_path, alone):
-    asked = asked_in(tmp_path, llama, ("plain", "conv"))
+    requests = requests_in(tmp_path, llama, ("plain", "conv"))
     wild = make_config(llama, "log.eval_every=3", "log.peak_tflops=1", "optim.lr=1e30", "optim.warmup_steps=0")
-    members = together([asked[0], Asked(wild, Run(tmp_path / "wild")), asked[1]], material)
+    members = together([requests[0], RunRequest(wild, Run(tmp_path / "wild")), requests[1]], material)
     assert members[1].error is not None
     assert "finite loss" in str(members[1].error)
     assert not members[1].finished
@@ -156,12 +158,12 @@ def test_one_that_diverges_leaves_and_the_others_are_unchanged(llama, material, 
 
 
 def test_killed_between_its_last_checkpoint_and_its_end_it_is_finished(llama, material, tmp_path):
-    asked = asked_in(tmp_path, llama, ("short",))
-    together(asked, material)
-    result = asked[0].run.result
-    (asked[0].run.folder / "finished.json").unlink()
-    together(asked, material)
-    assert asked[0].run.result["scores"] == result["scores"]
+    requests = requests_in(tmp_path, llama, ("short",))
+    together(requests, material)
+    result = requests[0].run.result
+    (requests[0].run.folder / "finished.json").unlink()
+    together(requests, material)
+    assert requests[0].run.result["scores"] == result["scores"]
 
 
 @pytest.mark.slow
@@ -169,8 +171,8 @@ def test_memory_is_flat_over_fifty_trials(llama, material, tmp_path):
     base, resident = SharedBase(), []
     for number in range(50):
         config = make_config(llama, "optim.steps=1", "log.peak_tflops=1", f"seed={number}")
-        train_together(
-            [Asked(config, Run(tmp_path / str(number)))], **places(material), base=base, say=lambda text: None
+        train_runs(
+            [RunRequest(config, Run(tmp_path / str(number)))], **places(material), base=base, say=lambda text: None
         )
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
     assert resident[-1] - resident[10] < 30 << 20, [each >> 20 for each in resident[::10]]

@@ -21,7 +21,7 @@ from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run
 from fusion_train.run_context import build_context
 from fusion_train.training.sample_stream import make_stream
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 from fusion_train.training.validation import Validation
 
 CHINESE = "我很高兴见到你" * 514

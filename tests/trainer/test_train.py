@@ -25,7 +25,7 @@ from fusion_train.documents import write_document
 from fusion_train.errors import CheckpointError, ConfigError, DivergedError
 from fusion_train.run import Run, latest_finished
 from fusion_train.training.optimizer import learning_rate
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 
 def run_training(config: Config, material: Path, folder: Path, **rest) -> Run:

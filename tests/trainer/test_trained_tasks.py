@@ -61,7 +61,7 @@ ALL = "data.tasks=[caption, think, emotion, sentiment, reason]"
 def test_tasks_without_an_answer_that_can_be_trained_on_are_not_offered(llama, material, tmp_path, settings, sampled):
     said: list[str] = []
     run = Run(tmp_path / "run")
-    from fusion_train.training.train import train
+    from fusion_train.training.trainer import train
 
     config = make_config(llama, ALL, "optim.steps=1", "data.eval_split=null", *settings)
     train(config, store=str(material / "features.zarr"), clips=str(material / "clips.jsonl"), run=run, say=said.append)

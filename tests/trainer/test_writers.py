@@ -21,7 +21,7 @@ from fusion_train.export.export_run import ExportSources, export_run
 from fusion_train.run import LOCK, Run
 from fusion_train.sweeps.running import run_sweep
 from fusion_train.sweeps.sweep_file import load_sweep
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 
 HOLD = """
 import sys, time

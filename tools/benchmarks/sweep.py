@@ -41,7 +41,7 @@ LOOP = """
 import sys, yaml
 from fusion_train.presets import load_config
 from fusion_train.run import Run
-from fusion_train.training.train import train
+from fusion_train.training.trainer import train
 _, out, store, clips, *files = sys.argv
 for file in files:
     name = file.rsplit("/", 1)[-1].removesuffix(".yaml")

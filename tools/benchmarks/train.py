@@ -33,14 +33,15 @@ from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import load_llm
+from fusion_train.models.model_group import OneModel
 from fusion_train.planning.memory_budget import CPU_TOKENS, Budget
 from fusion_train.presets import load_config
 from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.devices import place
 from fusion_train.training.optimizer import make_optimizer, set_learning_rates
 from fusion_train.training.sample_stream import keep_pool, make_stream
-from fusion_train.training.step import train_step
-from fusion_train.training.step_metrics import Tally
+from fusion_train.training.step import Learner, train_step
+from fusion_train.training.step_metrics import MetricsAccumulator
 
 BATCH = 4
 PAIRS = 3
@@ -125,13 +126,13 @@ class Stepper:
         self.context, self.accelerator = context, Accelerator(mixed_precision="no")
         context.model.train().to(self.accelerator.device)
         self.optimizer = self.accelerator.prepare(make_optimizer(context.model, context.config.optim))
-        self.tally = Tally(lambda asked: 0.0)
+        metrics = MetricsAccumulator(lambda sample: 0.0)
+        self.learner = Learner(context.config, context.model, self.optimizer, self.accelerator, metrics)
 
     def __call__(self, batches: list[Any]) -> float:
-        given = self.tally, self.accelerator, self.context.config, 0
-        loss, _ = train_step(self.context.model, self.optimizer, batches, *given)
-        self.tally.take()
-        return loss
+        train_step(OneModel(self.context.model), [self.learner], [0], batches, 0)
+        self.learner.metrics.take()
+        return self.learner.loss
 
 
 def feeding(context: RunContext, steps: int) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""Callbacks: a user's own code in the training loop, in a file of the user's own.
+
+    class LabelSmoothing(Callback):
+        def on_start(self, run):
+            run.context.model.token_loss = partial(F.cross_entropy, reduction="none", label_smoothing=0.1)
+
+    fusion-train --stage cognition --callback smoothing.py:LabelSmoothing
+
+The run records the name and the sha256 of the file of each callback; a resume with others is refused. A resumed run
+equals an uninterrupted one as long as a callback is a function of the run and the step, and keeps no state of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_train.errors import CheckpointError, ConfigError
+from fusion_train.run import Run, RunRecord
+
+if TYPE_CHECKING:
+    from fusion_train.training.training_run import TrainingRun
+
+
+class Callback:
+    """What training calls; every method does nothing here, so that a subclass defines only those that it needs.
+
+    All methods are called on every process, after the loop has done its own part.
+    """
+
+    source: str = ""
+    """sha256 of the file that defines it, where it was loaded from one."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def on_start(self, run: TrainingRun) -> None:
+        """Called once, before the first step of this process: model and optimizer are on their device."""
+
+    def on_step(self, run: TrainingRun, step: int) -> None:
+        """Called after every optimizer step; `step` steps are done, `run.learner.loss` is the loss of the last one."""
+
+    def on_log(self, run: TrainingRun, step: int, values: Mapping[str, float]) -> None:
+        """Called with every line of step metrics; their names are those of `metrics.jsonl`."""
+
+    def on_score(self, run: TrainingRun, step: int, scores: Mapping[str, float]) -> None:
+        """Called with the scores on the held-out clips."""
+
+    def should_stop(self, run: TrainingRun, step: int) -> bool:
+        """Whether training ends after this step; the run is then scored, saved and finished."""
+        return False
+
+    def on_end(self, run: TrainingRun, result: Mapping[str, Any]) -> None:
+        """Called once, when the run is finished; not when it is interrupted."""
+
+
+def load_callbacks(references: Sequence[str]) -> list[Callback]:
+    """Make the callbacks that `FILE.py:CLASS` names.
+
+    Raises:
+        ConfigError: no such file or class, or a class that is no Callback; the next step says which form is expected.
+    """
+    callbacks = []
+    for reference in references:
+        file, _, name = reference.rpartition(":")
+        path = Path(file)
+        if not name or not path.is_file():
+            raise ConfigError(
+                f"--callback {reference}",
+                expected="FILE.py:CLASS, a file and a class in it",
+                got="no such file" if file else "no class",
+                next_step="See docs/guides/training.md for an example.",
+            )
+        kind = getattr(_load(path), name, None)
+        if not (isinstance(kind, type) and issubclass(kind, Callback)):
+            raise ConfigError(
+                f"--callback {reference}",
+                expected=f"a class {name} that inherits from fusion_train.Callback",
+                got="none" if kind is None else repr(kind),
+            )
+        callback = kind()
+        callback.source = hashlib.sha256(path.read_bytes()).hexdigest()
+        callbacks.append(callback)
+    return callbacks
+
+
+def described(callbacks: Sequence[Callback]) -> dict[str, str]:
+    """What `run.json` keeps: name -> sha256 of its file."""
+    return {callback.name: callback.source for callback in callbacks}
+
+
+def refuse_other_callbacks(run: Run, record: RunRecord | None, callbacks: Sequence[Callback]) -> None:
+    """Raise CheckpointError where a run began with other callbacks than those that it would go on with."""
+    if record is None or dict(record.callbacks) == described(callbacks):
+        return
+    began, now = (", ".join(sorted(names)) or "none" for names in (record.callbacks, described(callbacks)))
+    raise CheckpointError(
+        str(run.folder),
+        expected=f"the callbacks that the run began with: {began}",
+        got=now if now != began else f"{now}, whose file changed",
+        next_step="Name the same files with --callback FILE.py:CLASS, or start another run with --out.",
+    )
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"callback_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--callback {path}", expected="a Python file, *.py", got="another kind of file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
