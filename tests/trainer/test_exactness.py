@@ -20,7 +20,7 @@ from fusion_train.data.pool import Pool
 from fusion_train.errors import CheckpointError, DeviceMemoryError, DivergedError
 from fusion_train.run import Run
 from fusion_train.training.metrics_logger import MetricsLogger
-from fusion_train.training.validation import Validation
+from fusion_train.training.validation import Scored, Validation
 from fusion_train.training.verify_resume import draw_kills, verify_resume
 
 
@@ -204,7 +204,7 @@ def test_a_pool_gives_back_its_clips_and_a_damaged_one_is_refused(tmp_path):
 
 def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material, tmp_path, monkeypatch):
     scores = iter([0.2, 0.6, 0.5, 0.6])
-    monkeypatch.setattr(Validation, "score", lambda self: {"accuracy/emotion": next(scores)})
+    monkeypatch.setattr(Validation, "score", lambda *_: [Scored({"accuracy/emotion": next(scores)})])
     config = make_config(llama, "optim.steps=8", "log.eval_every=2", "checkpoint.every=100", "checkpoint.keep=1")
     run = run_training(config, material, tmp_path / "run")
     assert [folder.name[-1] for folder in checkpoint.published(run.checkpoints)] == ["4", "8"]

@@ -73,7 +73,7 @@ def test_settings_given_for_the_whole_model_do_not_reach_the_probe(tmp_path):
 def test_a_probe_starts_from_nothing_where_the_whole_models_start_from_a_run(tmp_path):
     sweep = load(tmp_path, VARIANTS + "probe: {}")
     worker = Worker(Work("store", "clips", tmp_path, "emotion", "val", initial="runs/before"), lambda text: None)
-    starts = [worker._asked(trial, 0).initial for trial in (sweep.probes["conv"][0], sweep.trials[0])]
+    starts = [worker._request(trial, 0).initial for trial in (sweep.probes["conv"][0], sweep.trials[0])]
     assert starts[0] is None
     assert starts[1].folder == Path("runs/before")
 

@@ -54,8 +54,8 @@ def test_a_trial_that_fails_is_kept_and_taken_up_again_on_request(sweep, tmp_pat
     assert "expected a finite loss" in rows(tmp_path)["bad-seed0"]["error"]
     assert rows(tmp_path)["good-seed0"]["state"] == "done"
     again = invoke(command)
-    assert "together from step" not in again.output, "a failed trial is left alone"
-    assert "1 together from step" in invoke([*command, "--retry"]).output
+    assert "training step" not in again.output, "a failed trial is left alone"
+    assert "bad-seed0: training step 0 of 4" in invoke([*command, "--retry"]).output
 
 
 @pytest.mark.slow
