@@ -14,7 +14,7 @@ from functools import partial
 
 from torch.nn import functional as F
 
-from fusion_train import Callback
+from fusion_train.training.callbacks import Callback
 from fusion_train.training.training_run import TrainingRun
 
 

@@ -15,6 +15,6 @@ CALLBACK = click.option(
     "callbacks",
     multiple=True,
     metavar="FILE.py:CLASS",
-    help="Your own code in the training loop: a subclass of fusion_train.Callback; repeatable.",
+    help="Your own code in the training loop: a subclass of Callback; repeatable.",
 )
 INIT = click.option("--init", type=click.Path(path_type=Path), help="Run to start from.")

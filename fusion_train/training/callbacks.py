@@ -1,5 +1,7 @@
 """Callbacks: a user's own code in the training loop, in a file of the user's own.
 
+    from fusion_train.training.callbacks import Callback
+
     class LabelSmoothing(Callback):
         def on_start(self, run):
             run.context.model.token_loss = partial(F.cross_entropy, reduction="none", label_smoothing=0.1)
@@ -14,48 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fusion_train.errors import CheckpointError, ConfigError
 from fusion_train.run import Run, RunRecord
+from fusion_train.training.training_run import Callback
 
-if TYPE_CHECKING:
-    from fusion_train.training.training_run import TrainingRun
-
-
-class Callback:
-    """What training calls; every method does nothing here, so that a subclass defines only those that it needs.
-
-    All methods are called on every process, after the loop has done its own part.
-    """
-
-    source: str = ""
-    """sha256 of the file that defines it, where it was loaded from one."""
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
-
-    def on_start(self, run: TrainingRun) -> None:
-        """Called once, before the first step of this process: model and optimizer are on their device."""
-
-    def on_step(self, run: TrainingRun, step: int) -> None:
-        """Called after every optimizer step; `step` steps are done, `run.learner.loss` is the loss of the last one."""
-
-    def on_log(self, run: TrainingRun, step: int, values: Mapping[str, float]) -> None:
-        """Called with every line of step metrics; their names are those of `metrics.jsonl`."""
-
-    def on_score(self, run: TrainingRun, step: int, scores: Mapping[str, float]) -> None:
-        """Called with the scores on the held-out clips."""
-
-    def should_stop(self, run: TrainingRun, step: int) -> bool:
-        """Whether training ends after this step; the run is then scored, saved and finished."""
-        return False
-
-    def on_end(self, run: TrainingRun, result: Mapping[str, Any]) -> None:
-        """Called once, when the run is finished; not when it is interrupted."""
+__all__ = ["Callback", "described", "load_callbacks", "refuse_other_callbacks"]
 
 
 def load_callbacks(references: Sequence[str]) -> list[Callback]:
@@ -79,7 +48,7 @@ def load_callbacks(references: Sequence[str]) -> list[Callback]:
         if not (isinstance(kind, type) and issubclass(kind, Callback)):
             raise ConfigError(
                 f"--callback {reference}",
-                expected=f"a class {name} that inherits from fusion_train.Callback",
+                expected=f"a class {name} that inherits from fusion_train.training.callbacks.Callback",
                 got="none" if kind is None else repr(kind),
             )
         callback = kind()

@@ -36,7 +36,7 @@ from fusion_train.planning.cautions import cautions
 from fusion_train.planning.memory_budget import advise, choose_budget, fitting
 from fusion_train.run import Run, RunRecord, absolute
 from fusion_train.run_context import RunContext
-from fusion_train.training.callbacks import Callback, described, refuse_other_callbacks
+from fusion_train.training.callbacks import described, refuse_other_callbacks
 from fusion_train.training.clip_list_changes import check_lists
 from fusion_train.training.devices import device_name, make_accelerator
 from fusion_train.training.non_finite_steps import keep_for_replay
@@ -53,7 +53,7 @@ from fusion_train.training.sample_stream import keep_pool, make_stream
 from fusion_train.training.shared_base import RunRequest, SharedBase, open_contexts
 from fusion_train.training.step import diverged, train_step
 from fusion_train.training.trackers import refuse_missing_tracker
-from fusion_train.training.training_run import TrainingRun
+from fusion_train.training.training_run import Callback, TrainingRun
 from fusion_train.training.validation import Validation, summarise
 
 SCORE_LATER = "Set data.eval_split=null, and score the run later: fusion-train eval --batch-size 1."

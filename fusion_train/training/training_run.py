@@ -6,7 +6,7 @@ A run has its own folder, optimizer, gradient scaler, schedule, moving average, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,6 @@ from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, RunRecord
 from fusion_train.run_context import RunContext
 from fusion_train.training.averaging import Averaged
-from fusion_train.training.callbacks import Callback
 from fusion_train.training.devices import peak_flops, place
 from fusion_train.training.metrics_logger import MetricsLogger
 from fusion_train.training.optimizer import make_optimizer
@@ -31,6 +30,39 @@ from fusion_train.training.resume import resume, save_checkpoint
 from fusion_train.training.step import Learner, over_processes
 from fusion_train.training.step_metrics import MetricsAccumulator
 from fusion_train.training.validation import Scored
+
+
+class Callback:
+    """What training calls; every method does nothing here, so that a subclass defines only those that it needs.
+
+    All methods are called on every process, after the loop has done its own part.
+    """
+
+    source: str = ""
+    """sha256 of the file that defines it, where it was loaded from one."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def on_start(self, run: TrainingRun) -> None:
+        """Called once, before the first step of this process: model and optimizer are on their device."""
+
+    def on_step(self, run: TrainingRun, step: int) -> None:
+        """Called after every optimizer step; `step` steps are done, `run.learner.loss` is the loss of the last one."""
+
+    def on_log(self, run: TrainingRun, step: int, values: Mapping[str, float]) -> None:
+        """Called with every line of step metrics; their names are those of `metrics.jsonl`."""
+
+    def on_score(self, run: TrainingRun, step: int, scores: Mapping[str, float]) -> None:
+        """Called with the scores on the held-out clips."""
+
+    def should_stop(self, run: TrainingRun, step: int) -> bool:
+        """Whether training ends after this step; the run is then scored, saved and finished."""
+        return False
+
+    def on_end(self, run: TrainingRun, result: Mapping[str, Any]) -> None:
+        """Called once, when the run is finished; not when it is interrupted."""
 
 
 @dataclass(eq=False)

@@ -110,7 +110,7 @@ def test_a_run_is_not_resumed_with_other_callbacks(llama, material, tmp_path):
     [
         ("nothing.py:A", "no such file"),
         ("mine.py", "FILE.py:CLASS"),
-        ("mine.py:Other", "class Other that inherits from fusion_train.Callback"),
+        ("mine.py:Other", "class Other that inherits from fusion_train.training.callbacks.Callback"),
         ("mine.py:partial", "class partial that inherits"),
     ],
 )
