@@ -1,7 +1,8 @@
-"""What a store holds of its clips, however its shards were divided."""
+"""Contents of a store: records and tokens per clip, independent of shards, and file hashes."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from featurecache import open_store
@@ -22,4 +23,13 @@ def rows_of(location: Path) -> dict[str, dict[str, tuple[object, ...]]]:
             for record in store[name].records()
         }
         for name in store.names
+    }
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path, without leases: they are not part of the stored bytes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parent.name != "leases"
     }

@@ -19,7 +19,7 @@ from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.encoders.pooling import average_over_time
 from featurecache.errors import FingerprintError
-from featurecache.extract.pipeline import forward_key, pool, stack
+from featurecache.extract.pipeline import forward_key, pool_tokens, stack_inputs
 from featurecache.extract.run import extract
 from featurecache.media.decode import decode
 from featurecache.spec import Spec
@@ -124,7 +124,7 @@ def test_pooling_over_a_clips_own_time_beside_padded_pooling_is_that_average(
             continue
         wave = decode(clip, [valid.view])[0]
         at = place % BATCH
-        tokens = padded.forward(stack(padded, {at: padded.preprocess(wave)}))[at : at + 1]
+        tokens = padded.forward(stack_inputs(padded, {at: padded.preprocess(wave)}))[at : at + 1]
         own = tokens[:, : valid.num_valid(wave)]  # type: ignore[attr-defined]
         assert np.array_equal(feature[clip.id], average_over_time(own, 64)[0].numpy())
         assert len(np.unique(feature[clip.id], axis=0)) >= min(own.shape[1], 64)
@@ -154,8 +154,8 @@ def test_a_clip_in_a_batch_has_the_same_tokens_whatever_its_neighbours_are(
         places = {at: number for at, number in enumerate(clips_of_batch) if number is not None}
         if not places:
             continue
-        tokens = encoder.forward(stack(encoder, {at: inputs[number] for at, number in places.items()}))
-        pooled = pool(encoder, tokens, places, {at: valid[number] for at, number in places.items()})
+        tokens = encoder.forward(stack_inputs(encoder, {at: inputs[number] for at, number in places.items()}))
+        pooled = pool_tokens(encoder, tokens, places, {at: valid[number] for at, number in places.items()})
         for at, number in places.items():
             row = pooled[at].cpu().numpy()
             assert np.array_equal(row, seen.setdefault((at, number), row)), clips_of_batch
@@ -198,7 +198,7 @@ def test_a_store_of_valid_pooling_from_before_is_refused_and_padded_pooling_is_n
 def test_a_number_of_valid_tokens_is_never_made_up(checkpoints: dict[str, Path]) -> None:
     _, valid, _ = opened("whisper", checkpoints)
     with pytest.raises(KeyError):
-        pool(valid, torch.zeros(BATCH, 250, 16), {0, 1}, {0: 9})
+        pool_tokens(valid, torch.zeros(BATCH, 250, 16), {0, 1}, {0: 9})
 
 
 def test_an_image_is_no_neighbour_of_sound(checkpoints: dict[str, Path], tmp_path: Path) -> None:

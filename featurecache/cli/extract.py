@@ -23,7 +23,7 @@ MAX_NOTICES = 10
 if TYPE_CHECKING:
     from featurecache.extract.forecast import Forecast
     from featurecache.extract.job import ExtractionJob
-    from featurecache.extract.stats import Summary
+    from featurecache.extract.stats import ExtractionStats
 
 
 def _rank(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
@@ -83,21 +83,25 @@ def extract(as_json: bool, **given: Any) -> None:
     """
     work = _work(given)
     with StopRequest() as stop, show_progress("extract") as progress:
-        how: dict[str, Any] = {"advance": progress, "stop": lambda: stop.requested}
+        how: dict[str, Any] = {
+            "notify": lambda line: say(line, err=True),
+            "advance": progress,
+            "stop": lambda: stop.requested,
+        }
         if given["engine"] == "ray":
             from featurecache.engines import ray
 
             _only_local(given)
-            summary = ray.run(work, address=given["ray_address"], actors=given["ray_actors"], **how)
+            stats = ray.run(work, address=given["ray_address"], actors=given["ray_actors"], **how)
         else:
             from featurecache.engines import local
 
             devices = given["devices"] or [given["device"]]
-            summary = local.run(work, devices, rank=given["rank"], notify=lambda line: say(line, err=True), **how)
-    _print_summary(summary)
+            stats = local.run(work, devices, rank=given["rank"], **how)
+    _print_stats(stats)
     if as_json:
-        say(json_text(summary.to_dict(), sort_keys=True))
-    if summary.failed:
+        say(json_text(stats.to_dict(), sort_keys=True))
+    if stats.failed:
         raise click.exceptions.Exit(1)
 
 
@@ -131,12 +135,17 @@ def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
     work = _work(given)
     devices = given["devices"] or [given["device"]]
     with show_progress("headers") as progress:
-        found = forecast(
-            work, devices, calibrate=calibrate, headers=headers, held=_held(work, devices[0]), advance=progress
+        expected = forecast(
+            work,
+            devices,
+            num_trial_clips=calibrate,
+            num_headers=headers,
+            num_decided=_num_decided(work, devices[0]),
+            advance=progress,
         )
-    _print_forecast(found)
+    _print_forecast(expected)
     if as_json:
-        say(json_text(found.to_dict(), sort_keys=True))
+        say(json_text(expected.to_dict(), sort_keys=True))
 
 
 COMMANDS = [extract, plan]
@@ -199,7 +208,7 @@ def _only_local(given: dict[str, Any]) -> None:
         )
 
 
-def _held(work: ExtractionJob, device: str) -> dict[str, int]:
+def _num_decided(work: ExtractionJob, device: str) -> dict[str, int]:
     """Return how many of the clips each feature has decided already; a store not yet made has none.
 
     Raises:
@@ -220,57 +229,58 @@ def _held(work: ExtractionJob, device: str) -> dict[str, int]:
     return {name: int((feature.statuses(ids) >= 0).sum()) for name, feature in features.items()}
 
 
-def _print_summary(summary: Summary) -> None:
+def _print_stats(stats: ExtractionStats) -> None:
     table = Table("feature", "ok", "failed", "absent", "done earlier", "of these failed")
-    for name, tally in summary.by_feature.items():
-        earlier = str(sum(tally.earlier.values())), str(tally.earlier[Status.FAILED])
-        table.add_row(name, str(tally.ok), str(tally.failed), str(tally.absent), *earlier)
+    for name, counts in stats.by_feature.items():
+        prior = str(sum(counts.prior.values())), str(counts.prior[Status.FAILED])
+        table.add_row(name, str(counts.ok), str(counts.failed), str(counts.absent), *prior)
     tables().print(table)
-    for name, tally in summary.by_feature.items():
-        for reason, count in tally.reasons.most_common():
+    for name, counts in stats.by_feature.items():
+        for reason, count in counts.reasons.most_common():
             say(f"{name}: {count} failed: {reason}")
-    for clip_id, notice in list(summary.notices.items())[:MAX_NOTICES]:
+    for clip_id, notice in list(stats.notices.items())[:MAX_NOTICES]:
         say(f"notice: {clip_id}: {notice}")
-    if len(summary.notices) > MAX_NOTICES:
-        say(f"notice: … and {len(summary.notices) - MAX_NOTICES} more; `--json` has them all")
-    if summary.num_clips:
+    if len(stats.notices) > MAX_NOTICES:
+        say(f"notice: … and {len(stats.notices) - MAX_NOTICES} more; `--json` has them all")
+    if stats.num_clips:
         times = Table("part", "seconds", "of", "share")
-        for part in summary.parts():
+        for part in stats.utilizations():
             times.add_row(part.name, f"{part.busy_s:.1f}", part.capacity, f"{part.share:.0%}")
         tables().print(times)
         say(
-            f"{summary.num_clips} clips in {duration(summary.wall_s)} ({summary.clips_per_s:.2f} clips/s);"
-            f" the bottleneck: {summary.bottleneck}"
+            f"{stats.num_clips} clips in {duration(stats.wall_s)} ({stats.clips_per_s:.2f} clips/s);"
+            f" the bottleneck: {stats.bottleneck}"
         )
     else:
         say("Nothing to do: every clip was decided earlier.")
-    if summary.left:
-        say(f"{summary.left} clips are left to other ranks, or to other runs at work now.")
-    if summary.failed:
+    if stats.num_left:
+        say(f"{stats.num_left} clips are left to other ranks, or to other runs at work now.")
+    if stats.failed:
         say("`fcache retry` extracts failed clips again.")
 
 
-def _print_forecast(found: Forecast) -> None:
+def _print_forecast(forecast: Forecast) -> None:
     from featurecache.extract.forecast import total_bytes
     from featurecache.media.durations import differences_in_words
 
     table = Table("feature", "tokens", "bytes a clip", "clips", "there already", "to write")
-    for item in found.estimates:
+    for item in forecast.estimates:
         shape = f"{item.shape[0]} × {item.shape[1]}"
-        counts = (f"{item.clip_bytes:,}", str(item.num_clips), str(item.num_held), size_text(item.bytes_to_write))
+        counts = (f"{item.clip_bytes:,}", str(item.num_clips), str(item.num_decided), size_text(item.bytes_to_write))
         table.add_row(item.feature, shape, *counts)
     tables().print(table)
-    free = "" if found.free_bytes is None else f", {size_text(found.free_bytes)} free"
-    say(f"{size_text(total_bytes(found.estimates))} to write{free}")
-    if found.headers_read:
-        some = found.headers_read < found.num_clips and found.unreadable
-        in_all = f", about {found.expected_failures} in all" if some else ""
-        opened = f"the files of {found.headers_read} of {found.num_clips} clips opened"
-        say(f"{opened}: {len(found.unreadable)} would fail{in_all}")
-    for reason, ids in found.reasons().items():
+    free = "" if forecast.free_bytes is None else f", {size_text(forecast.free_bytes)} free"
+    say(f"{size_text(total_bytes(forecast.estimates))} to write{free}")
+    if forecast.headers_read:
+        some = forecast.headers_read < forecast.num_clips and forecast.unreadable
+        in_all = f", about {forecast.expected_failures} in all" if some else ""
+        opened = f"the files of {forecast.headers_read} of {forecast.num_clips} clips opened"
+        say(f"{opened}: {len(forecast.unreadable)} would fail{in_all}")
+    for reason, ids in forecast.reasons().items():
         say(f"  {len(ids)} × {reason}: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}")
-    for line in (*found.notices, *differences_in_words(found.lengths)):
+    for line in (*forecast.notices, *differences_in_words(forecast.lengths)):
         say(line)
-    if found.seconds is not None:
-        trial = f"{found.clips_per_s:.2f} clips/s in a trial of {found.trial_clips} clips here"
-        say(f"{trial} (the bottleneck: {found.bottleneck}): about {duration(found.seconds)} for {found.num_left}")
+    if forecast.seconds is not None:
+        trial = f"{forecast.clips_per_s:.2f} clips/s in a trial of {forecast.trial_clips} clips here"
+        expected = f"about {duration(forecast.seconds)} for {forecast.num_left}"
+        say(f"{trial} (the bottleneck: {forecast.bottleneck}): {expected}")

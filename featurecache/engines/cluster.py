@@ -1,4 +1,7 @@
-"""A Ray cluster, connected to for as long as a block runs. Needs the extra `ray`."""
+"""Connection to a Ray cluster for the time of a `with` block. Needs the extra `ray`.
+
+Extraction and sweeps both use it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from featurecache.extras import require
 
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[Any]:
-    """Yield the package `ray`, connected to the cluster at `address`, to one that is found, or to a local one.
+    """Yield the package `ray`, connected to the cluster at `address`; if None, to a running or a local cluster.
 
-    A connection that was there before is used and left open.
+    A connection that exists already is used and left open.
 
     Raises:
         MissingExtraError: ray is not installed.
@@ -22,23 +25,22 @@ def cluster(address: str | None) -> Iterator[Any]:
     require("ray", "ray", subject="--engine ray")
     import ray
 
-    ours = not ray.is_initialized()
-    if ours:
+    connected_before = ray.is_initialized()
+    if not connected_before:
         _connect(ray, address)
     try:
         yield ray
     finally:
-        if ours:
+        if not connected_before:
             ray.shutdown()
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    options = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
+    options = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
-        options.pop("include_dashboard")
         ray.init(address, **options)
         return
     with contextlib.suppress(ConnectionError):
-        ray.init("auto", log_to_driver=False, logging_level="ERROR")
+        ray.init("auto", **options)
         return
-    ray.init(**options)
+    ray.init(include_dashboard=False, **options)

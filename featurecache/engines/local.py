@@ -4,37 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from featurecache.extract.job import ExtractionJob
+from featurecache.extract.job import ExtractionJob, encoder_notices
 from featurecache.extract.run import extract
-from featurecache.extract.stats import Summary
+from featurecache.extract.stats import ExtractionStats
 from featurecache.store import open_store
 
 
 def run(
-    work: ExtractionJob,
+    job: ExtractionJob,
     devices: Sequence[str] = ("auto",),
     *,
     rank: tuple[int, int] = (0, 1),
     notify: Callable[[str], None] = lambda line: None,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Summary:
-    """Extract here; devices share the batches, one named twice runs two at a time. Raises what `extract` raises."""
-    clips = work.load_clips()
-    for notice in clips.notices:
-        notify(notice)
-    encoders, *replicas = work.open_encoders(devices)
-    for encoder in encoders.values():
-        for notice in getattr(encoder, "notices", ()):
-            notify(notice)
+) -> ExtractionStats:
+    """Run the job on `devices`, which share the batches; a device named twice runs two batches at a time.
+
+    `notify` receives the notices of the clip list and of the encoders. Raises the errors of `extract`.
+    """
+    clips = job.load_clips()
+    for line in clips.notices:
+        notify(line)
+    encoders, *replicas = job.open_encoders(devices)
+    for line in encoder_notices(encoders):
+        notify(line)
     return extract(
-        open_store(work.store, "a"),
+        open_store(job.store, "a"),
         clips,
         encoders,
         replicas=replicas,
         rank=rank,
-        max_failures=work.max_failures,
+        max_failures=job.max_failures,
         advance=advance,
         stop=stop,
-        **work.extract_options,
+        **job.extract_options,
     )

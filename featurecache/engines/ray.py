@@ -1,11 +1,11 @@
-"""Run an extraction on a Ray cluster: actors hold the encoders, a desk gives them units one by one.
+"""Run an extraction on a Ray cluster: worker actors hold the encoders, and a work queue assigns units one by one.
 
-    driver -> WorkQueue (actor: which unit next, what was done) <- worker actors: `extract` on the shared store
+    driver -> WorkQueue (actor: assigns units, counts clips) <- ExtractionWorker actors: `extract` on the shared store
 
-Every worker runs the ordinary `extract`, so the same bytes come out. A unit is given to one worker at a time; when a
-worker dies, with its process or its node, what it was given goes back to the desk and a new worker takes its place.
-What it had committed stays, so only its open shards are done again. Store, clip list and media must be reachable
-under the same paths from every node. Needs the extra `ray`.
+Every worker runs the ordinary `extract`, so the bytes are those of a local run. A unit is assigned to one worker at a
+time. When a worker dies, with its process or its node, its units go back to the queue and a new worker replaces it.
+Committed shards stay, so only its open shards are done again. Store, clip list and media must have the same paths on
+every node. Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import Any
 
 from featurecache.engines.cluster import cluster
 from featurecache.errors import EncoderError
-from featurecache.extract.job import ExtractionJob
-from featurecache.extract.prior_records import count_decided, refuse_changed
-from featurecache.extract.run import extract, open_writers, stop_at, tell_kept
-from featurecache.extract.stats import Summary, Tally, merged
-from featurecache.extract.work_units import Unit, num_clips, plan_units
+from featurecache.extract.job import ExtractionJob, encoder_notices
+from featurecache.extract.run import add_num_committed, check_max_failures, extract, open_writers
+from featurecache.extract.stats import ClipCounts, ExtractionStats, merge_stats
+from featurecache.extract.work_units import WorkUnit, count_prior_records, plan_work_units, refuse_changed_media
 from featurecache.files.lease import LEASE_S
 from featurecache.interrupt import Interrupted
 from featurecache.store import open_store
@@ -32,222 +31,233 @@ from featurecache.store.protocols import FeatureWriter
 
 POLL_S = 0.5
 RETRY_S = 10.0
-"""How often shards of a lost node are tried again until their leases end."""
+"""Interval between attempts at shards of a lost node, until their leases end."""
 STOP_S = 60.0
-"""How long the others may take to stop when one has failed."""
-MAX_DEATHS_A_WORKER = 10
-"""A run whose workers die more often than this, on average, is given up."""
+"""Longest wait for the other workers to stop after one has failed."""
+MAX_DEATHS_PER_WORKER = 10
+"""The run fails if workers die more often than this, on average."""
 
 
 class WorkQueue:
-    """Which units are to be done, who has which, and how far all are. One actor, asked by every worker."""
+    """Assigns units to workers, and counts the clips that they have done. One actor, called by every worker."""
 
     def __init__(self) -> None:
-        self._left: deque[int] = deque()
-        self._given: dict[int, list[int]] = {}
-        self._clips: dict[int, int] = {}
-        self._done_before = 0
+        self._waiting: deque[int] = deque()
+        self._assigned: dict[int, list[int]] = {}
+        """Units by worker."""
+        self._num_clips: dict[int, int] = {}
+        """Clips that each worker has decided in its current `run`."""
+        self._num_clips_ended = 0
         self._stopped = False
 
     def begin(self, num_units: int) -> None:
-        """Give out units 0 to num_units − 1, again where they were given out before."""
-        self._left = deque(range(num_units))
-        self._given = {}
+        """Queue units 0 to num_units − 1, also those that were assigned before."""
+        self._waiting = deque(range(num_units))
+        self._assigned = {}
 
     def next(self, worker: int) -> int | None:
-        """The next unit for a worker; None when there is none left, or all are to stop."""
-        if not self._left or self._stopped:
+        """Assign the next unit to a worker; None when none is left, or after `stop`."""
+        if not self._waiting or self._stopped:
             return None
-        unit = self._left.popleft()
-        self._given.setdefault(worker, []).append(unit)
+        unit = self._waiting.popleft()
+        self._assigned.setdefault(worker, []).append(unit)
         return unit
 
-    def report(self, worker: int, clips: int) -> bool:
-        """Note how many clips a worker has decided in this go; return whether it is to stop."""
-        self._clips[worker] = clips
+    def report(self, worker: int, num_clips: int) -> bool:
+        """Note how many clips a worker has decided in its current `run`; return whether it must stop."""
+        self._num_clips[worker] = num_clips
         return self._stopped
 
     def ended(self, worker: int, died: bool) -> None:
-        """End a worker's go. What a dead one was given is given out again; what it had committed is passed over."""
-        self._done_before += self._clips.pop(worker, 0)
-        given = self._given.pop(worker, [])
+        """Close a worker's `run`. Units of a dead worker are queued again; `extract` skips their committed shards."""
+        self._num_clips_ended += self._num_clips.pop(worker, 0)
+        units = self._assigned.pop(worker, [])
         if died:
-            self._left.extendleft(reversed(given))
+            self._waiting.extendleft(reversed(units))
 
     def stop(self) -> None:
-        """Give out nothing more, and tell every worker to stop."""
+        """Assign no more units, and let every worker stop at its next report."""
         self._stopped = True
 
-    def done(self) -> int:
-        """Clips decided by all workers so far; those of a lost shard count twice."""
-        return self._done_before + sum(self._clips.values())
+    def num_done(self) -> int:
+        """Return the clips that all workers have decided so far; clips of a lost shard count twice."""
+        return self._num_clips_ended + sum(self._num_clips.values())
 
 
-class Worker:
-    """Holds the encoders on what Ray gave it, and extracts what the desk gives it."""
+class ExtractionWorker:
+    """Holds the encoders on the device that Ray assigned, and extracts the units from the work queue."""
 
-    def __init__(self, work: ExtractionJob, number: int, desk: Any) -> None:
-        self._work, self._number, self._desk = work, number, desk
+    def __init__(self, job: ExtractionJob, number: int, queue: Any) -> None:
+        self._job, self._number, self._queue = job, number, queue
 
-    def open(self) -> None:
-        """Open clip list and encoders. Raises as they do."""
+    def open(self) -> list[str]:
+        """Open clip list and encoders; return their notices. Raises the errors of both."""
         import torch
 
-        self._clips = self._work.load_clips()
-        self._encoders = self._work.open_encoders(["cuda" if torch.cuda.is_available() else "cpu"])[0]
+        self._clips = self._job.load_clips()
+        self._encoders = self._job.open_encoders(["cuda" if torch.cuda.is_available() else "cpu"])[0]
+        return [*self._clips.notices, *encoder_notices(self._encoders)]
 
     def plan(self) -> int:
-        """Plan the clips, refuse changed media, open the desk; return how many clips are to be done."""
-        writers, units = self._units()
-        refuse_changed(writers, self._encoders, units, self._clips)
-        _get(self._desk.begin.remote(len(units)))
-        return sum(num_clips(unit) for unit in units)
+        """Plan the clips, refuse changed media, fill the work queue; return the number of clips to do."""
+        writers, units = self._writers_and_units()
+        refuse_changed_media(writers, self._encoders, units, self._clips)
+        _get(self._queue.begin.remote(len(units)))
+        return sum(unit.num_clips for unit in units)
 
-    def decided(self) -> dict[str, Tally]:
-        """What all runs together decided so far, by feature, as earlier clips."""
-        writers, units = self._units()
-        return {name: count_decided(name, writer, units, self._clips) for name, writer in writers.items()}
+    def prior_counts(self) -> dict[str, ClipCounts]:
+        """Count the records of all runs so far, by feature, as prior records."""
+        writers, units = self._writers_and_units()
+        return {name: count_prior_records(name, writer, units, self._clips) for name, writer in writers.items()}
 
-    def run(self) -> Summary | int:
-        """Extract units until the desk has none; where it was told to stop, return how many clips are kept."""
-        asked: list[Any] = []
+    def run(self) -> ExtractionStats | int:
+        """Extract units until the queue is empty; if stopped, return only the number of committed clips."""
+        reports: list[Any] = []
+        """The report under way, if any."""
 
-        def take(num_units: int) -> Iterator[int]:
-            while (unit := _get(self._desk.next.remote(self._number))) is not None:
+        def assign_units(num_units: int) -> Iterator[int]:
+            while (unit := _get(self._queue.next.remote(self._number))) is not None:
                 yield unit
 
         def advance(done: int, total: int) -> None:
-            if not asked or _ready(asked[0]):  # one question under way at a time: no clip waits for an answer
-                asked[:1] = [self._desk.report.remote(self._number, done)]
+            if not reports or _ready(reports[0]):  # one report at a time, so that no clip waits for an answer
+                reports[:1] = [self._queue.report.remote(self._number, done)]
 
         def stop() -> bool:
-            return bool(asked) and _ready(asked[0]) and _get(asked[0])
+            return bool(reports) and _ready(reports[0]) and _get(reports[0])
 
         try:
-            summary = extract(
-                open_store(self._work.store, "a"),
+            stats = extract(
+                open_store(self._job.store, "a"),
                 self._clips,
                 self._encoders,
-                take=take,
-                max_failures=self._work.max_failures,
+                assign_units=assign_units,
+                max_failures=self._job.max_failures,
                 advance=advance,
                 stop=stop,
-                **self._work.extract_options,
+                **self._job.extract_options,
             )
-        except Interrupted as stopped:
-            return stopped.kept
-        _get(self._desk.report.remote(self._number, summary.num_clips))
-        return summary
+        except Interrupted as interrupted:
+            return interrupted.kept
+        _get(self._queue.report.remote(self._number, stats.num_clips))
+        return stats
 
-    def _units(self) -> tuple[dict[str, FeatureWriter], list[Unit]]:
-        options = self._work.extract_options
-        store = open_store(self._work.store, "a")
+    def _writers_and_units(self) -> tuple[dict[str, FeatureWriter], list[WorkUnit]]:
+        options = self._job.extract_options
+        store = open_store(self._job.store, "a")
         writers = open_writers(store, self._encoders, options["stored_dtype"], options["shard_clips"])
         for writer in writers.values():
             writer.plan(self._clips.ids)
-        return writers, plan_units(writers, self._clips)
+        return writers, plan_work_units(writers, self._clips)
 
 
 def run(
-    work: ExtractionJob,
+    job: ExtractionJob,
     *,
     address: str | None = None,
     actors: int | None = None,
+    notify: Callable[[str], None] = lambda line: None,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Summary:
-    """Extract on the cluster at `address`, on one that is found, or on a local one, with `actors` worker processes.
+) -> ExtractionStats:
+    """Run the job with `actors` worker processes on the cluster at `address`, or on a running or local one.
+
+    `notify` receives the notices of the clip list and of the encoders, once.
 
     Raises:
         MissingExtraError: ray is not installed.
         EncoderError: workers die again and again.
-        MediaError: more than `max_failures` clips failed, in one worker while it runs or in all at the end.
-        Interrupted: `stop` said so; what is committed stays.
-        FeatureCacheError: whatever `extract` raises in a worker.
+        MediaError: more than `max_failures` clips failed, in one worker during the run or in all at the end.
+        Interrupted: `stop` returned True; committed clips stay.
+        FeatureCacheError: any error that `extract` raises in a worker.
     """
     with cluster(address) as ray:
-        return _Crew(ray, _with_absolute_paths(work), actors).run(advance, stop)
+        return _Driver(ray, _with_absolute_paths(job), actors, notify).run(advance, stop)
 
 
-class _Crew:
-    """The driver's side: workers are started, watched and replaced."""
+class _Driver:
+    """Starts the workers, watches them and replaces dead ones."""
 
-    def __init__(self, ray: Any, work: ExtractionJob, actors: int | None) -> None:
-        self._ray, self._work = ray, work
+    def __init__(self, ray: Any, job: ExtractionJob, actors: int | None, notify: Callable[[str], None]) -> None:
+        self._ray, self._job, self._notify = ray, job, notify
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
-        threads = min(work.workers, max(1, cpus // (actors or gpus or 1)))
-        self._count = actors or gpus or max(1, cpus // threads)
+        threads = min(job.workers, max(1, cpus // (actors or gpus or 1)))
+        self._num_workers = actors or gpus or max(1, cpus // threads)
         self._resources = {"num_gpus": 1 if gpus else 0, "num_cpus": threads}
-        self._desk = ray.remote(num_cpus=0)(WorkQueue).remote()
+        self._queue = ray.remote(num_cpus=0)(WorkQueue).remote()
         self._workers: dict[int, Any] = {}
-        self._deaths = 0
+        self._num_deaths = 0
         self._last_death_s = -math.inf
 
-    def run(self, advance: Callable[[int, int], None], stop: Callable[[], bool]) -> Summary:
-        for number in range(self._count):
-            self._start(number)
-        before = self._of_first("decided")
-        total = self._of_first("plan")
+    def run(self, advance: Callable[[int, int], None], stop: Callable[[], bool]) -> ExtractionStats:
+        for number in range(self._num_workers):
+            notices = self._start(number)
+            for line in notices if number == 0 else ():  # every worker has the same notices
+                self._notify(line)
+        before = self._call_first_worker("prior_counts")
+        total = self._call_first_worker("plan")
         advance(0, total)
-        summaries = self._extract(range(self._count), total, advance, stop)
-        while self._awaits_lease():
+        runs = self._extract(range(self._num_workers), total, advance, stop)
+        while self._waits_for_leases():
             time.sleep(RETRY_S)
-            self._of_first("plan")
-            summaries += self._extract([0], total, advance, stop)
-        summary = merged(summaries)
-        summary.by_feature = {name: tally.since(before[name]) for name, tally in self._of_first("decided").items()}
-        summary.num_clips = self._ray.get(self._desk.done.remote())
-        stop_at(self._work.max_failures, summary)
-        return summary
+            self._call_first_worker("plan")
+            runs += self._extract([0], total, advance, stop)
+        stats = merge_stats(runs)
+        after = self._call_first_worker("prior_counts")
+        stats.by_feature = {name: counts.since(before[name]) for name, counts in after.items()}
+        stats.num_clips = self._ray.get(self._queue.num_done.remote())
+        check_max_failures(self._job.max_failures, stats)
+        return stats
 
     def _extract(
         self, numbers: Iterable[int], total: int, advance: Callable[[int, int], None], stop: Callable[[], bool]
-    ) -> list[Summary]:
-        """Let these workers run until the desk has nothing more to give."""
-        ray, desk = self._ray, self._desk
+    ) -> list[ExtractionStats]:
+        """Run these workers until the work queue is empty."""
+        ray, queue = self._ray, self._queue
         running = {self._workers[number].run.remote(): number for number in numbers}
-        summaries: list[Summary] = []
-        stopped, kept = False, 0
+        runs: list[ExtractionStats] = []
+        stopped, num_committed = False, 0
         while running:
             for future in ray.wait(list(running), timeout=POLL_S)[0]:
                 number = running.pop(future)
                 try:
-                    done = ray.get(future)
-                    if isinstance(done, Summary):
-                        summaries.append(done)
-                    kept += done.num_clips if isinstance(done, Summary) else done
-                    ray.get(desk.ended.remote(number, False))
+                    result = ray.get(future)
+                    if isinstance(result, ExtractionStats):
+                        runs.append(result)
+                    num_committed += result.num_clips if isinstance(result, ExtractionStats) else result
+                    ray.get(queue.ended.remote(number, False))
                 except ray.exceptions.RayActorError as error:
                     self._replace(number, error)
                     running[self._workers[number].run.remote()] = number
                 except ray.exceptions.RayTaskError as error:
-                    ray.get(desk.stop.remote())
-                    ray.wait(list(running), num_returns=len(running), timeout=STOP_S) if running else None
+                    ray.get(queue.stop.remote())
+                    if running:
+                        ray.wait(list(running), num_returns=len(running), timeout=STOP_S)
                     raise error.cause from error
-            advance(ray.get(desk.done.remote()), total)
+            advance(ray.get(queue.num_done.remote()), total)
             if stop() and not stopped:
                 stopped = True
-                ray.get(desk.stop.remote())
+                ray.get(queue.stop.remote())
         if stopped:
-            error = Interrupted()
-            tell_kept(error, kept)
-            raise error
-        return summaries
+            interrupted = Interrupted()
+            add_num_committed(interrupted, num_committed)
+            raise interrupted
+        return runs
 
-    def _start(self, number: int) -> None:
-        """Fill one worker's place, with its encoders open."""
+    def _start(self, number: int) -> list[str]:
+        """Start a worker and open its encoders; return the notices of clip list and encoders."""
+        actor_class = self._ray.remote(**self._resources)(ExtractionWorker)
         while True:
-            self._workers[number] = self._ray.remote(**self._resources)(Worker).remote(self._work, number, self._desk)
+            self._workers[number] = actor_class.remote(self._job, number, self._queue)
             try:
-                self._ray.get(self._workers[number].open.remote())
-                return
+                return self._ray.get(self._workers[number].open.remote())
             except self._ray.exceptions.RayActorError as error:
                 self._count_death(error)
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause from error
 
-    def _of_first(self, method: str) -> Any:
-        """What the first worker, or the one that takes its place, answers."""
+    def _call_first_worker(self, method: str) -> Any:
+        """Call a method of the first worker, or of the worker that replaces it, and return the result."""
         while True:
             try:
                 return self._ray.get(getattr(self._workers[0], method).remote())
@@ -258,24 +268,24 @@ class _Crew:
 
     def _replace(self, number: int, error: Exception) -> None:
         self._count_death(error)
-        self._ray.get(self._desk.ended.remote(number, True))
+        self._ray.get(self._queue.ended.remote(number, True))
         self._start(number)
 
     def _count_death(self, error: Exception) -> None:
-        self._deaths += 1
+        self._num_deaths += 1
         self._last_death_s = time.monotonic()
-        if self._deaths > MAX_DEATHS_A_WORKER * self._count:
+        if self._num_deaths > MAX_DEATHS_PER_WORKER * self._num_workers:
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             raise EncoderError("--engine ray", expected="workers that live", got=first_line) from error
 
-    def _awaits_lease(self) -> bool:
-        """Whether a lost node may still seem to hold shards: its leases end a while after it."""
-        waited_s = time.monotonic() - self._last_death_s
-        return waited_s < LEASE_S + RETRY_S and self._of_first("plan") > 0
+    def _waits_for_leases(self) -> bool:
+        """Whether clips are left that a lost node may still hold: its leases end some time after the node."""
+        since_death_s = time.monotonic() - self._last_death_s
+        return since_death_s < LEASE_S + RETRY_S and self._call_first_worker("plan") > 0
 
 
-def _with_absolute_paths(work: ExtractionJob) -> ExtractionJob:
-    """Workers start in other folders."""
+def _with_absolute_paths(job: ExtractionJob) -> ExtractionJob:
+    """Make paths absolute, because workers start in other folders."""
 
     def absolute(place: str) -> str:
         return place if "://" in place else str(Path(place).resolve())
@@ -283,11 +293,9 @@ def _with_absolute_paths(work: ExtractionJob) -> ExtractionJob:
     def weights(place: str | None) -> str | None:
         return absolute(place) if place is not None and Path(place).exists() else place
 
-    features = {name: replace(opening, weights=weights(opening.weights)) for name, opening in work.features.items()}
-    media_root = None if work.media_root is None else absolute(work.media_root)
-    return replace(
-        work, store=absolute(work.store), clips=absolute(work.clips), media_root=media_root, features=features
-    )
+    features = {name: replace(settings, weights=weights(settings.weights)) for name, settings in job.features.items()}
+    media_root = None if job.media_root is None else absolute(job.media_root)
+    return replace(job, store=absolute(job.store), clips=absolute(job.clips), media_root=media_root, features=features)
 
 
 def _get(future: Any) -> Any:

@@ -17,7 +17,8 @@ from featurecache.errors import MediaError
 from featurecache.explore.index import open_index
 from featurecache.explore.index_files import IndexFiles
 from featurecache.explore.search import Neighbourhood
-from featurecache.extract.run import Summary, extract
+from featurecache.extract.run import extract
+from featurecache.extract.stats import ExtractionStats
 from featurecache.store import open_store
 from featurecache.store.local import LocalStore
 
@@ -28,7 +29,7 @@ def media_vectors(
     clips: Sequence[Clip],
     encoders: Mapping[str, Encoder],
     files: IndexFiles | None = None,
-) -> tuple[list[str], np.ndarray, Summary]:
+) -> tuple[list[str], np.ndarray, ExtractionStats]:
     """Encode clips as the features of `store` were; ids of those with tokens, (B, R) vectors, and what failed.
 
     Raises:

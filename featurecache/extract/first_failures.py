@@ -1,8 +1,8 @@
-"""Stop a run whose first clips all fail alike: a folder that is not there, a broken decoder, a bad checkpoint.
+"""Stop a run whose first clips all fail for the same reason: missing folder, broken decoder, bad checkpoint.
 
-Recorded, such failures would be those of every clip of the list. While a feature is in doubt its shards wait to be
-committed, so that a stopped run has recorded none of them. A clip that is ok, absent, or fails in another way ends the
-doubt for good. Numbers in reasons do not tell them apart.
+Without this stop, every clip of the list would be recorded as failed. A feature is trusted as soon as one clip is ok
+or absent, or two clips fail for different reasons. Until then its shards are not committed, so a stopped run has
+recorded no failure. Numbers in reasons are ignored in the comparison.
 """
 
 from __future__ import annotations
@@ -13,64 +13,64 @@ from collections.abc import Callable
 from featurecache.errors import MediaError
 
 FIRST_CLIPS = 8
-"""Of each feature; a list of fewer clips is recorded whatever becomes of them."""
+"""Per feature. In a list with fewer clips, every failure is recorded."""
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class FirstFailures:
-    """What became of the first clips of each feature in one run. Used by the writing thread alone."""
+    """Outcomes of the first clips of each feature in one run. Only the writer thread uses it."""
 
     def __init__(self, count: int | None = FIRST_CLIPS) -> None:
-        """Stop after `count` clips that fail alike; None for a run that may hold nothing but such clips."""
+        """Stop after `count` clips that fail for the same reason; None never stops."""
         self._count = count
-        self._failed: dict[str, dict[str, list[str]]] = {}
-        """Feature -> reason without numbers -> clip ids, while the feature is in doubt."""
+        self._ids_by_reason: dict[str, dict[str, list[str]]] = {}
+        """Per untrusted feature: clip ids by reason, numbers removed."""
         self._trusted: set[str] = set()
-        self._waiting: dict[str, list[Callable[[], None]]] = {}
+        self._delayed_commits: dict[str, list[Callable[[], None]]] = {}
 
-    def note(self, feature: str, clip_id: str, failed: str) -> None:
-        """Take down one clip of a feature, and why it failed; an empty reason for one that did not.
+    def note(self, feature: str, clip_id: str, failure: str) -> None:
+        """Note the outcome of one clip: the reason of its failure, or an empty string.
 
         Raises:
-            MediaError: it is the last of so many that fail alike.
+            MediaError: this clip is number `count` of first clips that all failed for the same reason.
         """
-        if self.trusts(feature):
+        if self._count is None or self.trusts(feature):
             return
-        alike = self._failed.setdefault(feature, {})
-        if failed:
-            alike.setdefault(_NUMBER.sub("#", failed), []).append(clip_id)
-        if not failed or len(alike) > 1:
+        ids_by_reason = self._ids_by_reason.setdefault(feature, {})
+        if failure:
+            ids_by_reason.setdefault(_NUMBER.sub("#", failure), []).append(clip_id)
+        if not failure or len(ids_by_reason) > 1:
             self._trust(feature)
             return
-        (ids,) = alike.values()
+        (ids,) = ids_by_reason.values()
         if len(ids) >= self._count:
             raise MediaError(
                 "extraction",
                 expected=f"one of the first {len(ids)} clips to be usable",
-                got=f"the same failure of all in {feature}: {failed}",
+                got=f"the same failure of all in {feature}: {failure}",
                 next_step="None of them is recorded. Look at one of them and at --media-root; if such clips are to be"
                 " recorded as failed, run the same command with --max-failures N.",
                 problems=ids,
             )
 
     def trusts(self, feature: str) -> bool:
-        """Whether a feature is out of doubt."""
+        """Whether shards of the feature may be committed."""
         return self._count is None or feature in self._trusted
 
     def commit(self, feature: str, commit: Callable[[], None]) -> None:
-        """Commit a shard of a feature, now or once it is out of doubt."""
+        """Commit a shard now, or as soon as its feature is trusted."""
         if self.trusts(feature):
             commit()
         else:
-            self._waiting.setdefault(feature, []).append(commit)
+            self._delayed_commits.setdefault(feature, []).append(commit)
 
     def finish(self) -> None:
-        """Commit what waits: the run ended before there were enough clips to tell."""
-        for feature in list(self._waiting):
+        """Commit the delayed shards: the run ended with fewer than `count` clips."""
+        for feature in list(self._delayed_commits):
             self._trust(feature)
 
     def _trust(self, feature: str) -> None:
         self._trusted.add(feature)
-        self._failed.pop(feature, None)
-        for commit in self._waiting.pop(feature, []):
+        self._ids_by_reason.pop(feature, None)
+        for commit in self._delayed_commits.pop(feature, []):
             commit()

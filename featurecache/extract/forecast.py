@@ -1,8 +1,8 @@
-"""What an extraction will take, before it begins: bytes on disk, hours, existing features, files that cannot be opened.
+"""Forecast of an extraction: bytes on disk, hours, clips already decided, and files that cannot be opened.
 
-Shapes and bytes come from the checkpoint's config.json only (through the encoder's own `plan_shape`), without weights.
-Hours come from a trial on a few clips, spread evenly over the list, into a store that is deleted. Failures come from
-opening media files without decoding them, so damage further inside a file shows only in the run itself.
+Shapes and bytes come from the checkpoint's config.json only, without weights (`plan_shape` of the encoder). Hours come
+from a trial extraction of a few clips, spread evenly over the list, into a temporary store. Failures come from opening
+media files without decoding them, so the forecast misses damage further inside a file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from featurecache.errors import MediaError, WriteError
 from featurecache.extract.job import EncoderSettings, ExtractionJob
 from featurecache.extract.prepare import reason_of
 from featurecache.extract.run import extract
+from featurecache.extract.stats import ExtractionStats
 from featurecache.media.crash_guard import CrashGuard, notes_folder
 from featurecache.media.decode import header_problem
 from featurecache.media.durations import length_differences
@@ -32,49 +33,51 @@ from featurecache.store import open_store
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """One feature to be made."""
+class FeatureEstimate:
+    """Shape and size of one feature to extract."""
 
     feature: str
     shape: tuple[int, int]
     num_clips: int
-    num_held: int
+    num_decided: int
+    """Clips that the store has decided already."""
     clip_bytes: int
     notices: tuple[str, ...] = ()
-    """Of the encoder: what is to be known of its tokens."""
+    """Remarks of the encoder about its tokens."""
 
     @property
     def bytes_to_write(self) -> int:
-        return (self.num_clips - self.num_held) * self.clip_bytes
+        return (self.num_clips - self.num_decided) * self.clip_bytes
 
 
-def estimate(
-    features: Mapping[str, EncoderSettings], num_clips: int, held: Mapping[str, int], *, stored_dtype: str
-) -> list[Estimate]:
-    """Estimate every feature, by name; `held` says how many of the clips each has already.
+def estimate_features(
+    features: Mapping[str, EncoderSettings], num_clips: int, num_decided: Mapping[str, int], *, stored_dtype: str
+) -> list[FeatureEstimate]:
+    """Estimate every feature; `num_decided` is the number of clips that each has decided already, by feature name.
 
     Raises:
         EncoderError: no such encoder or option.
         WeightsError: no checkpoint to read the widths from.
     """
     results = []
-    for feature, opening in features.items():
-        registered_name, _, checkpoint = opening.encoder.partition(":")
+    for feature, settings in features.items():
+        registered_name, _, checkpoint = settings.encoder.partition(":")
         factory = encoder_factory(registered_name)
-        weights = opening.weights or checkpoint or None
-        own = {key: value for key, value in opening.options.items() if key != PERTURB_OPTION}
-        notices = factory.plan_notices(weights, own) if hasattr(factory, "plan_notices") else []
+        weights = settings.weights or checkpoint or None
+        encoder_options = {key: value for key, value in settings.options.items() if key != PERTURB_OPTION}
+        notices = factory.plan_notices(weights, encoder_options) if hasattr(factory, "plan_notices") else []
         if hasattr(factory, "plan_shape"):
-            shape = factory.plan_shape(weights, own)
-        else:  # a user's own encoder may not offer it
-            shape = opening.open("cpu").shape
+            shape = factory.plan_shape(weights, encoder_options)
+        else:  # an encoder of a user need not offer plan_shape
+            shape = settings.open("cpu").shape
         clip_bytes = round(shape[0] * shape[1] * STORED_BYTES[stored_dtype])
-        results.append(Estimate(feature, shape, num_clips, held.get(feature, 0), clip_bytes, tuple(notices)))
+        decided = num_decided.get(feature, 0)
+        results.append(FeatureEstimate(feature, shape, num_clips, decided, clip_bytes, tuple(notices)))
     return results
 
 
 def free_bytes(location: str) -> int | None:
-    """Return the bytes free where a local store lies or will lie; None for a store behind a URL."""
+    """Return the free bytes on the disk of a local store, which need not exist yet; None for a store behind a URL."""
     if "://" in location:
         return None
     folder = Path(location).resolve()
@@ -83,60 +86,60 @@ def free_bytes(location: str) -> int | None:
     return shutil.disk_usage(folder).free
 
 
-def total_bytes(estimates: Sequence[Estimate]) -> int:
-    """Sum of what is to be written."""
+def total_bytes(estimates: Sequence[FeatureEstimate]) -> int:
+    """Return the bytes to write for all features together."""
     return sum(item.bytes_to_write for item in estimates)
 
 
 TRIAL_S = 20.0
-"""A trial takes about so long at most, but at least one clip."""
+"""Approximate upper limit of the trial's time; at least one batch is tried."""
 HEADER_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an extraction will take."""
+    """Sizes, times and expected failures of an extraction."""
 
-    estimates: Sequence[Estimate]
+    estimates: Sequence[FeatureEstimate]
     num_clips: int
     free_bytes: int | None
     """None for a store behind a URL."""
     headers_read: int = 0
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Why a clip's files cannot be opened, by clip id."""
+    """Reason why a clip's files cannot be opened, by clip id."""
     lengths: Mapping[str, str] = field(default_factory=dict)
-    """How the length of a clip's file differs from what the list says, by clip id; of those whose files were opened."""
+    """Difference between the length of a clip's file and its `duration_s`, by clip id; of opened files only."""
     notices: Sequence[str] = ()
-    """Of the clip list and of the encoders."""
+    """Remarks of the clip list and of the encoders."""
     trial_clips: int = 0
     clips_per_s: float = 0.0
-    """0 without a trial."""
+    """0 if no trial was made."""
     bottleneck: str | None = None
 
     @property
     def num_left(self) -> int:
-        """Clips that some feature lacks, at least."""
-        return max(item.num_clips - item.num_held for item in self.estimates)
+        """Lower bound of the clips that some feature has yet to decide."""
+        return max(item.num_clips - item.num_decided for item in self.estimates)
 
     @property
     def seconds(self) -> float | None:
-        """How long the clips that are left would take; None without a trial."""
+        """Expected time for the clips that are left; None if no trial was made."""
         return self.num_left / self.clips_per_s if self.clips_per_s else None
 
     @property
     def expected_failures(self) -> int:
-        """Clips of the whole list whose files cannot be opened, by the share of those tried."""
+        """Clips of the whole list whose files cannot be opened, extrapolated from the opened ones."""
         return round(len(self.unreadable) / max(self.headers_read, 1) * self.num_clips)
 
     def reasons(self) -> dict[str, list[str]]:
-        """Clip ids by reason, the most frequent first."""
-        found: dict[str, list[str]] = {}
+        """Return the clip ids by reason, the most frequent reason first."""
+        ids_by_reason: dict[str, list[str]] = {}
         for clip_id, reason in self.unreadable.items():
-            found.setdefault(reason, []).append(clip_id)
-        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+            ids_by_reason.setdefault(reason, []).append(clip_id)
+        return dict(sorted(ids_by_reason.items(), key=lambda item: -len(item[1])))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return the forecast as JSON values."""
         return {
             "clips": self.num_clips,
             "clips_left": self.num_left,
@@ -144,7 +147,7 @@ class Forecast:
                 item.feature: {
                     "shape": list(item.shape),
                     "clip_bytes": item.clip_bytes,
-                    "there_already": item.num_held,
+                    "there_already": item.num_decided,
                     "bytes_to_write": item.bytes_to_write,
                 }
                 for item in self.estimates
@@ -164,37 +167,38 @@ class Forecast:
 
 
 def forecast(
-    work: ExtractionJob,
+    job: ExtractionJob,
     devices: Sequence[str],
     *,
-    calibrate: int,
-    headers: int,
-    held: Mapping[str, int],
+    num_trial_clips: int,
+    num_headers: int,
+    num_decided: Mapping[str, int],
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Forecast:
-    """Tell what `work` will take; `held` says how many clips each feature has already.
+    """Forecast `job`; `num_decided` is the number of clips that each feature has decided already, by feature name.
 
-    `calibrate` clips are tried on `devices`, and the files of `headers` clips are opened; 0 leaves either out.
+    The trial extracts `num_trial_clips` clips on `devices`; the files of `num_headers` clips are opened; 0 skips
+    either.
 
     Raises:
         EncoderError, WeightsError: no such encoder, option or checkpoint.
     """
-    clips = work.load_clips()
-    estimates = estimate(work.features, len(clips), held, stored_dtype=work.stored_dtype)
-    opened = _spread(clips, headers)
+    clips = job.load_clips()
+    estimates = estimate_features(job.features, len(clips), num_decided, stored_dtype=job.stored_dtype)
+    opened = _spread(clips, num_headers)
     trial_clips, clips_per_s, bottleneck = 0, 0.0, None
-    with _guard(work) as guard:
-        unreadable = _read_headers(opened, guard, advance) if headers else {}
+    with _guard(job) as guard:
+        unreadable = _read_headers(opened, guard, advance) if num_headers else {}
         lengths = length_differences(clip for clip in opened if clip.id not in unreadable)
         readable = ClipList(clip for clip in clips if clip.id not in unreadable)
-        if calibrate and len(readable):
-            trial_clips, clips_per_s, bottleneck = _trial(work, devices, readable, calibrate, guard)
-    notices = dict.fromkeys((*clips.notices, *(line for each in estimates for line in each.notices)))
+        if num_trial_clips and len(readable):
+            trial_clips, clips_per_s, bottleneck = _trial(job, devices, readable, num_trial_clips, guard)
+    notices = dict.fromkeys((*clips.notices, *(line for item in estimates for line in item.notices)))
     return Forecast(
         estimates,
         len(clips),
-        free_bytes(work.store),
-        min(headers, len(clips)),
+        free_bytes(job.store),
+        min(num_headers, len(clips)),
         unreadable,
         lengths,
         tuple(notices),
@@ -205,16 +209,19 @@ def forecast(
 
 
 def _spread(clips: ClipList, count: int) -> ClipList:
-    """Return `count` clips, evenly spread over the list; all where it has no more."""
+    """Return `count` clips spread evenly over the list, or all clips of a shorter list."""
     count = min(count, len(clips))
     return ClipList(clips[number * len(clips) // count] for number in range(count))
 
 
 @contextlib.contextmanager
-def _guard(work: ExtractionJob) -> Iterator[CrashGuard | None]:
-    """Keep notes in the user's cache, since a forecast writes into no store; none where that cannot be written."""
+def _guard(job: ExtractionJob) -> Iterator[CrashGuard | None]:
+    """Yield a crash guard with notes in the user's cache; None where the cache cannot be written.
+
+    A forecast writes nothing into the store.
+    """
     try:
-        guard = CrashGuard([notes_folder(work.store)], max(HEADER_THREADS, work.workers))
+        guard = CrashGuard([notes_folder(job.store)], max(HEADER_THREADS, job.workers))
     except WriteError:
         yield None
         return
@@ -226,8 +233,10 @@ def _guard(work: ExtractionJob) -> Iterator[CrashGuard | None]:
 
 def _read_headers(clips: ClipList, guard: CrashGuard | None, advance: Callable[[int, int], None]) -> dict[str, str]:
     def problem_of(clip: Clip) -> MediaError | None:
-        with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as apart:
-            return header_problem(clip) if apart is None else apart.header_problem(clip)
+        with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as isolated_decoder:
+            if isolated_decoder is None:
+                return header_problem(clip)
+            return isolated_decoder.header_problem(clip)
 
     unreadable = {}
     with ThreadPoolExecutor(HEADER_THREADS, thread_name_prefix="header") as pool:
@@ -239,22 +248,22 @@ def _read_headers(clips: ClipList, guard: CrashGuard | None, advance: Callable[[
 
 
 def _trial(
-    work: ExtractionJob, devices: Sequence[str], clips: ClipList, count: int, guard: CrashGuard | None
+    job: ExtractionJob, devices: Sequence[str], clips: ClipList, count: int, guard: CrashGuard | None
 ) -> tuple[int, float, str | None]:
-    """Return how many clips were tried, clips a second, and the bottleneck."""
-    encoders, *replicas = work.open_encoders(devices)
-    batch = max(encoder.batch_size for encoder in encoders.values()) * len(devices)
-    count = -(-count // batch) * batch
+    """Return the number of clips tried, clips per second, and the bottleneck."""
+    encoders, *replicas = job.open_encoders(devices)
+    batch_size = max(encoder.batch_size for encoder in encoders.values()) * len(devices)
+    count = -(-count // batch_size) * batch_size
     with tempfile.TemporaryDirectory(prefix="fcache-plan-") as folder:
 
-        def run(name: str, some: ClipList) -> Any:
+        def run(name: str, tried: ClipList) -> ExtractionStats:
             store = open_store(Path(folder) / name, "a")
-            return extract(store, some, encoders, replicas=replicas, guard=guard, **work.extract_options)
+            return extract(store, tried, encoders, replicas=replicas, guard=guard, **job.extract_options)
 
         began = time.perf_counter()
-        summary = run("first.zarr", _spread(clips, batch))
+        stats = run("first.zarr", _spread(clips, batch_size))
         first_s = time.perf_counter() - began
-        count = min(count, int(TRIAL_S / first_s) * batch)
-        if count > 0:  # the first batch pays for what every process pays once
-            summary = run("trial.zarr", _spread(clips, count))
-    return summary.num_clips, summary.clips_per_s, summary.bottleneck
+        count = min(count, int(TRIAL_S / first_s) * batch_size)
+        if count > 0:  # the first batch includes the start-up time of the process
+            stats = run("trial.zarr", _spread(clips, count))
+    return stats.num_clips, stats.clips_per_s, stats.bottleneck

@@ -1,6 +1,6 @@
-"""One extraction in plain values, which can be sent to another machine, and how its encoders are opened.
+"""Description of one extraction in plain values, which can be sent to another machine, and opening its encoders.
 
-All processes of one extraction share the plan of its store and take leases on shards from each other.
+All processes of one extraction share the plan of the store and coordinate by leases on shards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featurecache.spec import Spec
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """How to open one encoder."""
+    """Settings to open one encoder."""
 
     encoder: str
     """Registered name, or name:checkpoint."""
@@ -26,10 +26,10 @@ class EncoderSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     compute_dtype: str = "auto"
     batch_size: int | None = None
-    """None leaves it to the encoder and the kind of device."""
+    """None: the encoder chooses for the kind of device."""
 
     def open(self, device: str) -> Encoder:
-        """Load strictly. Raises what `open_encoder` raises."""
+        """Load the encoder, weights strictly. Raises the errors of `open_encoder`."""
         encoder = open_encoder(
             self.encoder,
             weights=self.weights,
@@ -43,7 +43,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """One extraction, in plain values."""
+    """One extraction: places, encoder settings and options."""
 
     store: str
     clips: str
@@ -52,7 +52,7 @@ class ExtractionJob:
     media_root: str | None = None
     stored_dtype: str = "float16"
     workers: int = 4
-    """Decode threads a process."""
+    """Decode threads per process."""
     shard_clips: int | None = None
     clip_limit_s: float | None = CLIP_LIMIT_S
     max_failures: int | None = None
@@ -61,12 +61,12 @@ class ExtractionJob:
         return load_clips(self.clips, self.media_root)
 
     def open_encoders(self, devices: Sequence[str]) -> list[dict[str, Encoder]]:
-        """The encoders by feature name, once for each device."""
-        return [{name: opening.open(device) for name, opening in self.features.items()} for device in devices]
+        """Return the encoders by feature name, once per device."""
+        return [{name: settings.open(device) for name, settings in self.features.items()} for device in devices]
 
     @property
     def extract_options(self) -> dict[str, Any]:
-        """What `extract` takes beside store, clips and encoders."""
+        """Keyword arguments of `extract` that every process of the extraction shares."""
         return {
             "stored_dtype": self.stored_dtype,
             "workers": self.workers,
@@ -75,11 +75,19 @@ class ExtractionJob:
         }
 
 
+def encoder_notices(encoders: Mapping[str, Encoder]) -> list[str]:
+    """Return the notices of opened encoders, which a command shows before it extracts."""
+    return [line for encoder in encoders.values() for line in getattr(encoder, "notices", ())]
+
+
 OpenEncoder = Callable[[Spec], Encoder]
 
 
 def opener(weights: Mapping[str, str | None], options: Mapping[str, Mapping[str, Any]], device: str) -> OpenEncoder:
-    """How to open the encoder of a spec: checkpoint and options by encoder name."""
+    """Return a function that opens the encoder of a spec; `weights` and `options` by encoder name.
+
+    It raises FingerprintError if the opened encoder has another fingerprint than the spec.
+    """
 
     def open_for(spec: Spec) -> Encoder:
         encoder = open_encoder(
@@ -89,14 +97,14 @@ def opener(weights: Mapping[str, str | None], options: Mapping[str, Mapping[str,
             compute_dtype=spec.compute_dtype,
             options=options.get(spec.encoder),
         )
-        offered = encoder.spec(spec.stored_dtype)
-        if offered.fingerprint != spec.fingerprint:
+        opened = encoder.spec(spec.stored_dtype)
+        if opened.fingerprint != spec.fingerprint:
             raise FingerprintError(
                 f"encoder {spec.encoder}",
                 expected="the one that the feature was made with",
                 got="another; stored != opened",
                 next_step="Give the same --weights and --option as then.",
-                problems=spec.differences(offered),
+                problems=spec.differences(opened),
             )
         return encoder
 

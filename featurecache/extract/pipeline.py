@@ -1,9 +1,10 @@
-"""Encoding and writing beside decoding: one thread a device, one that writes, bounded queues between.
+"""Encode and write while other threads decode: one thread per device, one writer thread, bounded queues between them.
 
-    batches -> [2 a device] -> forward, pool, start the copy back (thread a device) -> [2] -> rows, commit (one thread)
+    batches -> [2 per device] -> forward, pool, start the copy back (one thread per device) -> [2] -> rows, commit
+    (writer)
 
-A batch is one forward; all features that differ only in pooling take their tokens from it. Queues hold so much and no
-more: whoever is faster waits. The first error stops every lane and is raised to whoever submits next.
+A batch is one forward; all features that differ only in pooling take their tokens from it. A thread that is faster than
+the next one waits at the full queue. The first error stops every thread; the next `submit` or `finish` raises it.
 """
 
 from __future__ import annotations
@@ -19,44 +20,46 @@ import numpy as np
 
 from featurecache.encoders import Encoder
 from featurecache.errors import EncoderError
-from featurecache.extract.stats import Summary
+from featurecache.extract.stats import ExtractionStats
 from featurecache.spec import canonical_json
 
 BATCHES_WAITING = 2
-"""Before each device, and before the writer."""
+"""Queue length before each device, and before the writer."""
 POLL_S = 0.2
+"""How often a thread that waits at a queue looks for an error of the other threads."""
 
 Rows = Mapping[int, np.ndarray]
 """(K, D) by position in the batch."""
 
 
 @dataclass(frozen=True)
-class Member:
-    """One feature's part in a batch."""
+class BatchTarget:
+    """One feature that takes its tokens from a batch."""
 
     feature: str
-    valid: Mapping[int, int]
-    """Encoder tokens that each clip fills, by position; empty where this feature's pooling does not ask."""
+    num_valid: Mapping[int, int]
+    """Encoder tokens that each clip fills, by position; empty where the pooling of this feature ignores it."""
     write: Callable[[Rows], None]
-    """Takes the rows; called by the writing thread, in the order of submission on one device."""
+    """Stores the rows; the writer thread calls it, in the order of submission per device."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One forward: inputs by position, and every feature that pools from it.
+class ForwardBatch:
+    """The inputs of one forward, by position, and every feature that pools from it.
 
-    Only what the forward reads is shared. What pooling reads belongs to the member, since features that share a forward
-    may differ in pooling.
+    Features share only what the forward reads. What pooling reads belongs to the target, because features that share a
+    forward may differ in pooling.
     """
 
     inputs: Mapping[int, np.ndarray]
-    members: tuple[Member, ...]
+    targets: tuple[BatchTarget, ...]
 
 
 def forward_key(encoder: Encoder) -> str:
-    """What must be equal for two encoders to share preprocessing and forward: all of the spec but the pooling.
+    """Return a key that two encoders have in common if they can share preprocessing and forward.
 
-    `implementation` is left out too: two encoders of one class run the same code, whatever number their pooling has.
+    The key is the spec without pooling. `implementation` is left out too: two encoders of one class run the same
+    code, and a pooling may have a number of its own.
     """
     identity = encoder.spec("float32").identity()
     del identity["pooling"], identity["shape"], identity["implementation"]
@@ -64,89 +67,92 @@ def forward_key(encoder: Encoder) -> str:
     return canonical_json(identity)
 
 
-def stack(encoder: Encoder, inputs: Mapping[int, np.ndarray]) -> np.ndarray:
-    """(…) by position in; (B, …) out, zeros where a position has none."""
-    some = next(iter(inputs.values()))
-    stacked = np.zeros((encoder.batch_size, *some.shape), some.dtype)
+def stack_inputs(encoder: Encoder, inputs: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Stack inputs (…) by position into (B, …), B the encoder's batch size; zeros where a position has no input."""
+    first = next(iter(inputs.values()))
+    stacked = np.zeros((encoder.batch_size, *first.shape), first.dtype)
     for position, array in inputs.items():
         stacked[position] = array
     return stacked
 
 
-def pool(encoder: Encoder, tokens: Any, inputs: Container[int], valid: Mapping[int, int]) -> Any:
-    """(B, T, D) in, (B, K, D) out; `valid` is how many tokens each clip fills, for encoders that ask.
+def pool_tokens(encoder: Encoder, tokens: Any, positions: Container[int], num_valid: Mapping[int, int]) -> Any:
+    """Pool (B, T, D) to (B, K, D); `num_valid` is the number of tokens that the clip at each position fills.
 
     Raises:
-        KeyError: the encoder asks, and a position of `inputs` has no number.
+        KeyError: the encoder needs the number of valid tokens, and one of `positions` has none.
     """
     if getattr(encoder, "needs_valid", False):
-        return encoder.pool(tokens, [valid[at] if at in inputs else 1 for at in range(len(tokens))])  # type: ignore[call-arg]
+        # padding rows get 1: their pooled tokens are never stored
+        valid = [num_valid[position] if position in positions else 1 for position in range(len(tokens))]
+        return encoder.pool(tokens, valid)  # type: ignore[call-arg]  # taken where needs_valid is True
     return encoder.pool(tokens)
 
 
 class DevicePipeline:
-    """The threads behind decoding; `submit` batches, then `finish`."""
+    """The device threads and the writer thread; `submit` batches, then `finish`."""
 
-    def __init__(self, replicas: Sequence[Mapping[str, Encoder]], summary: Summary) -> None:
-        """Start one lane for each of `replicas`, the encoders of one device by feature name."""
-        self._summary = summary
-        self._timing = threading.Lock()
+    def __init__(self, replicas: Sequence[Mapping[str, Encoder]], stats: ExtractionStats) -> None:
+        """Start one device thread per item of `replicas`: the encoders on one device, by feature name."""
+        self._stats = stats
+        self._stats_lock = threading.Lock()
         self._error: BaseException | None = None
-        self._batches: queue.Queue[Batch | None] = queue.Queue(BATCHES_WAITING * len(replicas))
-        self._results: queue.Queue[tuple[Batch, list[_Copy]] | None] = queue.Queue(BATCHES_WAITING)
-        self._encoding = [
+        self._batches: queue.Queue[ForwardBatch | None] = queue.Queue(BATCHES_WAITING * len(replicas))
+        self._results: queue.Queue[tuple[ForwardBatch, list[_HostCopy]] | None] = queue.Queue(BATCHES_WAITING)
+        self._device_threads = [
             threading.Thread(target=self._guarded, args=(self._encode, encoders), name=f"encode-{number}", daemon=True)
             for number, encoders in enumerate(replicas)
         ]
-        self._writing = threading.Thread(target=self._guarded, args=(self._write,), name="write", daemon=True)
-        for thread in (*self._encoding, self._writing):
+        self._writer_thread = threading.Thread(target=self._guarded, args=(self._write,), name="write", daemon=True)
+        for thread in (*self._device_threads, self._writer_thread):
             thread.start()
 
-    def submit(self, batch: Batch) -> None:
-        """Hand over a batch; waits while the lanes are full, and raises what went wrong in them."""
+    def submit(self, batch: ForwardBatch) -> None:
+        """Queue a batch; waits while the queue is full, and raises an error of the threads."""
         self._put(self._batches, batch)
         self._raise()
 
     def finish(self) -> None:
-        """Wait until everything submitted is written; raises what went wrong."""
-        for _ in self._encoding:
+        """Wait until every submitted batch is written; raises an error of the threads."""
+        for _ in self._device_threads:
             self._put(self._batches, None)
-        for thread in self._encoding:
+        for thread in self._device_threads:
             thread.join()
         self._put(self._results, None)
-        self._writing.join()
+        self._writer_thread.join()
         self._raise()
 
     def abandon(self) -> None:
-        """End the threads; what is not written by now is given up. Nothing is left to give up after `finish`."""
+        """End the threads without writing the batches that are still queued. Does nothing after `finish`."""
         self._error = self._error or _Abandoned()
-        for thread in (*self._encoding, self._writing):
+        for thread in (*self._device_threads, self._writer_thread):
             thread.join()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _put(self, where: queue.Queue, item: Any) -> None:  # type: ignore[type-arg]
+    def _put(self, target: queue.Queue[Any], item: Any) -> None:
         while self._error is None:
             try:
-                return where.put(item, timeout=POLL_S)
+                return target.put(item, timeout=POLL_S)
             except queue.Full:
                 continue
         return None
 
-    def _get(self, where: queue.Queue) -> Any:  # type: ignore[type-arg]
-        """Return the next item, None at the end or once something went wrong."""
+    def _get(self, source: queue.Queue[Any]) -> Any:
+        """Return the next item; None at the end, or after an error."""
         while self._error is None:
             try:
-                return where.get(timeout=POLL_S)
+                return source.get(timeout=POLL_S)
             except queue.Empty:
                 continue
         return None
 
-    def _guarded(self, work: Callable[..., None], *given: Any) -> None:
+    def _guarded(self, target: Callable[..., None], *args: Any) -> None:
+        """Run a thread's function and keep its error for the thread that submits."""
         try:
-            work(*given)
+            target(*args)
         except BaseException as error:
             self._error = self._error or error
             if not isinstance(error, Exception):
@@ -155,52 +161,54 @@ class DevicePipeline:
     def _encode(self, encoders: Mapping[str, Encoder]) -> None:
         while (batch := self._get(self._batches)) is not None:
             began = time.perf_counter()
-            copies = self._run(encoders, batch)
-            self._spend("encode_s", time.perf_counter() - began)
+            copies = self._forward(encoders, batch)
+            self._add_time("encode_s", time.perf_counter() - began)
             self._put(self._results, (batch, copies))
 
-    def _run(self, encoders: Mapping[str, Encoder], batch: Batch) -> list[_Copy]:
-        inputs = batch.inputs
-        if not inputs:
-            return [_Copy(None) for _ in batch.members]
-        first = encoders[batch.members[0].feature]
+    def _forward(self, encoders: Mapping[str, Encoder], batch: ForwardBatch) -> list[_HostCopy]:
+        if not batch.inputs:  # every clip of the batch failed or is absent
+            return [_HostCopy(None) for _ in batch.targets]
+        encoder = encoders[batch.targets[0].feature]
         try:
-            tokens = first.forward(stack(first, inputs))
+            tokens = encoder.forward(stack_inputs(encoder, batch.inputs))
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's; this module imports no torch
                 raise
             raise EncoderError(
-                batch.members[0].feature,
-                expected=f"a batch of {first.batch_size} to fit the device's memory",
+                batch.targets[0].feature,
+                expected=f"a batch of {encoder.batch_size} to fit the device's memory",
                 got=str(error).partition(".")[0],
                 next_step="Give a smaller --batch-size, or --compute-dtype float16.",
             ) from error
-        with self._timing:
-            self._summary.num_forwards += 1
-        return [_Copy(pool(encoders[member.feature], tokens, inputs, member.valid)) for member in batch.members]
+        with self._stats_lock:
+            self._stats.num_forwards += 1
+        return [
+            _HostCopy(pool_tokens(encoders[target.feature], tokens, batch.inputs, target.num_valid))
+            for target in batch.targets
+        ]
 
     def _write(self) -> None:
         while (result := self._get(self._results)) is not None:
             batch, copies = result
-            for member, copy in zip(batch.members, copies, strict=True):
+            for target, copy in zip(batch.targets, copies, strict=True):
                 began = time.perf_counter()
                 pooled = copy.wait()
-                waited = time.perf_counter()
-                member.write({} if pooled is None else {position: pooled[position] for position in batch.inputs})
-                self._spend("encode_s", waited - began)
-                self._spend("write_s", time.perf_counter() - waited)
+                arrived = time.perf_counter()
+                target.write({} if pooled is None else {position: pooled[position] for position in batch.inputs})
+                self._add_time("encode_s", arrived - began)
+                self._add_time("write_s", time.perf_counter() - arrived)
 
-    def _spend(self, part: str, seconds: float) -> None:
-        with self._timing:
-            setattr(self._summary, part, getattr(self._summary, part) + seconds)
+    def _add_time(self, field_name: str, seconds: float) -> None:
+        with self._stats_lock:
+            setattr(self._stats, field_name, getattr(self._stats, field_name) + seconds)
 
 
 class _Abandoned(Exception):  # noqa: N818 -- it only ends threads
-    """Nothing more is to be done."""
+    """The pipeline was abandoned."""
 
 
-class _Copy:
-    """Pooled tokens on their way from the device to main memory."""
+class _HostCopy:
+    """Copy of pooled tokens from the device to main memory, under way until `wait` returns."""
 
     def __init__(self, pooled: Any) -> None:
         self._host, self._arrived = pooled, None
@@ -215,7 +223,7 @@ class _Copy:
             self._pooled = pooled  # must outlive the copy
 
     def wait(self) -> np.ndarray | None:
-        """Return (B, K, D) once it is here."""
+        """Return (B, K, D) once the copy is complete; None for a batch without inputs."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return None if self._host is None else self._host.cpu().numpy()

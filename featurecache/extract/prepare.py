@@ -1,7 +1,8 @@
-"""From clips to the networks' inputs, on threads: hash, decode once for all encoders, preprocess.
+"""Prepare clips on threads: hash the media, decode once for all encoders, preprocess.
 
-What comes out for a clip and a feature is a `Prepared`: an input, or why there is none. Clips come out in the order
-they went in, and only a bounded number is in flight, so memory does not grow with the list. It knows no store.
+The result per clip and feature is an `EncoderInput`: the network's input, or the reason why there is none. Clips are
+yielded in the order of submission, and only a bounded number is in flight, so memory does not grow with the list.
+This module knows no store.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import errno
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -28,41 +29,42 @@ from featurecache.media.source_hash import clip_source
 from featurecache.views import View
 
 CLIP_LIMIT_S = 300.0
-"""A clip that takes longer to decode fails; the longest ordinary ones take seconds."""
+"""A clip that takes longer to decode fails; ordinary long clips take seconds."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One clip, ready for one encoder, or not."""
+class EncoderInput:
+    """One clip for one encoder: `array`, or the reason `absent`, or the reason `failed`."""
 
     source: str
-    """Hash of what the view sees; empty where the media cannot be read."""
-    input: np.ndarray | None = None
+    """Hash of what the view reads; empty where the media cannot be read."""
+    array: np.ndarray | None = None
+    """Output of `Encoder.preprocess`."""
     absent: str = ""
-    """Why the clip does not have what the encoder reads."""
+    """Why the clip lacks the modality that the encoder reads."""
     failed: str = ""
-    """Why it has it, but it cannot be used."""
-    valid: int | None = None
-    """How many encoder tokens the clip fills; None for an encoder whose pooling does not ask."""
+    """Why the clip's media cannot be used."""
+    num_valid: int | None = None
+    """Encoder tokens that the clip fills; None for an encoder whose pooling ignores it."""
 
 
 @dataclass(frozen=True)
-class PreparedClip:
-    """One clip for every feature that wants it."""
+class ClipInputs:
+    """One clip for all features that need it."""
 
     clip: Clip
-    by_feature: Mapping[str, Prepared]
+    by_feature: Mapping[str, EncoderInput]
     hash_s: float
     decode_s: float
     preprocess_s: float
     notices: Sequence[str] = ()
-    """What a person should know of it although it is usable."""
+    """Remarks about a clip that is usable."""
 
     @property
     def input_bytes(self) -> int:
-        """Size of all inputs; one that features share counts once."""
-        inputs = {id(each.input): each.input for each in self.by_feature.values() if each.input is not None}
-        return sum(array.nbytes for array in inputs.values())
+        """Size of all inputs; an array that features share counts once."""
+        arrays = {id(item.array): item.array for item in self.by_feature.values() if item.array is not None}
+        return sum(array.nbytes for array in arrays.values())
 
 
 def prepare(
@@ -71,14 +73,14 @@ def prepare(
     sharing: Mapping[str, str] | None = None,
     limit_s: float | None = None,
     guard: CrashGuard | None = None,
-) -> PreparedClip:
-    """Hash, decode and preprocess one clip for `encoders`, by feature name; bad media are a result, no error.
+) -> ClipInputs:
+    """Hash, decode and preprocess one clip for `encoders`, by feature name. Bad media give a result, not an error.
 
-    Features with an equal value in `sharing` get one and the same input. Decoding stops after `limit_s`. With a
-    `guard`, a crash of the decoder costs the process once, and this clip alone after that.
+    Features with an equal value in `sharing` get the same input array. Decoding stops after `limit_s`. With a
+    `guard`, a clip that has crashed a process in its decoder is decoded in a child process.
 
     Raises:
-        Exception: whatever is no fault of the clip's media, with a note that names the clip.
+        Exception: any error that the clip's media did not cause, with a note that names the clip.
     """
     try:
         with FRAME_MEMORY.reserve() as memory:
@@ -95,67 +97,67 @@ def _prepare(
     limit_s: float | None,
     memory: Reservation,
     guard: CrashGuard | None,
-) -> PreparedClip:
+) -> ClipInputs:
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
-    before = _identities(clip, views)
+    identities = _identities(clip, views)
     notices: list[str] = []
-    with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as apart:
-        if apart is None:
+    with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as isolated_decoder:
+        if isolated_decoder is None:
             decoded = decode_each(clip, views, limit_s, memory, notices)
         else:
-            decoded = apart.decode_each(clip, views, limit_s, notices)
+            decoded = isolated_decoder.decode_each(clip, views, limit_s, notices)
     decoded_at = time.perf_counter()
-    sources = {view: _source_of(clip, view) for view in dict.fromkeys(views)}
-    if _identities(clip, views) != before:
+    sources = {view: _source_or_error(clip, view) for view in dict.fromkeys(views)}
+    if _identities(clip, views) != identities:  # the hash may not be that of the decoded bytes
         sources = dict.fromkeys(views, OSError(errno.EBUSY, "a file that changes while it is read"))
     hashed_at = time.perf_counter()
-    results: dict[str, Prepared] = {}
-    inputs: dict[str, np.ndarray | MediaError] = {}
-    for index, (name, encoder) in enumerate(encoders.items()):
-        source, view = sources[encoder.view], decoded[index]
-        if isinstance(source, OSError) and not isinstance(view, MediaError):
-            results[name] = Prepared("", failed=reason_of(source))  # tokens of a file that is gone are of no file
-        elif isinstance(view, MediaError):
-            results[name] = Prepared("" if isinstance(source, OSError) else source, failed=reason_of(view))
+    inputs: dict[str, EncoderInput] = {}
+    arrays: dict[str, np.ndarray | MediaError] = {}
+    for (name, encoder), view in zip(encoders.items(), decoded, strict=True):
+        source = sources[encoder.view]
+        if isinstance(view, MediaError):
+            inputs[name] = EncoderInput("" if isinstance(source, OSError) else source, failed=reason_of(view))
+        elif isinstance(source, OSError):  # without a hash, nothing says which bytes the tokens belong to
+            inputs[name] = EncoderInput("", failed=reason_of(source))
         elif isinstance(view, Absent):
-            results[name] = Prepared(source, absent=view.reason)  # type: ignore[arg-type]
+            inputs[name] = EncoderInput(source, absent=view.reason)
         else:
             key = sharing.get(name, name)
-            if key not in inputs:
-                inputs[key] = _preprocessed(encoder, view)
-            results[name] = _prepared(name, encoder, source, view, inputs[key])  # type: ignore[arg-type]
+            if key not in arrays:
+                arrays[key] = _preprocessed(encoder, view)
+            inputs[name] = _encoder_input(name, encoder, source, view, arrays[key])
     ended = time.perf_counter()
-    return PreparedClip(clip, results, hashed_at - decoded_at, decoded_at - began, ended - hashed_at, notices)
+    return ClipInputs(clip, inputs, hashed_at - decoded_at, decoded_at - began, ended - hashed_at, notices)
 
 
 def _identities(clip: Clip, views: Sequence[View]) -> list[Identity | None]:
-    """Tell whether files change between decoding and hashing: their tokens would be those of no file."""
-    files = dict.fromkeys(path for view in views for path in media_files(clip, view))
-    found: list[Identity | None] = []
-    for path in files:
+    """Return the identity of each media file, None for a file that is missing; differs if a file has changed."""
+    identities: list[Identity | None] = []
+    for path in dict.fromkeys(path for view in views for path in media_files(clip, view)):
         try:
-            found.append(file_identity(path))
+            identities.append(file_identity(path))
         except OSError:
-            found.append(None)
-    return found
+            identities.append(None)
+    return identities
 
 
-Job = tuple[Clip, Mapping[str, Encoder]]
+PreparationTask = tuple[Clip, Mapping[str, Encoder]]
+"""A clip and the encoders that need it, by feature name."""
 
 
 def prepare_all(
-    jobs: Iterable[Job],
+    tasks: Iterable[PreparationTask],
     pool: ThreadPoolExecutor,
     in_flight: int,
     sharing: Mapping[str, str] | None = None,
     limit_s: float | None = None,
     guard: CrashGuard | None = None,
-) -> Iterator[PreparedClip]:
+) -> Generator[ClipInputs, None, None]:
     """Prepare clips on the pool and yield them in order; at most `in_flight` are held at once."""
-    waiting: deque[Future[PreparedClip]] = deque()
+    waiting: deque[Future[ClipInputs]] = deque()
     try:
-        for clip, encoders in jobs:
+        for clip, encoders in tasks:
             waiting.append(pool.submit(prepare, clip, encoders, sharing, limit_s, guard))
             if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
@@ -167,15 +169,15 @@ def prepare_all(
 
 
 def current_source(clip: Clip, view: View) -> str:
-    """Return the clip's source hash, or an empty string where its media are not here to be hashed."""
+    """Return the clip's source hash, or an empty string where its media cannot be read."""
     try:
         return clip_source(clip, view)
     except OSError:
         return ""
 
 
-def _source_of(clip: Clip, view: View) -> str | OSError:
-    """Return the clip's source hash, or why its file cannot be read."""
+def _source_or_error(clip: Clip, view: View) -> str | OSError:
+    """Return the clip's source hash, or the error of reading its file. An error of the machine is raised."""
     try:
         return clip_source(clip, view)
     except OSError as error:
@@ -185,28 +187,28 @@ def _source_of(clip: Clip, view: View) -> str | OSError:
 
 
 def _preprocessed(encoder: Encoder, view: np.ndarray) -> np.ndarray | MediaError:
-    """Return an encoder's input, or its MediaError: it alone says that a clip is at fault and not the encoder."""
+    """Return the encoder's input or its MediaError, the only error that blames the clip and not the encoder."""
     try:
         return encoder.preprocess(view)
     except MediaError as error:
         return error
 
 
-def _prepared(
-    feature: str, encoder: Encoder, source: str, view: np.ndarray, given: np.ndarray | MediaError
-) -> Prepared:
-    if isinstance(given, MediaError):
-        return Prepared(source, failed=reason_of(given))
+def _encoder_input(
+    feature: str, encoder: Encoder, source: str, view: np.ndarray, array: np.ndarray | MediaError
+) -> EncoderInput:
+    if isinstance(array, MediaError):
+        return EncoderInput(source, failed=reason_of(array))
     if not getattr(encoder, "needs_valid", False):
-        return Prepared(source, input=given)
-    valid = int(encoder.num_valid(view))  # type: ignore[attr-defined]
-    if valid < 1:
-        raise EncoderError(f"{feature}: num_valid", expected="at least 1 token of a clip", got=str(valid))
-    return Prepared(source, input=given, valid=valid)
+        return EncoderInput(source, array)
+    num_valid = int(encoder.num_valid(view))  # type: ignore[attr-defined]  # offered where needs_valid is True
+    if num_valid < 1:
+        raise EncoderError(f"{feature}: num_valid", expected="at least 1 token per clip", got=str(num_valid))
+    return EncoderInput(source, array, num_valid=num_valid)
 
 
 def reason_of(error: Exception) -> str:
-    """Return one line for the record: no clip id, which is beside it, and no path, which no store may hold."""
+    """Return one line for a clip's record, without the clip id and without any path: no store may hold a path."""
     if isinstance(error, MediaError):
         text = str(error).removeprefix(error.subject + ": ")
     elif isinstance(error, OSError) and error.strerror:

@@ -1,12 +1,12 @@
 """Extraction: clips in, committed shards of tokens out.
 
-    clip -> decode, preprocess (threads) -> fixed batch -> forward -> pool -> (K, D) -> shard -> commit record
-            `prepare`                       `work_units`   `pipeline`: one thread per device, one that writes
+    clip -> decode, preprocess (threads) -> batch of fixed size -> forward -> pool -> (K, D) -> shard -> commit record
+            `prepare`                       `open_work_units`      `pipeline`: one thread per device, one writer thread
 
-All of it overlaps, also across units; queues are bounded, so memory does not grow with the list.
-The work is divided into `work_units`, in which a clip is decoded once for all features. A clip's bytes depend on its
-media and the spec alone, on one kind of device and at one batch size: not on its neighbours, the worker count, or a
-kill and a resume in between. This module knows no media format and no store format.
+All steps overlap, also across work units; queues are bounded, so memory does not grow with the list. The work is
+divided into `work_units`, in which a clip is decoded once for all features. On one kind of device and at one batch
+size, a clip's bytes depend only on its media and the spec: not on its neighbours, the number of workers, or a kill
+and resume. This module knows no media format and no store format.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import Encoder
 from featurecache.errors import FeatureCacheError, MediaError, WriteError
 from featurecache.extract.first_failures import FIRST_CLIPS, FirstFailures
-from featurecache.extract.open_work_units import OpenUnits
+from featurecache.extract.open_work_units import OpenWorkUnit, OpenWorkUnits
 from featurecache.extract.pipeline import BATCHES_WAITING, DevicePipeline, forward_key
-from featurecache.extract.prepare import CLIP_LIMIT_S, PreparedClip, prepare_all
-from featurecache.extract.prior_records import count_decided, refuse_changed
-from featurecache.extract.stats import Summary
-from featurecache.extract.work_units import OpenUnit, num_clips, plan_units
+from featurecache.extract.prepare import CLIP_LIMIT_S, ClipInputs, prepare_all
+from featurecache.extract.stats import ExtractionStats
+from featurecache.extract.work_units import count_prior_records, plan_work_units, refuse_changed_media
 from featurecache.interrupt import Interrupted
 from featurecache.machine import usable_cores
 from featurecache.media.crash_guard import CrashGuard, notes_folder
@@ -42,7 +41,7 @@ def extract(
     *,
     stored_dtype: str = "float16",
     rank: tuple[int, int] = (0, 1),
-    take: Callable[[int], Iterable[int]] | None = None,
+    assign_units: Callable[[int], Iterable[int]] | None = None,
     workers: int = 4,
     max_failures: int | None = None,
     shard_clips: int | None = None,
@@ -52,107 +51,113 @@ def extract(
     guard: CrashGuard | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Summary:
-    """Bring every clip of the list into every feature (`encoders` by feature name) that does not hold it yet.
+) -> ExtractionStats:
+    """Extract every feature of every clip that the store does not hold yet; `encoders` by feature name.
 
-    `rank` (i, n) does every n-th unit; or `take`, told how many units there are, gives the numbers of those to do, one
-    by one as this run gets to them. Any number of runs may go on at once, with ranks or without: a unit that another
-    process works on is left to it. `replicas` are the same encoders on further devices, which share the
-    batches. A clip that takes longer than `clip_limit_s` to decode fails. `advance` is told clips done and to do, first
-    of none done; `stop` is asked after every clip. Memory holds at most `Summary.max_clips_held` clips' inputs, and one
-    clip's frames a worker. However a run ends, the clips that it has finished are committed.
-    A clip that crashes this process in its decoder fails in the next one, which finds it named in the store's folder or
-    where `guard` keeps its notes.
+    `rank` (i, n) does every n-th work unit from unit i on. Instead, `assign_units` receives the number of units and
+    yields the numbers of the units to do, each when this run is ready for it. Any number of runs may work at once,
+    with or without ranks: a unit that another process works on is left to that process. `replicas` are the same
+    encoders on further devices, which share the batches. A clip whose decoding takes longer than `clip_limit_s`
+    fails. `advance` receives (clips done, clips to do), first with 0 done; `stop` is called after every clip. Memory
+    holds the inputs of at most `ExtractionStats.max_clips_held` clips, and one clip's frames per worker. However a
+    run ends, the clips that are finished are committed. A clip whose decoder crashes this process fails in the next
+    one, which finds the clip's name in the store's folder, or where `guard` keeps its notes.
 
     Raises:
         FingerprintError: a feature was made by another spec, or clips in it from other media.
         MediaError: more than `max_failures` clips failed; or, without `max_failures`, the first `first_clips` of a
-            feature all failed alike, and none of them is recorded.
+            feature all failed for the same reason, and none of them is recorded.
         WriteError: the disk is full or refuses.
-        Interrupted: `stop` said so; the same call goes on from there.
-        Exception: whatever is raised that no clip's media are to blame for, by an encoder or by this program.
+        Interrupted: `stop` returned True; the same call resumes.
+        Exception: any error of an encoder or of this program, which no clip's media caused.
     """
     began = time.perf_counter()
     sharing = {name: forward_key(encoder) for name, encoder in encoders.items()}
     writers = open_writers(store, encoders, stored_dtype, shard_clips)
     for writer in writers.values():
         writer.plan(clips.ids)
-    units = plan_units(writers, clips)
-    mine = units[rank[0] :: rank[1]] if take is None else units
-    summary = Summary({name: count_decided(name, writers[name], mine, clips) for name in writers})
-    if take is None:
-        refuse_changed(writers, encoders, mine, clips)
-    chosen = mine if take is None else (units[number] for number in take(len(units)))
-    total = sum(num_clips(unit) for unit in mine)
+    all_units = plan_work_units(writers, clips)
+    units = all_units[rank[0] :: rank[1]] if assign_units is None else all_units
+    stats = ExtractionStats({name: count_prior_records(name, writers[name], units, clips) for name in writers})
+    if assign_units is None:  # otherwise the engine has compared the media once for all workers
+        refuse_changed_media(writers, encoders, units, clips)
+    assigned = units if assign_units is None else (units[number] for number in assign_units(len(units)))
+    total = sum(unit.num_clips for unit in units)
     in_flight = workers + max(workers, *(encoder.batch_size for encoder in encoders.values()))
-    summary.workers, summary.lanes, summary.writers = workers, 1 + len(replicas), 1
-    summary.max_clips_held = in_flight + _clips_behind(encoders, sharing, summary.lanes)
-    first = FirstFailures(first_clips if max_failures is None else None)
-    work = OpenUnits(chosen, lambda unit: OpenUnit(unit, writers, encoders, clips, summary, sharing, first))
-    notes = [writer.work_folder for writer in writers.values()]
-    watch = guard or CrashGuard([*notes, notes_folder(store.location)], workers)
-    lanes = DevicePipeline([encoders, *replicas], summary)
+    stats.workers, stats.devices, stats.writers = workers, 1 + len(replicas), 1
+    stats.max_clips_held = in_flight + _clips_in_pipeline(encoders, sharing, stats.devices)
+    first_failures = FirstFailures(first_clips if max_failures is None else None)
+    work = OpenWorkUnits(
+        assigned, lambda unit: OpenWorkUnit(unit, writers, encoders, clips, stats, sharing, first_failures)
+    )
+    note_folders = [*(writer.work_folder for writer in writers.values()), notes_folder(store.location)]
+    crash_guard = guard or CrashGuard(note_folders, workers)
+    pipeline = DevicePipeline([encoders, *replicas], stats)
     advance(0, total)
     try:
         with (
             ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
-            contextlib.closing(prepare_all(work.jobs(), pool, in_flight, sharing, clip_limit_s, watch)) as all_prepared,
+            contextlib.closing(
+                prepare_all(work.tasks(), pool, in_flight, sharing, clip_limit_s, crash_guard)
+            ) as prepared_clips,
         ):
-            for prepared in all_prepared:
-                for batch in work.take(prepared):
-                    lanes.submit(batch)
-                _count(summary, prepared)
-                advance(summary.num_clips, total)
-                stop_at(max_failures, summary)
+            for inputs in prepared_clips:
+                for batch in work.decide(inputs):
+                    pipeline.submit(batch)
+                _count(stats, inputs)
+                advance(stats.num_clips, total)
+                check_max_failures(max_failures, stats)
                 if stop():
                     raise Interrupted
-        for batch in work.rest():
-            lanes.submit(batch)
-        lanes.finish()
-        first.finish()
-        stop_at(max_failures, summary)
+        for batch in work.decide_unlisted():
+            pipeline.submit(batch)
+        pipeline.finish()
+        first_failures.finish()
+        check_max_failures(max_failures, stats)
     except Exception as error:
-        tell_kept(error, _keep_finished(work, lanes, failed=isinstance(error, Interrupted)))
+        num_committed = _commit_finished(work, pipeline, failed=isinstance(error, Interrupted))
+        add_num_committed(error, num_committed)
         raise
     finally:
-        lanes.abandon()
+        pipeline.abandon()
         work.close()
         if guard is None:
-            watch.close()
-    left = [unit for unit in plan_units(writers, clips) if unit.shards]
-    summary.left = sum(map(num_clips, left))
+            crash_guard.close()
+    units_left = [unit for unit in plan_work_units(writers, clips) if unit.shards]
+    stats.num_left = sum(unit.num_clips for unit in units_left)
     if guard is None:
-        undecided = {clip_id for unit in left for name, _ in unit.shards for clip_id in unit.to_do(name)}
-        watch.forget(
+        undecided = {clip_id for unit in units_left for name, _ in unit.shards for clip_id in unit.to_do(name)}
+        crash_guard.forget(
             lambda clip_id: (
                 clip_id not in undecided and all(writer.record(clip_id) is not None for writer in writers.values())
             )
         )
-    summary.wall_s = time.perf_counter() - began
-    return summary
+    stats.wall_s = time.perf_counter() - began
+    return stats
 
 
-def _keep_finished(work: OpenUnits, lanes: DevicePipeline, *, failed: bool) -> int:
-    """Commit what a run that ends early has finished; return how many clips of this run are committed in all."""
-    with contextlib.suppress(Exception):  # the run ends for a reason of its own, and that is the one to be told
-        for batch in work.begun():
-            lanes.submit(batch)
-        lanes.finish()
-    lanes.abandon()
+def _commit_finished(work: OpenWorkUnits, pipeline: DevicePipeline, *, failed: bool) -> int:
+    """Commit the finished clips of a run that ends early; return how many clips this run has committed in all."""
+    with contextlib.suppress(Exception):  # the error that ends the run is raised, not an error of this rescue
+        for batch in work.partial_batches():
+            pipeline.submit(batch)
+        pipeline.finish()
+    pipeline.abandon()
     with contextlib.suppress(WriteError):
-        work.keep(failed=failed)
-    return work.num_kept
+        work.commit_partial(failed=failed)
+    return work.num_committed
 
 
-def tell_kept(error: Exception, kept: int) -> None:
-    """Say in an error that ended an extraction how many clips are kept."""
-    said = f"{kept} clip{' that is' if kept == 1 else 's that are'} finished {'is' if kept == 1 else 'are'} kept."
+def add_num_committed(error: Exception, num_committed: int) -> None:
+    """Add to the error that ended an extraction how many clips are kept."""
+    one = num_committed == 1
+    sentence = f"{num_committed} clip{' that is' if one else 's that are'} finished {'is' if one else 'are'} kept."
     if isinstance(error, Interrupted):
-        error.kept, error.args = kept, (f"Stopped; {said} Run the same command to go on.",)
-    elif isinstance(error, FeatureCacheError) and kept:
-        error.next_step = " ".join(filter(None, (error.next_step, said)))
-    elif kept:
-        error.add_note(said)
+        error.kept, error.args = num_committed, (f"Stopped; {sentence} Run the same command to go on.",)
+    elif isinstance(error, FeatureCacheError) and num_committed:
+        error.next_step = " ".join(filter(None, (error.next_step, sentence)))
+    elif num_committed:
+        error.add_note(sentence)
 
 
 def open_writers(
@@ -161,52 +166,53 @@ def open_writers(
     stored_dtype: str,
     shard_clips: int | None,
 ) -> dict[str, FeatureWriter]:
-    """Open every feature; new ones that share a forward get shards of the same clips, so their batches coincide."""
+    """Open every feature. New features that share a forward get shards of the same clips, so their batches coincide."""
     sharing = {name: forward_key(encoder) for name, encoder in encoders.items()}
     writers = {}
     for name, encoder in encoders.items():
-        alike = [each for other, each in encoders.items() if sharing[other] == sharing[name]]
-        rows = shard_clips
-        if rows is None and len(alike) > 1:
-            largest = max(each.shape[0] * each.shape[1] for each in alike)
-            rows = default_shard_rows(round(largest * STORED_BYTES[stored_dtype]))
-        sizing = {} if rows is None else {"shard_rows": rows}
+        same_forward = [other for other_name, other in encoders.items() if sharing[other_name] == sharing[name]]
+        shard_rows = shard_clips
+        if shard_rows is None and len(same_forward) > 1:
+            largest = max(other.shape[0] * other.shape[1] for other in same_forward)
+            shard_rows = default_shard_rows(round(largest * STORED_BYTES[stored_dtype]))
+        sizing = {} if shard_rows is None else {"shard_rows": shard_rows}
         writers[name] = store.writer(name, encoder.spec(stored_dtype), **sizing)
     return writers
 
 
-def _clips_behind(encoders: Mapping[str, Encoder], sharing: Mapping[str, str], lanes: int) -> int:
-    """Return how many clips batches that fill, wait, run and are written hold at most."""
-    distinct = {sharing[name]: encoder.batch_size for name, encoder in encoders.items()}
-    return sum(distinct.values()) + max(distinct.values()) * (BATCHES_WAITING * (lanes + 1) + lanes + 1)
+def _clips_in_pipeline(encoders: Mapping[str, Encoder], sharing: Mapping[str, str], num_devices: int) -> int:
+    """Return the largest number of clips in batches that fill up, wait, run or are written."""
+    batch_sizes = {sharing[name]: encoder.batch_size for name, encoder in encoders.items()}
+    batches_submitted = BATCHES_WAITING * (num_devices + 1) + num_devices + 1
+    return sum(batch_sizes.values()) + max(batch_sizes.values()) * batches_submitted
 
 
-def _count(summary: Summary, prepared: PreparedClip) -> None:
-    summary.num_clips += 1
-    if prepared.notices:
-        summary.notices[prepared.clip.id] = "; ".join(prepared.notices)
-    summary.hash_s += prepared.hash_s
-    summary.decode_s += prepared.decode_s
-    summary.preprocess_s += prepared.preprocess_s
-    summary.input_bytes = max(summary.input_bytes, prepared.input_bytes)
+def _count(stats: ExtractionStats, inputs: ClipInputs) -> None:
+    stats.num_clips += 1
+    if inputs.notices:
+        stats.notices[inputs.clip.id] = "; ".join(inputs.notices)
+    stats.hash_s += inputs.hash_s
+    stats.decode_s += inputs.decode_s
+    stats.preprocess_s += inputs.preprocess_s
+    stats.input_bytes = max(stats.input_bytes, inputs.input_bytes)
 
 
-def stop_at(max_failures: int | None, summary: Summary) -> None:
-    """Raise MediaError with all reasons where more clips failed."""
-    failed = sum(tally.failed for tally in summary.by_feature.values())
-    if max_failures is not None and failed > max_failures:
-        reasons = sum((tally.reasons for tally in summary.by_feature.values()), Counter())
+def check_max_failures(max_failures: int | None, stats: ExtractionStats) -> None:
+    """Raise MediaError with all reasons if more than `max_failures` clips failed in this run."""
+    num_failed = sum(counts.failed for counts in stats.by_feature.values())
+    if max_failures is not None and num_failed > max_failures:
+        reasons = sum((counts.reasons for counts in stats.by_feature.values()), Counter())
         raise MediaError(
             "extraction",
             expected=f"at most {max_failures} failed clips (--max-failures)",
-            got=f"{failed}",
+            got=f"{num_failed}",
             next_step="Mend the media or raise the limit, then run the same command.",
             problems=[f"{count} × {reason}" for reason, count in reasons.most_common()],
         )
 
 
 def default_workers() -> int:
-    """Return how many threads decode: one a core, at most 16."""
+    """Return the default number of decode threads: one per core, at most 16."""
     return min(16, usable_cores())
 
 
@@ -216,8 +222,8 @@ def parse_rank(text: str) -> tuple[int, int]:
     Raises:
         ValueError: not of this form.
     """
-    own, _, count = text.partition("/")
-    rank = (int(own), int(count))
+    index, _, count = text.partition("/")
+    rank = (int(index), int(count))
     if not 0 <= rank[0] < rank[1]:
         raise ValueError(f"expected I/N with I from 0 to N - 1, got {text}")
     return rank

@@ -1,7 +1,8 @@
-"""What an extraction did, and where its time went.
+"""Statistics of one extraction: clips per status, and how busy each part of the pipeline was.
 
-A part's share is the time it was busy over the time it could have been: threads × wall for what decode workers do,
-devices × wall for the encoder, wall for the writer. The part nearest to 1 is the bottleneck.
+The share of a part is its busy time divided by the time in which it could have been busy: threads × wall time for
+hashing, decoding and preprocessing, devices × wall time for the encoder, wall time for the writer. The part whose
+share is nearest to 1 is the bottleneck.
 """
 
 from __future__ import annotations
@@ -15,149 +16,164 @@ from featurecache.store.protocols import Status
 
 
 @dataclass
-class Tally:
-    """What happened to the clips of one feature."""
+class ClipCounts:
+    """Number of clips of one feature, by status."""
 
     ok: int = 0
     failed: int = 0
     absent: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """Failed clips by reason."""
-    earlier: Counter[Status] = field(default_factory=Counter)
-    """Clips of the list that were decided before this run, by status."""
-    earlier_reasons: Counter[str] = field(default_factory=Counter)
-    """Those that failed, by reason."""
+    """Number of failed clips by reason."""
+    prior: Counter[Status] = field(default_factory=Counter)
+    """Clips of the list that earlier runs decided, by status."""
+    prior_reasons: Counter[str] = field(default_factory=Counter)
+    """Failed clips of earlier runs, by reason."""
 
-    def since(self, before: Tally) -> Tally:
-        """What was decided between two countings of everything decided, as of a run of its own."""
-        new = self.earlier - before.earlier
-        reasons = self.earlier_reasons - before.earlier_reasons
+    def since(self, before: ClipCounts) -> ClipCounts:
+        """Return what was decided between two counts of prior records: `before`, and this one."""
+        new = self.prior - before.prior
+        reasons = self.prior_reasons - before.prior_reasons
         counts = (new[Status.OK], new[Status.FAILED], new[Status.ABSENT])
-        return Tally(*counts, reasons, before.earlier, before.earlier_reasons)
+        return ClipCounts(*counts, reasons, before.prior, before.prior_reasons)
 
 
 @dataclass
-class Part:
-    """One part of the work."""
+class Utilization:
+    """Busy time of one part of the pipeline."""
 
     name: str
     busy_s: float
     capacity_s: float
     capacity: str
-    """What could have been busy, for a person."""
+    """The threads or devices that could have been busy, as text."""
 
     @property
     def share(self) -> float:
-        """Busy over capacity, 0 to 1."""
+        """Busy time divided by capacity, 0 to 1."""
         return min(1.0, self.busy_s / max(self.capacity_s, 1e-9))
 
 
 @dataclass
-class Summary:
-    """What one extraction did."""
+class ExtractionStats:
+    """Counts and times of one extraction."""
 
-    by_feature: dict[str, Tally]
+    by_feature: dict[str, ClipCounts]
     num_clips: int = 0
-    """Clips prepared in this run, each counted once however many features it has."""
+    """Clips prepared in this run; a clip counts once, for any number of features."""
     hash_s: float = 0.0
-    """Summed over threads, as are decode_s and preprocess_s."""
+    """Summed over threads, like decode_s and preprocess_s."""
     decode_s: float = 0.0
     preprocess_s: float = 0.0
     encode_s: float = 0.0
-    """Summed over devices; includes waiting for the device to finish."""
+    """Summed over devices; includes the wait until the device has finished."""
     write_s: float = 0.0
     wall_s: float = 0.0
     workers: int = 0
-    lanes: int = 0
-    """Devices at work."""
+    """Threads that decode."""
+    devices: int = 0
     writers: int = 0
     num_forwards: int = 0
-    """Batches that ran through a network; features that share one count once."""
+    """Forward passes; features that share a forward count it once."""
     input_bytes: int = 0
-    """Of all features' inputs together, the most that one clip had."""
+    """Largest size of one clip's inputs, over all features together."""
     max_clips_held: int = 0
-    """Clips that were in memory at once, at most; together with `input_bytes`, the bound of memory."""
+    """Upper bound of the clips in memory at once. `max_clips_held * input_bytes` bounds the memory of inputs."""
     notices: dict[str, str] = field(default_factory=dict)
-    """What a person should know of a clip although it has tokens, by clip id."""
-    left: int = 0
-    """Clips that are still to be done, by other ranks or other runs at work now."""
+    """Remarks about clips that have tokens, by clip id."""
+    num_left: int = 0
+    """Clips that other ranks or other current runs still have to do."""
 
     @property
     def failed(self) -> int:
-        """Clips of the list without tokens though they should have them, counted once a feature."""
-        return sum(tally.failed + tally.earlier[Status.FAILED] for tally in self.by_feature.values())
+        """Failed clips of the list, of this run and of earlier ones; a clip counts once per feature."""
+        return sum(counts.failed + counts.prior[Status.FAILED] for counts in self.by_feature.values())
 
     @property
     def clips_per_s(self) -> float:
         return self.num_clips / max(self.wall_s, 1e-9)
 
-    def parts(self) -> list[Part]:
-        """Where the time went."""
+    def utilizations(self) -> list[Utilization]:
+        """Busy time of each part, in the order of the pipeline."""
         threads_s, threads = self.workers * self.wall_s, _counted(self.workers, "decode thread")
-        devices_s, devices = self.lanes * self.wall_s, _counted(self.lanes, "device")
+        devices_s, devices = self.devices * self.wall_s, _counted(self.devices, "device")
         writers_s, writers = self.writers * self.wall_s, _counted(self.writers, "writer")
         return [
-            Part("hash", self.hash_s, threads_s, threads),
-            Part("decode", self.decode_s, threads_s, threads),
-            Part("preprocess", self.preprocess_s, threads_s, threads),
-            Part("encode", self.encode_s, devices_s, devices),
-            Part("write", self.write_s, writers_s, writers),
+            Utilization("hash", self.hash_s, threads_s, threads),
+            Utilization("decode", self.decode_s, threads_s, threads),
+            Utilization("preprocess", self.preprocess_s, threads_s, threads),
+            Utilization("encode", self.encode_s, devices_s, devices),
+            Utilization("write", self.write_s, writers_s, writers),
         ]
 
     @property
     def bottleneck(self) -> str:
-        """decode workers, encoder or writer: whichever was busy the largest share of its time."""
-        parts = self.parts()
+        """The one of decode workers, encoder and writer with the largest share of busy time."""
+        hashing, decoding, preprocessing, encoding, writing = self.utilizations()
         shares = {
-            "decode workers": sum(part.share for part in parts[:3]),
-            "encoder": parts[3].share,
-            "writer": parts[4].share,
+            "decode workers": hashing.share + decoding.share + preprocessing.share,
+            "encoder": encoding.share,
+            "writer": writing.share,
         }
         return max(shares, key=shares.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return all statistics as JSON values."""
         return {
             "clips": self.num_clips,
             "wall_s": round(self.wall_s, 3),
             "clips_per_s": round(self.clips_per_s, 3),
             "bottleneck": self.bottleneck if self.num_clips else None,
             "parts": {
-                part.name: {"seconds": round(part.busy_s, 3), "share": round(part.share, 4)} for part in self.parts()
+                part.name: {"seconds": round(part.busy_s, 3), "share": round(part.share, 4)}
+                for part in self.utilizations()
             },
             "workers": self.workers,
-            "devices": self.lanes,
+            "devices": self.devices,
             "forwards": self.num_forwards,
             "memory_bound_bytes": self.input_bytes * self.max_clips_held,
-            "left": self.left,
+            "left": self.num_left,
             "notices": self.notices,
             "features": {
                 name: {
-                    "ok": tally.ok,
-                    "failed": tally.failed,
-                    "absent": tally.absent,
-                    "earlier": sum(tally.earlier.values()),
-                    "reasons": dict(tally.reasons),
+                    "ok": counts.ok,
+                    "failed": counts.failed,
+                    "absent": counts.absent,
+                    "earlier": sum(counts.prior.values()),
+                    "reasons": dict(counts.reasons),
                 }
-                for name, tally in self.by_feature.items()
+                for name, counts in self.by_feature.items()
             },
         }
 
 
-def merged(summaries: Sequence[Summary]) -> Summary:
-    """What several processes did together; who ran when is lost, so the wall time is that of the longest."""
-    whole = Summary({})
-    for each in summaries:
-        for field_name in SUMS:
-            setattr(whole, field_name, getattr(whole, field_name) + getattr(each, field_name))
-        whole.input_bytes = max(whole.input_bytes, each.input_bytes)
-        whole.notices |= each.notices
-        whole.wall_s = max(whole.wall_s, each.wall_s)
-    return whole
+def merge_stats(runs: Sequence[ExtractionStats]) -> ExtractionStats:
+    """Return the statistics of several processes together, without `by_feature`.
+
+    The processes may or may not have run at the same time, so the wall time is that of the longest run.
+    """
+    merged = ExtractionStats({})
+    for stats in runs:
+        for field_name in SUMMED_FIELDS:
+            setattr(merged, field_name, getattr(merged, field_name) + getattr(stats, field_name))
+        merged.input_bytes = max(merged.input_bytes, stats.input_bytes)
+        merged.notices |= stats.notices
+        merged.wall_s = max(merged.wall_s, stats.wall_s)
+    return merged
 
 
-SUMS = ("num_clips", "hash_s", "decode_s", "preprocess_s", "encode_s", "write_s", "num_forwards", "max_clips_held")
-SUMS += ("workers", "lanes", "writers")
+SUMMED_FIELDS = (
+    "num_clips",
+    "hash_s",
+    "decode_s",
+    "preprocess_s",
+    "encode_s",
+    "write_s",
+    "num_forwards",
+    "max_clips_held",
+    "workers",
+    "devices",
+    "writers",
+)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -15,7 +15,8 @@ from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import Encoder, registered
 from featurecache.extract.job import OpenEncoder
 from featurecache.extract.prepare import current_source
-from featurecache.extract.run import Summary, extract
+from featurecache.extract.run import extract
+from featurecache.extract.stats import ExtractionStats
 from featurecache.maintenance.recompute import Outcome, Recompute, outcome_of
 from featurecache.store import open_store
 from featurecache.store.local import LocalStore
@@ -47,7 +48,7 @@ def retry(
     open_for: OpenEncoder,
     ids: Sequence[str] | None = None,
     **extraction: Any,
-) -> Summary:
+) -> ExtractionStats:
     """Plan the clips to retry (or `ids`) anew in the named features, and extract them.
 
     Stopped in between, the same call goes on with what was planned.
@@ -55,7 +56,7 @@ def retry(
     Raises:
         FingerprintError: the encoder that opens is not the one the feature was made with.
     """
-    tallies: Summary | None = None
+    tallies: ExtractionStats | None = None
     encoders = {name: open_for(store.spec(name)) for name in names}
     writers = {name: store.writer(name, store.spec(name)) for name in names}
     _plan_retry(writers, clips, encoders, ids)
@@ -71,7 +72,7 @@ def retry(
             tallies.by_feature |= summary.by_feature
             tallies.num_clips += summary.num_clips
             tallies.wall_s += summary.wall_s
-    return tallies or Summary({})
+    return tallies or ExtractionStats({})
 
 
 def _plan_retry(

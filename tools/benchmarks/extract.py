@@ -31,7 +31,7 @@ from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.encoders import Encoder
 from featurecache.engines.local import run as run_local
 from featurecache.extract.job import EncoderSettings, ExtractionJob
-from featurecache.extract.pipeline import pool, stack
+from featurecache.extract.pipeline import pool_tokens, stack_inputs
 from featurecache.extract.prepare import prepare, prepare_all
 from featurecache.files.jsonl import dump_lines
 from featurecache.media.decode import decode_each
@@ -262,10 +262,10 @@ def _batches(clips: ClipList, encoders: Mapping[str, Encoder]) -> dict[str, list
     inputs: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     for clip in clips:
         for name, each in prepare(clip, encoders).by_feature.items():
-            inputs[name].append(each.input)  # type: ignore[arg-type]
+            inputs[name].append(each.array)  # type: ignore[arg-type]
     return {
         name: [
-            stack(encoder, dict(enumerate(inputs[name][first : first + encoder.batch_size])))
+            stack_inputs(encoder, dict(enumerate(inputs[name][first : first + encoder.batch_size])))
             for first in range(0, len(inputs[name]), encoder.batch_size)
         ]
         for name, encoder in encoders.items()
@@ -274,7 +274,9 @@ def _batches(clips: ClipList, encoders: Mapping[str, Encoder]) -> dict[str, list
 
 def _forward_all(encoders: Mapping[str, Encoder], batches: Mapping[str, list[np.ndarray]]) -> None:
     pooled = [
-        pool(encoder, encoder.forward(batch), (), {}) for name, encoder in encoders.items() for batch in batches[name]
+        pool_tokens(encoder, encoder.forward(batch), (), {})
+        for name, encoder in encoders.items()
+        for batch in batches[name]
     ]
     for each in pooled:
         each.cpu()

@@ -1,4 +1,4 @@
-"""The pipeline's own promises: overlap, shared forwards, bounded queues, several devices, errors that stop, figures."""
+"""The pipeline: overlap, shared forwards, bounded queues, several devices, errors that stop a run, statistics."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from featurecache import load_clips, open_store
 from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import EncoderError, WriteError
-from featurecache.extract.pipeline import Batch, DevicePipeline, Member, forward_key
+from featurecache.extract.pipeline import BatchTarget, DevicePipeline, ForwardBatch, forward_key
 from featurecache.extract.run import extract
-from featurecache.extract.stats import Summary, Tally, merged
+from featurecache.extract.stats import ClipCounts, ExtractionStats, merge_stats
 from featurecache.store.protocols import Status
 from featurecache.views import AudioView
 
@@ -119,9 +119,9 @@ def test_features_that_differ_in_pooling_alone_share_one_forward_and_one_preproc
             counted = lambda given, original=original, method=method: (counts.update([method]), original(given))[1]  # noqa: E731
             setattr(encoder, method, counted)
     assert len({forward_key(encoder) for encoder in encoders.values()}) == 1
-    summary = extract(open_store(tmp_path / "together", "a"), clips, encoders)
+    stats = extract(open_store(tmp_path / "together", "a"), clips, encoders)
     assert counts == {"preprocess": NUM_CLIPS, "forward": NUM_CLIPS / 3}
-    assert summary.num_forwards == NUM_CLIPS / 3
+    assert stats.num_forwards == NUM_CLIPS / 3
     for name, encoder in encoders.items():
         extract(open_store(tmp_path / "alone", "a"), clips, {name: encoder})
     assert rows_of(tmp_path / "together") == rows_of(tmp_path / "alone")
@@ -143,7 +143,7 @@ def test_encoders_that_differ_in_more_than_pooling_share_nothing(whisper_folder:
     assert key("eva-temporal", eva_folder, grid=4) == key("eva-temporal", eva_folder)
 
 
-def test_no_more_clips_are_held_than_the_summary_states(clips: ClipList, tmp_path: Path) -> None:
+def test_no_more_clips_are_held_than_the_stats_state(clips: ClipList, tmp_path: Path) -> None:
     held, most, lock = [0], [0], threading.Lock()
 
     class Counted(Waiting):
@@ -160,11 +160,11 @@ def test_no_more_clips_are_held_than_the_summary_states(clips: ClipList, tmp_pat
 
     encoder = Counted("loudness", 0.02)
     encoder.batch_size = 1
-    summary = extract(open_store(tmp_path / "s", "a"), clips, {"loudness": encoder}, workers=2)
-    assert summary.max_clips_held < NUM_CLIPS  # otherwise this test says nothing
-    assert most[0] <= summary.max_clips_held
-    assert summary.input_bytes == 12 * 4
-    assert summary.to_dict()["memory_bound_bytes"] == summary.max_clips_held * 48
+    stats = extract(open_store(tmp_path / "s", "a"), clips, {"loudness": encoder}, workers=2)
+    assert stats.max_clips_held < NUM_CLIPS  # otherwise this test says nothing
+    assert most[0] <= stats.max_clips_held
+    assert stats.input_bytes == 12 * 4
+    assert stats.to_dict()["memory_bound_bytes"] == stats.max_clips_held * 48
 
 
 def test_an_error_of_the_encoder_stops_the_run_and_a_second_run_goes_on(clips: ClipList, tmp_path: Path) -> None:
@@ -190,44 +190,47 @@ def test_a_batch_too_large_for_the_device_says_what_to_change(clips: ClipList, t
         extract(open_store(tmp_path / "s", "a"), clips, {"loudness": TooLarge("loudness", 0)})
 
 
-def test_an_error_of_the_writer_reaches_whoever_submits() -> None:
+def test_an_error_of_the_writer_is_raised_by_submit_and_finish() -> None:
     def refuse(rows: object) -> None:
         raise WriteError("store", got="the disk is full")
 
-    lanes = DevicePipeline([{"loudness": Waiting("loudness", 0)}], Summary({}))
-    batch = Batch({0: np.zeros(12, np.float32)}, (Member("loudness", {}, refuse),))
+    pipeline = DevicePipeline([{"loudness": Waiting("loudness", 0)}], ExtractionStats({}))
+    batch = ForwardBatch({0: np.zeros(12, np.float32)}, (BatchTarget("loudness", {}, refuse),))
     with pytest.raises(WriteError, match="the disk is full"):  # noqa: PT012
         for _ in range(100):
-            lanes.submit(batch)
+            pipeline.submit(batch)
             time.sleep(0.01)
     with pytest.raises(WriteError):
-        lanes.finish()
+        pipeline.finish()
 
 
-def test_a_summary_names_the_part_that_was_busy_most_of_its_time() -> None:
-    summary = Summary({}, num_clips=10, wall_s=10.0, workers=2, lanes=1, writers=1)
-    summary.decode_s, summary.encode_s, summary.write_s = 15.0, 5.0, 1.0
-    assert summary.bottleneck == "decode workers"
-    assert [round(part.share, 2) for part in summary.parts()] == [0, 0.75, 0, 0.5, 0.1]
-    summary.encode_s = 9.0
-    assert summary.bottleneck == "encoder"
-    assert summary.to_dict()["clips_per_s"] == 1.0
+def test_stats_name_the_part_that_was_busy_most_of_its_time() -> None:
+    stats = ExtractionStats({}, num_clips=10, wall_s=10.0, workers=2, devices=1, writers=1)
+    stats.decode_s, stats.encode_s, stats.write_s = 15.0, 5.0, 1.0
+    assert stats.bottleneck == "decode workers"
+    assert [round(part.share, 2) for part in stats.utilizations()] == [0, 0.75, 0, 0.5, 0.1]
+    stats.encode_s = 9.0
+    assert stats.bottleneck == "encoder"
+    assert stats.to_dict()["clips_per_s"] == 1.0
 
 
-def test_summaries_of_several_processes_add_up() -> None:
-    parts = [Summary({}, num_clips=3, wall_s=wall_s, workers=2, lanes=1, writers=1, encode_s=1.0) for wall_s in (2, 4)]
-    whole = merged(parts)
-    assert (whole.num_clips, whole.workers, whole.lanes, whole.writers) == (6, 4, 2, 2)
+def test_stats_of_several_processes_add_up() -> None:
+    parts = [
+        ExtractionStats({}, num_clips=3, wall_s=wall_s, workers=2, devices=1, writers=1, encode_s=1.0)
+        for wall_s in (2, 4)
+    ]
+    whole = merge_stats(parts)
+    assert (whole.num_clips, whole.workers, whole.devices, whole.writers) == (6, 4, 2, 2)
     assert (whole.encode_s, whole.wall_s) == (2.0, 4)
-    before = Tally(earlier=Counter({Status.OK: 1, Status.FAILED: 1}), earlier_reasons=Counter({"x": 1}))
-    after = Tally(earlier=Counter({Status.OK: 4, Status.FAILED: 2}), earlier_reasons=Counter({"x": 1, "y": 1}))
+    before = ClipCounts(prior=Counter({Status.OK: 1, Status.FAILED: 1}), prior_reasons=Counter({"x": 1}))
+    after = ClipCounts(prior=Counter({Status.OK: 4, Status.FAILED: 2}), prior_reasons=Counter({"x": 1, "y": 1}))
     fresh = after.since(before)
     assert (fresh.ok, fresh.failed, fresh.absent, fresh.reasons) == (3, 1, 0, Counter({"y": 1}))
 
 
 @dataclass
-class Taken:
-    """Gives out units one at a time, as a cluster's desk does."""
+class Assigned:
+    """Assigns units one at a time, as the work queue of a cluster does."""
 
     numbers: list[int]
 
@@ -236,12 +239,12 @@ class Taken:
         yield from self.numbers
 
 
-def test_units_may_be_chosen_one_by_one(clips: ClipList, tmp_path: Path) -> None:
+def test_units_may_be_assigned_one_by_one(clips: ClipList, tmp_path: Path) -> None:
     some = {"loudness": stub_encoders()["loudness"]}
     store = open_store(tmp_path / "s", "a")
-    summary = extract(store, clips, some, shard_clips=4, take=Taken([2, 0]))
-    assert (summary.num_clips, summary.left) == (8, 4)
-    assert extract(store, clips, some, shard_clips=4, take=Taken([0, 1, 2])).num_clips == 4
+    stats = extract(store, clips, some, shard_clips=4, assign_units=Assigned([2, 0]))
+    assert (stats.num_clips, stats.num_left) == (8, 4)
+    assert extract(store, clips, some, shard_clips=4, assign_units=Assigned([0, 1, 2])).num_clips == 4
 
 
 @pytest.mark.slow
