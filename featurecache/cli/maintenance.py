@@ -46,7 +46,7 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
     \b
     Example: fcache retry --name whisper
     """
-    from featurecache.maintenance import retry as again
+    from featurecache.maintenance.retry import retry as retry_clips
 
     opened = _to_change(store)
     chosen = _with_encoder(opened, names)
@@ -54,12 +54,12 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
     listed = featurecache.load_clips(clips, given["media_root"])
     with StopRequest() as stop, show_progress("retry") as progress:
         how = {"advance": progress, "stop": lambda: stop.requested}
-        summary = again.retry(opened, listed, chosen, open_for, ids or None, **how)
-    for name, tally in summary.by_feature.items():
-        say(f"{name}: {tally.ok} ok, {tally.failed} failed, {tally.absent} absent")
-        for reason, count in tally.reasons.most_common():
+        stats = retry_clips(opened, listed, chosen, open_for, ids or None, **how)
+    for name, counts in stats.by_feature.items():
+        say(f"{name}: {counts.ok} ok, {counts.failed} failed, {counts.absent} absent")
+        for reason, count in counts.reasons.most_common():
             say(f"  {count} failed: {reason}")
-    raise click.exceptions.Exit(1 if any(tally.failed for tally in summary.by_feature.values()) else 0)
+    raise click.exceptions.Exit(1 if any(counts.failed for counts in stats.by_feature.values()) else 0)
 
 
 @click.command()
@@ -81,7 +81,7 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, plac
     Example: fcache repair --from backup.wds
     """
     from featurecache.maintenance.repair import repair_store
-    from featurecache.maintenance.retry import recomputer
+    from featurecache.maintenance.retry import recompute_by_extraction
 
     opened = _to_change(store)
     how = None
@@ -89,7 +89,7 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, plac
         how = _taken_from(place, opened)
     elif recompute and Path(clips).is_file():
         listed = featurecache.load_clips(clips, given["media_root"])  # type: ignore[arg-type]
-        how = recomputer(opened, listed, encoder_opener(given))
+        how = recompute_by_extraction(opened, listed, encoder_opener(given))
     report = repair_store(opened, how, names or None)
     for line in report.mended:
         say(f"mended: {line}")
@@ -111,21 +111,21 @@ def gc(store: str, delete: bool) -> None:
     \b
     Example: fcache gc --delete
     """
-    from featurecache.maintenance.gc import mark, sweep
+    from featurecache.maintenance.gc import find_leftovers, remove_leftovers
 
     opened = _to_change(store)
-    garbage = sweep(opened) if delete else mark(opened)
-    for path in [*garbage.temporary, *(path for _, path in garbage.orphans)]:
+    leftovers = remove_leftovers(opened) if delete else find_leftovers(opened)
+    for path in [*leftovers.temporary, *(path for _, path in leftovers.orphans)]:
         say(f"{'removed' if delete else 'would remove'}: {path.relative_to(opened.root)}")
-    for path in garbage.foreign:
+    for path in leftovers.foreign:
         say(f"left alone, not of this store: {path.relative_to(opened.root)}")
-    if garbage.superseded_bytes:
-        size = size_text(garbage.superseded_bytes)
+    if leftovers.superseded_bytes:
+        size = size_text(leftovers.superseded_bytes)
         say(f"{size} of rows were superseded by retries; `fcache convert --compact` copies without them")
-    if not (garbage.temporary or garbage.orphans):
+    if not (leftovers.temporary or leftovers.orphans):
         say("nothing to remove")
     else:
-        say(f"{size_text(garbage.num_bytes)} {'freed' if delete else 'to free; --delete frees them'}")
+        say(f"{size_text(leftovers.num_bytes)} {'freed' if delete else 'to free; --delete frees them'}")
 
 
 @click.command()
@@ -232,7 +232,7 @@ def _to_change(store: str) -> LocalStore:
 def _taken_from(place: str, store: LocalStore) -> Recompute:
     """How to take lost rows from a copy of a store, or from the files it was imported from."""
     from featurecache.importers.npy import recompute_from_files
-    from featurecache.maintenance.recompute import taken_from
+    from featurecache.maintenance.recompute import recompute_from_copy
 
     try:
         copy = featurecache.open_store(place)
@@ -240,4 +240,4 @@ def _taken_from(place: str, store: LocalStore) -> Recompute:
         copy = None
     if Path(place).is_dir() and (copy is None or not copy.names):
         return recompute_from_files(Path(place), store)
-    return taken_from(copy or featurecache.open_store(place), store)
+    return recompute_from_copy(copy or featurecache.open_store(place), store)

@@ -18,7 +18,7 @@ import numpy as np
 
 from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
 from featurecache.files.hashing import file_sha256
-from featurecache.maintenance.recompute import Outcome, Recompute
+from featurecache.maintenance.recompute import Recompute, RecomputedClip
 from featurecache.spec import Spec
 from featurecache.store.layout import id_problem
 from featurecache.store.local import LocalStore
@@ -82,7 +82,7 @@ def recompute_from_files(folder: Path, store: LocalStore) -> Recompute:
     """
     groups = _groups(folder, "")
 
-    def read_again(feature: str, ids: Sequence[str]) -> Iterator[Outcome]:
+    def read_again(feature: str, ids: Sequence[str]) -> Iterator[RecomputedClip]:
         files = next(iter(groups.values())) if len(groups) == 1 else groups.get(feature, {})
         spec = store.spec(feature)
         for clip_id in ids:
@@ -93,9 +93,9 @@ def recompute_from_files(folder: Path, store: LocalStore) -> Recompute:
                 rows, stated = encode_tokens(_tokens(data, spec.shape), spec)
             except (OSError, ValueError, KeyError, EOFError) as error:
                 file_exists = not isinstance(error, KeyError)
-                yield Outcome(clip_id, Status.FAILED, source, reason=_reason(error), tried=file_exists)
+                yield RecomputedClip(clip_id, Status.FAILED, source, reason=_reason(error), tried=file_exists)
             else:
-                yield Outcome(clip_id, Status.OK, source, rows=rows, stated=stated)
+                yield RecomputedClip(clip_id, Status.OK, source, rows=rows, statistics=stated)
 
     return read_again
 

@@ -1,1 +1,1 @@
-"""Stores in use: verify, repair, retry, remove what is orphaned, compare, convert, describe."""
+"""Maintenance of stores: verify, repair, retry, remove leftovers, compare, convert, describe."""

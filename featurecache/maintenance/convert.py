@@ -1,8 +1,8 @@
 """Copy features between stores and formats without loss: the same bytes of every row, the same records.
 
-The copy keeps the division into shards, failed and absent clips, sources and reasons, so that its features have the
-same checksums and extraction goes on in it where it would have in the original. `compact` leaves out what a retry
-superseded.
+The copy keeps the division into shards, failed and absent clips, sources and reasons. So its features have the same
+checksums, and an extraction resumes in the copy where it would resume in the original. `compact` leaves out rows that a
+retry superseded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from featurecache.store.writer import StoredFeatureWriter, StoredShardWriter
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What was copied of one feature."""
+class ConvertedFeature:
+    """Sizes of one feature after the copy."""
 
     name: str
     num_shards: int
-    """Shards that the target has now."""
+    """Shards of the target after the copy."""
     num_clips: int
-    """Clips copied now."""
+    """Clips with tokens copied by this call."""
     num_bytes: int
     """Bytes of the feature's shard files in the target."""
 
@@ -39,8 +39,8 @@ def convert_store(
     codec: str = "none",
     compact: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Converted]:
-    """Copy the named features, by default all. Stopped in between, the same call goes on where it was.
+) -> list[ConvertedFeature]:
+    """Copy the named features, by default all. After an interruption, the same call resumes.
 
     Raises:
         StoreNotFoundError: no such feature.
@@ -54,26 +54,26 @@ def convert_store(
     for feature in [source[name] for name in (source.names if names is None else names)]:
         shard_rows = next((record.shard_rows for record in feature.committed), None)
         writer = target.writer(feature.name, feature.spec, shard_rows=shard_rows, codec=codec)
-        (_plan_compact if compact else _plan_alike)(feature, writer)
-        there = {record.shard for record in feature.committed}
-        jobs.append((feature, writer, [shard for shard in writer.pending() if compact or shard.number in there]))
+        (_plan_compact if compact else _plan_same_shards)(feature, writer)
+        committed = {record.shard for record in feature.committed}
+        jobs.append((feature, writer, [shard for shard in writer.pending() if compact or shard.number in committed]))
     done, total = 0, sum(len(shards) for _, _, shards in jobs)
     results = []
     for feature, writer, shards in jobs:
-        clips = 0
+        num_clips = 0
         for shard in shards:
             if progress:
                 progress(done, total)
-            clips += _copy_shard(feature, writer, shard, compact)
+            num_clips += _copy_shard(feature, writer, shard, compact)
             done += 1
-        written = sum(sum(record.file_bytes) for record in writer.committed)
-        results.append(Converted(feature.name, len(writer.committed), clips, written))
+        num_bytes = sum(sum(record.file_bytes) for record in writer.committed)
+        results.append(ConvertedFeature(feature.name, len(writer.committed), num_clips, num_bytes))
     if progress:
         progress(done, total)
     return results
 
 
-def _plan_alike(feature: StoredFeature, writer: StoredFeatureWriter) -> None:
+def _plan_same_shards(feature: StoredFeature, writer: StoredFeatureWriter) -> None:
     for segment in Plan(feature.folder).segments:
         writer.plan_like(segment)
 
@@ -83,28 +83,29 @@ def _plan_compact(feature: StoredFeature, writer: StoredFeatureWriter) -> None:
 
 
 def _copy_shard(feature: StoredFeature, writer: StoredFeatureWriter, shard: Shard, compact: bool) -> int:
-    """Copy one shard; returns its clips with tokens."""
-    places = {record.shard: place for place, record in enumerate(feature.committed)}
-    copied = 0
+    """Copy one shard; return the number of its clips with tokens."""
+    index_of = {record.shard: index for index, record in enumerate(feature.committed)}
+    num_clips = 0
     with writer.begin(shard) as target:
         for slot, clip_id in enumerate(shard.ids):
             if compact:
                 clip = feature.record(clip_id)
                 assert clip is not None
             else:
-                clip = feature.committed[places[shard.number]].clip(slot)
-            copied += _copy_clip(feature, places[clip.shard], clip, target, slot)
+                clip = feature.committed[index_of[shard.number]].clip(slot)
+            num_clips += _copy_clip(feature, index_of[clip.shard], clip, target, slot)
         target.commit()
-    return copied
+    return num_clips
 
 
-def _copy_clip(feature: StoredFeature, place: int, clip: ClipRecord, target: StoredShardWriter, slot: int) -> int:
+def _copy_clip(feature: StoredFeature, index: int, clip: ClipRecord, target: StoredShardWriter, slot: int) -> int:
+    """Copy one clip of committed shard number `index`; return 1 if it has tokens, else 0."""
     if clip.status is Status.FAILED:
         target.fail(slot, clip.reason, clip.source)
     elif clip.status is Status.ABSENT:
         target.absent(slot, clip.reason, clip.source)
     else:
-        rows, stated = feature.rows_at(place, clip.slot)
-        target.put_rows(slot, rows, clip.source, stated)
+        rows, errors = feature.rows_at(index, clip.slot)
+        target.put_rows(slot, rows, clip.source, errors)
         return 1
     return 0

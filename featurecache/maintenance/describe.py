@@ -1,4 +1,4 @@
-"""Describe a store and a clip: counts, bytes, failures by reason; provenance, statistics, a heat map of the tokens."""
+"""Description of a store (counts, bytes, failures) and of a clip (provenance, statistics, heat map of the tokens)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HEAT_MAP_PIXELS = 512
 MARGIN_PIXELS = 20
 LEGEND_PIXELS = 120
 CLIPPED_AT = 3.0
-"""Standard deviations at which the colours of a heat map end."""
+"""Largest distance from the mean that a heat map shows, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One feature in numbers."""
+    """Counts and sizes of one feature."""
 
     name: str
     fingerprint: str
@@ -40,13 +40,13 @@ class FeatureInfo:
     """Planned clips that no committed shard holds yet, and clips to be retried."""
     num_shards: int
     num_bytes: int
-    """Bytes of its shard files."""
+    """Bytes of the shard files."""
     failures: dict[str, int]
-    """Clips by reason, most frequent first."""
+    """Number of failed clips by reason, most frequent first."""
 
 
 def feature_info(feature: StoredFeature) -> FeatureInfo:
-    """Sum up one feature from its plan and commit records.
+    """Count one feature from its plan and commit records.
 
     Raises:
         CorruptStoreError: the plan is damaged.
@@ -73,73 +73,74 @@ def feature_info(feature: StoredFeature) -> FeatureInfo:
 
 
 def _num_pending(feature: StoredFeature, committed: set[int]) -> int:
-    """Clips that a planned shard without a record is to hold, but for those that a later shard has decided."""
+    """Count the clips of planned shards without a record, without those that a later shard has decided."""
     num_pending = 0
     for segment, shard, begin, end in Plan(feature.folder).shards():
         if shard not in committed:
             ids = [encoded.decode() for encoded in segment.encoded_ids(begin, end)]
-            known = [clip_id for clip_id, status in zip(ids, feature.statuses(ids), strict=True) if status >= 0]
-            decided = sum(record.shard > shard for record in map(feature.record, known) if record is not None)
+            recorded = [clip_id for clip_id, status in zip(ids, feature.statuses(ids), strict=True) if status >= 0]
+            decided = sum(record.shard > shard for record in map(feature.record, recorded) if record is not None)
             num_pending += len(ids) - decided
     return num_pending
 
 
 @dataclass
 class StoreInfo:
-    """Every feature of a store that can be read, and why the others cannot."""
+    """Every feature of a store, or the error of reading it."""
 
     features: list[FeatureInfo] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
+    """Error message by feature name."""
 
 
 def store_info(store: LocalStore) -> StoreInfo:
-    """Sum up every feature."""
-    found = StoreInfo()
+    """Count every feature."""
+    info = StoreInfo()
     for name in store.names:
         try:
-            found.features.append(feature_info(store[name]))
+            info.features.append(feature_info(store[name]))
         except (CorruptStoreError, SpecError) as error:
-            found.damaged[name] = str(error)
-    return found
+            info.damaged[name] = str(error)
+    return info
 
 
 @dataclass(frozen=True)
 class ClipDescription:
-    """One clip in one feature."""
+    """Record and token statistics of one clip in one feature."""
 
     feature: StoredFeature
     record: ClipRecord
     statistics: dict[str, float]
-    """Of the tokens; empty where there are none."""
+    """See `statistics`; empty if the clip has no tokens."""
 
 
 def describe_clip(store: LocalStore, clip_id: str) -> list[ClipDescription]:
-    """What every feature knows of a clip.
+    """Describe one clip in every feature that has a record of it.
 
     Raises:
-        MissingFeatureError: no feature has heard of it.
+        MissingFeatureError: no feature has a record of it.
         CorruptStoreError: its bytes contradict its checksum.
     """
-    found = []
+    descriptions = []
     for name in store.names:
         feature = store[name]
         record = feature.record(clip_id)
         if record is not None:
             numbers = statistics(feature[clip_id]) if record.status is Status.OK else {}
-            found.append(ClipDescription(feature, record, numbers))
-    if not found:
-        known = dict.fromkeys(each for name in store.names for each in store[name].ids)
+            descriptions.append(ClipDescription(feature, record, numbers))
+    if not descriptions:
+        known = dict.fromkeys(known_id for name in store.names for known_id in store[name].ids)
         raise MissingFeatureError(
             f'clip "{clip_id}"',
             got=f"not in {store.location}",
             next_step="`fcache info` lists its features." + suggest(clip_id, known),
             clip_ids=[clip_id],
         )
-    return found
+    return descriptions
 
 
 def statistics(tokens: np.ndarray) -> dict[str, float]:
-    """Mean, spread and extremes of (K, D) tokens; norms of tokens, over the width D; how alike neighbours are."""
+    """Return mean, deviation and extremes of (K, D) tokens, norms over D, and the mean cosine of consecutive tokens."""
     values = tokens.astype(np.float64)
     norms = np.linalg.norm(values, axis=1)
     products = (values[1:] * values[:-1]).sum(1)
@@ -160,39 +161,39 @@ def statistics(tokens: np.ndarray) -> dict[str, float]:
 
 
 def heat_map(tokens: np.ndarray, path: Path, title: str = "") -> None:
-    """Draw (K, D) tokens as a PNG: tokens down, channels across, each channel in its own standard deviations.
+    """Draw (K, D) tokens as a PNG: tokens downwards, channels rightwards, values in standard deviations of the channel.
 
-    Blue is below the channel's mean, red above; averaged where there are more channels than pixels.
+    Blue is below the channel's mean, red above. Channels are averaged if they are more than the pixels.
     """
     from PIL import Image, ImageDraw  # of the extra `encode`; a store is described without it
 
     values = tokens.astype(np.float32)
     spread = values.std(0)
     values = (values - values.mean(0)) / np.where(spread > 0, spread, 1) / CLIPPED_AT
-    columns = np.array_split(np.arange(values.shape[1]), min(HEAT_MAP_PIXELS, values.shape[1]))
-    values = np.stack([values[:, group].mean(1) for group in columns], 1)
+    channel_groups = np.array_split(np.arange(values.shape[1]), min(HEAT_MAP_PIXELS, values.shape[1]))
+    values = np.stack([values[:, group].mean(1) for group in channel_groups], 1)
     picture = _colours(values)
     scale = (max(1, HEAT_MAP_PIXELS // picture.shape[1]), max(1, HEAT_MAP_PIXELS // picture.shape[0]))
-    map_ = Image.fromarray(np.repeat(np.repeat(picture, scale[1], 0), scale[0], 1))
-    sheet = Image.new("RGB", (map_.width + 2 * MARGIN_PIXELS, map_.height + 4 * MARGIN_PIXELS), "white")
-    sheet.paste(map_, (MARGIN_PIXELS, 2 * MARGIN_PIXELS))
-    pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN_PIXELS, 4), title, fill="black")
-    pen.text(
+    heat = Image.fromarray(np.repeat(np.repeat(picture, scale[1], 0), scale[0], 1))
+    sheet = Image.new("RGB", (heat.width + 2 * MARGIN_PIXELS, heat.height + 4 * MARGIN_PIXELS), "white")
+    sheet.paste(heat, (MARGIN_PIXELS, 2 * MARGIN_PIXELS))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN_PIXELS, 4), title, fill="black")
+    draw.text(
         (MARGIN_PIXELS, MARGIN_PIXELS + 3), f"{tokens.shape[0]} tokens down, {tokens.shape[1]} channels across", "black"
     )
     legend = Image.fromarray(_colours(np.linspace(-1, 1, LEGEND_PIXELS, dtype=np.float32)[None]))
-    below = map_.height + 2 * MARGIN_PIXELS + 6
-    sheet.paste(legend.resize((LEGEND_PIXELS, MARGIN_PIXELS // 2)), (MARGIN_PIXELS, below))
-    told = f"-{CLIPPED_AT:g} to +{CLIPPED_AT:g} standard deviations of the channel"
-    pen.text((2 * MARGIN_PIXELS + LEGEND_PIXELS, below - 1), told, fill="black")
-    drawn = io.BytesIO()
-    sheet.save(drawn, "PNG")
-    replace_bytes(path, drawn.getvalue())
+    legend_top = heat.height + 2 * MARGIN_PIXELS + 6
+    sheet.paste(legend.resize((LEGEND_PIXELS, MARGIN_PIXELS // 2)), (MARGIN_PIXELS, legend_top))
+    caption = f"-{CLIPPED_AT:g} to +{CLIPPED_AT:g} standard deviations of the channel"
+    draw.text((2 * MARGIN_PIXELS + LEGEND_PIXELS, legend_top - 1), caption, fill="black")
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
+    replace_bytes(path, png.getvalue())
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
-    """(H, W) of -1 to 1 in; (H, W, 3) out: blue, white, red."""
+    """Map (H, W) values from -1 to 1 to (H, W, 3) uint8 colours from blue over white to red."""
     values = np.clip(values, -1, 1)
     strength = (255 * (1 - np.abs(values))).astype(np.uint8)
     full = np.full_like(strength, 255)
@@ -200,7 +201,7 @@ def _colours(values: np.ndarray) -> np.ndarray:
 
 
 def draw_clip(feature: StoredFeature, clip_id: str, folder: str | Path) -> Path:
-    """Draw one clip's tokens into a folder; returns the picture's path."""
+    """Draw one clip's tokens into a folder; return the path of the picture."""
     path = Path(folder) / file_name(clip_id, f".{feature.name}.png")
     heat_map(feature[clip_id], path, f"{feature.name}: {clip_id}")
     return path

@@ -1,6 +1,6 @@
-"""Say how two stores differ: specs, clips, statuses, and the largest numeric difference of the tokens.
+"""Compare two stores: specs, clips, statuses, and the largest difference of a token value.
 
-Rows with equal checksums are equal and are not read. Tokens of unequal shape are not compared.
+Rows with equal checksums count as equal and are not read. Tokens of unequal shape are not compared.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import numpy as np
 
 from featurecache.store.feature import StoredFeature
 from featurecache.store.local import LocalStore
-from featurecache.store.protocols import Status
+from featurecache.store.protocols import ClipRecord, Status
 
 
 @dataclass
 class FeatureDifference:
-    """How one feature differs between two stores."""
+    """Differences of one feature between two stores."""
 
     name: str
     only_in: str = ""
-    """Location of the one store that has the feature."""
+    """Location of the store that has the feature, if only one has it."""
     spec: list[str] = field(default_factory=list)
     """`field: left != right`."""
     only_left: list[str] = field(default_factory=list)
     only_right: list[str] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
-    """`clip: left, right` where one has tokens and the other none, or the reasons differ."""
+    """`clip: left, right` for clips whose statuses or reasons differ."""
     source: list[str] = field(default_factory=list)
     """Clips made from different media."""
     unequal: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class FeatureDifference:
     def __str__(self) -> str:
         if self.only_in:
             return f"{self.name}: only in {self.only_in}"
-        said = [f"spec differs in {line}" for line in self.spec]
+        sentences = [f"spec differs in {line}" for line in self.spec]
         for label, clips in (
             ("only left", self.only_left),
             ("only right", self.only_right),
@@ -52,10 +52,10 @@ class FeatureDifference:
             ("media differ", self.source),
         ):
             if clips:
-                said.append(f"{label}: {len(clips)} ({', '.join(clips[:3])}{', …' if len(clips) > 3 else ''})")
+                sentences.append(f"{label}: {len(clips)} ({', '.join(clips[:3])}{', …' if len(clips) > 3 else ''})")
         if self.unequal:
-            said.append(f"tokens differ: {len(self.unequal)}, by at most {self.largest:.3g} ({self.largest_clip})")
-        return f"{self.name}: " + ("; ".join([*said, f"{self.num_equal} clips equal"]))
+            sentences.append(f"tokens differ: {len(self.unequal)}, by at most {self.largest:.3g} ({self.largest_clip})")
+        return f"{self.name}: " + ("; ".join([*sentences, f"{self.num_equal} clips equal"]))
 
 
 def compare_stores(left: LocalStore, right: LocalStore, names: list[str] | None = None) -> list[FeatureDifference]:
@@ -71,45 +71,46 @@ def compare_stores(left: LocalStore, right: LocalStore, names: list[str] | None 
 
 def compare_features(left: StoredFeature, right: StoredFeature) -> FeatureDifference:
     """Compare two features clip by clip."""
-    found = FeatureDifference(left.name, spec=left.spec.differences(right.spec))
-    theirs = {clip.id: clip for clip in right.records()}
+    difference = FeatureDifference(left.name, spec=left.spec.differences(right.spec))
+    right_clips = {clip.id: clip for clip in right.records()}
     for clip in left.records():
-        other = theirs.pop(clip.id, None)
+        other = right_clips.pop(clip.id, None)
         if other is None:
-            found.only_left.append(clip.id)
+            difference.only_left.append(clip.id)
             continue
         if (clip.status, clip.reason) != (other.status, other.reason):
-            found.status.append(f"{clip.id}: {clip.status.name.lower()}, {other.status.name.lower()}")
+            difference.status.append(f"{clip.id}: {clip.status.name.lower()}, {other.status.name.lower()}")
         if clip.source != other.source:
-            found.source.append(clip.id)
+            difference.source.append(clip.id)
         if clip.status is not Status.OK or other.status is not Status.OK:
             continue
-        if left.dtype == right.dtype and left.shape == right.shape and _same_row(left, right, clip.id, clip, other):
-            found.num_equal += 1
+        if left.dtype == right.dtype and left.shape == right.shape and _same_row(left, right, clip, other):
+            difference.num_equal += 1
             continue
-        _compare_tokens(found, left, right, clip.id)
-    found.only_right = list(theirs)
-    return found
+        _compare_tokens(difference, left, right, clip.id)
+    difference.only_right = list(right_clips)
+    return difference
 
 
-def _same_row(left: StoredFeature, right: StoredFeature, clip_id: str, clip, other) -> bool:  # type: ignore[no-untyped-def]
+def _same_row(left: StoredFeature, right: StoredFeature, clip: ClipRecord, other: ClipRecord) -> bool:
+    """Whether two clips have equal stored bytes; a checksum covers only the first part of a row."""
     if left.spec.stored_dtype != right.spec.stored_dtype or clip.crc32c != other.crc32c:
         return False
     return len(left.parts) == 1 or all(
-        np.array_equal(mine, theirs)
-        for mine, theirs in zip(left.disk_rows(clip_id)[0], right.disk_rows(clip_id)[0], strict=True)
+        np.array_equal(left_row, right_row)
+        for left_row, right_row in zip(left.disk_rows(clip.id)[0], right.disk_rows(clip.id)[0], strict=True)
     )
 
 
-def _compare_tokens(found: FeatureDifference, left: StoredFeature, right: StoredFeature, clip_id: str) -> None:
+def _compare_tokens(difference: FeatureDifference, left: StoredFeature, right: StoredFeature, clip_id: str) -> None:
     if left.shape != right.shape:
-        found.unequal.append(clip_id)
-        found.largest, found.largest_clip = float("inf"), clip_id
+        difference.unequal.append(clip_id)
+        difference.largest, difference.largest_clip = float("inf"), clip_id
         return
-    difference = np.abs(left[clip_id].astype(np.float64) - right[clip_id].astype(np.float64)).max()
-    if difference == 0:
-        found.num_equal += 1
+    largest = np.abs(left[clip_id].astype(np.float64) - right[clip_id].astype(np.float64)).max()
+    if largest == 0:
+        difference.num_equal += 1
         return
-    found.unequal.append(clip_id)
-    if difference > found.largest:
-        found.largest, found.largest_clip = float(difference), clip_id
+    difference.unequal.append(clip_id)
+    if largest > difference.largest:
+        difference.largest, difference.largest_clip = float(largest), clip_id

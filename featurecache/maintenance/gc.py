@@ -1,8 +1,9 @@
-"""Find and remove what no commit record accounts for: temporary files of dead writers, and orphaned shards.
+"""Garbage collection: find and remove temporary files of dead writers, and shards without a commit record.
 
-Mark first (`mark`, a dry run), then `sweep`. Files of living writers are never touched: temporary files are locked by
-their writers, and an orphan is removed under the commit lock, after another look at its record. Foreign files are
-listed and left alone. Rows that a retry superseded stay: `fcache convert --compact` leaves them out.
+`find_leftovers` changes nothing; `remove_leftovers` removes the files that it finds. Files of running writers are never
+removed: writers lock their temporary files, and a shard without a record ("orphan") is removed under the commit lock,
+after a second check that it has no record. Foreign files are listed and stay. Rows that a retry superseded stay too;
+`fcache convert --compact` leaves them out.
 """
 
 from __future__ import annotations
@@ -20,65 +21,62 @@ from featurecache.store.writer import commit_lock
 
 
 @dataclass
-class Garbage:
-    """What can be removed, and what is only told."""
+class Leftovers:
+    """Files that can be removed, and files that are only listed."""
 
     temporary: list[Path] = field(default_factory=list)
     orphans: list[tuple[str, Path]] = field(default_factory=list)
     """(feature, shard file without a commit record)."""
     foreign: list[Path] = field(default_factory=list)
+    """Files that are not of this store; they stay."""
     superseded_bytes: int = 0
     num_bytes: int = 0
-    """Bytes that sweeping frees."""
+    """Bytes that removing frees."""
 
 
-def mark(store: LocalStore) -> Garbage:
-    """Find garbage; change nothing."""
-    garbage = Garbage()
-    garbage.foreign = [problem.path for problem in root_problems(store) if problem.kind == "foreign" and problem.path]
-    garbage.temporary = sweep_temporary(store.root, dry_run=True)
-    for found in inspect_store(store):
-        garbage.temporary += sweep_temporary(found.folder.temporary, dry_run=True)
-        for problem in found.problems:
+def find_leftovers(store: LocalStore) -> Leftovers:
+    """Find leftovers without changing anything."""
+    leftovers = Leftovers()
+    leftovers.foreign = [problem.path for problem in root_problems(store) if problem.kind == "foreign" and problem.path]
+    leftovers.temporary = sweep_temporary(store.root, dry_run=True)
+    for inspection in inspect_store(store):
+        leftovers.temporary += sweep_temporary(inspection.folder.temporary, dry_run=True)
+        for problem in inspection.problems:
             if problem.path is None:
                 continue
             if problem.kind == "orphan":
-                garbage.orphans.append((found.name, problem.path))
+                leftovers.orphans.append((inspection.name, problem.path))
             elif problem.kind == "foreign":
-                garbage.foreign.append(problem.path)
-        if found.spec is not None and not any(problem.kind == "record" for problem in found.problems):
-            garbage.superseded_bytes += _superseded_bytes(store[found.name])
-    paths = [*garbage.temporary, *(path for _, path in garbage.orphans)]
-    garbage.num_bytes = sum(path.stat().st_size for path in paths if path.exists())
-    return garbage
+                leftovers.foreign.append(problem.path)
+        if inspection.spec is not None and not any(problem.kind == "record" for problem in inspection.problems):
+            leftovers.superseded_bytes += _superseded_bytes(store[inspection.name])
+    paths = [*leftovers.temporary, *(path for _, path in leftovers.orphans)]
+    leftovers.num_bytes = sum(path.stat().st_size for path in paths if path.exists())
+    return leftovers
 
 
-def sweep(store: LocalStore) -> Garbage:
-    """Remove the garbage that `mark` finds.
+def remove_leftovers(store: LocalStore) -> Leftovers:
+    """Remove the files that `find_leftovers` finds, and return them.
 
     Raises:
-        WriteError: the disk refuses, or another process keeps the commit lock.
+        WriteError: the disk refuses, or another process holds the commit lock.
     """
-    garbage = mark(store)
+    leftovers = find_leftovers(store)
     with writing(store.location):
         sweep_temporary(store.root)
         for name in store.names:
             sweep_temporary(store.folder(name).temporary)
-    for name, path in garbage.orphans:
+    for name, path in leftovers.orphans:
         folder = store.folder(name)
         if not folder.records.is_dir():
             _remove(path, store.root)
             continue
         with writing(path), commit_lock(folder.records, f"{store.location}/{name}"):
-            still = {
-                problem.path
-                for each in inspect_store(store, [name])
-                for problem in each.problems
-                if problem.kind == "orphan"
-            }
-            if path in still:
+            (inspection,) = inspect_store(store, [name])
+            orphans = {problem.path for problem in inspection.problems if problem.kind == "orphan"}
+            if path in orphans:  # its writer may have committed in the meantime
                 _remove(path, store.root)
-    return garbage
+    return leftovers
 
 
 def _remove(path: Path, root: Path) -> None:
@@ -88,7 +86,7 @@ def _remove(path: Path, root: Path) -> None:
         if folder == root or root not in folder.parents:
             return
         with contextlib.suppress(OSError):
-            folder.rmdir()  # refuses a folder that holds anything
+            folder.rmdir()  # fails unless the folder is empty
 
 
 def _superseded_bytes(feature: StoredFeature) -> int:

@@ -1,7 +1,7 @@
-"""Make lost rows anew: what a recomputation of a clip gives, and where it can come from.
+"""Recomputation of lost rows: the interface between repair and the sources of tokens.
 
-`Recompute` is the seam between repair, which knows no encoder, and what makes tokens: an extraction (`retry`), a copy
-of the store (`taken_from`), or the files it was imported from (`importers.npy`).
+Repair knows no encoder. A `Recompute` function gives it a `RecomputedClip` per lost row, from an extraction
+(`retry.recompute_by_extraction`), a copy of the store (`recompute_from_copy`), or imported files (`importers.npy`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from featurecache.store.writer import StoredShardWriter
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What recomputing one clip gave: tokens (K, D), or why there are none."""
+class RecomputedClip:
+    """Result of recomputing one clip: tokens (K, D), or rows in stored form, or the reason why there are none."""
 
     clip_id: str
     status: Status
@@ -28,55 +28,55 @@ class Outcome:
     tokens: np.ndarray | None = None
     reason: str = ""
     rows: Sequence[np.ndarray] = ()
-    """Instead of tokens: an array for each part, as another store holds them."""
-    stated: Mapping[str, float] = field(default_factory=dict)
-    """With rows: their absmax and measured errors."""
+    """Instead of tokens: one array per part of the stored row, copied from another store."""
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    """Of copied rows: absmax and quantisation errors, by name of the record's column."""
     tried: bool = True
-    """False where there was nothing to compute from (no such clip, no encoder): this says nothing about the media."""
+    """False if nothing could be computed from (no such clip, no encoder); such a result is never recorded."""
 
     def write(self, shard_writer: StoredShardWriter, slot: int) -> None:
-        """Decide one slot."""
+        """Write the result into one slot."""
         if self.status is Status.FAILED:
             shard_writer.fail(slot, self.reason, self.source)
         elif self.status is Status.ABSENT:
             shard_writer.absent(slot, self.reason, self.source)
         elif self.tokens is None:
-            shard_writer.put_rows(slot, self.rows, self.source, self.stated)
+            shard_writer.put_rows(slot, self.rows, self.source, self.statistics)
         else:
             shard_writer.put(slot, self.tokens, self.source)
 
 
-def outcome_of(feature: StoredFeature, clip_id: str) -> Outcome:
-    """What another feature of the same spec holds of a clip."""
+def copied_clip(feature: StoredFeature, clip_id: str) -> RecomputedClip:
+    """Return a clip as another feature of the same spec holds it."""
     clip = feature.record(clip_id)
     if clip is None:
-        return Outcome(clip_id, Status.FAILED, "", reason="the copy does not have it", tried=False)
-    rows, stated = feature.disk_rows(clip_id) if clip.status is Status.OK else ((), {})
-    return Outcome(clip_id, clip.status, clip.source, reason=clip.reason, rows=rows, stated=stated)
+        return RecomputedClip(clip_id, Status.FAILED, "", reason="the copy does not have it", tried=False)
+    rows, statistics = feature.disk_rows(clip_id) if clip.status is Status.OK else ((), {})
+    return RecomputedClip(clip_id, clip.status, clip.source, reason=clip.reason, rows=rows, statistics=statistics)
 
 
-Recompute = Callable[[str, Sequence[str]], Iterable[Outcome]]
-"""Called with a feature's name and clip ids; gives one outcome a clip, in any order."""
+Recompute = Callable[[str, Sequence[str]], Iterable[RecomputedClip]]
+"""Receives a feature's name and clip ids; yields one result per clip, in any order."""
 
 
-def taken_from(other: LocalStore, store: LocalStore) -> Recompute:
-    """A `Recompute` that takes the rows of `store` from a copy of it, in whatever format.
+def recompute_from_copy(copy: LocalStore, store: LocalStore) -> Recompute:
+    """Return a `Recompute` that reads the rows of `store` from a copy of it, in any format.
 
     Raises (when called):
         StoreNotFoundError: the copy does not have the feature.
-        FingerprintError: it has it under another spec.
+        FingerprintError: the copy has the feature under another spec.
     """
 
-    def take(name: str, ids: Sequence[str]) -> Iterable[Outcome]:
-        copy, spec = other[name], store.spec(name)  # mended by now
-        if copy.fingerprint != spec.fingerprint:
+    def recompute(name: str, ids: Sequence[str]) -> Iterable[RecomputedClip]:
+        feature, spec = copy[name], store.spec(name)  # read here, because repair may have rewritten the spec
+        if feature.fingerprint != spec.fingerprint:
             raise FingerprintError(
-                copy.subject,
+                feature.subject,
                 expected=f"the spec of {store.location}/{name}",
                 got="another; stored != found",
                 next_step="Name a copy of this store.",
-                problems=spec.differences(copy.spec),
+                problems=spec.differences(feature.spec),
             )
-        return [outcome_of(copy, clip_id) for clip_id in ids]
+        return [copied_clip(feature, clip_id) for clip_id in ids]
 
-    return take
+    return recompute

@@ -1,7 +1,7 @@
-"""Extract clips again: those that failed or whose media changed (retry), and rows that are lost (repair).
+"""Extract clips again: clips that failed or whose media changed (`retry`), and lost rows (`recompute_by_extraction`).
 
-A feature's encoder is opened anew as its spec says, and must give the very same fingerprint; otherwise every differing
-field is named. Recomputing goes through `extract` into a temporary store, so there is one way to make tokens.
+The encoder of a feature is opened as its spec says and must have the same fingerprint; otherwise the error names every
+differing field. Lost rows are extracted into a temporary store, so all tokens are made by `extract`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from featurecache.extract.job import OpenEncoder
 from featurecache.extract.prepare import current_source
 from featurecache.extract.run import extract
 from featurecache.extract.stats import ExtractionStats
-from featurecache.maintenance.recompute import Outcome, Recompute, outcome_of
+from featurecache.maintenance.recompute import Recompute, RecomputedClip, copied_clip
 from featurecache.store import open_store
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
 from featurecache.store.writer import StoredFeatureWriter
 
 
-def to_retry(writer: StoredFeatureWriter, clips: ClipList, encoder: Encoder) -> list[str]:
-    """Clips of the list that failed, or whose media are not those that their tokens were made from.
+def clips_to_retry(writer: StoredFeatureWriter, clips: ClipList, encoder: Encoder) -> list[str]:
+    """Return the ids of listed clips that failed, or whose media have changed since their extraction.
 
-    Clips that failed again in a retry that was stopped are not chosen: that retry is finished first.
+    Clips that failed again in an interrupted retry are left out: that retry is finished first.
     """
-    stopped = writer.stopped_retry()
-    chosen = []
+    interrupted = writer.stopped_retry()
+    ids = []
     for clip in clips:
         record = writer.record(clip.id)
         if record is None:
             continue
         changed = record.source and current_source(clip, encoder.view) not in ("", record.source)
-        if changed or (record.status is Status.FAILED and clip.id not in stopped):
-            chosen.append(clip.id)
-    return chosen
+        if changed or (record.status is Status.FAILED and clip.id not in interrupted):
+            ids.append(clip.id)
+    return ids
 
 
 def retry(
@@ -47,32 +47,32 @@ def retry(
     names: Sequence[str],
     open_for: OpenEncoder,
     ids: Sequence[str] | None = None,
-    **extraction: Any,
+    **extract_options: Any,
 ) -> ExtractionStats:
-    """Plan the clips to retry (or `ids`) anew in the named features, and extract them.
+    """Plan `ids`, by default `clips_to_retry`, again in the named features, and extract them.
 
-    Stopped in between, the same call goes on with what was planned.
+    After an interruption, the same call resumes with the clips that were planned.
 
     Raises:
-        FingerprintError: the encoder that opens is not the one the feature was made with.
+        FingerprintError: the opened encoder is not the one that the feature was made with.
     """
-    tallies: ExtractionStats | None = None
+    merged: ExtractionStats | None = None
     encoders = {name: open_for(store.spec(name)) for name in names}
     writers = {name: store.writer(name, store.spec(name)) for name in names}
     _plan_retry(writers, clips, encoders, ids)
     for name, writer in writers.items():
         wanted = {clip_id for shard in writer.pending() for clip_id in shard.ids}
-        some = ClipList(clip for clip in clips if clip.id in wanted)
-        # All of them failed before, perhaps alike, and may do so again.
-        how = {"stored_dtype": store.spec(name).stored_dtype, "first_clips": None, **extraction}
-        summary = extract(store, some, {name: encoders[name]}, **how)
-        if tallies is None:
-            tallies = summary
+        pending = ClipList(clip for clip in clips if clip.id in wanted)
+        # first_clips: all these clips may fail for the same reason again, which must not stop the retry.
+        options = {"stored_dtype": store.spec(name).stored_dtype, "first_clips": None, **extract_options}
+        stats = extract(store, pending, {name: encoders[name]}, **options)
+        if merged is None:
+            merged = stats
         else:
-            tallies.by_feature |= summary.by_feature
-            tallies.num_clips += summary.num_clips
-            tallies.wall_s += summary.wall_s
-    return tallies or ExtractionStats({})
+            merged.by_feature |= stats.by_feature
+            merged.num_clips += stats.num_clips
+            merged.wall_s += stats.wall_s
+    return merged or ExtractionStats({})
 
 
 def _plan_retry(
@@ -81,43 +81,45 @@ def _plan_retry(
     encoders: Mapping[str, Encoder],
     ids: Sequence[str] | None,
 ) -> None:
-    """Plan in every feature before anything is extracted, so that a retry that was stopped is known again."""
-    goes_on = ids is not None and any(writer.stopped_retry() == set(ids) for writer in writers.values())
+    """Plan the retry in every feature first, so that a later call recognises an interrupted retry."""
+    resumed = ids is not None and any(writer.stopped_retry() == set(ids) for writer in writers.values())
     for name, writer in writers.items():
         if ids is None:
-            writer.retry(to_retry(writer, clips, encoders[name]))
-        elif not (goes_on and writer.planned_last(set(ids))):
+            writer.retry(clips_to_retry(writer, clips, encoders[name]))
+        elif not (resumed and writer.planned_last(set(ids))):
             writer.retry(list(ids))
 
 
-def recomputer(store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extraction: Any) -> Recompute:
-    """A `Recompute` that extracts lost clips into a temporary store; encoders open when first needed.
+def recompute_by_extraction(
+    store: LocalStore, clips: ClipList, open_for: OpenEncoder, **extract_options: Any
+) -> Recompute:
+    """Return a `Recompute` that extracts lost clips into a temporary store; encoders open at first use.
 
     Raises (when called):
-        FingerprintError: the encoder that opens is not the one the feature was made with.
+        FingerprintError: the opened encoder is not the one that the feature was made with.
     """
     encoders: dict[str, Encoder] = {}
 
-    def recompute(name: str, ids: Sequence[str]) -> Iterator[Outcome]:
-        spec = store.spec(name)  # repair mends it first
+    def recompute(name: str, ids: Sequence[str]) -> Iterator[RecomputedClip]:
+        spec = store.spec(name)  # read here, because repair may have rewritten the spec
         if spec.encoder not in registered():
             reason = f"its encoder {spec.encoder} is not installed"
-            yield from (Outcome(clip_id, Status.FAILED, "", reason=reason, tried=False) for clip_id in ids)
+            yield from (RecomputedClip(clip_id, Status.FAILED, "", reason=reason, tried=False) for clip_id in ids)
             return
         if name not in encoders:
             encoders[name] = open_for(spec)
         wanted = set(ids)
-        some = ClipList(clip for clip in clips if clip.id in wanted)
+        lost = ClipList(clip for clip in clips if clip.id in wanted)
         with tempfile.TemporaryDirectory(prefix="fcache-repair-") as folder:
-            aside = open_store(Path(folder) / "features.zarr", "a")
-            if len(some):
-                how = {"first_clips": None, **extraction}
-                extract(aside, some, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **how)
-            listed = set(some.ids)
+            temporary = open_store(Path(folder) / "features.zarr", "a")
+            if len(lost):
+                options = {"first_clips": None, **extract_options}
+                extract(temporary, lost, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **options)
+            listed = set(lost.ids)
             for clip_id in ids:
                 if clip_id in listed:
-                    yield outcome_of(aside[name], clip_id)
+                    yield copied_clip(temporary[name], clip_id)
                 else:
-                    yield Outcome(clip_id, Status.FAILED, "", reason="not in the clip list", tried=False)
+                    yield RecomputedClip(clip_id, Status.FAILED, "", reason="not in the clip list", tried=False)
 
     return recompute

@@ -1,8 +1,8 @@
-"""Check a store against itself: every byte has a checksum, every file a reason to be there.
+"""Verify a store: every byte against its checksum, every file against the plan and the commit records.
 
-Quick: plan, records, sizes and shard indices. Full: every row as well. Found are single flipped bits anywhere, missing,
-torn, foreign and swapped shards, NaN and infinity, rows of zeros, clips that stand twice, and files that nothing
-accounts for. Nothing is changed; `repair` mends what is found here.
+The quick check covers plan, records, file sizes and shard indices; the full check covers every row too. Problems are
+flipped bits, missing, torn, foreign and swapped shards, NaN and infinity, rows of zeros, clips recorded twice, and
+files without a record. Nothing is changed; `repair` mends the damage.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from featurecache.store.layout import FEATURE_NAME, SCALES_ENDING, FeatureFolder
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
 
-LISTED_TWINS = 5
+MAX_LISTED = 5
 
 Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
+"""Receives (shards done, shards in all)."""
 
 
 @dataclass
 class VerifyReport:
-    """What was checked, and what is wrong."""
+    """What was checked, and every problem of the store."""
 
     location: str
     quick: bool
@@ -42,12 +42,12 @@ class VerifyReport:
 
     @property
     def damage(self) -> list[Problem]:
-        """Problems that make the store wrong."""
+        """Problems that make stored tokens wrong or unreadable."""
         return [problem for problem in self.problems if problem.damage]
 
     @property
     def notices(self) -> list[Problem]:
-        """Unfinished work, leftovers and oddities."""
+        """Problems that are no damage: unfinished work, leftovers, unusual content."""
         return [problem for problem in self.problems if not problem.damage]
 
     @property
@@ -56,13 +56,13 @@ class VerifyReport:
 
     @property
     def verdict(self) -> str:
-        """`sound`, or what there is of damage and notices, by kind."""
-        said = [
+        """`sound` or the damage, and the notices, counted by kind."""
+        counts = [
             f"{len(problems)} {title} ({_by_kind(problems)})"
             for title, problems in (("damaged", self.damage), ("to notice", self.notices))
             if problems
         ]
-        return "; ".join([*([] if self.damage else ["sound"]), *said])
+        return "; ".join([*([] if self.damage else ["sound"]), *counts])
 
     def __str__(self) -> str:
         checked = f"{self.num_shards} shards, {self.num_rows} rows"
@@ -82,7 +82,9 @@ def verify_store(
     progress: Progress | None = None,
     index: Path | None = None,
 ) -> VerifyReport:
-    """Check the named features, by default all, and unless `quick` their similarity indices, beside them or in `index`.
+    """Verify the named features, by default all, and unless `quick` their similarity indices too.
+
+    The indices lie beside the store, or in the folder `index`.
 
     Raises:
         StoreNotFoundError: no such feature.
@@ -97,27 +99,27 @@ def verify_store(
         )
     report = VerifyReport(store.location, quick)
     report.problems += root_problems(store)
-    found = inspect_store(store, names)
-    total = sum(len(each.records) for each in found)
+    inspections = inspect_store(store, names)
+    total = sum(len(inspection.records) for inspection in inspections)
     if progress:
         progress(0, total)
-    for each in found:
-        report.problems += each.problems
-        for shard, record in sorted(each.records.items()):
-            report.problems += inspect_shard(each, shard, quick=quick)
+    for inspection in inspections:
+        report.problems += inspection.problems
+        for shard, record in sorted(inspection.records.items()):
+            report.problems += inspect_shard(inspection, shard, quick=quick)
             report.num_shards += 1
             report.num_rows += int((record.columns["status"] == Status.OK).sum())
             report.num_bytes += sum(record.file_bytes)
             if progress:
                 progress(report.num_shards, total)
-        report.problems += _twins(each)
+        report.problems += _equal_tokens(inspection)
     if not quick:
-        report.problems += index_problems(store, [each.name for each in found], index)
+        report.problems += index_problems(store, [inspection.name for inspection in inspections], index)
     return report
 
 
 def index_problems(store: LocalStore, names: Sequence[str], index: Path | None = None) -> list[Problem]:
-    """What is wrong with the similarity indices of some features, which are derived and lie beside the store."""
+    """Return the problems of the similarity indices of some features; an index is derived from the store."""
     return [
         Problem("similarity", fault.feature, fault.message, path=fault.path, damage=fault.damage)
         for fault in faults(index_files(store.location, index), names)
@@ -125,36 +127,36 @@ def index_problems(store: LocalStore, names: Sequence[str], index: Path | None =
 
 
 def inspect_store(store: LocalStore, names: Sequence[str] | None = None) -> list[Inspection]:
-    """Look at the named features as they lie on disk, damaged or not.
+    """Inspect the files of the named features, by default all, damaged or not.
 
     Raises:
         StoreNotFoundError: no such feature.
     """
-    there = feature_folders(store)
+    existing = feature_folders(store)
     for name in names or ():
-        if name not in there:
-            raise feature_not_found(store.location, name, there)
-    return [inspect_feature(store.folder(name), name, store.format) for name in names or there]
+        if name not in existing:
+            raise feature_not_found(store.location, name, existing)
+    return [inspect_feature(store.folder(name), name, store.format) for name in names or existing]
 
 
 def feature_folders(store: LocalStore) -> list[str]:
-    """Names of all features, also of those whose spec is lost."""
+    """Return the names of all features, including features whose spec is lost."""
     if not store.root.is_dir():
         return []
-    found = (path.name for path in store.root.iterdir() if FEATURE_NAME.fullmatch(path.name))
-    return sorted(name for name in found if FeatureFolder(store.root, name).side.is_dir())
+    names = (path.name for path in store.root.iterdir() if FEATURE_NAME.fullmatch(path.name))
+    return sorted(name for name in names if FeatureFolder(store.root, name).side.is_dir())
 
 
 def root_problems(store: LocalStore) -> list[Problem]:
-    """What is wrong at the root of a store, outside its features."""
+    """Return the problems at the root of a store, outside its features."""
     problems = []
     expected = store.format.root_files()
     for file, data in expected.items():
         path = store.root / file
         if not path.is_file() or path.read_bytes() != data:
-            begun = path.is_file() or store.names  # otherwise its creation was interrupted
+            created = path.is_file() or store.names  # otherwise the creation of the store was interrupted
             message = f"{file} is not that of a store of this format"
-            problems.append(Problem("root", "", message, path=path, damage=bool(begun)))
+            problems.append(Problem("root", "", message, path=path, damage=bool(created)))
     features = set(feature_folders(store))
     for path in sorted(store.root.iterdir()):
         if path.name not in expected and path.name.removesuffix(SCALES_ENDING) not in features:
@@ -163,15 +165,15 @@ def root_problems(store: LocalStore) -> list[Problem]:
     return problems
 
 
-def _twins(found: Inspection) -> list[Problem]:
-    """Clips whose tokens are equal although their media are not: usually an encoder that saw nothing."""
-    records = [record for _, record in sorted(found.records.items())]
+def _equal_tokens(inspection: Inspection) -> list[Problem]:
+    """Report clips with equal tokens and different media: usually the encoder received empty input."""
+    records = [record for _, record in sorted(inspection.records.items())]
     if not records:
         return []
     ok = np.concatenate([record.columns["status"] for record in records]) == Status.OK
     crc = np.concatenate([record.columns["crc32c"] for record in records]).astype(np.uint64)
     absmax = np.concatenate([record.columns["absmax"] for record in records]).view(np.uint32).astype(np.uint64)
-    shards = np.concatenate([np.full(len(record), place) for place, record in enumerate(records)])
+    shards = np.concatenate([np.full(len(record), index) for index, record in enumerate(records)])
     slots = np.concatenate([np.arange(len(record)) for record in records])
     keys = (crc << np.uint64(32)) | absmax
     order = np.argsort(keys, kind="stable")
@@ -186,7 +188,7 @@ def _twins(found: Inspection) -> list[Problem]:
         clips = [records[shards[entry]].clip(int(slots[entry])) for entry in group.tolist()]
         ids = sorted({clip.id for clip in clips})
         if len({clip.source for clip in clips}) > 1 and len(ids) > 1:
-            listed = ", ".join(ids[:LISTED_TWINS]) + (", …" if len(ids) > LISTED_TWINS else "")
+            listed = ", ".join(ids[:MAX_LISTED]) + (", …" if len(ids) > MAX_LISTED else "")
             message = f"{len(ids)} clips have the same tokens though their media differ: {listed}"
-            problems.append(Problem("twins", found.name, message, damage=False))
+            problems.append(Problem("twins", inspection.name, message, damage=False))
     return problems

@@ -26,7 +26,7 @@ from featurecache.extract.run import extract
 from featurecache.interrupt import Interrupted
 from featurecache.maintenance.describe import store_info
 from featurecache.maintenance.repair import repair_store
-from featurecache.maintenance.retry import recomputer, retry
+from featurecache.maintenance.retry import recompute_by_extraction, retry
 from featurecache.maintenance.verify import verify_store
 from featurecache.store.protocols import Status
 
@@ -248,6 +248,6 @@ def test_rows_lost_to_a_flipped_bit_are_recomputed_to_the_same_bytes(
     data[200] ^= 16
     shard.write_bytes(data)
     store = open_store(tmp_path / "s", "a")
-    report = repair_store(store, recomputer(store, clips, lambda spec: encoders[spec.encoder]))
+    report = repair_store(store, recompute_by_extraction(store, clips, lambda spec: encoders[spec.encoder]))
     assert len(report.recomputed) == 1
     assert file_hashes(tmp_path / "s") == file_hashes(reference)

@@ -20,11 +20,11 @@ from small_stores import KINDS, clip_ids, fill, make_spec, source_of, tokens_of
 import featurecache
 from featurecache.explore.search import update_indices
 from featurecache.importers.npy import import_npy
-from featurecache.maintenance import gc as collect
-from featurecache.maintenance import retry as again
 from featurecache.maintenance.convert import convert_store
-from featurecache.maintenance.recompute import Outcome
+from featurecache.maintenance.gc import remove_leftovers
+from featurecache.maintenance.recompute import RecomputedClip
 from featurecache.maintenance.repair import repair_store
+from featurecache.maintenance.retry import retry
 from featurecache.store.protocols import Status
 
 CHANGES = ("link", "rename", "replace", "unlink", "remove", "rmdir", "mkdir", "write", "pwrite", "ftruncate")
@@ -65,18 +65,18 @@ def row_begin(path: Path, clip_id: str) -> int:
     return max(0, path.read_bytes().find(tokens_of(clip_id).astype(np.float16).tobytes()))
 
 
-def recompute(name: str, ids: Sequence[str]) -> Iterator[Outcome]:
+def recompute(name: str, ids: Sequence[str]) -> Iterator[RecomputedClip]:
     """What the media of today give."""
     for clip_id in ids:
         if clip_id in (FAILED, ABSENT):
             status, reason = (
                 (Status.FAILED, "the decoder gave up") if clip_id == FAILED else (Status.ABSENT, "no audio stream")
             )
-            yield Outcome(clip_id, status, source_of(clip_id), reason=reason)
+            yield RecomputedClip(clip_id, status, source_of(clip_id), reason=reason)
         elif clip_id == RETRIED:
-            yield Outcome(clip_id, Status.OK, source_of("changed"), new_tokens(clip_id))
+            yield RecomputedClip(clip_id, Status.OK, source_of("changed"), new_tokens(clip_id))
         else:
-            yield Outcome(clip_id, Status.OK, source_of(clip_id), tokens_of(clip_id))
+            yield RecomputedClip(clip_id, Status.OK, source_of(clip_id), tokens_of(clip_id))
 
 
 def prepare_repair(folder: Path, kind: str) -> None:
@@ -112,7 +112,7 @@ def prepare_gc(folder: Path, kind: str) -> None:
 
 
 def run_gc(folder: Path, kind: str) -> None:
-    collect.sweep(featurecache.open_store(folder / KINDS[kind][0], "a"))
+    remove_leftovers(featurecache.open_store(folder / KINDS[kind][0], "a"))
 
 
 def prepare_convert(folder: Path, kind: str) -> None:
@@ -187,7 +187,7 @@ def run_retry(folder: Path, kind: str, ids: Sequence[str] | None = None) -> None
     encoders = stub_encoders()
     by_encoder = {encoder.spec("float16").fingerprint: encoder for encoder in encoders.values()}
     listed = featurecache.load_clips(folder / "clips.jsonl")
-    again.retry(store, listed, store.names, lambda spec: by_encoder[spec.fingerprint], ids, workers=1)
+    retry(store, listed, store.names, lambda spec: by_encoder[spec.fingerprint], ids, workers=1)
 
 
 def run_retry_of_some(folder: Path, kind: str) -> None:

@@ -17,7 +17,7 @@ from featurecache.errors import FingerprintError, MissingFeatureError, StoreErro
 from featurecache.importers.npy import import_npy
 from featurecache.maintenance.describe import describe_clip, draw_clip, statistics, store_info
 from featurecache.maintenance.diff import compare_stores
-from featurecache.maintenance.gc import mark, sweep
+from featurecache.maintenance.gc import find_leftovers, remove_leftovers
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
 
@@ -168,19 +168,19 @@ def test_differences_between_stores_are_named(tmp_path: Path) -> None:
     assert "by at most 0.25" in str(whisper)
 
 
-def test_garbage_is_listed_and_then_removed(small_store: LocalStore) -> None:
+def test_leftovers_are_listed_and_then_removed(small_store: LocalStore) -> None:
     before = contents(small_store.root)
     for path in ("whisper/c/9/0/0", "whisper/.fcache/tmp/.tmp-dead", "mine.txt"):
         (small_store.root / path).parent.mkdir(parents=True, exist_ok=True)
         (small_store.root / path).write_bytes(b"12345")
     littered = contents(small_store.root)
-    garbage = mark(small_store)
-    assert garbage.num_bytes == 10
+    leftovers = find_leftovers(small_store)
+    assert leftovers.num_bytes == 10
     assert contents(small_store.root) == littered
-    sweep(small_store)
+    remove_leftovers(small_store)
     assert contents(small_store.root) == before | {"mine.txt": b"12345"}
     assert not (small_store.root / "whisper/c/9").exists()
-    assert garbage.superseded_bytes == 0  # the retried clip had failed: it had no row
+    assert leftovers.superseded_bytes == 0  # the retried clip had failed: it had no row
 
 
 def test_the_commands_convert_compare_verify_and_mend(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from small_stores import KINDS, contents
 
 import featurecache
 from featurecache.errors import CorruptStoreError, SpecError, StoreNotFoundError
-from featurecache.maintenance.gc import sweep
-from featurecache.maintenance.recompute import taken_from
+from featurecache.maintenance.gc import remove_leftovers
+from featurecache.maintenance.recompute import recompute_from_copy
 from featurecache.maintenance.repair import repair_store
 from featurecache.maintenance.verify import verify_store
 
@@ -50,7 +50,7 @@ def test_killed_and_run_again_equals_undisturbed(tmp_path: Path, job: str, kind:
         if job == "repair":
             assert_no_superseded_tokens(tried / KINDS[kind][0])
         if job == "retry-id" and records_in(tried) == records_in(whole):  # it was done: once more is another retry
-            sweep(featurecache.open_store(tried / KINDS[kind][0], "a"))
+            remove_leftovers(featurecache.open_store(tried / KINDS[kind][0], "a"))
         else:
             run_until(job, tried, kind)
         found = comparable(tried)
@@ -136,7 +136,7 @@ def test_a_clip_that_cannot_be_computed_is_not_written_down_as_failed(tmp_path: 
     for path in copy.glob("whisper/.fcache/records/*"):
         path.unlink()
     store = featurecache.open_store(place, "a")
-    report = repair_store(store, taken_from(featurecache.open_store(copy), store))
+    report = repair_store(store, recompute_from_copy(featurecache.open_store(copy), store))
     assert "the copy does not have it" in report.left[0]
     with pytest.raises(CorruptStoreError):
         featurecache.open_store(place)["whisper"]

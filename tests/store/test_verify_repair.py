@@ -13,7 +13,8 @@ from small_stores import KINDS, build, clip_ids, contents, fill, make_spec, sour
 
 import featurecache
 from featurecache.errors import CorruptStoreError, SpecError
-from featurecache.maintenance.repair import Outcome, Recompute, repair_store
+from featurecache.maintenance.recompute import Recompute, RecomputedClip
+from featurecache.maintenance.repair import repair_store
 from featurecache.maintenance.verify import VerifyReport, verify_store
 from featurecache.store.protocols import Status
 
@@ -22,13 +23,13 @@ def recompute_like(location: Path) -> Recompute:
     """Compute clips as the extraction of a sound store did, and remember which."""
     feature = featurecache.open_store(location)["whisper"]
 
-    def recompute(name: str, ids: Sequence[str]) -> Iterator[Outcome]:
+    def recompute(name: str, ids: Sequence[str]) -> Iterator[RecomputedClip]:
         assert name == "whisper"
         for clip_id in ids:
             record = feature.record(clip_id)
             assert record is not None
             tokens = tokens_of(clip_id) if record.status is Status.OK else None
-            yield Outcome(clip_id, record.status, record.source, tokens, record.reason)
+            yield RecomputedClip(clip_id, record.status, record.source, tokens, record.reason)
 
     return recompute
 
@@ -170,8 +171,8 @@ def test_media_that_changed_are_not_mixed_in_by_repair(plain: Path, copied) -> N
     for path in feature.format.paths(feature.folder, 0, feature.parts):
         path.unlink()
 
-    def recompute(name: str, ids: Sequence[str]) -> Iterator[Outcome]:
-        yield from (Outcome(clip_id, Status.OK, source_of("other media"), tokens_of(clip_id)) for clip_id in ids)
+    def recompute(name: str, ids: Sequence[str]) -> Iterator[RecomputedClip]:
+        yield from (RecomputedClip(clip_id, Status.OK, source_of("other media"), tokens_of(clip_id)) for clip_id in ids)
 
     report = repair_store(featurecache.open_store(plain, mode="a"), recompute)
     assert "fcache retry" in report.left[0]
