@@ -173,7 +173,7 @@ def timed(
         waited_s += time.perf_counter() - since
         step(given)
         done += size
-        flops += sum(work(one) for batch in given for one in batch.asked)
+        flops += sum(work(one) for batch in given for one in batch.sample_stats)
         tokens += sum(batch.num_tokens for batch in given)
     _settle(device)
     seconds = time.perf_counter() - began

@@ -23,7 +23,7 @@ from featurecache.errors import FingerprintError, MissingFeatureError
 from featurecache.store.protocols import ClipRecord, Feature, Status
 from fusion_train.data.batch_buffer import BatchBuffer, Spec
 from fusion_train.data.packing import Encoded, pack
-from fusion_train.data.samples import Asked, Sample
+from fusion_train.data.samples import Sample, SampleStats
 from fusion_train.errors import DataError
 from fusion_train.models.packed_attention import Layout
 from fusion_train.models.token_streams import MODALITIES, FeatureShapes
@@ -45,7 +45,7 @@ class Batch:
     """Of every sample."""
     num_supervised: int
     """Tokens that the loss counts."""
-    asked: list[Asked]
+    sample_stats: list[SampleStats]
     """One a sample, in the order of `ModelOutput.sample_losses`."""
 
     @property
@@ -65,7 +65,7 @@ class Batch:
 
     def tensors(self) -> dict[str, Any]:
         named = {name: self.buffer[name] for name in (*ROW, "present")}
-        return named | {"features": self.features, "layout": self.layout, "num_samples": len(self.asked)}
+        return named | {"features": self.features, "layout": self.layout, "num_samples": len(self.sample_stats)}
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device at once, without waiting where the memory is pinned."""
@@ -307,12 +307,12 @@ class Collator:
         rest = (asked, sample.clip.id, (said, recalled)) if recalled else (said + asked, sample.clip.id)
         return encode_prompt(self._tokenizer, before, num_soft, *rest, limit=None)
 
-    def asked(self, sample: Sample, num_tokens: int, num_supervised: int) -> Asked:
+    def stats(self, sample: Sample, num_tokens: int, num_supervised: int) -> SampleStats:
         """What to say of a sample of so many tokens."""
         here = self._reader.presence(sample.clip.id)
         missing = tuple(name for name, there in here.items() if not there)
         hidden = tuple(name for name, there in here.items() if there and name in sample.hidden)
-        return Asked(sample.clip.dataset or "", sample.task.name, num_tokens, num_supervised, missing, hidden)
+        return SampleStats(sample.clip.dataset or "", sample.task.name, num_tokens, num_supervised, missing, hidden)
 
     def answer_ids(self, sample: Sample) -> list[int]:
         """Token ids of the answer, its end included."""
@@ -341,7 +341,7 @@ class Collator:
         buffer = BatchBuffer.of(row, self._reader.layout(len(groups)))
         self._reader.read_seen([sample.clip.id for sample in groups], shown, buffer)
         asked = [
-            self.asked(sample, tokens, len(one.answer))
+            self.stats(sample, tokens, len(one.answer))
             for sample, tokens, one in zip(samples, packed.own_tokens, encoded, strict=True)
         ]
         clip_ids = [sample.clip.id for sample in samples]

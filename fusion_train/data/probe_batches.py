@@ -18,7 +18,7 @@ from fusion_train.config import Config
 from fusion_train.data.answers import LabelSets
 from fusion_train.data.batches import FeatureReader
 from fusion_train.data.pooled_features import PooledFeatures
-from fusion_train.data.samples import Asked, Sample
+from fusion_train.data.samples import Sample, SampleStats
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.emotion_llama import fusion_token_count
 from fusion_train.models.fusions import build_fusion
@@ -73,7 +73,7 @@ class ProbeBatch:
     """(B,) int64; -1 where the answer is none of the classes, which only scoring may meet."""
     clip_ids: list[str]
     num_supervised: int
-    asked: list[Asked]
+    sample_stats: list[SampleStats]
 
     @property
     def num_tokens(self) -> int:
@@ -124,7 +124,7 @@ class ProbeCollator:
         clip_ids = [sample.clip.id for sample in samples]
         features = self._pooled.take(clip_ids, present)
         return ProbeBatch(
-            features, present, allowed, targets, clip_ids, len(samples), [self._asked(sample) for sample in samples]
+            features, present, allowed, targets, clip_ids, len(samples), [self._stats(sample) for sample in samples]
         )
 
     def probabilities(self, model: Probe, samples: Sequence[Sample]) -> list[list[float]]:
@@ -138,11 +138,11 @@ class ProbeCollator:
             for sample, row in zip(samples, scores, strict=True)
         ]
 
-    def _asked(self, sample: Sample) -> Asked:
+    def _stats(self, sample: Sample) -> SampleStats:
         here = self._reader.presence(sample.clip.id)
         missing = tuple(name for name, there in here.items() if not there)
         hidden = tuple(name for name, there in here.items() if there and name in sample.hidden)
-        return Asked(sample.clip.dataset or "", sample.task.name, 1, 1, missing, hidden)
+        return SampleStats(sample.clip.dataset or "", sample.task.name, 1, 1, missing, hidden)
 
 
 def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: ClipList) -> tuple[Probe, ProbeCollator]:

@@ -53,7 +53,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleStats:
     """What a batch holds of one sample, for the account that training gives of itself."""
 
     dataset: str

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fusion_train.config import Config
-from fusion_train.data.samples import Asked
+from fusion_train.data.samples import SampleStats
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import build_model, llm_config, skeleton
 from fusion_train.models.decoder import decoder_layers
@@ -102,14 +102,14 @@ def lora_shape(llm: nn.Module) -> LoraShape:
     )
 
 
-def work_of(model: nn.Module) -> Callable[[Asked], float]:
+def work_of(model: nn.Module) -> Callable[[SampleStats], float]:
     """What a sample costs to train on, in floating-point operations."""
     if isinstance(model, Probe):
         each = 6.0 * sum(p.numel() for p in model.fusion.parameters()) * model.fusion_tokens
-        return lambda asked: each
+        return lambda stats: each
     llm, lora, adapter = llm_shape(model.llm), lora_shape(model.llm), adapter_work(model)
-    return lambda asked: (
-        sample_flops(llm, lora, tokens=asked.num_tokens, supervised=asked.num_supervised, adapter=adapter).model
+    return lambda stats: (
+        sample_flops(llm, lora, tokens=stats.num_tokens, supervised=stats.num_supervised, adapter=adapter).model
     )
 
 

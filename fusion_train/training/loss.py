@@ -23,12 +23,12 @@ LOSS_PER: tuple[LossPer, ...] = ("sample", "token")
 
 def total_of(batch: Any, per: LossPer) -> int:
     """Return what a micro-batch adds to the total that its loss is divided by: supervised tokens, or samples."""
-    return batch.num_supervised if per == "token" else len(batch.asked)
+    return batch.num_supervised if per == "token" else len(batch.sample_stats)
 
 
 def loss_of(output: ModelOutput, batch: Any, per: LossPer) -> Tensor:
     """Return a micro-batch's part of the loss, before division by the total: a scalar with its graph."""
     if per == "token":
         return output.loss_sum
-    lengths = torch.tensor([max(asked.num_supervised, 1) for asked in batch.asked], dtype=torch.float32)
+    lengths = torch.tensor([max(stats.num_supervised, 1) for stats in batch.sample_stats], dtype=torch.float32)
     return (output.sample_losses / lengths.to(output.sample_losses.device, non_blocking=True)).sum()

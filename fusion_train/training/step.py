@@ -86,7 +86,7 @@ def train_step(
         for place, output in zip(places, outputs, strict=True):
             learner = by_place[place]
             per = learner.config.optim.loss_per
-            learner.metrics.count(batch.asked, output.sample_losses)
+            learner.metrics.count(batch.sample_stats, output.sample_losses)
             losses[place] += loss_of(output, batch, per) / totals[per]
     for place, learner in by_place.items():
         learner.loss = float(accelerator.reduce(losses[place], reduction="sum"))

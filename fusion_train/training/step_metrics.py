@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fusion_train.data.samples import Asked
+from fusion_train.data.samples import SampleStats
 
 
 @dataclass
@@ -43,13 +43,13 @@ class Counts:
 class MetricsAccumulator:
     """Counts micro-batches in; gives and forgets what it counted."""
 
-    def __init__(self, work: Callable[[Asked], float]) -> None:
+    def __init__(self, work: Callable[[SampleStats], float]) -> None:
         """`work`: floating-point operations that training on a sample takes."""
         self._work = work
-        self._asked: list[Asked] = []
+        self._asked: list[SampleStats] = []
         self._losses: list[Tensor] = []
 
-    def count(self, asked: Sequence[Asked], sample_losses: Tensor) -> None:
+    def count(self, asked: Sequence[SampleStats], sample_losses: Tensor) -> None:
         """Add a micro-batch: its samples and their summed losses (samples,)."""
         self._asked += asked
         self._losses.append(sample_losses.detach())

@@ -61,7 +61,7 @@ class Losses:
     def add(self, batch: Any, output: Any) -> None:
         self.total += float(output.loss_sum)
         self.tokens += batch.num_supervised
-        for clip_id, asked, loss in zip(batch.clip_ids, batch.asked, output.sample_losses.tolist(), strict=True):
+        for clip_id, asked, loss in zip(batch.clip_ids, batch.sample_stats, output.sample_losses.tolist(), strict=True):
             self.of_clip[clip_id] = loss, asked.num_supervised
 
     def mean(self) -> float:

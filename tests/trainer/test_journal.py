@@ -16,7 +16,7 @@ from test_train import run_training
 from toy import make_config
 
 from featurecache.errors import MissingExtraError
-from fusion_train.data.samples import Asked
+from fusion_train.data.samples import SampleStats
 from fusion_train.errors import ConfigError
 from fusion_train.training.metrics_logger import MetricsLogger
 from fusion_train.training.step_metrics import Counts, MetricsAccumulator
@@ -87,7 +87,7 @@ def test_a_clip_without_sound_is_counted_as_missing(llama, material, tmp_path):
 def test_a_tally_is_counted_once():
     tally = MetricsAccumulator(lambda asked: 10.0 * asked.num_tokens)
     tally.count(
-        [Asked("a", "emotion", 20, 2, (), ()), Asked("b", "reason", 30, 6, ("audio",), ("video",))],
+        [SampleStats("a", "emotion", 20, 2, (), ()), SampleStats("b", "reason", 30, 6, ("audio",), ("video",))],
         torch.tensor([1.0, 3.0]),
     )
     counts = tally.take()

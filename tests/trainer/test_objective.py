@@ -29,7 +29,7 @@ def test_a_label_among_two_texts_carries_this_share_of_the_loss(per, share):
     lengths = torch.tensor([2.0, 40.0, 40.0])
     token_loss = torch.ones(3, requires_grad=True)
     by_sample = token_loss * lengths
-    batch = SimpleNamespace(asked=[SimpleNamespace(num_supervised=int(n)) for n in lengths], num_supervised=82)
+    batch = SimpleNamespace(sample_stats=[SimpleNamespace(num_supervised=int(n)) for n in lengths], num_supervised=82)
     (loss_of(ModelOutput(by_sample.sum(), by_sample), batch, per) / total_of(batch, per)).backward()
     assert token_loss.grad.sum() == pytest.approx(1.0)
     assert float(token_loss.grad[0]) == pytest.approx(share)
