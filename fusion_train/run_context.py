@@ -17,9 +17,10 @@ from featurecache.errors import FingerprintError, suggest
 from featurecache.spec import Spec
 from fusion_train import checkpoint
 from fusion_train.config import Config
-from fusion_train.data.absent import stand_ins
+from fusion_train.data.absent import absent_constants
 from fusion_train.data.answers import LabelSets
-from fusion_train.data.batches import Collator, FeatureReader
+from fusion_train.data.batches import Collator
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.probe_batches import build_probe
 from fusion_train.data.retrieval import RecalledTokens, open_retrieval
 from fusion_train.data.samples import label_sets
@@ -99,7 +100,7 @@ def build_context(
     reader = FeatureReader.open(store, config.features.used, fingerprints)
     if not reader.modalities:
         raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")
-    reader = reader.showing(stand_ins(config.features, reader, Path(clips).parent))
+    reader = reader.with_absent_constants(absent_constants(config.features, reader, Path(clips).parent))
     if sets is None:
         sets = label_sets(clip_list.in_split(config.data.train_split))
     if config.model.llm is None:

@@ -1,7 +1,6 @@
 """From the clip list and the store to the batches of a step.
 
-    mixture, pool ─ streams ─▶ samples ─ prompts, retrieval ─▶ token ids ─ packing ─▶ rows ─ batches, staging ─▶ Batch
+clips ─ pool ─▶ clip_draws ─▶ samples ─ prompts, retrieval ─▶ token ids ─ packing ─▶ rows ─ batches ─▶ loader
 
-micro_batches   which samples go together, on which process       absent, zero_image   released checkpoints' view
-feeding         the steps, prepared ahead on a thread             pooled               the same for the probe stage
+The stage without a language model reads `pooled_features` and makes its batches in `probe_batches`.
 """

@@ -1,10 +1,11 @@
-"""What the model sees in place of an absent modality, where the configuration makes absence visible.
+"""Constants that the model sees in place of an absent modality, if `features.absent` is visible.
 
-The released code feeds zeros for absent sound and video, and an all-zero image through EVA, whose tokens are a constant
-that is not zero; nothing tells the language model apart from what is there. `features.absent: visible` reproduces that
-for its checkpoints. The constant is computed once (`zero_image`) and kept as a safetensors file:
+The released code feeds zeros for absent sound and video, and the tokens that EVA computes for an all-zero image, which
+are not zero; nothing tells the language model that they stand for an absent modality. `features.absent: visible` does
+the same, so that checkpoints of the released code compute what they computed there. The tokens of the all-zero image
+are computed once (`fusion-train zero-image`) and kept in a safetensors file:
 
-    tokens (K, D) float32 · metadata: fingerprint of the feature that it belongs to
+    tokens (K, D) float32 · metadata: fingerprint of the feature that the tokens belong to
 
 Shapes: K tokens, D encoder width. Source: released code at 5f0a408, encode_img.
 """
@@ -20,28 +21,29 @@ from torch import Tensor
 
 from featurecache.files.publish import replace_bytes
 from fusion_train.config import FeaturesConfig
-from fusion_train.data.batches import FeatureReader
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.errors import ConfigError
 
 
-def stand_ins(features: FeaturesConfig, reader: FeatureReader, beside: Path) -> dict[str, Tensor] | None:
-    """Return modality -> (K, D) that is shown in place of an absent one; None where absence is hidden.
+def absent_constants(features: FeaturesConfig, reader: FeatureReader, folder: Path) -> dict[str, Tensor] | None:
+    """Return modality -> (K, D) that is shown in place of an absent modality; None if absent modalities are hidden.
 
     Args:
-        beside: folder of the clip list, where `features.zero_image` is looked for if not in the working directory.
+        folder: folder of the clip list; a relative `features.zero_image` is looked for in the working directory, then
+            there.
 
     Raises:
         ConfigError: no tokens of an all-zero image, or those of another feature.
     """
     if features.absent == "hidden":
         return None
-    shapes = {modality: getattr(reader.shapes, modality) for modality in reader.modalities}
-    shown = {modality: torch.zeros(shape) for modality, shape in shapes.items()}
-    if "image" in shown:
-        given = features.zero_image
-        there = given if given is None or Path(given).is_file() else str(beside / given)
-        shown["image"] = read_zero_image(there, reader.fingerprints["image"])
-    return shown
+    constants = {modality: torch.zeros(getattr(reader.shapes, modality)) for modality in reader.modalities}
+    if "image" in constants:
+        path = features.zero_image
+        if path is not None and not Path(path).is_file():
+            path = str(folder / path)
+        constants["image"] = read_zero_image(path, reader.fingerprints["image"])
+    return constants
 
 
 def write_zero_image(path: Path, tokens: Tensor, fingerprint: str) -> None:
@@ -50,10 +52,10 @@ def write_zero_image(path: Path, tokens: Tensor, fingerprint: str) -> None:
 
 
 def read_zero_image(path: str | None, fingerprint: str) -> Tensor:
-    """Read the tokens (K, D) of an all-zero image that belong to a feature.
+    """Read the tokens (K, D) of an all-zero image for the feature with this fingerprint.
 
     Raises:
-        ConfigError: no such file, another kind of file, or one that belongs to another feature.
+        ConfigError: no such file, another kind of file, or the file of another feature.
     """
     advice = "Make it with fusion-train zero-image."
     subject = "features.zero_image"
@@ -62,15 +64,15 @@ def read_zero_image(path: str | None, fingerprint: str) -> Tensor:
         raise ConfigError(subject, expected=expected, got=f"no file {path}" if path else "none", next_step=advice)
     try:
         with safe_open(path, framework="pt") as file:
-            kept = (file.metadata() or {}).get("fingerprint", "none")
-            tokens = file.get_tensor("tokens")
+            file_fingerprint = (file.metadata() or {}).get("fingerprint", "none")
+            tokens: Tensor = file.get_tensor("tokens")
     except (SafetensorError, OSError) as error:
         raise ConfigError(subject, expected=expected, got=f"{path}: {error}", next_step=advice) from error
-    if kept != fingerprint:
+    if file_fingerprint != fingerprint:
         raise ConfigError(
             f"{subject} {path}",
             expected=f"that of the feature with fingerprint {fingerprint[:12]}…",
-            got=f"that of {kept[:12]}…",
+            got=f"that of {file_fingerprint[:12]}…",
             next_step=advice,
         )
     return tokens

@@ -1,21 +1,42 @@
-"""Two halves of the held-out clips, for cross-fitting: each half is scored with the weights that the other half chose.
+"""Clusters of clips, and two halves of the validation clips for cross-fitting.
 
-Clips of one cluster (dialogue, else speaker) are in one half. The halves follow from the clips, not from their order:
-clusters are taken by descending size, equal sizes by a hash, and go to the half with fewer clips so far. A clip that
-was in a half stays there when the clip list changes, since the scores before the change rest on it.
+A cluster holds the clips of one dialogue or, in lists without dialogues, of one speaker: their answers resemble each
+other more than those of other clips. Cross-fitting scores each half with the weights that the other half chose.
+All clips of one cluster are in one half. The halves follow from the clips, not from their order: clusters are taken by
+descending size, equal sizes by a hash, and go to the half with fewer clips so far. A clip that was in a half stays
+there when the clip list changes, since the scores before the change rest on it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from featurecache.clips.clip_list import Clip
-from fusion_train.data.clusters import clusters_in, clusters_of
 
 Halves = Sequence[Sequence[str]]
 """Two lists of clip ids; empty where a run keeps no weights per half."""
 NUM_HALVES = 2
+
+
+def clusters_in(clips: Iterable[Clip]) -> tuple[str, dict[str, Hashable]]:
+    """Return what the clusters are (dialogues, speakers or single clips), and clip id -> cluster.
+
+    A clip without a dialogue, or without a speaker, is not in the mapping.
+    """
+    clips = list(clips)
+    for key in ("dialogue", "speaker"):
+        clusters: dict[str, Hashable] = {
+            clip.id: (clip.dataset, getattr(clip, key)) for clip in clips if getattr(clip, key)
+        }
+        if clusters:
+            return f"{key}s", clusters
+    return "clips", {}
+
+
+def clusters_of(clip_ids: Sequence[str], clusters: Mapping[str, Hashable]) -> list[Hashable]:
+    """Return the cluster of each clip; a clip that `clusters` does not name is a cluster of its own."""
+    return [clusters.get(clip_id, ("clip", clip_id)) for clip_id in clip_ids]
 
 
 def split_halves(clips: Iterable[Clip], before: Halves = ()) -> list[list[str]]:
@@ -26,30 +47,32 @@ def split_halves(clips: Iterable[Clip], before: Halves = ()) -> list[list[str]]:
     """
     members = _by_cluster(clips)
     halves = [list(half) for half in before] or [[] for _ in range(NUM_HALVES)]
-    known = {clip_id: number for number, half in enumerate(halves) for clip_id in half}
+    half_of = {clip_id: number for number, half in enumerate(halves) for clip_id in half}
     for cluster in sorted(members, key=lambda cluster: (-len(members[cluster]), _digest(cluster))):
-        ids = members[cluster]
-        there = [known[clip_id] for clip_id in ids if clip_id in known]
-        chosen = there[0] if there else min(range(NUM_HALVES), key=lambda number: len(halves[number]))
-        halves[chosen] += [clip_id for clip_id in ids if clip_id not in known]
+        clip_ids = members[cluster]
+        earlier = [half_of[clip_id] for clip_id in clip_ids if clip_id in half_of]
+        chosen = earlier[0] if earlier else min(range(NUM_HALVES), key=lambda number: len(halves[number]))
+        halves[chosen] += [clip_id for clip_id in clip_ids if clip_id not in half_of]
     return [sorted(half) for half in halves]
 
 
 def num_clusters(clips: Iterable[Clip], halves: Halves) -> tuple[list[int], str]:
-    """Return how many clusters of `clips` are in each half, and the name of the clusters."""
-    listed = list(clips)
-    name, named = clusters_in(listed)
-    cluster = dict(zip((clip.id for clip in listed), clusters_of([clip.id for clip in listed], named), strict=True))
-    return [len({cluster[clip_id] for clip_id in half if clip_id in cluster}) for half in halves], name
+    """Return how many clusters of `clips` are in each half, and what the clusters are."""
+    clips = list(clips)
+    name, clusters = clusters_in(clips)
+    clip_ids = [clip.id for clip in clips]
+    cluster_of = dict(zip(clip_ids, clusters_of(clip_ids, clusters), strict=True))
+    return [len({cluster_of[clip_id] for clip_id in half if clip_id in cluster_of}) for half in halves], name
 
 
 def _by_cluster(clips: Iterable[Clip]) -> dict[Hashable, list[str]]:
-    listed = list(clips)
-    ids = sorted(clip.id for clip in listed)
-    found: dict[Hashable, list[str]] = {}
-    for clip_id, cluster in zip(ids, clusters_of(ids, clusters_in(listed)[1]), strict=True):
-        found.setdefault(cluster, []).append(clip_id)
-    return found
+    """Cluster -> ids of its clips, sorted."""
+    clips = list(clips)
+    clip_ids = sorted(clip.id for clip in clips)
+    members: dict[Hashable, list[str]] = {}
+    for clip_id, cluster in zip(clip_ids, clusters_of(clip_ids, clusters_in(clips)[1]), strict=True):
+        members.setdefault(cluster, []).append(clip_id)
+    return members
 
 
 def _digest(cluster: Hashable) -> str:

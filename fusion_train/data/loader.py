@@ -1,55 +1,58 @@
-"""The batches of every step, prepared ahead of the model.
+"""Prepare the batches of the next steps on a thread while the model works on the current step.
 
-The samples of a step are the same for any number of processes (`micro_batches` says which go together where). A thread
-draws, tokenises, packs and reads the next steps while the model works on this one.
+The samples of a step are the same, in the same order, for any number of processes. With a micro-batch of fixed size,
+runs of that many samples go to the processes in turn. With `auto`, the questions on one clip form a unit: units go to
+the processes in turn, and each process packs its units into rows under a token budget. All processes make the same
+number of rows.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from fusion_train.config import Config
-from fusion_train.data import micro_batches
 from fusion_train.data.batches import Batch, Collator
 from fusion_train.data.samples import SampleStream
 from fusion_train.errors import ConfigError
 
-AHEAD = 3
-"""Steps prepared beyond the one in work."""
+STEPS_AHEAD = 3
+"""Steps that are prepared beyond the current one."""
 
 
 class PrefetchingLoader:
-    """Micro-batches of one process, step by step."""
+    """The micro-batches of one process, step by step."""
 
     def __init__(
         self, config: Config, stream: SampleStream, collator: Any, *, num_processes: int, process: int, budget: int
     ) -> None:
-        """`budget`: tokens of a row, where `optim.micro_batch_size` is auto.
+        """Args:
+            collator: a `Collator`, or the `ProbeCollator` of a stage without a language model.
+            budget: tokens per row, used where `optim.micro_batch_size` is auto.
 
         Raises:
-            ConfigError: the batch does not divide over processes and micro-batches, or a pack would part a clip's
-                questions.
+            ConfigError: the batch does not divide into micro-batches over the processes, or the questions on one clip
+                would fall into two micro-batches.
         """
         check_batching(config, num_processes)
         self._config, self._stream, self._collator, self._budget = config, stream, collator, budget
         self._num_processes, self._process = num_processes, process
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """What this process puts through the model in a step; an empty list never."""
+        """Return the micro-batches of this process in a step; there is at least one."""
         optim = self._config.optim
         first = step * optim.batch_size
         if isinstance(optim.micro_batch_size, int):
-            rows = micro_batches.fixed(optim.batch_size, optim.micro_batch_size, self._num_processes, self._process)
+            rows = fixed_rows(optim.batch_size, optim.micro_batch_size, self._num_processes, self._process)
             return [self._collator([self._stream.draw(first + number) for number in row]) for row in rows]
         samples = [self._stream.draw(first + number) for number in range(optim.batch_size)]
-        if not isinstance(self._collator, Collator):  # a probe's samples all have one length
+        if not isinstance(self._collator, Collator):  # all samples of a probe have one length: no budget is needed
             return [self._collator(samples[self._process :: self._num_processes])]
         encoded = [self._collator.encode(sample) for sample in samples]
-        rows = micro_batches.under_budget(
-            [one.length for one in encoded],
+        rows = rows_under_budget(
+            [sample.length for sample in encoded],
             self._config.data.questions_per_clip,
             self._budget,
             self._num_processes,
@@ -58,30 +61,33 @@ class PrefetchingLoader:
         return [self._collator([samples[n] for n in row], [encoded[n] for n in row]) for row in rows]
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of every step, prepared ahead; an exception there is raised here."""
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        """Yield the micro-batches of the steps `start` to `stop - 1`; an exception on the thread is raised here."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         ahead: deque[Future[list[Batch]]] = deque()
         try:
             for number in range(start, stop):
-                ahead.append(pool.submit(self.micro_batches, number))
-                if len(ahead) > AHEAD:
+                ahead.append(thread.submit(self.micro_batches, number))
+                if len(ahead) > STEPS_AHEAD:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            thread.shutdown(cancel_futures=True)
 
 
 def check_batching(config: Config, num_processes: int) -> None:
-    """Raise ConfigError where a batch does not divide into micro-batches over the processes, or a pack parts a clip's
-    questions."""
+    """Check that a batch divides into micro-batches over the processes and that no clip's questions are separated.
+
+    Raises:
+        ConfigError: it does not.
+    """
     optim, questions = config.optim, config.data.questions_per_clip
     size = questions if optim.micro_batch_size == "auto" else optim.micro_batch_size
     if optim.batch_size % (size * num_processes):
-        named = "data.questions_per_clip" if optim.micro_batch_size == "auto" else "micro_batch_size"
+        divisor = "data.questions_per_clip" if optim.micro_batch_size == "auto" else "micro_batch_size"
         raise ConfigError(
             "optim.batch_size",
-            expected=f"a multiple of {named} {size} × {num_processes} processes",
+            expected=f"a multiple of {divisor} {size} × {num_processes} processes",
             got=str(optim.batch_size),
         )
     if size % questions:
@@ -91,3 +97,55 @@ def check_batching(config: Config, num_processes: int) -> None:
             got=str(size),
             next_step=f"Use --set optim.micro_batch_size={questions}, or auto.",
         )
+
+
+def fixed_rows(batch_size: int, size: int, num_processes: int, process: int) -> list[list[int]]:
+    """Return the sample numbers of every micro-batch of one process, `size` samples per micro-batch."""
+    return [list(range(start, start + size)) for start in range(process * size, batch_size, num_processes * size)]
+
+
+def rows_under_budget(
+    lengths: Sequence[int], questions_per_clip: int, budget: int, num_processes: int, process: int
+) -> list[list[int]]:
+    """Return the sample numbers of every row of one process, filled up to a token budget.
+
+    Args:
+        lengths: tokens of every sample of the step.
+        questions_per_clip: consecutive samples that are on one clip and stay in one row.
+        budget: tokens per row; a unit that is longer has a row of its own.
+    """
+    units = [list(range(start, start + questions_per_clip)) for start in range(0, len(lengths), questions_per_clip)]
+    rows_of_process = [_filled(units[rank::num_processes], lengths, budget) for rank in range(num_processes)]
+    rows = rows_of_process[process]
+    while len(rows) < max(map(len, rows_of_process)):  # all processes run the same number of passes
+        rows = _split_heaviest(rows, lengths)
+    return [[number for unit in row for number in unit] for row in rows]
+
+
+def _weight(unit: Sequence[int], lengths: Sequence[int]) -> int:
+    return sum(lengths[number] for number in unit)
+
+
+def _filled(units: list[list[int]], lengths: Sequence[int], budget: int) -> list[list[list[int]]]:
+    """Put units into rows in their order; a row ends before the unit that would exceed the budget."""
+    rows: list[list[list[int]]] = []
+    filled = budget
+    for unit in units:
+        weight = _weight(unit, lengths)
+        if not rows or filled + weight > budget:
+            rows.append([])
+            filled = 0
+        rows[-1].append(unit)
+        filled += weight
+    return rows
+
+
+def _split_heaviest(rows: list[list[list[int]]], lengths: Sequence[int]) -> list[list[list[int]]]:
+    """Cut the row with the most tokens, of those with two units or more, into two rows."""
+    chosen = max(
+        (number for number, row in enumerate(rows) if len(row) > 1),
+        key=lambda number: sum(_weight(unit, lengths) for unit in rows[number]),
+    )
+    row = rows[chosen]
+    half = len(row) // 2
+    return [*rows[:chosen], row[:half], row[half:], *rows[chosen + 1 :]]

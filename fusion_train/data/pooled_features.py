@@ -21,7 +21,7 @@ from torch.nn import functional
 from featurecache.store.copying import empty
 from featurecache.store.protocols import Feature
 from featurecache.terminal import show_progress
-from fusion_train.data.batches import FeatureReader
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.models.fusion_inputs import resample
 
 READ_BYTES = 4 << 20

@@ -16,7 +16,7 @@ from torch import Tensor
 from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.config import Config
 from fusion_train.data.answers import LabelSets
-from fusion_train.data.batches import FeatureReader
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.pooled_features import PooledFeatures
 from fusion_train.data.samples import Sample, SampleStats
 from fusion_train.errors import ConfigError, DataError

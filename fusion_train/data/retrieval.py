@@ -1,11 +1,12 @@
-"""What the nearest training clips were labelled, put into the prompt: retrieval as an ablation.
+"""Find the labels of the nearest training clips and put them into the prompt: retrieval as an ablation.
 
-A clip is shown the labels (and the short reasons, where asked for) of the `k` nearest clips of the training split that
-have the label its task asks for: never its own, never those of its duplicates, never those of its dialogue. Nearness is
-judged by the modalities that the model is shown, so a hidden one cannot tell. A duplicate is any clip whose averaged
-tokens are far more alike than those of clips drawn at random: copies are passed over, and some clips that are none,
-since an exported model holds no media that could be compared in time. The same for training, evaluation and export
-(`memory_of`): what a clip is shown is a pure function of the store, the clip list and the settings.
+The prompt of a clip gets the labels, and short reasons if the configuration asks for them, of the `k` nearest clips of
+the training split that have the label of the question's task. The clip itself, its duplicates and the clips of its
+dialogue are never among them. Distance is computed on the modalities that the model is shown, so that a hidden modality
+reveals nothing. A duplicate is any clip whose averaged tokens are far more similar than those of randomly drawn clips;
+some clips that are no copies are passed over too, since an exported model has no media that it could compare.
+Training, evaluation and export (`recall_state`) use the same rule: the retrieved labels are a pure function of the
+store, the clip list and the settings.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from featurecache.explore.search import Neighbourhood, open_neighbourhood
 from featurecache.spec import Spec
 from fusion_train.errors import ConfigError
 from fusion_train.models.recall import PADDING
-from fusion_train.prompts.encoding_text import Words, encode_text
+from fusion_train.prompts.encoding_text import PromptText, encode_text
 from fusion_train.prompts.prompt import PromptFormat, Task
 
 MAX_REASON_WORDS = 20
@@ -40,7 +41,7 @@ SEPARATOR = ";"
 
 
 class Retrieval:
-    """Finds what to show beside a clip."""
+    """Finds the nearest training clips of a clip."""
 
     def __init__(
         self,
@@ -55,11 +56,15 @@ class Retrieval:
         k: int,
         reasons: bool = False,
     ) -> None:
-        """Args as in `Config.retrieval`; those besides:
+        """Args as in `Config.retrieval`, and:
 
-        neighbourhood, copies: the clips compared overall, which says what is near, and as copies are found.
-        pool: the clips that may be shown; those without tokens never are.
-        features: modality -> feature, in the reader's order. spaces: feature -> that of its index.
+        neighbourhood: vectors of the clips by which the nearest are found.
+        copies: vectors of the clips by which copies are found.
+        specs: feature -> spec.
+        rule: which similarities count as those of copies.
+        pool: the clips that may be retrieved; clips without tokens never are.
+        features: modality -> feature, in the reader's order.
+        spaces: feature -> projection of its index.
         """
         self.neighbourhood, self.specs, self.rule, self.features = neighbourhood, specs, rule, dict(features)
         self._copies = copies
@@ -74,47 +79,54 @@ class Retrieval:
 
     @property
     def keys(self) -> list[str]:
-        """Label tasks that some clip of the pool has one label for, sorted."""
+        """The label tasks for which some clip of the pool has one label, sorted."""
         return sorted({key for clip in self.pool for key, value in clip.labels.items() if isinstance(value, str)})
 
     def recalled(self, clip: Clip, task: Task, shown: Sequence[bool]) -> tuple[str, ...]:
-        """What the nearest clips say to a task, the nearest first; `shown` (M,) as the model is shown the clip."""
-        seen = tuple(dict.fromkeys(name for name, here in zip(self.features.values(), shown, strict=True) if here))
-        if task.picture or not seen or clip.id not in self.neighbourhood:
+        """Return the labels of the nearest clips for a task, the nearest first.
+
+        Args:
+            shown: (M,) which modalities of the clip the model is shown.
+        """
+        names = tuple(dict.fromkeys(name for name, show in zip(self.features.values(), shown, strict=True) if show))
+        if task.picture or not names or clip.id not in self.neighbourhood:
             return ()
         key = task.label_key
-        return tuple(self.says(self.pool[n], key) for n in self._nearest(clip.id, clip.dialogue, key, seen))
+        return tuple(self.label_text(self.pool[n], key) for n in self._nearest(clip.id, clip.dialogue, key, names))
 
-    def says(self, clip: Clip, key: str) -> str:
-        """The label of a training clip, and the beginning of its reason where asked for."""
+    def label_text(self, clip: Clip, key: str) -> str:
+        """Return the label of a training clip, with the beginning of its reason if the configuration asks for it."""
         reasons = response_texts(clip.responses.get("reason")) if self._reasons else []
-        words = next((text for about, text in reasons if about in (None, key)), "").split()[:MAX_REASON_WORDS]
+        words = next((text for label_task, text in reasons if label_task in (None, key)), "").split()
+        words = words[:MAX_REASON_WORDS]
         return f"{clip.labels[key]} ({' '.join(words)})" if words else str(clip.labels[key])
 
-    def _find(self, clip_id: str, dialogue: str | None, key: str, seen: tuple[str, ...]) -> tuple[int, ...]:
+    def _find(self, clip_id: str, dialogue: str | None, key: str, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Return the places in the pool of the nearest clips, by the features `names`."""
         place = self.neighbourhood.place(clip_id)
-        own = self.neighbourhood.parts([place])
-        joined = self.neighbourhood.join({name: own[name] for name in seen})[0]
-        own = self._copies.parts([place])
-        query = {name: own[name] if name in seen else np.zeros_like(own[name]) for name in own}
-        same = self.rule.screens(
+        parts = self.neighbourhood.parts([place])
+        query = self.neighbourhood.join({name: parts[name] for name in names})[0]
+        parts = self._copies.parts([place])
+        copy_query = {name: part if name in names else np.zeros_like(part) for name, part in parts.items()}
+        maybe_copy = self.rule.screens(
             *self._scorer(
-                {name: np.broadcast_to(query[name], part.shape) for name, part in self._parts.items()}, self._parts
+                {name: np.broadcast_to(copy_query[name], part.shape) for name, part in self._parts.items()},
+                self._parts,
             )
         )
-        found: list[int] = []
-        for n in np.argsort(-(self._vectors @ joined), kind="stable").tolist():
+        nearest: list[int] = []
+        for n in np.argsort(-(self._vectors @ query), kind="stable").tolist():
             other = self.pool[n]
-            apart = dialogue is None or other.dialogue != dialogue
-            if isinstance(other.labels.get(key), str) and other.id != clip_id and apart and not same[n]:
-                found.append(n)
-                if len(found) == self.k:
+            other_dialogue = dialogue is None or other.dialogue != dialogue
+            if isinstance(other.labels.get(key), str) and other.id != clip_id and other_dialogue and not maybe_copy[n]:
+                nearest.append(n)
+                if len(nearest) == self.k:
                     break
-        return tuple(found)
+        return tuple(nearest)
 
 
 class RecalledTokens:
-    """What is recalled, as token ids; each text is tokenised by itself, as an exported model must."""
+    """The retrieved labels as token ids; each text is tokenised separately, as an exported model has to do."""
 
     def __init__(self, retrieval: Retrieval, tokenizer: Any, prompt: PromptFormat) -> None:
         self.retrieval = retrieval
@@ -124,11 +136,12 @@ class RecalledTokens:
                 "prompt.recalled", expected=f"{PLACE}, the place of what is recalled", got=prompt.recalled
             )
         self.encode = lru_cache(MAX_REMEMBERED)(lambda text: tuple(encode_text(tokenizer, text)))
-        own = (tuple(encode_text(tokenizer, Words.own(text))) for text in (before, SEPARATOR, after))
-        self.prefix, self.separator, self.end = own
+        self.prefix, self.separator, self.end = (
+            tuple(encode_text(tokenizer, PromptText.template(text))) for text in (before, SEPARATOR, after)
+        )
 
     def __call__(self, clip: Clip, task: Task, shown: Sequence[bool]) -> list[int]:
-        """Token ids to put into a prompt; none where nothing is recalled."""
+        """Return the token ids to put into a prompt; none if no label is retrieved."""
         texts = self.retrieval.recalled(clip, task, shown)
         ids: list[int] = list(self.prefix) if texts else []
         for number, text in enumerate(texts):
@@ -137,10 +150,14 @@ class RecalledTokens:
 
 
 def open_retrieval(store: str, features: Mapping[str, str], pool: ClipList, *, k: int, reasons: bool) -> Retrieval:
-    """Open the indices of the features that a run reads (modality -> name).
+    """Open the indices of the features that a run reads.
+
+    Args:
+        features: modality -> name in the store.
+        pool: the clips that may be retrieved.
 
     Raises:
-        StoreError: there is no index of them, or it is behind the store: `fcache index` makes it.
+        StoreError: a feature has no index, or one that is older than its tokens: `fcache index` makes it.
         ConfigError: no clip of the training split has tokens.
     """
     opened = featurecache.open_store(store)
@@ -155,8 +172,8 @@ def open_retrieval(store: str, features: Mapping[str, str], pool: ClipList, *, k
     return retrieval
 
 
-def memory_of(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors of the `Recall` that an exported model carries."""
+def recall_state(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the settings and the buffers of the `Recall` module of an exported model."""
     retrieval = tokens.retrieval
     parts = retrieval.neighbourhood.parts([retrieval.neighbourhood.place(clip.id) for clip in retrieval.pool])
     tensors: dict[str, Tensor] = {}
@@ -174,7 +191,7 @@ def memory_of(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]
     keys = {}
     for number, key in enumerate(retrieval.keys):
         rows = [n for n, clip in enumerate(retrieval.pool) if isinstance(clip.labels.get(key), str)]
-        texts = [tokens.encode(retrieval.says(retrieval.pool[n], key)) for n in rows]
+        texts = [tokens.encode(retrieval.label_text(retrieval.pool[n], key)) for n in rows]
         longest = max(map(len, texts))
         padded = [[*text, *[PADDING] * (longest - len(text))] for text in texts]
         tensors |= {f"rows_{number}": torch.tensor(rows), f"texts_{number}": torch.tensor(padded)}

@@ -93,7 +93,7 @@ def ask_benchmark(
             is_probe = context.tokenizer is None
             set_context = context
             if not is_probe:
-                set_context = replace(context, collator=context.collator.asking(wording.prompts))
+                set_context = replace(context, collator=context.collator.with_prompts(wording.prompts))
             samples = questions(set_context, list(usable), task, hidden=hidden, vocabulary=benchmark_set.vocabulary)
             samples = fitting_samples(samples, set_context.collator, name, say)
             question_set = QuestionSet(

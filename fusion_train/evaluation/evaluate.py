@@ -205,7 +205,7 @@ def answer(
         return
     shown = [context.collator.present(sample.clip, sample.hidden) for sample in samples]
     prompts = [context.collator.prompt_ids(sample, mask) for sample, mask in zip(samples, shown, strict=True)]
-    read, present = context.reader.read_seen([sample.clip.id for sample in samples], shown)
+    read, present = context.reader.read_visible([sample.clip.id for sample in samples], shown)
     features = {name: tensor.to(device) for name, tensor in read.items()}
     if task.answer == "label" and labels and not generate:
         label_ids = [encode_answer(context.tokenizer, label) for label in labels]

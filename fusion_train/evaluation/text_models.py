@@ -21,7 +21,7 @@ from fusion_train.errors import ModelError
 from fusion_train.evaluation.append_only import AppendedLines, read_lines
 from fusion_train.metrics.negation import is_negated
 from fusion_train.metrics.overlap import Kind
-from fusion_train.prompts.encoding_text import Words, encode_text
+from fusion_train.prompts.encoding_text import PromptText, encode_text
 
 MAX_REPLY_TOKENS = 512
 TIMEOUT_S = 300
@@ -120,7 +120,8 @@ def chat_ids(tokenizer: Any, prompt: str) -> list[int]:
     before, placeholder, after = whole.partition(PROMPT_PLACEHOLDER)
     if not placeholder:
         raise ModelError("chat template", expected="the words of the user in it", got="a template without them")
-    return encode_text(tokenizer, Words.own(before) + Words.outside(prompt) + Words.own(after))
+    text = PromptText.template(before) + PromptText.external(prompt) + PromptText.template(after)
+    return encode_text(tokenizer, text)
 
 
 def open_text_model(place: str, key_file: Path | None = None) -> TextModel:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from fusion_train.data.retrieval import RecalledTokens, memory_of
+from fusion_train.data.retrieval import RecalledTokens, recall_state
 from fusion_train.evaluation.evaluate import MAX_NEW_TOKENS
 from fusion_train.export.encoders import AttachedEncoders
 from fusion_train.export.vendor import vendored_code
@@ -53,7 +53,7 @@ def make_config(
 
     Args:
         tasks: that it was trained on.
-        recall: as `retrieval.memory_of` gives it.
+        recall: as `retrieval.recall_state` gives it.
     """
     settings = context.config.model.fusion
     options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": context.model.fusion_tokens}
@@ -97,12 +97,12 @@ def make_model(
 
 def constants_of(context: RunContext) -> tuple[dict[str, Any] | None, Constants]:
     """Settings of what the model recalls, None where it was trained without retrieval; and its constants."""
-    stand_ins = context.reader.stand_ins
-    constants = {} if stand_ins is None else {"stand_ins": dict(stand_ins)}
+    absent = context.reader.absent_constants
+    constants = {} if absent is None else {"stand_ins": dict(absent)}
     recall = getattr(context.collator, "recall", None)
     if not isinstance(recall, RecalledTokens):
         return None, constants
-    settings, memory = memory_of(recall)
+    settings, memory = recall_state(recall)
     return settings, constants | {"recall": memory}
 
 

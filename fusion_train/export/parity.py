@@ -145,7 +145,7 @@ def reference(context: RunContext, samples: Sequence[Sample]) -> list[ReferenceA
     for sample in samples:
         present = context.collator.present(sample.clip, sample.hidden)
         prompt = context.collator.prompt_ids(sample, present)
-        features, mask = context.reader.read_seen([sample.clip.id], [present])
+        features, mask = context.reader.read_visible([sample.clip.id], [present])
         device = next(context.model.projectors.parameters()).device
         there = {name: tensor.to(device) for name, tensor in features.items()}
         eos = context.tokenizer.eos_token_id

@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import suppress
 
 from fusion_train import checkpoint
-from fusion_train.data.answers import answer_limits
 from fusion_train.data.pool import Pool
 from fusion_train.data.samples import SampleStream
 from fusion_train.errors import CheckpointError
@@ -45,17 +44,12 @@ def _sampled(run: Run, context: RunContext) -> set[str] | None:
     if pool is None:
         steps = [checkpoint.read_state(folder).step for folder in checkpoint.published(run.checkpoints)]
         return set(config.data.tasks) if steps == [0] else None
-    data = config.data
-    stream = SampleStream(
+    stream = SampleStream.for_training(
+        config,
         pool,
-        data.tasks,
         context.label_sets,
-        seed=config.seed,
+        tokenizer=context.tokenizer,
         modalities=tuple(config.features.used),
-        mixture=data.mixture,
-        on_absent_dataset=data.mixture_absent,
-        limits=answer_limits(data, context.tokenizer),
-        form=config.prompt.format(),
         say=_say_nothing,
     )
     return set(stream.sampled_tasks())

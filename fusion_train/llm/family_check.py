@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from fusion_train.data.packing import Encoded, Packed, pack
 from fusion_train.errors import ModelError
 from fusion_train.models.answering import greedy_text, label_log_probabilities, positions
-from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import Abilities
 from fusion_train.models.packed_attention import row_logits
+from fusion_train.models.parts import decoder_layers
 from fusion_train.models.token_streams import SOFT_TOKEN
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}

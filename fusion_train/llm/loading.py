@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from featurecache.console import say
+from featurecache.encoders.checkpoint import quiet_transformers
 from featurecache.encoders.network import align
+from featurecache.outside_text import one_line
+from featurecache.terminal import Screen
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError, ModelError
 from fusion_train.llm.family_check import abilities_of
-from fusion_train.llm.loading_weights import loading_weights
 from fusion_train.models.answering import plain_generation
 from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
@@ -21,8 +28,27 @@ from fusion_train.models.lora import add_lora
 from fusion_train.models.packed_attention import use_packed_attention
 from fusion_train.models.parts import freeze, freeze_parts
 from fusion_train.models.token_streams import PATCHES_PER_TOKEN, FeatureShapes
+from fusion_train.processes import this_process
 from fusion_train.prompts.prompt import PromptFormat
 from fusion_train.seeding import derive
+
+
+@contextmanager
+def loading_weights(kind: str, place: str | Path) -> Iterator[None]:
+    """Say on standard error, in the main process, that the block loads `kind` from `place`, a folder or hub id."""
+    name = f"{kind} {Path(place).resolve().name if Path(place).exists() else place}"
+    with quiet_transformers():
+        if not this_process().is_main_process:
+            yield
+        elif not sys.stderr.isatty():
+            say(f"loading {name}", err=True)
+            yield
+        else:
+            began = time.monotonic()
+            with Screen(stderr=True).status(one_line(f"loading {name}")):
+                yield
+            say(f"{name}: loaded in {time.monotonic() - began:.1f} s", err=True)
+
 
 _LLAMA_2_7B = {
     "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,

@@ -26,8 +26,25 @@ from torch.nn import functional as F
 
 from fusion_train.models.fusion_inputs import fusion_inputs
 from fusion_train.models.packed_attention import Layout, row_logits
-from fusion_train.models.projectors import Projectors, join_patches
-from fusion_train.models.token_streams import DEFAULT_FUSION_TOKENS, SOFT_TOKEN, STREAMS, FeatureShapes
+from fusion_train.models.token_streams import (
+    DEFAULT_FUSION_TOKENS,
+    PATCHES_PER_TOKEN,
+    SOFT_TOKEN,
+    STREAMS,
+    FeatureShapes,
+)
+
+
+class Projectors(nn.ModuleDict):
+    """Stream name -> linear map."""
+
+    def __init__(self, widths: Mapping[str, int], llm_width: int) -> None:
+        super().__init__({stream: nn.Linear(width, llm_width) for stream, width in widths.items()})
+
+
+def join_patches(patches: Tensor) -> Tensor:
+    """(B, P, D) in raster order -> (B, P / 4, 4·D)."""
+    return patches.unflatten(1, (-1, PATCHES_PER_TOKEN)).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -190,3 +207,21 @@ def fusion_token_count(shapes: FeatureShapes) -> int:
 def llm_width(llm: nn.Module) -> int:
     """Width of the input embeddings of a causal LM of transformers."""
     return int(llm.get_input_embeddings().embedding_dim)
+
+
+class AbsentConstants(nn.Module):
+    """One (K, D) constant a modality in use, kept beside the weights."""
+
+    def __init__(self, shapes: FeatureShapes) -> None:
+        super().__init__()
+        self._used = shapes.used
+        for name in self._used:
+            self.register_buffer(name, torch.zeros(getattr(shapes, name)))
+
+    def forward(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Features (B, K, D) a modality and `present` (B, M) -> what is seen of them, and that all of it is there."""
+        seen = {
+            name: torch.where(present[:, m, None, None], features[name], getattr(self, name).to(features[name]))
+            for m, name in enumerate(self._used)
+        }
+        return seen, torch.ones_like(present)

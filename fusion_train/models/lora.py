@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fusion_train.errors import ConfigError
-from fusion_train.models.decoder import decoder_layers
+from fusion_train.models.parts import decoder_layers
 
 FIRST_CHOICES = (("q_proj", "v_proj"), ("query_key_value",), ("c_attn",), ("qkv_proj",), ("Wqkv",), ("in_proj",))
 """Names of the projections that carry queries and values, over the families of transformers."""

@@ -1,11 +1,12 @@
-"""What an exported model recalls of its training clips: the same rule as `retrieval`, on features just encoded.
+"""Retrieve the labels of the nearest training clips in an exported model: the rule of `retrieval` on new features.
 
-A prompt holds one `RECALL_TOKEN - n` where what is recalled for key n (emotion, sentiment, …) goes. A clip's features
-become a vector as in the similarity index: mean and deviation of the tokens a channel, centred, projected, length 1.
-Training clips that are far more alike than clips drawn at random are passed over as possible copies; the `k` nearest of
-the rest are put in as token ids that were tokenised once, one by one.
+A prompt holds the token id `RECALL_TOKEN - n` at the place for the labels of key n (emotion, sentiment, …). A clip's
+features become a vector as in the similarity index: mean and deviation of the tokens per channel, centred, projected,
+scaled to length 1. Training clips that are far more similar than randomly drawn clips are passed over as possible
+copies. The labels of the `k` nearest other clips are inserted as token ids; each label was tokenised separately.
 
-Shapes: B clips, N training clips, K tokens, D width, R axes, T tokens of the longest text. Knows no tokenizer or store.
+Shapes: B clips, N training clips, M modalities, K tokens, D width, R projection axes, T tokens of the longest label.
+Knows no tokenizer and no store.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_train.models.answering import pad_left
+
 RECALL_TOKEN = -2
-"""Of the first key; the next one's is one less."""
+"""Place of the first key's labels; the token id of each further key is one less."""
 PADDING = -1
 
 
 class Recall(nn.Module):
-    """Training clips and what they say."""
+    """Vectors and labels of the training clips."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Make room for what `settings` describe; `retrieval.memory_of` writes both.
+        """Allocate the buffers; `retrieval.recall_state` writes the settings and the buffers.
 
         Args:
-            settings: k, threshold, floor, num_clips, prefix, separator, end (token ids), modalities (name -> width,
-                axes, kind), keys (name -> [clips that have it, T]).
+            settings: k; threshold and floor of the rule for copies; num_clips; prefix, separator and end (token ids);
+                modalities (name -> width, axes, kind); keys (name -> [clips with this label, T]).
         """
         super().__init__()
         self.settings = dict(settings)
@@ -47,33 +50,31 @@ class Recall(nn.Module):
     def fill(
         self, ids: Tensor, mask: Tensor, features: Mapping[str, Tensor], present: Tensor, order: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
-        """Put what is recalled into prompts (B, L), padded on the left; those without a place stay as they are.
+        """Insert the retrieved labels into prompts (B, L), padded on the left; return the longer ids and their mask.
 
         Args:
-            features: modality -> (B, K, D); present: (B, M) bool in the order of the modalities `order`.
+            mask: (B, L), 0 at padding.
+            features: modality -> (B, K, D).
+            present: (B, M) bool in the order of the modalities `order`.
         """
         if not bool((ids <= RECALL_TOKEN).any()):
             return ids, mask
         queries = self._queries(features, present, order)
-        rows = []
+        prompts = []
         for b in range(len(ids)):
             prompt = ids[b][mask[b].bool()].tolist()
-            places = [at for at, token in enumerate(prompt) if token <= RECALL_TOKEN]
-            for at in reversed(places):
-                key = RECALL_TOKEN - prompt[at]
-                prompt[at : at + 1] = self._recalled(key, {name: part[b] for name, part in queries.items()})
-            rows.append(prompt)
-        length = max(map(len, rows))
-        filled = torch.zeros(len(rows), length, dtype=ids.dtype, device=ids.device)
-        shown = torch.zeros(len(rows), length, dtype=mask.dtype, device=mask.device)
-        for b, row in enumerate(rows):
-            filled[b, length - len(row) :] = torch.tensor(row, device=ids.device)
-            shown[b, length - len(row) :] = 1
-        return filled, shown
+            places = [place for place, token in enumerate(prompt) if token <= RECALL_TOKEN]
+            for place in reversed(places):  # from the end, so that the places before keep their numbers
+                key = RECALL_TOKEN - prompt[place]
+                query = {name: vectors[b] for name, vectors in queries.items()}
+                prompt[place : place + 1] = self._labels(key, query)
+            prompts.append(prompt)
+        longer_ids, longer_mask = pad_left(prompts, ids.device)
+        return longer_ids.to(ids.dtype), longer_mask.to(mask.dtype)
 
     def _queries(self, features: Mapping[str, Tensor], present: Tensor, order: Sequence[str]) -> dict[str, Tensor]:
-        """Modality -> (B, R) vectors of length 1, zeros where the clip does not have it."""
-        found = {}
+        """Return modality -> (B, R) vectors of length 1; zeros if the clip does not have the modality."""
+        queries = {}
         for name in self.modalities:
             values = features[name].float()
             mean = values.mean(dim=1)
@@ -81,47 +82,53 @@ class Recall(nn.Module):
             centred = torch.cat([mean, deviation], dim=1) - getattr(self, f"{name}_mean")
             vectors = centred @ getattr(self, f"{name}_axes")
             vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
-            found[name] = torch.where(present[:, list(order).index(name), None], vectors, 0)
-        return found
+            queries[name] = torch.where(present[:, list(order).index(name), None], vectors, 0)
+        return queries
 
-    def _recalled(self, key: int, query: Mapping[str, Tensor]) -> list[int]:
-        """Token ids that replace a place, for one clip: (R,) a modality."""
+    def _labels(self, key: int, query: Mapping[str, Tensor]) -> list[int]:
+        """Return the token ids of the nearest clips' labels for one clip; `query`: modality -> (R,)."""
         rows, texts = getattr(self, f"rows_{key}"), getattr(self, f"texts_{key}")
-        cosine, likeness, both, kinds = [], [], [], []
-        shown = sum(bool(vector.any()) for vector in query.values())
+        cosine, likeness, shared, kinds = [], [], [], []
+        num_shown = sum(bool(vector.any()) for vector in query.values())
         for name, vector in query.items():
             vectors = getattr(self, f"{name}_vectors")[rows]
             cosine.append(vectors @ vector)
             likeness.append(self._whitened(name, vectors) @ self._whitened(name, vector))
-            both.append(vectors.any(dim=1) & bool(vector.any()))
+            shared.append(vectors.any(dim=1) & bool(vector.any()))
             kinds.append(self.modalities[name]["kind"])
-        has = torch.stack([getattr(self, f"{name}_vectors")[rows].any(dim=1) for name in query]).sum(dim=0)
-        products, common = torch.stack(cosine), torch.stack(both)  # [m, n]
-        nearness = products.sum(dim=0) / (shown * has).clamp(min=1).sqrt()
-        same = self._same(torch.stack(likeness), common, kinds)
-        order = nearness.masked_fill(same, -torch.inf).argsort(descending=True, stable=True)
-        chosen = [n for n in order[: self.settings["k"]].tolist() if not bool(same[n])]
-        if not chosen:
+        num_present = torch.stack([getattr(self, f"{name}_vectors")[rows].any(dim=1) for name in query]).sum(dim=0)
+        # A clip's vector over all modalities has the square root of their number as its length.
+        nearness = torch.stack(cosine).sum(dim=0) / (num_shown * num_present).clamp(min=1).sqrt()
+        copies = self._copies(torch.stack(likeness), torch.stack(shared), kinds)
+        order = nearness.masked_fill(copies, -torch.inf).argsort(descending=True, stable=True)
+        nearest = [n for n in order[: self.settings["k"]].tolist() if not bool(copies[n])]
+        if not nearest:
             return []
         ids = list(self.settings["prefix"])
-        for number, n in enumerate(chosen):
+        for number, n in enumerate(nearest):
             text = texts[n]
             ids += (self.settings["separator"] if number else []) + text[text != PADDING].tolist()
         return ids + list(self.settings["end"])
 
     def _whitened(self, name: str, vectors: Tensor) -> Tensor:
-        """(…, R) vectors -> (…, R) of length 1 as copies are found; see `featurecache.explore.projection`."""
+        """(…, R) -> (…, R), whitened, of length 1, as copies are found; see `featurecache.explore.projection`."""
         scaled = vectors * getattr(self, f"{name}_scale")
         return scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
-    def _same(self, products: Tensor, common: Tensor, kinds: Sequence[str]) -> Tensor:
-        """(N,) bool: whether a training clip may be a copy of the clip in question, by (M, N) whitened products."""
-        counted = products * common
-        similarity = counted.sum(dim=0) / common.sum(dim=0).clamp(min=1)
+    def _copies(self, products: Tensor, shared: Tensor, kinds: Sequence[str]) -> Tensor:
+        """Return (N,) bool: whether a training clip may be a copy of the clip.
+
+        Args:
+            products: (M, N) products of whitened vectors.
+            shared: (M, N) bool, whether both clips have the modality.
+            kinds: (M,) what the modality shows, sound or picture; each kind must be similar by itself.
+        """
+        counted = products * shared
+        similarity = counted.sum(dim=0) / shared.sum(dim=0).clamp(min=1)
         agreement = torch.full_like(similarity, torch.inf)
         for kind in sorted(set(kinds)):
-            of_kind = torch.tensor([each == kind for each in kinds], device=products.device)
-            number = common[of_kind].sum(dim=0)
+            of_kind = torch.tensor([modality_kind == kind for modality_kind in kinds], device=products.device)
+            number = shared[of_kind].sum(dim=0)
             mean = counted[of_kind].sum(dim=0) / number.clamp(min=1)
             agreement = torch.where(number > 0, torch.minimum(agreement, mean), agreement)
-        return (similarity >= self.settings["threshold"]) & (agreement >= self.settings["floor"]) & common.any(dim=0)
+        return (similarity >= self.settings["threshold"]) & (agreement >= self.settings["floor"]) & shared.any(dim=0)

@@ -15,7 +15,8 @@ from featurecache.clips.corrections import adjust
 from featurecache.errors import StoreError
 from fusion_train.config import Config
 from fusion_train.data.answers import answer_limits
-from fusion_train.data.batches import Collator, FeatureReader
+from fusion_train.data.batches import Collator
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.packing import pack
 from fusion_train.data.samples import SampleStream, label_sets, near_classes
 from fusion_train.data.too_long import fitting_clips
@@ -211,21 +212,8 @@ def _lengths(
         for split in dict.fromkeys((data.train_split, data.eval_split, asked_split))
         if split in listed.splits
     }
-    stream = SampleStream(
-        usable[data.train_split],
-        data.tasks,
-        sets,
-        seed=config.seed,
-        modalities=reader.modalities,
-        mixture=data.mixture,
-        on_absent_dataset=data.mixture_absent,
-        task_weights=data.task_weights,
-        fallback=data.fallback,
-        form=collator.form,
-        hide_modality_p=data.hide_modality_p,
-        questions_per_clip=data.questions_per_clip,
-        limits=limits,
-        say=say,
+    stream = SampleStream.for_training(
+        config, usable[data.train_split], sets, tokenizer=tokenizer, modalities=reader.modalities, say=say
     )
     places = text = answers = longest = 0
     together = data.questions_per_clip

@@ -15,9 +15,8 @@ from fusion_train.config import Config
 from fusion_train.data.samples import SampleStats
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import build_model, llm_config, skeleton
-from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.models.parts import count_by_part
+from fusion_train.models.parts import count_by_part, decoder_layers
 from fusion_train.models.probe import Probe
 from fusion_train.models.token_streams import FeatureShapes
 from fusion_train.planning.costs import LlmShape, LoraShape, sample_flops

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from featurecache.encoders.network import resolve_device
 from fusion_train.errors import ExportError
-from fusion_train.llm.loading_weights import loading_weights
+from fusion_train.llm.loading import loading_weights
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.integrity import read_certificate, refuse_changed_files
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM

@@ -1,6 +1,6 @@
-"""How long a prompt may be in tokens, and what is done about a text that makes it longer.
+"""Limit the tokens of a prompt, and cut the clip's words if the configuration allows it.
 
-Shapes: a prompt and its answer have one position a token, counted from 0 in every sample.
+A prompt and its answer take one position per token, counted from 0 in every sample.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fusion_train.prompts.prompt import MAX_PROMPT_TOKENS
 
 TooLong = Literal["refuse", "leave_out", "cut"]
 MAX_NEW_TOKENS = 200
-"""Tokens of an answer that is generated."""
+"""Tokens of a generated answer."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,28 @@ class PromptLimits:
     """The limits of one language model."""
 
     tokens: int = MAX_PROMPT_TOKENS
-    """Of a prompt, soft tokens included."""
+    """Tokens of a prompt, soft tokens included."""
     positions: int | None = None
-    """Of prompt and answer together, where the language model has learned so many; None for no such limit."""
+    """Tokens of prompt and answer together, for a model with learned position embeddings; None for no such limit."""
     too_long: TooLong = "refuse"
-    """cut: the clip's words are cut to the longest beginning that fits. The others raise."""
+    """cut: cut the clip's words to the longest beginning that fits. The other values raise."""
 
     @property
     def answering(self) -> int:
-        """Tokens of a prompt that an answer is generated to."""
+        """Tokens of a prompt whose answer is generated."""
         return self.beside(MAX_NEW_TOKENS if self.positions is None else min(MAX_NEW_TOKENS, self.positions // 4))
 
     def beside(self, answer_tokens: int) -> int:
-        """Tokens of a prompt whose answer has so many."""
+        """Return the tokens of a prompt whose answer has `answer_tokens`."""
         return self.tokens if self.positions is None else min(self.tokens, self.positions - answer_tokens)
 
     def fit(self, encode: Callable[[str], list[int]], text: str, limit: int, subject: str) -> list[int]:
-        """Token ids of a prompt of at most `limit` tokens; `encode` makes them of the clip's words.
+        """Return the token ids of a prompt of at most `limit` tokens.
+
+        Args:
+            encode: the clip's words -> token ids of the prompt.
+            text: the clip's words.
+            subject: the clip id, for error messages.
 
         Raises:
             DataError: the prompt is longer, and must not or cannot be cut.
@@ -57,7 +62,10 @@ class PromptLimits:
 
 
 def longest(count: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 0 to `count` that fits, where all below one that fits do; 0 where none does."""
+    """Return the largest number up to `count` for which `fits` is true, by bisection; 0 if there is none.
+
+    If a number fits, all smaller ones must fit too.
+    """
     low, high = 0, count
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,11 +1,12 @@
-"""From a clip's words, a task and an answer to token ids; the one tokenisation of training, evaluation and export.
+"""Put a clip's words, a task and an answer into token ids: the one tokenisation of training, evaluation and export.
 
     <s>[INST] <Vid>{448 soft}</Vid> The person in video says: {text}.  [{task}] {instruction}  [/INST]{answer}</s>
 
-(two spaces where shown; the published second stage leaves out the period after the text). `<Vid>` and `[task]` are
-plain text. The loss is on the answer and `</s>`. A clip without a subtitle has no sentence about what is said.
-A task on pictures (`caption`, `vqa`, `refer`) shows the picture alone; its question may be the clip's own.
-Source: arXiv 2601.16449; format of the released code at 5f0a408, instructions of our own wording.
+There are two spaces where two are shown; the published second stage omits the period after the text. `<Vid>` and
+`[task]` are plain text. The loss is on the answer and `</s>`. The prompt of a clip without a subtitle has no sentence
+about what the person says. A task on pictures (`caption`, `vqa`, `refer`) shows only the picture; its question may be
+the clip's own.
+Source: arXiv 2601.16449; format of the released code at 5f0a408, instructions in words of this project.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 from fusion_train.errors import ConfigError, DataError, refuse_unknown
 from fusion_train.models.token_streams import SOFT_TOKEN
-from fusion_train.prompts.encoding_text import Words, encode_text
+from fusion_train.prompts.encoding_text import PromptText, encode_text
 
 MAX_TEXT_WORDS = 200
 MAX_PROMPT_TOKENS = 3800
@@ -28,7 +29,7 @@ SPACED_CHARACTERS = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, and which part of a clip answers it."""
+    """A question type: its instruction, and the part of the clip list that answers it."""
 
     name: str
     instruction: str
@@ -38,44 +39,44 @@ class Task:
     key: str
     """Key in the clip's `labels` (label, labels) or `responses` (response, think)."""
     label: str = "emotion"
-    """The label task that "think" concludes with and that stands in where a response is empty or too long."""
+    """The label task of the conclusion of "think"; it also replaces a response that is empty or too long."""
     argues: bool = False
-    """Answered by a rationale, which argues for `label`, or for the label task that the response names."""
+    """Whether the answer is a rationale: an argument for `label`, or for the label task that the response names."""
     settled: bool = False
-    """Whether only rationales for `label` answer it; otherwise those for any label task do."""
+    """Whether only rationales for `label` answer the task; otherwise rationales for any label task do."""
     empty: str | None = None
-    """What an empty list of labels is answered with; None: such a clip is not asked."""
+    """The answer of an empty list of labels; None: a clip with an empty list has no answer."""
     modalities: tuple[str, ...] = ("audio", "image", "video")
-    """What the model is shown; a description of the sound alone is asked of the sound alone."""
+    """The modalities that the model is shown; a question about the sound shows only the sound."""
     picture: bool = False
-    """Asked of general image-text sets: about the picture, not about a person who says something."""
+    """Whether the task is for image-text sets: about the picture, not about a person who says something."""
     verbatim: bool = False
-    """The answer is notation, such as the corners of a box, and is never cleaned."""
+    """Whether the answer is notation, such as the corners of a box, and is never cleaned."""
 
     @property
     def label_key(self) -> str:
-        """The label task that an answer comes down to: its own, or the one that it concludes with."""
+        """The label task that an answer is scored by: the task's own, or that of the rationale's conclusion."""
         return self.key if self.answer == "label" else self.label
 
     @property
     def closed_key(self) -> str | None:
-        """The label task whose closed set is chosen among; None for open tasks and for several labels."""
+        """The label task whose closed set the answer is chosen from; None for open tasks and for several labels."""
         key = {"label": self.key, "think": self.label}.get(self.answer)
         return None if key in TASKS and TASKS[key].answer == "labels" else key
 
     @property
     def full_name(self) -> str:
-        """`think:intent` where a rationale is about another label task than by default; else the name."""
+        """The name, or `think:intent` if a rationale is for another label task than the default one."""
         return self.name if self.label == TASKS[self.name].label else f"{self.name}:{self.label}"
 
     def about(self, label: str) -> Task:
-        """This rationale for one label task, in words of its own."""
+        """Return this rationale for one label task, with the instruction of that label task."""
         plain = TASKS[self.name]
         wording = RATIONALES[self.name].get(label) or plain.instruction.replace(plain.label, label)
         return replace(self, label=label, instruction=wording, settled=True)
 
     def among(self, label_tasks: Iterable[str]) -> Task:
-        """A rationale for `label` or, where that is none of these label tasks, for the first of them."""
+        """Return a rationale for `label` or, if `label_tasks` does not contain it, for the first of `label_tasks`."""
         known = [name for name in label_tasks if name in ARGUED_FOR]
         if not self.argues or self.settled or not known or self.label in known:
             return self
@@ -116,7 +117,7 @@ TASKS: dict[str, Task] = {
 
 
 ARGUED_FOR = ("emotion", "sentiment", "intent", "multi-label")
-"""Label tasks that a rationale may argue for without being named."""
+"""Label tasks that a rationale may argue for if the response names none."""
 RATIONALES: dict[str, dict[str, str]] = {
     "reason": {
         "emotion": TASKS["reason"].instruction,
@@ -130,7 +131,7 @@ RATIONALES: dict[str, dict[str, str]] = {
         " between.",
     },
 }
-"""Task -> label task that a rationale argues for -> instruction; others are worded like that for the emotion."""
+"""Task -> label task of the rationale -> instruction; other label tasks use the emotion's instruction."""
 
 
 def find_task(name: str) -> Task:
@@ -156,39 +157,39 @@ def find_task(name: str) -> Task:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a prompt is put together. `{soft}`, `{said}`, `{task}`, `{instruction}` and `{text}` are filled in."""
+    """The templates of a prompt; `{soft}`, `{said}`, `{task}`, `{instruction}` and `{text}` are filled in."""
 
     template: str = "[INST] <Vid>{soft}</Vid>{said}  [{task}] {instruction}  [/INST]"
     """The whole prompt, with the place of the soft tokens."""
     picture_template: str | None = None
-    """Template of the tasks on pictures, where it is another one."""
+    """Template of the tasks on pictures; None: `template`."""
     said: str = " The person in video says: {text}."
     """Sentence of a clip with words; `{text}` is its subtitle."""
     said_by: str | None = None
-    """Sentence of a clip that names its `person`, with `{person}` in it; None: `said`, as for the other clips."""
+    """Sentence for clips with a `person`, with `{person}` in it; None: `said`."""
     said_without_words: bool = False
-    """Whether the sentence stands in the prompt of a clip without words too, saying nothing."""
+    """Whether the prompt of a clip without words has the sentence too, with an empty text."""
     clean_text: bool = True
     """Lower-case the subtitle and drop . ! " ( ) * # : ; ~"""
     verbatim: bool = False
-    """Texts as the clip list has them; otherwise white space in subtitles is one space, they are cut at 200 words, and
+    """Whether texts stay as in the clip list; otherwise subtitles have single spaces and at most 200 words, and
     responses have no outer white space."""
     label_separator: str = ", "
-    """What stands between the labels of an answer of several."""
+    """Separator of the labels in an answer of several labels."""
     recalled: str = " Clips like this one: {recalled}."
-    """What stands after the clip's words where nearest clips are retrieved; they are joined by semicolons."""
+    """Sentence after the clip's words if labels of the nearest clips are retrieved; semicolons separate them."""
     clean_answers: bool = False
-    """Lower-case answers, put spaces for . ! " ( ) * # : ; ~ and cut at 200 words, as the released code does."""
+    """Lower-case answers, replace . ! " ( ) * # : ; ~ by spaces and cut at 200 words, as the released code does."""
 
     instructions: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    """TASK or DATASET/TASK -> what is asked in place of the task's own instruction, the more specific first; may hold
-    {labels}. A rationale for another label task than the emotion is `think:intent`, or `DATASET/think`. Of several
-    texts one is drawn for each training sample; the first is asked everywhere else."""
+    """TASK or DATASET/TASK -> instruction that replaces the task's own; the more specific key wins. The instruction may
+    hold {labels}. The key of a rationale for another label task than the emotion is `think:intent`, or `DATASET/think`.
+    Of several instructions, one is drawn per training sample; everywhere else the first is used."""
     asked_as: Mapping[str, str] = field(default_factory=dict)
-    """Task -> what stands between the brackets of the prompt in place of its name."""
+    """Task -> text between the brackets of the prompt; by default the task's name."""
 
     def wordings(self, task: Task, dataset: str | None = None) -> tuple[str, ...]:
-        """What may be asked for a task of one dataset; its own instruction where no other is set."""
+        """Return the instructions for a task on one dataset; the task's own if no other is configured."""
         name, full_name = task.name, task.full_name
         keys = [f"{dataset or ''}/{full_name}", full_name, f"{dataset or ''}/{name}"]
         for key in (*keys, *([name] if name == full_name else [])):
@@ -197,7 +198,7 @@ class PromptFormat:
         return (task.instruction,)
 
     def worded(self, task: Task, dataset: str | None = None, draw: int = 0) -> Task:
-        """The task with the instruction that is asked; `draw` chooses among several."""
+        """Return the task with the configured instruction; `draw` chooses among several."""
         wordings = self.wordings(task, dataset)
         return replace(task, instruction=wordings[draw % len(wordings)])
 
@@ -209,9 +210,9 @@ class PromptFormat:
         instruction: str | None = None,
         person: str | None = None,
     ) -> tuple[str, str]:
-        """Return what stands before and after the soft tokens."""
-        before, said, asked = self.pieces(text, task, labels, instruction, person)
-        return str(before), str(said + asked)
+        """Return the text before and after the soft tokens; arguments as in `pieces`."""
+        before, words, question = self.pieces(text, task, labels, instruction, person)
+        return str(before), str(words + question)
 
     def pieces(
         self,
@@ -220,42 +221,56 @@ class PromptFormat:
         labels: Sequence[str] = (),
         instruction: str | None = None,
         person: str | None = None,
-    ) -> tuple[Words, Words, Words]:
-        """Return what stands before the soft tokens, after them up to the clip's words, and from there on.
+    ) -> tuple[PromptText, PromptText, PromptText]:
+        """Return three texts: before the soft tokens, from there to the end of the clip's words, and the rest.
 
-        Between the last two is the place of what is recalled. The clip's words, the labels and a question of the user's
-        are from outside: nothing that they hold is filled in or becomes a control token.
+        Retrieved labels are inserted between the last two. The clip's words, the labels and a user's question are
+        external: braces in them are not filled in, and nothing in them becomes a control token.
+
+        Args:
+            text: the clip's words.
+            labels: the closed set that the instruction names.
+            instruction: a question that replaces the task's instruction.
+            person: the person that the clip names.
+
+        Raises:
+            ConfigError: the template has no place for the soft tokens.
         """
         template = (self.picture_template or self.template) if task.picture else self.template
         before, soft, after = template.partition("{soft}")
         if not soft:
             raise ConfigError("prompt.template", expected="{soft}, the place of the soft tokens", got=template)
-        named = Words.outside(", ".join(labels))
-        asked = _filled(instruction or task.instruction, {"labels": named}, own=not instruction)
-        values = {"task": Words.own(self.asked_as.get(task.name, task.name)), "instruction": asked}
-        head, place, tail = after.partition("{said}")
-        first = Words.joined((_filled(head, values), self._said(text, person)))
-        return (
-            (Words.own(before), first, _filled(tail, values))
-            if place
-            else (Words.own(before), Words(()), _filled(head, values))
-        )
+        values = {
+            "task": PromptText.template(self.asked_as.get(task.name, task.name)),
+            "instruction": _filled(
+                instruction or task.instruction,
+                {"labels": PromptText.external(", ".join(labels))},
+                is_template=not instruction,
+            ),
+        }
+        head, has_sentence, tail = after.partition("{said}")
+        if not has_sentence:
+            return PromptText.template(before), PromptText(()), _filled(head, values)
+        words = PromptText.joined((_filled(head, values), self._sentence(text, person)))
+        return PromptText.template(before), words, _filled(tail, values)
 
     def words(self, text: str | None) -> str:
-        """As much of a clip's words as is shown, before they are cleaned."""
+        """Return the part of a clip's words that is shown, before it is cleaned."""
         return text or "" if self.verbatim else " ".join((text or "").split()[:MAX_TEXT_WORDS])
 
-    def _said(self, text: str | None, person: str | None) -> Words:
-        spoken = self.words(text)
+    def _sentence(self, text: str | None, person: str | None) -> PromptText:
+        """Return the sentence about what the person says."""
+        words = self.words(text)
         if self.clean_text:
-            spoken = spoken.lower().translate(DROPPED_CHARACTERS).strip()
-        if not spoken and not self.said_without_words:
-            return Words(())
+            words = words.lower().translate(DROPPED_CHARACTERS).strip()
+        if not words and not self.said_without_words:
+            return PromptText(())
         sentence = self.said if self.said_by is None or not person else self.said_by
-        return _filled(sentence, {"text": Words.outside(spoken), "person": Words.outside(person or "The person")})
+        values = {"text": PromptText.external(words), "person": PromptText.external(person or "The person")}
+        return _filled(sentence, values)
 
     def answer(self, text: str, task: Task) -> str:
-        """An answer as it is trained on."""
+        """Return an answer as the model is trained on it."""
         if not self.clean_answers or task.verbatim:
             return text
         spaced = re.sub(r"\s{2,}", " ", text.lower().translate(SPACED_CHARACTERS)).rstrip("\n").strip(" ")
@@ -264,20 +279,22 @@ class PromptFormat:
 
 def encode_prompt(
     tokenizer: Any,
-    before: Words | str,
+    before: PromptText | str,
     num_soft: int,
-    after: Words | str,
+    after: PromptText | str,
     subject: str = "prompt",
-    recalled: tuple[Words | str, Sequence[int]] | None = None,
+    recalled: tuple[PromptText | str, Sequence[int]] | None = None,
     limit: int | None = MAX_PROMPT_TOKENS,
 ) -> list[int]:
-    """Token ids of a prompt, SOFT_TOKEN at each soft token's place; one BOS where the tokenizer has one.
+    """Return the token ids of a prompt: BOS if the tokenizer has one, `before`, `num_soft` SOFT_TOKENs, `after`.
 
     Args:
-        recalled: what stands between the soft tokens and what is recalled, and the token ids of that; `after` follows.
+        subject: the clip id, for error messages.
+        recalled: text and token ids of retrieved labels, which are inserted between the soft tokens and `after`.
+        limit: tokens of a prompt; None for no limit.
 
     Raises:
-        DataError: longer than the prompt limit, or a text that is none.
+        DataError: the prompt is longer than the limit, or a text holds half a character.
     """
     ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids += encode_text(tokenizer, before, subject)
@@ -296,15 +313,19 @@ def encode_prompt(
 
 
 def encode_answer(tokenizer: Any, answer: str) -> list[int]:
-    """Token ids of an answer and the end-of-sequence token, which no text in the answer can write."""
+    """Return the token ids of an answer and the end-of-sequence token, which no text in the answer can write."""
     return [*encode_text(tokenizer, answer, "answer"), tokenizer.eos_token_id]
 
 
-def _filled(template: str, values: Mapping[str, Words], *, own: bool = True) -> Words:
-    """The parts of a template with `{name}` replaced, once: braces in what is filled in are text."""
+def _filled(template: str, values: Mapping[str, PromptText], *, is_template: bool = True) -> PromptText:
+    """Replace each `{name}` of a template once: braces in the values stay text.
+
+    Args:
+        is_template: whether the text around the values is the prompt format's own.
+    """
     parts = re.split(r"\{(" + "|".join(values) + r")\}", template)
-    words = (values[part] if number % 2 else Words(((part, own),)) for number, part in enumerate(parts))
-    return Words.joined(words)
+    texts = (values[part] if number % 2 else PromptText(((part, is_template),)) for number, part in enumerate(parts))
+    return PromptText.joined(texts)
 
 
 def think_answer(reasoning: str, conclusion: str) -> str:

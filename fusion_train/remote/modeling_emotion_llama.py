@@ -31,9 +31,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from featurecache.encoders import Encoder
 from featurecache.encoders.network import FrozenNetwork, align, round_products
 from featurecache.errors import WeightsError
-from fusion_train.models.absent_constants import AbsentConstants
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
-from fusion_train.models.emotion_llama import Abilities, EmotionLlama, llm_width
+from fusion_train.models.emotion_llama import Abilities, AbsentConstants, EmotionLlama, llm_width
 from fusion_train.models.recall import Recall
 from fusion_train.models.token_streams import IGNORED_LABEL, SOFT_TOKEN
 from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 from featurecache.errors import FeatureCacheError
 from fusion_train.config import Config
-from fusion_train.data.batches import FeatureReader
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.planning.cautions import cautions, split_sizes
 from fusion_train.planning.costs import DEFAULT_UTILISATION

@@ -18,7 +18,7 @@ from statistics import fmean
 
 from featurecache.clips.clip_list import load_clips
 from fusion_train.data.answers import answers_of, with_answers
-from fusion_train.data.clusters import clusters_in, clusters_of
+from fusion_train.data.halves import clusters_in, clusters_of
 from fusion_train.errors import ConfigError
 from fusion_train.metrics.scored import Scored
 from fusion_train.prompts.prompt import find_task

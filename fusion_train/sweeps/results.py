@@ -11,7 +11,7 @@ from typing import Any
 
 from featurecache.clips.clip_list import load_clips
 from featurecache.errors import ClipListError
-from fusion_train.data.clusters import clusters_in
+from fusion_train.data.halves import clusters_in
 from fusion_train.documents import read_document
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import read_lines

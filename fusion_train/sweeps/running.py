@@ -18,7 +18,7 @@ from typing import Any
 from featurecache.files.lease import sole_writer
 from featurecache.files.publish import make_folder
 from featurecache.terminal import duration
-from fusion_train.data.list_files import CLIP_LIST, list_hashes
+from fusion_train.data.pool import CLIP_LIST, list_hashes
 from fusion_train.data.samples import DRAW_RULE
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import DataError, ListChangedError

@@ -14,8 +14,7 @@ from typing import Any
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.halves import split_halves
-from fusion_train.data.list_files import CLIP_LIST, list_hashes
-from fusion_train.data.pool import ABOUT, CLIPS, HELD_OUT, Pool, kept_rows, rows_of
+from fusion_train.data.pool import ABOUT, CLIP_LIST, CLIPS, HELD_OUT, Pool, kept_rows, list_hashes, rows_of
 from fusion_train.documents import read_document
 from fusion_train.errors import CheckpointError, ListChangedError
 from fusion_train.run import Run, RunRecord

@@ -11,9 +11,8 @@ from torch import nn
 
 from fusion_train.config import Config, OptimConfig
 from fusion_train.errors import ConfigError
-from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.models.parts import trained_parameters
+from fusion_train.models.parts import decoder_layers, trained_parameters
 from fusion_train.planning.memory_budget import Budget, fitting
 from fusion_train.planning.sizes import measured_peak_flops
 from fusion_train.processes import this_process

@@ -17,8 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from fusion_train.errors import ConfigError
-from fusion_train.models.decoder import decoder_layers
-from fusion_train.models.parts import trained_parameters
+from fusion_train.models.parts import decoder_layers, trained_parameters
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

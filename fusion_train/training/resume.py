@@ -13,8 +13,7 @@ from torch import nn
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.halves import Halves, split_halves
-from fusion_train.data.list_files import list_hashes
-from fusion_train.data.pool import Pool
+from fusion_train.data.pool import Pool, list_hashes
 from fusion_train.data.samples import DRAW_RULE
 from fusion_train.errors import CheckpointError
 from fusion_train.models.probe import Probe

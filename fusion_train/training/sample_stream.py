@@ -32,20 +32,12 @@ def make_stream(context: RunContext, say: Callable[[str], None] = print, kept: P
         usable = fitting_clips(
             usable, data.tasks, context.collator, context.label_sets, limits, split=data.train_split, say=say
         )
-    return SampleStream(
+    return SampleStream.for_training(
+        context.config,
         pool or usable,
-        data.tasks,
         context.label_sets,
-        seed=context.config.seed,
+        tokenizer=context.tokenizer,
         modalities=context.reader.modalities,
-        mixture=data.mixture,
-        on_absent_dataset=data.mixture_absent,
-        task_weights=data.task_weights,
-        fallback=data.fallback,
-        form=context.config.prompt.format(),
-        hide_modality_p=data.hide_modality_p,
-        questions_per_clip=data.questions_per_clip,
-        limits=limits,
         say=say,
     )
 

@@ -28,7 +28,7 @@ from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
 from fusion_train.data.loader import PrefetchingLoader
-from fusion_train.data.pool import KeptClips, Pool
+from fusion_train.data.pool import StoredClips, Pool
 from fusion_train.errors import DivergedError
 from fusion_train.models.model_group import ModelGroup, OneModel
 from fusion_train.models.parts import learning_parameters
@@ -396,7 +396,7 @@ class Trainer:
 
     def _summary(self) -> list[str]:
         """Lines about the clips; a resumed run kept them with its clips."""
-        if isinstance(self._stream.pool.clips, KeptClips):
+        if isinstance(self._stream.pool.clips, StoredClips):
             return list(self._stream.pool.summary)
         return summarise(self._context, self._stream, self.validation if self._scored else None)
 
@@ -406,7 +406,7 @@ class Trainer:
 
     def _keep_clips(self, run: Run, summary: Sequence[str], *, fresh: bool) -> None:
         """Keep the clips that the run draws from for its next start, unless they are kept already."""
-        resumed = isinstance(self._stream.pool.clips, KeptClips)
+        resumed = isinstance(self._stream.pool.clips, StoredClips)
         if fresh or not resumed or Pool.load(run.pool) is None:
             held_out = self.validation.split if self._scored else ()
             keep_pool(self._stream, run.pool, held_out, summary, anew=True)

@@ -113,16 +113,12 @@ class Validation:
             say=self.notices.append,
         )
         self.tasks = closed_tasks(context, self.clips)
-        self._stream = SampleStream(
+        self._stream = SampleStream.for_validation(
+            context.config,
             self.clips,
-            data.tasks,
             context.label_sets,
-            seed=seed,
+            tokenizer=context.tokenizer,
             modalities=context.reader.modalities,
-            task_weights=data.task_weights,
-            fallback=data.fallback,
-            form=context.config.prompt.format(),
-            limits=limits,
         )
 
     def score(

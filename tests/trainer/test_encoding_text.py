@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizer
 from fusion_train.errors import DataError
 from fusion_train.evaluation.text_models import chat_ids
 from fusion_train.models.token_streams import SOFT_TOKEN
-from fusion_train.prompts.encoding_text import Words, encode_text
+from fusion_train.prompts.encoding_text import PromptText, encode_text
 from fusion_train.prompts.prompt import PromptFormat, encode_answer, encode_prompt, find_task
 
 CONTROLS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<｜User｜>"]
@@ -124,7 +124,7 @@ def test_tokens_that_take_the_space_beside_them_do_so():
     tokenizer = byte_level()
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|turn|>", lstrip=True, rstrip=True)]})
     text = "so <|turn|>  glad"
-    assert encode_text(tokenizer, Words.own(text)) == tokenizer.encode(text, add_special_tokens=False)
+    assert encode_text(tokenizer, PromptText.template(text)) == tokenizer.encode(text, add_special_tokens=False)
 
 
 @settings(max_examples=50, deadline=None)

@@ -15,7 +15,7 @@ from featurecache.clips.clip_list import Clip, Question
 from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.config import LogConfig
-from fusion_train.data.micro_batches import fixed, under_budget
+from fusion_train.data.loader import fixed_rows, rows_under_budget
 from fusion_train.data.pool import Pool
 from fusion_train.errors import CheckpointError, DeviceMemoryError, DivergedError
 from fusion_train.run import Run
@@ -28,7 +28,7 @@ from fusion_train.training.verify_resume import draw_kills, verify_resume
 @pytest.mark.parametrize("together", [1, 2])
 def test_rows_hold_every_sample_once_and_as_many_on_every_process(processes, together):
     lengths = [100, 90, 30, 40, 200, 20, 10, 15, 60, 70, 35, 45]
-    rows = [under_budget(lengths, together, 150, processes, rank) for rank in range(processes)]
+    rows = [rows_under_budget(lengths, together, 150, processes, rank) for rank in range(processes)]
     assert len({len(mine) for mine in rows}) == 1
     assert sorted(number for mine in rows for row in mine for number in row) == list(range(len(lengths)))
     for row in (row for mine in rows for row in mine):
@@ -38,8 +38,8 @@ def test_rows_hold_every_sample_once_and_as_many_on_every_process(processes, tog
 
 
 def test_a_fixed_micro_batch_deals_samples_out_in_runs():
-    assert fixed(8, 2, 2, 0) == [[0, 1], [4, 5]]
-    assert fixed(8, 2, 2, 1) == [[2, 3], [6, 7]]
+    assert fixed_rows(8, 2, 2, 0) == [[0, 1], [4, 5]]
+    assert fixed_rows(8, 2, 2, 1) == [[2, 3], [6, 7]]
 
 
 def test_an_automatic_micro_batch_learns_the_same(llama, material, tmp_path):

@@ -71,7 +71,7 @@ def test_a_raw_clip_without_sound_has_all_places_and_answers_as_the_run_does(see
     context = load_context(seeing.run)
     context.model.eval()
     ids = [encode_answer(context.tokenizer, label) for label in processor.labels("emotion", "toy")]
-    features, seen = context.reader.read_seen([SILENT], inputs["present"].tolist())
+    features, seen = context.reader.read_visible([SILENT], inputs["present"].tolist())
     wanted = label_log_probabilities(context.model, inputs["input_ids"].tolist(), features, seen, ids).softmax(1)
     torch.testing.assert_close(model.label_probabilities(ids, **inputs), wanted, atol=1e-5, rtol=1e-4)
 
@@ -85,7 +85,7 @@ def test_words_alone_are_asked_with_every_stand_in(seeing, model, processor):
     shown = context.collator.present(clip, sample.hidden)
     assert (inputs["input_ids"] == SOFT_TOKEN).sum() == context.collator.prompt_ids(sample, shown).count(SOFT_TOKEN) > 0
     features, present = model.seen(model.encode(inputs["present"]), inputs["present"])
-    stored, seen = context.reader.read_seen(["v0"], [shown])
+    stored, seen = context.reader.read_visible(["v0"], [shown])
     assert torch.equal(present, seen)
     assert all(torch.equal(features[name], stored[name]) for name in everything)
     assert features["image"].any()

@@ -14,9 +14,8 @@ from fusion_train.data.packing import pack
 from fusion_train.errors import ConfigError, ModelError
 from fusion_train.llm.loading import build_model, refuse_foreign_tokens
 from fusion_train.models.answering import greedy_text, label_log_probabilities
-from fusion_train.models.decoder import decoder_layers
 from fusion_train.models.emotion_llama import Abilities, EmotionLlama
-from fusion_train.models.parts import trained_parameters
+from fusion_train.models.parts import decoder_layers, trained_parameters
 from fusion_train.planning.sizes import llm_shape
 from fusion_train.prompts.prompt import PromptFormat
 

@@ -16,7 +16,7 @@ import featurecache
 from featurecache.clips.clip_list import Clip
 from fusion_train import checkpoint
 from fusion_train.cli import main
-from fusion_train.data.batches import FeatureReader
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.pooled_features import PooledFeatures, average
 from fusion_train.data.probe_batches import Classes
 from fusion_train.errors import ConfigError, DataError

@@ -20,7 +20,7 @@ import torch
 
 import featurecache
 from featurecache.importers.npy import unverified_spec
-from fusion_train.data.batches import FeatureReader
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.pooled_features import READ_BYTES, PooledFeatures
 from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.models.probe import Probe

@@ -203,7 +203,7 @@ def padded_batch(context: RunContext, samples: list[Sample]) -> dict[str, Any]:
         labels[number, len(row.prompt) : row.length] = torch.tensor(row.answer)
         mask[number, : row.length] = 1
     shown = [context.collator.present(sample.clip, sample.hidden) for sample in samples]
-    features, present = context.reader.read_seen([sample.clip.id for sample in samples], shown)
+    features, present = context.reader.read_visible([sample.clip.id for sample in samples], shown)
     return {"ids": ids, "labels": labels, "mask": mask, "features": features, "present": present}
 
 
