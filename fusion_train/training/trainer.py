@@ -28,7 +28,7 @@ from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
 from fusion_train.data.loader import PrefetchingLoader
-from fusion_train.data.pool import StoredClips, Pool
+from fusion_train.data.pool import Pool, StoredClips
 from fusion_train.errors import DivergedError
 from fusion_train.models.model_group import ModelGroup, OneModel
 from fusion_train.models.parts import learning_parameters
