@@ -14,7 +14,7 @@ from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE
 
 if TYPE_CHECKING:
     from fusion_train.sweeps.results import Results
-    from fusion_train.sweeps.running import OpenCrew
+    from fusion_train.sweeps.running import OpenExecutor
 
 
 def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
@@ -101,7 +101,7 @@ def sweep(
         initial=Run(init) if init else None,
         retry=retry,
         clips_changed=clips_changed,
-        open_crew=_crew(engine, devices, ray_address, ray_actors),
+        open_executor=_crew(engine, devices, ray_address, ray_actors),
         say=say,
     )
     print_report(read_results(folder))
@@ -112,7 +112,7 @@ def sweep(
         raise SystemExit(1)
 
 
-def _crew(engine: str, devices: list[str], ray_address: str | None, ray_actors: int | None) -> OpenCrew:
+def _crew(engine: str, devices: list[str], ray_address: str | None, ray_actors: int | None) -> OpenExecutor:
     """Who trains, by the options given."""
     from fusion_train.errors import ConfigError
 

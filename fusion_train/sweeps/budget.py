@@ -23,7 +23,7 @@ HOUR_S = 3600
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TimeEstimate:
     """Seconds of a whole trial, by its arithmetic."""
 
     flops: Mapping[str, float]
@@ -37,7 +37,7 @@ class Estimate:
 
 def estimate(
     sweep: Sweep, table: TrialTable, costs: Mapping[str, Cost | None], peak_flops: Callable[[], float]
-) -> Estimate:
+) -> TimeEstimate:
     """Estimate trials by those trained before; `peak_flops` of a device is asked for where there is none."""
     flops = {}
     for trial in sweep.trials:
@@ -51,8 +51,8 @@ def estimate(
             seconds += outcome.seconds
             done += costs[trial.variant].flops * outcome.step / trial.config.optim.steps  # type: ignore[union-attr]
     if done:  # with loading and scoring, which are not in the seconds of a trial
-        return Estimate(flops, max(seconds, table.spent()) / done, measured=True)
-    return Estimate(flops, 1 / (peak_flops() * DEFAULT_UTILISATION) if flops else 0.0, measured=False)
+        return TimeEstimate(flops, max(seconds, table.spent()) / done, measured=True)
+    return TimeEstimate(flops, 1 / (peak_flops() * DEFAULT_UTILISATION) if flops else 0.0, measured=False)
 
 
 def share_of_steps(sweep: Sweep) -> float:
@@ -67,7 +67,7 @@ def share_of_steps(sweep: Sweep) -> float:
     return share
 
 
-def admitted(sweep: Sweep, table: TrialTable, guess: Estimate, say: Callable[[str], None]) -> list[Trial]:
+def admitted(sweep: Sweep, table: TrialTable, guess: TimeEstimate, say: Callable[[str], None]) -> list[Trial]:
     """The trials that the budget has room for, those that are not waiting included.
 
     Raises:
@@ -124,7 +124,7 @@ def used_up(sweep: Sweep, table: TrialTable, at_work_s: float) -> bool:
     return hours is not None and table.spent() + at_work_s >= hours * HOUR_S
 
 
-def said_left(trials: Sequence[Trial]) -> str:
+def waiting_seeds(trials: Sequence[Trial]) -> str:
     """Names of trials that wait for a larger budget, a variant at a time."""
     seeds: dict[str, list[str]] = {}
     for trial in trials:

@@ -13,7 +13,7 @@ from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.processes import this_process
 from fusion_train.run_context import build_context
-from fusion_train.sweeps.expected_power import told_before
+from fusion_train.sweeps.expected_power import power_notice
 from fusion_train.sweeps.grouping import batch_key
 from fusion_train.sweeps.halving import rung_steps
 from fusion_train.sweeps.job import Cost
@@ -58,11 +58,11 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
             next_step=sweep.needs or None,
             problems=problems,
         )
-    _tell(sweep, costs, clips, say)
+    _say_costs(sweep, costs, clips, say)
     return costs
 
 
-def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Callable[[str], None]) -> None:
+def _say_costs(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Callable[[str], None]) -> None:
     """Say what variants cost, who may be stopped, and what the test set can tell."""
     for variant, cost in costs.items():
         if cost is None:
@@ -97,7 +97,7 @@ def _tell(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Calla
         f"scored on {sweep.split}, with the {sweep.weights} weights, since {sweep.why_weights}"
         + (f"; {notice}" if notice else "")
     )
-    say(told_before(sweep, clips))
+    say(power_notice(sweep, clips))
 
 
 def cost_of(

@@ -21,7 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Measure:
+class ComparedMetric:
     """A figure of a metric of the registry."""
 
     metric: str
@@ -56,7 +56,7 @@ class Measure:
         return scored[0], scored[1]
 
 
-def choose_measure(task: str, metric: str | None = None, main: str | None = None) -> Measure:
+def choose_metric(task: str, metric: str | None = None, main: str | None = None) -> ComparedMetric:
     """The metric named or the task's own, by the figure named or the metric's own.
 
     Raises:
@@ -70,4 +70,4 @@ def choose_measure(task: str, metric: str | None = None, main: str | None = None
             got="none of its own",
             next_step="Name one with metric: " + ", ".join(METRICS) + ".",
         )
-    return Measure(chosen, main_figure(chosen, main))
+    return ComparedMetric(chosen, main_figure(chosen, main))

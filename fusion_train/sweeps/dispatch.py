@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from featurecache.interrupt import Interrupted
 from fusion_train.sweeps.engines import Executor
-from fusion_train.sweeps.job import Answer, Group
+from fusion_train.sweeps.job import GroupResult, TrialGroup
 
 
 def dispatch(
     executor: Executor,
-    groups: Iterable[Group],
+    groups: Iterable[TrialGroup],
     say: Callable[[str], None],
     used_up: Callable[[float], bool] = lambda at_work_s: False,
-) -> Iterator[tuple[Group, Answer, float]]:
+) -> Iterator[tuple[TrialGroup, GroupResult, float]]:
     """Train groups, as many at once as there are workers; yields each with its answer and the seconds it took.
 
     A group of several that failed, or whose worker died with it, is taken apart: its trials are trained one by one,
@@ -31,7 +31,7 @@ def dispatch(
         Interrupted: a stop was requested; what was at work has been saved.
     """
     left = deque(groups)
-    busy: dict[int, tuple[Group, float]] = {}
+    busy: dict[int, tuple[TrialGroup, float]] = {}
     stopped = False
     while True:
         idle = [worker for worker in range(executor.count) if worker not in busy]

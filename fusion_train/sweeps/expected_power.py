@@ -112,7 +112,7 @@ def read_pilot(folder: Path, figure: str) -> Variance:
     return Variance(**{name: fmean(each[name] for each in measured) for name in ("seeds", "clusters", "interaction")})
 
 
-def told_before(sweep: Sweep, clips: str) -> str:
+def power_notice(sweep: Sweep, clips: str) -> str:
     """Say what the sweep can tell, counting its seeds and the clusters of its clips.
 
     Raises:

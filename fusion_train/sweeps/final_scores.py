@@ -19,14 +19,14 @@ from fusion_train.models.model_group import ModelGroup, evaluating
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import RunContext, load_context
 from fusion_train.sweeps.grouping import shares_base
-from fusion_train.sweeps.job import PREDICTIONS, Work
+from fusion_train.sweeps.job import PREDICTIONS, SweepSettings
 from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED
 from fusion_train.training.shared_base import RunRequest, SharedBase, open_contexts
 from fusion_train.training.training_run import TrainingRun
 
 
 def evaluate_finished(
-    requests: Sequence[RunRequest], runs: Sequence[TrainingRun | None], work: Work, base: SharedBase
+    requests: Sequence[RunRequest], runs: Sequence[TrainingRun | None], work: SweepSettings, base: SharedBase
 ) -> list[Evaluation]:
     """Evaluate the finished runs of one group, and write the predictions of each into its run's folder.
 
@@ -81,7 +81,11 @@ def scored_checkpoints(request: RunRequest, weights: str) -> list[Path]:
 
 
 def _cross_fitted(
-    request: RunRequest, context: RunContext, answers: Sequence[Evaluation], folders: Sequence[Path], work: Work
+    request: RunRequest,
+    context: RunContext,
+    answers: Sequence[Evaluation],
+    folders: Sequence[Path],
+    work: SweepSettings,
 ) -> Evaluation:
     """Join, per half, the answers of the weights that the other half chose; a row names its half and their step."""
     halves = split_halves(context.clips.in_split(work.split), request.run.record().halves)
@@ -93,7 +97,7 @@ def _cross_fitted(
     return Evaluation(work.task, rows, classified(find_task(work.task), rows))
 
 
-def _answered(run: TrainingRun | None, folder: Path, clips: ClipList, work: Work) -> Evaluation | None:
+def _answered(run: TrainingRun | None, folder: Path, clips: ClipList, work: SweepSettings) -> Evaluation | None:
     """What the weights of a checkpoint answered when training scored them; None where the clips were not the same."""
     scored = run.answers.get(checkpoint.read_state(folder).step) if run is not None else None
     evaluation = scored.answers.get(work.task) if scored is not None else None
@@ -104,7 +108,7 @@ def _answered(run: TrainingRun | None, folder: Path, clips: ClipList, work: Work
 
 
 def _evaluate(
-    contexts: Sequence[RunContext], folders: Sequence[Path], clips: ClipList, work: Work, base: SharedBase
+    contexts: Sequence[RunContext], folders: Sequence[Path], clips: ClipList, work: SweepSettings, base: SharedBase
 ) -> list[Evaluation]:
     """Evaluate runs of one group, each with the weights of one of its checkpoints."""
     for context, folder in zip(contexts, folders, strict=True):

@@ -18,7 +18,7 @@ BATCHING = ("batch_size", "micro_batch_size", "micro_batch_tokens", "activation_
 """Settings of the optimizer that members have in common."""
 
 
-def companies(
+def group_trials(
     trials: Sequence[Trial], stage: int, cost: Callable[[Trial], Cost | None], free_bytes: int, workers: int = 1
 ) -> list[list[Trial]]:
     """Group trials for one stage of their chains; a company never holds more than fits beside one base.
@@ -34,7 +34,7 @@ def companies(
         by_batches.setdefault((batch_key(config), soft, alone), []).append(trial)
     groups = []
     for alike in by_batches.values():
-        size = max(1, _room([cost(trial) for trial in alike], free_bytes))
+        size = max(1, _fitting_size([cost(trial) for trial in alike], free_bytes))
         groups += [alike[start : start + size] for start in range(0, len(alike), size)]
     return groups if workers == 1 else _spread(groups, workers, cost)
 
@@ -73,7 +73,7 @@ def shares_base(config: Config) -> bool:
     return config.model.llm is not None and not config.model.quantised
 
 
-def _room(costs: Sequence[Cost | None], free: int) -> int:
+def _fitting_size(costs: Sequence[Cost | None], free: int) -> int:
     known = [cost for cost in costs if cost is not None]
     if not known:
         return 1  # probes share no base

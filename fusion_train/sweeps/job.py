@@ -22,7 +22,7 @@ PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
-class Work:
+class SweepSettings:
     """What all trials of a sweep have in common."""
 
     store: str
@@ -57,7 +57,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Room:
+class DeviceCapacity:
     """What a device has for a worker."""
 
     free_bytes: int
@@ -65,7 +65,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Group:
+class TrialGroup:
     """Trials that are trained with each other, for one stage of their chains."""
 
     trials: tuple[Trial, ...]
@@ -75,7 +75,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrialResult:
     """What became of one trial of a group."""
 
     step: int | None = None
@@ -92,10 +92,10 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GroupResult:
     """What a worker says of a group, or what is said of a worker that died with it."""
 
-    trained: tuple[Trained, ...] = ()
+    trained: tuple[TrialResult, ...] = ()
     """In the order of the group's trials."""
     error: str | None = None
     """The group failed as a whole; which of its trials is to blame is not known."""

@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from fusion_train.sweeps.halving import stop_behind
-from fusion_train.sweeps.scheduling import Round
+from fusion_train.sweeps.scheduling import SweepRound
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, TrialTable
 
 
-def told_apart(sweep: Sweep) -> list[str]:
+def distinguishable(sweep: Sweep) -> list[str]:
     """Variants that a probe can tell from every other one."""
     keys = Counter(probes[0].key for probes in sweep.probes.values())
     return [variant for variant, probes in sweep.probes.items() if keys[probes[0].key] == 1]
@@ -32,14 +32,14 @@ def told_apart(sweep: Sweep) -> list[str]:
 
 def probes_of(sweep: Sweep) -> dict[str, tuple[Trial, ...]]:
     """Variant -> probes to train: of those told apart and of the reference; none where that compares nothing."""
-    compared = [name for name in sweep.probes if name in told_apart(sweep) or name == sweep.reference]
+    compared = [name for name in sweep.probes if name in distinguishable(sweep) or name == sweep.reference]
     return {name: sweep.probes[name] for name in compared} if len(compared) > 1 else {}
 
 
-def probe_round(sweep: Sweep) -> Round | None:
+def probe_round(sweep: Sweep) -> SweepRound | None:
     """All probes to their end; None where there is none."""
     probes = tuple(probe for each in probes_of(sweep).values() for probe in each)
-    return Round(0, None, probes, ()) if probes else None
+    return SweepRound(0, None, probes, ()) if probes else None
 
 
 def announce(sweep: Sweep, say: Callable[[str], None]) -> None:

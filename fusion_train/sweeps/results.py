@@ -19,7 +19,7 @@ from fusion_train.metrics.registry import METRICS
 from fusion_train.metrics.scored import Scored
 from fusion_train.run import absolute
 from fusion_train.statistics.comparison import Comparison, compare_all
-from fusion_train.sweeps.compared_metric import Measure, Rows, choose_measure
+from fusion_train.sweeps.compared_metric import ComparedMetric, Rows, choose_metric
 from fusion_train.sweeps.halving import rank_correlation
 from fusion_train.sweeps.job import ABOUT, PREDICTIONS, PREDICTIONS_SHA256
 from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED, optimism_notice
@@ -34,7 +34,7 @@ class Results:
     folder: Path
     about: dict[str, Any]
     outcomes: list[Outcome]
-    measure: Measure
+    measure: ComparedMetric
     scored: dict[str, Scored]
     """Trial -> its figures, of the finished ones."""
     comparisons: list[Comparison]
@@ -112,7 +112,7 @@ def read_results(folder: Path) -> Results:
     about = read_document(folder / ABOUT, DataError, "what a sweep says of itself", "Run fusion-train sweep again.")
     table = TrialTable(folder)
     outcomes = [table.read(key) for key in about["keys"]]
-    measure = choose_measure(about["task"], about["metric"], about["main"])
+    measure = choose_metric(about["task"], about["metric"], about["main"])
     by_variant: dict[str, dict[int, Rows]] = {}
     scored = {}
     for outcome in outcomes:

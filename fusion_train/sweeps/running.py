@@ -1,6 +1,6 @@
 """Run a sweep: check, then round by round: group, train, keep what became of each trial, judge; go on where it stopped.
 
-    sweep -> rounds (scheduling) -> companies -> workers (dispatch, engines) -> table -> judge -> next round
+    sweep -> rounds (scheduling) -> trial groups -> workers (dispatch, engines) -> table -> judge -> next round
 
 One trial's failure is kept in the table and stops nothing. A company that fails as a whole (a user's fusion raises,
 memory runs out, the system kills its process) is taken apart: its members train one by one, so that the failure is
@@ -23,26 +23,26 @@ from fusion_train.data.samples import DRAW_RULE
 from fusion_train.documents import read_document, write_document
 from fusion_train.errors import DataError, ListChangedError
 from fusion_train.run import LOCK, Run, relative
-from fusion_train.sweeps.budget import admitted, estimate, said_left, used_up
+from fusion_train.sweeps.budget import admitted, estimate, used_up, waiting_seeds
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines import Executor, here
-from fusion_train.sweeps.expected_power import told_before
-from fusion_train.sweeps.grouping import companies, shares_base
+from fusion_train.sweeps.expected_power import power_notice
+from fusion_train.sweeps.grouping import group_trials, shares_base
 from fusion_train.sweeps.halving import stop_those_behind
-from fusion_train.sweeps.job import ABOUT, PREDICTIONS, Answer, Cost, Group, Trained, Work
+from fusion_train.sweeps.job import ABOUT, PREDICTIONS, Cost, GroupResult, SweepSettings, TrialGroup, TrialResult
 from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
-from fusion_train.sweeps.scheduling import Round, rounds
+from fusion_train.sweeps.scheduling import SweepRound, rounds
 from fusion_train.sweeps.scored_weights import BEST, choosing_splits, refuse_without_halves, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
 
 SAYS, DELETE_IT = "what a sweep says of itself", "Delete it and run the same command."
 
-OpenCrew = Callable[[Work, Callable[[str], None]], AbstractContextManager[Executor]]
+OpenExecutor = Callable[[SweepSettings, Callable[[str], None]], AbstractContextManager[Executor]]
 
 
 @dataclass
-class Running:
+class SweepProgress:
     """Everything that the parts of a sweep share."""
 
     sweep: Sweep
@@ -68,7 +68,7 @@ def run_sweep(
     initial: Run | None = None,
     retry: bool = False,
     clips_changed: bool = False,
-    open_crew: OpenCrew = here.executor,
+    open_executor: OpenExecutor = here.executor,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Train and score every trial that is not done; returns what became of each, in the order of the sweep.
@@ -88,7 +88,7 @@ def run_sweep(
     """
     sweep = resolve_scoring(sweep, clips)
     _refuse_other_draws(sweep, out)
-    work = Work(
+    work = SweepSettings(
         store,
         clips,
         out,
@@ -99,21 +99,21 @@ def run_sweep(
         sweep.trials[0].config.optim.precision,
         clips_changed,
     )
-    with sole_writer(out / LOCK, out), open_crew(work, say) as executor:
+    with sole_writer(out / LOCK, out), open_executor(work, say) as executor:
         lists = _lists(sweep, clips, out, clips_changed, say)
-        refuse_without_halves(sweep, everything(sweep), out)
+        refuse_without_halves(sweep, all_trials(sweep), out)
         costs = executor.check(sweep)
-        return _run(Running(sweep, _table(sweep, clips, out, retry, lists), costs, executor, say))
+        return _run(SweepProgress(sweep, _table(sweep, clips, out, retry, lists), costs, executor, say))
 
 
-def everything(sweep: Sweep) -> list[Trial]:
+def all_trials(sweep: Sweep) -> list[Trial]:
     """Its trials, and the probes of its probe tier."""
     return [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]
 
 
 def _refuse_other_draws(sweep: Sweep, out: Path) -> None:
     """Raise DataError where trials would go on, or stand beside others, that draw their samples by another rule."""
-    stages = [[Run(trial.folder(out, number)) for number in range(len(trial.stages))] for trial in everything(sweep)]
+    stages = [[Run(trial.folder(out, number)) for number in range(len(trial.stages))] for trial in all_trials(sweep)]
     other = [run.name for runs in stages for run in runs if run.exists and run.record().draw_rule != DRAW_RULE]
     if other and not all(runs[-1].finished for runs in stages):
         raise DataError(
@@ -131,7 +131,7 @@ def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str
     Raises:
         ListChangedError: one of them changed since the first trial of this sweep began, and this is not accepted.
     """
-    now = {}
+    now: dict[str, str] = {}
     for config in (config for trial in sweep.trials for config in trial.stages):
         now |= list_hashes(config, clips)
     stages = [[Run(trial.folder(out, number)) for number in range(len(trial.stages))] for trial in sweep.trials]
@@ -172,18 +172,18 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
         "halving": sweep.halving and sweep.halving.model_dump(),
         "clips": relative(clips, out),
         "lists": lists,
-        "told_before": told_before(sweep, clips),
+        "told_before": power_notice(sweep, clips),
         "keys": [trial.key for trial in sweep.trials],
         "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()},
     }
     table = TrialTable(out)
-    table.add(everything(sweep))
+    table.add(all_trials(sweep))
     before = about
     if (out / ABOUT).is_file():
         before = read_document(out / ABOUT, DataError, SAYS, DELETE_IT)
     asked_anew = any(before.get(name, BEST) != about[name] for name in ("task", "split", "weights"))
     again = {FAILED: retry, DONE: asked_anew}
-    for trial in everything(sweep):
+    for trial in all_trials(sweep):
         state = table.outcome(trial).state
         unanswered = state == DONE and not (trial.folder(out, len(trial.stages) - 1) / PREDICTIONS).is_file()
         if again.get(state) or unanswered:
@@ -192,7 +192,7 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
     return table
 
 
-def _run(running: Running) -> list[Outcome]:
+def _run(running: SweepProgress) -> list[Outcome]:
     sweep, table = running.sweep, running.table
     guess = estimate(sweep, table, running.costs, lambda: running.executor.room().peak_flops)
     taken = {trial.key for trial in admitted(sweep, table, guess, running.say)}
@@ -206,22 +206,22 @@ def _run(running: Running) -> list[Outcome]:
             if left:
                 running.say(
                     f"the budget is used up ({duration(table.spent())} of device time); a larger one goes on "
-                    f"with {said_left(left)}"
+                    f"with {waiting_seeds(left)}"
                 )
             break
     return [table.outcome(trial) for trial in sweep.trials]
 
 
-def _run_round(running: Running, this: Round, trials: list[Trial]) -> None:
+def _run_round(running: SweepProgress, this: SweepRound, trials: list[Trial]) -> None:
     left = [trial for trial in trials if running.is_waiting(trial)]
     if this.until is not None:  # what trains alone is not judged before its end
         left = [trial for trial in left if shares_base(trial.stages[this.stage])]
     if left and not used_up(running.sweep, running.table, 0.0):
         room = running.executor.room()
-        formed = companies(
+        formed = group_trials(
             left, this.stage, lambda trial: running.costs.get(trial.variant), room.free_bytes, running.executor.count
         )
-        groups = [Group(tuple(group), this.stage, this.until) for group in formed]
+        groups = [TrialGroup(tuple(group), this.stage, this.until) for group in formed]
         for group, answer, seconds in dispatch(
             running.executor, groups, running.say, lambda at_work_s: used_up(running.sweep, running.table, at_work_s)
         ):
@@ -231,7 +231,7 @@ def _run_round(running: Running, this: Round, trials: list[Trial]) -> None:
         stop_those_behind(running.sweep, running.table, this.judged, this.until, running.say)
 
 
-def _keep(running: Running, group: Group, answer: Answer) -> None:
+def _keep(running: SweepProgress, group: TrialGroup, answer: GroupResult) -> None:
     """Write down what became of the trials of a group."""
     if answer.error is not None and len(group.trials) == 1 and not answer.lost:
         running.fail(group.trials[0], answer.error)
@@ -239,7 +239,7 @@ def _keep(running: Running, group: Group, answer: Answer) -> None:
         _keep_trial(running, trial, group, trained)
 
 
-def _keep_trial(running: Running, trial: Trial, group: Group, trained: Trained) -> None:
+def _keep_trial(running: SweepProgress, trial: Trial, group: TrialGroup, trained: TrialResult) -> None:
     values: dict[str, Any] = {}
     if trained.step is not None:
         before = running.table.outcome(trial)

@@ -14,7 +14,7 @@ from fusion_train.sweeps.sweep_file import Sweep, Trial
 
 
 @dataclass(frozen=True)
-class Round:
+class SweepRound:
     """One stage of all chains that have it, until a step."""
 
     stage: int
@@ -25,12 +25,12 @@ class Round:
     """Those that are compared with each other where the round ends before they do: it is their last stage."""
 
 
-def rounds(sweep: Sweep) -> Iterator[Round]:
+def rounds(sweep: Sweep) -> Iterator[SweepRound]:
     """All rounds of a sweep, whatever has become of its trials."""
     for stage in range(max(len(trial.stages) for trial in sweep.trials)):
         having = tuple(trial for trial in sweep.trials if stage < len(trial.stages))
         last = tuple(trial for trial in having if stage == len(trial.stages) - 1)
         steps = max((trial.config.optim.steps for trial in last), default=0)
         for rung in rung_steps(sweep.halving, steps):
-            yield Round(stage, rung, having, last)
-        yield Round(stage, None, having, ())
+            yield SweepRound(stage, rung, having, last)
+        yield SweepRound(stage, None, having, ())

@@ -50,7 +50,7 @@ from fusion_train.presets import (
     stage_settings,
 )
 from fusion_train.prompts.prompt import find_task
-from fusion_train.sweeps.compared_metric import Measure, choose_measure
+from fusion_train.sweeps.compared_metric import ComparedMetric, choose_metric
 from fusion_train.yaml_settings import merge
 
 DEFAULT_SEEDS = (0, 1, 2)
@@ -158,7 +158,7 @@ class Sweep:
 
     name: str
     task: str
-    measure: Measure
+    measure: ComparedMetric
     split: str
     """Whose clips are scored; empty where the clip list decides (see scored_weights.py)."""
     weights: str
@@ -243,7 +243,7 @@ def load_sweep(
             got=reference,
             next_step=suggest(reference, asked.variants).strip() or None,
         )
-    measure = choose_measure(asked.task, asked.metric, asked.main)
+    measure = choose_metric(asked.task, asked.metric, asked.main)
     if asked.probe and find_task(asked.task).answer != "label":
         raise ConfigError(
             f"{file}: probe", expected="a task with one label a clip, since a probe answers no other", got=asked.task

@@ -20,7 +20,16 @@ from fusion_train.run import Run
 from fusion_train.sweeps.check import check
 from fusion_train.sweeps.final_scores import evaluate_finished
 from fusion_train.sweeps.grouping import shares_base
-from fusion_train.sweeps.job import PREDICTIONS, PREDICTIONS_SHA256, Answer, Cost, Group, Room, Trained, Work
+from fusion_train.sweeps.job import (
+    PREDICTIONS,
+    PREDICTIONS_SHA256,
+    Cost,
+    DeviceCapacity,
+    GroupResult,
+    SweepSettings,
+    TrialGroup,
+    TrialResult,
+)
 from fusion_train.sweeps.scored_weights import keeps_halves
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.training.devices import matrix_peak
@@ -55,7 +64,9 @@ def _disk_refuses(error: Exception) -> WriteError:
 class Worker:
     """Trains groups one after another in this process; the base model of the last one stays loaded."""
 
-    def __init__(self, work: Work, say: Callable[[str], None], stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, work: SweepSettings, say: Callable[[str], None], stop: Callable[[], bool] = lambda: False
+    ) -> None:
         """Args:
         stop: asked after every step whether to save and stop there.
         """
@@ -66,33 +77,33 @@ class Worker:
         """See `check`."""
         return check(sweep, self._work.store, self._work.clips, self._say)
 
-    def room(self) -> Room:
+    def room(self) -> DeviceCapacity:
         """What this process's device has for a worker."""
         device = this_process().device
         if device.type == "cuda":
             free = torch.cuda.mem_get_info()[0]
         else:
             free = free_memory_bytes()
-        return Room(int(free * USABLE), matrix_peak(device, self._work.precision))
+        return DeviceCapacity(int(free * USABLE), matrix_peak(device, self._work.precision))
 
-    def answer(self, group: Group) -> Answer:
+    def answer(self, group: TrialGroup) -> GroupResult:
         """What became of a group; an error that a trial's own code may raise is part of the answer."""
         try:
-            return Answer(tuple(self.train(group)))
+            return GroupResult(tuple(self.train(group)))
         except Interrupted:
-            return Answer(stopped=True)
+            return GroupResult(stopped=True)
         except ListChangedError as error:
-            return Answer(halt=error)
+            return GroupResult(halt=error)
         except WriteError as error:
-            return Answer(halt=_disk_refuses(error))
+            return GroupResult(halt=_disk_refuses(error))
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
-            return Answer(halt=_disk_refuses(error))
+            return GroupResult(halt=_disk_refuses(error))
         except ISOLATED as error:
-            return Answer(error=error_text(error), damaged=not isinstance(error, FeatureCacheError))
+            return GroupResult(error=error_text(error), damaged=not isinstance(error, FeatureCacheError))
 
-    def train(self, group: Group) -> list[Trained]:
+    def train(self, group: TrialGroup) -> list[TrialResult]:
         """Train a group to its end or pause; returns what became of each trial, in its order.
 
         Raises:
@@ -101,7 +112,7 @@ class Worker:
         """
         requests = [self._request(trial, group.stage) for trial in group.trials]
         unfinished = [place for place, request in enumerate(requests) if not request.run.finished]
-        outcomes = [Trained() for _ in requests]
+        outcomes = [TrialResult() for _ in requests]
         runs: dict[int, TrainingRun] = {}
         if unfinished and shares_base(requests[0].config):
             trained = self._train_runs([requests[place] for place in unfinished], self._base, group.until)
@@ -174,9 +185,9 @@ def _table_scores(evaluation: Evaluation, request: RunRequest) -> dict[str, Any]
     return {**evaluation.summary(), PREDICTIONS_SHA256: file_sha256(request.run.folder / PREDICTIONS)}
 
 
-def _outcome(run: TrainingRun, together: int, until: int | None) -> Trained:
+def _outcome(run: TrainingRun, together: int, until: int | None) -> TrialResult:
     error = error_text(run.error) if run.error is not None else None
     score = None
     if until is not None and error is None:
         score = overall(run.logger.scores_at(min(until, run.done)))
-    return Trained(run.done, run.seconds, together, score, error=error)
+    return TrialResult(run.done, run.seconds, together, score, error=error)

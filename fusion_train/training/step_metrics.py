@@ -64,7 +64,7 @@ class MetricsAccumulator:
             counts.supervised += asked.num_supervised
             counts.flops += self._work(asked)
             for key in (f"dataset/{asked.dataset or 'none'}", f"task/{asked.task}"):
-                counts.losses[key] += loss  # type: ignore[assignment]  # a Counter of floats
+                counts.losses[key] += loss
                 counts.loss_tokens[key] += asked.num_supervised
             counts.absent.update([f"missing/{name}" for name in asked.missing])
             counts.absent.update([f"hidden/{name}" for name in asked.hidden])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fusion_train.errors import ConfigError
-from fusion_train.sweeps.job import Work
-from fusion_train.sweeps.probe_tier import announce, probe_round, probes_of, stop_by_probe, told_apart
+from fusion_train.sweeps.job import SweepSettings
+from fusion_train.sweeps.probe_tier import announce, distinguishable, probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import TrialTable
 from fusion_train.sweeps.worker import Worker
@@ -48,7 +48,7 @@ def filled(folder: Path, sweep: Sweep, scores: dict[str, list[float | None]]) ->
 
 def test_only_what_a_probe_sees_tells_variants_apart(tmp_path):
     sweep = load(tmp_path, VARIANTS + "probe: {steps: 7}")
-    assert told_apart(sweep) == ["conv", "attention", "audio"]
+    assert distinguishable(sweep) == ["conv", "attention", "audio"]
     assert list(probes_of(sweep)) == ["conv", "attention", "audio", "same"]
     assert "none" not in sweep.probes
     probe = sweep.probes["conv"][1]
@@ -72,7 +72,9 @@ def test_settings_given_for_the_whole_model_do_not_reach_the_probe(tmp_path):
 
 def test_a_probe_starts_from_nothing_where_the_whole_models_start_from_a_run(tmp_path):
     sweep = load(tmp_path, VARIANTS + "probe: {}")
-    worker = Worker(Work("store", "clips", tmp_path, "emotion", "val", initial="runs/before"), lambda text: None)
+    worker = Worker(
+        SweepSettings("store", "clips", tmp_path, "emotion", "val", initial="runs/before"), lambda text: None
+    )
     starts = [worker._request(trial, 0).initial for trial in (sweep.probes["conv"][0], sweep.trials[0])]
     assert starts[0] is None
     assert starts[1].folder == Path("runs/before")

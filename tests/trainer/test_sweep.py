@@ -12,7 +12,7 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.run import Run
 from fusion_train.sweeps import worker
-from fusion_train.sweeps.grouping import companies
+from fusion_train.sweeps.grouping import group_trials
 from fusion_train.sweeps.halving import rank_correlation, rung_steps, survivors
 from fusion_train.sweeps.job import Cost
 from fusion_train.sweeps.results import read_results
@@ -189,15 +189,15 @@ def test_companies_hold_what_takes_the_same_batches_and_fits(tmp_path):
     )
     trials = load_sweep(str(file), None, ()).trials
     cost = Cost(trained=1, soft_tokens=448, flops=1.0, shared_bytes=100, own_bytes=10)
-    groups = companies(trials, 0, lambda trial: cost, free_bytes=1000)
+    groups = group_trials(trials, 0, lambda trial: cost, free_bytes=1000)
     assert [[trial.name for trial in group] for group in groups] == [
         ["a-seed0", "b-seed0", "c-seed0"],
         ["a-seed1", "b-seed1", "c-seed1"],
         ["d-seed0"],
         ["d-seed1"],
     ]
-    assert [len(group) for group in companies(trials, 0, lambda trial: cost, free_bytes=120)] == [2, 1, 2, 1, 1, 1]
-    assert max(len(group) for group in companies(trials, 0, lambda trial: cost, free_bytes=0)) == 1
+    assert [len(group) for group in group_trials(trials, 0, lambda trial: cost, free_bytes=120)] == [2, 1, 2, 1, 1, 1]
+    assert max(len(group) for group in group_trials(trials, 0, lambda trial: cost, free_bytes=0)) == 1
 
 
 def test_a_rung_in_the_warm_up_is_told_before_the_run(sweep):

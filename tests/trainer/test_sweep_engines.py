@@ -25,12 +25,12 @@ from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.run import Run
-from fusion_train.sweeps.budget import Estimate, admitted, estimate, share_of_steps, used_up
+from fusion_train.sweeps.budget import TimeEstimate, admitted, estimate, share_of_steps, used_up
 from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines.processes import environment, executor
-from fusion_train.sweeps.grouping import companies
+from fusion_train.sweeps.grouping import group_trials
 from fusion_train.sweeps.halving import stop_those_behind
-from fusion_train.sweeps.job import Answer, Cost, Group, Room, Trained, Work
+from fusion_train.sweeps.job import Cost, DeviceCapacity, GroupResult, SweepSettings, TrialGroup, TrialResult
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import DONE, FAILED, STOPPED, WAITING, Outcome, TrialTable
 
@@ -55,29 +55,29 @@ class Scripted:
     def __init__(self, count: int = 1, bad: Sequence[str] = (), lost: Sequence[str] = ()) -> None:
         self.count, self.bad, self.lost = count, set(bad), set(lost)
         self.begun: list[list[str]] = []
-        self.at_work: dict[int, Group] = {}
+        self.at_work: dict[int, TrialGroup] = {}
 
-    def room(self) -> Room:
-        return Room(1 << 30, 1e12)
+    def room(self) -> DeviceCapacity:
+        return DeviceCapacity(1 << 30, 1e12)
 
-    def begin(self, worker: int, group: Group) -> None:
+    def begin(self, worker: int, group: TrialGroup) -> None:
         assert worker not in self.at_work
         self.begun.append([trial.name for trial in group.trials])
         self.at_work[worker] = group
 
-    def answers(self) -> list[tuple[int, Answer]]:
+    def answers(self) -> list[tuple[int, GroupResult]]:
         worker, group = self.at_work.popitem()
         names = {trial.name for trial in group.trials}
         if names & self.lost:
             self.lost -= names
-            return [(worker, Answer(error="the node is gone", damaged=True, lost=True))]
+            return [(worker, GroupResult(error="the node is gone", damaged=True, lost=True))]
         if names & self.bad:
-            return [(worker, Answer(error="killed", damaged=True))]
-        return [(worker, Answer(tuple(Trained(step=1) for _ in group.trials)))]
+            return [(worker, GroupResult(error="killed", damaged=True))]
+        return [(worker, GroupResult(tuple(TrialResult(step=1) for _ in group.trials)))]
 
 
-def groups(sweep: Sweep) -> list[Group]:
-    return [Group(tuple(each), 0, None) for each in companies(sweep.trials, 0, lambda trial: COST, 1000)]
+def groups(sweep: Sweep) -> list[TrialGroup]:
+    return [TrialGroup(tuple(each), 0, None) for each in group_trials(sweep.trials, 0, lambda trial: COST, 1000)]
 
 
 def quiet(line: str) -> None:
@@ -102,7 +102,7 @@ def test_a_group_whose_machine_was_lost_is_trained_again_as_it_is(load):
 
 def test_once_the_budget_is_used_up_nothing_more_is_begun(load):
     executor = Scripted()
-    spent: list[Group] = []
+    spent: list[TrialGroup] = []
     for group, _, _ in dispatch(
         executor, groups(load("seeds: [0, 1, 2]\n" + FOUR)), quiet, lambda at_work: bool(spent)
     ):
@@ -123,7 +123,7 @@ def test_a_stop_begins_nothing_more_and_says_that_the_command_goes_on(load):
 )
 def test_groups_are_cut_where_that_shares_the_work_evenly(load, workers, sizes):
     trials = load("seeds: [0, 1]\n" + FOUR).trials
-    found = companies(trials, 0, lambda trial: COST, 1000, workers)
+    found = group_trials(trials, 0, lambda trial: COST, 1000, workers)
     assert [len(group) for group in found] == sizes
     assert sorted(trial.name for group in found for trial in group) == sorted(trial.name for trial in trials)
 
@@ -159,7 +159,7 @@ def seeds_of(trials) -> list[int]:
 )  # fmt: skip
 def test_a_budget_lets_whole_seeds_fall_out_the_last_first(load, tmp_path, budget, kept):
     sweep = load(FOUR, **budget)
-    hourly = Estimate(dict.fromkeys("abcd", 1.0), 3600.0, measured=True)
+    hourly = TimeEstimate(dict.fromkeys("abcd", 1.0), 3600.0, measured=True)
     said: list[str] = []
     found = admitted(sweep, table_of(sweep, tmp_path), hourly, said.append)
     assert seeds_of(found) == kept
@@ -168,7 +168,7 @@ def test_a_budget_lets_whole_seeds_fall_out_the_last_first(load, tmp_path, budge
 
 
 def test_a_budget_without_room_for_one_seed_is_refused_and_a_larger_one_goes_on(load, tmp_path):
-    hourly = Estimate(dict.fromkeys("abcd", 1.0), 3600.0, measured=True)
+    hourly = TimeEstimate(dict.fromkeys("abcd", 1.0), 3600.0, measured=True)
     sweep = load(FOUR, hours="3")
     table = table_of(sweep, tmp_path)
     with pytest.raises(ConfigError, match="4 hours, 4 trials, got hours 3"):
@@ -230,13 +230,13 @@ def test_a_stop_may_be_requested_from_elsewhere():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_worker_that_somebody_stopped_fails_no_trial(load, tmp_path, number):
     lines: list[str] = []
-    with executor(Work("features.zarr", "clips.jsonl", tmp_path, "emotion", "val"), lines.append) as workers:
+    with executor(SweepSettings("features.zarr", "clips.jsonl", tmp_path, "emotion", "val"), lines.append) as workers:
         workers.begin(0, groups(load("seeds: [0]\nvariants: {a: {}}\n"))[0])
         os.kill(workers._workers[0]._process.pid, number)
-        found: list[tuple[int, Answer]] = []
+        found: list[tuple[int, GroupResult]] = []
         while not found:
             found = workers.answers()
-    assert found == [(0, Answer(stopped=True))]
+    assert found == [(0, GroupResult(stopped=True))]
     assert lines == [f"a worker was ended by {signal.Signals(number).name}"]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fusion_train.errors import ConfigError
-from fusion_train.sweeps.compared_metric import Measure, choose_measure
+from fusion_train.sweeps.compared_metric import ComparedMetric, choose_metric
 from fusion_train.sweeps.sweep_file import load_sweep
 
-ACCURACY, UAR = (Measure("classification", main) for main in ("accuracy", "UAR"))
+ACCURACY, UAR = (ComparedMetric("classification", main) for main in ("accuracy", "UAR"))
 
 
 def rows(references, answers) -> list[dict]:
@@ -37,7 +37,7 @@ def test_variants_meet_on_the_clips_that_all_seeds_of_both_have():
 
 
 def test_texts_are_compared_by_their_overlap():
-    measure = choose_measure("reason")
+    measure = choose_metric("reason")
     mine, theirs = ({0: rows(["a low sad voice"], [said])} for said in ("a sad voice", "a smile"))
     (own,), (other,) = measure.paired(mine, theirs)
     assert own.value - other.value == pytest.approx(0.8)
@@ -45,7 +45,7 @@ def test_texts_are_compared_by_their_overlap():
 
 def test_neutral_clips_do_not_enter_the_weighted_f1_of_sentiments():
     answers = {0: rows(["positive", "neutral", "negative"], ["positive", "positive", "positive"])}
-    assert Measure("waf", "weighted F1").paired(answers, answers)[0][0].clip_ids == ("c000", "c002")
+    assert ComparedMetric("waf", "weighted F1").paired(answers, answers)[0][0].clip_ids == ("c000", "c002")
 
 
 def test_a_sweep_file_names_the_metric_and_the_figure(tmp_path):

@@ -19,7 +19,7 @@ from fusion_train.models.model_group import ModelGroup
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
 from fusion_train.sweeps import final_scores as final
-from fusion_train.sweeps.job import PREDICTIONS, Work
+from fusion_train.sweeps.job import PREDICTIONS, SweepSettings
 from fusion_train.training.shared_base import RunRequest, SharedBase
 from fusion_train.training.trainer import train, train_runs
 
@@ -101,7 +101,7 @@ def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llam
     monkeypatch.setattr(final, "ModelGroup", partial(ModelGroup, stacked=stacked))
     monkeypatch.setattr("fusion_train.evaluation.evaluate.MAX_NEW_TOKENS", 6)
     folder = group["plain"].folder.parent
-    work = Work(**places(material), out=folder, task=task, split="val")
+    work = SweepSettings(**places(material), out=folder, task=task, split="val")
     requests, base = requests_in(folder, llama), SharedBase()
     together = final.evaluate_finished(requests, [None] * len(requests), work, base)
     for each, found in zip(requests, together, strict=True):
@@ -119,9 +119,9 @@ def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llam
 def test_finished_trials_are_not_asked_again_what_their_best_weights_answered(llama, material, tmp_path, monkeypatch):
     requests = requests_in(tmp_path, llama, ("conv", "fast"))
     members = together(requests, material)
-    work = Work(**places(material), out=tmp_path, task="emotion", split="val")
+    work = SweepSettings(**places(material), out=tmp_path, task="emotion", split="val")
     anew = final.evaluate_finished(requests, [None, None], work, SharedBase())
-    other = Work(**places(material), out=tmp_path, task="emotion", split="train")
+    other = SweepSettings(**places(material), out=tmp_path, task="emotion", split="train")
     assert len(final.evaluate_finished(requests, members, other, SharedBase())[0].predictions) == 36, "other clips"
     for name in ("evaluate", "evaluate_together"):
         monkeypatch.setattr(final, name, None)

@@ -21,7 +21,7 @@ from featurecache.clips.clip_list import load_clips
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.statistics.comparison import compare_jackknives
 from fusion_train.statistics.intervals import jackknife
-from fusion_train.sweeps.compared_metric import Measure
+from fusion_train.sweeps.compared_metric import ComparedMetric
 from fusion_train.sweeps.job import PREDICTIONS
 from fusion_train.sweeps.results import clusters_in, read_results
 
@@ -57,7 +57,7 @@ def measure(store: str, clips: str, feature: str, seeds: int, steps: int, draws:
     }
     random = np.random.default_rng(0)
     for figure in FIGURES:
-        compared = Measure("classification", figure)
+        compared = ComparedMetric("classification", figure)
         scored = [compared.scored(answers[seed]) for seed in answers]
         values = [score.value for score in scored]
         other_values = [compared.scored(others[seed]).value for seed in answers]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fusion_train.sweeps.job import Answer, Cost, Group, Room
+from fusion_train.sweeps.job import Cost, DeviceCapacity, GroupResult, TrialGroup
 from fusion_train.sweeps.sweep_file import Sweep
 
 POLL_S = 0.2
@@ -33,14 +33,14 @@ class Executor(Protocol):
         """Have one of them look at every variant before anything starts; see `check`, also for what is raised."""
         ...
 
-    def room(self) -> Room:
+    def room(self) -> DeviceCapacity:
         """What each worker has for itself; the least of all."""
         ...
 
-    def begin(self, worker: int, group: Group) -> None:
+    def begin(self, worker: int, group: TrialGroup) -> None:
         """Have an idle worker train a group; one whose process is gone or damaged is replaced first."""
         ...
 
-    def answers(self) -> list[tuple[int, Answer]]:
+    def answers(self) -> list[tuple[int, GroupResult]]:
         """What workers have answered since, with their numbers; waits a moment where there is nothing yet."""
         ...

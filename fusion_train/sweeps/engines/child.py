@@ -16,7 +16,7 @@ from typing import Any
 
 from featurecache.errors import FeatureCacheError
 from fusion_train.errors import ConfigError
-from fusion_train.sweeps.engines.messages import STOP, Checked, Said, Start
+from fusion_train.sweeps.engines.messages import STOP, CheckResult, LogLine, WorkerStart
 from fusion_train.sweeps.sweep_file import Sweep
 
 ORPHANED = 3
@@ -50,13 +50,13 @@ def main(descriptor: int) -> None:
     """Do what the driver asks until it ends the stream."""
     stream = Connection(descriptor)
     inbox = Inbox(stream)
-    start: Start = inbox.next()
+    start: WorkerStart = inbox.next()
 
     import torch
 
     from fusion_train.sweeps.worker import Worker
 
-    worker = Worker(start.work, lambda line: stream.send(Said(line)), lambda: inbox.stop_requested)
+    worker = Worker(start.work, lambda line: stream.send(LogLine(line)), lambda: inbox.stop_requested)
     if start.device.startswith("cuda") and not torch.cuda.is_available():
         refusal = ConfigError(
             f"device {start.device}",
@@ -64,7 +64,7 @@ def main(descriptor: int) -> None:
             got="no GPU that torch can use",
             next_step="Name others with --devices.",
         )
-        stream.send(Checked({}, refusal))
+        stream.send(CheckResult({}, refusal))
         return
     stream.send(worker.room())
     while True:
@@ -72,11 +72,11 @@ def main(descriptor: int) -> None:
         stream.send(_checked(worker, asked) if isinstance(asked, Sweep) else worker.answer(asked))
 
 
-def _checked(worker: Any, sweep: Sweep) -> Checked:
+def _checked(worker: Any, sweep: Sweep) -> CheckResult:
     try:
-        return Checked(worker.check(sweep))
+        return CheckResult(worker.check(sweep))
     except FeatureCacheError as error:
-        return Checked({}, error)
+        return CheckResult({}, error)
 
 
 if __name__ == "__main__":

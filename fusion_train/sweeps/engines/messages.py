@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from featurecache.errors import FeatureCacheError
-from fusion_train.sweeps.job import Cost, Work
+from fusion_train.sweeps.job import Cost, SweepSettings
 
 STOP = b"stop"
 
 
 @dataclass(frozen=True)
-class Start:
-    work: Work
+class WorkerStart:
+    work: SweepSettings
     device: str
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """Costs by variant, or why the sweep cannot run."""
 
     costs: Mapping[str, Cost | None]
@@ -30,7 +30,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Said:
+class LogLine:
     """A line for the user."""
 
     line: str

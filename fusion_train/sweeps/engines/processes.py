@@ -21,22 +21,24 @@ from featurecache.interrupt import SIGNALS, Interrupted, StopRequest
 from featurecache.machine import usable_cores
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.engines import POLL_S, child
-from fusion_train.sweeps.engines.messages import STOP, Checked, Said, Start
-from fusion_train.sweeps.job import Answer, Cost, Group, Room, Work
+from fusion_train.sweeps.engines.messages import STOP, CheckResult, LogLine, WorkerStart
+from fusion_train.sweeps.job import Cost, DeviceCapacity, GroupResult, SweepSettings, TrialGroup
 from fusion_train.sweeps.sweep_file import Sweep
 
 END_S = 10.0
 """How long a worker may take to end before it is killed."""
 
 
-class Processes:
+class ProcessExecutor:
     """A crew of worker processes."""
 
-    def __init__(self, work: Work, devices: Sequence[str], say: Callable[[str], None], request: StopRequest) -> None:
+    def __init__(
+        self, work: SweepSettings, devices: Sequence[str], say: Callable[[str], None], request: StopRequest
+    ) -> None:
         self.count = len(devices)
         self._devices, self._say, self._request = list(devices), say, request
         self._told = False
-        self._workers = [_Process(work, device, environment(device, devices)) for device in devices]
+        self._workers = [WorkerProcess(work, device, environment(device, devices)) for device in devices]
 
     @property
     def stopping(self) -> bool:
@@ -45,21 +47,21 @@ class Processes:
     def check(self, sweep: Sweep) -> dict[str, Cost | None]:
         return dict(self._workers[0].check(sweep, self._say).costs)
 
-    def room(self) -> Room:
+    def room(self) -> DeviceCapacity:
         """Workers on one device, or in this machine's memory, share what there is.
 
         Raises:
             ConfigError: a worker cannot use its device.
         """
         rooms = [(worker.room(self._say), self._devices.count(worker.device)) for worker in self._workers]
-        return Room(
+        return DeviceCapacity(
             min(room.free_bytes // sharing for room, sharing in rooms), min(room.peak_flops for room, _ in rooms)
         )
 
-    def begin(self, worker: int, group: Group) -> None:
+    def begin(self, worker: int, group: TrialGroup) -> None:
         self._workers[worker].begin(group)
 
-    def answers(self) -> list[tuple[int, Answer]]:
+    def answers(self) -> list[tuple[int, GroupResult]]:
         if self.stopping and not self._told:
             self._told = True
             self._say("stopping: every worker saves after the step it is at; interrupt again to end without")
@@ -78,14 +80,14 @@ class Processes:
             worker.end()
 
 
-class _Process:
+class WorkerProcess:
     """One worker: started at once, started anew for the next group once it is gone or damaged."""
 
-    def __init__(self, work: Work, device: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, work: SweepSettings, device: str, variables: Mapping[str, str]) -> None:
         self.device, self.busy = device, False
-        self._start_message, self._variables = Start(work, device), variables
-        self._room: Room | None = None
-        self._checked: Checked | None = None
+        self._start_message, self._variables = WorkerStart(work, device), variables
+        self._fitting_size: DeviceCapacity | None = None
+        self._checked: CheckResult | None = None
         self._start()
 
     def _start(self) -> None:
@@ -109,13 +111,13 @@ class _Process:
         except OSError:
             self._fit = False
 
-    def room(self, say: Callable[[str], None]) -> Room:
+    def room(self, say: Callable[[str], None]) -> DeviceCapacity:
         """What it found when it was first started, before it had loaded anything; waits until it is."""
-        while self._room is None:
+        while self._fitting_size is None:
             self._await(say)
-        return self._room
+        return self._fitting_size
 
-    def check(self, sweep: Sweep, say: Callable[[str], None]) -> Checked:
+    def check(self, sweep: Sweep, say: Callable[[str], None]) -> CheckResult:
         """Have it look at a sweep.
 
         Raises:
@@ -132,13 +134,13 @@ class _Process:
                 raise Interrupted("stopped. Go on with the same command.")
             raise ConfigError(f"device {self.device}", expected="a worker that starts", got=gone.error)
 
-    def begin(self, group: Group) -> None:
+    def begin(self, group: TrialGroup) -> None:
         if not self._fit or self._process.poll() is not None:  # it may have died while it was idle
             self._restart()
         self.busy = True
         self.send(pickle.dumps(group))
 
-    def receive(self, say: Callable[[str], None]) -> Answer | None:
+    def receive(self, say: Callable[[str], None]) -> GroupResult | None:
         """Take one message; an answer is returned, and one is made for a worker that has died.
 
         Raises:
@@ -150,15 +152,15 @@ class _Process:
             self._fit = self.busy = False
             if -self._process.wait() in SIGNALS:  # somebody stopped it before it was training: no trial's fault
                 say(f"a worker {_how(self._process.returncode)}")
-                return Answer(stopped=True)
-            return Answer(error=f"its process {_how(self._process.wait())}", damaged=True)
-        if isinstance(message, Room):
-            self._room = self._room or message
-        elif isinstance(message, Checked):
+                return GroupResult(stopped=True)
+            return GroupResult(error=f"its process {_how(self._process.wait())}", damaged=True)
+        if isinstance(message, DeviceCapacity):
+            self._fitting_size = self._fitting_size or message
+        elif isinstance(message, CheckResult):
             if message.error is not None:
                 raise message.error
             self._checked = message
-        elif isinstance(message, Said):
+        elif isinstance(message, LogLine):
             say(message.line)
         else:
             self._fit, self.busy = not message.damaged, False
@@ -179,14 +181,16 @@ class _Process:
 
 
 @contextmanager
-def executor(work: Work, say: Callable[[str], None], devices: Sequence[str] = ("auto",)) -> Iterator[Processes]:
+def executor(
+    work: SweepSettings, say: Callable[[str], None], devices: Sequence[str] = ("auto",)
+) -> Iterator[ProcessExecutor]:
     """Workers on `devices`, one each, that end with the block.
 
     Raises:
         ConfigError: a device that this machine does not have, when it is first used.
     """
     with StopRequest() as request:
-        workers = Processes(work, devices, say, request)
+        workers = ProcessExecutor(work, devices, say, request)
         try:
             yield workers
         finally:

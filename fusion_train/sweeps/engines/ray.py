@@ -16,14 +16,14 @@ from featurecache.engines.cluster import cluster
 from featurecache.errors import FeatureCacheError
 from featurecache.interrupt import StopRequest
 from fusion_train.sweeps.engines import POLL_S
-from fusion_train.sweeps.job import Answer, Cost, Group, Room, Work
+from fusion_train.sweeps.job import Cost, DeviceCapacity, GroupResult, SweepSettings, TrialGroup
 from fusion_train.sweeps.sweep_file import Sweep
 
 
-class Actor:
+class WorkerActor:
     """A worker on the cluster; `train` runs on one thread of it, the other calls on a second."""
 
-    def __init__(self, work: Work, folder: str) -> None:
+    def __init__(self, work: SweepSettings, folder: str) -> None:
         from fusion_train.sweeps.worker import Worker
 
         os.chdir(folder)
@@ -31,7 +31,7 @@ class Actor:
         self._stop = False
         self._worker = Worker(work, self._lines.append, lambda: self._stop)
 
-    def place(self) -> tuple[str, Room]:
+    def place(self) -> tuple[str, DeviceCapacity]:
         """The node, and what it has."""
         import ray
 
@@ -44,7 +44,7 @@ class Actor:
         except FeatureCacheError as error:
             return {}, error
 
-    def train(self, group: Group) -> Answer:
+    def train(self, group: TrialGroup) -> GroupResult:
         return self._worker.answer(group)
 
     def lines(self) -> list[str]:
@@ -61,7 +61,7 @@ class RayExecutor:
     """A crew of actors."""
 
     def __init__(
-        self, ray: Any, work: Work, actors: int | None, say: Callable[[str], None], request: StopRequest
+        self, ray: Any, work: SweepSettings, actors: int | None, say: Callable[[str], None], request: StopRequest
     ) -> None:
         self._ray, self._work, self._say, self._request = ray, work, say, request
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
@@ -71,7 +71,7 @@ class RayExecutor:
         self._options = {"num_gpus": 1 if gpus else 0, "num_cpus": max(1, cpus // self.count), "max_concurrency": 2}
         self._told = False
         self._actors = [self._start() for _ in range(self.count)]
-        self._places: dict[int, tuple[str, Room]] = {}
+        self._places: dict[int, tuple[str, DeviceCapacity]] = {}
         self._damaged: set[int] = set()
         self._training: dict[Any, int] = {}
         self._asked: dict[int, Any] = {}
@@ -87,15 +87,15 @@ class RayExecutor:
             raise error
         return costs
 
-    def room(self) -> Room:
+    def room(self) -> DeviceCapacity:
         """Actors on one node without GPUs share its memory."""
         for number in range(self.count):
             self._place(number)
         nodes = [node for node, _ in self._places.values()]
         free = [room.free_bytes // (1 if self._on_gpus else nodes.count(node)) for node, room in self._places.values()]
-        return Room(min(free), min(room.peak_flops for _, room in self._places.values()))
+        return DeviceCapacity(min(free), min(room.peak_flops for _, room in self._places.values()))
 
-    def begin(self, worker: int, group: Group) -> None:
+    def begin(self, worker: int, group: TrialGroup) -> None:
         if worker in self._damaged:
             self._ray.kill(self._actors[worker])
             self._actors[worker] = self._start()
@@ -104,7 +104,7 @@ class RayExecutor:
         self._place(worker)  # which node is lost with it, should it be
         self._training[self._actors[worker].train.remote(group)] = worker
 
-    def answers(self) -> list[tuple[int, Answer]]:
+    def answers(self) -> list[tuple[int, GroupResult]]:
         if self.stopping and not self._told:
             self._told = True
             for actor in self._actors:
@@ -122,24 +122,24 @@ class RayExecutor:
             self._ray.kill(actor)
 
     def _start(self) -> Any:
-        return self._ray.remote(**self._options)(Actor).remote(self._work, os.getcwd())
+        return self._ray.remote(**self._options)(WorkerActor).remote(self._work, os.getcwd())
 
-    def _place(self, number: int) -> tuple[str, Room]:
+    def _place(self, number: int) -> tuple[str, DeviceCapacity]:
         if number not in self._places:
             self._places[number] = self._ray.get(self._actors[number].place.remote())
         return self._places[number]
 
-    def _answer(self, number: int, future: Any) -> Answer:
+    def _answer(self, number: int, future: Any) -> GroupResult:
         try:
-            answer: Answer = self._ray.get(future)
+            answer: GroupResult = self._ray.get(future)
             if number in self._asked:
                 self._pass_on(number, last=True)
             self._pass_on(number, last=True)
         except self._ray.exceptions.RayActorError as error:
             lost = self._place(number)[0] not in {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-            answer = Answer(error=str(error).strip().partition("\n")[0], damaged=True, lost=lost)
+            answer = GroupResult(error=str(error).strip().partition("\n")[0], damaged=True, lost=lost)
         except self._ray.exceptions.RayTaskError as error:
-            answer = Answer(error=f"{type(error.cause).__name__}: {error.cause}", damaged=True)
+            answer = GroupResult(error=f"{type(error.cause).__name__}: {error.cause}", damaged=True)
         if answer.damaged:
             self._damaged.add(number)
             self._asked.pop(number, None)
@@ -156,7 +156,7 @@ class RayExecutor:
 
 @contextmanager
 def executor(
-    work: Work, say: Callable[[str], None], address: str | None = None, actors: int | None = None
+    work: SweepSettings, say: Callable[[str], None], address: str | None = None, actors: int | None = None
 ) -> Iterator[RayExecutor]:
     """Actors on the cluster at `address`, on one that is found, or on a local one, that end with the block.
 
