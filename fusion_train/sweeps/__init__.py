@@ -1,6 +1,6 @@
 """Sweeps: variants of one recipe on the same clips, trained together where they share a frozen base, and compared.
 
-sweep_file       variants, seeds, budget and metric of a sweep     check            whether every variant can run, and its cost
+sweep_file       variants, seeds, budget and metric of a sweep     check            whether every variant can run; costs
 scheduling       stages and rungs, in their order                  grouping         which trials train together
 budget           which seeds fit into the budget                   dispatch         groups to the workers of an executor
 worker           trains and scores one group                       final_scores     scores of finished trials
