@@ -73,7 +73,7 @@ LAYERS = {
         ("files",),
         ("console",),
         ("clips", "encoders"),
-        ("store",),
+        ("store", "testing"),
         ("", "media"),
         ("extract",),
         ("engines", "explore"),
@@ -84,7 +84,7 @@ LAYERS = {
     "fusion_train": (
         ("", "documents", "errors", "metric_lines", "seeding", "report"),
         ("metrics", "models", "processes", "yaml_settings"),
-        ("checkpoint", "prompts", "statistics"),
+        ("checkpoint", "prompts", "statistics", "testing"),
         ("config", "remote"),
         ("data", "presets"),
         ("llm", "run"),

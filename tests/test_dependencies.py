@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("featurecache", "fusion_train")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-FOR_DEVELOPMENT = {"bench", "coverage", "dev", "mutants", "test-all"}
+FOR_DEVELOPMENT = {"bench", "coverage", "dev", "docs", "mutants", "test-all"}
 
 UNDECLARED = {
     "typing_extensions": "numcodecs and pydantic require it; pydantic asks for its TypedDict on Python 3.11",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from importlib.metadata import entry_points
 
 import pytest
@@ -16,6 +17,7 @@ from fusion_train.models.conv_attention import ConvAttention
 from fusion_train.models.fusion_inputs import resample
 from fusion_train.models.fusions import ENTRY_POINTS, build_fusion
 from fusion_train.models.token_streams import FeatureShapes
+from fusion_train.testing import FusionContract
 
 DIMS = (20, 12, 12)
 VARIANTS = sorted(point.name for point in entry_points(group=ENTRY_POINTS) if point.name != "none")
@@ -54,33 +56,10 @@ def test_conv_attention_computes_the_published_formula():
     torch.testing.assert_close(module(features), linear(attended + x, module.output))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_keeps_tokens_and_learns_everywhere(name):
-    torch.manual_seed(0)
-    module = build_fusion(name, DIMS, hidden=(16, 8), out_dim=5)
-    out = module([torch.randn(2, 64, dim) for dim in DIMS])
-    assert out.shape == (2, 64, 5)
-    out.square().sum().backward()
-    assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_what_an_absent_modality_holds_changes_nothing(name):
-    torch.manual_seed(0)
-    module = build_fusion(name, DIMS, hidden=(16, 8), out_dim=5).eval()
-    features = [torch.randn(2, 64, dim) for dim in DIMS]
-    present = torch.tensor([[True, False, True], [True, True, True]])
-    other = [features[0], torch.randn(2, 64, DIMS[1]), features[2]]
-    assert torch.equal(module(features, present)[0], module(other, present)[0])
-    assert not torch.equal(module(features, present)[1], module(other, present)[1])
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_clip_does_not_depend_on_its_neighbours(name):
-    torch.manual_seed(0)
-    module = build_fusion(name, DIMS, hidden=(16, 8), out_dim=5).eval()
-    features = [torch.randn(3, 64, dim) for dim in DIMS]
-    torch.testing.assert_close(module(features)[1:2], module([x[1:2] for x in features]))
+class TestEveryRegisteredVariant(FusionContract):
+    @pytest.fixture(params=VARIANTS)
+    def build(self, request):
+        return functools.partial(build_fusion, request.param)
 
 
 def test_an_unknown_variant_is_refused_with_the_near_name():
