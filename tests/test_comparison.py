@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusion_train.metrics.scored import Scored, mean_of
+from fusion_train.metrics.metric_result import MetricResult, mean_of
 from fusion_train.statistics.comparison import Variance, compare, compare_all, detectable, holm, needed_for
 
 
-def scored(values, of_set: bool = False) -> Scored:
+def scored(values, of_set: bool = False) -> MetricResult:
     """A score that is the mean of these; `of_set` has it formed anew each time, as F1 is."""
     values = np.asarray(values, float)
     parts = mean_of(values)
     if of_set:
         del parts["per_clip"]
-    return Scored(
+    return MetricResult(
         "accuracy", {"accuracy": float(values.mean())}, tuple(f"c{n:04d}" for n in range(len(values))), **parts
     )
 

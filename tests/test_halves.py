@@ -10,7 +10,7 @@ from scipy import stats
 
 from featurecache.clips.clip_list import Clip
 from fusion_train.data.halves import split_halves
-from fusion_train.metrics.scored import Scored, mean_of
+from fusion_train.metrics.metric_result import MetricResult, mean_of
 from fusion_train.statistics.intervals import interval_of, jackknife
 
 ALIKE_IN_CLUSTER, ALIKE_IN_RUN = 0.05, 0.5
@@ -45,7 +45,7 @@ def simulate(clusters: int, size: int, kind: str, repetitions: int) -> np.ndarra
         for half, step in zip(halves, chosen, strict=True):
             union[half] = hits[half, step]
             true += half.mean() * truth[step]
-        scored = Scored("accuracy", {"accuracy": float(union.mean())}, ids, **mean_of(union))
+        scored = MetricResult("accuracy", {"accuracy": float(union.mean())}, ids, **mean_of(union))
         interval = interval_of(jackknife(scored.resample, members, scored.per_clip))
         rows.append(
             [

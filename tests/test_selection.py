@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fusion_train.metrics.metric_result import MetricResult, mean_of
 from fusion_train.metrics.registry import score
-from fusion_train.metrics.scored import Scored, mean_of
 from fusion_train.statistics.selection import bound, correct, expected_maximum
 
 ALIKE_IN_CLUSTER = 0.05
 
 
-def accuracy_of(hits: np.ndarray) -> Scored:
-    return Scored("accuracy", {"accuracy": float(hits.mean())}, tuple(map(str, range(len(hits)))), **mean_of(hits))
+def accuracy_of(hits: np.ndarray) -> MetricResult:
+    return MetricResult(
+        "accuracy", {"accuracy": float(hits.mean())}, tuple(map(str, range(len(hits)))), **mean_of(hits)
+    )
 
 
-def draw(random, clusters: int, size: int, truth: np.ndarray, correlation: float) -> list[Scored]:
+def draw(random, clusters: int, size: int, truth: np.ndarray, correlation: float) -> list[MetricResult]:
     """Answers of candidates with these true accuracies; hard clips are hard for all of them."""
     shared = random.standard_normal((clusters, size, 1)) * (correlation - ALIKE_IN_CLUSTER) ** 0.5
     shared = shared + random.standard_normal((clusters, 1, 1)) * ALIKE_IN_CLUSTER**0.5

@@ -26,7 +26,7 @@ from fusion_train.evaluation.predictions import QuestionSet, ask
 from fusion_train.evaluation.scoring import BenchmarkScores, score_benchmark
 from fusion_train.evaluation.text_models import ModelJudge, Replies, extract_labels, open_text_model
 from fusion_train.evaluation.wording import AnswerMode, wording_of
-from fusion_train.metrics.scored import Settings
+from fusion_train.metrics.metric_result import MetricSettings
 from fusion_train.metrics.wheels import EmotionWheels
 from fusion_train.processes import this_process
 from fusion_train.run_context import RunContext
@@ -158,7 +158,7 @@ def score_rows(
         _open_replies(resources.judge, resources, folder / "judge-replies.jsonl") as judge_replies,
         _open_replies(resources.labels_by, resources, folder / "labels-replies.jsonl") as label_replies,
     ):
-        settings = Settings(wheels=wheels)
+        settings = MetricSettings(wheels=wheels)
         if judge_replies is not None:
             settings = replace(settings, judge=ModelJudge(judge_replies))
         scored_rows: dict[str, Sequence[dict[str, Any]]] = dict(rows)

@@ -20,7 +20,7 @@ from fusion_train.evaluation.benchmarks import Baseline
 from fusion_train.evaluation.figures import draw_confusion
 from fusion_train.evaluation.scoring import BenchmarkScores, SetScore
 from fusion_train.evaluation.wording import NOT_STATED
-from fusion_train.metrics.scored import Scored
+from fusion_train.metrics.metric_result import MetricResult
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Cell, Table
 from fusion_train.statistics.intervals import clusters_missing
@@ -148,7 +148,7 @@ def summary_table(scores: BenchmarkScores) -> Table:
     return table
 
 
-def confusion_table(scored: Scored) -> Table:
+def confusion_table(scored: MetricResult) -> Table:
     """Return the counts of answers, one row per reference label."""
     assert scored.confusion is not None
     table = Table(["", *scored.labels, "(other)"])
@@ -207,7 +207,7 @@ def _add_set(page: Page, score: SetScore) -> None:
         page.table(_subsets(score.subsets))
 
 
-def _classes(scored: Scored) -> Table:
+def _classes(scored: MetricResult) -> Table:
     names = list(next(iter(scored.per_class.values())))
     table = Table(["class", *names])
     for label, row in scored.per_class.items():
@@ -215,7 +215,7 @@ def _classes(scored: Scored) -> Table:
     return table
 
 
-def _subsets(subsets: Mapping[str, Scored | str]) -> Table:
+def _subsets(subsets: Mapping[str, MetricResult | str]) -> Table:
     table = Table(["clips", "score", "scored", "figure"])
     for name, subset in subsets.items():
         if isinstance(subset, str):
@@ -225,7 +225,7 @@ def _subsets(subsets: Mapping[str, Scored | str]) -> Table:
     return table
 
 
-def _confusion(scored: Scored) -> Figure:
+def _confusion(scored: MetricResult) -> Figure:
     assert scored.confusion is not None
     side = 1.6 + 0.42 * len(scored.labels)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
@@ -266,7 +266,7 @@ def _set_json(score: SetScore) -> dict[str, Any]:
     }
 
 
-def _scored_json(scored: Scored) -> dict[str, Any]:
+def _scored_json(scored: MetricResult) -> dict[str, Any]:
     return {
         "main": scored.main,
         "figures": dict(scored.figures),
@@ -293,13 +293,13 @@ def interval_text(score: SetScore) -> str:
     return f"{score.interval.low * scale:.2f} to {score.interval.high * scale:.2f}"
 
 
-def figure_name(scored: Scored) -> str:
+def figure_name(scored: MetricResult) -> str:
     """Return the name of the main figure, with the labels predicted per clip if the metric does not punish many."""
     labels = scored.counts.get("labels predicted a clip")
     return scored.main if labels is None else f"{scored.main}, {labels:.2f} labels a clip"
 
 
-def scale_of(scored: Scored) -> int:
+def scale_of(scored: MetricResult) -> int:
     """Return the factor for display: shares are shown in per cent, ratings as they are."""
     return 100 if scored.highest == 1 else 1
 

@@ -16,8 +16,8 @@ from featurecache.clips.clip_list import NO_VALUES
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
 from fusion_train.evaluation.wording import NOT_STATED, instructions_in_rows, wording_in_rows
+from fusion_train.metrics.metric_result import MetricResult, MetricSettings
 from fusion_train.metrics.registry import score
-from fusion_train.metrics.scored import Scored, Settings
 from fusion_train.statistics.intervals import Interval, interval_of, jackknife
 from fusion_train.statistics.selection import Selection
 
@@ -30,16 +30,16 @@ class SetScore:
 
     name: str
     title: str
-    scored: Scored
+    scored: MetricResult
     interval: Interval | None
     """Interval of the main figure, over clusters of clips; None if there are too few clusters."""
     clustered_by: str
     """`dialogue`, `speaker` or `clip`."""
     clusters: tuple[str, ...]
     """Cluster of each clip of `scored.clip_ids`."""
-    also: Mapping[str, Scored] = field(default_factory=dict)
+    also: Mapping[str, MetricResult] = field(default_factory=dict)
     """Further metrics of the same answers."""
-    subsets: Mapping[str, Scored | str] = field(default_factory=dict)
+    subsets: Mapping[str, MetricResult | str] = field(default_factory=dict)
     """Tag, and the rest without it -> main metric over these clips; a text if they cannot be scored."""
     answered: str = NOT_STATED
     """`choose`, `generate`, or `NOT_STATED`."""
@@ -74,7 +74,7 @@ class BenchmarkScores:
 
 
 def score_set(
-    name: str, benchmark_set: BenchmarkSet, rows: Sequence[Mapping[str, Any]], settings: Settings
+    name: str, benchmark_set: BenchmarkSet, rows: Sequence[Mapping[str, Any]], settings: MetricSettings
 ) -> SetScore:
     """Score one set from its rows.
 
@@ -117,7 +117,7 @@ def score_set(
 
 
 def score_benchmark(
-    benchmark: Benchmark, rows: Mapping[str, Sequence[Mapping[str, Any]]], settings: Settings
+    benchmark: Benchmark, rows: Mapping[str, Sequence[Mapping[str, Any]]], settings: MetricSettings
 ) -> BenchmarkScores:
     """Score every set that has rows, and compute the means whose sets are all scored."""
     sets = {
@@ -131,7 +131,7 @@ def score_benchmark(
     return BenchmarkScores(benchmark, sets, means, all(score.scored.comparable for score in sets.values()))
 
 
-def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, main: str | None) -> Scored:
+def _score(metric: str, rows: Sequence[Mapping[str, Any]], settings: MetricSettings, main: str | None) -> MetricResult:
     return score(
         metric,
         {row["id"]: row["reference"] for row in rows},
@@ -173,10 +173,10 @@ def _clusters(rows: Sequence[Mapping[str, Any]], clip_ids: Sequence[str]) -> tup
 
 
 def _subsets(
-    metric: str, rows: Sequence[Mapping[str, Any]], settings: Settings, main: str | None
-) -> dict[str, Scored | str]:
+    metric: str, rows: Sequence[Mapping[str, Any]], settings: MetricSettings, main: str | None
+) -> dict[str, MetricResult | str]:
     tags = sorted({tag for row in rows for tag in row.get("tags") or ()})
-    subsets: dict[str, Scored | str] = {}
+    subsets: dict[str, MetricResult | str] = {}
     for tag in tags:
         tagged = [row for row in rows if tag in (row.get("tags") or ())]
         rest = [row for row in rows if tag not in (row.get("tags") or ())]

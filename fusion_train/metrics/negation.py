@@ -1,8 +1,8 @@
-"""Whether a word in a free text is negated: by "not", "no", "never", "并非" and the like before it, in its own clause.
+"""Decide whether a word of a free text is negated by "not", "no", "never", "并非" or the like before it in its clause.
 
-A clause ends at punctuation and at words that begin another one ("but", "and", "thus", 但, 而, 也). What counts in it
-is the number of negations: an even number is none ("never not positive"). What only looks like one does not count ("not
-only", "no wonder", 非常, 不仅). A negation that follows the word ("positive is wrong") is not read.
+A clause ends at punctuation and at words that begin another clause ("but", "and", "thus", 但, 而, 也). An even number
+of negations in a clause cancels out ("never not positive"). Phrases that only look like negations do not count ("not
+only", "no wonder", 非常, 不仅). A negation after the word ("positive is wrong") is not recognised.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 
 _OPEN, _CLOSE = "(?<![a-z])", "(?![a-z])"
-"""Ends of an English word; a Chinese character beside it is no part of it."""
+"""Boundaries of an English word; a Chinese character beside it is also a boundary."""
 
 
 def _words(*alternatives: str) -> str:
+    """Return a pattern of whole English words."""
     return f"{_OPEN}(?:{'|'.join(alternatives)}){_CLOSE}"
 
 
@@ -98,15 +99,15 @@ _SENTENCE_ENDS = re.compile(r"[.!?;\n。！？；]")
 
 
 def is_negated(text: str, start: int) -> bool:
-    """Whether the word that begins at `start` of a text is negated by what stands before it."""
+    """Return whether the text before `start` negates the word that begins there."""
     before = _EXCLUDING.sub(" not ", _LOOKALIKES.sub(" ", text[:start].lower()))
     clause = before[_clause_start(before, text[start:].lower()) :]
     return len(_NEGATIONS.findall(clause)) % 2 == 1
 
 
 def _clause_start(before: str, after: str) -> int:
-    """Where the last clause of `before` begins; "neither a, b nor c" is one, whatever commas it has."""
-    start = max((found.end() for found in _CLAUSE_ENDS.finditer(before)), default=0)
+    """Return the start of the last clause of `before`; "neither a, b nor c" is one clause in spite of its commas."""
+    start = max((match.end() for match in _CLAUSE_ENDS.finditer(before)), default=0)
     neither = before.rfind("neither")
     if neither < 0 or _SENTENCE_ENDS.search(before, neither) or re.search(_words("nor"), before[neither:]):
         return start

@@ -1,8 +1,8 @@
-"""How far a free description agrees with the reference: clues and labels, rated by a judge (as EMER).
+"""Agreement of a free description with its reference: clues and labels, rated by a judge (as in EMER).
 
-A judge rates one pair of texts. Language models rate from 1 to 10 (`evaluation.text_models`); the lexical judge here
-needs no model and gives the share of content words in common, 0 to 1, under a name of its own, so that the two are
-never mistaken for each other. Scores of different judges cannot be compared: rate the rivals with the same one.
+A judge rates one pair of texts. Language models rate from 1 to 10 (`evaluation.text_models`). The lexical judge of this
+module needs no model; it gives the F1 of the common content words, from 0 to 1. Each judge has a name, because scores
+of different judges cannot be compared: rate all baselines with the same judge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fusion_train.errors import DataError
-from fusion_train.metrics.pairing import paired_ids
+from fusion_train.metrics.labels import paired_ids
 from fusion_train.metrics.wheel_metrics import harmonic
 
 Kind = Literal["clue", "label"]
@@ -33,21 +33,21 @@ _FUNCTION_WORDS = frozenset(
 
 
 class Judge(Protocol):
-    """Rates how far a prediction agrees with a reference."""
+    """Rates the agreement of a prediction with a reference."""
 
     name: str
-    """Which judge, down to the model; scores of two names are not comparable."""
+    """Name of the judge, including its model; scores of judges with different names are not comparable."""
     highest: float
-    """The best rating."""
+    """The best possible rating."""
 
     def rate(self, kind: Kind, clip_id: str, reference: str, prediction: str) -> float | None:
-        """A rating, or None where the judge's reply holds none."""
+        """Return a rating, None if the reply of the judge holds none."""
         ...
 
 
 @dataclass(frozen=True)
 class OverlapScores:
-    """Mean ratings over the clips that were rated."""
+    """Mean ratings over the rated clips."""
 
     clue: float
     label: float
@@ -55,36 +55,36 @@ class OverlapScores:
     highest: float
     num_clips: int
     num_unrated: int
-    """Clips of which some reply held no rating; they enter no mean."""
+    """Clips with a reply without a rating; they enter no mean."""
     clip_ids: tuple[str, ...]
-    """Those rated."""
+    """The rated clips."""
     ratings: np.ndarray
     """(rated clips, 2): clue, label."""
 
 
 class LexicalJudge:
-    """F1 of content words, counted with repetition; for labels, of distinct words."""
+    """F1 of the common content words; clues count repeated words, labels count distinct words."""
 
     name = "lexical overlap"
     highest = 1.0
 
     def rate(self, kind: Kind, clip_id: str, reference: str, prediction: str) -> float:
-        wanted, given = (_content(text, repeated=kind == "clue") for text in (reference, prediction))
-        common = sum((wanted & given).values())
-        return harmonic(common / max(given.total(), 1), common / max(wanted.total(), 1))
+        true, predicted = (_content_words(text, repeated=kind == "clue") for text in (reference, prediction))
+        common = (true & predicted).total()
+        return harmonic(common / max(predicted.total(), 1), common / max(true.total(), 1))
 
 
 def overlap_scores(references: Mapping[str, str], predictions: Mapping[str, str], judge: Judge) -> OverlapScores:
-    """Rate every clip's text against its reference, once for clues and once for labels.
+    """Rate the text of every clip against its reference, once for clues and once for labels.
 
     Raises:
-        DataError: clips that only one side has, or not one rating.
+        DataError: only one side has some clip, or no clip has a rating.
     """
-    rated, rows, unrated = [], [], 0
+    rated, rows, num_unrated = [], [], 0
     for clip in paired_ids(references, predictions):
         ratings = [judge.rate(kind, clip, references[clip], predictions[clip]) for kind in KINDS]
         if None in ratings:
-            unrated += 1
+            num_unrated += 1
             continue
         rated.append(clip)
         rows.append(ratings)
@@ -92,14 +92,16 @@ def overlap_scores(references: Mapping[str, str], predictions: Mapping[str, str]
         raise DataError(
             judge.name,
             expected="a rating in its replies",
-            got=f"none for {unrated} clips",
+            got=f"none for {num_unrated} clips",
             next_step="Its raw replies are kept; choose another judge.",
         )
     table = np.array(rows, dtype=float)
     clue, label = table.mean(axis=0).tolist()
-    return OverlapScores(clue, label, judge.name, judge.highest, len(rated) + unrated, unrated, tuple(rated), table)
+    return OverlapScores(
+        clue, label, judge.name, judge.highest, len(rated) + num_unrated, num_unrated, tuple(rated), table
+    )
 
 
-def _content(text: str, *, repeated: bool) -> Counter[str]:
+def _content_words(text: str, *, repeated: bool) -> Counter[str]:
     words = [word for word in _WORD.findall(text.lower()) if word not in _FUNCTION_WORDS]
     return Counter(words if repeated else set(words))

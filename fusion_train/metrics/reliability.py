@@ -1,7 +1,7 @@
-"""Krippendorff's alpha: how far several raters agree, beyond what chance alone gives.
+"""Krippendorff's alpha: agreement of several raters, corrected for chance.
 
-Source: Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), whose examples are the tests. Shapes: R raters,
-U units rated, V distinct values.
+Shapes: R raters, U rated units, V distinct values. Source: Krippendorff, Computing Krippendorff's Alpha-Reliability
+(2011); the tests are its examples.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ Level = Literal["nominal", "ordinal", "interval"]
 
 
 def krippendorff_alpha(ratings: np.ndarray, level: Level = "ordinal") -> float | None:
-    """Return alpha of (R, U) ratings, NaN where a rater did not rate a unit; 1 is perfect agreement, 0 is chance.
+    """Return alpha of (R, U) ratings; 1 is perfect agreement, 0 is agreement by chance.
 
-    Units with one rating count for nothing, since nothing can agree there. None where alpha is not defined: no unit was
-    rated twice, or all ratings of such units are equal.
+    A rating is NaN if the rater did not rate the unit. Units with one rating do not count. Returns None if alpha is
+    undefined: no unit has two ratings, or all ratings of such units are equal.
     """
     rated = np.isfinite(ratings)
     pairable = rated.sum(axis=0) > 1
@@ -28,15 +28,15 @@ def krippendorff_alpha(ratings: np.ndarray, level: Level = "ordinal") -> float |
     counts = np.stack([((ratings == value) & rated).sum(axis=0) for value in values]).astype(float)  # (V, U)
     per_unit = counts.sum(axis=0)
     coincidences = (counts / (per_unit - 1)) @ counts.T - np.diag((counts / (per_unit - 1)).sum(axis=1))  # (V, V)
-    totals = coincidences.sum(axis=1)  # how often each value occurs in pairs
+    totals = coincidences.sum(axis=1)  # (V,) occurrences of each value in pairs
     chance = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
     distances = _squared_distances(values, totals, level)
     return float(1 - (coincidences * distances).sum() / (chance * distances).sum())
 
 
 def _squared_distances(values: np.ndarray, totals: np.ndarray, level: Level) -> np.ndarray:
-    """(V, V): 0 or 1 between names; ratings between two ranks, half of their own included; or differences."""
+    """Return (V, V) squared distances of names (0 or 1), of mean ranks of the values, or of the values."""
     if level == "nominal":
         return 1.0 - np.eye(len(values))
-    places = np.cumsum(totals) - totals / 2 if level == "ordinal" else values
-    return np.subtract.outer(places, places) ** 2
+    positions = np.cumsum(totals) - totals / 2 if level == "ordinal" else values
+    return np.subtract.outer(positions, positions) ** 2

@@ -1,11 +1,11 @@
-"""Sentiment: WAF over scores, and the released three-way variant, which is another number on the same predictions.
+"""Sentiment metrics: WAF over scores, and the three-way variant of the released code, which gives other numbers.
 
-WAF (as AffectGPT): clips with score 0 drop out; a clip is positive or not by the sign of its score, and predicted
-positive or not: neutral and unreadable answers count as not positive. Weighted F1 of the two classes.
-Three-way (as the released v2): clips whose reference is neutral drop out; weighted F1 of the words, so that an answer
-"neutral" is wrong for either class.
-How an answer is read is an argument: `read_sentiment` reads negation, `find_sentiment` takes the word alone ("not
-positive" is positive), `whole_answer` takes the text as it stands, as the released scoring of v2 does.
+WAF (as in AffectGPT): clips with score 0 are left out; the reference is positive or not positive by the sign of its
+score, and so is the answer: neutral and unreadable answers count as not positive. WAF is the weighted F1 of the two
+classes. Three-way (as in the released v2): clips with a neutral reference are left out; the figure is the weighted F1
+of the words, so an answer "neutral" is wrong for both classes. The argument `read` interprets an answer:
+`read_sentiment` recognises negation, `find_sentiment` takes the sentiment word ("not positive" is positive),
+`whole_answer` takes the whole text, as the released scoring of v2 does.
 """
 
 from __future__ import annotations
@@ -15,65 +15,64 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fusion_train.errors import DataError
-from fusion_train.metrics.classification import ClassificationScores, classification_scores, refuse_outside
-from fusion_train.metrics.labels import read_sentiment
-from fusion_train.metrics.pairing import paired_ids
+from fusion_train.metrics.classification import ClassificationScores, classification_scores, refuse_unknown_labels
+from fusion_train.metrics.labels import paired_ids, read_sentiment
 
 SENTIMENTS = ("negative", "neutral", "positive")
 UNREADABLE = "(unreadable)"
-Read = Callable[[str], str | None]
-"""An answer -> a sentiment, or None where it says none."""
+Reader = Callable[[str], str | None]
+"""Answer -> sentiment, None if the answer states none."""
 
 
 @dataclass(frozen=True)
 class SentimentScores:
-    """Weighted F1 as `mean`, over `num_scored` clips; `num_neutral` more dropped out."""
+    """Scores over `num_scored` clips; `num_neutral` further clips were left out."""
 
     mean: float
+    """Weighted F1."""
     accuracy: float
     num_scored: int
     num_neutral: int
     num_unreadable: int
-    """Answers, among those scored, that name no sentiment, or several."""
+    """Scored answers that state no sentiment, or several."""
     classes: ClassificationScores
 
 
 def whole_answer(text: str) -> str | None:
-    """The text where it is a sentiment and nothing else, whatever its case."""
-    said = text.strip().lower()
-    return said if said in SENTIMENTS else None
+    """Return the text, in lower case, if it is a sentiment and nothing else; otherwise None."""
+    word = text.strip().lower()
+    return word if word in SENTIMENTS else None
 
 
 def sentiment_scores(
-    scores: Mapping[str, float], predictions: Mapping[str, str], read: Read = read_sentiment
+    scores: Mapping[str, float], predictions: Mapping[str, str], read: Reader = read_sentiment
 ) -> SentimentScores:
-    """WAF of answers against sentiment scores (negative below 0, positive above).
+    """Return the WAF of answers against sentiment scores (negative below 0, positive above 0).
 
     Raises:
-        DataError: clips that only one side has, a score that is no number, or no clip with a score other than 0.
+        DataError: only one side has some clip, a score is not finite, or all scores are 0.
     """
     ids = paired_ids(scores, predictions)
-    strange = [f"{clip}: {scores[clip]!r}" for clip in ids if not math.isfinite(scores[clip])]
-    if strange:
-        raise DataError("references", expected="finite scores", got=f"{len(strange)} others", problems=strange)
-    kept = [clip for clip in ids if scores[clip] != 0]
-    answers = {clip: read(predictions[clip]) for clip in kept}
-    truth = {clip: "positive" if scores[clip] > 0 else "not positive" for clip in kept}
+    not_finite = [f"{clip}: {scores[clip]!r}" for clip in ids if not math.isfinite(scores[clip])]
+    if not_finite:
+        raise DataError("references", expected="finite scores", got=f"{len(not_finite)} others", problems=not_finite)
+    truth = {clip: "positive" if scores[clip] > 0 else "not positive" for clip in ids if scores[clip] != 0}
+    answers = {clip: read(predictions[clip]) for clip in truth}
     two_way = {clip: "positive" if answer == "positive" else "not positive" for clip, answer in answers.items()}
     return _scores(truth, two_way, answers, len(ids))
 
 
 def three_way_sentiment_scores(
-    references: Mapping[str, str], predictions: Mapping[str, str], read: Read = read_sentiment
+    references: Mapping[str, str], predictions: Mapping[str, str], read: Reader = read_sentiment
 ) -> SentimentScores:
-    """Weighted F1 of sentiment words on the clips whose reference is not neutral.
+    """Return the weighted F1 of sentiment words over the clips whose reference is not neutral.
 
     Raises:
-        DataError: clips that only one side has, a reference that is no sentiment, or none but neutral ones.
+        DataError: only one side has some clip, a reference is no sentiment, or all references are neutral.
     """
     ids = paired_ids(references, predictions)
     labels = {clip: references[clip].strip().lower() for clip in ids}
-    refuse_outside({clip: [label] for clip, label in labels.items()}, SENTIMENTS)
+    refuse_unknown_labels({clip: [label] for clip, label in labels.items()}, SENTIMENTS)
     truth = {clip: label for clip, label in labels.items() if label != "neutral"}
     answers = {clip: read(predictions[clip]) for clip in truth}
     return _scores(truth, {clip: answer or UNREADABLE for clip, answer in answers.items()}, answers, len(ids))
@@ -83,7 +82,7 @@ def _scores(
     truth: Mapping[str, str], predicted: Mapping[str, str], answers: Mapping[str, str | None], num_clips: int
 ) -> SentimentScores:
     if not truth:
-        raise DataError("references", expected="clips that are not neutral", got=f"{num_clips} neutral clips alone")
+        raise DataError("references", expected="clips that are not neutral", got=f"{num_clips} neutral clips only")
     classes = classification_scores(truth, predicted)
     return SentimentScores(
         mean=classes.weighted_f1,

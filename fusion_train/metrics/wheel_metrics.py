@@ -1,48 +1,47 @@
-"""HIT and open-vocabulary scores: predictions and references compared as groups on emotion wheels.
+"""Emotion-wheel metrics: HIT and open-vocabulary scores, which compare labels as groups on emotion wheels.
 
-HIT: over the clips whose reference a wheel knows, the share whose group is among those predicted. There is no penalty
-for naming many labels, so the mean number of labels predicted stands beside it. Neutral maps nowhere: such clips drop
-out, and each wheel has a denominator of its own.
+HIT: among the clips whose reference is on a wheel, the share whose reference group is among the predicted groups. Many
+predicted labels are not penalised, so reports also show the mean number of predicted labels. Neutral is on no wheel:
+neutral clips are left out, and each wheel has its own denominator.
 F_s: a clip with reference groups Y and predicted groups P has precision |Y∩P|/|P| and recall |Y∩P|/|Y|, both 0 for an
-empty P; both are averaged over clips, F is the harmonic mean of the two means, and F is averaged over wheels.
-A wheel that knows no reference has no score and does not enter the mean; `num_scored` shows it.
+empty P. Both are averaged over clips, F is the harmonic mean of the two means, and F is averaged over wheels.
+A wheel without any of the references has no score and does not enter the mean; `num_scored` shows this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fusion_train.errors import DataError
-from fusion_train.metrics.labels import label_list
-from fusion_train.metrics.pairing import paired_ids
+from fusion_train.metrics.labels import label_list, paired_ids
 from fusion_train.metrics.wheels import EmotionWheels, Level
 
 Labels = str | Iterable[str]
-"""One label, a list of them, or a text that the list parser reads."""
+"""One label, a list of labels, or a text that `label_list` parses."""
 
 
 @dataclass(frozen=True)
 class HitRate:
-    """HIT over wheels."""
+    """HIT over several wheels."""
 
     mean: float
     per_wheel: tuple[float | None, ...]
     num_scored: tuple[int, ...]
-    """Clips that entered each wheel's score."""
+    """Clips in the score of each wheel."""
     mean_num_labels: float
-    """Labels predicted a clip; a high hit rate from many labels says little."""
+    """Predicted labels per clip; a high hit rate from many labels means little."""
     num_clips: int
     comparable: bool
     clip_ids: tuple[str, ...]
     hits: np.ndarray
-    """(clips, wheels) 1 hit, 0 miss, NaN where the wheel does not know the reference."""
+    """(clips, wheels): 1 hit, 0 miss, NaN if the wheel lacks the reference."""
 
 
 @dataclass(frozen=True)
-class WheelParts:
+class WheelScores:
     """Open-vocabulary scores of one wheel."""
 
     precision: float
@@ -52,39 +51,39 @@ class WheelParts:
 
 @dataclass(frozen=True)
 class OpenVocabularyScores:
-    """Precision, recall and F over wheels; `mean` is the mean F."""
+    """Precision, recall and F over several wheels; `mean` is the mean F."""
 
     mean: float
     precision: float
     recall: float
-    per_wheel: tuple[WheelParts | None, ...]
+    per_wheel: tuple[WheelScores | None, ...]
     num_scored: tuple[int, ...]
     mean_num_labels: float
     num_clips: int
     comparable: bool
     clip_ids: tuple[str, ...]
     parts: np.ndarray
-    """(clips, wheels, 2) precision and recall, NaN where the wheel knows no reference."""
+    """(clips, wheels, 2): precision and recall, NaN if the wheel lacks all references of the clip."""
 
 
 def hit_rate(
     references: Mapping[str, Labels], predictions: Mapping[str, Labels], wheels: EmotionWheels, *, level: Level = 1
 ) -> HitRate:
-    """Score predicted labels against one reference label a clip.
+    """Score predicted labels against one reference label per clip.
 
     Raises:
-        DataError: clips that only one side has, a reference of several labels, or none that any wheel knows.
+        DataError: only one side has some clip, a reference has several labels, or no reference is on any wheel.
     """
     ids = paired_ids(references, predictions)
     truth = {clip: label_list(references[clip]) for clip in ids}
-    several = [clip for clip in ids if len(truth[clip]) != 1]
-    if several:
+    not_single = [clip for clip in ids if len(truth[clip]) != 1]
+    if not_single:
         raise DataError(
             "references",
-            expected="one label a clip for HIT",
-            got=f"another number for {len(several)} clips",
+            expected="one label per clip for HIT",
+            got=f"another number for {len(not_single)} clips",
             next_step="Lists of labels are scored by the open-vocabulary metric.",
-            problems=several,
+            problems=not_single,
         )
     answers = {clip: label_list(predictions[clip]) for clip in ids}
     hits = np.full((len(ids), len(wheels)), np.nan)
@@ -93,10 +92,10 @@ def hit_rate(
             group = wheels.group(truth[clip][0], wheel, level)
             if group is not None:
                 hits[row, wheel] = group in wheels.groups(answers[clip], wheel, level)
-    num_scored = _scored(hits)
+    num_scored = _num_scored(hits)
     per_wheel = tuple(float(np.nanmean(hits[:, w])) if n else None for w, n in enumerate(num_scored))
     return HitRate(
-        mean=_mean(per_wheel),
+        mean=_mean([hit for hit in per_wheel if hit is not None]),
         per_wheel=per_wheel,
         num_scored=num_scored,
         mean_num_labels=float(np.mean([len(labels) for labels in answers.values()])),
@@ -110,29 +109,29 @@ def hit_rate(
 def open_vocabulary_scores(
     references: Mapping[str, Labels], predictions: Mapping[str, Labels], wheels: EmotionWheels, *, level: Level = 1
 ) -> OpenVocabularyScores:
-    """Score predicted labels against any number of reference labels a clip.
+    """Score predicted labels against any number of reference labels per clip.
 
     Raises:
-        DataError: clips that only one side has, or no reference that any wheel knows.
+        DataError: only one side has some clip, or no reference is on any wheel.
     """
     ids = paired_ids(references, predictions)
     parts = np.full((len(ids), len(wheels), 2), np.nan)
     for row, clip in enumerate(ids):
         for wheel in range(len(wheels)):
-            wanted = wheels.groups(references[clip], wheel, level)
-            given = wheels.groups(predictions[clip], wheel, level)
-            if wanted:
-                common = len(wanted & given)
-                parts[row, wheel] = (common / len(given) if given else 0, common / len(wanted))
-    num_scored = _scored(parts[:, :, 0])
+            true = wheels.groups(references[clip], wheel, level)
+            predicted = wheels.groups(predictions[clip], wheel, level)
+            if true:
+                common = len(true & predicted)
+                parts[row, wheel] = (common / len(predicted) if predicted else 0, common / len(true))
+    num_scored = _num_scored(parts[:, :, 0])
     per_wheel = tuple(
-        _parts(float(np.nanmean(parts[:, w, 0])), float(np.nanmean(parts[:, w, 1]))) if n else None
+        _wheel_scores(float(np.nanmean(parts[:, w, 0])), float(np.nanmean(parts[:, w, 1]))) if n else None
         for w, n in enumerate(num_scored)
     )
     return OpenVocabularyScores(
-        mean=_mean(tuple(part and part.f for part in per_wheel)),
-        precision=_mean(tuple(part and part.precision for part in per_wheel)),
-        recall=_mean(tuple(part and part.recall for part in per_wheel)),
+        mean=_mean([scores.f for scores in per_wheel if scores is not None]),
+        precision=_mean([scores.precision for scores in per_wheel if scores is not None]),
+        recall=_mean([scores.recall for scores in per_wheel if scores is not None]),
         per_wheel=per_wheel,
         num_scored=num_scored,
         mean_num_labels=float(np.mean([len(label_list(predictions[clip])) for clip in ids])),
@@ -144,25 +143,30 @@ def open_vocabulary_scores(
 
 
 def harmonic(precision: float, recall: float) -> float:
-    """F1 of two means; 0 when both are 0."""
+    """Return the harmonic mean of precision and recall; 0 if both are 0."""
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _parts(precision: float, recall: float) -> WheelParts:
-    return WheelParts(precision, recall, harmonic(precision, recall))
+def _wheel_scores(precision: float, recall: float) -> WheelScores:
+    return WheelScores(precision, recall, harmonic(precision, recall))
 
 
-def _scored(values: np.ndarray) -> tuple[int, ...]:
+def _num_scored(values: np.ndarray) -> tuple[int, ...]:
+    """Return the number of scored clips per wheel of (clips, wheels) values, NaN where not scored.
+
+    Raises:
+        DataError: no wheel scores any clip.
+    """
     counts = tuple(int(count) for count in np.isfinite(values).sum(axis=0))
     if not any(counts):
         raise DataError(
             "references",
-            expected="labels that some emotion wheel knows",
+            expected="labels that are on some emotion wheel",
             got=f"none among {len(values)} clips",
-            next_step="Neutral stands on no wheel; compare the labels with those of the wheels.",
+            next_step="Neutral is on no wheel; compare the labels with those of the wheels.",
         )
     return counts
 
 
-def _mean(values: tuple[float | None, ...]) -> float:
-    return float(np.mean([value for value in values if value is not None]))
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

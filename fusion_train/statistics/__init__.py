@@ -1,1 +1,1 @@
-"""Statistics of scores: intervals over clusters of clips, comparisons over clips and seeds, selection."""
+"""Statistics of scores: intervals over clusters of clips, comparison of variants, correction for selection."""

@@ -1,19 +1,19 @@
-"""Is one variant better than another? Differences, intervals and tests over clips and seeds, verdicts in words.
+"""Compare variants over clips and seeds: difference, interval, test, and a verdict in words.
 
-A variant is trained with several seeds and scored on the same clips as the reference. What another seed and other clips
-of the same kind would give are both uncertain, so both are random effects: clusters of clips (dialogue, else speaker)
-cross seeds. With jackknife pseudo-values over C clusters for each of the S seeds of each variant:
+A variant and the reference are trained with several seeds and scored on the same clips. Other seeds and other clips of
+the same kind would give other scores, so both are random effects: clusters of clips (dialogue, else speaker) crossed
+with seeds. From jackknife pseudo-values over C clusters for each of the S seeds of each variant:
 
     seeds         Vs = s² · (1/S_a + 1/S_b), s² the variance of scores over the seeds of a variant, pooled
     clusters      Vc = variance over clusters of the difference of seed means, / C
-    interaction   Ve = what a cluster answers differently with each seed; it is in Vs and in Vc, so it is taken out once
+    interaction   Ve = residual variance of cluster × seed; Vs and Vc both contain it, so it is subtracted once
     V = max(Vs + Vc − Ve, Vs, Vc);  degrees of freedom by Satterthwaite;  D ± t · √V;  p two-sided from |D| / √V
 
-Seeds of two variants are not paired, though they see the same batches: pairing halves the degrees of freedom, which
-costs more at two to five seeds than the correlation gives back; where seeds do go together the interval is too wide,
-not too narrow. Simulations that chose this: `tests/test_verdicts.py` (slow) and docs/benchmarks.md.
-Several comparisons: Holm's step-down correction, which bounds the chance of any false "better" by 1 - level.
-Pure functions of scores; scores are shares, verdicts say points (per cent).
+Seeds of two variants are not paired, although they see the same batches: pairing halves the degrees of freedom, which
+with two to five seeds costs more than the correlation gains. If the scores of equal seeds correlate, the interval is
+too wide, never too narrow. Simulations behind this choice: `tests/test_verdicts.py` (slow) and docs/benchmarks.md. For
+several comparisons, Holm's step-down correction bounds the probability of any false "better" by 1 - level. Pure
+functions of scores. Scores are shares; verdicts state points (per cent).
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from fusion_train.metrics.scored import Scored
+from fusion_train.metrics.metric_result import MetricResult
 from fusion_train.statistics.intervals import LEVEL, MIN_CLUSTERS, Interval, Jackknife, jackknife
 
 POWER = 0.8
 MIN_SEEDS = 2
 MAX_SEEDS = 100
-"""More seeds than this are not proposed."""
+"""The largest number of seeds that is proposed."""
 PLACES = 12
-"""Decimals of a difference; what is left of equal scores after rounding is not one."""
+"""Decimals of a difference; smaller differences are rounding errors of equal scores."""
 
 
 @dataclass(frozen=True)
 class Variance:
-    """Where the uncertainty of a difference comes from; each variance is of one seed or one cluster."""
+    """Variance components of a difference, each per seed or per cluster."""
 
     seeds: float
-    """Of a variant's score over its seeds, the clips being given and without noise."""
+    """Variance of a variant's score over seeds, without the sampling noise of the clips."""
     clusters: float
-    """Of the difference of two variants over clusters."""
+    """Variance of the difference of two variants over clusters."""
     interaction: float
-    """Of a variant's score over clusters, different with each seed."""
+    """Variance of a variant's score that is specific to one cluster and one seed."""
 
     def of_difference(self, num_seeds: float, num_clusters: float) -> float:
-        """Variance of the difference of two variants with so many seeds each, on so many clusters."""
+        """Return the variance of the difference of two variants, each with so many seeds, on so many clusters."""
         per_seed = self.seeds + self.interaction / num_clusters
         return 2 * per_seed / num_seeds + self.clusters / num_clusters
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What would make a difference of this size detectable; None where that many are not proposed."""
+    """Numbers of seeds and clips that make a difference detectable; None if more than `MAX_SEEDS` are needed."""
 
     seeds: int | None
     clips: int | None
@@ -63,58 +63,59 @@ class Needed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against the reference, in shares."""
+    """Comparison of a variant with the reference, in shares."""
 
     variant: str
     reference: str
     difference: float
+    """Mean score of the variant minus that of the reference."""
     interval: Interval | None
-    """None where no verdict is possible."""
+    """None if no verdict is possible."""
     p: float | None
     p_holm: float | None
-    """Corrected for all comparisons of the sweep; equal to `p` where there is one."""
+    """p corrected for all comparisons of the sweep; equal to `p` if there is only one."""
     num_clips: int
     num_clusters: int
     num_seeds: tuple[int, int]
-    """Of the variant and of the reference."""
+    """Seeds of the variant and of the reference."""
     variance: Variance | None = None
     needed: Needed | None = None
-    """None where the difference is zero, or no verdict is possible."""
+    """None if the difference is zero or no verdict is possible."""
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the corrected test and the interval both say so."""
+        """Whether the corrected test and the interval both exclude a difference of zero."""
         if self.interval is None or self.p_holm is None:
             return False
-        excluded = self.interval.low > 0 or self.interval.high < 0
-        return self.p_holm < 1 - self.interval.level and excluded
+        excludes_zero = self.interval.low > 0 or self.interval.high < 0
+        return self.p_holm < 1 - self.interval.level and excludes_zero
 
     @property
     def lacking(self) -> str:
-        """What a verdict lacks; empty where one is possible."""
-        lacks = []
+        """Seeds or clusters that are missing for a verdict; empty if a verdict is possible."""
+        missing = []
         if min(self.num_seeds) < MIN_SEEDS:
-            lacks.append(f"{min(self.num_seeds)} seed of {MIN_SEEDS}")
+            missing.append(f"{min(self.num_seeds)} seed of {MIN_SEEDS}")
         if self.num_clusters < MIN_CLUSTERS:
-            lacks.append(f"{self.num_clusters} of {MIN_CLUSTERS} clusters of clips")
-        return " and ".join(lacks)
+            missing.append(f"{self.num_clusters} of {MIN_CLUSTERS} clusters of clips")
+        return " and ".join(missing)
 
     @property
     def verdict(self) -> str:
-        """In words, in points."""
+        """The verdict in words, in points."""
         if self.interval is None:
             return (
                 f"no verdict is possible from {self.lacking} ({self.difference * 100:+.1f} points); at least "
                 f"{MIN_SEEDS} seeds of each variant and {MIN_CLUSTERS} clusters are needed"
             )
         low, high = (round(bound * 100, 1) + 0.0 for bound in (self.interval.low, self.interval.high))
-        said = f"{self.interval.level:.0%} interval {low:.1f} to {high:.1f}".replace("%", " %")
+        interval = f"{self.interval.level:.0%} interval {low:.1f} to {high:.1f}".replace("%", " %")
         if self.distinguishable:
             word = "better" if self.difference > 0 else "worse"
-            return f"{word} by {abs(self.difference) * 100:.1f} points, {said}"
-        return f"not distinguishable ({self.difference * 100:+.1f} points, {said}){self._said_needed()}"
+            return f"{word} by {abs(self.difference) * 100:.1f} points, {interval}"
+        return f"not distinguishable ({self.difference * 100:+.1f} points, {interval}){self._needed_text()}"
 
-    def _said_needed(self) -> str:
+    def _needed_text(self) -> str:
         if self.needed is None:
             return ""
         if self.needed.seeds is None or self.needed.clips is None:
@@ -125,8 +126,8 @@ class Comparison:
 def compare(
     variant: str,
     reference: str,
-    scores: Sequence[Scored],
-    reference_scores: Sequence[Scored],
+    scores: Sequence[MetricResult],
+    reference_scores: Sequence[MetricResult],
     clusters: Mapping[str, Hashable],
     *,
     level: float = LEVEL,
@@ -135,13 +136,16 @@ def compare(
     """Compare two variants on the same clips.
 
     Args:
-        scores, reference_scores: one `Scored` per seed, all of the same clips.
-        clusters: clip -> what it has in common with others; a clip that is missing stands for itself.
-        comparisons: how many there are in all; what is needed is counted for Holm's strictest step of as many.
+        scores, reference_scores: one `MetricResult` per seed, all of the same clips.
+        clusters: clip -> its cluster; a clip without one is a cluster of its own.
+        comparisons: number of comparisons in all; needed seeds and clips hold for the strictest of Holm's steps.
     """
-    members = [clusters.get(clip, ("clip", clip)) for clip in scores[0].clip_ids]
-    sides = [[jackknife(one.resample, members, one.per_clip) for one in side] for side in (scores, reference_scores)]
-    return compare_jackknives(variant, reference, sides, len(members), level=level, comparisons=comparisons)
+    cluster_of = [clusters.get(clip, ("clip", clip)) for clip in scores[0].clip_ids]
+    sides = [
+        [jackknife(result.resample, cluster_of, result.per_clip) for result in side]
+        for side in (scores, reference_scores)
+    ]
+    return compare_jackknives(variant, reference, sides, len(cluster_of), level=level, comparisons=comparisons)
 
 
 def compare_jackknives(
@@ -153,8 +157,8 @@ def compare_jackknives(
     level: float = LEVEL,
     comparisons: int = 1,
 ) -> Comparison:
-    """Compare two variants, given one jackknife per seed of the variant and of the reference, of the same clusters."""
-    means = [np.mean([one.value for one in side]) for side in sides]
+    """Compare two variants from one jackknife per seed of the variant and of the reference, over the same clusters."""
+    means = [np.mean([score.value for score in side]) for side in sides]
     comparison = Comparison(
         variant,
         reference,
@@ -168,84 +172,93 @@ def compare_jackknives(
     )
     if comparison.lacking:
         return comparison
-    variance, degrees, parts = two_way_variance(sides)
+    variance, degrees, components = two_way_variance(sides)
     difference, num_clusters, error = comparison.difference, comparison.num_clusters, math.sqrt(variance)
     reach = float(stats.t.ppf(0.5 + level / 2, degrees)) * error
     p = two_sided_p(difference, error, degrees, num_clusters)
-    strict = 1 - (1 - level) / max(comparisons, 1)
+    strictest_level = 1 - (1 - level) / max(comparisons, 1)
     return replace(
         comparison,
         interval=Interval(difference - reach, difference + reach, level, num_clusters),
         p=p,
         p_holm=p,
-        variance=parts,
-        needed=needed_for(difference, parts, num_clips / num_clusters, level=strict),
+        variance=components,
+        needed=needed_for(difference, components, num_clips / num_clusters, level=strictest_level),
     )
 
 
 def compare_all(
     reference: str,
-    sides: Mapping[str, tuple[Sequence[Scored], Sequence[Scored]]],
+    sides: Mapping[str, tuple[Sequence[MetricResult], Sequence[MetricResult]]],
     clusters: Mapping[str, Hashable],
     *,
     level: float = LEVEL,
 ) -> list[Comparison]:
-    """Compare every variant of `sides` (its scores, the reference's) with the reference, with Holm's correction."""
+    """Compare every variant with the reference, with Holm's correction.
+
+    Args:
+        sides: variant -> (its scores, scores of the reference), one per seed.
+    """
     comparisons = [
         compare(name, reference, *side, clusters, level=level, comparisons=len(sides)) for name, side in sides.items()
     ]
-    tested = [number for number, each in enumerate(comparisons) if each.p is not None]
-    corrected = holm([comparisons[number].p for number in tested])  # type: ignore[misc]
-    for number, p in zip(tested, corrected, strict=True):
-        comparisons[number] = replace(comparisons[number], p_holm=p)
+    p_values = {index: comparison.p for index, comparison in enumerate(comparisons) if comparison.p is not None}
+    for index, p_holm in zip(p_values, holm(list(p_values.values())), strict=True):
+        comparisons[index] = replace(comparisons[index], p_holm=p_holm)
     return comparisons
 
 
 def two_way_variance(sides: Sequence[Sequence[Jackknife]]) -> tuple[float, float, Variance]:
-    """Variance of the difference of two variants, given one jackknife per seed; its degrees of freedom; its parts."""
-    values = [np.array([each.value for each in side]) for side in sides]
-    pseudo = [np.stack([each.pseudo_values for each in side]) for side in sides]  # (S, C) each
+    """Return the variance of the difference of two variants, its degrees of freedom and its components.
+
+    Args:
+        sides: one jackknife per seed, of the variant and of the reference.
+    """
+    values = [np.array([score.value for score in side]) for side in sides]  # (S,) each
+    pseudo = [np.stack([score.pseudo_values for score in side]) for side in sides]  # (S, C) each
     count = pseudo[0].shape[1]
     num_seeds = [len(side) for side in sides]
     seed_degrees = sum(num_seeds) - 2
-    pooled = sum((len(each) - 1) * each.var(ddof=1) for each in values) / seed_degrees
-    of_seeds = pooled * sum(1 / number for number in num_seeds)
+    pooled = sum((len(scores) - 1) * scores.var(ddof=1) for scores in values) / seed_degrees
+    seed_variance = pooled * sum(1 / number for number in num_seeds)
     difference = pseudo[0].mean(axis=0) - pseudo[1].mean(axis=0)
-    of_clusters = float(difference.var(ddof=1)) / count
-    residuals = [_residual_mean_square(each) for each in pseudo]
-    of_interaction = sum(square / number for square, number in zip(residuals, num_seeds, strict=True)) / count
-    variance = max(of_seeds + of_clusters - of_interaction, of_seeds, of_clusters)
+    cluster_variance = float(difference.var(ddof=1)) / count
+    residuals = [_residual_mean_square(side) for side in pseudo]
+    interaction_variance = sum(square / number for square, number in zip(residuals, num_seeds, strict=True)) / count
+    variance = max(seed_variance + cluster_variance - interaction_variance, seed_variance, cluster_variance)
     denominator = (
-        of_seeds**2 / seed_degrees + of_clusters**2 / (count - 1) + of_interaction**2 / (seed_degrees * (count - 1))
+        seed_variance**2 / seed_degrees
+        + cluster_variance**2 / (count - 1)
+        + interaction_variance**2 / (seed_degrees * (count - 1))
     )
     degrees = max(1.0, variance**2 / denominator) if denominator else float(count - 1)
-    num_clusters = sides[0][0].num_clusters  # more than `count` where clusters were left out in groups
+    num_clusters = sides[0][0].num_clusters  # more than `count` if clusters are left out in groups
     interaction = float(np.mean(residuals)) * num_clusters / count
-    parts = Variance(
+    components = Variance(
         seeds=max(0.0, float(pooled) - interaction / num_clusters),
-        clusters=max(0.0, (of_clusters - of_interaction) * num_clusters),
+        clusters=max(0.0, (cluster_variance - interaction_variance) * num_clusters),
         interaction=interaction,
     )
-    return variance, degrees, parts
+    return variance, degrees, components
 
 
 def _residual_mean_square(pseudo: np.ndarray) -> float:
-    """(S, C) -> mean square of what neither the seed nor the cluster explains."""
+    """Return the mean square of (S, C) pseudo-values that neither seed nor cluster explains."""
     residuals = pseudo - pseudo.mean(axis=0) - pseudo.mean(axis=1, keepdims=True) + pseudo.mean()
     return float((residuals**2).sum() / ((pseudo.shape[0] - 1) * (pseudo.shape[1] - 1)))
 
 
 def two_sided_p(difference: float, error: float, degrees: float, num_clusters: int) -> float:
-    """p of a difference with this standard error; 1 where there is none."""
+    """Return p of a difference with this standard error; 1 if the difference is zero."""
     if not difference:
         return 1.0
-    if error < 10**-PLACES:  # every cluster and seed differs by the same: as likely as all signs alike
+    if error < 10**-PLACES:  # every cluster and seed has the same difference: the p of a sign test with all signs equal
         return float(2.0 ** (1 - min(num_clusters, 60)))
     return float(2 * stats.t.sf(abs(difference) / error, degrees))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down: sorted ascending, p_(k) · (m - k + 1), made monotone, at most 1."""
+    """Return Holm's step-down correction: p_(k) · (m - k + 1) in ascending order, made monotone, at most 1."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -257,7 +270,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable(
     variance: Variance, num_seeds: int, num_clusters: int, *, level: float = LEVEL, power: float = POWER
 ) -> float | None:
-    """Smallest true difference that a comparison finds with this power; None where no verdict is possible."""
+    """Return the smallest true difference that a comparison finds with this power; None if no verdict is possible."""
     if num_seeds < MIN_SEEDS or num_clusters < MIN_CLUSTERS:
         return None
     per_seed = 2 * (variance.seeds + variance.interaction / num_clusters) / num_seeds
@@ -268,7 +281,7 @@ def detectable(
 
 
 def needed_for(difference: float, variance: Variance, cluster_size: float, *, level: float = LEVEL) -> Needed | None:
-    """Return the seeds and clips that make `difference` detectable, half of the allowed variance for each."""
+    """Return the seeds and clips that make `difference` detectable; each may use half of the allowed variance."""
     if not difference:
         return None
     seeds = next(
@@ -289,5 +302,5 @@ def needed_for(difference: float, variance: Variance, cluster_size: float, *, le
 
 
 def _allowed(difference: float, degrees: float, level: float) -> float:
-    """Variance at which a difference is found with the usual power."""
+    """Return the variance at which a difference is found with power `POWER`."""
     return (difference / float(stats.t.ppf(0.5 + level / 2, degrees) + stats.t.ppf(POWER, degrees))) ** 2

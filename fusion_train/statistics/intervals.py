@@ -1,11 +1,11 @@
-"""How sure a score is: jackknife over clusters of clips, t distribution.
+"""Intervals of scores: jackknife over clusters of clips, with the t distribution.
 
-Clips of one dialogue or speaker are alike, so whole clusters are left out; a clip that belongs to none is a cluster of
-its own. The interval is θ ± t(C − 1) · standard error for C clusters; a share is treated on the logit scale, which
-keeps it between 0 and 1. Where every clip is right, or none, the spread is zero and the Clopper-Pearson interval of C
-clusters stands instead. Below `MIN_CLUSTERS` there is no interval: a percentile bootstrap covers 0.75 instead of 0.95
-at three clusters, and its width is zero at one. Pure functions; no randomness but the fixed grouping of very many
-clusters.
+Clips of one dialogue or speaker resemble each other, so the jackknife leaves out whole clusters; a clip without a
+cluster is a cluster of its own. For C clusters the interval is θ ± t(C − 1) · standard error; for a share it is formed
+on the logit scale, which keeps it between 0 and 1. If every clip is right, or none, the standard error is zero and the
+Clopper-Pearson interval of C clusters is used. Below `MIN_CLUSTERS` there is no interval: with three clusters, a
+percentile bootstrap covers 0.75 instead of 0.95, and with one cluster its width is zero. Pure functions; very many
+clusters are grouped with a fixed seed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from scipy import stats
 LEVEL = 0.95
 MIN_CLUSTERS = 5
 MAX_GROUPS = 400
-"""More clusters than this are left out in groups where the statistic has to be formed anew each time."""
+"""With more clusters than this, clusters are left out in groups, if the statistic must be computed anew each time."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high` at `level`, over `num_clusters` clusters."""
+    """Confidence interval from `low` to `high` at `level`, over `num_clusters` clusters."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Jackknife:
-    """A statistic of clips, and its values when one cluster is left out."""
+    """A statistic of clips, and its values without one cluster each."""
 
     value: float
     without: np.ndarray
@@ -43,34 +43,34 @@ class Jackknife:
 
     @property
     def pseudo_values(self) -> np.ndarray:
-        """(C,) C·θ − (C − 1)·θ without the cluster; for a mean over equal clusters, the cluster means."""
+        """(C,) pseudo-values C·θ − (C − 1)·θ₋c; for a mean over clusters of equal size, the cluster means."""
         count = len(self.without)
         return count * self.value - (count - 1) * self.without
 
     @property
     def standard_error(self) -> float:
-        """Infinite for one cluster."""
+        """Standard error of the statistic; infinite for one cluster."""
         count = len(self.without)
         return float(np.sqrt(self.pseudo_values.var(ddof=1) / count)) if count > 1 else float("inf")
 
     def minus(self, other: Jackknife) -> Jackknife:
-        """The difference of two statistics of the same clips."""
+        """Return the difference of two statistics of the same clips."""
         return Jackknife(self.value - other.value, self.without - other.without, self.num_clusters)
 
 
 def jackknife(
     statistic: Callable[[np.ndarray], float], clusters: Sequence[Hashable], per_clip: np.ndarray | None = None
 ) -> Jackknife:
-    """Form a statistic, and without each cluster.
+    """Compute a statistic of all clips, and without each cluster.
 
     Args:
-        statistic: (clips,) how often each clip counts -> its value.
-        clusters: the cluster of each clip; equal for clips that belong together.
-        per_clip: (clips,) what the statistic is the mean of; None where it belongs to the set (F1, UAR).
+        statistic: (clips,) weight of each clip -> value.
+        clusters: the cluster of each clip.
+        per_clip: (clips,) values whose mean is the statistic, which saves calls; None if it is no mean (F1, UAR).
     """
     members = cluster_numbers(clusters)
     count = int(members.max()) + 1
-    if count == 1:  # nothing is left without it
+    if count == 1:  # without the only cluster, no clip is left
         value = float(statistic(np.ones(len(members))))
         return Jackknife(value, np.array([value]), 1)
     if per_clip is not None:
@@ -83,20 +83,20 @@ def jackknife(
     return Jackknife(float(statistic(np.ones(len(members)))), np.array(without), count)
 
 
-def interval_of(scored: Jackknife, *, level: float = LEVEL, share: bool = True) -> Interval | None:
-    """Interval of one score; None below `MIN_CLUSTERS`.
+def interval_of(score: Jackknife, *, level: float = LEVEL, share: bool = True) -> Interval | None:
+    """Return the interval of one score; None below `MIN_CLUSTERS`.
 
     Args:
-        share: the statistic lies between 0 and 1.
+        share: whether the statistic lies between 0 and 1.
     """
-    count = scored.num_clusters
+    count = score.num_clusters
     if count < MIN_CLUSTERS:
         return None
-    value, error = scored.value, scored.standard_error
+    value, error = score.value, score.standard_error
     if share and (error == 0 or not 0 < value < 1):
         low, high = _clopper_pearson(value, count, level)
     else:
-        reach = float(stats.t.ppf(0.5 + level / 2, len(scored.without) - 1)) * error
+        reach = float(stats.t.ppf(0.5 + level / 2, len(score.without) - 1)) * error
         if share:
             middle, reach = np.log(value / (1 - value)), reach / (value * (1 - value))
             low, high = (float(1 / (1 + np.exp(-bound))) for bound in (middle - reach, middle + reach))
@@ -106,23 +106,23 @@ def interval_of(scored: Jackknife, *, level: float = LEVEL, share: bool = True) 
 
 
 def difference_interval(difference: Jackknife, *, level: float = LEVEL) -> Interval | None:
-    """Interval of a difference of two scores of one model on the same clips; None below `MIN_CLUSTERS`."""
+    """Return the interval of a difference of two scores on the same clips; None below `MIN_CLUSTERS`."""
     return interval_of(difference, level=level, share=False)
 
 
 def cluster_numbers(clusters: Sequence[Hashable]) -> np.ndarray:
-    """(clips,) number of each clip's cluster, from 0 in order of appearance."""
+    """Return (clips,) numbers of clusters, from 0 in order of appearance."""
     numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
     return np.array([numbers[cluster] for cluster in clusters])
 
 
 def clusters_missing(num_clusters: int, named: str) -> str:
-    """Say why there is no interval: `no interval from 2 speakers; 5 are needed`."""
+    """Return the message that says why there is no interval."""
     return f"no interval is possible from {num_clusters} {named}; at least {MIN_CLUSTERS} are needed"
 
 
 def _clopper_pearson(value: float, count: int, level: float) -> tuple[float, float]:
-    """Of a share of `count` clusters; exact at 0 and 1, where a standard error tells nothing."""
+    """Return the Clopper-Pearson interval of a share of `count` clusters, for which a standard error would be zero."""
     tail, right = (1 - level) / 2, value * count
     low = float(stats.beta.ppf(tail, right, count - right + 1)) if right > 0 else 0.0
     high = float(stats.beta.ppf(1 - tail, right + 1, count - right)) if right < count else 1.0

@@ -1,18 +1,20 @@
-"""Scores of the best of several candidates, corrected for the choice: the clips that chose it flatter it.
+"""Correct the score of the best of several candidates for the selection on the same clips.
 
-A score that is the highest of N on the same clips (the best epoch on the test set) is expected to fall on other clips.
+The highest of N scores on the same clips (for example, the best epoch on the test set) is too high: on other clips the
+selected candidate is expected to score lower. The difference is the optimism.
 
-- Answers of all candidates: the choice is repeated on resamples of the clusters of clips, and each chosen candidate is
-  scored on the clusters that the resample left out (bootstrap bias correction). The corrected estimate is the mean of
-  these scores, the optimism what the best score lies above it. A resample chooses by 63 % of the clusters, so that the
-  estimate errs low by a little where candidates differ. Resampled are jackknife pseudo-values, so any figure serves.
-- Answers of the best alone, and N: candidates are assumed to be equally good, and their errors to correlate with
-  `correlation`. Then optimism = standard error · √(1 − correlation) · expected maximum of N standard normals. Equal
-  candidates are the worst case, so this bounds the expected optimism; correlation 0 bounds it for any not negative.
+- If the answers of all candidates are known, the selection is repeated on resamples of the clusters of clips, and the
+  selected candidate is scored on the clusters that the resample left out (bootstrap bias correction). The corrected
+  score is the mean of these scores. A resample contains 63 % of the clusters, so the corrected score is slightly too
+  low if the candidates differ. The resamples use jackknife pseudo-values, so any figure can be corrected.
+- If only the answers of the best candidate and N are known, the candidates are assumed to be equally good, and their
+  errors to correlate with `correlation`. Then optimism = standard error · √(1 − correlation) · expected maximum of N
+  standard normals. Equally good candidates are the worst case, so this is an upper bound of the expected optimism;
+  correlation 0 gives the bound for any correlation that is not negative.
 
-Intervals: those of `intervals` for one score (jackknife over clusters, t, logit scale), about the corrected estimate;
-from N alone, the upper end is that of the score as it stands. None below `MIN_CLUSTERS`. Simulations that chose this:
-`tests/test_selection.py`. Pure functions; resamples are drawn from a fixed seed. Scores are shares.
+Intervals are those of `intervals` for one score (jackknife over clusters, t, logit scale) around the corrected score;
+for the bound, the upper end is that of the uncorrected score. There is none below `MIN_CLUSTERS`. Simulations behind
+this choice: `tests/test_selection.py`. Pure functions; resamples have a fixed seed. Scores are shares.
 """
 
 from __future__ import annotations
@@ -23,37 +25,38 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import integrate, stats
 
-from fusion_train.metrics.scored import Scored
+from fusion_train.metrics.metric_result import MetricResult
 from fusion_train.statistics.intervals import LEVEL, Interval, Jackknife, interval_of, jackknife
 
 RESAMPLES = 2000
 CHUNK = 100
-"""Resamples formed at once; bounds memory to CHUNK × clusters numbers."""
+"""Resamples computed at once; they take CHUNK × clusters numbers of memory."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The best of `num_candidates`, corrected for the choice."""
+    """Score of the best of `num_candidates`, corrected for the selection."""
 
     best: int
-    """Place of the best candidate among those whose answers are known."""
+    """Index of the best candidate among those whose answers are known."""
     num_candidates: int
     naive: float
-    """Score of the best on the clips that chose it."""
+    """Score of the best candidate on the clips of the selection."""
     corrected: float | None
-    """None where one cluster of clips is all there is."""
+    """None if all clips are one cluster."""
     interval: Interval | None
-    """About the corrected estimate; None below `MIN_CLUSTERS` clusters."""
+    """Interval around the corrected score; None below `MIN_CLUSTERS` clusters."""
     correlation: float | None = None
-    """What the bound from N assumes; None where the answers of all candidates are known."""
+    """Correlation that the bound assumes; None if the answers of all candidates are known."""
 
     @property
     def optimism(self) -> float | None:
+        """The uncorrected score minus the corrected score."""
         return None if self.corrected is None else self.naive - self.corrected
 
     @property
     def method(self) -> str:
-        """How the correction was formed, with what it assumes."""
+        """Description of the correction and its assumptions, for reports."""
         if self.correlation is None:
             return f"best of {self.num_candidates}; corrected: chosen on resampled clusters, scored on those left out"
         return (
@@ -62,71 +65,79 @@ class Selection:
         )
 
 
-def correct(candidates: Sequence[Scored], clusters: Sequence[Hashable], *, level: float = LEVEL) -> Selection:
+def correct(candidates: Sequence[MetricResult], clusters: Sequence[Hashable], *, level: float = LEVEL) -> Selection:
     """Correct the best score of candidates whose answers are all known.
 
     Args:
-        candidates: their scores of the same clips, in one order.
+        candidates: scores of the same clips, in the same order.
         clusters: the cluster of each clip.
     """
-    scores = [jackknife(each.resample, clusters, each.per_clip) for each in candidates]
+    scores = [jackknife(candidate.resample, clusters, candidate.per_clip) for candidate in candidates]
     best = best_of(candidates)
     if scores[best].num_clusters == 1:
         return Selection(best, len(candidates), scores[best].value, None, None)
-    pseudo_values = np.stack([each.pseudo_values for each in scores], axis=1)
+    pseudo_values = np.stack([score.pseudo_values for score in scores], axis=1)  # (C, N)
     optimism = max(0.0, float(pseudo_values[:, best].mean()) - left_out_score(pseudo_values))
-    corrected = _less(scores[best], optimism if len(candidates) > 1 else 0.0)
+    corrected = _lowered(scores[best], optimism if len(candidates) > 1 else 0.0)
     interval = interval_of(corrected, level=level, share=candidates[best].highest == 1)
     return Selection(best, len(candidates), scores[best].value, corrected.value, interval)
 
 
 def bound(
-    best: Scored, clusters: Sequence[Hashable], num_candidates: int, *, correlation: float = 0.0, level: float = LEVEL
+    best: MetricResult,
+    clusters: Sequence[Hashable],
+    num_candidates: int,
+    *,
+    correlation: float = 0.0,
+    level: float = LEVEL,
 ) -> Selection:
-    """Bound the expected score of the best of `num_candidates`, of which this one alone is known.
+    """Bound the expected score of the best of `num_candidates` candidates, if only its own answers are known.
 
     Args:
-        correlation: assumed, of the errors of two candidates' scores, from 0 to 1.
+        correlation: assumed correlation of the errors of two candidates' scores, from 0 to 1.
     """
-    scored = jackknife(best.resample, clusters, best.per_clip)
-    if scored.num_clusters == 1:
-        return Selection(0, num_candidates, scored.value, None, None, correlation)
-    optimism = scored.standard_error * np.sqrt(1 - correlation) * expected_maximum(num_candidates)
-    corrected, share = _less(scored, float(optimism)), best.highest == 1
+    score = jackknife(best.resample, clusters, best.per_clip)
+    if score.num_clusters == 1:
+        return Selection(0, num_candidates, score.value, None, None, correlation)
+    optimism = score.standard_error * np.sqrt(1 - correlation) * expected_maximum(num_candidates)
+    corrected, share = _lowered(score, float(optimism)), best.highest == 1
     low = interval_of(corrected, level=level, share=share)
-    high = interval_of(scored, level=level, share=share)
-    interval = Interval(low.low, high.high, level, scored.num_clusters) if low and high else None
-    return Selection(0, num_candidates, scored.value, corrected.value, interval, correlation)
+    high = interval_of(score, level=level, share=share)
+    interval = Interval(low.low, high.high, level, score.num_clusters) if low and high else None
+    return Selection(0, num_candidates, score.value, corrected.value, interval, correlation)
 
 
-def best_of(candidates: Sequence[Scored]) -> int:
-    """Place of the highest score; the first of equals."""
-    return int(np.argmax([each.value for each in candidates]))
+def best_of(candidates: Sequence[MetricResult]) -> int:
+    """Return the index of the highest score; the first of equal ones."""
+    return int(np.argmax([candidate.value for candidate in candidates]))
 
 
 def left_out_score(pseudo_values: np.ndarray) -> float:
-    """(C, N) of C clusters and N candidates -> mean score, on clusters left out, of who is best on a resample."""
+    """Return the mean score, on the clusters that a resample left out, of the candidate that is best on the resample.
+
+    `pseudo_values` are (C, N) for C clusters and N candidates.
+    """
     count = len(pseudo_values)
     random = np.random.default_rng(0)
     scores: list[float] = []
     while len(scores) < RESAMPLES:
         weights = random.multinomial(count, np.full(count, 1 / count), size=CHUNK)
         weights = weights[(weights == 0).any(axis=1)]
-        chosen = (weights @ pseudo_values).argmax(axis=1)
+        selected = (weights @ pseudo_values).argmax(axis=1)
         left_out = (weights == 0).astype(float)
-        means = (left_out @ pseudo_values)[np.arange(len(weights)), chosen] / left_out.sum(axis=1)
+        means = (left_out @ pseudo_values)[np.arange(len(weights)), selected] / left_out.sum(axis=1)
         scores += means.tolist()
     return float(np.mean(scores))
 
 
 def expected_maximum(count: int) -> float:
-    """Expected maximum of `count` independent standard normals."""
+    """Return the expected maximum of `count` independent standard normals, by numerical integration."""
     grid = np.linspace(-9, 9, 20001)
     density = np.exp(np.log(count) + stats.norm.logpdf(grid) + (count - 1) * stats.norm.logcdf(grid))
     return float(integrate.trapezoid(grid * density, grid))
 
 
-def _less(scored: Jackknife, optimism: float) -> Jackknife:
-    """The score lowered, not below 0, with the same spread."""
-    lowered = max(0.0, scored.value - optimism)
-    return replace(scored, value=lowered, without=scored.without - (scored.value - lowered))
+def _lowered(score: Jackknife, optimism: float) -> Jackknife:
+    """Return the score minus the optimism, not below 0, with the same standard error."""
+    value = max(0.0, score.value - optimism)
+    return replace(score, value=value, without=score.without - (score.value - value))

@@ -12,8 +12,8 @@ from typing import Any
 
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BY_TASK
+from fusion_train.metrics.metric_result import MetricResult
 from fusion_train.metrics.registry import METRICS, main_figure, score
-from fusion_train.metrics.scored import Scored
 from fusion_train.prompts.prompt import find_task
 
 Rows = Sequence[Mapping[str, Any]]
@@ -27,7 +27,7 @@ class ComparedMetric:
     metric: str
     main: str
 
-    def scored(self, rows: Rows) -> Scored:
+    def scored(self, rows: Rows) -> MetricResult:
         """Score one trial's answers.
 
         Raises:
@@ -38,10 +38,10 @@ class ComparedMetric:
 
     def paired(
         self, rows: Mapping[int, Rows], reference: Mapping[int, Rows]
-    ) -> tuple[list[Scored], list[Scored]] | None:
+    ) -> tuple[list[MetricResult], list[MetricResult]] | None:
         """Score two variants, given their answers by seed, on the clips that all of them answered.
 
-        Returns one `Scored` per seed of each; None without a seed of each or a clip in common.
+        Returns one `MetricResult` per seed of each; None without a seed of each or a clip in common.
 
         Raises:
             DataError: references that the metric cannot take.

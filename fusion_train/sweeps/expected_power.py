@@ -20,7 +20,7 @@ from featurecache.clips.clip_list import load_clips
 from fusion_train.data.answers import answers_of, with_answers
 from fusion_train.data.halves import clusters_in, clusters_of
 from fusion_train.errors import ConfigError
-from fusion_train.metrics.scored import Scored
+from fusion_train.metrics.metric_result import MetricResult
 from fusion_train.prompts.prompt import find_task
 from fusion_train.statistics.comparison import Variance, detectable
 from fusion_train.statistics.intervals import LEVEL, MIN_CLUSTERS
@@ -41,7 +41,9 @@ class Expectation:
     """Where the variances come from, for a person."""
 
 
-def expect(sweep: Sweep, references: Scored, labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> Expectation:
+def expect(
+    sweep: Sweep, references: MetricResult, labels: Sequence[Hashable], clusters: Sequence[Hashable]
+) -> Expectation:
     """Say what a sweep can tell.
 
     Args:

@@ -15,8 +15,8 @@ from fusion_train.data.halves import clusters_in
 from fusion_train.documents import read_document
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import read_lines
+from fusion_train.metrics.metric_result import MetricResult
 from fusion_train.metrics.registry import METRICS
-from fusion_train.metrics.scored import Scored
 from fusion_train.run import absolute
 from fusion_train.statistics.comparison import Comparison, compare_all
 from fusion_train.sweeps.compared_metric import ComparedMetric, Rows, choose_metric
@@ -35,7 +35,7 @@ class Results:
     about: dict[str, Any]
     outcomes: list[Outcome]
     measure: ComparedMetric
-    scored: dict[str, Scored]
+    scored: dict[str, MetricResult]
     """Trial -> its figures, of the finished ones."""
     comparisons: list[Comparison]
     clustered_by: str

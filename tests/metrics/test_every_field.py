@@ -16,10 +16,9 @@ from fusion_train.metrics import (
     sentiment_scores,
     three_way_sentiment_scores,
 )
-from fusion_train.metrics.classification import ClassScores
-from fusion_train.metrics.multi_label import LabelPrecision
+from fusion_train.metrics.classification import ClassScores, LabelScores
+from fusion_train.metrics.metric_result import MetricSettings
 from fusion_train.metrics.registry import main_figure, score
-from fusion_train.metrics.scored import Settings
 from fusion_train.metrics.wheel_metrics import harmonic
 
 
@@ -54,9 +53,9 @@ def test_several_labels_a_clip():
     scores = multi_label_scores(references, {"1": "a", "2": "b, d, e", "3": "", "4": ""})
     # a: 1 of 1 chosen; b: 1 of 2 found, none wrong; c: never chosen
     assert scores.classes == (
-        LabelPrecision("a", 1.0, 1.0, 1),
-        LabelPrecision("b", pytest.approx(1 / 2 + 2 / 4 * 1 / 2), pytest.approx(2 / 3), 2),
-        LabelPrecision("c", 0.25, 0.0, 1),
+        LabelScores("a", 1.0, 1.0, 1),
+        LabelScores("b", pytest.approx(1 / 2 + 2 / 4 * 1 / 2), pytest.approx(2 / 3), 2),
+        LabelScores("c", 0.25, 0.0, 1),
     )
     assert scores.map_macro == pytest.approx((1 + 3 / 4 + 1 / 4) / 3)
     assert scores.f1_micro == pytest.approx(2 * 2 / (2 * 2 + 2))
@@ -114,7 +113,7 @@ def test_sentiment_counts_and_accuracy():
     assert scores.classes.confusion.tolist() == [[1, 1, 0], [1, 0, 0]]
     with pytest.raises(DataError, match=r"finite scores, got 2 others"):
         sentiment_scores({"1": float("nan"), "2": float("inf"), "3": 1}, dict.fromkeys("123", "positive"))
-    with pytest.raises(DataError, match="clips that are not neutral, got 2 neutral clips alone"):
+    with pytest.raises(DataError, match="clips that are not neutral, got 2 neutral clips only"):
         sentiment_scores({"1": 0, "2": 0}, dict.fromkeys("12", "positive"))
     three_way = three_way_sentiment_scores({"1": " Positive", "2": "neutral"}, {"1": "?", "2": "?"})
     assert (three_way.num_scored, three_way.num_neutral, three_way.num_unreadable, three_way.mean) == (1, 1, 1, 0.0)
@@ -130,9 +129,9 @@ def test_hits_of_every_clip_and_wheel(wheels):
     assert (scores.mean, scores.mean_num_labels, scores.comparable) == (0.6, 1.0, False)
     assert hit_rate({"a": "dread"}, {"a": "dread"}, wheels).per_wheel == (1.0, None, 1.0, 1.0, 1.0)
     for several in (["blue", "glad"], []):
-        with pytest.raises(DataError, match="one label a clip for HIT, got another number for 1 clips"):
+        with pytest.raises(DataError, match="one label per clip for HIT, got another number for 1 clips"):
             hit_rate({"a": several, "b": "blue"}, {"a": "blue", "b": "blue"}, wheels)
-    with pytest.raises(DataError, match="some emotion wheel knows, got none among 1 clips"):
+    with pytest.raises(DataError, match="on some emotion wheel, got none among 1 clips"):
         hit_rate({"a": "neutral"}, {"a": "blue"}, wheels)
 
 
@@ -181,7 +180,7 @@ def test_a_resampled_set_without_a_clip_that_a_wheel_knows_scores_0(main):
 
 def test_what_the_registry_says_of_a_set():
     references, predictions = {"1": "a", "2": "a", "3": "b"}, {"1": "A.", "2": "b", "3": "?"}
-    scored = score("classification", references, predictions, Settings(vocabulary=["a", "b"]))
+    scored = score("classification", references, predictions, MetricSettings(vocabulary=["a", "b"]))
     assert (scored.main, scored.value, scored.highest, scored.comparable) == (
         "accuracy",
         pytest.approx(1 / 3),

@@ -1,4 +1,4 @@
-"""Every metric by name: the figure that intervals resample is the figure itself."""
+"""What every registered metric promises: figures, resampling, order, complete predictions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fusion_train.errors import ConfigError, DataError
+from fusion_train.metrics.metric_result import MetricSettings
 from fusion_train.metrics.registry import METRICS, score
-from fusion_train.metrics.scored import Settings
 
 LABELS = ["anger", "happy", "worried", "sad"]
 REFERENCES = {
@@ -34,10 +34,37 @@ def by_clip(values) -> dict:
     return {f"c{number:02d}": value for number, value in enumerate(values)}
 
 
+def example_of(metric: str) -> tuple[dict, dict]:
+    """References and predictions of 23 clips."""
+    assert metric in REFERENCES, f"add references for the new metric {metric!r} to this module"
+    answers = ANSWERS.get(metric, ["angry, happy", "sad", "joy, worried", "anger", "unheard"])
+    return by_clip(REFERENCES[metric]), by_clip(answers[k % len(answers)] for k in range(23))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_figures_are_finite_and_do_not_depend_on_the_order_of_clips(metric):
+    references, predictions = example_of(metric)
+    scored = score(metric, references, predictions)
+    assert scored.main == METRICS[metric].figures[0]
+    assert all(0 <= figure <= scored.highest for figure in scored.figures.values())
+    assert set(scored.clip_ids) <= set(references)
+    backwards = score(metric, dict(reversed(references.items())), dict(reversed(predictions.items())))
+    assert backwards.figures == scored.figures
+    assert backwards.clip_ids == scored.clip_ids
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_missing_or_surplus_prediction_is_an_error(metric):
+    references, predictions = example_of(metric)
+    with pytest.raises(DataError, match="1 missing"):
+        score(metric, references, dict(list(predictions.items())[1:]))
+    with pytest.raises(DataError, match="1 for other clips"):
+        score(metric, references, predictions | {"unknown": "happy"})
+
+
 @pytest.mark.parametrize(("metric", "main"), [(name, main) for name, m in METRICS.items() for main in m.figures])
 def test_counting_every_clip_once_gives_the_figure_itself(metric, main):
-    said = ANSWERS.get(metric, ["angry, happy", "sad", "joy, worried", "anger", "unheard"])
-    references, predictions = by_clip(REFERENCES[metric]), by_clip(said[k % len(said)] for k in range(23))
+    references, predictions = example_of(metric)
     scored = score(metric, references, predictions, main=main)
     assert scored.main == main
     assert set(scored.figures) == set(METRICS[metric].figures)
@@ -69,12 +96,12 @@ def test_words_stand_for_sentiment_scores_of_their_sign():
 
 
 def test_capitals_do_not_matter():
-    settings = Settings(vocabulary=("Shy", "Happy"))
+    settings = MetricSettings(vocabulary=("Shy", "Happy"))
     assert score("classification", {"a": "Shy", "b": "happy"}, {"a": "shy.", "b": "Joy"}, settings).value == 1
 
 
 def test_references_of_another_kind_are_named():
-    with pytest.raises(DataError, match="one label a clip"):
+    with pytest.raises(DataError, match="one label per clip"):
         score("classification", {"a": ["sad"]}, {"a": "sad"})
     with pytest.raises(DataError, match="a: nan"):
         score("waf", {"a": math.nan, "b": 1}, {"a": "positive", "b": "positive"})

@@ -11,8 +11,7 @@ pytest.importorskip("openpyxl")
 from wheel_files import write_table
 
 from fusion_train.errors import DataError
-from fusion_train.metrics.wheel_tables import read_synonyms, read_wheel
-from fusion_train.metrics.wheels import PUBLISHED_SIZES, WheelSizes
+from fusion_train.metrics.wheels import PUBLISHED_SIZES, WheelSizes, read_synonyms, read_wheel
 
 RUNS = tuple(name for run in range(1, 9) for name in (f"word_run{run}", f"synonym_run{run}"))
 

@@ -14,8 +14,8 @@ from fusion_train.evaluation.benchmarks import BenchmarkSet
 from fusion_train.evaluation.prediction_rows import read_predictions
 from fusion_train.evaluation.scoring import score_set
 from fusion_train.metrics import EmotionWheels
+from fusion_train.metrics.metric_result import MetricSettings
 from fusion_train.metrics.registry import score
-from fusion_train.metrics.scored import Settings
 
 
 def problems(path: Path) -> list[str]:
@@ -65,7 +65,7 @@ def test_a_row_whose_reference_is_nothing_is_named_and_makes_no_class(nothing):
         {"id": "a", "prediction": "happy", "reference": "happy"},
         {"id": "b", "prediction": "happy", "reference": nothing},
     ]
-    settings = Settings(wheels=EmotionWheels.small())
+    settings = MetricSettings(wheels=EmotionWheels.small())
     with pytest.raises(DataError, match="a reference in every row") as caught:
         score_set("toy", BenchmarkSet(metric="classification"), rows, settings)
     assert caught.value.problems == ["b"]
@@ -78,7 +78,10 @@ def test_a_row_whose_reference_is_nothing_is_named_and_makes_no_class(nothing):
 def test_a_reference_that_names_nothing_is_refused_by_every_metric(metric, reference):
     with pytest.raises(DataError, match=r"expected (a text or a list of texts|sentiment scores)"):
         score(
-            metric, {"a": reference, "b": reference}, {"a": "happy", "b": "sad"}, Settings(wheels=EmotionWheels.small())
+            metric,
+            {"a": reference, "b": reference},
+            {"a": "happy", "b": "sad"},
+            MetricSettings(wheels=EmotionWheels.small()),
         )
 
 

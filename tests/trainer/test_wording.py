@@ -13,7 +13,7 @@ from fusion_train.errors import ConfigError
 from fusion_train.evaluation.benchmarks import BenchmarkSet, load_benchmark
 from fusion_train.evaluation.scoring import score_set
 from fusion_train.evaluation.wording import asked_in_training, asking_as, wording_of
-from fusion_train.metrics.scored import Settings
+from fusion_train.metrics.metric_result import MetricSettings
 from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import PromptFormat, find_task
 
@@ -179,7 +179,7 @@ def test_the_two_ground_truths_of_iemocap_have_names_and_sizes():
             references = asked.references(asked.chosen(ClipList(clips)))
             assert len(references) == size
             rows = [{"id": clip, "reference": label, "prediction": label} for clip, label in references.items()]
-            notes = score_set("iemocap4", asked, rows, Settings()).notes
+            notes = score_set("iemocap4", asked, rows, MetricSettings()).notes
             assert bool(notes) == noted
             if noted:
                 assert f"{size:,} clips, where {sum(asked.counts.values()):,} were scored by others" in notes[0]

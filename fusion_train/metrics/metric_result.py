@@ -1,4 +1,4 @@
-"""The common form of a score, whatever metric it is of, and what metrics need besides references and predictions."""
+"""Result of any metric on one set of clips, and the settings that metrics share."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ from fusion_train.metrics.overlap import Judge, LexicalJudge
 from fusion_train.metrics.wheels import EmotionWheels
 
 Resample = Callable[[np.ndarray], float]
-"""(clips,) how often each clip counts, in the order of `Scored.clip_ids` -> the main figure."""
+"""(clips,) weight of each clip, in the order of `MetricResult.clip_ids` -> the main figure."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a metric says of one set of clips."""
+class MetricResult:
+    """Figures of one metric over one set of clips."""
 
     main: str
-    """Which of the figures stands for the set."""
+    """Name of the main figure, which stands for the set in summaries and comparisons."""
     figures: Mapping[str, float]
     clip_ids: tuple[str, ...]
-    """Those that enter the main figure."""
+    """Clips that enter the main figure."""
     resample: Resample = field(repr=False, compare=False)
-    """The main figure again, for an interval; counting every clip once gives the figure itself."""
+    """Computes the main figure with other weights per clip, for intervals; weights of 1 give the figure itself."""
     per_clip: np.ndarray | None = field(default=None, compare=False)
-    """(clips,) what the main figure is the mean of; None where it belongs to the set alone (F1, UAR, mAP)."""
+    """(clips,) values whose mean is the main figure; None if it is no mean over clips (F1, UAR, mAP)."""
     counts: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers of clips and labels, by which the reader judges the figures."""
+    """Numbers of clips and labels, for the report."""
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Label -> figure -> value."""
     confusion: np.ndarray | None = field(default=None, compare=False)
-    """(C, C + 1) reference by prediction in the order of `labels`, other answers last."""
+    """(C, C + 1) counts: references by predictions, in the order of `labels`; the last column counts other answers."""
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     comparable: bool = True
-    """Whether it may stand beside published scores."""
+    """Whether the figures are comparable with published scores."""
     highest: float = 1.0
-    """The best value of a figure; 1 for a share."""
+    """The best possible value; 1 for a share."""
 
     @property
     def value(self) -> float:
+        """The main figure."""
         return self.figures[self.main]
 
 
 def mean_of(per_clip: np.ndarray) -> dict[str, Any]:
-    """The fields of a `Scored` whose main figure is the mean of these."""
+    """Return the fields of a `MetricResult` whose main figure is the mean of `per_clip`."""
     return {"per_clip": per_clip, "resample": lambda counts: float(np.average(per_clip, weights=counts))}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Chosen by the user or the bench."""
+class MetricSettings:
+    """Settings of metrics, from the user or the benchmark."""
 
     wheels: EmotionWheels = field(default_factory=EmotionWheels.small)
     judge: Judge = field(default_factory=LexicalJudge)
     vocabulary: Sequence[str] | None = None
-    """The dataset's label space; None takes the labels of the references."""
+    """Label space of the dataset; None takes the labels of the references."""
