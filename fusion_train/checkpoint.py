@@ -1,14 +1,14 @@
-"""Checkpoints: trained parts, optimizer and position; published whole or not at all, never pickled.
+"""Read and write checkpoints: trained parts, optimizer and position; published whole or not at all, never pickled.
 
     checkpoints/step-00001000/
         model.safetensors       trained parameters by name
-        averaged.safetensors    their moving average, where one is kept
+        averaged.safetensors    their moving average, if the run keeps one
         optimizer.safetensors   AdamW's exp_avg, exp_avg_sq and step by parameter name
         state.json              step, configuration hash, fingerprints, gradient scaler, scores, sha256 of the files
 
-`state.json` carries a checksum of its own (see `documents`), and every file is checked against its hash when it is
-loaded. Samples and dropout are pure functions of (seed, step), so a step number is the whole position; no random state
-is kept.
+`state.json` carries its own checksum (see `documents`), and every file is checked against its hash when it is loaded.
+Samples and dropout are pure functions of (seed, step), so the step number is the whole position; no random state is
+saved.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ OPTIMIZER_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True)
 class State:
-    """Everything of a checkpoint that is not a tensor."""
+    """The values of a checkpoint that are not tensors."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     step: int
-    """Optimizer steps done."""
+    """Number of completed optimizer steps."""
     config_hash: str
     fingerprints: Mapping[str, str]
     scaler: Mapping[str, Any] = field(default_factory=dict)
     score: float | None = None
-    """The score that picks the best checkpoint, where one was taken at this step."""
+    """Validation score that decides the best checkpoint; None if this step was not scored."""
     half_scores: Sequence[float | None] = ()
-    """The scores by which each half of the held-out clips picks its own, of a run that keeps these."""
+    """Scores on each half of the held-out clips, if the run keeps the best weights of each half."""
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -62,7 +62,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def published(checkpoints: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     named = (folder for folder in checkpoints.glob("step-*") if folder.name.removeprefix("step-").isdecimal())
     return sorted(folder for folder in named if (folder / "state.json").is_file())
 
@@ -77,7 +77,11 @@ def save(
     keep_every: int | None = None,
     averaged: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Publish a checkpoint, then drop older ones but the newest `keep`, multiples of `keep_every`, and the best."""
+    """Publish a checkpoint; then delete older ones, except the newest `keep`, multiples of `keep_every`, and the best.
+
+    Args:
+        averaged: moving average of the trained parameters by name.
+    """
     target = step_folder(checkpoints, state.step)
     make_folder(checkpoints)
     for leftover in checkpoints.glob(f"{PARTIAL_PREFIX}*"):  # a run has one writer
@@ -143,7 +147,7 @@ def read_state(folder: Path) -> State:
 
 
 def verify(folder: Path) -> State:
-    """Check every file of a checkpoint against its hash; returns the state.
+    """Check every file of a checkpoint against its hash; return the state.
 
     Raises:
         CheckpointError: a file that is missing or damaged.
@@ -173,11 +177,11 @@ def load_model(folder: Path, model: nn.Module, *, name: str = MODEL, parts: Sequ
     """Load the trained parts strictly.
 
     Args:
-        name: MODEL, to go on training; `best_weights(folder)` for what is to be used.
-        parts: load these alone, such as the fusion of a probe; None: every part.
+        name: file: MODEL to continue training, `best_weights(folder)` to use the model.
+        parts: load only these, such as the fusion of a probe; None: all parts.
 
     Raises:
-        CheckpointError: a damaged file, or a name or shape that differs; all are listed.
+        CheckpointError: a damaged file, or differing names or shapes; all are listed.
     """
     tensors, parameters = _load(folder, name), trained_parameters(model)
     if parts is not None:
@@ -187,15 +191,15 @@ def load_model(folder: Path, model: nn.Module, *, name: str = MODEL, parts: Sequ
 
 
 def best_weights(folder: Path) -> str:
-    """Name of the file to score, export or start from: the moving average where one is kept."""
+    """Return the name of the file to evaluate, export or start from: the moving average if there is one."""
     return AVERAGED if AVERAGED in read_state(folder).sha256 else MODEL
 
 
 def load_averaged(folder: Path) -> dict[str, torch.Tensor]:
-    """The moving average of a checkpoint, to go on with it.
+    """Load the moving average of a checkpoint, to continue it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the checkpoint has none.
     """
     return _load(folder, AVERAGED)
 
@@ -208,27 +212,31 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
     """
     tensors = _load(folder, "optimizer.safetensors")
     for name, parameter in trained_parameters(model).items():
-        kept = {key: tensors[f"{key}.{name}"] for key in OPTIMIZER_STATE if f"{key}.{name}" in tensors}
-        if kept:  # a parameter that never had a gradient has no state
+        state = {key: tensors[f"{key}.{name}"] for key in OPTIMIZER_STATE if f"{key}.{name}" in tensors}
+        if state:  # a parameter that never had a gradient has no state
             optimizer.state[parameter] = {
-                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in kept.items()
+                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()
             }
 
 
-def differences(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names that are missing or unexpected, with their shapes, and shapes that differ, as lines of an error."""
-    lines = [f"missing: {name} {tuple(tensor.shape)}" for name, tensor in wanted.items() if name not in found]
-    lines += [f"unexpected: {name} {tuple(tensor.shape)}" for name, tensor in found.items() if name not in wanted]
+def differences(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return lines of an error about missing and unexpected names and differing shapes."""
+    lines = [f"missing: {name} {tuple(tensor.shape)}" for name, tensor in expected.items() if name not in tensors]
+    lines += [f"unexpected: {name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in expected]
     lines += [
-        f"{name}: expected {tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
-        for name, tensor in found.items()
-        if name in wanted and wanted[name].shape != tensor.shape
+        f"{name}: expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name in expected and expected[name].shape != tensor.shape
     ]
     return lines
 
 
 def copy_strictly(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter], subject: str) -> None:
-    """Copy `tensors` into `parameters`; names and shapes must agree."""
+    """Copy `tensors` into `parameters`.
+
+    Raises:
+        CheckpointError: differing names or shapes; all are listed.
+    """
     problems = differences(tensors, parameters)
     if problems:
         raise CheckpointError(
@@ -244,10 +252,10 @@ def copy_strictly(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, 
 
 
 def best(checkpoints: Path, half: int | None = None) -> Path | None:
-    """The checkpoint with the highest score, the earliest of equals; None where none was scored. NaN is no score.
+    """Return the checkpoint with the highest finite score, the earliest of equal ones; None if none was scored.
 
     Args:
-        half: 0 or 1: the score on this half of the held-out clips, in place of that on all.
+        half: 0 or 1: use the score on this half of the held-out clips; None: on all.
     """
     scored = [
         (score, -state.step, folder)
@@ -264,10 +272,13 @@ def _score(state: State, half: int | None) -> float | None:
 
 
 def choose(checkpoints: Path, which: str) -> Path:
-    """`last`, `best`, or a step number -> its folder.
+    """Return the folder of a checkpoint.
+
+    Args:
+        which: `last`, `best` (or the last if none was scored), or a step number.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no such checkpoint.
     """
     folders = published(checkpoints)
     if not folders:
@@ -291,12 +302,12 @@ def _states(checkpoints: Path) -> list[tuple[Path, State]]:
 
 
 def _retain(checkpoints: Path, keep: int, keep_every: int | None) -> None:
-    spared = {*published(checkpoints)[-keep:], *(best(checkpoints, half) for half in (None, 0, 1))}
+    kept = {*published(checkpoints)[-keep:], *(best(checkpoints, half) for half in (None, 0, 1))}
     if keep_every is not None:
-        spared |= {folder for folder, state in _states(checkpoints) if state.step % keep_every == 0}
+        kept |= {folder for folder, state in _states(checkpoints) if state.step % keep_every == 0}
     for folder in published(checkpoints):
-        if folder not in spared:
-            (folder / "state.json").unlink()  # first, so that a half-deleted folder is no checkpoint
+        if folder not in kept:
+            (folder / "state.json").unlink()  # first: a folder without it is no checkpoint, if this is interrupted
             shutil.rmtree(folder)
 
 

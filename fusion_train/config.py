@@ -1,9 +1,7 @@
-"""The configuration of a run: typed, validated once, every key known.
+"""The configuration of a run: typed sections, validated once; unknown keys are errors.
 
-A run's configuration is laid over itself in this order: the defaults below, `--config`, `configs/stages/STAGE.yaml`,
-`stages: {STAGE: …}` of `--config`, `--set a.b=c`. A stage is a file, not a branch in the code. A file may say
-`extends: NAME`, another file or shipped preset that it is laid over. The resolved configuration is written into the
-run. Paths are kept as given; the run's own files never hold an absolute one.
+`presets` resolves a configuration from its layers. The resolved configuration is written into the run. Paths are kept
+as the user gave them; the files of a run never contain an absolute path.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, TASKS, PromptFormat
 from fusion_train.yaml_settings import merge
 
 OnAbsent = Literal["refuse", "leave_out"]
-"""What to do about something that a setting names and the data lack."""
+"""What to do if a setting names something that the data do not have: refuse, or leave it out with a notice."""
 
 
 class Section(BaseModel):
-    """Frozen, and strict about its keys."""
+    """Base of all sections: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -43,7 +41,7 @@ class FusionConfig(Section):
     out_dim: int = 256
     """Width of the fused tokens."""
     num_tokens: int | None = Field(None, ge=1)
-    """Tokens that it reads of every modality and gives; null: those that audio and video were cached with, else 64."""
+    """Tokens per modality that the fusion reads, and that it returns; null: as audio and video were cached, else 64."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout inside the fusion, in training."""
 
@@ -52,7 +50,7 @@ class LoraSettings(Section):
     """Low-rank adapters in the frozen language model."""
 
     r: int = Field(64, ge=0)
-    """0 trains fusion and projectors alone."""
+    """Rank; 0 trains only fusion and projectors."""
     alpha: float = 16.0
     """Scale of the adapters: alpha / r."""
     dropout: float = Field(0.05, ge=0, lt=1)
@@ -65,20 +63,20 @@ class ModelConfig(Section):
     """The network: the language model and the parts that are trained."""
 
     llm: str | None = "meta-llama/Llama-2-7b-chat-hf"
-    """Hub id or local folder of any causal language model of transformers; null: none, a probe with a linear head."""
+    """Hub id or local folder of a causal language model of transformers; null: none, for a probe with a linear head."""
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    """Dtype of the frozen base; the trained parts are always float32."""
+    """Dtype of the frozen base; trained parts are always float32."""
     quantised: Literal["fp8", "int8", "nf4"] | None = None
-    """The frozen matrices of the layers in 8 or 4 bits: fp8 multiplies in FP8 on Hopper and Ada; int8 and nf4 take
-    bitsandbytes. Embeddings, head and everything trained stay as they are."""
+    """Store the frozen matrices of the layers in 8 or 4 bits: fp8 multiplies in FP8 on Hopper and Ada; int8 and nf4
+    need bitsandbytes. Embeddings, head and trained parts are not quantised."""
     fusion: FusionConfig = FusionConfig()
     lora: LoraSettings = LoraSettings()
     frozen: tuple[Literal["fusion", "projectors", "lora"], ...] = ()
-    """Parts that keep their weights in this stage."""
+    """Trained parts that are not updated in this stage."""
 
 
 class FeaturesConfig(Section):
-    """Name of the feature in the store that serves each modality; null leaves the modality out."""
+    """Name of the feature in the store for each modality; null leaves the modality out."""
 
     audio: str | None = "whisper"
     """Feature of the sound."""
@@ -87,14 +85,15 @@ class FeaturesConfig(Section):
     video: str | None = "eva-temporal"
     """Feature of the frames over time."""
     absent: Literal["hidden", "visible"] = "hidden"
-    """hidden: an absent modality has no place in the prompt. visible: zeros are put through its projector and the
-    fusion, as the released code does; for a picture, the tokens of an all-zero image."""
+    """hidden: an absent modality has no place in the prompt. visible: the model sees zeros through its projector and
+    the fusion, as in the released code; for a picture, the tokens of an all-zero image."""
     zero_image: str | None = None
     """safetensors file with the tokens of an all-zero image, for `absent: visible`; in the working directory or beside
-    the clip list. `fusion-train zero-image` makes it."""
+    the clip list. `fusion-train zero-image` writes it."""
 
     @property
     def used(self) -> dict[str, str]:
+        """Modality -> name of its feature, for the modalities in use."""
         return {modality: getattr(self, modality) for modality in MODALITIES if getattr(self, modality)}
 
 
@@ -104,39 +103,41 @@ class DataConfig(Section):
     train_split: str = "train"
     """Split of the clips that are trained on."""
     eval_split: str | None = "val"
-    """Scored during training; null for none."""
+    """Split for validation during training; null: no validation."""
     tasks: tuple[str, ...] = ("emotion",)
-    """One is drawn for each sample, uniformly among those that its dataset has; without an answer, the label task."""
+    """One task is drawn per sample, uniformly among the tasks of its dataset; without an answer, the label task."""
     task_weights: dict[str, dict[str, Annotated[int, Field(ge=1)]]] = {}
-    """Dataset -> task -> how many times as often as another task of the dataset it is drawn."""
+    """Dataset -> task -> relative frequency of the task; tasks that are not listed have 1."""
     fallback: dict[str, str] = {}
-    """Dataset -> label task that stands in for an empty or too long answer; otherwise the one that the answer argues
-    for, else the first of `tasks` that the clip has."""
+    """Dataset -> label task that replaces a task with an empty or too long answer. Datasets that are not listed use the
+    label task that the answer argues for, else the first of `tasks` that the clip has."""
     max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1)
-    """A longer answer falls back to the label task."""
+    """A longer answer is replaced by that of the label task."""
     max_answer_words: int | None = Field(None, ge=1)
+    """As `max_answer_tokens`, in words; null: no limit."""
     """The same limit in words; null: no limit."""
     too_long: TooLong = "refuse"
-    """What to do about clips whose prompt has more tokens than the model takes, or whose answers are all too long
-    without a label in their place: refuse, leave_out with a notice, or cut the text. Found before the first step."""
+    """What to do about clips whose prompt has more tokens than the model takes, or whose answers are all too long and
+    that have no label instead: refuse, leave_out with a notice, or cut the text. Checked before the first step."""
     mixture: dict[str, float] | None = None
-    """Dataset -> weight of a draw; null: every clip once an epoch, in an order drawn anew each epoch."""
+    """Dataset -> weight of a draw; null: every clip once per epoch, in a new random order each epoch."""
     mixture_absent: OnAbsent = "refuse"
     """What to do about datasets of the mixture that the clip list does not have: refuse, or leave_out with a notice."""
     eval_clips: int | None = Field(None, ge=1)
-    """Score during training on this many clips of that split, always the same ones; null: all of them."""
+    """Number of clips of `eval_split` for validation during training, always the same ones; null: all."""
     failed_clips: Literal["refuse", "skip"] = "refuse"
     """What to do about clips whose extraction failed."""
     exclude: tuple[str, ...] = ()
-    """Clip lists of clips to leave out, such as `fcache duplicates` and `leaks` write; beside the clip list."""
+    """Clip lists of clips to leave out, such as those of `fcache duplicates` and `leaks`; paths relative to the clip
+    list."""
     corrections: tuple[str, ...] = ()
-    """Files of corrected labels, such as `fcache audit` writes; beside the clip list."""
+    """Files of corrected labels, such as those of `fcache audit`; paths relative to the clip list."""
     questions_per_clip: int = Field(1, ge=1)
-    """Questions drawn in a row for each clip drawn, different tasks first; in one pack they share their prefix."""
+    """Questions drawn one after another for each clip, different tasks first; in one pack they share their prefix."""
     share_prefix: bool = True
-    """Compute what the prompts of a pack's questions on one clip begin with once; same loss, same gradients."""
+    """Compute the common prefix of the questions on one clip in a pack only once; loss and gradients do not change."""
     hide_modality_p: float = Field(0.0, ge=0, le=1)
-    """Probability that a sample is shown only some of its modalities, so that the model copes with their absence."""
+    """Probability that a sample shows only some of its modalities, so that the model learns to do without them."""
 
     @field_validator("tasks")
     @classmethod
@@ -156,13 +157,13 @@ class DataConfig(Section):
                     raise ValueError(f'task_weights.{dataset}: no task "{task}".{suggest(task, TASKS)}')
         for dataset, task in self.fallback.items():
             if task not in TASKS or TASKS[task].answer not in ("label", "labels"):
-                known = [name for name, each in TASKS.items() if each.answer in ("label", "labels")]
+                known = [name for name, label_task in TASKS.items() if label_task.answer in ("label", "labels")]
                 raise ValueError(f'fallback.{dataset}: "{task}" is none of {", ".join(known)}.{suggest(task, known)}')
         return self
 
 
 class PromptConfig(Section):
-    """The fields of `prompts.PromptFormat`, which says what each does."""
+    """The fields of `prompts.PromptFormat`, which documents them."""
 
     template: str = PromptFormat.template
     picture_template: str | None = PromptFormat.picture_template
@@ -189,7 +190,7 @@ class PromptConfig(Section):
         return values
 
     def changed(self, *changes: Mapping[str, Any]) -> PromptConfig:
-        """These settings with others laid over them, key by key.
+        """Return a copy of the settings, overridden by `changes` key by key.
 
         Raises:
             ValidationError: unknown keys or wrong values.
@@ -200,18 +201,19 @@ class PromptConfig(Section):
         return PromptConfig.model_validate(values)
 
     def format(self) -> PromptFormat:
+        """Return the prompt format of these settings."""
         return PromptFormat(**self.model_dump())
 
 
 class EvaluationConfig(Section):
-    """How held-out clips are asked by `fusion-train eval`, where that differs from training."""
+    """How `fusion-train eval` asks held-out clips, where it differs from training."""
 
     answer: Literal["choose", "generate"] | None = None
-    """How one label is answered where the benchmark does not say it; null: chosen among the labels."""
+    """How one label is answered if the benchmark does not define it; null: chosen among the labels."""
     prompt: dict[str, Any] = {}
-    """Settings laid over `prompt`."""
+    """Settings that override `prompt`."""
     datasets: dict[str, dict[str, Any]] = {}
-    """Dataset -> settings laid over these."""
+    """Dataset -> settings that override `prompt` and these."""
 
     @model_validator(mode="after")
     def _prompts(self) -> EvaluationConfig:
@@ -221,7 +223,7 @@ class EvaluationConfig(Section):
 
 
 class PartFactors(Section):
-    """What a part's learning rate is multiplied with."""
+    """Factors of the learning rate by part."""
 
     fusion: float = Field(1.0, gt=0)
     """Factor of the fusion."""
@@ -239,21 +241,22 @@ class OptimConfig(Section):
     steps: int = Field(50_000, ge=1)
     """Optimizer steps of the stage."""
     batch_size: int = Field(4, ge=1)
-    """Samples (questions) a step, over all devices and accumulated micro-batches."""
+    """Samples (questions) per step, over all devices and accumulated micro-batches."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
-    """Samples a forward pass on one device, packed into one row; auto: as many as fit a token budget."""
+    """Samples per forward pass on one device, packed into one row; auto: as many as fit a token budget."""
     micro_batch_tokens: int | None = Field(None, ge=1)
-    """That budget; null: what the memory model says fits the card, 4096 on a CPU."""
+    """Token budget of a row; null: what fits the GPU by the memory model, 4096 on a CPU."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
-    """Compute activations a second time to keep fewer; auto: where the memory model asks for it."""
+    """Compute activations a second time to save memory; auto: if the memory model requires it."""
     compile: bool = False
-    """torch.compile of the language model's layers in training, without attention; rows of any layout share a graph."""
+    """Apply torch.compile to the layers of the language model in training, without attention; rows of all layouts share
+    one graph."""
     loss_per: Literal["sample", "token"] = "token"
-    """Mean over samples (the published set-up: every answer weighs alike) or over supervised tokens."""
+    """Mean of the loss over samples (as published: every answer has the same weight) or over supervised tokens."""
     shard_base: bool = False
-    """Share the frozen layers out over the processes (FSDP2); the trained parts stay whole on each."""
+    """Shard the frozen layers over the processes (FSDP2); each process has the whole trained parts."""
     deterministic: bool = False
-    """Deterministic kernels on a GPU, so that a resumed run equals an uninterrupted one there too."""
+    """Use deterministic kernels on a GPU, so that a resumed run equals an uninterrupted run there too."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate that the warm-up rises to."""
     warmup_lr: float = Field(1e-6, ge=0)
@@ -263,20 +266,20 @@ class OptimConfig(Section):
     warmup_steps: int = Field(1_000, ge=0)
     """Steps of the linear warm-up."""
     cosine_from: Literal["warmup", "start"] = "warmup"
-    """Where the cosine begins: at the end of the warm-up, or at step 0 with the warm-up laid over it, as the released
-    code does."""
+    """Where the cosine begins: at the end of the warm-up, or at step 0 under the warm-up, as in the released code."""
     lr_factors: PartFactors = PartFactors()
-    """Learning rates by part, as factors of the schedule's."""
+    """Factors of the scheduled learning rate by part."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Keep a moving average of the learning parts, such as 0.999; it is what is scored, exported and started from."""
+    """Decay of a moving average of the trained parts, such as 0.999; validation, export and later stages use the
+    average. null: no average."""
     weight_decay: float = Field(0.05, ge=0)
     """Not applied to biases and norms."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the two moments of AdamW."""
     max_grad_norm: float | None = None
-    """Clip the gradient's norm; the published recipe does not."""
+    """Clip the norm of the gradient; null: no clipping, as published."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Autocast of the forward pass; fp32 computes without."""
+    """Autocast dtype of the forward pass; fp32: no autocast."""
 
 
 class CheckpointConfig(Section):
@@ -285,37 +288,38 @@ class CheckpointConfig(Section):
     every: int = Field(1_000, ge=1)
     """Steps between checkpoints."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Number of newest checkpoints that are kept; the best checkpoint is kept too."""
     keep_every: int | None = Field(None, ge=1)
-    """Keep besides every checkpoint whose step is a multiple of this."""
+    """Also keep every checkpoint whose step is a multiple of this."""
 
 
 class LogConfig(Section):
     """Metrics of training, scorings of held-out clips, and early stopping."""
 
     every: int = Field(10, ge=1)
+    """Steps between two lines of metrics."""
     """Steps between two lines of `metrics.jsonl`."""
     eval_every: int = Field(5_000, ge=1)
-    """Steps between scorings on the held-out split."""
+    """Steps between validations."""
     patience: int | None = Field(None, ge=1)
-    """Stop early after this many scorings in a row without a better score; null: never."""
+    """Stop early after this many validations in a row without a better score; null: never."""
     peak_tflops: float | None = Field(None, gt=0)
-    """Matrix peak of one device, of which utilisation is the share; null: measured at the start."""
+    """Matrix peak of one device, the reference of utilisation; null: measured at the start."""
     tensorboard: bool = True
     """Write event files for TensorBoard into the folder of the run."""
     tracker: Literal["wandb", "trackio"] | None = None
-    """Sends the metrics to W&B or trackio besides."""
+    """Also send the metrics to W&B or trackio."""
     project: str = "fusion-train"
     """Name of the tracker's project."""
 
 
 class RetrievalConfig(Section):
-    """Labels of the nearest training clips in the prompt; see `retrieval`."""
+    """Labels of the nearest training clips in the prompt; see `data.retrieval`."""
 
     k: int = Field(0, ge=0)
-    """How many; 0 for none. The features in use must be indexed: `fcache index`."""
+    """Number of nearest clips; 0: no retrieval. The features in use must be indexed with `fcache index`."""
     reasons: bool = False
-    """Also the beginning of their `reason`."""
+    """Also show the beginning of their `reason`."""
 
 
 class Config(Section):
@@ -343,18 +347,22 @@ class Config(Section):
         return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
+        """Return the configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def differences(self, other: Config) -> list[str]:
-        """Dotted keys whose values differ, as `key: mine != theirs`."""
+        """Return one line per differing key: `dotted.key: own value != other value`."""
         return list(_differing(self.model_dump(mode="json"), other.model_dump(mode="json")))
 
 
 def validate(values: Mapping[str, Any], subject: str) -> Config:
-    """Check a nested mapping of settings.
+    """Validate a nested mapping of settings.
+
+    Args:
+        subject: where the settings come from, for the error message.
 
     Raises:
-        ConfigError: every unknown key (with the near one) and every wrong value.
+        ConfigError: unknown keys (with similar known ones) and wrong values; all are listed.
     """
     try:
         return Config.model_validate(values)
@@ -368,10 +376,10 @@ def validate(values: Mapping[str, Any], subject: str) -> Config:
         ) from error
 
 
-def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Differences key by key; a mapping that one side does not have is one difference, however many keys it has."""
-    for key in sorted({*mine, *theirs}):
-        left, right = mine.get(key), theirs.get(key)
+def _differing(own: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the differences key by key; a mapping that only one side has is one difference."""
+    for key in sorted({*own, *other}):
+        left, right = own.get(key), other.get(key)
         if left and right and isinstance(left, Mapping) and isinstance(right, Mapping):
             yield from _differing(left, right, f"{prefix}{key}.")
         elif left != right:

@@ -1,10 +1,11 @@
-"""JSON documents of runs and exports: strict JSON that carries a checksum of its own content.
+"""JSON documents of runs and exports: strict JSON with a checksum of its own content.
 
     {"checksum": "9f86d081…", "step": 4, …}     sha256 of the canonical JSON of all other keys
 
-A flipped bit, an edit by hand or a document cut short is refused when the document is read. A document without a
-checksum is read as it is: earlier releases wrote none, and whoever edits a document on purpose deletes that line.
-NaN and infinity are no JSON and are written as null.
+A document with a flipped bit, an edit by hand or a missing end is refused when it is read. A document without a
+checksum
+is accepted: earlier releases wrote none, and a user who edits a document on purpose deletes that line. NaN and infinity
+are not JSON; they are written as null.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ from featurecache.spec import canonical_json
 
 CHECKSUM = "checksum"
 MAX_QUOTED = 200
+"""Characters of a parser's message in an error."""
 
 
 def document_bytes(values: Mapping[str, Any]) -> bytes:
     """Return the file content of a document, with its checksum."""
-    plain = json.loads(json_text(values))  # tuples, numeric keys and NaN as they will be read
+    plain = json.loads(json_text(values))  # tuples, numeric keys and NaN in the form in which they will be read
     plain.pop(CHECKSUM, None)
     return (json_text({CHECKSUM: checksum(plain), **plain}, indent=2) + "\n").encode()
 
 
 def write_document(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a document whole, in place of what was there.
+    """Publish a document, replacing the file.
 
     Raises:
         WriteError: the disk is full or refuses.
@@ -44,29 +46,29 @@ def write_document(path: Path, values: Mapping[str, Any]) -> None:
 def read_document(
     path: Path, error: type[FeatureCacheError], expected: str, next_step: str | None = None
 ) -> dict[str, Any]:
-    """Read a document and check it; the checksum itself is left out.
+    """Read a document, verify its checksum, and return its other keys.
 
     Args:
-        error: class to raise; `expected` and `next_step` are for its message.
+        error: class of the exception; `expected` and `next_step` become part of its message.
 
     Raises:
-        FeatureCacheError: `error`, for a file that is missing, no JSON object, or not as it was written.
+        FeatureCacheError: of class `error`: a missing file, no JSON object, or changed content.
     """
     try:
         values = parse_object(path.read_bytes())
     except FileNotFoundError:
         raise error(str(path), expected=expected, got="no such file", next_step=next_step) from None
     except (OSError, ValueError) as problem:
-        said = "damaged: " + " ".join(str(problem).split())[:MAX_QUOTED]
-        raise error(str(path), expected=expected, got=said, next_step=next_step) from problem
+        got = "damaged: " + " ".join(str(problem).split())[:MAX_QUOTED]
+        raise error(str(path), expected=expected, got=got, next_step=next_step) from problem
     written = values.pop(CHECKSUM, None)
     if written is not None and not _agrees(values, written):
-        kept = f'If the edit was meant, delete its line "{CHECKSUM}".'
+        advice = f'If the edit was intended, delete its line "{CHECKSUM}".'
         raise error(
             str(path),
             expected=f"{expected}, as it was written",
             got="other content: edited or damaged",
-            next_step=f"{next_step or 'Take the file from a copy.'} {kept}",
+            next_step=f"{next_step or 'Take the file from a copy.'} {advice}",
         )
     return values
 
@@ -74,7 +76,7 @@ def read_document(
 def _agrees(values: Any, written: Any) -> bool:
     try:
         return bool(checksum(values) == written)
-    except ValueError:  # NaN, which is never written
+    except ValueError:  # NaN, which `write_document` never writes
         return False
 
 

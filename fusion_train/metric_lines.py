@@ -1,10 +1,10 @@
-"""Lines of a run's `metrics.jsonl`: a step and numbers, with a checksum at the end of each line.
+"""Read and write the lines of a run's `metrics.jsonl`: a step and numbers, with a checksum at the end of each line.
 
     {"step": 10, "loss": 1.25, "lr": 0.0001, "crc32c": "1f2e3d4c"}     CRC-32C of the canonical JSON of all other keys
 
-A number that is NaN or infinite, such as the gradient norm of a step that the gradient scaler skipped, is null. A line
-that does not agree with its checksum is damaged: it is not shown, and its number is said. What follows the last line
-break was cut off by a kill and does not count. Lines of earlier releases have no checksum.
+A number that is NaN or infinite, such as the gradient norm of a step that the gradient scaler skipped, is written as
+null. A line that contradicts its checksum is damaged: it is skipped and its line number is reported. Bytes after the
+last line break were cut off by a kill and are ignored. Lines of earlier releases have no checksum.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True)
 class MetricLines:
-    """What a file holds."""
+    """Content of a `metrics.jsonl`."""
 
     rows: list[dict[str, float]]
-    """Step and finite numbers of each sound line."""
+    """Step and finite numbers of each undamaged line."""
     lines: list[str]
-    """The sound lines as they stand."""
+    """Text of the undamaged lines."""
     damaged: dict[int, int]
-    """Number of each other line, from 1 -> step of the last sound line before it."""
+    """Line number of each damaged line, from 1 -> step of the last undamaged line before it."""
     torn: bool
-    """Whether the last line was cut off."""
+    """Whether the last line is incomplete."""
 
 
 def metric_line(step: int, values: Mapping[str, float]) -> str:
@@ -42,22 +42,22 @@ def metric_line(step: int, values: Mapping[str, float]) -> str:
 
 
 def read_metrics(path: Path) -> MetricLines:
-    """Read a file; an absent one holds nothing."""
+    """Read a file; an absent file has no lines."""
     *whole, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    found = MetricLines([], [], {}, bool(rest.strip()))
+    content = MetricLines([], [], {}, bool(rest.strip()))
     for number, line in enumerate(whole, start=1):
         try:
             row = parse_object(line)
             written = row.pop(CHECKSUM, None)
             finite = {name: value for name, value in row.items() if value is not None}
-            sound = written in (None, line_checksum(row)) and all(
+            valid = written in (None, line_checksum(row)) and all(
                 type(value) in (int, float) for value in finite.values()
             )
-            if not sound or type(row["step"]) is not int:
+            if not valid or type(row["step"]) is not int:
                 raise ValueError("another checksum")
         except (ValueError, KeyError, TypeError):
-            found.damaged[number] = int(found.rows[-1]["step"]) if found.rows else 0
+            content.damaged[number] = int(content.rows[-1]["step"]) if content.rows else 0
             continue
-        found.rows.append({name: value for name, value in finite.items() if math.isfinite(value)})
-        found.lines.append(line.decode())
-    return found
+        content.rows.append({name: value for name, value in finite.items() if math.isfinite(value)})
+        content.lines.append(line.decode())
+    return content

@@ -1,8 +1,10 @@
-"""Resolve the configuration of a run from its layers: shipped presets, a file of the user, a stage and overrides.
+"""Resolve the configuration of a run from its layers: shipped presets, a file of the user, a stage, and overrides.
 
-A run's configuration is laid over itself in this order: the defaults of `config`, `--config`,
-`configs/stages/STAGE.yaml`, `stages: {STAGE: …}` of `--config`, `--set a.b=c`. A stage is a file, not a branch in the
-code. A file may say `extends: NAME`: another file or shipped preset, over which it is laid.
+Each layer overrides the ones before it: the defaults of `config`, `--config`, `configs/stages/STAGE.yaml`,
+`stages: {STAGE: …}` of `--config`, `--set a.b=c`. A stage is a file, not a branch in the code. A file may contain
+`extends: NAME`, another file or shipped preset that it overrides. `replaced_settings` reports settings of the user's
+file that the stage overrides: this is meant for a file without stages, but a surprise for a file that names tasks or
+the language model.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ DEFAULT = "emotion_llama_v2"
 PROBE = "probe"
 """The stage that trains no language model."""
 MAX_EXTENDED = 8
+"""Files that may extend each other in a chain."""
 
 
 def preset_dir() -> Any:
-    """The shipped `configs/`: inside an installed wheel, or beside the package in a checkout."""
+    """Return the folder of shipped presets: inside an installed wheel, or `configs/` of a checkout."""
     packaged = files("fusion_train") / "configs"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"
 
 
 def stage_names() -> list[str]:
-    """Stages that a configuration file exists for."""
+    """Return the names of the shipped stages."""
     return sorted(
         entry.name.removesuffix(".yaml")
         for entry in (preset_dir() / "stages").iterdir()
@@ -43,12 +46,12 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
     """Resolve a configuration.
 
     Args:
-        config: a YAML file, or the name of a shipped one; default: `DEFAULT`.
-        stage: name of a file under `configs/stages/`.
-        overrides: `a.b=c` texts, c read as YAML.
+        config: a YAML file, or the name of a shipped preset; None: `DEFAULT`.
+        stage: name of a file in `configs/stages/`.
+        overrides: texts `a.b=c`; c is read as YAML.
 
     Raises:
-        ConfigError: no such file, not YAML, unknown keys or wrong values; all at once, each with its dotted key.
+        ConfigError: no such file, invalid YAML, unknown keys or wrong values; all are listed with their dotted keys.
     """
     overrides = list(overrides)
     values = layered_settings(config, stage, overrides)
@@ -61,7 +64,7 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
 def layered_settings(
     config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The layers of a configuration, as of `load_config`; neither fitted to the length of the run nor checked."""
+    """Merge the layers of a configuration, as in `load_config`, without `fit_to_length` and without validation."""
     values = read_yaml(config if config is not None else DEFAULT)
     values.pop("stages", None)
     if stage is not None:
@@ -72,18 +75,18 @@ def layered_settings(
 
 
 def refuse_probe_with_llm(config: Config) -> None:
-    """Raise ConfigError where a language model is named for the stage that trains none."""
+    """Raise ConfigError if the probe stage, which trains no language model, names one."""
     if config.stage == PROBE and config.model.llm is not None:
         raise ConfigError(
             "model.llm",
-            expected="null, since the stage probe trains fusion and a linear head alone",
+            expected="null, since the stage probe trains only fusion and a linear head",
             got=config.model.llm,
             next_step="Leave model.llm out, or train with it: --stage perception.",
         )
 
 
 def own_settings(config: str | Path | None, stage: str | None, overrides: Iterable[str]) -> dict[str, Any]:
-    """The settings that the user named: those of a file of their own and the overrides, none of what is shipped."""
+    """Return the settings of the user: those of a file of theirs and the overrides, none of shipped presets."""
     own: dict[str, Any] = {}
     if config is not None and os.path.isfile(config):
         own = dict(_mapping(parse_yaml(Path(config).read_bytes(), str(config)), str(config)))
@@ -95,31 +98,32 @@ def own_settings(config: str | Path | None, stage: str | None, overrides: Iterab
 
 
 def fit_to_length(values: dict[str, Any], own: Mapping[str, Any]) -> None:
-    """Shorten in place what a run of these steps would never reach, unless the user named it: to the published shares.
+    """Shorten warm-up and intervals that the run would never reach, in place, except settings of the user.
 
-    The recipe of 50,000 steps warms up for 1,000, is kept every 1,000 and scored every 5,000.
+    They get the shares of the published recipe: of 50,000 steps, 1,000 are warm-up, a checkpoint is saved every 1,000
+    and a validation runs every 5,000.
     """
     optim = values.get("optim") or {}
     steps = optim.get("steps", OptimConfig().steps) if isinstance(optim, Mapping) else None
     if not isinstance(steps, int) or steps < 1:
-        return  # `validate` says what is wrong
+        return  # `validate` reports the error
     for section, name, first, share in (
         ("optim", "warmup_steps", steps, 50),
         ("checkpoint", "every", steps + 1, 50),
         ("log", "eval_every", steps + 1, 10),
     ):
-        there, named = values.get(section) or {}, own.get(section) or {}
-        if not isinstance(there, Mapping) or not isinstance(named, Mapping) or name in named:
+        settings, of_user = values.get(section) or {}, own.get(section) or {}
+        if not isinstance(settings, Mapping) or not isinstance(of_user, Mapping) or name in of_user:
             continue
         default = Config.model_fields[section].default
-        value = there.get(name, getattr(default, name))
+        value = settings.get(name, getattr(default, name))
         if isinstance(value, int) and value >= first:
             least = 0 if name == "warmup_steps" else 1
             merge(values, {section: {name: max(steps // share, least)}})
 
 
 def stage_settings(config: str | Path | None, stage: str) -> dict[str, Any]:
-    """What a stage lays over a configuration: its file, and what the configuration says of that stage.
+    """Return the settings of a stage: its file, and the section of the configuration about this stage.
 
     Raises:
         ConfigError: no such stage.
@@ -135,18 +139,18 @@ def stage_settings(config: str | Path | None, stage: str) -> dict[str, Any]:
 
 
 def _mapping(value: Any, subject: str) -> Mapping[str, Any]:
-    """Return `value`, a mapping or nothing; raises ConfigError for anything else."""
+    """Return a mapping, empty for None; raise ConfigError for any other value."""
     if value is not None and not isinstance(value, Mapping):
         raise ConfigError(subject, expected="a mapping of settings", got=repr(value))
     return value or {}
 
 
 def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
-    """Read a YAML mapping from a file, or from a shipped preset by name, with what it extends below it."""
+    """Read a YAML mapping from a file, or from a shipped preset by name, and merge it over the file it extends."""
     path = Path(config)
     name = str(config)
     source: Any = path
-    if not os.path.isfile(path):  # False also for a name that no file can have
+    if not os.path.isfile(path):  # False also for a name that is no valid path, where Path.is_file may raise
         source = preset_dir() / (name if name.endswith(".yaml") else f"{name}.yaml")
     if not os.path.isfile(str(source)):
         folder, _, last = name.removesuffix(".yaml").rpartition("/")  # "sweeps" of "sweeps/pre_fusion"
@@ -175,28 +179,28 @@ def read_yaml(config: str | Path, _depth: int = 0) -> dict[str, Any]:
 
 
 NAMED_KEYS = 5
-"""Settings named in a line."""
+"""Settings that one line names."""
 NOT_OF_A_STAGE = ("stages", "extends", "stage", "init_stage")
 
 
 def replaced_settings(config: str | Path | None, stage: str, overrides: Iterable[str] = ()) -> list[str]:
-    """One line for what the stage leaves unused of the configuration that `--config` names; none where it uses all.
+    """Return lines about settings of the file `config` that the stage overrides; empty if there are none.
 
-    Of what the file extends, and of a shipped preset, the language model alone is looked at.
+    Of a shipped preset, and of files that the file extends, only the language model is compared.
     """
     if config is None:
         return []
     own = parse_yaml(Path(config).read_bytes(), str(config)) if os.path.isfile(config) else {}
-    later: dict[str, Any] = {}
-    merge(later, (own.get("stages") or {}).get(stage) or {})
+    overriding: dict[str, Any] = {}  # settings of the user that override the stage
+    merge(overriding, (own.get("stages") or {}).get(stage) or {})
     for text in overrides:
-        merge(later, parse_override(text))
+        merge(overriding, parse_override(text))
     base = {key: value for key, value in own.items() if key not in NOT_OF_A_STAGE}
-    of_stage, kept = dict(_flat(read_yaml(f"stages/{stage}"))), dict(_flat(later))
-    keys = [key for key, value in _flat(base) if of_stage.get(key, value) != value and key not in kept]
+    of_stage, restored = dict(_flat(read_yaml(f"stages/{stage}"))), dict(_flat(overriding))
+    keys = [key for key, value in _flat(base) if of_stage.get(key, value) != value and key not in restored]
     lines = []
     llm = (read_yaml(config).get("model") or {}).get("llm")
-    if stage == PROBE and llm is not None and "model.llm" not in kept:
+    if stage == PROBE and llm is not None and "model.llm" not in restored:
         lines.append(f"stage {stage} trains no language model: model.llm of {config} ({llm}) is not used")
     if keys := [key for key in keys if key != "model.llm"]:
         more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
@@ -208,7 +212,7 @@ def replaced_settings(config: str | Path | None, stage: str, overrides: Iterable
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings."""
+    """Yield the dotted keys and values of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

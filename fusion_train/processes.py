@@ -1,11 +1,11 @@
-"""Which of how many processes this is, and its device; the same for training and evaluation.
+"""The processes of a distributed run: rank, number of processes, and device; for training and evaluation.
 
-    accelerate launch --multi_gpu --num_processes N -m fusion_train.cli …      GPUs, and CPUs too, where there are none
+    accelerate launch --multi_gpu --num_processes N -m fusion_train.cli …      GPUs, or CPUs on a machine without GPUs
     torchrun --nproc-per-node N -m -- fusion_train.cli …                       likewise
 
-accelerate forms a group of processes on a CPU only where it is told that there is no other device, so it is told.
-Without `--multi_gpu`, `accelerate launch` starts one process on a CPU whatever N is (more take MPI), and tells it
-nothing of N: that is read off the command it was started with. Source: accelerate 1.15, commands/launch.py, state.py.
+accelerate forms a process group on CPUs only if it is told to use CPUs, so `this_process` tells it. Without
+`--multi_gpu`, `accelerate launch` starts one process on a CPU for any N (more need MPI) and does not report N; N is
+therefore read from the command line of the parent process. Source: accelerate 1.15, commands/launch.py, state.py.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from fusion_train.errors import ConfigError
 
 
 def this_process() -> PartialState:
-    """Join the other processes, if there are any.
+    """Join the process group, if there are other processes, and return the state of this process.
 
     Raises:
-        ConfigError: the launcher was asked for several, and there is one.
+        ConfigError: the launcher should start several processes, but started one.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)
-    asked = processes_asked(command_line_of_parent())
-    if state.num_processes == 1 and asked > 1:
+    requested = requested_processes(command_line_of_parent())
+    if state.num_processes == 1 and requested > 1:
         raise ConfigError(
             "accelerate launch",
-            expected=f"{asked} processes",
+            expected=f"{requested} processes",
             got="one, as it does on a CPU",
-            next_step=f"Start with: accelerate launch --multi_gpu --num_processes {asked} -m fusion_train.cli …, "
+            next_step=f"Start with: accelerate launch --multi_gpu --num_processes {requested} -m fusion_train.cli …, "
             "which starts them on CPUs too.",
         )
     if state.num_processes > 1:
@@ -47,8 +47,8 @@ def this_process() -> PartialState:
     return state
 
 
-def processes_asked(command: Sequence[str]) -> int:
-    """How many processes a command asks `accelerate launch` for; 1 for any other command."""
+def requested_processes(command: Sequence[str]) -> int:
+    """Return the number of processes in an `accelerate launch` command; 1 for any other command."""
     words = [Path(word).name for word in command[:3]]
     if "accelerate" not in words and not any(word.startswith("accelerate.") for word in words):
         return 1
@@ -61,16 +61,16 @@ def processes_asked(command: Sequence[str]) -> int:
 
 @functools.cache
 def leave_at_exit() -> None:
-    """Have this process leave its group before the interpreter goes down.
+    """Leave the process group before the interpreter exits.
 
-    A thread of gloo that lets go of a tensor while Python ends aborts the process (pytorch issue 190489), and torchrun
-    then ends all others. Leaving ends these threads; a sharded base keeps them, so training ends with a barrier too,
-    which holds no tensor.
+    A gloo thread that releases a tensor while Python exits aborts the process (pytorch issue 190489), and torchrun then
+    stops all other processes. Leaving the group ends these threads. A sharded base keeps them alive, so training also
+    ends with a barrier, which holds no tensor.
     """
     atexit.register(_leave)
 
 
 def _leave() -> None:
     if dist.is_initialized():
-        gc.collect()  # what still names the group would keep its threads
+        gc.collect()  # objects that refer to the group would keep its threads alive
         dist.destroy_process_group()

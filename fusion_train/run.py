@@ -1,19 +1,19 @@
-"""A run's folder: what was asked, what was read, where its checkpoints are.
+"""The folder of a run: configuration, record of what was read, metrics and checkpoints.
 
     runs/perception/
         config.yaml            the resolved configuration
-        run.json               fingerprints and shapes of the features read, label sets, initial run, versions, halves
-                               of the held-out clips where weights are kept per half, and the hashes of config.yaml,
-                               of the clip list and of the files beside it
-        metrics.jsonl          one line every `log.every` steps, one a scoring; see journal.py for the names
+        run.json               fingerprints and shapes of the features, label sets, initial run, versions, both halves
+                               of the held-out clips if weights are kept per half, and the hashes of config.yaml, of
+                               the clip list and of the files beside it
+        metrics.jsonl          one line every `log.every` steps and one per validation; names: training.metrics_logger
         tensorboard/
         checkpoints/step-00001000/{model,optimizer}.safetensors + state.json
-        pool/                  the clips that are drawn from; see pool.py
+        pool/                  the clips from which samples are drawn; see data.pool
         diverged/              a step whose loss was not finite: weights and clips for `fusion-train replay`
         finished.json          written last; a run without it can be resumed
         predictions-val.jsonl  every scored clip
 
-No absolute path is written. The JSON documents carry a checksum (see `documents`), and so does every line of
+No absolute path is written. The JSON documents carry a checksum (`documents`), and so does every line of
 `metrics.jsonl`.
 """
 
@@ -45,7 +45,7 @@ LOCK = ".writer"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run read and started from; everything that training, evaluation and export must agree on."""
+    """What a run read and started from: all facts on which training, evaluation and export must agree."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -57,26 +57,26 @@ class RunRecord:
     shapes: FeatureShapes
     label_sets: LabelSets
     initial: Mapping[str, Any] | None = None
-    """The run whose trained weights this one started from: name, step and sha256 of the weights."""
+    """Run whose trained weights this run started from: name, step and sha256 of the weights."""
     versions: Mapping[str, str] = field(default_factory=dict)
     config_sha256: str | None = None
-    """Of the bytes of `config.yaml`."""
+    """sha256 of the bytes of `config.yaml`."""
     lists: Mapping[str, str] = field(default_factory=dict)
-    """sha256 of the clip list (`clips`) and of the files laid over it, by their names in the configuration."""
+    """Name in the configuration -> sha256, of the clip list (`clips`) and of its exclusions and corrections."""
     pool_sha256: str | None = None
-    """Of the clips that are drawn from; see `data.pool`."""
+    """sha256 of the clips from which samples are drawn; see `data.pool`."""
     draw_rule: int = 1
-    """Number of the rule by which its samples are drawn; see `data.samples`. Earlier releases did not write it."""
+    """Version of the rule by which samples are drawn; see `data.samples`. Earlier releases did not write it."""
     list_changes: Sequence[Mapping[str, Any]] = ()
-    """Changes of the lists that were accepted with --clips-changed: step, hashes before, clips that differ."""
+    """Changes of the lists that the user accepted with --clips-changed: step, previous hashes, differing clips."""
     halves: Sequence[Sequence[str]] = ()
-    """Held-out clips of each half, where the run keeps the weights that each half chooses; see `data.halves`."""
+    """Held-out clips of each half, if the run keeps the weights that each half chooses; see `data.halves`."""
     callbacks: Mapping[str, str] = field(default_factory=dict)
     """The user's own code that took part in training: class name -> sha256 of its file."""
 
 
 class Run:
-    """One run's folder."""
+    """The folder of one run."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -110,7 +110,7 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """The sound lines of `metrics.jsonl`, in their order; numbers that were not finite are left out."""
+        """Return the undamaged lines of `metrics.jsonl` in order, without numbers that were not finite."""
         return read_metrics(self.metrics).rows
 
     def create(self, config: Config, record: RunRecord) -> None:
@@ -125,6 +125,7 @@ class Run:
         write_document(self.folder / "run.json", asdict(record))
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Write `finished.json`."""
         write_document(self.folder / "finished.json", result)
 
     @property
@@ -136,17 +137,17 @@ class Run:
         """
         path = self.folder / "finished.json"
         next_step = f"Delete it and go on: fusion-train resume {self.folder}; it is written again."
-        found = read_document(path, CheckpointError, "the result of a run", next_step)
-        if not isinstance(found.get("step"), int) or not isinstance(found.get("scores"), dict):
+        result = read_document(path, CheckpointError, "the result of a run", next_step)
+        if not isinstance(result.get("step"), int) or not isinstance(result.get("scores"), dict):
             raise CheckpointError(str(path), expected="a step and scores", got="none", next_step=next_step)
-        return found
+        return result
 
     def config(self) -> Config:
-        """Read the resolved configuration back.
+        """Read the resolved configuration.
 
         Raises:
-            CheckpointError: no run, or `config.yaml` is not as it was written.
-            ConfigError: no valid configuration.
+            CheckpointError: no run, or `config.yaml` was changed since it was written.
+            ConfigError: an invalid configuration.
         """
         path, written = self.folder / "config.yaml", self.record().config_sha256
         try:
@@ -186,7 +187,7 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the run as its only writer inside the block.
+        """Be the only writer of the run inside the block.
 
         Raises:
             WriteError: another process is writing it.
@@ -195,26 +196,29 @@ class Run:
             yield
 
     def _require(self) -> None:
+        """Raise CheckpointError if there is no run."""
         if not self.exists:
-            near = sorted(entry.parent.name for entry in self.folder.parent.glob("*/run.json"))
+            other_runs = sorted(entry.parent.name for entry in self.folder.parent.glob("*/run.json"))
             raise CheckpointError(
                 str(self.folder),
                 expected="a run",
                 got="no run.json" if self.folder.exists() else "no such folder",
-                next_step=f"There are: {', '.join(near)}." if near else "Train one: fusion-train --stage perception.",
+                next_step=f"There are: {', '.join(other_runs)}."
+                if other_runs
+                else "Train one: fusion-train --stage perception.",
             )
 
 
 def latest_finished(runs: Path, stage: str) -> Run:
-    """The finished run of a stage that ended last, among the folders in `runs`.
+    """Return the finished run of a stage that ended last, among the folders in `runs`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: no run of the stage is finished.
     """
-    found = [
+    finished = [
         Run(marker.parent) for marker in runs.glob("*/finished.json") if Run(marker.parent).config().stage == stage
     ]
-    if not found:
+    if not finished:
         raise CheckpointError(
             str(runs),
             expected=f"a finished run of stage {stage} to start from",
@@ -222,14 +226,14 @@ def latest_finished(runs: Path, stage: str) -> Run:
             next_step=f"Run fusion-train --stage {stage} first, name a run with --init RUN, or start afresh with "
             "--set init_stage=null.",
         )
-    return max(found, key=lambda run: (run.folder / "finished.json").stat().st_mtime_ns)
+    return max(finished, key=lambda run: (run.folder / "finished.json").stat().st_mtime_ns)
 
 
 def relative(location: str, folder: Path) -> str:
-    """A path as seen from `folder`, so that a run can be moved with its data; a URL stays as it is."""
+    """Return a path relative to `folder`, so that a run can be moved together with its data; a URL stays as it is."""
     return location if urlparse(location).scheme else Path(os.path.relpath(location, folder)).as_posix()
 
 
 def absolute(location: str, folder: Path) -> str:
-    """The inverse of `relative`."""
+    """Return the path that `relative` made relative to `folder`."""
     return location if urlparse(location).scheme else os.path.normpath(folder / location)

@@ -1,4 +1,4 @@
-"""Put together what training, evaluation and export all need: clips, features, tokenizer, model."""
+"""Build what training, evaluation and export of a run hold in memory: clips, features, tokenizer and model."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from fusion_train.run import Run, absolute
 
 
 class LazyClipList(ClipList):
-    """A clip list that is read when first asked for: a run that goes on does not need it until it scores."""
+    """A clip list that is read at first use: a resumed run does not need it before the first validation."""
 
     def __init__(self, read: Callable[[], ClipList]) -> None:
         self._read = read
 
-    def __getattr__(self, name: str) -> Any:  # asked only for what is not there yet
+    def __getattr__(self, name: str) -> Any:  # Python calls it only for attributes that are not set yet
         if name not in ("_clips", "_by_id"):
             raise AttributeError(name)
-        whole = self._read()
-        self._clips, self._by_id = whole._clips, whole._by_id
+        clip_list = self._read()
+        self._clips, self._by_id = clip_list._clips, clip_list._by_id
         return getattr(self, name)
 
 
 @dataclass
 class RunContext:
-    """Everything of a run in memory."""
+    """The objects of a run in memory."""
 
     config: Config
     clips: ClipList
-    """Read when first asked for."""
+    """Read at first use."""
     clips_file: str
     reader: FeatureReader
     label_sets: LabelSets
@@ -62,10 +62,10 @@ class RunContext:
     model: Any
     """An `EmotionLlama`, or a `Probe` without a language model."""
     collator: Any
-    """Makes the batches that `model` takes: a `Collator` or a `ProbeCollator`."""
+    """Makes the batches of `model`: a `Collator` or a `ProbeCollator`."""
 
     weights: str | None = None
-    """sha256 of the trained weights, where they come from a checkpoint."""
+    """sha256 of the trained weights, if they come from a checkpoint."""
 
     @property
     def device(self) -> torch.device:
@@ -82,13 +82,13 @@ def build_context(
     load: Callable[[str, str], nn.Module] = load_llm,
     quantised: bool = True,
 ) -> RunContext:
-    """Open clips and features, load the LLM, build the trained parts with their first weights.
+    """Open clips and features, load the language model, and build the trained parts with their initial weights.
 
     Args:
-        fingerprints: modality -> fingerprint that the features must have; None takes those there are.
+        fingerprints: modality -> fingerprint that the features must have; None accepts any.
         sets: closed label sets of the run; None reads them from the training split.
-        load: gives the language model of a name and dtype.
-        quantised: False leaves the frozen base as it is loaded, whatever `model.quantised` says.
+        load: loads the language model of a name and dtype.
+        quantised: False ignores `model.quantised`.
 
     Raises:
         ClipListError, StoreError, ConfigError, ModelError: see the functions called.
@@ -139,13 +139,13 @@ def load_context(
     disturbed: Mapping[str, str] | None = None,
     quantised: bool = True,
 ) -> RunContext:
-    """Build a finished or interrupted run again with the weights of one of its checkpoints, on the GPU if there is one.
+    """Load a finished or interrupted run with the weights of one of its checkpoints, on the GPU if there is one.
 
     Args:
-        store, clips: where they lie now, if not where the run found them.
-        which: `best`, `last` or a step.
-        disturbed: modality -> feature that is read in place of the one trained on: the same, but for a perturbation.
-        quantised: as of `build_context`.
+        store, clips: where they are now, if not where the run recorded them.
+        which: checkpoint: `best`, `last` or a step.
+        disturbed: modality -> perturbed feature that is read instead of the one of training.
+        quantised: as in `build_context`.
     """
     record, config = run.record(), run.config()
     folder = checkpoint.choose(run.checkpoints, which)
@@ -173,17 +173,20 @@ def load_context(
 
 
 def ablate_streams(context: RunContext, streams: Mapping[str, Literal["zero", "omit"]]) -> None:
-    """Take streams (fusion, image, video, audio) out of a trained model: the module ablation.
+    """Remove streams (fusion, image, video, audio) from a trained model: the module ablation.
+
+    Args:
+        streams: stream -> whether its soft tokens are zeroed or omitted.
 
     Raises:
         DataError: a stream that the model does not have.
     """
     if not streams:
         return
-    known_streams = getattr(context.model, "soft_counts", {})  # a probe has no soft tokens
+    known_streams = getattr(context.model, "soft_counts", {})  # a probe has none
     unknown = [stream for stream in streams if stream not in known_streams]
     if unknown:
-        known = ", ".join(known_streams) or "none, for it has no language model"
+        known = ", ".join(known_streams) or "none, since it has no language model"
         raise DataError(
             "--without",
             expected="a stream of the model: " + known,
@@ -201,7 +204,7 @@ def ablate_streams(context: RunContext, streams: Mapping[str, Literal["zero", "o
 
 
 def _refuse_other_encoder(feature: str, spec: Spec, trained_on: str) -> None:
-    """Raise FingerprintError where a feature differs from the one trained on in more than a perturbation."""
+    """Raise FingerprintError if a feature differs from that of training in more than a perturbation."""
     if undisturbed(spec).fingerprint != trained_on:
         raise FingerprintError(
             feature,

@@ -1,4 +1,4 @@
-"""Every random choice is a pure function of (seed, purpose, numbers); no global state decides a sample."""
+"""Derive every random choice from (seed, purpose, numbers) as a pure function; no global state decides a sample."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def derive(seed: int, purpose: str, *numbers: int) -> int:
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """A NumPy generator of its own for one choice."""
+    """Return a new NumPy generator for one random choice."""
     return np.random.Generator(np.random.Philox(key=derive(seed, purpose, *numbers)))

@@ -1,8 +1,7 @@
-"""Read settings as YAML: one document as a mapping, one `a.b=c`, and one mapping laid over another.
+"""Read settings as YAML: a document, or one override `a.b=c`; and merge one mapping into another.
 
-YAML 1.1, in which 1e-4 is a number and a date is a text. Refused is what PyYAML takes in silence: a key that stands
-twice or is no text, an alias that holds itself, and aliases that multiply a few lines into gigabytes. This module knows
-no setting.
+YAML 1.1, but 1e-4 is a number and a date is a text. Refused, where PyYAML is silent: a repeated key, a key that is no
+text, an alias inside itself, and aliases that expand a few lines to gigabytes. This module knows no setting.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import yaml
 from fusion_train.errors import ConfigError
 
 MAX_VALUES = 100_000
-"""Of one YAML document, an alias counted as often as it stands."""
+"""Values in one YAML document; an alias counts at every use."""
 
 
 def parse_yaml(text: bytes, subject: str) -> dict[str, Any]:
     """Read a YAML mapping whose keys are texts; an empty document is an empty mapping.
 
     Raises:
-        ConfigError: not YAML in UTF-8, a key that stands twice, an alias, or something else than a mapping.
+        ConfigError: invalid YAML or UTF-8, a repeated key, a refused alias, or no mapping.
     """
     values = _parsed(text, subject, "YAML")
     if values is None:
@@ -34,7 +33,7 @@ def parse_yaml(text: bytes, subject: str) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`a.b=c` -> {"a": {"b": c}}."""
+    """Parse `a.b=c` into {"a": {"b": c}}."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}", expected="KEY=VALUE, such as optim.lr=3e-4", got=repr(text))
@@ -54,17 +53,17 @@ def _parsed(text: bytes, subject: str, expected: str) -> Any:
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # not UTF-8, `!!bool x`, …
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        said = f"{problem} on line {mark.line + 1}" if mark and problem else " ".join(str(error).split())
-        next_step = "Indent with spaces, not with tabs." if "\\t" in said else None
-        raise ConfigError(subject, expected=expected, got=said, next_step=next_step) from error
+        message = f"{problem} on line {mark.line + 1}" if mark and problem else " ".join(str(error).split())
+        next_step = "Indent with spaces, not with tabs." if "\\t" in message else None
+        raise ConfigError(subject, expected=expected, got=message, next_step=next_step) from error
 
 
 def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
-    """Count a node and all below it, an alias as often as it stands; PyYAML checks none of what this refuses.
+    """Count the values of a node, with an alias at every use; refuse what PyYAML accepts silently.
 
     Raises:
-        yaml.constructor.ConstructorError: a key that is no text or stands twice, an alias that holds itself, or aliases
-            that multiply a few lines into gigabytes.
+        yaml.constructor.ConstructorError: a key that is no text or is repeated, an alias inside itself, or more than
+            `MAX_VALUES` values.
     """
     if id(node) in counted:
         count = counted[id(node)]
@@ -89,12 +88,12 @@ def _count_values(node: yaml.Node, counted: dict[int, int | None]) -> int:
     return count
 
 
-def _refused(node: yaml.Node, what: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+def _refused(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay `over` onto `base` in place, mapping by mapping; any other value replaces."""
+    """Merge `over` into `base` in place: mappings are merged key by key, any other value replaces."""
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), dict):
             merge(base[key], value)
@@ -103,11 +102,13 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number (PyYAML wants a dot in it) and a date is a text."""
+    """Loader of YAML 1.1, but 1e-4 is a number (PyYAML requires a dot) and a date is a text."""
 
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_Loader.yaml_constructors = {tag: made for tag, made in _Loader.yaml_constructors.items() if tag != _TIMESTAMP}
+_Loader.yaml_constructors = {
+    tag: constructor for tag, constructor in _Loader.yaml_constructors.items() if tag != _TIMESTAMP
+}
 _Loader.yaml_implicit_resolvers = {
     key: [(tag, pattern) for tag, pattern in value if tag != _TIMESTAMP]
     for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -207,24 +207,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from featurecache.clips.clip_list import Clip
 from featurecache.views import AudioView, FramesView
-from fusion_train.predict.pipeline import PredictionLimits, _guard, _prepare
+from fusion_train.predict.pipeline import Prediction, PredictionLimits, crash_guard, prepare
 from fusion_train.predict.timing import Timings
 
 VIEWS = [AudioView(), FramesView(4, "uniform", still=False)]
 
-def prepare(clip, task, words, labels, limit_s, decode):
+def decode_views(clip, task, words, labels, limit_s, decode):
     found = decode(clip, VIEWS, limit_s)
     for result in found:
         if isinstance(result, Exception):
             raise result
     return SimpleNamespace(inputs=found)
 
-opened = SimpleNamespace(processor=SimpleNamespace(prepare=prepare))
-question = SimpleNamespace(task=SimpleNamespace(name="emotion", modalities=("audio",)), words=None)
-with _guard(1) as guard:
+opened = SimpleNamespace(processor=SimpleNamespace(prepare=decode_views))
+task = SimpleNamespace(name="emotion", full_name="emotion", modalities=("audio",))
+request = SimpleNamespace(task=task, words=None)
+with crash_guard(1) as guard:
+    prediction = Prediction(opened, request, PredictionLimits(), Timings(), guard)
     for path in sys.argv[1:]:
         clip = Clip(Path(path).name, video=Path(path))
-        print(_prepare(opened, clip, (), question, PredictionLimits(), Timings(), guard).__class__.__name__, flush=True)
+        print(type(prepare(prediction, clip, ()).result).__name__, flush=True)
 """
 
 

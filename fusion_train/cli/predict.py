@@ -1,4 +1,4 @@
-"""`fusion-train predict` and `fusion-train demo`: put in clips of your own and get answers."""
+"""`fusion-train predict` and `fusion-train demo`: ask an exported model about your own clips."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ MAX_SECONDS = click.option(
     "--max-seconds", default=600.0, show_default=True, type=click.FloatRange(min=0.1), help="Longest clip."
 )
 SHOWN_LABELS = 3
+"""Labels per clip in the table, the most probable ones."""
 
 
 @click.command()
@@ -71,18 +72,18 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
     chosen = collect_clips(clips, split=given["split"], text=given["text"])
     opened = open_model(folder, device, given["base"], encoder_places(given["weights"]))
     choices = [choice.strip() for choice in (given["choices"] or "").split(",") if choice.strip()]
-    question = make_request(opened.processor, given["task"], given["question"], choices, given["max_new_tokens"])
-    _note_untrained(opened, question)
+    request = make_request(opened.processor, given["task"], given["question"], choices, given["max_new_tokens"])
+    _note_untrained(opened, request)
     limits = PredictionLimits(given["batch_size"], given["workers"], given["max_seconds"])
     timings = Timings()
-    answers = _ask(opened, chosen, question, limits, timings, given["out"], given["look"])
+    answers = _ask(opened, chosen, request, limits, timings, given["out"], given["look"])
     if given["as_json"]:
-        from fusion_train.predict.answer_file import asked, row
+        from fusion_train.predict.answer_file import common_fields, row
 
         for answer in answers:
-            say(json_text(row(answer, asked(opened, question))))
+            say(json_text(row(answer, common_fields(opened, request))))
     elif given["out"] is None:
-        tables().print(_table(answers, question))
+        tables().print(_table(answers, request))
     failures = [answer for answer in answers if answer.error is not None]
     for answer in failures:
         say(f"error: {answer.error}", err=True)
@@ -138,7 +139,7 @@ def demo(
 
 
 def encoder_places(weights: tuple[str, ...]) -> dict[str, str]:
-    """`--weights NAME=PATH_OR_ID`, repeated -> name -> path or id."""
+    """Parse repeated `--weights NAME=PATH_OR_ID`; return name -> path or id."""
     named = dict(text.split("=", 1) for text in weights if "=" in text)
     if len(named) != len(weights):
         raise click.UsageError("--weights: expected NAME=PATH_OR_ID, each name once, such as whisper=models/whisper")
@@ -148,26 +149,26 @@ def encoder_places(weights: tuple[str, ...]) -> dict[str, str]:
 def _ask(
     opened: OpenedModel,
     clips: Any,
-    question: PredictionRequest,
+    request: PredictionRequest,
     limits: PredictionLimits,
     timings: Timings,
     out: Path | None,
     look: Path | None,
 ) -> list[ClipAnswer]:
-    """Answer, write, draw; returns the answers of this run in the order of the clips."""
+    """Answer clips, write the answers and draw pictures; return the new answers in the order of the clips."""
     from contextlib import ExitStack
     from dataclasses import replace
 
     from featurecache.clips.clip_list import ClipList
     from featurecache.interrupt import Interrupted, StopRequest
     from featurecache.terminal import show_progress
-    from fusion_train.predict.answer_file import AnswerFile, asked
+    from fusion_train.predict.answer_file import AnswerFile, common_fields
     from fusion_train.predict.pipeline import predict as answer_clips
 
     answers: list[ClipAnswer] = []
     total = len(clips)
     with ExitStack() as stack:
-        file = stack.enter_context(AnswerFile(out, asked(opened, question))) if out else None
+        file = stack.enter_context(AnswerFile(out, common_fields(opened, request))) if out else None
         done = file.done if file else set()
         clips = ClipList(clip for clip in clips if clip.id not in done)
         already = total - len(clips)
@@ -176,15 +177,16 @@ def _ask(
         stop = stack.enter_context(StopRequest())
         report = stack.enter_context(show_progress("predict", already=already))
         report(already, total)
-        for answer in answer_clips(opened, clips, question, limits=limits, timings=timings, look=look is not None):
+        for answer in answer_clips(opened, clips, request, limits=limits, timings=timings, look=look is not None):
             written = answer
             if look and answer.evidence is not None:
                 from fusion_train.predict.picture import draw_answer
 
                 draw_answer(answer, look / file_name(answer.clip.id, ".png"))
-                answer = replace(answer, evidence=replace(answer.evidence, views={}))  # frames of a million clips
+                # Drop the frames: the list of answers would otherwise hold those of every clip.
+                answer = replace(answer, evidence=replace(answer.evidence, views={}))
             if file:
-                file.write(written)  # after its picture: a clip that has an answer is not asked again
+                file.write(written)  # after its picture, because a clip with an answer is not asked again
             answers.append(answer)
             report(already + len(answers), total)
             if stop.requested:
@@ -194,32 +196,31 @@ def _ask(
     return sorted(answers, key=lambda answer: place[answer.clip.id])
 
 
-def _note_untrained(opened: OpenedModel, question: PredictionRequest) -> None:
-    if notice := opened.processor.untrained_notice(question.task.name):
+def _note_untrained(opened: OpenedModel, request: PredictionRequest) -> None:
+    if notice := opened.processor.untrained_notice(request.task.name):
         say(f"note: {notice}", err=True)
 
 
-def _table(answers: list[ClipAnswer], question: PredictionRequest) -> Table:
-    asked = question.words or question.task.name
-    table = Table(title=asked, title_justify="left")
+def _table(answers: list[ClipAnswer], request: PredictionRequest) -> Table:
+    table = Table(title=request.words or request.task.name, title_justify="left")
     table.add_column("clip", overflow="fold")
     table.add_column("answer", overflow="fold")
     closed = any(answer.probabilities for answer in answers)
-    looked = any(answer.evidence is not None and answer.evidence.without for answer in answers)
+    has_evidence = any(answer.evidence is not None and answer.evidence.without for answer in answers)
     if closed:
         table.add_column("probabilities", overflow="fold")
-    if looked:
+    if has_evidence:
         table.add_column("drop without", overflow="fold")
     table.add_column("shown")
     for answer in answers:
         if answer.error is not None:
-            table.add_row(answer.clip.id, Text("not answered", style="red"), *[""] * (closed + looked + 1))
+            table.add_row(answer.clip.id, Text("not answered", style="red"), *[""] * (closed + has_evidence + 1))
             continue
         ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
         cells = [answer.clip.id, answer.text or ""]
         if closed:
             cells.append(", ".join(f"{label} {value:.3f}" for label, value in ranked))
-        if looked:
+        if has_evidence:
             drops = answer.evidence.drops(answer.probabilities, answer.text or "") if answer.evidence else {}
             cells.append(", ".join(f"{modality} {value:+.3f}" for modality, value in drops.items()))
         table.add_row(*cells, ", ".join(answer.shown))

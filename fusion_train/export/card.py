@@ -1,4 +1,4 @@
-"""The model card of an exported folder: how to use it, what it is made of, what it was trained on, where it ends."""
+"""Write the model card of an exported folder: use, parts, training data, scores, and limits."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ USE = """\
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True{places})
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True{arguments})
 
 inputs = processor(video="clip.mp4", text="what the person says", task="{task}").to(model.device)
 print(processor.answers(model.generate(**inputs))[0])
 ```
 
-`text` may be left out; `audio=` and `image=` take files of their own; `question=` asks something else than the task.
+`text` may be left out; `audio=` and `image=` take separate files; `question=` replaces the instruction of the task.
 Lists make a batch. Needed: torch, transformers, av, numpy, pillow{needed}."""
 
-PLACES = ', base="BASE", encoder_weights={"whisper": "WHISPER"}'
+ADAPTER_ARGUMENTS = ', base="BASE", encoder_weights={"whisper": "WHISPER"}'
 ADAPTER = """
-This folder holds the trained parts alone: LoRA (peft's `adapter_config.json`), fusion and projectors
-(`fusion.safetensors`). `base` and `encoder_weights` say where base model and encoders lie, where that is not their name
-on the hub; both are checked by sha256, and others are refused. `PeftModel.from_pretrained(base_model, FOLDER)` gives
-the language model with its adapters, without what sees and hears.
+This folder holds only the trained parts: LoRA (peft's `adapter_config.json`), fusion and projectors
+(`fusion.safetensors`). `base` and `encoder_weights` are paths or hub ids of base model and encoders, needed unless they
+are found by their hub names. Both are checked by sha256, and others are refused.
+`PeftModel.from_pretrained(base_model, FOLDER)` gives the language model with its adapters, without encoders and fusion.
 """
 
 LABELS = """
@@ -47,6 +47,7 @@ print(dict(zip(labels, model.label_probabilities(processor.label_ids(labels), **
 
 
 ACCURACY = "accuracy/"
+"""Prefix of the accuracies among the metrics of a run."""
 
 
 def write_card(
@@ -57,27 +58,35 @@ def write_card(
     parts: Mapping[str, int],
     about: Mapping[str, Any],
 ) -> None:
-    """Write README.md from the run and the tasks it was trained on; nothing is claimed that the run does not hold."""
+    """Write README.md; all its statements come from the run.
+
+    Args:
+        tasks: tasks that the run was trained on.
+        parts: trained parameters by part, of `trained_parts`.
+        about: of `export_run.describe`, with `num_clips` of the parity check.
+    """
     replace_bytes(folder / "README.md", card(run, context, tasks, parts, about).encode())
 
 
 def trained_parts(context: RunContext) -> dict[str, int]:
-    """Trained parameters by part; to be asked before adapters are merged."""
+    """Return the trained parameters by part; call it before adapters are merged."""
     return count_by_part(context.model)
 
 
 def card(
     run: Run, context: RunContext, tasks: Sequence[str], parts: Mapping[str, int], about: Mapping[str, Any]
 ) -> str:
-    """The text."""
+    """Return the text of the card; arguments as of `write_card`."""
     config, record = context.config, run.record()
+    base = config.model.llm
+    assert base is not None  # a probe is refused before
     adapter = about["form"] == "adapter"
     closed = next((name for name in tasks if name in ("emotion", "sentiment", "intent")), None)
     lines = [
         "---",
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: video-text-to-text",
-        *([] if Path(config.model.llm).exists() else [f"base_model: {config.model.llm}"]),
+        *([] if Path(base).exists() else [f"base_model: {base}"]),
         "license: other",
         "tags: [emotion-recognition, multimodal, custom_code]",
         "---",
@@ -90,7 +99,7 @@ def card(
         "",
         "## Use",
         "",
-        USE.format(task=tasks[0], places=PLACES if adapter else "", needed=", peft" if adapter else ""),
+        USE.format(task=tasks[0], arguments=ADAPTER_ARGUMENTS if adapter else "", needed=", peft" if adapter else ""),
         *([ADAPTER] if adapter else []),
         LABELS.format(task=closed) if closed else "",
         "",
@@ -98,7 +107,7 @@ def card(
         "",
         "| part | what | trained parameters |",
         "|---|---|---:|",
-        f"| language model | {markdown_text(Path(config.model.llm).name)}, {about['dtype']}, LoRA "
+        f"| language model | {markdown_text(Path(base).name)}, {about['dtype']}, LoRA "
         f"{'beside it' if adapter else 'merged'} | {parts.get('lora', 0):,} |",
         f"| fusion | {config.model.fusion.name} | {parts.get('fusion', 0):,} |",
         *(f"| {name.replace('.', ' ')} | linear | {count:,} |" for name, count in parts.items() if "." in name),
@@ -111,7 +120,7 @@ def card(
         "",
         f"Stage {config.stage}, step {about['run']['step']} of {config.optim.steps}, batch {config.optim.batch_size}, "
         f"learning rate {config.optim.lr:g}, seed {config.seed}; tasks {', '.join(tasks)}.",
-        *_without_sample(config.data.tasks, tasks),
+        *_unanswered_tasks(config.data.tasks, tasks),
         f"Started from the run {markdown_text(Path(record.initial['run']).name)}, step {record.initial['step']}."
         if record.initial
         else "Trained parts started from their seed.",
@@ -144,9 +153,11 @@ def card(
     return "\n".join(lines) + "\n"
 
 
-def _without_sample(configured: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    without = [name for name in configured if name not in tasks]
-    return [f"Tasks of the configuration that no training clip answers: {', '.join(without)}."] if without else []
+def _unanswered_tasks(configured: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    unanswered = [name for name in configured if name not in tasks]
+    if not unanswered:
+        return []
+    return [f"Tasks of the configuration that no training clip answers: {', '.join(unanswered)}."]
 
 
 def _data(context: RunContext) -> list[str]:
@@ -157,19 +168,19 @@ def _data(context: RunContext) -> list[str]:
     lines = [f"| dataset | clips in the split {markdown_text(split)} | labels |", "|---|---:|---|"]
     for dataset, count in counts.items():
         sets = context.label_sets.get("" if dataset == "(unnamed)" else dataset, {})
-        said = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in sets.items())
-        lines.append(f"| {markdown_text(dataset)} | {count} | {markdown_text(said)} |")
+        label_text = "; ".join(f"{task}: {', '.join(labels)}" for task, labels in sets.items())
+        lines.append(f"| {markdown_text(dataset)} | {count} | {markdown_text(label_text)} |")
     return lines
 
 
 def _asked(config: Config) -> list[str]:
-    """How clips were asked for the scores, where there are any."""
+    """Describe how clips were asked for the scores; empty if no task has labels."""
     closed = [name for name in config.data.tasks if find_task(name).answer == "label"]
-    return [f"Clips were asked so: {asked_in_training(config, closed[0])}."] if closed else []
+    return [f"How clips were asked: {asked_in_training(config, closed[0])}."] if closed else []
 
 
 def scores_of(run: Run, step: int) -> str:
-    """What the weights of a step scored while the run trained."""
+    """Return the scores of the weights of a step during training, in one sentence."""
     rows = [row for row in run.metric_rows() if row["step"] == step and "eval_loss" in row]
     if not rows:
         return f"The weights of step {step} were not scored while the run trained."
@@ -178,5 +189,5 @@ def scores_of(run: Run, step: int) -> str:
         for name, value in rows[-1].items()
         if name.startswith(ACCURACY)
     ]
-    said = ", ".join([*accuracies, f"loss per supervised token {rows[-1]['eval_loss']:.4f}"])
-    return f"Of these weights (step {step}), on the split {markdown_text(run.config().data.eval_split)}: {said}."
+    figures = ", ".join([*accuracies, f"loss per supervised token {rows[-1]['eval_loss']:.4f}"])
+    return f"Of these weights (step {step}), on the split {markdown_text(run.config().data.eval_split)}: {figures}."

@@ -1,7 +1,8 @@
-"""Judge what was measured: every bound with its reason; written as certificate.json and CERTIFICATE.md.
+"""Compare the measurements of an export with their bounds; write certificate.json and CERTIFICATE.md.
 
-u is the unit roundoff of a dtype: half the distance from 1 to the next number (2^-24, 2^-11, 2^-8 for float32, float16,
-bfloat16). KL divergence is in nats a token; the worst token of the worst clip counts.
+Every bound has its reason. u is the unit roundoff of a dtype: half the distance from 1 to the next number (2^-24,
+2^-11, 2^-8 for float32, float16, bfloat16). KL divergence is in nats per token; the worst token of the worst clip
+counts.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from fusion_train.remote.integrity import PAGE_NAME
 FORMAT = 1
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 QUANTISED = {"int8": 1 / 127, "float8": 2.0**-4}
-"""One step of a quantised store, relative to the largest value of its channel."""
+"""Stored dtype -> one quantisation step, relative to the largest value of its channel."""
 LOGIT_SCALE = 32.0
-"""Logits of a trained model reach about this; errors relative to them become errors in nats."""
+"""Approximate size of the logits of a trained model; converts relative errors into errors in nats."""
 LEAST_KL, LEAST_MARGIN = 1e-8, 1e-3
-"""No bound is tighter: another order of summation moves the logits of a deep float32 network by up to 1e-4."""
+"""Smallest bounds: another order of summation moves the logits of a deep float32 network by up to 1e-4."""
 MAX_RAW_KL = 0.05
-"""Beyond this, answers would begin to change."""
+"""Largest bound on the KL divergence from raw media; beyond it, answers would begin to change."""
 
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """One quantity over all clips."""
+    """One measured quantity over all clips, and its bound."""
 
     name: str
     measured: float
@@ -41,7 +42,7 @@ class ParityCheck:
 
     @property
     def passed(self) -> bool:
-        return self.measured <= self.bound  # NaN passes nothing
+        return self.measured <= self.bound  # NaN does not pass
 
 
 def judge(
@@ -52,8 +53,8 @@ def judge(
     Args:
         specs: modality -> spec of the features.
         llm_dtype: dtype of the exported language model.
-        device: that everything ran on.
-        merged: whether the folder's adapters are; those beside their base have nothing to compare.
+        device: device of all computations.
+        merged: whether the adapters of the folder are merged; otherwise merging costs nothing and is not measured.
     """
     u = ROUNDOFF[llm_dtype]
     on_gpu = device.startswith("cuda")
@@ -66,13 +67,13 @@ def judge(
     if any(row["stand_ins"] for row in rows):
         figures.append(
             ParityCheck(
-                "questions whose stand-ins for absent modalities differ",
+                "questions whose constants for absent modalities differ",
                 sum(not all(row["stand_ins"].values()) for row in rows),
                 0,
-                "The model carries them as constants.",
+                "The exported model carries them.",
             )
         )
-    figures += [_features(modality, spec, rows) for modality, spec in specs.items()]
+    figures += [_feature_check(modality, spec, rows) for modality, spec in specs.items()]
     merge_bound = max(LEAST_KL, 4 * (LOGIT_SCALE * u) ** 2)
     if merged:
         figures.append(
@@ -95,12 +96,12 @@ def judge(
             else "Same weights, same code, same features: the same bits.",
         )
     )
-    same = [row["raw_logits"] for row in rows if all(f["equal"] for f in row["features"].values())]
-    if same:
+    equal_features = [row["raw_logits"] for row in rows if all(f["equal"] for f in row["features"].values())]
+    if equal_features:
         figures.append(
             ParityCheck(
-                f"raw media against cached features, logits of {len(same)} questions with equal features",
-                max(same),
+                f"raw media against cached features, logits of {len(equal_features)} questions with equal features",
+                max(equal_features),
                 0.0,
                 "Equal features give equal logits, to the bit.",
             )
@@ -128,16 +129,16 @@ def judge(
         )
     figures.append(
         ParityCheck(
-            "greedy text: nats between the tokens where texts part",
+            "greedy text: nats between the first tokens that differ",
             _worst(rows, "text_margin"),
             max(LEAST_MARGIN, 2 * LOGIT_SCALE * u),
-            f"Texts are equal, except where two tokens are as good as tied within the rounding of {llm_dtype}.",
+            f"Texts are equal, except where two tokens are tied within the rounding of {llm_dtype}.",
         )
     )
     return figures
 
 
-def _features(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> ParityCheck:
+def _feature_check(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> ParityCheck:
     bound, reason = _feature_bound(spec)
     values = [row["features"][modality]["rms"] for row in rows if modality in row["features"]]
     return ParityCheck(
@@ -149,7 +150,7 @@ def _features(modality: str, spec: Spec, rows: Sequence[Mapping[str, Any]]) -> P
 
 
 def _feature_bound(spec: Spec) -> tuple[float, str]:
-    """Bound on the relative RMS error of a clip's features, and why."""
+    """Return the bound on the relative RMS error of a clip's features, and its reason."""
     computed = ROUNDOFF[spec.compute_dtype]
     if spec.stored_dtype in QUANTISED:
         step = QUANTISED[spec.stored_dtype]
@@ -158,11 +159,11 @@ def _feature_bound(spec: Spec) -> tuple[float, str]:
             "channel; on another device a value may fall on the next step. On the device of the extraction the "
             "difference is 0."
         )
-    kept = ROUNDOFF[spec.stored_dtype]
-    # Two runs of one network may differ by their kernels' order of summation: some tens of roundings in 40 blocks.
-    return max(kept, 32 * computed), (
-        f"Both are rounded to {spec.stored_dtype} (u = {kept:.1e}); {spec.compute_dtype} kernels of another device may "
-        "differ by some tens of roundings. On the device of the extraction the difference is 0."
+    stored = ROUNDOFF[spec.stored_dtype]
+    # Kernels may sum in another order on another device: some tens of roundings over 40 blocks.
+    return max(stored, 32 * computed), (
+        f"Both are rounded to {spec.stored_dtype} (u = {stored:.1e}); {spec.compute_dtype} kernels of another device "
+        "may differ by some tens of roundings. On the device of the extraction the difference is 0."
     )
 
 
@@ -178,7 +179,7 @@ def _worst(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 def write_certificate(
     folder: Path, about: Mapping[str, Any], figures: Sequence[ParityCheck], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write both files; JSON keeps the rows of every clip."""
+    """Write both files; the JSON file contains the rows of every clip."""
     document = {
         "format": FORMAT,
         "passed": all(figure.passed for figure in figures),
@@ -191,7 +192,7 @@ def write_certificate(
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """The certificate for people, in Markdown."""
+    """Return the certificate as Markdown."""
     rows = document["clips"]
     clips = len({row["id"] for row in rows})
     texts = sum(row["text_equal"] for row in rows)
@@ -201,7 +202,7 @@ def page(document: Mapping[str, Any]) -> str:
         "",
         f"**{'Yes' if document['passed'] else 'No'}**, by {len(rows)} questions on {clips} raw clips"
         f" of the split {markdown_text(document['split'])}, on {document['device']}; "
-        f"{document['asked']} clips were asked for.",
+        f"{document['asked']} clips were requested.",
         "",
         f"Greedy text equal on {texts} of {len(rows)} questions, features equal to the last bit on {equal}; "
         f"merging moved no logit by more than {max(row['merge_logits'] for row in rows):.1e}.",
@@ -218,7 +219,7 @@ def page(document: Mapping[str, Any]) -> str:
         )
     run = document["run"]
     lines += ["", f"Run {markdown_text(run['name'])}, step {run['step']}, configuration {run['config_hash']}."]
-    if "weights" in run:  # certificates of earlier releases do not say it
+    if "weights" in run:  # earlier releases did not write it
         lines += ["", f"Weights: {markdown_text(run['weights'])}."]
     lines += ["", "| feature | fingerprint |", "|---|---|"]
     lines += [f"| {modality} | `{value}` |" for modality, value in document["fingerprints"].items()]
@@ -228,14 +229,14 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def _absence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How often each modality was absent, and what is seen then."""
+    """Describe how often each modality was absent, and what the model sees instead."""
     counts: dict[str, int] = {}
     for modality in (modality for row in rows for modality in row["absent"]):
         counts[modality] = counts.get(modality, 0) + 1
-    said = ", ".join(f"{modality} in {count}" for modality, count in sorted(counts.items())) or "none"
+    absent = ", ".join(f"{modality} in {count}" for modality, count in sorted(counts.items())) or "none"
     withheld = sum(bool(row["withheld"]) for row in rows)
     visible = any(row["stand_ins"] for row in rows)
     return (
-        f"Absent modalities: {said} of these questions; in {withheld} of them one was withheld that the clip has. "
-        + ("The model sees a constant in place of each." if visible else "The model sees nothing of them.")
+        f"Absent modalities: {absent} of these questions; in {withheld} of them a modality of the clip was withheld. "
+        + ("The model sees a constant in place of each." if visible else "The model sees nothing in their place.")
     )

@@ -1,7 +1,11 @@
-"""Open the very encoders whose tokens a run was trained on, or refuse.
+"""Open the encoders whose features a run was trained on, and refuse any other.
 
-An encoder is found from its feature's spec: its name, its options, and where its weights came from. The one opened must
-give the same fingerprint, so weights of another revision, another tap or another preprocessing cannot slip in.
+An encoder is found by the spec of its feature: name, options, and origin of the weights. The opened encoder must have
+the same fingerprint, so weights of another revision, another output layer or other preprocessing are refused.
+
+`make_zero_image` runs an image encoder once on an all-zero image, which the released code does at every step for a clip
+without an image. "All zero" is after normalisation: a picture of the mean colour.
+Shapes: K tokens, D encoder width.
 """
 
 from __future__ import annotations
@@ -27,37 +31,37 @@ from fusion_train.remote.encoding import EXPORTABLE, as_stored, refuse_other_enc
 
 @dataclass(frozen=True)
 class AttachedEncoders:
-    """The encoders of a run, as an exported model holds them."""
+    """The encoders of a run, in the form in which an exported model holds them."""
 
     entries: dict[str, dict[str, Any]]
     """Modality -> {"spec": …, "network": key}, as in EmotionLlamaConfig."""
     settings: dict[str, dict[str, Any]]
-    """Network key -> settings."""
+    """Network key -> settings from which the network is built."""
     networks: dict[str, nn.Module]
-    """Network key -> network with its weights; encoders of the same weights share one."""
+    """Network key -> network with its weights; encoders with the same weights share one."""
     views: dict[str, View]
-    """Modality -> what its encoder reads of a clip."""
+    """Modality -> the view of a clip that its encoder reads."""
 
 
 def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], device: str = "cpu") -> AttachedEncoders:
     """Open the encoder of every modality's spec.
 
     Args:
-        weights: encoder name -> checkpoint folder or hub id, where it is not what the spec's provenance says.
+        weights: encoder name -> checkpoint folder or hub id, if it differs from the provenance in the spec.
 
     Raises:
-        ExportError: an encoder that cannot be exported, or nobody knows where its weights are.
-        FingerprintError: the encoder found is not the one that made the features; every differing field is named.
-        WeightsError: its weights are missing or of another architecture.
+        ExportError: an encoder that cannot be exported, or weights of unknown origin.
+        FingerprintError: another encoder than the one that made the features; every differing field is listed.
+        WeightsError: the weights are missing or of another architecture.
     """
     names = {spec.encoder for spec in specs.values()}
-    for given in weights:
-        if given not in names:
+    for name in weights:
+        if name not in names:
             raise ExportError(
-                f"--weights {given}=…",
+                f"--weights {name}=…",
                 expected="one of the run's encoders: " + ", ".join(sorted(names)),
                 got="another",
-                next_step=suggest(given, names).strip() or None,
+                next_step=suggest(name, names).strip() or None,
             )
     attached = AttachedEncoders({}, {}, {}, {})
     shared: dict[tuple[Any, ...], str] = {}
@@ -87,29 +91,29 @@ def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], devic
 
 
 def _number(networks: Mapping[str, nn.Module], spec: Spec) -> str:
-    """`_2` for a second network of a family, such as eva-temporal from another checkpoint than eva-global."""
+    """Return the suffix of a network key: `_2` for a second network of a family, from another checkpoint."""
     family = spec.encoder.partition("-")[0]
     return "" if family not in networks else f"_{1 + sum(key.startswith(family) for key in networks)}"
 
 
 def as_document(spec: Spec) -> dict[str, Any]:
-    """What `Spec.to_json` writes, as a mapping."""
+    """Return the content of `Spec.to_json` as a mapping."""
     return {**spec.identity(), "provenance": dict(spec.provenance), "fingerprint": spec.fingerprint}
 
 
 def known_weights(spec: Spec) -> str:
-    """Where the weights of a spec's encoder came from, by its provenance.
+    """Return the hub id of the weights of a spec's encoder, from its provenance.
 
     Raises:
-        ExportError: they were in a folder.
+        ExportError: the weights were in a folder.
     """
     hub = spec.provenance.get("hub")
     if hub is None:
-        once = spec.provenance.get("folder")
+        folder = spec.provenance.get("folder")
         raise ExportError(
             f"weights of {spec.encoder}",
             expected="the checkpoint that made the features",
-            got=f'only that its folder was called "{once}"' if once else "no record of where it was",
+            got=f'only that its folder was called "{folder}"' if folder else "no record of where it was",
             next_step=f"Say where it is with --weights {spec.encoder}=FOLDER.",
         )
     return str(hub)
@@ -118,15 +122,15 @@ def known_weights(spec: Spec) -> str:
 def make_zero_image(
     store: str, name: str, out: Path, *, weights: str | None, device: str, say: Callable[[str], None] = print
 ) -> None:
-    """Write the tokens that the encoder of feature `name` gives for an all-zero image.
+    """Write the tokens (K, D) of an all-zero image, encoded by the encoder of the feature `name`.
 
     Args:
-        weights: its checkpoint, where it is not what the feature's provenance says.
+        weights: checkpoint of the encoder, if it differs from the provenance of the feature.
 
     Raises:
         StoreNotFoundError: no such store or feature.
         ConfigError: a feature of another encoder than eva-global.
-        FingerprintError, WeightsError: the encoder found is not the one that made the feature.
+        FingerprintError, WeightsError: another encoder than the one that made the feature.
     """
     spec = featurecache.open_store(store)[name].spec
     if spec.encoder != EvaGlobalEncoder.name:

@@ -1,9 +1,9 @@
-"""Export, read top to bottom: attach the encoders, ask the trained model, merge, write, ask the folder, certify.
+"""Export a run, in this order: attach the encoders, ask the trained model, merge, write, ask the folder, certify.
 
     run + store + clips + encoder weights -> DIR with weights, code, processor, certificate, model card
 
-The folder appears whole or not at all. Where a bound does not hold it appears all the same, with the figures in its
-certificate, and ParityError says which.
+The folder appears complete or not at all. If a measurement exceeds its bound, the folder appears all the same, with the
+figures in its certificate, and ParityError lists the bounds that do not hold.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from fusion_train.export.parity import (
     choose_questions,
     compare,
     num_clips,
-    reference,
+    reference_answers,
     refuse_other_media,
 )
 from fusion_train.export.provenance import trained_tasks, weights_chosen
@@ -58,42 +58,43 @@ from fusion_train.run import Run, absolute, relative
 from fusion_train.run_context import RunContext, load_context
 
 NUM_CHECKED = 32
-"""Clips of the certificate, where the split has as many."""
+"""Clips of the certificate, if the split has as many."""
 
 
 @dataclass(frozen=True)
 class ExportSources:
-    """Where a run's material lies, if not where the run found it, and what of it is used."""
+    """Options of an export: where the material of a run is now, which checkpoint, and which clips are checked."""
 
     store: str | None = None
+    """None: the path that the run recorded; likewise `clips`."""
     clips: str | None = None
     which: str = "best"
     """Checkpoint: best, last or a step."""
     split: str | None = None
-    """Of the clips checked; default: the run's evaluation split, else its training split."""
+    """Split of the clips that are checked; None: the run's evaluation split, else its training split."""
     num_clips: int = NUM_CHECKED
     dtype: str | None = None
-    """Of the exported language model; default: that of its base."""
+    """Dtype of the exported language model; None: the dtype of its base."""
     device: str = "auto"
     adapter: bool = False
-    """Export trained parts alone, with base and encoders by reference; otherwise one model with merged adapters."""
+    """Export only the trained parts, with references to base and encoders; else one model with merged adapters."""
     check_list: str | None = None
-    """Clip list of the clips to check on, all of them; default: `num_clips` of `split`."""
+    """Clip list whose clips are all checked; None: `num_clips` of `split`."""
 
 
 def export_run(
     run: Run, out: Path, weights: Mapping[str, str], sources: ExportSources, say: Callable[[str], None] = print
 ) -> list[ParityCheck]:
-    """Write `out` and return its figures.
+    """Write the exported folder `out`; return the checks of its certificate.
 
     Args:
-        weights: encoder name -> checkpoint, where it is not what the features' provenance says.
+        weights: encoder name -> checkpoint, if it differs from the provenance of the features.
 
     Raises:
         CheckpointError, StoreError, DataError: the run or what it read cannot be opened.
-        FingerprintError: the encoders, or the media, are not those that made the features.
-        ExportError: `out` holds something, or the run cannot be exported.
-        ParityError: a bound does not hold; `out` is there, with its certificate.
+        FingerprintError: the encoders or the media are not those that made the features.
+        ExportError: `out` is not empty, or the run cannot be exported.
+        ParityError: a bound does not hold; `out` exists, with its certificate.
         WriteError: another process is writing `out`.
     """
     refuse_occupied(out)
@@ -105,7 +106,7 @@ def export_run(
 def _export_run(
     run: Run, out: Path, weights: Mapping[str, str], sources: ExportSources, say: Callable[[str], None]
 ) -> list[ParityCheck]:
-    context, step = open_bench(run, sources)
+    context, step = open_run(run, sources)
     attached = attach_encoders(context.reader.specs, weights)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
     tasks = trained_tasks(run, context)
@@ -142,60 +143,62 @@ def verify_export(
     say: Callable[[str], None] = print,
     weights: Mapping[str, str] | None = None,
 ) -> list[ParityCheck]:
-    """Measure an exported folder again, as its certificate says it was; nothing is written.
+    """Measure an exported folder again, in the way its certificate records; write nothing.
 
     Args:
-        sources, run: where the material lies now, if not where the certificate says.
-        weights: encoder name -> checkpoint, which the adapter-only form needs, if not where the certificate says.
+        sources, run: where the material is now, if not where the certificate records it.
+        weights: encoder name -> checkpoint for the adapter-only form, if not where the certificate records it.
 
     Raises:
-        ExportError: no exported folder, or files that are not those certified.
+        ExportError: no exported folder, or files that differ from the certified ones.
         ParityError: a bound does not hold.
     """
     certificate = read_certificate(out)
     refuse_changed_files(out, certificate)
-    given = sources or ExportSources()
+    sources = sources or ExportSources()
     where = certificate["where"]
-    kept = [name for name in ("run", "store", "clips", "check") if name in where]
-    there = {name: absolute(where[name], out) for name in kept} if run is None else {}
-    named = {name: absolute(place, out) for name, place in where.get("weights", {}).items()} | dict(weights or {})
-    run = run or Run(there.get("run", out / "the run that the certificate does not name"))
+    recorded = {}
+    if run is None:
+        recorded = {name: absolute(where[name], out) for name in ("run", "store", "clips", "check") if name in where}
+        run = Run(recorded.get("run", out / "the run that the certificate does not name"))
+    encoder_places = {name: absolute(place, out) for name, place in where.get("weights", {}).items()}
+    encoder_places |= dict(weights or {})
     if not run.exists:
         raise ExportError(
             str(out),
             expected=f"the run it was made from at {run.folder}",
             got="none there",
-            next_step="Say where it is with --run, and with --store and --clips where they moved too.",
+            next_step="Name it with --run, and with --store and --clips if they moved too.",
         )
     sources = replace(
-        given,
-        store=given.store or there.get("store"),
-        clips=given.clips or there.get("clips"),
-        check_list=given.check_list or there.get("check"),
+        sources,
+        store=sources.store or recorded.get("store"),
+        clips=sources.clips or recorded.get("clips"),
+        check_list=sources.check_list or recorded.get("check"),
         which=str(certificate["run"]["step"]),
-        split=given.split or certificate["split"],
+        split=sources.split or certificate["split"],
         num_clips=certificate["asked"],
         dtype=certificate["dtype"],
         adapter=certificate.get("form") == "adapter",
     )
-    context, step = open_bench(run, sources)
+    context, step = open_run(run, sources)
     views = {modality: rebuild(out, modality).view for modality in context.reader.modalities}
     split, references = ask_trained(context, views, sources, trained_tasks(run, context))
     if not sources.adapter:
         merge_and_ask(context, references, sources.dtype)
     specs, about = context.reader.specs, describe(run, context, sources, step, split)
-    places = referred(context, named) if sources.adapter else {}
+    places = referred(context, encoder_places) if sources.adapter else {}
     del context
     figures, _ = measure(out, references, specs, about, places, say)
     raise_where_failed(out, figures)
     return figures
 
 
-def open_bench(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
-    """The run with the weights of its checkpoint, on its device; and the checkpoint's step.
+def open_run(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
+    """Load a run with the weights of a checkpoint onto the device; also return the step of the checkpoint.
 
     Raises:
-        ExportError: a run that trains and evaluates, but cannot be exported.
+        ExportError: the run is a probe, which has no language model.
     """
     config = run.config()
     if config.model.llm is None:
@@ -213,7 +216,7 @@ def open_bench(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
 def ask_trained(
     context: RunContext, views: Mapping[str, View], sources: ExportSources, tasks: Sequence[str]
 ) -> tuple[str, list[ReferenceAnswer]]:
-    """Choose the clips and ask the trained model; returns the split they are of."""
+    """Choose the clips and ask the trained model; return the name of their split and the reference answers."""
     if sources.check_list is not None:
         clips = load_clips(sources.check_list)
         split, count = "(a list of its own)", len(clips)
@@ -222,14 +225,14 @@ def ask_trained(
         clips, count = context.clips.in_split(split), sources.num_clips
     samples = choose_questions(context, clips, count, tasks)
     refuse_other_media(context, samples, views)
-    return split, reference(context, samples)
+    return split, reference_answers(context, samples)
 
 
 def merge_and_ask(context: RunContext, references: Sequence[ReferenceAnswer], dtype: str | None) -> None:
-    """Merge the adapters in place and ask again."""
+    """Merge the adapters in place and compute the logits of the reference answers again."""
     context.model.llm = merge_lora(context.model.llm, None if dtype is None else getattr(torch, dtype))
-    for one in references:
-        one.merged = answer_logits(context, one)
+    for reference in references:
+        reference.merged = answer_logits(context, reference)
 
 
 def measure(
@@ -240,7 +243,10 @@ def measure(
     places: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> tuple[list[ParityCheck], list[dict[str, Any]]]:
-    """Ask the folder and compare; the caller has let go of the trained model, which may be as large."""
+    """Ask the exported folder and compare its answers; return the checks, and the measurements of every question.
+
+    The caller has released the trained model, so that both models are not in memory at once.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -249,13 +255,13 @@ def measure(
         f"in a fresh process on {about['device']}"
     )
     answers = ask_exported(folder, references, about["device"], places)
-    rows = [compare(one, out) for one, out in zip(references, answers, strict=True)]
+    rows = [compare(reference, out) for reference, out in zip(references, answers, strict=True)]
     merged = about["form"] == "merged"
     return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"], merged=merged), rows
 
 
 def describe(run: Run, context: RunContext, sources: ExportSources, step: int, split: str) -> dict[str, Any]:
-    """What a certificate says of its origin; no path enters it."""
+    """Return the fields of a certificate that describe its origin; they contain no path."""
     return {
         "run": {
             "name": run.name,
@@ -275,52 +281,58 @@ def describe(run: Run, context: RunContext, sources: ExportSources, step: int, s
 
 
 def refuse_unfit_adapter(context: RunContext, sources: ExportSources) -> None:
-    """Raise ExportError where the adapter-only form cannot hold what was asked."""
+    """Raise ExportError if the run or the dtype does not fit the adapter-only form."""
     if sources.adapter and not context.config.model.lora.r:
         raise ExportError("--adapter", expected="a run with LoRA", got="model.lora.r: 0", next_step="Export it merged.")
     if sources.adapter and sources.dtype not in (None, context.config.model.llm_dtype):
         raise ExportError(
             f"--dtype {sources.dtype}",
             expected=f"{context.config.model.llm_dtype}, in which the base computed",
-            got="another, for adapters that stay beside it",
+            got="another, for adapters that are not merged",
             next_step="Leave --dtype out, or export with --merge.",
         )
 
 
 def referred(context: RunContext, weights: Mapping[str, str]) -> dict[str, Any]:
-    """Where base and encoders of an adapter-only folder lie now, as its loader takes them."""
-    return {"base": _here(context.config.model.llm), "encoder_weights": {k: _here(v) for k, v in weights.items()}}
+    """Return `base` and `encoder_weights` for the loader of an adapter-only folder: where they are now."""
+    base = context.config.model.llm
+    assert base is not None  # `open_run` refuses a probe
+    return {"base": _resolved(base), "encoder_weights": {name: _resolved(place) for name, place in weights.items()}}
 
 
-def _here(place: str) -> str:
+def _resolved(place: str) -> str:
     return str(Path(place).resolve()) if Path(place).exists() else place  # a hub id stays
 
 
 def locate(
     run: Run, context: RunContext, weights: Mapping[str, str], sources: ExportSources, out: Path
 ) -> dict[str, Any]:
-    """Where the material lies as seen from the exported folder."""
+    """Return where the material is, relative to the exported folder, for the key `where` of the certificate."""
     record = run.record()
     store = sources.store or absolute(record.store, run.folder)
     clips = sources.clips or absolute(record.clips, run.folder)
-    there = {"run": relative(str(run.folder), out), "store": relative(store, out), "clips": relative(clips, out)}
+    where: dict[str, Any] = {
+        "run": relative(str(run.folder), out),
+        "store": relative(store, out),
+        "clips": relative(clips, out),
+    }
     if sources.check_list is not None:
-        there["check"] = relative(sources.check_list, out)
+        where["check"] = relative(sources.check_list, out)
     if sources.adapter:
         local = {name: place for name, place in weights.items() if Path(place).exists()}
-        there["weights"] = {name: relative(place, out) for name, place in local.items()}
-    return there
+        where["weights"] = {name: relative(place, out) for name, place in local.items()}
+    return where
 
 
 def rebuild(out: Path, modality: str) -> Encoder:
-    """An exported encoder without its network: what it reads of a clip."""
+    """Return an exported encoder without its network, to know its view of a clip."""
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     entry = config["encoders"][modality]
     return rebuild_encoder(read_spec(entry["spec"]), config["networks"][entry["network"]])
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raise ExportError where `out` is a file, or a folder that holds anything."""
+    """Raise ExportError if `out` is a file or a folder that is not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(
             str(out),
@@ -331,7 +343,7 @@ def refuse_occupied(out: Path) -> None:
 
 
 def raise_where_failed(out: Path, figures: Sequence[ParityCheck]) -> None:
-    """Raise ParityError that names every bound which does not hold."""
+    """Raise ParityError if a bound does not hold; it lists all such bounds."""
     failed = [
         f"{figure.name}: {figure.measured:.2e}, bound {figure.bound:.2e}" for figure in figures if not figure.passed
     ]

@@ -7,8 +7,8 @@
         configuration_ | modeling_ | processing_emotion_llama.py and the modules that they import
         certificate.json, CERTIFICATE.md, README.md      written by `certificate` and `card`
 
-Weights are written as they computed: the language model in its dtype, trained parts in float32, each encoder's matrices
-in the dtype its features were computed in. No absolute path is written.
+Weights are written in the dtype in which they computed: the language model in its own dtype, trained parts in float32,
+the matrices of each encoder in the compute dtype of its features. No absolute path is written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fusion_train.run_context import RunContext
 
 MAX_SHARD_SIZE = "5GB"
 Constants = Mapping[str, Mapping[str, Tensor]]
-"""Part -> name -> tensor, of `EmotionLlamaForCausalLM.constants`."""
+"""Part -> name -> tensor, for `EmotionLlamaForCausalLM.constants`."""
 AUTO_MAP = {
     "AutoConfig": "configuration_emotion_llama.EmotionLlamaConfig",
     "AutoModelForCausalLM": "modeling_emotion_llama.EmotionLlamaForCausalLM",
@@ -49,11 +49,11 @@ AUTO_MAP = {
 def make_config(
     context: RunContext, attached: AttachedEncoders, tasks: Sequence[str], recall: Mapping[str, Any] | None = None
 ) -> EmotionLlamaConfig:
-    """The exported configuration of a run.
+    """Return the exported configuration of a run.
 
     Args:
-        tasks: that it was trained on.
-        recall: as `retrieval.recall_state` gives it.
+        tasks: tasks that the run was trained on.
+        recall: settings that `retrieval.recall_state` returns; None without retrieval.
     """
     settings = context.config.model.fusion
     options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": context.model.fusion_tokens}
@@ -84,7 +84,7 @@ def make_config(
 def make_model(
     context: RunContext, attached: AttachedEncoders, config: EmotionLlamaConfig, constants: Constants | None = None
 ) -> EmotionLlamaForCausalLM:
-    """The exported model around the run's own parts; nothing is copied."""
+    """Return the exported model; it holds the run's own modules, no copies."""
     with torch.device("meta"):
         model = EmotionLlamaForCausalLM(config)
     for part, module in model.constants().items():
@@ -96,9 +96,9 @@ def make_model(
 
 
 def constants_of(context: RunContext) -> tuple[dict[str, Any] | None, Constants]:
-    """Settings of what the model recalls, None where it was trained without retrieval; and its constants."""
-    absent = context.reader.absent_constants
-    constants = {} if absent is None else {"stand_ins": dict(absent)}
+    """Return the settings of the retrieval, None for a run without it; and the constants of the model."""
+    absent_constants = context.reader.absent_constants
+    constants = {} if absent_constants is None else {"stand_ins": dict(absent_constants)}
     recall = getattr(context.collator, "recall", None)
     if not isinstance(recall, RecalledTokens):
         return None, constants
@@ -107,7 +107,7 @@ def constants_of(context: RunContext) -> tuple[dict[str, Any] | None, Constants]
 
 
 def generation_defaults(context: RunContext) -> GenerationConfig:
-    """Greedy decoding, as evaluation does it."""
+    """Return settings for greedy decoding, as in evaluation."""
     eos = context.tokenizer.eos_token_id
     settings = copy.deepcopy(context.model.llm.generation_config)
     settings.update(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos, pad_token_id=eos)
@@ -115,7 +115,10 @@ def generation_defaults(context: RunContext) -> GenerationConfig:
 
 
 def write_folder(folder: Path, context: RunContext, attached: AttachedEncoders, tasks: Sequence[str]) -> None:
-    """Write everything but certificate and model card; adapters that are not merged are written beside their base."""
+    """Write everything but the certificate and the model card.
+
+    A model whose adapters are not merged is written in the adapter-only form.
+    """
     recall, constants = constants_of(context)
     config = make_config(context, attached, tasks, recall)
     config.auto_map = AUTO_MAP
@@ -138,25 +141,26 @@ def write_folder(folder: Path, context: RunContext, attached: AttachedEncoders, 
         max_prompt_tokens=context.collator.limits.answering,
         too_long=context.collator.limits.too_long,
     )
-    processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+    processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}  # type: ignore[attr-defined]  # transformers writes it
     processor.save_pretrained(folder)
     for name, text in vendored_code(context.config.model.fusion.name).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
 def _write_adapter(folder: Path, context: RunContext, config: EmotionLlamaConfig, constants: Constants) -> None:
-    """Trained parts alone; base and encoders by name and sha256."""
+    """Write only the trained parts; base and encoders are referred to by name and sha256."""
     name = context.config.model.llm
-    known_as = Path(name).resolve().name if Path(name).exists() else name  # no path is written
-    config.base_reference = {"name": known_as, "files": base_files(name), "dtype": context.config.model.llm_dtype}
+    assert name is not None  # a probe is refused before
+    base_name = Path(name).resolve().name if Path(name).exists() else name  # no path is written
+    config.base_reference = {"name": base_name, "files": base_files(name), "dtype": context.config.model.llm_dtype}
     config.dtype = context.config.model.llm_dtype
     llm = context.model.llm
     for settings in llm.peft_config.values():
-        settings.base_model_name_or_path = known_as
+        settings.base_model_name_or_path = base_name
     llm.save_pretrained(folder, save_embedding_layers=False)
     trained = {key: tensor.contiguous() for key, tensor in context.model.state_dict().items() if key[:4] != "llm."}
     trained |= {
-        f"{part}.{key}": tensor.contiguous() for part, held in constants.items() for key, tensor in held.items()
+        f"{part}.{key}": tensor.contiguous() for part, tensors in constants.items() for key, tensor in tensors.items()
     }
     save_file(trained, folder / TRAINED_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)

@@ -1,10 +1,10 @@
-"""Run by itself in a fresh process: load an exported folder without this package and answer.
+"""Script for a fresh process: load an exported folder without this package and answer questions.
 
     python -I fresh_process.py REQUEST
 
-REQUEST is a folder: `request.json` and, for each question n, `n.in.safetensors` with the cached features and the token
-ids of the reference answer; written back is `n.out.safetensors`, and `done.json` last.
-This module imports nothing of the project, and hides the project's packages, and peft, from everything it loads.
+REQUEST is a folder. It holds `request.json` and, for each question n, `n.in.safetensors` with the cached features and
+the token ids of the reference answer. The script writes `n.out.safetensors`, and `done.json` last. It imports nothing
+of this project, and hides the packages of the project, and peft, from everything it loads.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ HIDDEN = ("featurecache", "fusion_train", "peft", "zarr", "webdataset", "pydanti
 
 
 class HidingFinder:
-    """A module finder that does not find what is hidden."""
+    """Module finder that wraps another finder and does not find the hidden packages."""
 
-    def __init__(self, finder, hidden) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, finder, hidden) -> None:
         self._finder, self._hidden = finder, hidden
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(self, name, path=None, target=None):
         return None if name.partition(".")[0] in self._hidden else self._finder.find_spec(name, path, target)
 
-    def __getattr__(self, name):  # type: ignore[no-untyped-def]
+    def __getattr__(self, name):
         return getattr(self._finder, name)
 
 
@@ -49,20 +49,23 @@ def main(folder: Path) -> None:
     (folder / "done.json").write_text(json.dumps({"hidden_but_loaded": loaded}))
 
 
-def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -> None:  # type: ignore[no-untyped-def, type-arg]
-    """Write prompt ids, features, logits on raw media and on cached features, greedy text, label probabilities."""
+def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -> None:
+    """Answer one question; write prompt ids, features, logits on raw and on cached features, text, probabilities.
+
+    Args:
+        place: path of the question's files without `.in.safetensors`.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
-    given = load_file(f"{place}.in.safetensors")
+    reference = load_file(f"{place}.in.safetensors")
     cached = {
         name.removeprefix("features."): tensor.to(model.device)
-        for name, tensor in given.items()
+        for name, tensor in reference.items()
         if name.startswith("features.")
     }
-    given_of_clip = ("text", "task", "dataset", "peak_frame", "start_s", "end_s", "crop", "person")
-    asked = {key: question[key] for key in given_of_clip}
-    inputs = processor(**question["media"], **asked)
+    argument_names = ("text", "task", "dataset", "peak_frame", "start_s", "end_s", "crop", "person")
+    inputs = processor(**question["media"], **{name: question[name] for name in argument_names})
     inputs = inputs.to(model.device)
     prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}
     for modality in question["withheld"]:
@@ -73,7 +76,7 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
         prompt |= dict(zip(("input_ids", "attention_mask"), filled, strict=True))
     out = {"input_ids": prompt["input_ids"], "present": prompt["present"]}
     out |= {f"features.{name}": tensor for name, tensor in model.seen(raw, prompt["present"])[0].items()}
-    answer_ids = given["answer_ids"].to(model.device)[None]
+    answer_ids = reference["answer_ids"].to(model.device)[None]
     forced = prompt | {
         "input_ids": torch.cat([prompt["input_ids"], answer_ids[:, :-1]], dim=1),
         "attention_mask": torch.ones(

@@ -1,15 +1,15 @@
 """Measure an exported folder against the run it was made from, on raw clips.
 
-    A  the trained model: adapters beside the frozen base, features read from the store
-    B  the same in memory with its adapters merged, features read from the store
+    A  the trained model: adapters beside the frozen base, features from the store
+    B  the same model in memory with merged adapters, features from the store
     C  the exported folder in a fresh process without this package: features from the store, then from the raw media
 
-A against B is what merging costs, B against C on the same features what writing and loading cost, C on the store's
-features against C on raw media what re-encoding costs. Each clip is asked one task, the tasks of the run in turn; a
-modality that no question lacks is withheld from one that is asked again. The logits compared are those that predict
-A's own greedy answer, token by token.
+The difference of A and B is the cost of merging; of B and C on the same features, the cost of writing and loading; of C
+on the store's features and C on raw media, the cost of encoding again. Each clip is asked one task, the tasks of the
+run in turn. If all questions have a modality, one question is asked again without it. The compared logits are those
+that predict A's own greedy answer, token by token.
 
-Shapes: T tokens of the answer, V vocabulary.
+Shapes: T tokens of the answer, V vocabulary, C labels, M modalities.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from featurecache.media.source_hash import clip_source
 from featurecache.views import View
 from fusion_train.data.answers import answers_of, closed_set
 from fusion_train.data.samples import Sample
-from fusion_train.errors import DataError, ParityError
+from fusion_train.errors import DataError, DivergedError, ParityError
 from fusion_train.models.answering import greedy_text, label_log_probabilities, positions
 from fusion_train.prompts.prompt import encode_answer, find_task
 from fusion_train.run_context import RunContext
 
 MAX_NEW_TOKENS = 64
-"""Of the greedy texts compared."""
-WORKER = Path(__file__).with_name("fresh_process.py")
+"""Maximum length of the greedy texts that are compared."""
+SCRIPT = Path(__file__).with_name("fresh_process.py")
 
 
 @dataclass
 class ReferenceAnswer:
-    """What A and B say to one question."""
+    """The answers of A and B to one question."""
 
     sample: Sample
     prompt_ids: list[int]
     present: list[bool]
-    """What the clip has and is shown with (M,)."""
+    """Which modalities the clip has and the question shows (M,)."""
     seen: list[bool]
-    """What the model sees of it (M,): stand-ins too, where the run makes absence visible."""
+    """Which modalities the model sees (M,); absent ones too if the run makes absence visible."""
     features: dict[str, Tensor]
-    """Modality -> (1, K, D) from the store, or its stand-in."""
+    """Modality -> features (1, K, D) from the store, or the constant for an absent modality."""
     text: list[int]
     """A's greedy token ids, without the end-of-sequence token."""
     answer_ids: list[int]
@@ -71,17 +71,17 @@ class ReferenceAnswer:
 
 
 def choose_questions(context: RunContext, clips: ClipList, count: int, trained: Sequence[str]) -> list[Sample]:
-    """One question per clip, evenly over the list, the tasks trained on in turn; then those of `without_each`.
+    """Choose one question per clip, evenly over the list, the trained tasks in turn; then add those of `without_each`.
 
     Raises:
         DataError: no clip has features and an answer to a task that the run was trained on.
     """
-    samples = []
+    samples: list[Sample] = []
     tasks = [find_task(name) for name in trained]
     for clip in context.reader.usable(clips, "skip"):
-        known = [answers[0] for task in tasks if (answers := answers_of(clip, task))]
-        if known:
-            answer = known[len(samples) % len(known)]
+        references = [answers[0] for task in tasks if (answers := answers_of(clip, task))]
+        if references:
+            answer = references[len(samples) % len(references)]
             hidden = tuple(name for name in context.reader.modalities if name not in answer.task.modalities)
             labels = closed_set(context.label_sets, clip, answer.task)
             samples.append(Sample(clip, answer.task, labels, answer.text, hidden))
@@ -98,34 +98,39 @@ def choose_questions(context: RunContext, clips: ClipList, count: int, trained: 
 
 
 def without_each(context: RunContext, samples: Sequence[Sample]) -> list[Sample]:
-    """For each modality that no question lacks: one that shows others too, to be asked again without it."""
+    """Return, for each modality that all questions have, one question without it that still shows another modality."""
     shown = [context.collator.present(sample.clip, sample.hidden) for sample in samples]
     again = []
     for m, modality in enumerate(context.reader.modalities):
-        fit = [sample for sample, here in zip(samples, shown, strict=True) if here[m] and sum(here) > 1]
-        if fit and all(here[m] for here in shown):
-            again.append(replace(fit[0], hidden=(*fit[0].hidden, modality)))
+        suitable = [sample for sample, mask in zip(samples, shown, strict=True) if mask[m] and sum(mask) > 1]
+        if suitable and all(mask[m] for mask in shown):
+            again.append(replace(suitable[0], hidden=(*suitable[0].hidden, modality)))
     return again
 
 
 def refuse_other_media(context: RunContext, samples: Sequence[Sample], views: Mapping[str, View]) -> None:
-    """Raise where the media of a clip are gone, or no longer those that its features were made from."""
-    gone, changed = [], []
+    """Raise an error if media of a clip are missing, or differ from those that its features were made from.
+
+    Raises:
+        DataError: missing media.
+        FingerprintError: changed media.
+    """
+    missing, changed = [], []
     for clip in (sample.clip for sample in samples):
         for modality, view in views.items():
             record = context.reader.record(modality, clip.id)
-            missing = [path for path in media_files(clip, view) if not path.is_file()]
-            if missing:
-                gone.append(f"{clip.id}: {', '.join(path.name for path in missing)}")
+            absent_files = [path for path in media_files(clip, view) if not path.is_file()]
+            if absent_files:
+                missing.append(f"{clip.id}: {', '.join(path.name for path in absent_files)}")
             elif record is not None and record.source and clip_source(clip, view) != record.source:
                 changed.append(f"{clip.id} ({modality})")
-    if gone:
+    if missing:
         raise DataError(
             "parity",
             expected="the raw media of every clip asked",
-            got=f"{len(gone)} missing",
+            got=f"{len(missing)} missing",
             next_step="Name the clip list beside them with --clips.",
-            problems=gone,
+            problems=missing,
         )
     if changed:
         raise FingerprintError(
@@ -138,44 +143,46 @@ def refuse_other_media(context: RunContext, samples: Sequence[Sample], views: Ma
 
 
 @torch.inference_mode()
-def reference(context: RunContext, samples: Sequence[Sample]) -> list[ReferenceAnswer]:
-    """Ask A: the model as trained, on the store's features."""
+def reference_answers(context: RunContext, samples: Sequence[Sample]) -> list[ReferenceAnswer]:
+    """Ask A: the trained model, on the store's features."""
     context.model.eval()
-    found = []
+    device = next(context.model.projectors.parameters()).device
+    eos = context.tokenizer.eos_token_id
+    references = []
     for sample in samples:
         present = context.collator.present(sample.clip, sample.hidden)
         prompt = context.collator.prompt_ids(sample, present)
-        features, mask = context.reader.read_visible([sample.clip.id], [present])
-        device = next(context.model.projectors.parameters()).device
-        there = {name: tensor.to(device) for name, tensor in features.items()}
-        eos = context.tokenizer.eos_token_id
-        text = greedy_text(
-            context.model, [prompt], there, mask.to(device), max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos
-        )[0]
+        features, seen = context.reader.read_visible([sample.clip.id], [present])
+        on_device = {name: tensor.to(device) for name, tensor in features.items()}
+        model_inputs = context.model, [prompt], on_device, seen.to(device)
+        text = greedy_text(*model_inputs, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=eos)[0]
+        if text is None:
+            raise DivergedError(f'clip "{sample.clip.id}"', expected="finite scores", got="NaN or infinity")
         probabilities = None
         if sample.task.answer == "label":
             ids = [encode_answer(context.tokenizer, label) for label in sample.labels]
-            probabilities = (
-                label_log_probabilities(context.model, [prompt], there, mask.to(device), ids)[0].softmax(0).cpu()
-            )
-        one = ReferenceAnswer(
-            sample, prompt, present, mask[0].tolist(), features, text, [*text, eos], torch.empty(0), probabilities
+            probabilities = label_log_probabilities(*model_inputs, ids)[0].softmax(0).cpu()
+        reference_answer = ReferenceAnswer(
+            sample, prompt, present, seen[0].tolist(), features, text, [*text, eos], torch.empty(0), probabilities
         )
-        one.unmerged = answer_logits(context, one)
-        found.append(one)
-    return found
+        reference_answer.unmerged = answer_logits(context, reference_answer)
+        references.append(reference_answer)
+    return references
 
 
 @torch.inference_mode()
-def answer_logits(context: RunContext, one: ReferenceAnswer) -> Tensor:
-    """Logits (T, V) float32 that predict the reference answer, from the store's features."""
+def answer_logits(context: RunContext, reference: ReferenceAnswer) -> Tensor:
+    """Return logits (T, V) float32 that predict the reference answer, from the store's features."""
     device = next(context.model.projectors.parameters()).device
-    ids = torch.tensor([[*one.prompt_ids, *one.answer_ids[:-1]]], device=device)
+    ids = torch.tensor([[*reference.prompt_ids, *reference.answer_ids[:-1]]], device=device)
     mask = torch.ones_like(ids)
-    features = {name: tensor.to(device) for name, tensor in one.features.items()}
-    embedded = context.model.embed(ids, features, torch.tensor([one.seen], device=device))
+    features = {name: tensor.to(device) for name, tensor in reference.features.items()}
+    embedded = context.model.embed(ids, features, torch.tensor([reference.seen], device=device))
     out = context.model.llm(
-        inputs_embeds=embedded, attention_mask=mask, position_ids=positions(mask), logits_to_keep=len(one.answer_ids)
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        logits_to_keep=len(reference.answer_ids),
     )
     return out.logits[0].float().cpu()
 
@@ -183,48 +190,51 @@ def answer_logits(context: RunContext, one: ReferenceAnswer) -> Tensor:
 def ask_exported(
     folder: Path, references: Sequence[ReferenceAnswer], device: str, places: Mapping[str, Any]
 ) -> list[dict[str, Tensor]]:
-    """Ask C: the exported folder, in a fresh process that cannot see this package.
+    """Ask C: the exported folder, in a fresh process that cannot import this package.
 
     Args:
-        places: where an adapter-only folder finds base and encoders; such a one needs peft too.
+        places: `base` and `encoder_weights` of an adapter-only folder, which needs peft too; else empty.
 
     Raises:
-        ParityError: it fails, or loads a package that should not be needed.
+        ParityError: the process fails, or loads a package that an exported folder must not need.
     """
     with tempfile.TemporaryDirectory(prefix="export-parity-") as name:
-        place = Path(name)
-        for number, one in enumerate(references):
-            given = {f"features.{modality}": tensor.contiguous() for modality, tensor in one.features.items()}
-            save_file(given | {"answer_ids": torch.tensor(one.answer_ids)}, place / f"{number}.in.safetensors")
+        request_folder = Path(name)
+        for number, reference in enumerate(references):
+            tensors = {f"features.{modality}": tensor.contiguous() for modality, tensor in reference.features.items()}
+            save_file(
+                tensors | {"answer_ids": torch.tensor(reference.answer_ids)},
+                request_folder / f"{number}.in.safetensors",
+            )
         request = {
             "model": str(folder.resolve()),
             "places": dict(places),
             "device": device,
             "threads": torch.get_num_threads(),
             "max_new_tokens": MAX_NEW_TOKENS,
-            "questions": [_question(one.sample) for one in references],
+            "questions": [_question(reference.sample) for reference in references],
         }
-        (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules"), "HF_HUB_OFFLINE": "1"}
-        ran = subprocess.run(
-            [sys.executable, "-I", str(WORKER), str(place)],
+        (request_folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        environment = os.environ | {"HF_MODULES_CACHE": str(request_folder / "modules"), "HF_HUB_OFFLINE": "1"}
+        process = subprocess.run(
+            [sys.executable, "-I", str(SCRIPT), str(request_folder)],
             env=environment,
-            cwd=place,
+            cwd=request_folder,
             capture_output=True,
             text=True,
             check=False,
         )
-        done = place / "done.json"
-        if ran.returncode or not done.is_file():
+        done = request_folder / "done.json"
+        if process.returncode or not done.is_file():
             raise ParityError(
                 str(folder),
                 expected="the exported model to load and answer in a fresh process",
-                got=f"exit code {ran.returncode}",
-                problems=ran.stderr.strip().splitlines()[-12:],
+                got=f"exit code {process.returncode}",
+                problems=process.stderr.strip().splitlines()[-12:],
             )
         if loaded := json.loads(done.read_text())["hidden_but_loaded"]:
             raise ParityError(str(folder), expected="no need of this package", got=", ".join(loaded))
-        return [load_file(place / f"{number}.out.safetensors") for number in range(len(references))]
+        return [load_file(request_folder / f"{number}.out.safetensors") for number in range(len(references))]
 
 
 def _question(sample: Sample) -> dict[str, Any]:
@@ -246,70 +256,74 @@ def _question(sample: Sample) -> dict[str, Any]:
 
 
 def _withheld(sample: Sample) -> list[str]:
-    """Modalities that are kept from the model though the task shows them."""
+    """Return the modalities of the task that are hidden in this question."""
     return [name for name in sample.hidden if name in sample.task.modalities]
 
 
 def num_clips(references: Sequence[ReferenceAnswer]) -> int:
-    """How many clips the questions are on."""
-    return len({one.sample.clip.id for one in references})
+    """Return the number of different clips among the questions."""
+    return len({reference.sample.clip.id for reference in references})
 
 
 def divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(reference || other) of every token, (T, V) twice -> (T,) nats, float64."""
-    p, q = (F.log_softmax(each.double(), dim=-1) for each in (reference_logits, logits))
+    """Return KL(reference || other) of every token in nats: logits (T, V) twice -> (T,) float64."""
+    p, q = (F.log_softmax(values.double(), dim=-1) for values in (reference_logits, logits))
     return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
 
 
-def compare(one: ReferenceAnswer, out: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Everything measured on one clip; nothing is judged here."""
-    names = list(one.features)
-    absent = [name for name, here in zip(names, one.present, strict=True) if not here]
+def compare(reference: ReferenceAnswer, out: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return all measurements of one question; `certificate.judge` compares them with bounds.
+
+    Args:
+        out: tensors that `fresh_process.py` wrote.
+    """
+    names = list(reference.features)
+    absent = [name for name, present in zip(names, reference.present, strict=True) if not present]
     features = {}
     for name in (name for name in names if name not in absent):
-        mine, theirs = one.features[name][0].double(), out[f"features.{name}"][0].double()
-        gap = (theirs - mine).abs()
+        cached, encoded = reference.features[name][0].double(), out[f"features.{name}"][0].double()
+        gap = (encoded - cached).abs()
         features[name] = {
             "equal": bool((gap == 0).all()),
-            "rms": float(gap.norm() / mine.norm().clamp(min=1e-30)),
-            "max": float(gap.max() / mine.abs().max().clamp(min=1e-30)),
+            "rms": float(gap.norm() / cached.norm().clamp(min=1e-30)),
+            "max": float(gap.max() / cached.abs().max().clamp(min=1e-30)),
         }
-    end = one.answer_ids[-1]
+    end = reference.answer_ids[-1]
     text = out["text"].tolist()
     text = text[: text.index(end)] if end in text else text
-    merged = one.merged if one.merged is not None else one.unmerged
+    merged = reference.merged if reference.merged is not None else reference.unmerged
     return {
-        "id": one.sample.clip.id,
-        "task": one.sample.task.name,
+        "id": reference.sample.clip.id,
+        "task": reference.sample.task.name,
         "absent": absent,
-        "withheld": _withheld(one.sample),
+        "withheld": _withheld(reference.sample),
         "stand_ins": {
-            name: torch.equal(out[f"features.{name}"], one.features[name])
-            for name, seen in zip(names, one.seen, strict=True)
+            name: torch.equal(out[f"features.{name}"], reference.features[name])
+            for name, seen in zip(names, reference.seen, strict=True)
             if seen and name in absent
         },
-        "prompt_equal": out["input_ids"][0].tolist() == one.prompt_ids,
-        "present_equal": out["present"][0].tolist() == one.present,
+        "prompt_equal": out["input_ids"][0].tolist() == reference.prompt_ids,
+        "present_equal": out["present"][0].tolist() == reference.present,
         "features": features,
-        "merge_kl": float(divergence(one.unmerged, merged).max()),
-        "merge_logits": float((merged - one.unmerged).abs().max()),
+        "merge_kl": float(divergence(reference.unmerged, merged).max()),
+        "merge_logits": float((merged - reference.unmerged).abs().max()),
         "reload_logits": float((out["logits.cached"] - merged).abs().max()),
         "raw_kl": float(divergence(out["logits.cached"], out["logits.raw"]).max()),
-        "total_kl": float(divergence(one.unmerged, out["logits.raw"]).max()),
+        "total_kl": float(divergence(reference.unmerged, out["logits.raw"]).max()),
         "raw_logits": float((out["logits.raw"] - out["logits.cached"]).abs().max()),
         "probabilities": None
-        if one.probabilities is None
-        else float((out["probabilities"] - one.probabilities).abs().max()),
-        "text_equal": text == one.text,
-        "text_margin": _margin(one, text),
-        "answer_tokens": len(one.answer_ids),
+        if reference.probabilities is None
+        else float((out["probabilities"] - reference.probabilities).abs().max()),
+        "text_equal": text == reference.text,
+        "text_margin": _margin(reference, text),
+        "answer_tokens": len(reference.answer_ids),
     }
 
 
-def _margin(one: ReferenceAnswer, text: list[int]) -> float:
-    """By how many nats A prefers its own token where the texts part; 0 where they do not."""
-    mine, theirs = [*one.text, one.answer_ids[-1]], [*text, one.answer_ids[-1]]
-    for place, (own, other) in enumerate(zip(mine, theirs, strict=False)):
+def _margin(reference: ReferenceAnswer, text: list[int]) -> float:
+    """Return by how many nats A prefers its own token at the first difference of the texts; 0 for equal texts."""
+    end = reference.answer_ids[-1]
+    for position, (own, other) in enumerate(zip([*reference.text, end], [*text, end], strict=False)):
         if own != other:
-            return float(one.unmerged[place, own] - one.unmerged[place, other])
+            return float(reference.unmerged[position, own] - reference.unmerged[position, other])
     return 0.0

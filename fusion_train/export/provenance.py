@@ -1,8 +1,9 @@
-"""Which tasks an exported model offers: those of the configuration that training had samples of.
+"""What a run was trained on and how its weights were chosen, for the model card and the certificate.
 
-A stage's configuration names every task that some dataset may answer; the clip list of a run answers few of them. A run
-that started from another one was trained on the tasks of that one too. Of a released checkpoint (step 0) nobody knows
-the clips, so its configuration is believed.
+An exported model offers the configured tasks of which training had samples. The configuration of a stage names every
+task that some dataset may answer; the clip list of a run answers few of them. A run that started from another run was
+trained on the tasks of that run too. The clips of a released checkpoint (step 0) are unknown, so all its configured
+tasks count.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from fusion_train.training.sample_stream import make_stream
 
 
 def trained_tasks(run: Run, context: RunContext) -> tuple[str, ...]:
-    """Names of the configured tasks that the run, or a run that it started from, had samples of.
+    """Return the configured tasks of which the run, or a run that it started from, had samples.
 
-    Runs that it started from count where they are still there and whole.
+    Runs that it started from are skipped if they are missing or damaged.
 
     Raises:
-        CheckpointError: a damaged pool of the run itself.
+        CheckpointError: the pool of the run itself is damaged.
     """
-    sampled = _sampled(run, context)
-    if sampled is None:  # a run of a release that kept no pool
-        sampled = set(make_stream(context, _say_nothing).sampled_tasks())
+    sampled = _sampled_tasks(run, context)
+    if sampled is None:  # earlier releases wrote no pool; draw from the clip list instead
+        sampled = set(make_stream(context, _ignore_notice).sampled_tasks())
     with suppress(CheckpointError):
         while (initial := run.record().initial) is not None:
             run = Run(absolute(initial["run"], run.folder))
-            sampled |= _sampled(run, context) or set()
+            sampled |= _sampled_tasks(run, context) or set()
     return tuple(name for name in context.config.data.tasks if name in sampled)
 
 
-def _sampled(run: Run, context: RunContext) -> set[str] | None:
-    """Tasks of a run by the clips that it kept; None where it kept none. A probe teaches the language model nothing."""
+def _sampled_tasks(run: Run, context: RunContext) -> set[str] | None:
+    """Return the sampled tasks by the pool of a run; None without a pool. A probe trains no language model: empty."""
     config, pool = run.config(), Pool.load(run.pool)
     if config.model.llm is None:
         return set()
@@ -50,17 +51,21 @@ def _sampled(run: Run, context: RunContext) -> set[str] | None:
         context.label_sets,
         tokenizer=context.tokenizer,
         modalities=tuple(config.features.used),
-        say=_say_nothing,
+        say=_ignore_notice,
     )
     return set(stream.sampled_tasks())
 
 
-def _say_nothing(line: str) -> None:
-    """Notices about the clips were said when the run began."""
+def _ignore_notice(line: str) -> None:
+    """Notices about the clips were printed when the run began."""
 
 
 def weights_chosen(run: Run, which: str) -> str:
-    """One phrase for `best`, `last` or a step."""
+    """Describe in one phrase how the weights were chosen, and on which clips.
+
+    Args:
+        which: checkpoint: `best`, `last` or a step.
+    """
     if which == "last":
         return "the last ones, which no score chose"
     if which != "best":

@@ -1,15 +1,14 @@
-"""Give an exported model's parts to other runtimes, each measured against the module it was taken from.
+"""Write the parts of an exported model for other runtimes, each measured against the module it was taken from.
 
     DIR/
         <modality>.pt2, soft_tokens.pt2      torch.export: preprocessed input -> (B, K, D); features -> (B, N, H)
-        <modality>.onnx, soft_tokens.onnx    the same for ONNX runtimes
-        language_model/                      the language model alone, its tokenizer beside it: for servers that take
-                                             prompt embeddings
-        equality.json                        per graph: largest difference, relative to the largest value
+        <modality>.onnx, soft_tokens.onnx    the same for ONNX runtimes language_model/                      the
+        language model and its tokenizer, for servers that take prompt embeddings equality.json
+        per graph: largest difference, relative to the largest value
 
-Graphs compute in float32 for a batch of the size they are traced with. A clip that lacks a modality keeps its places in
-soft_tokens; its rows are to be left out, as `EmotionLlama.soft_tokens` says with its mask, unless the model sees absent
-modalities.
+Graphs compute in float32, for a batch of the size they are traced with. soft_tokens returns the rows of all modalities.
+The caller leaves out the rows of absent modalities, as in the mask of `EmotionLlama.soft_tokens`, unless the model sees
+absent modalities.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ from fusion_train.remote.encoding import needs_valid, rebuild_encoder
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 
 LARGEST_DIFFERENCE = 1e-5
-"""Relative to the largest value of the output; float32 kernels of another runtime sum in another order."""
+"""Bound relative to the largest output; float32 kernels of another runtime sum in another order."""
 
 
 class _TracedNetwork(FrozenNetwork):
-    """A network that is traced: no inference mode and no autocast around it."""
+    """Network for tracing: without inference mode and autocast."""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -56,7 +55,7 @@ class _TracedNetwork(FrozenNetwork):
 
 
 class EncoderGraph(nn.Module):
-    """Preprocessed inputs (B, …) -> pooled tokens (B, K, D), before they are rounded as a store would."""
+    """Preprocessed inputs (B, …) -> pooled tokens (B, K, D), before the rounding of a store."""
 
     def __init__(self, encoder: Encoder, network: nn.Module) -> None:
         super().__init__()
@@ -64,7 +63,8 @@ class EncoderGraph(nn.Module):
         self._encoder = encoder
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._encoder.pool(self._encoder.forward(inputs))
+        encoder: Any = self._encoder  # traced with tensors, where the protocol has arrays
+        return encoder.pool(encoder.forward(inputs))
 
 
 class SoftTokensGraph(nn.Module):
@@ -72,22 +72,22 @@ class SoftTokensGraph(nn.Module):
 
     def __init__(self, model: EmotionLlamaForCausalLM) -> None:
         super().__init__()
-        own = model.emotion_llama
-        self.fusion, self.projectors = own.fusion, own.projectors
+        network = model.emotion_llama
+        self.fusion, self.projectors = network.fusion, network.projectors
         self.stand_ins = model.stand_ins
-        self._soft_tokens, self._used, self._seen = own.soft_tokens, own.shapes.used, model.seen
+        self._soft_tokens, self._used, self._seen = network.soft_tokens, network.shapes.used, model.seen
 
     def forward(self, present: Tensor, *features: Tensor) -> Tensor:
         return self._soft_tokens(*self._seen(dict(zip(self._used, features, strict=True)), present))[0]
 
 
 def write_runtimes(opened: OpenedModel, out: Path, *, onnx: bool) -> dict[str, float]:
-    """Write every part; returns graph file -> largest relative difference.
+    """Write every part; return graph file -> largest relative difference.
 
     Raises:
-        ExportError: an encoder that computes in another dtype than float32, `onnx` without its packages, or a folder
-            `out` that holds something.
-        WriteError: the disk is full or refuses; `out` is not there.
+        ExportError: an encoder with another compute dtype than float32, `onnx` without its packages, or a folder `out`
+            that is not empty.
+        WriteError: the disk is full or refuses; `out` is not created.
     """
     refuse_occupied(out)
     require_writable(out, folder=True)
@@ -96,36 +96,36 @@ def write_runtimes(opened: OpenedModel, out: Path, *, onnx: bool) -> dict[str, f
     temporary = make_temporary_folder(out.parent, f".{out.name}-")
     try:
         with writing(out):
-            found = _write_parts(opened, graphs, temporary, onnx=onnx)
+            differences = _write_parts(opened, graphs, temporary, onnx=onnx)
         if not publish_folder(temporary, out):
             refuse_occupied(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return found
+    return differences
 
 
 def _write_parts(
     opened: OpenedModel, graphs: Mapping[str, tuple[nn.Module, tuple[Tensor, ...]]], out: Path, *, onnx: bool
 ) -> dict[str, float]:
-    """Write every graph, the language model and what was measured; returns that."""
-    found: dict[str, float] = {}
+    """Write every graph, the language model and equality.json; return the measured differences."""
+    differences: dict[str, float] = {}
     for name, (module, inputs) in graphs.items():
         with torch.no_grad():
             expected = module(*inputs)
             program = torch.export.export(module, inputs, strict=False)
         torch.export.save(program, out / f"{name}.pt2")
         with torch.no_grad():
-            found[f"{name}.pt2"] = difference(torch.export.load(out / f"{name}.pt2").module()(*inputs), expected)
+            differences[f"{name}.pt2"] = difference(torch.export.load(out / f"{name}.pt2").module()(*inputs), expected)
         if onnx:
-            found[f"{name}.onnx"] = difference(_through_onnx(program, inputs, out / f"{name}.onnx"), expected)
+            differences[f"{name}.onnx"] = difference(_through_onnx(program, inputs, out / f"{name}.onnx"), expected)
     opened.model.emotion_llama.llm.save_pretrained(out / "language_model", max_shard_size="5GB")
     opened.processor.tokenizer.save_pretrained(out / "language_model")
-    (out / "equality.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return found
+    (out / "equality.json").write_text(json.dumps(differences, indent=2) + "\n", encoding="utf-8")
+    return differences
 
 
 def make_graphs(opened: OpenedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-    """Name -> module and inputs to trace it with: random media of the right shape, one clip."""
+    """Return name -> module and the inputs to trace it with: random media of the right shape, one clip."""
     model = opened.model
     random = np.random.default_rng(0)
     graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
@@ -161,9 +161,9 @@ def _random_view(view: View, random: np.random.Generator) -> np.ndarray:
     return random.integers(0, 256, (view.count, 90, 120, 3), dtype=np.uint8)
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest value expected."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+def difference(output: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest expected value."""
+    return float((output - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def _through_onnx(program: Any, inputs: tuple[Tensor, ...], path: Path) -> Tensor:
@@ -171,8 +171,8 @@ def _through_onnx(program: Any, inputs: tuple[Tensor, ...], path: Path) -> Tenso
     import onnxruntime
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the converter, about itself
+        warnings.simplefilter("ignore")  # deprecations inside the converter
         torch.onnx.export(program, inputs, path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
+    names = [graph_input.name for graph_input in session.get_inputs()]
     return torch.from_numpy(session.run(None, {n: t.numpy() for n, t in zip(names, inputs, strict=True)})[0])

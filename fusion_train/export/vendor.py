@@ -1,9 +1,9 @@
-"""Copy the modules that an exported model runs, flattened into one folder, with everything of the project they import.
+"""Copy the modules that an exported model runs, and all project modules they import, flattened into one folder.
 
 `featurecache.encoders.whisper` becomes `featurecache_encoders_whisper.py`, and `from featurecache.x import y` becomes
-`from .featurecache_x import y`; not a line besides differs from the code that trained the model. What is imported is
-read from the syntax tree. Only packages in `ALLOWED` may be imported from outside: an exported folder must not need
-what a machine that merely answers does not have. This module knows no model.
+`from .featurecache_x import y`; every other line stays as in the code that trained the model. Imports are read from the
+syntax tree. From outside the project only packages in `ALLOWED` may be imported, so that a machine which only answers
+needs nothing else. This module knows no model.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class _Import:
     line: int
     module: str
     guarded: bool
-    """Inside `try`: may be missing."""
+    """Whether it is inside `try`, so that the package may be missing."""
 
 
 def vendored_code(fusion: str) -> dict[str, str]:
-    """File name -> text of every module that an exported model with this fusion variant needs.
+    """Return file name -> text of every module that an exported model with this fusion variant needs.
 
     Raises:
-        ExportError: the variant is not installed, or a module imports what an exported folder cannot hold.
+        ExportError: the variant is not installed, or a module imports a package that is not allowed.
     """
-    chosen, own = _chosen_fusion(fusion)
+    chosen, variant_module = _chosen_fusion(fusion)
     sources = {CHOSEN_FUSION: chosen}
     pending = [f"{REMOTE}.{name}" for name in ENTRY_MODULES]
     files: dict[str, str] = {}
@@ -51,29 +51,29 @@ def vendored_code(fusion: str) -> dict[str, str]:
             continue
         done.add(module)
         text = sources.get(module) or _source(module)
-        rewritten, needed = _rewrite(module, text, own)
+        rewritten, needed = _rewrite(module, text, variant_module)
         files[f"{flat_name(module)}.py"] = rewritten
         pending += needed
     return dict(sorted(files.items()))
 
 
 def flat_name(module: str) -> str:
-    """`featurecache.encoders.whisper` -> `featurecache_encoders_whisper`; the entry modules keep their short names."""
+    """Return the flat name of a module: `featurecache_encoders_whisper`; entry modules keep their short names."""
     short = module.removeprefix(f"{REMOTE}.")
     return short if short in ENTRY_MODULES else module.replace(".", "_")
 
 
 def _chosen_fusion(name: str) -> tuple[str, str]:
-    """Return the text of the module that builds the variant, and the module that the variant lies in."""
-    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
-    if not found:
+    """Return the text of a module that builds the variant, and the name of the variant's own module."""
+    points = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if not points:
         raise ExportError(
             "model.fusion.name",
             expected="an installed variant",
             got=f'"{name}"',
             next_step="Install the package that the run was trained with.",
         )
-    module, _, attribute = found[0].value.partition(":")
+    module, _, attribute = points[0].value.partition(":")
     text = f'''"""The fusion variant of this model: {name}. Written by the exporter."""
 
 from __future__ import annotations
@@ -95,22 +95,22 @@ def _source(module: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _rewrite(module: str, text: str, own: str) -> tuple[str, list[str]]:
+def _rewrite(module: str, text: str, variant_module: str) -> tuple[str, list[str]]:
     """Return a module's text with its project imports made relative, and the project modules it imports."""
     lines = text.splitlines(keepends=True)
     needed: list[str] = []
     problems: list[str] = []
-    for found in _imports(module, text):
-        root = found.module.partition(".")[0]
-        if root in PROJECT or found.module == own:
-            needed.append(found.module)
-            pattern = rf"^(\s*)from {re.escape(found.module)} import"
-            line, count = re.subn(pattern, rf"\1from .{flat_name(found.module)} import", lines[found.line - 1])
+    for statement in _imports(module, text):
+        root = statement.module.partition(".")[0]
+        if root in PROJECT or statement.module == variant_module:
+            needed.append(statement.module)
+            pattern = rf"^(\s*)from {re.escape(statement.module)} import"
+            line, count = re.subn(pattern, rf"\1from .{flat_name(statement.module)} import", lines[statement.line - 1])
             if not count:
-                problems.append(f"{module}, line {found.line}: write `from {found.module} import …`")
-            lines[found.line - 1] = line
-        elif root not in ALLOWED and not found.guarded:
-            problems.append(f"{module}, line {found.line}: imports {found.module}")
+                problems.append(f"{module}, line {statement.line}: write `from {statement.module} import …`")
+            lines[statement.line - 1] = line
+        elif root not in ALLOWED and not statement.guarded:
+            problems.append(f"{module}, line {statement.line}: imports {statement.module}")
     if problems:
         raise ExportError(
             module,
@@ -123,17 +123,18 @@ def _rewrite(module: str, text: str, own: str) -> tuple[str, list[str]]:
 
 
 def _imports(module: str, text: str) -> list[_Import]:
-    found: list[_Import] = []
+    """Return all imports of a module, also those inside functions."""
+    imports: list[_Import] = []
 
     def visit(node: ast.AST, guarded: bool) -> None:
         if isinstance(node, ast.ImportFrom) and node.level:
             raise ExportError(module, expected="absolute imports", got=f"a relative one on line {node.lineno}")
         if isinstance(node, ast.ImportFrom) and node.module:
-            found.append(_Import(node.lineno, node.module, guarded))
+            imports.append(_Import(node.lineno, node.module, guarded))
         elif isinstance(node, ast.Import):
-            found.extend(_Import(node.lineno, alias.name, guarded) for alias in node.names)
+            imports.extend(_Import(node.lineno, alias.name, guarded) for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child, guarded or isinstance(node, ast.Try))
 
     visit(ast.parse(text), False)
-    return found
+    return imports

@@ -1,9 +1,12 @@
-"""Lay out a safetensors file so that its tensors can be used where they are mapped.
+"""Weights of an exported folder: merge LoRA into the weights it adapts, and align the tensors in safetensors files.
 
-A loader maps the file; CPU kernels want tensors at multiples of 64 bytes, and `featurecache.encoders.network.align`
-copies those that lie elsewhere. Here the header is padded to a multiple of 64 and tensors whose size is no such
-multiple come last, so a model loads without a second copy of its weights: its memory is that of the file.
-Content and names stay; only the order of the bytes changes.
+`merge_lora` makes an exported model independent of peft. W' = cast(float32(W) + scale · B A) is computed in float32 and
+cast once; adding in float16 would round twice.
+
+`align_file` makes tensors usable where they are mapped into memory. CPU kernels want tensors at multiples of 64 bytes,
+and `featurecache.encoders.network.align` copies all others. Here the header is padded to a multiple of 64 bytes and
+tensors of other sizes come last, so a model loads without a second copy of its weights. Content and names stay; only
+the order of the bytes changes.
 """
 
 from __future__ import annotations
@@ -25,13 +28,13 @@ from fusion_train.errors import ExportError
 
 @torch.no_grad()
 def merge_lora(llm: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Return the language model with its adapters folded in, changed in place; without adapters, as it is.
+    """Merge the adapters into a language model, in place; return the model without adapters.
 
     Args:
-        dtype: of the result; None keeps that of the base.
+        dtype: dtype of the result; None keeps the dtype of the base.
 
     Raises:
-        ExportError: a merged weight does not fit the dtype.
+        ExportError: a merged weight is not finite in this dtype.
     """
     if isinstance(llm, PeftModel):
         for name, layer in llm.named_modules():
@@ -46,11 +49,12 @@ def merge_lora(llm: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def _merge(name: str, layer: LoraLayer, dtype: torch.dtype | None) -> None:
-    weight = layer.get_base_layer().weight
-    whole = weight.float()
+    weight: Any = layer.get_base_layer().weight
+    exact = weight.float()
     for adapter in layer.active_adapters:
-        whole = whole + layer.get_delta_weight(adapter).float()
-    merged = whole.to(dtype or weight.dtype)
+        delta: Any = layer.get_delta_weight  # every layer type of peft has it, but not their base class
+        exact = exact + delta(adapter).float()
+    merged = exact.to(dtype or weight.dtype)
     if not torch.isfinite(merged).all():
         raise ExportError(
             name,
@@ -63,10 +67,11 @@ def _merge(name: str, layer: LoraLayer, dtype: torch.dtype | None) -> None:
 
 LENGTH_BYTES = 8  # of the header's length, little-endian, at the start of the file
 BLOCK_BYTES = 16 << 20
+"""Bytes that are copied at once."""
 
 
 def align_file(path: Path) -> None:
-    """Rewrite `path` with aligned tensors, in place of itself.
+    """Rewrite a safetensors file so that its tensors are aligned.
 
     Raises:
         WriteError: no room for the copy.
@@ -77,11 +82,11 @@ def align_file(path: Path) -> None:
             header, data_start = _read_header(source)
             metadata = header.pop("__metadata__", None)
             order = sorted(header, key=lambda name: (_size(header[name]) % ALIGNMENT_BYTES != 0, name))
-            place, entries = 0, {}
+            offset, entries = 0, {}
             for name in order:
                 size = _size(header[name])
-                entries[name] = header[name] | {"data_offsets": [place, place + size]}
-                place += size
+                entries[name] = header[name] | {"data_offsets": [offset, offset + size]}
+                offset += size
             text = json.dumps(
                 ({"__metadata__": metadata} if metadata else {}) | entries, separators=(",", ":")
             ).encode()
@@ -93,7 +98,7 @@ def align_file(path: Path) -> None:
     except OSError as error:
         raise WriteError(
             str(path),
-            expected="room for a copy while it is laid out",
+            expected="room for a copy while its tensors are aligned",
             got=error.strerror or str(error),
             next_step="Free space and export again.",
         ) from error

@@ -1,1 +1,1 @@
-"""What a run costs, before anything is loaded: sizes read off a model without weights, arithmetic, memory, hours."""
+"""Predict what a run costs before anything is loaded: sizes of the model, arithmetic, memory and hours."""

@@ -1,4 +1,4 @@
-"""Settings that defeat a run of this length on these clips, each with the setting that mends it. Said before step 0."""
+"""Warn, before step 0, of settings that defeat a run of this length on these clips, with a setting that helps."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from featurecache.clips.corrections import adjust
 from fusion_train.config import Config
 
 MANY_EPOCHS = 100
-"""The published recipe draws 200,000 samples: about 3 epochs of its own clips."""
-FEW_EPOCHS_MEANT = 20
+"""Warn above this; the published recipe draws 200,000 samples, about 3 epochs of its clips."""
+SUGGESTED_EPOCHS = 20
 FEW_SCORED = 30
-"""Below so many held-out clips one answer moves the accuracy by more than three points."""
+"""Below this number of held-out clips, one answer moves the accuracy by more than three points."""
 
 
 def cautions(config: Config, *, num_clips: int | None = None, num_scored: int | None = None, on_cpu: bool) -> list[str]:
-    """What will keep a run from learning, from being scored or from being kept as its settings say.
+    """Return one line per setting that keeps a run from learning, from validation, or from saving checkpoints.
 
     Args:
-        num_clips, num_scored: clips that are drawn from and that are scored; None where they are not known.
-        on_cpu: whether it trains without a GPU.
+        num_clips: number of training clips; None if unknown.
+        num_scored: number of validation clips; None if unknown.
+        on_cpu: whether the run trains without a GPU.
     """
-    return [*_of_length(config), *_of_clips(config, num_clips, num_scored), *_of_device(config, on_cpu)]
+    return [
+        *_length_cautions(config),
+        *_clip_cautions(config, num_clips, num_scored),
+        *_device_cautions(config, on_cpu),
+    ]
 
 
 def split_sizes(config: Config, clips: str) -> dict[str, int]:
-    """`num_clips` and `num_scored` by the clip list alone, as arguments of `cautions`; empty where there is no list."""
+    """Count `num_clips` and `num_scored`, arguments of `cautions`, in a clip list; empty if there is no list."""
     if not Path(clips).is_file():
         return {}
     data = config.data
@@ -38,7 +43,7 @@ def split_sizes(config: Config, clips: str) -> dict[str, int]:
     return sizes
 
 
-def _of_length(config: Config) -> list[str]:
+def _length_cautions(config: Config) -> list[str]:
     steps, optim, lines = config.optim.steps, config.optim, []
     if optim.warmup_steps >= steps:
         reached = optim.warmup_lr + (optim.lr - optim.warmup_lr) * (steps - 1) / optim.warmup_steps
@@ -59,21 +64,21 @@ def _of_length(config: Config) -> list[str]:
     return lines
 
 
-def _of_clips(config: Config, num_clips: int | None, num_scored: int | None) -> list[str]:
+def _clip_cautions(config: Config, num_clips: int | None, num_scored: int | None) -> list[str]:
     optim, lines = config.optim, []
-    drawn = optim.batch_size / config.data.questions_per_clip
+    clips_per_step = optim.batch_size / config.data.questions_per_clip
     if num_clips:
-        epochs = optim.steps * drawn / num_clips
+        epochs = optim.steps * clips_per_step / num_clips
         if epochs > MANY_EPOCHS:
-            enough = max(round(FEW_EPOCHS_MEANT * num_clips / drawn), 1)
+            enough = max(round(SUGGESTED_EPOCHS * num_clips / clips_per_step), 1)
             lines.append(
-                f"optim.steps {optim.steps}: {epochs:,.0f} epochs of {num_clips} clips, which are learnt by heart. "
-                f"{FEW_EPOCHS_MEANT} epochs are optim.steps={enough}; log.patience=3 stops early."
+                f"optim.steps {optim.steps}: {epochs:,.0f} epochs of {num_clips} clips, which the model memorises. "
+                f"{SUGGESTED_EPOCHS} epochs are optim.steps={enough}; log.patience=3 stops early."
             )
-    if num_clips and drawn > num_clips:
+    if num_clips and clips_per_step > num_clips:
         lines.append(
             f"optim.batch_size {optim.batch_size}: more than the {num_clips} clips of {config.data.train_split}, so "
-            f"each stands in a batch several times. Set optim.batch_size={max(num_clips // 4, 1)}."
+            f"each occurs in a batch several times. Set optim.batch_size={max(num_clips // 4, 1)}."
         )
     if num_scored is not None and config.data.eval_split is not None and num_scored < FEW_SCORED:
         lines.append(
@@ -84,7 +89,7 @@ def _of_clips(config: Config, num_clips: int | None, num_scored: int | None) -> 
     return lines
 
 
-def _of_device(config: Config, on_cpu: bool) -> list[str]:
+def _device_cautions(config: Config, on_cpu: bool) -> list[str]:
     if not on_cpu:
         return []
     lines = []

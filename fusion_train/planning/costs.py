@@ -1,13 +1,13 @@
-"""What training costs: arithmetic, memory by kind, hours; from sizes alone, before anything is loaded.
+"""The cost model of training: arithmetic, memory by kind, and hours, computed from sizes before anything is loaded.
 
 FLOPs. N = parameters of the language model's matrices, head included (6.607 B for LLaMA2-7B). LoRA on a frozen base
-costs 4N a token (forward 2N, gradient of the activations 2N) and 6N with activation checkpointing: 15.9 TFLOP for a
-sample of 600 tokens. That is the rule; `SampleFlops` counts what is really computed, with the head at supervised
-positions alone, and attention and the trained parts besides.
+costs 4N per token (forward 2N, gradient of the activations 2N), and 6N with activation checkpointing: 15.9 TFLOP for a
+sample of 600 tokens. This is the usual rule. `SampleFlops` counts the real arithmetic: the head only at supervised
+positions, and attention and the trained parts in addition.
 
-Memory. Activations are counted as autograd keeps them for transformers' Llama family with flash or SDPA kernels; a
-test holds the count against the tensors that a forward pass really saves. All sizes in bytes, all counts in tokens.
-Knows no configuration, no file and no torch.
+Memory. Activations are counted as autograd keeps them for the Llama family of transformers with flash or SDPA kernels;
+a test compares the count with the tensors that a forward pass saves. Sizes are in bytes, counts in tokens.
+This module knows no configuration, no file and no torch.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from fusion_train.errors import refuse_unknown
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 BASE_BYTES = {**DTYPE_BYTES, "fp8": 2.0, "int8": 1.0, "nf4": 0.516}
-"""Bytes a parameter of the frozen matrices; nf4 is 4 bits and doubly quantised scales of 64 values each;
-fp8 keeps a copy for the forward and one for the backward product."""
+"""Bytes per parameter of the frozen matrices. nf4 has 4 bits, and doubly quantised scales for 64 values each; fp8
+keeps one copy for the forward and one for the backward product."""
 TRAINED_BYTES = 4  # trained parts, their gradients and AdamW's two moments are float32
-MASK_BYTES = 1  # of a dropout mask on CUDA
-RESERVED_BYTES = 1 << 30  # CUDA context, library workspaces and what the allocator cannot use
+MASK_BYTES = 1  # per value of a dropout mask on CUDA
+RESERVED_BYTES = 1 << 30  # CUDA context, library workspaces, and memory lost to fragmentation
 DEFAULT_UTILISATION = 0.45
-"""Assumed share of a card's published dense peak that training reaches, where no measurement is given."""
+"""Share of a card's published dense peak that training is assumed to reach without a measurement."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card by its published figures."""
+    """A GPU with its published figures."""
 
     name: str
     memory_gib: int
     bf16_tflops: float
-    """Dense matrix peak of bf16, or of fp16 where the card has no bf16."""
+    """Dense matrix peak of bf16, or of fp16 for a card without bf16."""
     fp8_tflops: float | None = None
 
     def peak_flops(self, *, fp8: bool = False) -> float:
-        """Dense matrix peak a second."""
+        """Return the dense matrix peak in FLOP per second."""
         return (self.fp8_tflops if fp8 and self.fp8_tflops else self.bf16_tflops) * 1e12
 
 
@@ -66,10 +66,10 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return a card by name, such as "h200".
+    """Return a GPU by name, such as "h200".
 
     Raises:
-        ConfigError: no such card; the near name is suggested.
+        ConfigError: an unknown name; a similar name is suggested.
     """
     key = name.lower().replace(" ", "-")
     refuse_unknown("GPU", key, GPUS)
@@ -97,13 +97,13 @@ class LlmShape:
 
     @property
     def matrix_parameters(self) -> int:
-        """N of the rule 4N a token."""
+        """N of the rule 4N per token."""
         return self.layer_parameters + self.head_parameters
 
 
 @dataclass(frozen=True)
 class LoraShape:
-    """Sizes of the adapters: parameters, and the summed input widths and number of the layers that have one."""
+    """Sizes of the LoRA adapters: parameters, number of adapted matrices, and the sum of their input widths."""
 
     parameters: int = 0
     input_width: int = 0
@@ -118,27 +118,27 @@ class SampleFlops:
     layers: float
     """Frozen matrices of the layers."""
     head: float
-    """The LM head, at supervised positions."""
+    """LM head, at supervised positions."""
     attention: float
     """Scores and weighted sums, causal."""
     trained: float
-    """LoRA, projectors and fusion: 6 a parameter and token."""
+    """LoRA, projectors and fusion: 6 per parameter and token."""
     recomputed: float
-    """The layers' second forward with activation checkpointing."""
+    """Second forward pass of the layers with activation checkpointing."""
 
     @property
     def model(self) -> float:
-        """What must be computed; the numerator of utilisation."""
+        """FLOPs without recomputation; the numerator of utilisation."""
         return self.layers + self.head + self.attention + self.trained
 
     @property
     def total(self) -> float:
-        """What is computed."""
+        """FLOPs with recomputation."""
         return self.model + self.recomputed
 
 
 def rule_flops(llm: LlmShape, tokens: float, *, checkpointing: bool = False) -> float:
-    """4N a token, 6N with activation checkpointing."""
+    """Return the FLOPs by the rule: 4N per token, 6N with activation checkpointing."""
     return (6 if checkpointing else 4) * llm.matrix_parameters * tokens
 
 
@@ -151,12 +151,12 @@ def sample_flops(
     adapter: float = 0.0,
     checkpointing: bool = False,
 ) -> SampleFlops:
-    """Count one sample.
+    """Count the arithmetic of one sample.
 
     Args:
         tokens: length of the sample, soft tokens included.
-        supervised: answer tokens, which alone pass the head.
-        adapter: parameters of fusion and projectors, each times the soft tokens that it gives.
+        supervised: number of answer tokens; only these pass the head.
+        adapter: parameters of fusion and projectors, each multiplied with the number of its soft tokens.
     """
     scores = 2 * tokens**2 * llm.query_width * llm.layers  # two products of L² / 2 · width multiply-adds
     return SampleFlops(
@@ -170,7 +170,7 @@ def sample_flops(
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the peak of a step, by kind."""
+    """Memory of one device at the peak of a step, in bytes by kind."""
 
     base: int
     """Frozen weights."""
@@ -184,17 +184,18 @@ class Memory:
     logits: int
     """Logits, their float32 copy and its gradient at the supervised positions."""
     features: int
-    """Cached tokens of a micro-batch and their copies in the trained parts' dtype."""
+    """Cached tokens of a micro-batch, and their copies in the dtype of the trained parts."""
     workspace: int
-    """A quantised matrix restored for its product."""
+    """One quantised matrix, restored for its product."""
     reserved: int
 
     @property
     def total(self) -> int:
+        """Bytes of all kinds."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def by_kind(self) -> dict[str, int]:
-        """Kind -> bytes, the largest first."""
+        """Return kind -> bytes, the largest first."""
         kinds = {field.name: getattr(self, field.name) for field in fields(self)}
         return dict(sorted(kinds.items(), key=lambda item: -item[1]))
 
@@ -202,11 +203,11 @@ class Memory:
 def activation_bytes(
     llm: LlmShape, lora: LoraShape, tokens: int, *, compute: str, checkpointing: bool, dropout: bool = True
 ) -> int:
-    """What autograd keeps of the language model's layers for `tokens` tokens of a micro-batch.
+    """Return the bytes that autograd keeps of the language model's layers for a micro-batch of `tokens` tokens.
 
-    A layer keeps, a token: the input of both norms in float32; query, key, value and output of the attention and its
-    log-sum; gate, activation and product of the feed-forward; a copy of the input of every adapted matrix with its
-    dropout. With checkpointing each layer keeps its input alone and one layer at a time is computed again.
+    A layer keeps, per token: the input of both norms in float32; query, key, value, output and log-sum of the
+    attention; gate, activation and product of the feed-forward; a copy of the input of every adapted matrix with its
+    dropout. With checkpointing a layer keeps only its input, and one layer at a time is computed again.
     """
     size = DTYPE_BYTES[compute]
     norms = 2 * 4 * llm.width
@@ -237,17 +238,20 @@ def memory(
     """Count the memory of one device.
 
     Args:
-        trained: parameters of the trained parts; `learning` those that are not frozen, default all.
-        tokens, supervised: of one micro-batch, padding included.
-        feature_values: numbers of the cached tokens of one micro-batch.
-        base: dtype of the frozen matrices, a key of `BASE_BYTES`; what is quantised are the layers alone.
+        trained: parameters of the trained parts.
+        learning: those of them that are not frozen in this stage; None: all.
+        tokens, supervised: tokens and supervised tokens of one micro-batch, padding included.
+        feature_values: number of values in the cached tokens of one micro-batch.
+        base: dtype of the frozen matrices, a key of `BASE_BYTES`; only the layers are quantised.
         compute: dtype of the activations.
     """
-    plain = BASE_BYTES[base] if base in DTYPE_BYTES else DTYPE_BYTES["bfloat16"]
+    plain_bytes = BASE_BYTES[base] if base in DTYPE_BYTES else DTYPE_BYTES["bfloat16"]
     learning = trained if learning is None else learning
     quantised = base not in DTYPE_BYTES
     return Memory(
-        base=round(llm.layer_parameters * BASE_BYTES[base] + (llm.head_parameters + llm.other_parameters) * plain),
+        base=round(
+            llm.layer_parameters * BASE_BYTES[base] + (llm.head_parameters + llm.other_parameters) * plain_bytes
+        ),
         trained=TRAINED_BYTES * trained,
         gradients=TRAINED_BYTES * learning,
         optimizer=2 * TRAINED_BYTES * learning,
@@ -261,17 +265,17 @@ def memory(
 
 
 def hours(flops: float, gpu: Gpu, utilisation: float = DEFAULT_UTILISATION, *, fp8: bool = False) -> float:
-    """Hours that one card takes for `flops`."""
+    """Return the hours that one GPU needs for `flops`."""
     return flops / (gpu.peak_flops(fp8=fp8) * utilisation) / 3600
 
 
 def advice(needed: Memory, *, checkpointing: bool, base: str, smaller: str | None) -> str:
-    """Name the largest consumer that can shrink, and the setting that shrinks it.
+    """Name the largest kind of memory that can be reduced, and the setting that reduces it.
 
     Args:
-        smaller: a setting with fewer tokens a row; None where rows are of one sample already.
+        smaller: a setting with fewer tokens per row; None if a row has one sample already.
     """
-    knobs: Mapping[str, str] = {
+    settings: Mapping[str, str] = {
         "activations": smaller or "optim.activation_checkpointing=true",
         "base": "model.quantised=nf4",
         "logits": "a smaller data.max_answer_tokens",
@@ -283,4 +287,6 @@ def advice(needed: Memory, *, checkpointing: bool, base: str, smaller: str | Non
     if base == "nf4":
         fixed.add("base")
     kind, size = next((item for item in needed.by_kind().items() if item[0] not in fixed), ("optimizer", 0))
-    return f"Of {needed.total / 2**30:.1f} GiB by the memory model, {size / 2**30:.1f} are {kind}: set {knobs[kind]}."
+    return (
+        f"Of {needed.total / 2**30:.1f} GiB by the memory model, {size / 2**30:.1f} are {kind}: set {settings[kind]}."
+    )

@@ -1,8 +1,8 @@
-"""How many tokens go through the model at once, and what to do when they do not fit.
+"""Choose how many tokens a row may have, and give advice when a step does not fit into memory.
 
-`optim.micro_batch_size: auto` packs rows under a token budget: on a GPU what the memory model (`costs`) says fits into
-its memory, elsewhere `CPU_TOKENS`. Activation checkpointing is used where the memory model leaves room for fewer than
-`COMFORTABLE_TOKENS` without it. Both depend on the configuration and the card alone, so a resumed run has the same.
+`optim.micro_batch_size: auto` packs rows up to a token budget: on a GPU the number that fits into its memory by the
+memory model (`costs`), elsewhere `CPU_TOKENS`. Activation checkpointing is used if fewer than `COMFORTABLE_TOKENS` fit
+without it. Both depend only on the configuration and the GPU, so a resumed run has the same budget.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from fusion_train.planning.sizes import llm_shape, lora_shape
 CPU_TOKENS = 4096
 COMFORTABLE_TOKENS = 2048
 MOST_TOKENS = 65_536
+"""Largest budget that is considered."""
 SUPERVISED_SHARE = 8
-"""A row of T tokens is taken to have T / 8 supervised ones."""
+"""A row of T tokens is assumed to have T / 8 supervised tokens."""
 SAFETY = 0.94
-"""Share of a card's memory that is planned with."""
+"""Share of the memory of a GPU that the budget uses."""
 COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""`optim.precision` -> dtype of the activations."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens of a row, and whether activations are computed twice to make room for them."""
+    """Largest number of tokens of a row, and whether activation checkpointing makes room for them."""
 
     tokens: int
     checkpointing: bool
 
 
 def choose_budget(config: Config, model: torch.nn.Module, device: torch.device) -> Budget:
-    """Decide by the memory model; `optim.micro_batch_tokens` and `optim.activation_checkpointing` overrule it."""
+    """Choose by the memory model; `optim.micro_batch_tokens` and `optim.activation_checkpointing` override it."""
     optim = config.optim
     wanted = optim.activation_checkpointing
     if device.type != "cuda" or not isinstance(model, EmotionLlama):
@@ -49,7 +51,7 @@ def choose_budget(config: Config, model: torch.nn.Module, device: torch.device) 
 
 
 def within(config: Config, model: EmotionLlama, limit: int) -> Budget:
-    """The budget under a limit of bytes."""
+    """Return the budget for a limit in bytes."""
     optim = config.optim
     wanted = optim.activation_checkpointing
     plain = most_tokens(config, model, limit, checkpointing=False)
@@ -64,27 +66,27 @@ def within(config: Config, model: EmotionLlama, limit: int) -> Budget:
 
 
 def most_tokens(config: Config, model: EmotionLlama, limit: int, *, checkpointing: bool) -> int:
-    """Tokens of the longest row that fits into `limit` bytes, by bisection; 0 where none does."""
-    need = needs(config, model, checkpointing=checkpointing)
+    """Return the tokens of the longest row that fits into `limit` bytes, by bisection; 0 if none fits."""
+    memory_for = memory_by_tokens(config, model, checkpointing=checkpointing)
     low, high = 0, MOST_TOKENS
     while low < high:
         middle = (low + high + 1) // 2
-        if need(middle).total <= limit:
+        if memory_for(middle).total <= limit:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def needs(config: Config, model: EmotionLlama, *, checkpointing: bool) -> Callable[[int], costs.Memory]:
-    """Memory of a step, by the tokens of its rows; the model is looked at once."""
+def memory_by_tokens(config: Config, model: EmotionLlama, *, checkpointing: bool) -> Callable[[int], costs.Memory]:
+    """Return a function from the tokens of a row to the memory of a step; the model is inspected once."""
     soft = max(sum(model.soft_counts.values()), 1)
     shapes = [shape for name in model.shapes.used if (shape := getattr(model.shapes, name))]
     llm, lora = llm_shape(model.llm), lora_shape(model.llm)
     trained = sum(p.numel() for p in trained_parameters(model).values())
     learning = sum(p.numel() for p in learning_parameters(model).values())
 
-    def needed(tokens: int) -> costs.Memory:
+    def memory_for(tokens: int) -> costs.Memory:
         return costs.memory(
             llm,
             lora,
@@ -99,12 +101,12 @@ def needs(config: Config, model: EmotionLlama, *, checkpointing: bool) -> Callab
             ema=config.optim.ema_decay is not None,
         )
 
-    return needed
+    return memory_for
 
 
 @contextmanager
 def fitting(subject: str, next_step: Callable[[], str]) -> Iterator[None]:
-    """Raise DeviceMemoryError, with what to do next, where the device's memory runs out in the block."""
+    """Turn an out-of-memory error in the block into DeviceMemoryError with advice."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -117,12 +119,12 @@ def fitting(subject: str, next_step: Callable[[], str]) -> Iterator[None]:
 
 
 def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing: bool) -> str:
-    """What takes the memory of a row that did not fit, and what to change next."""
+    """Return advice for a row that did not fit: the largest kind of memory, and the setting to change."""
     smaller = smaller_rows(config, tokens)
     if not isinstance(model, EmotionLlama):
         return f"Set {smaller or 'a smaller optim.batch_size'}."
     return costs.advice(
-        needs(config, model, checkpointing=checkpointing)(tokens),
+        memory_by_tokens(config, model, checkpointing=checkpointing)(tokens),
         checkpointing=checkpointing,
         base=config.model.quantised or config.model.llm_dtype,
         smaller=smaller,
@@ -130,7 +132,7 @@ def advise(config: Config, model: torch.nn.Module, tokens: int, *, checkpointing
 
 
 def smaller_rows(config: Config, tokens: int) -> str | None:
-    """The setting that halves rows of so many tokens; None where they are of one sample."""
+    """Return the setting that halves rows of `tokens` tokens; None if a row has one sample."""
     micro = config.optim.micro_batch_size
     if micro == "auto":
         return f"optim.micro_batch_tokens={max(1, tokens // 2)}"

@@ -1,7 +1,7 @@
-"""Before anything is loaded: what a configuration trains, what a sample is, and what that costs.
+"""Plan a run before anything is loaded: trained parameters, lengths of samples, arithmetic, memory and hours.
 
-The model is built on the meta device, so parameters are counted by the code that trains. The length of a sample is
-counted on the clip list where list, store and tokenizer are at hand, and assumed where not; the plan says which.
+The model is built on the meta device, so the training code itself counts the parameters. Lengths of samples are counted
+on the clip list if list, store and tokenizer are available, and assumed otherwise; the plan says which.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ from fusion_train.prompts.limits import PromptLimits
 ASSUMED_TEXT_TOKENS = 120
 ASSUMED_ANSWER_TOKENS = 32
 COUNTED_CLIPS = 256
+"""Draws on which the lengths are counted."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of a sample; of questions that share a prefix, each has its part of it."""
+    """Mean tokens of a sample; a shared prefix is divided equally among its questions."""
 
     soft: float
     text: float
     """Prompt without soft tokens."""
     answer: float
     longest: int
-    """The most of one sample, soft tokens and answer included."""
+    """Tokens of the longest sample, soft tokens and answer included."""
     source: str
+    """`assumed`, or on which clips they were counted."""
 
     @property
     def total(self) -> float:
@@ -54,11 +56,12 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that `fusion-train plan` shows."""
+    """The predictions that `fusion-train plan` shows."""
 
     parameters: dict[str, int]
-    """Trained, by part."""
+    """Trained parameters by part."""
     frozen: int
+    """Parameters of the frozen base."""
     lengths: Lengths
     flops: costs.SampleFlops
     rule_flops: float
@@ -69,7 +72,7 @@ class TrainingPlan:
     utilisation: float
     hours: float
     advice: str | None
-    """Where the card is too small."""
+    """What to change if the run does not fit the GPU; None if it fits."""
 
 
 def make_plan(
@@ -84,25 +87,27 @@ def make_plan(
     asked_split: str | None = None,
     batches: Hashable = None,
 ) -> TrainingPlan:
-    """Work out what training this configuration costs.
+    """Predict what training this configuration costs.
 
     Args:
-        counted: lengths by `batches` and soft tokens, for several configurations planned on one clip list; what is
-            counted here is added.
-        batches: equal for configurations that take the same batches.
+        utilisation: share of the published peak of the GPU that training reaches.
+        counted: lengths by `batches` and soft tokens, shared by several configurations on one clip list; lengths that
+            are counted here are added.
+        asked_split: further split whose clips must fit the prompt limits.
+        batches: key that is equal for configurations with the same batches.
 
     Raises:
-        ConfigError, ModelError: settings that do not go together, or an unknown language model or card.
+        ConfigError, ModelError: conflicting settings, or an unknown language model or GPU.
     """
     card = costs.find_gpu(gpu)
     reader = _reader(config, store, say)
     shapes = reader.shapes if reader else _published_shapes(config)
     model = model_skeleton(config, shapes)
     llm, lora = llm_shape(model.llm), lora_shape(model.llm)
-    alike = (batches, *model.soft_counts.items())
-    lengths = (counted or {}).get(alike) or _lengths(config, reader, clips, model, say, asked_split)
+    key = (batches, *model.soft_counts.items())
+    lengths = (counted or {}).get(key) or _lengths(config, reader, clips, model, say, asked_split)
     if counted is not None:
-        counted[alike] = lengths
+        counted[key] = lengths
     budget = within(config, model, int(card.memory_gib * 2**30 * SAFETY))
     flops = costs.sample_flops(
         llm,
@@ -112,12 +117,13 @@ def make_plan(
         adapter=adapter_work(model),
         checkpointing=budget.checkpointing,
     )
-    wanted = config.optim.micro_batch_size
-    micro = max(1, round(budget.tokens / lengths.total)) if wanted == "auto" else wanted
+    micro_batch_size = config.optim.micro_batch_size
+    is_auto = micro_batch_size == "auto"
+    micro = max(1, round(budget.tokens / lengths.total)) if micro_batch_size == "auto" else micro_batch_size
     base = config.model.quantised or config.model.llm_dtype
     parameters = count_by_part(model)
     values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
-    tokens = budget.tokens if wanted == "auto" else micro * lengths.longest
+    tokens = budget.tokens if is_auto else micro * lengths.longest
     needed = costs.memory(
         llm,
         lora,
@@ -177,6 +183,7 @@ def _lengths(
     say: Callable[[str], None],
     asked_split: str | None = None,
 ) -> Lengths:
+    """Count the lengths of samples, or assume them if the clip list, the store or the tokenizer is missing."""
     soft_counts = model.soft_counts
     soft = sum(soft_counts.values())
     assumed = Lengths(
@@ -184,19 +191,21 @@ def _lengths(
     )
     if reader is None or not Path(clips).is_file():
         return assumed
+    llm_name = config.model.llm
+    assert llm_name is not None  # `model_skeleton` refuses a probe
     try:
-        tokenizer = load_tokenizer(config.model.llm)
+        tokenizer = load_tokenizer(llm_name)
     except ModelError as error:
         say(f"lengths assumed, since there is no tokenizer to count with: {error}")
         return assumed
-    refuse_foreign_tokens(tokenizer, model.llm, config.prompt.format(), config.model.llm or "")
+    refuse_foreign_tokens(tokenizer, model.llm, config.prompt.format(), llm_name)
     data = config.data
     listed = adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
     train_clips = listed.in_split(data.train_split)
     sets = label_sets(train_clips)
     for notice in near_classes(sets):
         say(notice)
-    prompts = PromptLimits(positions=positions_of(llm_config(config.model.llm)), too_long=data.too_long)
+    prompts = PromptLimits(positions=positions_of(llm_config(llm_name)), too_long=data.too_long)
     collator = Collator(reader, tokenizer, config.prompt.format(), soft_counts, limits=prompts)
     limits = answer_limits(data, tokenizer)
     usable = {
@@ -215,22 +224,17 @@ def _lengths(
     stream = SampleStream.for_training(
         config, usable[data.train_split], sets, tokenizer=tokenizer, modalities=reader.modalities, say=say
     )
-    places = text = answers = longest = 0
-    together = data.questions_per_clip
+    num_soft = num_text = num_answer = longest = 0
+    questions = data.questions_per_clip
     for turn in range(COUNTED_CLIPS):
-        encoded = [collator.encode(stream.draw(turn * together + number)) for number in range(together)]
+        encoded = [collator.encode(stream.draw(turn * questions + number)) for number in range(questions)]
         tokens = pack(encoded, share=data.share_prefix).token_ids
-        answered = sum(len(one.answer) for one in encoded)
-        places += int((tokens < 0).sum())
-        answers += answered
-        text += int((tokens >= 0).sum()) - answered
-        longest = max(longest, -(-tokens.numel() // together))
-    count = COUNTED_CLIPS * together
-    shared = ", prefixes shared" if together > 1 and data.share_prefix else ""
-    return Lengths(
-        places / count,
-        text / count,
-        answers / count,
-        longest,
-        f"counted on {count} draws of {Path(clips).name}{shared}",
-    )
+        answer_tokens = sum(len(sample.answer) for sample in encoded)
+        num_soft += int((tokens < 0).sum())  # soft places have negative ids
+        num_answer += answer_tokens
+        num_text += int((tokens >= 0).sum()) - answer_tokens
+        longest = max(longest, -(-tokens.numel() // questions))
+    count = COUNTED_CLIPS * questions
+    shared = ", prefixes shared" if questions > 1 and data.share_prefix else ""
+    source = f"counted on {count} draws of {Path(clips).name}{shared}"
+    return Lengths(num_soft / count, num_text / count, num_answer / count, longest, source)

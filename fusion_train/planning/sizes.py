@@ -1,4 +1,4 @@
-"""Read the sizes that decide costs off a model; one on the meta device, without any weights, will do."""
+"""Read the sizes that decide costs from a model; a model on the meta device, without weights, is enough."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fusion_train.config import Config
@@ -23,16 +22,16 @@ from fusion_train.planning.costs import LlmShape, LoraShape, sample_flops
 
 
 def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:
-    """Build the whole model of a configuration on the meta device: every name and shape, no memory, no weights.
+    """Build the whole model of a configuration on the meta device: all names and shapes, but no weights.
 
     Raises:
-        ModelError: neither the files nor the sizes of the language model are at hand.
-        ConfigError: settings that do not go together.
+        ModelError: neither the files nor the sizes of the language model are available.
+        ConfigError: conflicting settings.
     """
     if config.model.llm is None:
         raise ConfigError(
             "model.llm",
-            expected="a language model, whose costs can be told before",
+            expected="a language model, whose costs can be predicted",
             got="null: a probe",
             next_step="A probe takes minutes on a CPU; run it: fusion-train --stage probe.",
         )
@@ -40,8 +39,8 @@ def model_skeleton(config: Config, shapes: FeatureShapes) -> EmotionLlama:
         return build_model(config, skeleton(llm_config(config.model.llm)), shapes)
 
 
-def llm_shape(llm: nn.Module) -> LlmShape:
-    """Sizes of a causal LM of transformers, with or without LoRA around it."""
+def llm_shape(llm: Any) -> LlmShape:
+    """Return the sizes of a causal LM of transformers, with or without LoRA."""
     config = llm.config.get_text_config()
     width = llm.get_input_embeddings().embedding_dim
     heads = _size(config, "num_attention_heads") or 0  # none in a recurrent model
@@ -59,7 +58,11 @@ def llm_shape(llm: nn.Module) -> LlmShape:
     )
     widest = max((max(_sides(module)) for module in matrices.values()), default=width)
     counted = {id(module.weight) for module in (*matrices.values(), head)}
-    others = sum(p.numel() for name, p in llm.named_parameters() if id(p) not in counted and ".lora_" not in name)
+    other_parameters = sum(
+        parameter.numel()
+        for name, parameter in llm.named_parameters()
+        if id(parameter) not in counted and ".lora_" not in name
+    )
     return LlmShape(
         width=width,
         layers=len(decoder_layers(llm)[1]),
@@ -70,17 +73,17 @@ def llm_shape(llm: nn.Module) -> LlmShape:
         vocabulary=head.weight.shape[0],
         layer_parameters=layer_parameters,
         head_parameters=head.weight.numel(),
-        other_parameters=others,
+        other_parameters=other_parameters,
     )
 
 
-def _sides(matrix: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer or of GPT-2's Conv1D, whatever its weight is stored as."""
+def _sides(matrix: Any) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs of a linear layer, or of GPT-2's Conv1D."""
     return (matrix.nx, matrix.nf) if isinstance(matrix, Conv1D) else (matrix.in_features, matrix.out_features)
 
 
 def _size(config: Any, *names: str) -> int | None:
-    """The first of these sizes that a configuration states; the largest where it has one per layer."""
+    """Return the first of these sizes that a configuration states, the largest if it has one per layer."""
     for name in names:
         value = getattr(config, name, None)
         sizes = [size for size in (value if isinstance(value, list | tuple) else [value]) if isinstance(size, int)]
@@ -89,8 +92,8 @@ def _size(config: Any, *names: str) -> int | None:
     return None
 
 
-def lora_shape(llm: nn.Module) -> LoraShape:
-    """Sizes of the adapters that `add_lora` put into a language model; empty where there are none."""
+def lora_shape(llm: Any) -> LoraShape:
+    """Return the sizes of the adapters in a language model; zeros without adapters."""
     downs = [module for name, module in llm.named_modules() if name.endswith(".lora_A.default")]
     ups = [module for name, module in llm.named_modules() if name.endswith(".lora_B.default")]
     return LoraShape(
@@ -101,11 +104,11 @@ def lora_shape(llm: nn.Module) -> LoraShape:
     )
 
 
-def work_of(model: nn.Module) -> Callable[[SampleStats], float]:
-    """What a sample costs to train on, in floating-point operations."""
+def work_of(model: Any) -> Callable[[SampleStats], float]:
+    """Return a function from a sample's lengths to the FLOPs of training on it."""
     if isinstance(model, Probe):
-        each = 6.0 * sum(p.numel() for p in model.fusion.parameters()) * model.fusion_tokens
-        return lambda stats: each
+        probe_flops = 6.0 * sum(p.numel() for p in model.fusion.parameters()) * model.fusion_tokens
+        return lambda stats: probe_flops
     llm, lora, adapter = llm_shape(model.llm), lora_shape(model.llm), adapter_work(model)
     return lambda stats: (
         sample_flops(llm, lora, tokens=stats.num_tokens, supervised=stats.num_supervised, adapter=adapter).model
@@ -113,23 +116,25 @@ def work_of(model: nn.Module) -> Callable[[SampleStats], float]:
 
 
 def adapter_work(model: EmotionLlama) -> int:
-    """Parameters of fusion and projectors, each times the soft tokens it gives for a clip with every modality."""
+    """Return the parameters of fusion and projectors, each multiplied with its soft tokens for a clip with all
+    modalities."""
     counts = model.soft_counts
     parts = count_by_part(model)
     work = parts.get("fusion", 0) * model.fusion_tokens
     return work + sum(parts.get(f"projectors.{stream}", 0) * count for stream, count in counts.items())
 
 
-SIZES = {"cuda": 8192, "cpu": 512}
-ROUNDS = {"cuda": 20, "cpu": 5}
+SIDES = {"cuda": 8192, "cpu": 512}
+"""Device type -> rows and columns of the measured matrices."""
+REPEATS = {"cuda": 20, "cpu": 5}
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the best of several square matrix products."""
-    size = SIZES.get(device.type, SIZES["cpu"])
+    """Measure the FLOP per second of the fastest of several square matrix products."""
+    size = SIDES.get(device.type, SIDES["cpu"])
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(ROUNDS.get(device.type, ROUNDS["cpu"]) + 1):  # the first warms up
+    for _ in range(REPEATS.get(device.type, REPEATS["cpu"]) + 1):  # the first one warms up
         began = time.perf_counter()
         left @ right
         if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Ask an exported model about clips: from files to answers, and what the model looked at.
+"""Ask an exported model about clips: from media files to answers, with evidence of what the model relied on.
 
-    files ─ clips ─▶ clip list ─ pipeline ─▶ decoded ─ encoded ─ answered ─▶ ClipAnswer ─ answer_file ─▶ JSON lines
-                                                                         └─ evidence ─ picture ─▶ PNG
+    files ─ request ─▶ clip list ─ pipeline ─▶ decode ─ encode ─ answer ─▶ ClipAnswer ─ answer_file ─▶ JSON lines
+                                                                              └─ evidence ─ picture ─▶ PNG
 
-It knows exported folders alone: no run, no store.
+These modules read exported folders only; they know no run and no store.
 """

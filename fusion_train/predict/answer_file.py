@@ -1,10 +1,10 @@
-"""Answers as JSON lines, in a file that a stopped prediction goes on with.
+"""Write answers as JSON Lines to a file with which a stopped prediction continues.
 
     {"id": "a1", "answer": "happy", "probabilities": {"happy": 0.9, …}, "shown": ["audio", "image", "video"],
      "task": "emotion", "question": null, "choices": [], "model": "0123456789abcdef"}
 
-A clip that failed has `error` in place of an answer and is asked again by the next run, as are clips after a line that
-was cut off. A file of another model or question is refused. No time and no path is written.
+A clip that failed has `error` instead of an answer; the next run asks it again. A line that was cut off at the end of
+the file is removed. A file of another model or question is refused. No time and no path is written.
 """
 
 from __future__ import annotations
@@ -21,54 +21,55 @@ from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.pipeline import ClipAnswer
 from fusion_train.predict.request import PredictionRequest
 
-PLACES = 6  # digits of a probability
+DIGITS = 6  # of a probability, after the decimal point
 
 
-def asked(opened: OpenedModel, question: PredictionRequest) -> dict[str, Any]:
-    """What all answers of one file have in common."""
+def common_fields(opened: OpenedModel, request: PredictionRequest) -> dict[str, Any]:
+    """Return the fields that all answers of one file share."""
     return {
-        "task": question.task.full_name,
-        "question": question.words,
-        "choices": list(question.choices),
+        "task": request.task.full_name,
+        "question": request.words,
+        "choices": list(request.choices),
         "model": opened.identity,
     }
 
 
 def row(answer: ClipAnswer, common: Mapping[str, Any]) -> dict[str, Any]:
-    """One answer as a JSON object."""
+    """Return one answer as a JSON object."""
     if answer.error is not None:
         return {"id": answer.clip.id, "error": str(answer.error), **common}
-    said: dict[str, Any] = {"id": answer.clip.id, "answer": answer.text}
+    fields: dict[str, Any] = {"id": answer.clip.id, "answer": answer.text}
     if answer.probabilities:
-        said["probabilities"] = _rounded(answer.probabilities)
-    said["shown"] = list(answer.shown)
+        fields["probabilities"] = _rounded(answer.probabilities)
+    fields["shown"] = list(answer.shown)
     if answer.evidence is not None and answer.evidence.without:
-        said["without"] = {modality: _rounded(labels) for modality, labels in answer.evidence.without.items()}
-    return {**said, **common}
+        fields["without"] = {modality: _rounded(labels) for modality, labels in answer.evidence.without.items()}
+    return {**fields, **common}
 
 
 class AnswerFile:
-    """Rows written one by one; each is on the disk before the next is asked for."""
+    """File of answers; each answer is on the disk before the next clip is answered. Use it as a context manager."""
 
     def __init__(self, path: Path, common: Mapping[str, Any]) -> None:
-        """Open `path`, keeping the answers that it holds.
+        """Open `path`; existing answers stay, rows of failed clips are removed.
 
         Raises:
-            DataError: it holds answers of another model or to another question, or something else.
+            DataError: the file holds answers of another model, answers to another question, or other content.
         """
         self._path, self.common = path, dict(common)
         self.done: set[str] = set()
+        """Ids of clips with an answer in the file when it was opened."""
         if path.is_file():
-            self._kept()  # refuses before anything is touched
-        with ExitStack() as opened:
-            self._lines = opened.enter_context(AppendedLines(path))
-            kept, dropped = self._kept()
-            if dropped:
-                self._lines.rewrite(kept)
-            opened.pop_all()
+            self._read_answers()  # refuses another file before anything is changed
+        with ExitStack() as stack:
+            self._lines = stack.enter_context(AppendedLines(path))
+            answers, num_others = self._read_answers()
+            if num_others:
+                self._lines.rewrite(answers)
+            stack.pop_all()
 
     def write(self, answer: ClipAnswer) -> None:
-        """Add an answer; it is on the disk when this returns."""
+        """Append an answer; it is on the disk when this returns."""
         self._lines.append([row(answer, self.common)])
 
     def __enter__(self) -> AnswerFile:
@@ -77,23 +78,23 @@ class AnswerFile:
     def __exit__(self, *_: object) -> None:
         self._lines.__exit__()
 
-    def _kept(self) -> tuple[list[dict[str, Any]], int]:
-        """Rows with an answer, and how many others there are."""
-        kept: dict[str, dict[str, Any]] = {}
+    def _read_answers(self) -> tuple[list[dict[str, Any]], int]:
+        """Read the rows with an answer; also return the number of other rows: failures and repeated answers."""
+        answers: dict[str, dict[str, Any]] = {}
         count = 0
-        for number, found in read_objects(self._path, torn=True):
-            if isinstance(found, str) or not isinstance(found.get("id"), str):
+        for number, fields in read_objects(self._path, torn=True):
+            if isinstance(fields, str) or not isinstance(fields.get("id"), str):
                 raise self._refused(f"line {number} that is none")
-            if not take_checksum(found):
+            if not take_checksum(fields):
                 raise self._refused(f"line {number} that was changed since it was written")
-            differing = [key for key, value in self.common.items() if found.get(key) != value]
+            differing = [key for key, value in self.common.items() if fields.get(key) != value]
             if differing:
                 raise self._refused(f"another {differing[0]} on line {number}")
             count += 1
-            if "error" not in found:
-                kept.setdefault(found["id"], found)
-        self.done = set(kept)
-        return list(kept.values()), count - len(kept)
+            if "error" not in fields:
+                answers.setdefault(fields["id"], fields)
+        self.done = set(answers)
+        return list(answers.values()), count - len(answers)
 
     def _refused(self, got: str) -> DataError:
         return DataError(
@@ -105,4 +106,4 @@ class AnswerFile:
 
 
 def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
-    return {label: round(value, PLACES) for label, value in probabilities.items()}
+    return {label: round(value, DIGITS) for label, value in probabilities.items()}

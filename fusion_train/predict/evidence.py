@@ -1,4 +1,4 @@
-"""What the model looked at: how its fusion weighed the modalities, and what it answers without each of them.
+"""Gather evidence for an answer: the modality weights of the fusion, and the answer without each modality.
 
 Shapes: K tokens of the fusion, M modalities in use, C labels.
 """
@@ -18,35 +18,37 @@ from fusion_train.remote.processing_emotion_llama import ClipInputs
 
 @dataclass(frozen=True)
 class AudioTiming:
-    """How audio tokens divide the time of a clip."""
+    """Division of a clip's time into audio tokens."""
 
     sampling_rate: int
     tokens: int
+    """Number of audio tokens."""
     window_s: float
     """Duration of one token."""
 
     def num_filled(self, num_samples: int) -> int:
-        """Tokens in which the clip sounds, the last perhaps in part."""
+        """Return the number of tokens that contain sound of a clip of this length; the last may be partly filled."""
         return min(self.tokens, math.ceil(num_samples / self.sampling_rate / self.window_s - 1e-9))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of one clip."""
+    """Evidence for the answer about one clip."""
 
     views: Mapping[str, np.ndarray]
-    """Modality -> the frames (F, H, W, 3) uint8 or the waveform (S,) float32 that its encoder was given."""
+    """Modality -> frames (F, H, W, 3) uint8 or waveform (S,) float32 that its encoder received."""
     weights: Mapping[str, np.ndarray] | None
-    """Modality -> weight (K,) in the fusion's attention branch; None for a fusion without one."""
+    """Modality -> weights (K,) in the attention branch of the fusion; None for a fusion without one."""
     without: Mapping[str, Mapping[str, float]]
-    """Modality -> label -> probability where the clip is asked as if it did not have the modality."""
+    """Modality -> label -> probability if the modality is left out."""
 
     sound: AudioTiming | None
+    """None for a clip without sound."""
     num_tokens: int
-    """K of the fusion."""
+    """Number K of fusion tokens."""
 
     def drops(self, probabilities: Mapping[str, float], label: str) -> dict[str, float]:
-        """Modality -> how much less probable `label` becomes without it; negative where it becomes more so."""
+        """Return modality -> decrease of the probability of `label` without it; negative for an increase."""
         return {modality: probabilities[label] - row[label] for modality, row in self.without.items()}
 
 
@@ -57,38 +59,43 @@ def gather_evidence(
     features: Mapping[str, Tensor],
     labels: Sequence[str],
 ) -> list[Evidence]:
-    """Evidence of every clip of a batch; features are encoded already.
+    """Return the evidence for every clip of a batch.
 
     Args:
-        labels: the closed set; empty for an open question, of which no probability can drop.
+        prompt: `input_ids`, `attention_mask` and `present` of the batch.
+        features: modality -> encoded features of the batch.
+        labels: the closed set; empty for an open question, which has no probabilities to compare.
     """
     model = opened.model
     weights = model.modality_weights(features, prompt["present"])  # [b, k, m]
     modalities = list(opened.processor.encoders)
     without: list[dict[str, dict[str, float]]] = [{} for _ in clips]
     for modality in modalities if labels else ():
-        shown = [row for row, clip in enumerate(clips) if modality in clip.inputs]
-        if not shown:
+        rows_with_modality = [row for row, clip in enumerate(clips) if modality in clip.inputs]
+        if not rows_with_modality:
             continue
-        fewer = model.leave_out(modality, **prompt)
-        rows = model.label_probabilities(opened.processor.label_ids(labels), **fewer, features=features).tolist()
-        for row in shown:
+        reduced = model.leave_out(modality, **prompt)
+        rows = model.label_probabilities(opened.processor.label_ids(labels), **reduced, features=features).tolist()
+        for row in rows_with_modality:
             if all(map(math.isfinite, rows[row])):
                 without[row][modality] = dict(zip(labels, rows[row], strict=True))
     return [
         Evidence(
             clip.views,
-            _by_modality(weights, row, modalities, clip),
+            _weights_by_modality(weights, row, modalities, clip),
             without[row],
-            _sound(opened, clip),
+            _audio_timing(opened, clip),
             model.emotion_llama.fusion_tokens,
         )
         for row, clip in enumerate(clips)
     ]
 
 
-def _sound(opened: OpenedModel, clip: ClipInputs) -> AudioTiming | None:
-    """The audio encoder averages over all it takes, padding included, or over the clip's own time."""
+def _audio_timing(opened: OpenedModel, clip: ClipInputs) -> AudioTiming | None:
+    """Return how audio tokens divide the clip's time; None without sound.
+
+    The encoder averages over its whole input, padding included, or over the clip's own duration (`valid`).
+    """
     if "audio" not in clip.views:
         return None
     spec = opened.model.config.specs["audio"]
@@ -97,10 +104,10 @@ def _sound(opened: OpenedModel, clip: ClipInputs) -> AudioTiming | None:
     return AudioTiming(rate, spec.shape[0], samples / rate / spec.shape[0])
 
 
-def _by_modality(
+def _weights_by_modality(
     weights: Tensor | None, row: int, modalities: Sequence[str], clip: ClipInputs
 ) -> dict[str, np.ndarray] | None:
-    """Weights of the modalities that the clip has: those of absent ones multiply zeros."""
+    """Return the weights of the modalities that the clip has; the weights of absent modalities multiply zeros."""
     if weights is None or not clip.inputs:
         return None
     values = weights[row].float().cpu().numpy()  # [k, m]

@@ -1,7 +1,7 @@
-"""Open an exported folder for use: whole, unchanged since it was certified, on a device.
+"""Open an exported folder: check that it is complete and unchanged since its certificate, load it onto a device.
 
-The code that runs is this release's own, not the copy in the folder, so opening a folder from elsewhere executes
-nothing of it. `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` runs the copy.
+The code of this release runs, not the copy in the folder, so no code of a downloaded folder is executed.
+`AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)` runs the copy instead.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class OpenedModel:
     processor: EmotionLlamaProcessor
     name: str
     identity: str
-    """Changes with any byte of the folder; answers carry it."""
+    """Hash of all files of the folder, 16 hex digits; every answer carries it."""
     load_s: float
+    """Seconds that opening took."""
 
     @property
     def device(self) -> torch.device:
@@ -45,24 +46,26 @@ class OpenedModel:
 def open_model(
     folder: Path, device: str = "auto", base: str | None = None, encoder_weights: Mapping[str, str] | None = None
 ) -> OpenedModel:
-    """Open `folder`.
+    """Open an exported folder.
 
     Args:
-        base, encoder_weights: where an adapter-only folder finds what it refers to, if not by its name on the hub.
+        device: auto, cpu, cuda or cuda:N.
+        base, encoder_weights: paths or hub ids of base model and encoders for an adapter-only folder, if they are not
+            found by their hub names.
 
     Raises:
-        ExportError: no exported folder, or one whose files are not those that its certificate is about.
+        ExportError: no exported folder, or files that differ from those of its certificate.
         WeightsError: weights that do not fit the configuration.
         EncoderError: no such device.
     """
     began = time.perf_counter()
     certificate = read_certificate(folder)
     refuse_changed_files(folder, certificate)
-    place = resolve_device(device)
+    target = resolve_device(device)
     try:
         with loading_weights("exported model", folder):
             model = EmotionLlamaForCausalLM.from_pretrained(folder, base=base, encoder_weights=encoder_weights)
-            model = model.to(place).eval()
+            model = model.to(target).eval()
         processor = open_processor(folder, model.config)
     except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(
@@ -77,7 +80,7 @@ def open_model(
 
 
 def open_processor(folder: Path, config: EmotionLlamaConfig) -> EmotionLlamaProcessor:
-    """As `EmotionLlamaProcessor.from_pretrained`, which would ask whether the folder's own code may run."""
+    """Load the processor without the folder's own code, which `EmotionLlamaProcessor.from_pretrained` would run."""
     settings, _ = EmotionLlamaProcessor.get_processor_dict(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     return EmotionLlamaProcessor(tokenizer, **settings)

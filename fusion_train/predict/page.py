@@ -1,8 +1,8 @@
-"""A web page on which one uploads or records a clip and sees the answer, and what it rests on.
+"""Serve a web page on which a user uploads or records a clip and sees the answer with its evidence.
 
-One request is answered at a time, in the order of arrival; what one may ask is bounded in bytes, seconds of clip,
-seconds of decoding and tokens, so none holds up the others for long. Uploads lie in a folder of the page's own, are
-deleted when they are `KEPT_S` old, and with the folder when the page is closed. Needs gradio (extra `demo`).
+One request is answered at a time, in order of arrival. Limits on bytes, clip duration, decoding time and tokens keep a
+request from blocking the others for long. Uploads are stored in a temporary folder of the page; each is deleted after
+`KEPT_S` seconds, and the folder is deleted when the page is closed. Needs gradio (extra `demo`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ if TYPE_CHECKING:
 KEPT_S = 600
 SWEPT_EVERY_S = 60
 MAX_WAITING = 16
+"""Requests in the queue; further ones are refused."""
 NUM_EXAMPLES = 6
 WIDE = (11.0, 2.6)
+"""Size of a figure in inches."""
 
 
 @dataclass(frozen=True)
 class PageLimits:
-    """What one request may ask."""
+    """Limits on one request."""
 
     clip_s: float = 60.0
     megabytes: int = 100
+    """Size of an upload."""
     decode_s: float = 30.0
     max_new_tokens: int = 200
 
@@ -55,13 +58,14 @@ def serving(
     limits: PageLimits | None = None,
     examples: Sequence[Clip] = (),
 ) -> Iterator[str]:
-    """Serve the page while the block runs; gives its address.
+    """Serve the page while the block runs; yield its address.
 
     Args:
-        port: None takes the first free one from 7860.
+        port: None takes the first free port from 7860.
+        examples: clips that the page offers.
 
     Raises:
-        ConfigError: gradio is not installed, or the address cannot be had.
+        ConfigError: gradio is not installed, or the address is not free.
     """
     limits = limits or PageLimits()
     with tempfile.TemporaryDirectory(prefix="fusion-train-demo-") as uploads, _uploads_in(uploads):
@@ -93,7 +97,7 @@ def serving(
 
 
 def build_page(opened: OpenedModel, limits: PageLimits, examples: Sequence[Clip] = ()) -> gradio.Blocks:
-    """Lay out the page."""
+    """Build the page and connect its button."""
     gr = _gradio()
     tasks = list(opened.processor.tasks) or ["emotion"]
     with gr.Blocks(
@@ -114,42 +118,42 @@ def build_page(opened: OpenedModel, limits: PageLimits, examples: Sequence[Clip]
                 question = gr.Textbox(label="Question", placeholder="in place of the task's own", elem_id="question")
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=3):
-                said = gr.Markdown("Choose a clip and ask.", label="Answer", elem_id="answer")
+                answer_text = gr.Markdown("Choose a clip and ask.", label="Answer", elem_id="answer")
                 labels = gr.Label(label="Label probabilities", elem_id="labels")
                 drops = gr.Plot(show_label=False, elem_id="drops")
         frames = gr.Plot(show_label=False, elem_id="frames")
         sound = gr.Plot(show_label=False, elem_id="sound")
         weights = gr.Plot(show_label=False, elem_id="weights")
-        outputs = [said, labels, drops, frames, sound, weights]
+        outputs = [answer_text, labels, drops, frames, sound, weights]
 
-        def answered(path: str | None, text: str, task_name: str, asked: str) -> list[Any]:
-            answer = answer_one(opened, path, text, task_name, asked, limits)
-            return [gr.update(value=value) for value in shown(answer)]
+        def handle_click(path: str | None, text: str, task_name: str, instruction: str) -> list[Any]:
+            answer = answer_upload(opened, path, text, task_name, instruction, limits)
+            return [gr.update(value=value) for value in panels(answer)]
 
-        ask.click(answered, [clip, words, task, question], outputs, api_name="ask", show_progress="minimal")
-        chosen = [example for example in examples if example.video][:NUM_EXAMPLES]
-        if chosen:
+        ask.click(handle_click, [clip, words, task, question], outputs, api_name="ask", show_progress="minimal")
+        with_video = [example for example in examples if example.video][:NUM_EXAMPLES]
+        if with_video:
             gr.Examples(
-                [[str(example.video), example.text or ""] for example in chosen], [clip, words], label="Examples"
+                [[str(example.video), example.text or ""] for example in with_video], [clip, words], label="Examples"
             )
     return page
 
 
-def answer_one(
+def answer_upload(
     opened: OpenedModel, path: str | None, text: str, task: str, question: str, limits: PageLimits
 ) -> ClipAnswer | None:
-    """Ask about one uploaded file; None where there is none."""
+    """Answer a question about one uploaded file; None if nothing was uploaded."""
     if path is None:
         return None
-    asked = make_request(opened.processor, task, question, max_new_tokens=limits.max_new_tokens)
+    request = make_request(opened.processor, task, question, max_new_tokens=limits.max_new_tokens)
     clips = ClipList([Clip(id=Path(path).name, video=Path(path), text=text.strip() or None)])
-    bounds = PredictionLimits(batch_size=1, workers=1, clip_s=limits.clip_s, decode_s=limits.decode_s)
-    (answer,) = predict(opened, clips, asked, limits=bounds, look=True)
+    clip_limits = PredictionLimits(batch_size=1, workers=1, clip_s=limits.clip_s, decode_s=limits.decode_s)
+    (answer,) = predict(opened, clips, request, limits=clip_limits, look=True)
     return answer
 
 
-def shown(answer: ClipAnswer | None) -> list[Any]:
-    """Text, probabilities and four figures; None leaves a place empty."""
+def panels(answer: ClipAnswer | None) -> list[Any]:
+    """Return the values of the page's outputs: text, probabilities and four figures; None leaves an output empty."""
     if answer is None:
         return ["**Choose a clip first.**", *[None] * 5]
     if answer.error is not None or answer.evidence is None:
@@ -164,9 +168,9 @@ def shown(answer: ClipAnswer | None) -> list[Any]:
     sound, weights = (Figure(figsize=WIDE, layout="constrained") for _ in range(2))
     draw_sound(sound.subplots(), evidence)
     draw_weights(weights.subplots(), evidence)
-    seen = ", ".join(answer.shown) or "words alone"
+    modalities = ", ".join(answer.shown) or "only words"
     return [
-        f"### {markdown_text(answer.text or '')}\nshown: {seen}",
+        f"### {markdown_text(answer.text or '')}\nshown: {modalities}",
         answer.probabilities or None,
         drops,
         frames,
@@ -183,14 +187,14 @@ def _gradio() -> Any:
 
 
 def _theme() -> Any:
-    """Fonts of the system: the page asks no other machine for anything."""
+    """Return a theme with system fonts, so that the page loads nothing from other machines."""
     gr = _gradio()
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 @contextmanager
 def _uploads_in(folder: str) -> Iterator[None]:
-    """Let gradio keep its files in `folder`."""
+    """Make gradio store its files in `folder` while the block runs."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = folder
     try:

@@ -1,8 +1,9 @@
-"""Draw one answer: the frames and the sound that were used, how the fusion weighed them, what each was worth.
+"""Draw one answer: frames and sound that were used, modality weights of the fusion, effect of each modality.
 
-Each panel is a function on axes, so that a page may show them apart. Sound is drawn in seconds with the borders of the
-audio tokens; weights over the fusion's K tokens. One fusion token joins audio window k (of the padded 30 s, unless the
-pooling is over the clip's own time) with the k-th cell of the frames, so the two do not show the same moment.
+Each panel is a function on axes, so that a web page can show the panels separately. Sound is drawn in seconds with the
+borders of the audio tokens; weights are drawn over the K tokens of the fusion. Fusion token k combines audio window k
+(of the padded 30 s, unless the encoder pools over the clip's own duration) with the k-th cell of the frames, so the two
+do not show the same moment.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ MAX_POINTS = 4000  # of a waveform
 
 
 def draw_answer(answer: ClipAnswer, path: Path) -> None:
-    """Write one PNG.
+    """Write one answer as PNG.
 
     Raises:
-        ValueError: the answer was made without evidence.
+        ValueError: the answer has no evidence.
         WriteError: the disk is full or refuses.
     """
     if answer.evidence is None:
         raise ValueError(f"{answer.clip.id}: answered without evidence")
     figure = Figure(figsize=(11.0, 9.0), layout="constrained")
-    rows = figure.subfigures(4, 1, height_ratios=(1.5, 1.0, 1.3, 1.3))
-    frames_figure(answer.evidence, rows[0])
-    draw_sound(rows[1].subplots(), answer.evidence)
-    draw_weights(rows[2].subplots(), answer.evidence)
-    left, right = rows[3].subplots(1, 2)
+    frames, sound, weights, bars = np.asarray(figure.subfigures(4, 1, height_ratios=(1.5, 1.0, 1.3, 1.3)))
+    frames_figure(answer.evidence, frames)
+    draw_sound(sound.subplots(), answer.evidence)
+    draw_weights(weights.subplots(), answer.evidence)
+    left, right = bars.subplots(1, 2)
     draw_probabilities(left, answer.probabilities)
     draw_drops(right, answer)
     text = " ".join((answer.text or "").split())
     short = text if len(text) <= TITLE_CHARACTERS else text[: TITLE_CHARACTERS - 1] + "…"
     figure.suptitle(figure_text(f"{answer.clip.id}: {short}"))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    replace_bytes(path, drawn.getvalue())
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    replace_bytes(path, png.getvalue())
 
 
 def frames_figure(evidence: Evidence, figure: Figure) -> None:
-    """The one frame of the global view, and those of the temporal view in order."""
+    """Draw the one frame of the global view and the frames of the temporal view, in order."""
     pictures = [(f"image: {len(frames)} frame", frames) for name, frames in evidence.views.items() if name == "image"]
     pictures += [(f"video: {len(frames)} frames", frames) for name, frames in evidence.views.items() if name == "video"]
     if not pictures:
@@ -69,7 +70,7 @@ def frames_figure(evidence: Evidence, figure: Figure) -> None:
 
 
 def contact_sheet(frames: np.ndarray, across: int = 8, gap: int = 4) -> np.ndarray:
-    """(F, H, W, 3) -> one picture with the frames in rows, white between them."""
+    """Return one picture of the frames (F, H, W, 3) in rows, with white gaps."""
     count, height, width, _ = frames.shape
     across = min(across, count)
     down = -(-count // across)
@@ -81,7 +82,7 @@ def contact_sheet(frames: np.ndarray, across: int = 8, gap: int = 4) -> np.ndarr
 
 
 def draw_sound(axes: Axes, evidence: Evidence) -> None:
-    """The waveform over the clip's own time, with the border of every audio token."""
+    """Draw the waveform over the clip's own time, with the borders of the audio tokens."""
     waveform, sound = evidence.views.get("audio"), evidence.sound
     if waveform is None or sound is None:
         axes.text(0.5, 0.5, "no sound", ha="center", va="center")
@@ -113,7 +114,7 @@ def draw_sound(axes: Axes, evidence: Evidence) -> None:
 
 
 def draw_weights(axes: Axes, evidence: Evidence) -> None:
-    """Modality weights of the fusion's attention branch, token by token."""
+    """Draw the modality weights of the attention branch of the fusion, per token."""
     if not evidence.weights:
         axes.text(0.5, 0.5, "this fusion has no attention branch", ha="center", va="center")
         axes.set_axis_off()
@@ -137,7 +138,7 @@ def draw_weights(axes: Axes, evidence: Evidence) -> None:
 
 
 def draw_probabilities(axes: Axes, probabilities: Mapping[str, float]) -> None:
-    """Bars of the closed set, the most probable on top."""
+    """Draw one bar per label of the closed set, the most probable on top."""
     if not probabilities:
         axes.text(0.5, 0.5, "an open question: no label probabilities", ha="center", va="center")
         axes.set_axis_off()
@@ -150,7 +151,7 @@ def draw_probabilities(axes: Axes, probabilities: Mapping[str, float]) -> None:
 
 
 def draw_drops(axes: Axes, answer: ClipAnswer) -> None:
-    """By how much the answer becomes less probable when a modality is left out."""
+    """Draw the decrease of the answer's probability when each modality is left out."""
     if answer.evidence is None or not answer.evidence.without or answer.text is None:
         axes.set_axis_off()
         return

@@ -1,7 +1,7 @@
-"""Clips -> answers, read top to bottom: decode on threads, encode on one, answer on the caller's.
+"""Answer a question about clips in three overlapping stages: decode on threads, encode on one thread, answer here.
 
-The three overlap: while the language model answers one batch, the next is encoded and those after it are decoded, so
-the rate is that of the slowest. A bad clip becomes an answer with an error in its place; nothing else stops for it.
+While the language model answers one batch, the next batch is encoded and clips of later batches are decoded, so the
+slowest stage decides the rate. A clip that fails becomes an answer with an error; the other clips go on.
 """
 
 from __future__ import annotations
@@ -40,34 +40,56 @@ from fusion_train.predict.timing import Timings, timing_answers
 from fusion_train.remote.processing_emotion_llama import ClipInputs
 
 BATCHES_AHEAD = 2
+"""Encoded batches that wait for the language model."""
 DECODE_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
 class PredictionLimits:
-    """What is refused of a clip, and how much is done at once."""
+    """Limits on a clip, and on the work in progress."""
 
     batch_size: int = 8
     workers: int = 0
-    """Decoding threads; 0 takes one a core, at most 8, and half as many where the networks run on the cores too."""
+    """Decoding threads; 0 takes one per core, at most 8, and half as many if the networks run on the CPU too."""
     clip_s: float = 600.0
-    """Longest clip, in seconds of its own."""
+    """Longest duration of a clip."""
     decode_s: float = DECODE_LIMIT_S
-    """Longest time that decoding a clip may take."""
+    """Longest time for decoding a clip."""
 
 
 @dataclass(frozen=True)
 class ClipAnswer:
-    """What the model says of one clip, or why it says nothing."""
+    """The answer about one clip, or the error in its place."""
 
     clip: Clip
     text: str | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
-    """Label -> probability, for a closed set."""
+    """Label -> probability; empty for an open question."""
     shown: tuple[str, ...] = ()
-    """Modalities that the model was shown."""
+    """Modalities of the clip that the model was shown."""
     evidence: Evidence | None = None
     error: FeatureCacheError | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What all stages of one prediction share."""
+
+    opened: OpenedModel
+    request: PredictionRequest
+    limits: PredictionLimits
+    timings: Timings
+    guard: CrashGuard
+    """Decodes clips that may crash a native library in a process of their own."""
+
+
+@dataclass(frozen=True)
+class _LabelledClip:
+    """A clip, the closed set of labels in its prompt, and its inputs or the error of its decoding."""
+
+    labels: tuple[str, ...]
+    clip: Clip
+    result: ClipInputs | FeatureCacheError
 
 
 @dataclass(frozen=True)
@@ -83,123 +105,107 @@ _Encoded = tuple[_Batch, dict[str, Tensor], dict[str, Tensor]]
 def predict(
     opened: OpenedModel,
     clips: ClipList,
-    question: PredictionRequest,
+    request: PredictionRequest,
     *,
     limits: PredictionLimits | None = None,
     timings: Timings | None = None,
     look: bool = False,
 ) -> Iterator[ClipAnswer]:
-    """Answer `question` about every clip; clips that share a set of labels come together.
+    """Answer the question of `request` about every clip; clips with the same set of labels come one after another.
 
     Args:
-        timings: filled in as it goes.
-        look: also gather what the model looked at; costs one more pass of the language model a modality.
+        timings: filled in during the prediction.
+        look: also gather evidence; costs one more pass of the language model per modality.
     """
     limits, timings = limits or PredictionLimits(), timings or Timings()
     timings.load_s = opened.load_s
     began = time.perf_counter()
     cores = usable_cores()
     workers = limits.workers or min(8, cores if opened.device.type == "cuda" else max(1, cores // 2))
-    alone = len(clips) <= limits.batch_size  # one batch: nothing to overlap, and a new thread starts cold
+    single_batch = len(clips) <= limits.batch_size  # nothing can overlap, and a new thread starts with cold caches
     with (
-        _guard(workers) as guard,
+        crash_guard(workers) as guard,
         ThreadPoolExecutor(workers, "decode") as decoding,
         ThreadPoolExecutor(1, "encode") as encoding,
     ):
-        prepared = _decoded(opened, clips, question, limits, timings, decoding, workers, guard)
+        prediction = Prediction(opened, request, limits, timings, guard)
+        prepared = _prepare_ahead(prediction, clips, decoding, workers)
         waiting: deque[Callable[[], _Encoded]] = deque()
 
-        def answered() -> Sequence[ClipAnswer]:
-            return _counted(_answer(opened, question, *waiting.popleft()(), timings, look), timings, began)
+        def answer_next() -> Sequence[ClipAnswer]:
+            answers = _answer(prediction, *waiting.popleft()(), look=look)
+            if timings.first_answer_s is None:
+                timings.first_answer_s = time.perf_counter() - began
+            timings.num_clips += len(answers)
+            return answers
 
         try:
             for item in _batched(prepared, limits.batch_size if opened.model.config.answers_in_batches else 1):
                 if isinstance(item, ClipAnswer):
                     yield item
                     continue
-                work = partial(_encode, opened, item, timings)
-                waiting.append(work if alone else encoding.submit(work).result)
+                encode_batch = partial(_encode, prediction, item)
+                waiting.append(encode_batch if single_batch else encoding.submit(encode_batch).result)
                 while len(waiting) > BATCHES_AHEAD:
-                    yield from answered()
+                    yield from answer_next()
             while waiting:
-                yield from answered()
+                yield from answer_next()
         finally:
             decoding.shutdown(cancel_futures=True)
             encoding.shutdown(cancel_futures=True)
             timings.wall_s = time.perf_counter() - began
 
 
-def _counted(answers: Sequence[ClipAnswer], timings: Timings, began: float) -> Sequence[ClipAnswer]:
-    if timings.first_answer_s is None:
-        timings.first_answer_s = time.perf_counter() - began
-    timings.num_clips += len(answers)
-    return answers
+def _prepare_ahead(
+    prediction: Prediction, clips: ClipList, pool: ThreadPoolExecutor, workers: int
+) -> Iterator[_LabelledClip]:
+    """Prepare clips on threads, grouped by their set of labels; only as many as one batch and all threads need.
 
-
-def _decoded(
-    opened: OpenedModel,
-    clips: ClipList,
-    question: PredictionRequest,
-    limits: PredictionLimits,
-    timings: Timings,
-    pool: ThreadPoolExecutor,
-    workers: int,
-    guard: CrashGuard,
-) -> Iterator[tuple[tuple[str, ...], Clip, ClipInputs | FeatureCacheError]]:
-    """Prepare clips on threads, in order, those with one set of labels after another; few are held at once.
-
-    A single clip is prepared here: a new thread starts with cold memory and threads of torch of its own.
+    A single clip is prepared on this thread: a new thread starts with cold caches and its own torch threads.
     """
     by_labels: dict[tuple[str, ...], list[Clip]] = {}
     for clip in clips:
-        by_labels.setdefault(question.labels(opened.processor, clip), []).append(clip)
-    jobs = ((labels, clip) for labels, group in by_labels.items() for clip in group)
-    ahead: deque[tuple[tuple[str, ...], Clip, Callable[[], ClipInputs | FeatureCacheError]]] = deque()
-    for labels, clip in jobs:
-        work = partial(_prepare, opened, clip, labels, question, limits, timings, guard)
-        ahead.append((labels, clip, work if len(clips) == 1 else pool.submit(work).result))
-        if len(ahead) >= limits.batch_size + workers:
-            yield _waited(ahead.popleft())
+        by_labels.setdefault(prediction.request.labels(prediction.opened.processor, clip), []).append(clip)
+    ahead: deque[Callable[[], _LabelledClip]] = deque()
+    for labels, group in by_labels.items():
+        for clip in group:
+            prepare_clip = partial(prepare, prediction, clip, labels)
+            ahead.append(prepare_clip if len(clips) == 1 else pool.submit(prepare_clip).result)
+            if len(ahead) >= prediction.limits.batch_size + workers:
+                yield ahead.popleft()()
     while ahead:
-        yield _waited(ahead.popleft())
+        yield ahead.popleft()()
 
 
-def _waited(
-    job: tuple[tuple[str, ...], Clip, Callable[[], ClipInputs | FeatureCacheError]],
-) -> tuple[tuple[str, ...], Clip, ClipInputs | FeatureCacheError]:
-    labels, clip, prepared = job
-    return labels, clip, prepared()
-
-
-def _prepare(
-    opened: OpenedModel,
-    clip: Clip,
-    labels: tuple[str, ...],
-    question: PredictionRequest,
-    limits: PredictionLimits,
-    timings: Timings,
-    guard: CrashGuard,
-) -> ClipInputs | FeatureCacheError:
-    with timings.spent("decode"):
+def prepare(prediction: Prediction, clip: Clip, labels: tuple[str, ...]) -> _LabelledClip:
+    """Decode and preprocess one clip; an error of the clip is part of the result."""
+    request, limits = prediction.request, prediction.limits
+    with prediction.timings.spent("decode"):
         try:
-            with guard.decoding(media_key(clip)) as apart:
-                problem = None if apart is None else apart.header_problem(clip)
+            with prediction.guard.decoding(media_key(clip)) as isolated:
+                # `isolated` decodes in another process; it is None for media that never crashed this one.
+                problem = None if isolated is None else isolated.header_problem(clip)
                 if problem is not None:
                     raise problem
                 refuse_long(clip, limits.clip_s, limits.decode_s)
-                how = (question.task.full_name, question.words, labels, limits.decode_s)
-                prepared = opened.processor.prepare(
-                    clip, *how, decode=decode_each if apart is None else apart.decode_each
+                inputs = prediction.opened.processor.prepare(
+                    clip,
+                    request.task.full_name,
+                    request.words,
+                    labels,
+                    limits.decode_s,
+                    decode=decode_each if isolated is None else isolated.decode_each,
                 )
-            refuse_nothing_shown(clip, prepared, question)
-            return prepared
+            refuse_nothing_shown(clip, inputs, request)
+            return _LabelledClip(labels, clip, inputs)
         except FeatureCacheError as error:
-            return error
+            return _LabelledClip(labels, clip, error)
 
 
 @contextlib.contextmanager
-def _guard(workers: int) -> Iterator[CrashGuard]:
-    """Watch over decoding, with notes in the user's cache, or a folder that is thrown away where that cannot be."""
+def crash_guard(workers: int) -> Iterator[CrashGuard]:
+    """Open a crash guard with notes in the user's cache folder, or in a temporary folder if the cache is not
+    writable."""
     with contextlib.ExitStack() as stack:
         try:
             guard = CrashGuard([cache_folder() / "decoding" / "predict"], workers)
@@ -212,13 +218,13 @@ def _guard(workers: int) -> Iterator[CrashGuard]:
 
 
 def media_key(clip: Clip) -> str:
-    """Name the media of a clip whatever its id is, which another folder may use too."""
+    """Return a key of the media files of a clip; ids are not unique, since another folder may use the same id."""
     paths = [os.path.realpath(path) for path in (clip.video, clip.audio, clip.image) if path is not None]
     return hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def refuse_long(clip: Clip, limit_s: float, read_s: float) -> None:
-    """Raise MediaError for a clip whose files state more than `limit_s`, in headers that take `read_s` at most."""
+    """Raise MediaError if the headers of a clip state more than `limit_s`; reading them may take `read_s`."""
     stated_s = stated_duration_s(clip, read_s)
     if stated_s is not None and stated_s > limit_s:
         raise MediaError(
@@ -229,41 +235,40 @@ def refuse_long(clip: Clip, limit_s: float, read_s: float) -> None:
         )
 
 
-def refuse_nothing_shown(clip: Clip, prepared: ClipInputs, question: PredictionRequest) -> None:
-    """Raise MediaError for a clip with media of which the task shows none; a clip of words alone is answered."""
-    if not prepared.inputs and any((clip.video, clip.audio, clip.image)):
-        wanted = " or ".join(question.task.modalities)
+def refuse_nothing_shown(clip: Clip, inputs: ClipInputs, request: PredictionRequest) -> None:
+    """Raise MediaError if a clip has media but none that the task shows; a clip with only text is answered."""
+    if not inputs.inputs and any((clip.video, clip.audio, clip.image)):
+        wanted = " or ".join(request.task.modalities)
         raise MediaError(
             f'clip "{clip.id}"',
-            expected=f"{wanted}, which the task {question.task.name} is about",
+            expected=f"{wanted}, which the task {request.task.name} is about",
             got="none of it in its files",
         )
 
 
-def _batched(
-    prepared: Iterable[tuple[tuple[str, ...], Clip, ClipInputs | FeatureCacheError]], batch_size: int
-) -> Iterator[_Batch | ClipAnswer]:
-    """Batches of clips with one set of labels; failed clips as answers, where they stand."""
+def _batched(prepared: Iterable[_LabelledClip], batch_size: int) -> Iterator[_Batch | ClipAnswer]:
+    """Yield batches of clips with the same set of labels; a failed clip is yielded as its answer, in its place."""
     batch: list[tuple[Clip, ClipInputs]] = []
-    current: tuple[str, ...] = ()
-    for labels, clip, result in prepared:
-        if batch and (labels != current or len(batch) == batch_size):
-            yield _Batch(batch, current)
+    labels: tuple[str, ...] = ()
+    for item in prepared:
+        if batch and (item.labels != labels or len(batch) == batch_size):
+            yield _Batch(batch, labels)
             batch = []
-        current = labels
-        if isinstance(result, FeatureCacheError):
-            yield ClipAnswer(clip, error=result)
+        labels = item.labels
+        if isinstance(item.result, FeatureCacheError):
+            yield ClipAnswer(item.clip, error=item.result)
         else:
-            batch.append((clip, result))
+            batch.append((item.clip, item.result))
     if batch:
-        yield _Batch(batch, current)
+        yield _Batch(batch, labels)
 
 
 @torch.inference_mode()
-def _encode(opened: OpenedModel, batch: _Batch, timings: Timings) -> _Encoded:
-    """Inputs of a batch -> its prompt and its features, on the device."""
-    with timings.spent("encode"):
-        inputs = opened.processor.collate([prepared for _, prepared in batch.clips]).to(opened.device)
+def _encode(prediction: Prediction, batch: _Batch) -> _Encoded:
+    """Encode the inputs of a batch; return the batch, its prompt and its features, on the device."""
+    opened = prediction.opened
+    with prediction.timings.spent("encode"):
+        inputs = opened.processor.collate([clip_inputs for _, clip_inputs in batch.clips]).to(opened.device)
         prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}
         features = opened.model.encode(prompt["present"], **inputs)
         if opened.device.type == "cuda":
@@ -272,50 +277,42 @@ def _encode(opened: OpenedModel, batch: _Batch, timings: Timings) -> _Encoded:
 
 
 def _answer(
-    opened: OpenedModel,
-    question: PredictionRequest,
-    batch: _Batch,
-    prompt: dict[str, Tensor],
-    features: dict[str, Tensor],
-    timings: Timings,
-    look: bool,
+    prediction: Prediction, batch: _Batch, prompt: dict[str, Tensor], features: dict[str, Tensor], *, look: bool
 ) -> list[ClipAnswer]:
-    model, processor, labels = opened.model, opened.processor, batch.labels
-    closed = question.closed(labels)
+    opened, request, labels = prediction.opened, prediction.request, batch.labels
+    model, processor = opened.model, opened.processor
+    closed = request.closed(labels)
     probabilities: list[list[float]] = [[] for _ in batch.clips]
     watch = NotFinite(processor.tokenizer.eos_token_id)
-    with timing_answers(model.emotion_llama.llm, timings):
+    with timing_answers(model.emotion_llama.llm, prediction.timings):
         if closed:
             ids = processor.label_ids(labels)
             probabilities = model.label_probabilities(ids, **prompt, features=features).tolist()
             texts = [labels[max(range(len(labels)), key=row.__getitem__)] for row in probabilities]
-            wrong = [not all(map(math.isfinite, row)) for row in probabilities]
+            not_finite = [not all(map(math.isfinite, row)) for row in probabilities]
         else:
             tokens = model.generate(
                 **prompt,
                 features=features,
-                max_new_tokens=question.max_new_tokens,
+                max_new_tokens=request.max_new_tokens,
                 logits_processor=LogitsProcessorList([watch]),
             )
-            texts, wrong = processor.answers(tokens), watch.rows
-    found: Sequence[Evidence | None] = [None] * len(batch.clips)
+            texts, not_finite = processor.answers(tokens), watch.rows
+    evidence: Sequence[Evidence | None] = [None] * len(batch.clips)
     if look:
-        found = gather_evidence(
-            opened, [prepared for _, prepared in batch.clips], prompt, features, labels if closed else ()
-        )
-    return [
-        ClipAnswer(clip, error=_not_finite(clip))
-        if bad
-        else ClipAnswer(
-            clip, text, dict(zip(labels, row, strict=True)) if closed else {}, tuple(prepared.inputs), evidence
-        )
-        for (clip, prepared), text, row, evidence, bad in zip(
-            batch.clips, texts, probabilities, found, wrong, strict=True
-        )
-    ]
+        all_inputs = [clip_inputs for _, clip_inputs in batch.clips]
+        evidence = gather_evidence(opened, all_inputs, prompt, features, labels if closed else ())
+    answers = []
+    for row, (clip, clip_inputs) in enumerate(batch.clips):
+        if not_finite[row]:
+            answers.append(ClipAnswer(clip, error=_not_finite_error(clip)))
+        else:
+            by_label = dict(zip(labels, probabilities[row], strict=True)) if closed else {}
+            answers.append(ClipAnswer(clip, texts[row], by_label, tuple(clip_inputs.inputs), evidence[row]))
+    return answers
 
 
-def _not_finite(clip: Clip) -> DivergedError:
+def _not_finite_error(clip: Clip) -> DivergedError:
     return DivergedError(
         f'clip "{clip.id}"',
         expected="finite scores",

@@ -1,4 +1,4 @@
-"""What is asked of every clip, settled once: the task, the words, the closed set of answers."""
+"""Define what a prediction asks: which clips (files, folders, clip lists), and one question for all of them."""
 
 from __future__ import annotations
 
@@ -12,72 +12,80 @@ from fusion_train.errors import ConfigError
 from fusion_train.prompts.prompt import Task, find_task
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
-LISTS = (".jsonl", ".csv", ".parquet")
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-SOUNDS = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma")
-FILMS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+CLIP_LIST_SUFFIXES = (".jsonl", ".csv", ".parquet")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+AUDIO_SUFFIXES = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma")
+MAX_NEW_TOKENS = 200
+VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
 def collect_clips(paths: Sequence[Path], *, split: str | None = None, text: str | None = None) -> ClipList:
-    """Clips of every path, in order; the id of a file is its name, in a folder its path inside it.
+    """Return the clips of every path, in order.
+
+    The id of a clip is the name of its file, or its path inside the folder that was named.
 
     Args:
-        split: of the clip lists; None takes every clip.
-        text: what is said in the clips, where no list says it.
+        paths: media files, folders of media files, or clip lists.
+        split: split of the clip lists; None takes every clip.
+        text: transcript of the clips that do not come from a clip list.
 
     Raises:
-        ClipListError: a path that is not there, a folder without media, a bad list, or one id twice.
+        ClipListError: a missing path, a folder without media, an invalid list, or two clips with one id.
     """
-    found: list[Clip] = []
+    clips: list[Clip] = []
     for path in paths:
-        if path.suffix.lower() in LISTS:
+        if path.suffix.lower() in CLIP_LIST_SUFFIXES:
             listed = load_clips(path)
-            found += listed if split is None else listed.in_split(split)
+            clips += listed if split is None else listed.in_split(split)
         elif path.is_dir():
-            found += _clips_in(path, text)
+            clips += _clips_in(path, text)
         elif path.is_file():
-            found.append(_clip(path, path.name, text))
+            clips.append(_clip(path, path.name, text))
         else:
             raise ClipListError(str(path), expected="a media file, a folder or a clip list", got="no such file")
-    return ClipList(found)
+    return ClipList(clips)
 
 
 def _clips_in(folder: Path, text: str | None) -> list[Clip]:
-    known = (*FILMS, *SOUNDS, *IMAGES)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+    suffixes = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     if not files:
-        raise ClipListError(str(folder), expected="media files (" + ", ".join(known) + ")", got="none in this folder")
+        raise ClipListError(
+            str(folder), expected="media files (" + ", ".join(suffixes) + ")", got="none in this folder"
+        )
     return [_clip(path, path.relative_to(folder).as_posix(), text) for path in files]
 
 
 def _clip(path: Path, clip_id: str, text: str | None) -> Clip:
-    kind = {**dict.fromkeys(IMAGES, "image"), **dict.fromkeys(SOUNDS, "audio")}.get(path.suffix.lower(), "video")
-    return Clip(id=clip_id, text=text, **{kind: path})
-
-
-MAX_NEW_TOKENS = 200
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return Clip(id=clip_id, text=text, image=path)
+    if suffix in AUDIO_SUFFIXES:
+        return Clip(id=clip_id, text=text, audio=path)
+    return Clip(id=clip_id, text=text, video=path)
 
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """One question, the same for all clips of a prediction."""
+    """The question of a prediction, the same for all clips."""
 
     task: Task
     words: str | None = None
-    """Asked in place of the task's own instruction."""
+    """Instruction used instead of the task's own."""
     choices: tuple[str, ...] = ()
-    """Answers to choose among; without them those of the clip's dataset in training, if the task has such."""
+    """Answers to choose among. Empty: the labels of the clip's dataset in training, if the task has labels."""
     max_new_tokens: int = MAX_NEW_TOKENS
 
     def labels(self, processor: EmotionLlamaProcessor, clip: Clip) -> tuple[str, ...]:
-        """The closed set that the prompt names: of the clip's dataset where training knew it, else of all."""
+        """Return the closed set that the prompt names: of the clip's dataset if training had it, else of all
+        datasets."""
         if self.choices:
             return self.choices
         known = clip.dataset is not None and clip.dataset in processor.label_sets
         return processor.labels(self.task.full_name, clip.dataset if known else None)
 
     def closed(self, labels: Sequence[str]) -> bool:
-        """Whether the answer is one of `labels`; other words than the task's own ask for free text."""
+        """Whether the answer is one of `labels`; an instruction of the user without choices asks for free text."""
         return bool(labels) and (bool(self.choices) or (self.task.answer == "label" and self.words is None))
 
 
@@ -88,7 +96,12 @@ def make_request(
     choices: Sequence[str] = (),
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> PredictionRequest:
-    """Settle a question; without a task, the first that the model was trained on.
+    """Check the task and return the request.
+
+    Args:
+        task: None takes the first task that the model was trained on.
+        words: instruction used instead of the task's own.
+        choices: answers to choose among.
 
     Raises:
         ConfigError: no such task.
@@ -96,7 +109,7 @@ def make_request(
     trained = processor.tasks or ["emotion"]
     name = task or trained[0]
     try:
-        found = find_task(name)
+        checked_task = find_task(name)
     except ConfigError as error:
         raise ConfigError(
             f'task "{name}"',
@@ -104,4 +117,4 @@ def make_request(
             got="no such task",
             next_step=suggest(name, trained).strip() or None,
         ) from error
-    return PredictionRequest(found, (words or "").strip() or None, tuple(choices), max_new_tokens)
+    return PredictionRequest(checked_task, (words or "").strip() or None, tuple(choices), max_new_tokens)

@@ -1,10 +1,10 @@
-"""Put an adapter-only folder together with what it refers to: the base model and the encoders, found by name or path.
+"""Load an adapter-only folder: combine its trained parts with the base model and encoders that it refers to.
 
     AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True, base="llama-folder",
                                          encoder_weights={"whisper": "whisper-folder"})
 
-Both are known by the sha256 of their weight files: another base, or an encoder of another fingerprint, is refused.
-Adapters stay beside the base's weights, as they were trained. Needs peft.
+The sha256 of the weight files identifies the base, and the fingerprint each encoder; others are refused. The adapters
+are not merged into the weights of the base, as in training. Needs peft.
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_WEIGHTS = "fusion.safetensors"
-"""Fusion and projectors, named as in EmotionLlama; and the model's `constants`, as `PART.NAME`."""
+"""File with fusion and projectors, named as in EmotionLlama, and the model's `constants`, named `PART.NAME`."""
 SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+"""Fields of a configuration that must agree between the base and the trained model."""
 
 
 def is_adapter_folder(place: Any) -> bool:
-    """Whether `place` is a folder of the adapter-only form."""
+    """Whether a location is a folder of the adapter-only form."""
     return isinstance(place, str | Path) and (Path(place) / TRAINED_WEIGHTS).is_file()
 
 
-def assemble_adapter(
+def load_adapter_model(
     model_class: type, folder: Path, base: str | None = None, encoder_weights: Mapping[str, str] | None = None
 ) -> Any:
-    """Open what the folder refers to and put its own parts on top.
+    """Load base and encoders that the folder refers to, and the trained parts of the folder.
 
     Args:
-        base: folder or hub id of the base model, where it is not the name in the configuration.
-        encoder_weights: encoder name -> folder or hub id, where it is not the hub id in its spec.
+        base: folder or hub id of the base model, if it differs from the name in the configuration.
+        encoder_weights: encoder name -> folder or hub id, if it differs from the hub id in its spec.
 
     Raises:
-        WeightsError: a base of another size, weights missing or left over, or peft is not installed.
-        FingerprintError: base or encoders are not those that the model was trained on.
+        WeightsError: a base of another size, missing or unexpected weights, or peft is not installed.
+        FingerprintError: base or encoders differ from those of training.
     """
     config = EmotionLlamaConfig.from_pretrained(folder)
     config.auto_map = None
-    llm = _with_adapters(open_base(config, base or config.base_reference["name"]), folder)
+    llm = _with_adapters(open_base(config, base or _base_reference(config)["name"]), folder)
     with torch.device("meta"):
         model = model_class(config)
     model.emotion_llama.llm = llm
@@ -63,8 +64,14 @@ def assemble_adapter(
     return align(model).eval()
 
 
+def _base_reference(config: EmotionLlamaConfig) -> Mapping[str, Any]:
+    """Return the reference to the base; a folder of the adapter-only form always has one."""
+    assert config.base_reference is not None
+    return config.base_reference
+
+
 def base_files(name: str) -> dict[str, str]:
-    """sha256 by name of the weight files of a base model, a folder or a hub id."""
+    """Return name -> sha256 of the weight files of a base model, given as a folder or hub id."""
     return {file: file_sha256(path) for file, path in sorted(Checkpoint(name, "base").files_of().items())}
 
 
@@ -72,15 +79,15 @@ def open_base(config: EmotionLlamaConfig, name: str) -> nn.Module:
     """Load the base model.
 
     Raises:
-        WeightsError: it is not to be found, or of another size.
-        FingerprintError: its weight files are not those that the adapters were trained on.
+        WeightsError: the base cannot be found or has another size.
+        FingerprintError: its weight files differ from those that the adapters were trained on.
     """
-    reference = config.base_reference
+    reference = _base_reference(config)
     advice = (
         f'Name the base that it was trained on, "{reference["name"]}", with base=FOLDER (--base on a command line).'
     )
     try:
-        found = AutoConfig.from_pretrained(name).get_text_config()
+        base_config = AutoConfig.from_pretrained(name).get_text_config()
     except (OSError, ValueError) as error:
         raise WeightsError(
             f'base "{name}"',
@@ -88,11 +95,11 @@ def open_base(config: EmotionLlamaConfig, name: str) -> nn.Module:
             got=" ".join(str(error).split())[:200],
             next_step=advice,
         ) from error
-    differing = [key for key in SIZES if getattr(found, key, None) != getattr(config.text_config, key, None)]
+    differing = [key for key in SIZES if getattr(base_config, key, None) != getattr(config.text_config, key, None)]
     if differing:
-        wanted = ", ".join(f"{key} {getattr(config.text_config, key, None)}" for key in differing)
-        got = ", ".join(f"{key} {getattr(found, key, None)}" for key in differing)
-        raise WeightsError(f'base "{name}"', expected=wanted, got=got, next_step=advice)
+        expected = ", ".join(f"{key} {getattr(config.text_config, key, None)}" for key in differing)
+        got = ", ".join(f"{key} {getattr(base_config, key, None)}" for key in differing)
+        raise WeightsError(f'base "{name}"', expected=expected, got=got, next_step=advice)
     files = base_files(name)
     if sorted(files.values()) != sorted(reference["files"].values()):
         raise FingerprintError(
@@ -107,21 +114,24 @@ def open_base(config: EmotionLlamaConfig, name: str) -> nn.Module:
 
 
 def open_networks(config: EmotionLlamaConfig, weights: Mapping[str, str]) -> nn.ModuleDict:
-    """Load every encoder that the configuration names; its fingerprint must be that of the spec.
+    """Load every encoder of the configuration and check its fingerprint.
+
+    Args:
+        weights: encoder name -> folder or hub id, if it differs from the hub id in its spec.
 
     Raises:
-        WeightsError: nobody knows where its weights are, or they are incomplete.
-        FingerprintError: it is not the encoder that made the features.
+        WeightsError: the location of the weights is unknown, or they are incomplete.
+        FingerprintError: another encoder than the one that made the features.
     """
     specs = config.specs
     names = {spec.encoder for spec in specs.values()}
-    for given in weights:
-        if given not in names:
+    for name in weights:
+        if name not in names:
             raise WeightsError(
-                f'encoder weights of "{given}"',
+                f'encoder weights of "{name}"',
                 expected="one of " + ", ".join(sorted(names)),
                 got="another",
-                next_step=suggest(given, names).strip() or None,
+                next_step=suggest(name, names).strip() or None,
             )
     networks = nn.ModuleDict()
     for modality, spec in specs.items():
@@ -134,8 +144,8 @@ def open_networks(config: EmotionLlamaConfig, weights: Mapping[str, str]) -> nn.
                 next_step=f'Say where it is with encoder_weights={{"{spec.encoder}": FOLDER}} (--weights on a command '
                 "line).",
             )
-        maker = EXPORTABLE[spec.encoder]
-        encoder = maker.open(str(place), "cpu", spec.compute_dtype, maker.options_of(spec))
+        encoder_class = EXPORTABLE[spec.encoder]
+        encoder = encoder_class.open(str(place), "cpu", spec.compute_dtype, encoder_class.options_of(spec))
         refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
         key = config.encoders[modality]["network"]
         if key not in networks:
@@ -149,7 +159,7 @@ def _with_adapters(llm: nn.Module, folder: Path) -> nn.Module:
     except ImportError as error:
         raise WeightsError(
             str(folder),
-            expected="peft, for adapters beside the base",
+            expected="peft, for adapters that are not merged",
             got="none",
             next_step="pip install peft, or export the run with --merge.",
         ) from error
@@ -157,28 +167,26 @@ def _with_adapters(llm: nn.Module, folder: Path) -> nn.Module:
         # peft 0.21 asks transformers 5.23 for checkpointing by a name that it has deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         adapted = PeftModel.from_pretrained(llm, folder)
-    held, wanted = (
-        set(load_file(folder / ADAPTER_WEIGHTS)),
-        set(get_peft_model_state_dict(adapted, save_embedding_layers=False)),
-    )
-    _refuse_differing(folder / ADAPTER_WEIGHTS, held, wanted)
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    _refuse_other_names(folder / ADAPTER_WEIGHTS, set(load_file(folder / ADAPTER_WEIGHTS)), expected)
     return adapted.requires_grad_(False).eval()
 
 
 def _load_trained(model: Any, folder: Path) -> None:
     tensors = load_file(folder / TRAINED_WEIGHTS)
     network, constants = model.emotion_llama, model.constants()
-    wanted = {name for name in network.state_dict() if not name.startswith("llm.")}
-    wanted |= {f"{part}.{name}" for part, module in constants.items() for name in module.state_dict()}
-    _refuse_differing(folder / TRAINED_WEIGHTS, set(tensors), wanted)
+    expected = {name for name in network.state_dict() if not name.startswith("llm.")}
+    expected |= {f"{part}.{name}" for part, module in constants.items() for name in module.state_dict()}
+    _refuse_other_names(folder / TRAINED_WEIGHTS, set(tensors), expected)
     for part, module in constants.items():
         module.load_state_dict({name: tensors.pop(f"{part}.{name}") for name in module.state_dict()}, assign=True)
     network.load_state_dict(tensors, strict=False, assign=True)
 
 
-def _refuse_differing(path: Path, held: set[str], wanted: set[str]) -> None:
-    problems = [f"missing: {name}" for name in sorted(wanted - held)]
-    problems += [f"unexpected: {name}" for name in sorted(held - wanted)]
+def _refuse_other_names(path: Path, names: set[str], expected: set[str]) -> None:
+    """Raise WeightsError if the tensors of a file have other names than expected; all are listed."""
+    problems = [f"missing: {name}" for name in sorted(expected - names)]
+    problems += [f"unexpected: {name}" for name in sorted(names - expected)]
     if problems:
         raise WeightsError(
             path.name,

@@ -1,4 +1,4 @@
-"""The fusion variant of the model. The exporter writes this module anew, with the run's own variant imported."""
+"""The fusion variant of a model. The exporter replaces this module by one that imports only the run's variant."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from fusion_train.models.fusions import build_fusion
 
 
 def chosen_fusion(name: str, dims: Sequence[int], **options: object) -> nn.Module | None:
-    """Build the variant `name` for modalities of these widths."""
+    """Build the variant `name` for modalities of these feature widths."""
     return build_fusion(name, dims, **options)

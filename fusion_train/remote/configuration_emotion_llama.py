@@ -1,6 +1,8 @@
-"""Configuration of an exported model: the language model's own, and everything that decides features and prompt.
+"""Configuration of an exported model: language model, encoders, fusion, prompt and labels; and its parity notice.
 
-It holds no path. The spec of every encoder stands in it whole, so a loaded model can prove what it computes.
+The configuration holds no path. It contains the whole spec of every encoder, so a loaded model can prove what it
+computes. `parity_notice` warns of an exported folder whose certificate records a failed bound. The code in an exported
+folder runs it without this package, so it checks nothing else of the certificate.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from featurecache.spec import Spec
 from fusion_train.models.token_streams import FeatureShapes
+
+CERTIFICATE = "certificate.json"
+"""Name of the certificate in an exported folder."""
 
 
 class EmotionLlamaConfig(PreTrainedConfig):
@@ -39,23 +44,23 @@ class EmotionLlamaConfig(PreTrainedConfig):
         answers_in_batches: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Keep what an export wrote.
+        """Store the fields that an export wrote.
 
         Args:
-            text_config: of the language model.
+            text_config: configuration of the language model.
             encoders: modality -> {"spec": Spec.to_json as a mapping, "network": key of `networks`}.
-            networks: key -> the settings from which an encoder's network is built.
+            networks: key -> settings from which the network of an encoder is built.
             shapes: modality -> [K, D] or None.
             fusion: {"name": …, "options": {…}}.
-            prompt: the fields of PromptFormat.
+            prompt: fields of PromptFormat.
             label_sets: dataset -> label task -> labels.
-            stage: of training.
-            tasks: that it was trained on.
-            base_reference: of the adapter-only form: {"name": …, "files": {name: sha256}, "dtype": …} of the base.
-            recall: settings of the `Recall` over its training clips; None where it was trained without.
-            answers_in_batches: whether prompts padded on the left, and labels that continue a cache, mean the same;
-                False for recurrent layers and the like, whose prompts are answered one by one.
-            absent: hidden, or visible: `AbsentConstants` are seen in place of a modality that a clip lacks.
+            stage: stage of training.
+            tasks: tasks that the model was trained on.
+            base_reference: base of the adapter-only form: {"name": …, "files": {name: sha256}, "dtype": …}.
+            recall: settings of the `Recall` over the training clips; None for a model without retrieval.
+            answers_in_batches: whether prompts padded on the left, and labels that continue a cache, give the same
+                answers as single prompts; False for models such as recurrent ones, which answer one by one.
+            absent: "hidden", or "visible": the model sees `AbsentConstants` in place of an absent modality.
         """
         if isinstance(text_config, Mapping):
             values = dict(text_config)
@@ -77,34 +82,31 @@ class EmotionLlamaConfig(PreTrainedConfig):
 
     @property
     def feature_shapes(self) -> FeatureShapes:
-        """The shapes as the model takes them."""
+        """Return the feature shapes of every modality."""
         return read_shapes(self.shapes)
 
     @property
     def specs(self) -> dict[str, Spec]:
-        """Modality -> spec of the feature it was trained on."""
+        """Return modality -> spec of the feature that the model was trained on."""
         return {modality: read_spec(entry["spec"]) for modality, entry in self.encoders.items()}
 
 
 def read_shapes(shapes: Mapping[str, Any]) -> FeatureShapes:
-    """JSON -> FeatureShapes."""
+    """Return the FeatureShapes of their JSON form."""
     return FeatureShapes(**{name: None if shape is None else tuple(shape) for name, shape in shapes.items()})
 
 
 def read_spec(document: Mapping[str, Any]) -> Spec:
-    """The mapping that `Spec.to_json` writes -> Spec; its fingerprint must belong to its fields.
+    """Return the spec of a mapping that `Spec.to_json` wrote.
 
     Raises:
-        SpecError: it does not.
+        SpecError: the fingerprint does not belong to the fields.
     """
     return Spec.from_json(json.dumps(document), f"encoder {document.get('encoder')}")
 
 
-CERTIFICATE = "certificate.json"
-
-
 def parity_notice(folder: Any) -> str | None:
-    """Return one sentence that names the bounds which did not hold; None where all did, or there is no certificate."""
+    """Return one sentence that names the failed bounds; None if all hold or there is no certificate."""
     path = Path(str(folder)) / CERTIFICATE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -114,9 +116,9 @@ def parity_notice(folder: Any) -> str | None:
     if passed is True:
         return None
     listed = figures if isinstance(figures, list) else []
-    failed = [str(one.get("name")) for one in listed if isinstance(one, dict) and one.get("passed") is not True]
+    failed = [str(check.get("name")) for check in listed if isinstance(check, dict) and check.get("passed") is not True]
     named = ": " + "; ".join(failed) if failed else ""
     return (
-        f"{folder}: this model did not pass its own check: it does not compute what was trained{named}. "
+        f"{folder}: this model did not pass its parity check: it does not compute what was trained{named}. "
         "See CERTIFICATE.md in the folder; export the run again before using its answers."
     )

@@ -1,9 +1,9 @@
-"""Encoders by name, built around loaded networks, and the rounding that their stored tokens went through.
+"""Build encoders around loaded networks, and round their tokens as a feature store does.
 
-Training read tokens as the store keeps them, so the exported model rounds, or quantises and restores, alike: on the
-device of the extraction its features are those of the store, bit for bit.
+Training read tokens from the store, so the exported model applies the same rounding, or quantisation and restoring. On
+the device of the extraction its features equal those of the store, bit for bit.
 
-Shapes: B clips, K tokens of width D, G groups of tokens that share a scale, channel by channel.
+Shapes: B clips, K tokens of width D, G groups of tokens that share a scale per channel.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from featurecache.encoders.whisper import WhisperEncoder
 from featurecache.errors import FingerprintError
 from featurecache.spec import Spec
 
-EXPORTABLE = {encoder.name: encoder for encoder in (WhisperEncoder, EvaGlobalEncoder, EvaTemporalEncoder)}
+EXPORTABLE: dict[str, Any] = {
+    encoder.name: encoder for encoder in (WhisperEncoder, EvaGlobalEncoder, EvaTemporalEncoder)
+}
+"""Name -> class of every encoder that an exported model can hold."""
 INPUTS = {"audio": "input_features", "image": "image_frames", "video": "video_frames"}
-"""Modality -> name of the model's input for it."""
+"""Modality -> name of its input of the model."""
 READ_AS = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -30,22 +33,24 @@ READ_AS = {
     "int8": torch.float16,
     "float8": torch.float16,
 }
-"""Stored dtype -> dtype of the tokens that a store gives."""
+"""Stored dtype -> dtype of the tokens that a reader of the store gets."""
 LARGEST = {"int8": 127.0, "float8": 448.0}
+"""Quantised dtype -> its largest value."""
 GROUP_TOKENS = 32
-"""Tokens of one scale in a quantised store; as in featurecache.store.quantize, which a test holds this to."""
+"""Tokens that share a scale in a quantised store; a test holds it equal to that of featurecache.store.quantize."""
 
 
 def rebuild_encoder(spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None = None) -> Encoder:
-    """The encoder of a spec, around a loaded network or, for preprocessing, around none."""
+    """Return the encoder of a spec, around a loaded network, or around none if it only preprocesses."""
     return EXPORTABLE[spec.encoder].from_spec(spec, settings, network)
 
 
-def encode(encoder: Encoder, spec: Spec, inputs: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
-    """(B, …) preprocessed inputs -> (B, K, D) tokens as a store of this spec gives them.
+def encode(encoder: Any, spec: Spec, inputs: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+    """Encode preprocessed inputs (B, …); return tokens (B, K, D) as a store of this spec returns them.
 
     Args:
-        valid: encoder tokens that each clip fills, for an encoder that pools over a clip's own duration.
+        encoder: of `rebuild_encoder`.
+        valid: number of encoder tokens that each clip fills, for an encoder that pools over a clip's own duration.
     """
     tokens = encoder.forward(inputs)
     pooled = encoder.pool(tokens, valid) if needs_valid(encoder) else encoder.pool(tokens)
@@ -53,37 +58,37 @@ def encode(encoder: Encoder, spec: Spec, inputs: torch.Tensor, valid: Sequence[i
 
 
 def needs_valid(encoder: Encoder) -> bool:
-    """Whether the encoder's pooling asks how many of its tokens a clip fills."""
+    """Whether the pooling of an encoder needs the number of tokens that each clip fills."""
     return getattr(encoder, "needs_valid", False)
 
 
-def refuse_other_encoder(found: Spec, wanted: Spec, modality: str) -> None:
-    """Raise FingerprintError where the encoder found is not the one that made the features."""
-    if found.fingerprint != wanted.fingerprint:
+def refuse_other_encoder(opened: Spec, trained: Spec, modality: str) -> None:
+    """Raise FingerprintError if the opened encoder is not the one that made the features."""
+    if opened.fingerprint != trained.fingerprint:
         raise FingerprintError(
-            f"{modality} encoder ({wanted.encoder})",
-            expected=f"fingerprint {wanted.fingerprint[:12]}…, which the run was trained on",
-            got=f"{found.fingerprint[:12]}…",
-            next_step=f"Name the weights that made the features with --weights {wanted.encoder}=FOLDER. "
-            "Found != trained on:",
-            problems=found.differences(wanted),
+            f"{modality} encoder ({trained.encoder})",
+            expected=f"fingerprint {trained.fingerprint[:12]}…, which the run was trained on",
+            got=f"{opened.fingerprint[:12]}…",
+            next_step=f"Name the weights that made the features with --weights {trained.encoder}=FOLDER. "
+            "Opened != trained on:",
+            problems=opened.differences(trained),
         )
 
 
 def as_stored(tokens: torch.Tensor, stored_dtype: str) -> torch.Tensor:
-    """(B, K, D) float32 -> what is read back after storing them."""
+    """Return tokens (B, K, D) float32 as they are read back after storing them."""
     if stored_dtype in LARGEST:
         tokens = torch.cat([_restored(group, stored_dtype) for group in tokens.split(GROUP_TOKENS, dim=1)], dim=1)
-    # A copy, because what inference mode gave may not take part in a backward pass.
+    # A copy: a tensor made in inference mode cannot take part in a backward pass.
     return tokens.to(READ_AS[stored_dtype], copy=True)
 
 
 def _restored(group: torch.Tensor, stored_dtype: str) -> torch.Tensor:
-    """(B, up to GROUP_TOKENS, D) -> the same quantised, one float16 scale a channel, and restored."""
-    wanted = group.abs().amax(dim=1, keepdim=True) / LARGEST[stored_dtype]  # [b, 1, d]
-    scales = wanted.to(torch.float16)
-    following = (scales.view(torch.int16) + 1).view(torch.float16)  # the next larger number
-    scales = torch.where(scales.float() < wanted, following, scales).float()
+    """Quantise and restore one group (B, up to GROUP_TOKENS, D), with one float16 scale per channel."""
+    exact_scales = group.abs().amax(dim=1, keepdim=True) / LARGEST[stored_dtype]  # [b, 1, d]
+    scales = exact_scales.to(torch.float16)
+    following = (scales.view(torch.int16) + 1).view(torch.float16)  # the next larger float16
+    scales = torch.where(scales.float() < exact_scales, following, scales).float()
     scaled = group / torch.where(scales == 0, 1.0, scales)
     steps = scaled.round() if stored_dtype == "int8" else scaled.to(torch.float8_e4m3fn).float()
     return steps * scales

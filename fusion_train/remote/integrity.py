@@ -1,4 +1,4 @@
-"""Whether an exported folder is the one that its certificate is about, file by file."""
+"""Check that the files of an exported folder are those of its certificate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _CertifiedRun(TypedDict):
 
 
 class _Certificate(TypedDict):
-    """What is read of a certificate; it holds more."""
+    """The keys of a certificate that are read; it has more."""
 
     passed: bool
     files: dict[str, str]
@@ -37,7 +37,7 @@ class _Certificate(TypedDict):
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """sha256 by name of every file but the certificate, and what a hub adds (`.gitattributes`)."""
+    """Return name -> sha256 of every file, without the certificate and hidden files such as `.gitattributes`."""
     return {
         path.name: file_sha256(path)
         for path in sorted(folder.iterdir())
@@ -46,10 +46,10 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def read_certificate(out: Path) -> dict[str, Any]:
-    """Read an exported folder's certificate.
+    """Read the certificate of an exported folder.
 
     Raises:
-        ExportError: there is none, it is damaged, or it lacks what a certificate says.
+        ExportError: there is no certificate, it is damaged, or keys are missing or wrong.
     """
     if not (out / CERTIFICATE).is_file():
         raise ExportError(str(out), expected=f"an exported folder with {CERTIFICATE}", got="none", next_step=WRITE_ONE)
@@ -69,15 +69,15 @@ def read_certificate(out: Path) -> dict[str, Any]:
 
 
 def refuse_changed_files(out: Path, certificate: Mapping[str, Any]) -> None:
-    """Raise ExportError where files are not those that the certificate is about."""
-    now, then = file_hashes(out), certificate["files"]
-    problems = [f"missing: {name}" for name in then if name not in now]
-    problems += [f"changed: {name}" for name in then if name in now and now[name] != then[name]]
-    problems += [f"new: {name}" for name in now if name not in then]
+    """Raise ExportError if the files differ from those of the certificate; all differences are listed."""
+    current, certified = file_hashes(out), certificate["files"]
+    problems = [f"missing: {name}" for name in certified if name not in current]
+    problems += [f"changed: {name}" for name in certified if name in current and current[name] != certified[name]]
+    problems += [f"new: {name}" for name in current if name not in certified]
     if problems:
         raise ExportError(
             str(out),
-            expected="the files that its certificate is about",
+            expected="the files of its certificate",
             got=f"{len(problems)} that differ",
             next_step="Export the run again.",
             problems=problems,

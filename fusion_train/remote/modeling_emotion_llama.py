@@ -1,15 +1,15 @@
-"""An exported model: raw clips in, answers out; encoders, fusion, projectors and language model in one.
+"""An exported model: encoders, fusion, projectors and language model in one, from raw clips to answers.
 
     processor(video="clip.mp4", text="I see.", task="emotion")
         -> input_ids (B, L) with -1 at soft places, attention_mask (B, L), present (B, M)
            input_features (B, mel bins, mel frames), image_frames (B, 1, H, W, 3), video_frames (B, F, H, W, 3)
         -> generate: new token ids · label_probabilities: (B, C) · forward: logits (B, L, V)
 
-A modality that a clip does not have is False in `present`; what stands in its row does not matter. Where the run made
-absence visible, the language model sees its stand-in, else nothing of it. Encoders stay
-frozen and in evaluation mode. The language model keeps its dtype, trained parts are float32, and each encoder's matrix
-products run in the dtype that its features were computed in.
-Shapes: B clips, L tokens, M modalities in use, C labels, V vocabulary, K tokens of width D a feature.
+A modality that a clip does not have is False in `present`; the content of its row has no effect. If the run made
+absence visible, the language model sees a constant in its place, else nothing. Encoders stay frozen and in evaluation
+mode. The language model keeps its dtype, trained parts are float32, and the matrix products of each encoder run in the
+compute dtype of its features.
+Shapes: B clips, L tokens, M modalities in use, C labels, V vocabulary, K tokens of width D per feature.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fusion_train.models.answering import label_log_probabilities, pad_left, pos
 from fusion_train.models.emotion_llama import Abilities, AbsentConstants, EmotionLlama, llm_width
 from fusion_train.models.recall import Recall
 from fusion_train.models.token_streams import IGNORED_LABEL, SOFT_TOKEN
-from fusion_train.remote.adapter import assemble_adapter, is_adapter_folder
+from fusion_train.remote.adapter import is_adapter_folder, load_adapter_model
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig, parity_notice
 from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, rebuild_encoder
@@ -45,11 +45,11 @@ PASSED_ON = (
     "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_no_split_modules", "_skip_keys_device_placement",
     "_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing",
 )  # fmt: skip
-"""What a part of a model tells transformers of itself."""
+"""Class attributes by which a model tells transformers how to load and place it."""
 
 
 class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
-    """Frozen encoders, fusion, projectors and the language model with its adapters merged."""
+    """Frozen encoders, fusion, projectors and the language model, with merged adapters or adapters of peft."""
 
     config_class = EmotionLlamaConfig
     main_input_name = "input_ids"
@@ -80,18 +80,19 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         specs = {entry["network"]: entry["spec"] for entry in config.encoders.values()}
         self.networks = nn.ModuleDict()
         for key, settings in config.networks.items():
-            # In the dtypes of the file, whatever the language model's is: then nothing is converted while loading.
+            # Created in the dtypes of the file, not in that of the language model, so loading converts nothing.
             empty = EXPORTABLE[specs[key]["encoder"]].empty_network(settings).float()
             self.networks[key] = round_products(empty, specs[key]["compute_dtype"])
         self.recall = Recall(config.recall) if config.recall else None
         self.stand_ins = AbsentConstants(shapes) if config.absent == "visible" else None
         self._specs = config.specs
-        self._opened: tuple[torch.device, dict[str, Encoder]] | None = None
+        self._encoders_on: tuple[torch.device, dict[str, Encoder]] | None = None
         self._announce_language_model()
         self.post_init()
 
     def _announce_language_model(self) -> None:
-        """Tell transformers what it reads from direct children only, and the language model is a grandchild."""
+        """Copy attributes of the language model to `emotion_llama`: transformers reads them from direct children
+        only."""
         llm = self.emotion_llama.llm
         tied = {f"llm.{target}": f"llm.{source}" for target, source in llm.all_tied_weights_keys.items()}
         self.emotion_llama.all_tied_weights_keys = tied
@@ -100,22 +101,22 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load strictly: transformers would fill missing weights with random numbers.
+        """Load strictly; transformers alone would fill missing weights with random numbers.
 
-        Where the folder's certificate says that a bound did not hold, that is logged as a warning.
+        A failed bound in the certificate of the folder is logged as a warning.
 
         Args:
-            base, encoder_weights: for a folder of the adapter-only form, see `adapter.assemble_adapter`.
+            base, encoder_weights: for a folder of the adapter-only form, see `adapter.load_adapter_model`.
 
         Raises:
             WeightsError: weights missing, unexpected or of another shape.
         """
         if args and (notice := parity_notice(args[0])):
             logger.warning(notice)
-        wanted = kwargs.pop("output_loading_info", False)
+        with_info = kwargs.pop("output_loading_info", False)
         places = {name: kwargs.pop(name, None) for name in ("base", "encoder_weights")}
         if args and is_adapter_folder(args[0]):
-            return assemble_adapter(cls, Path(args[0]), **places)
+            return load_adapter_model(cls, Path(args[0]), **places)
         model, info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
         problems = [
             f"{kind.replace('_', ' ')}: {item}"
@@ -131,12 +132,12 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
                 problems=problems,
             )
         align(model)
-        return (model, info) if wanted else model
+        return (model, info) if with_info else model
 
     def constants(self) -> dict[str, nn.Module]:
-        """Name -> what the model carries besides its networks: neither trained nor of an encoder."""
-        held = {"recall": self.recall, "stand_ins": self.stand_ins}
-        return {name: module for name, module in held.items() if module is not None}
+        """Return name -> module for the constants of the model, which are neither trained nor part of an encoder."""
+        modules = {"recall": self.recall, "stand_ins": self.stand_ins}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.emotion_llama.llm.get_input_embeddings()
@@ -148,20 +149,20 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         return self.emotion_llama.llm.get_output_embeddings()
 
     def train(self, mode: bool = True) -> EmotionLlamaForCausalLM:
-        """As of any module, but the encoders stay as they computed the features."""
+        """Set the mode of all modules but the encoders, which stay in evaluation mode."""
         super().train(mode)
         self.networks.eval()
         return self
 
     def encoders(self) -> dict[str, Encoder]:
-        """Modality -> encoder on this model's device, rebuilt after a move.
+        """Return modality -> encoder on the device of this model, rebuilt after a move.
 
         Raises:
-            WeightsError: an encoder that no longer has the spec the model was trained with.
+            WeightsError: the spec of an encoder differs from that of training.
         """
         device = next(self.networks.parameters()).device if len(self.networks) else self.device
-        if self._opened is None or self._opened[0] != device:
-            opened = {}
+        if self._encoders_on is None or self._encoders_on[0] != device:
+            encoders = {}
             for modality, entry in self.config.encoders.items():
                 spec, key = self._specs[modality], entry["network"]
                 network = FrozenNetwork(self.networks[key], device, spec.compute_dtype)
@@ -173,15 +174,17 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
                         got=f"{len(differing)} differing fields",
                         problems=differing,
                     )
-                opened[modality] = encoder
-            self._opened = (device, opened)
-        return self._opened[1]
+                encoders[modality] = encoder
+            self._encoders_on = (device, encoders)
+        return self._encoders_on[1]
 
     def encode(self, present: Tensor, valid: Tensor | None = None, **inputs: Tensor | None) -> dict[str, Tensor]:
-        """Preprocessed inputs -> modality -> (B, K, D); rows where `present` (B, M) is False are zero and unused.
+        """Encode preprocessed inputs; return modality -> features (B, K, D).
+
+        Rows for which `present` (B, M) is False are zero and have no effect.
 
         Args:
-            valid: (B, M) encoder tokens that each clip fills; the processor gives it where a pooling asks.
+            valid: (B, M) encoder tokens that each clip fills; the processor returns it if a pooling needs it.
         """
         features = {}
         for m, (modality, encoder) in enumerate(self.encoders().items()):
@@ -190,22 +193,27 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             features[modality] = torch.zeros((len(present), *spec.shape), dtype=dtype, device=present.device)
             rows = present[:, m].nonzero().flatten()
             if len(rows):
-                given = inputs.get(INPUTS[modality])
-                if given is None:
+                modality_inputs = inputs.get(INPUTS[modality])
+                if modality_inputs is None:
                     raise ValueError(f"present: {modality} is marked present, but {INPUTS[modality]} is not given")
-                filled = None if valid is None else valid[rows.to(valid.device), m].tolist()
-                tokens = encode(encoder, spec, given[rows.to(given.device)], filled)
+                num_valid = None if valid is None else valid[rows.to(valid.device), m].tolist()
+                tokens = encode(encoder, spec, modality_inputs[rows.to(modality_inputs.device)], num_valid)
                 features[modality][rows] = tokens.to(present.device)
         return features
 
     def seen(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
-        """What the language model is shown of clips that have the modalities `present` (B, M), and which these are."""
+        """Return the features that the language model sees, and which modalities these are, (B, M).
+
+        Args:
+            present: (B, M) modalities that the clips have.
+        """
         return (features, present) if self.stand_ins is None else self.stand_ins(features, present)
 
     def fill_recall(
         self, input_ids: Tensor, attention_mask: Tensor, features: Mapping[str, Tensor], present: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Put what the nearest training clips say into prompts that have a place for it; others stay as they are."""
+        """Insert recalled texts of the nearest training clips into prompts with a place for them; return ids and
+        mask."""
         if self.recall is None:
             return input_ids, attention_mask
         return self.recall.fill(input_ids, attention_mask, features, present, list(self._specs))
@@ -213,7 +221,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     def embed(
         self, input_ids: Tensor, present: Tensor, features: Mapping[str, Tensor] | None = None, **inputs: Tensor | None
     ) -> Tensor:
-        """Prompt and raw inputs, or features from a store, -> (B, L, H) for the language model."""
+        """Embed prompts with raw inputs, or with features from a store; return (B, L, H) for the language model."""
         features, present = self.seen(features or self.encode(present, **inputs), present)
         return self.emotion_llama.embed(input_ids, features, present)
 
@@ -231,9 +239,14 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """(B, L) ids and raw inputs -> logits (B, L, V); with `labels` (B, L), -100 elsewhere, also the loss."""
+        """Return logits (B, L, V) of prompts (B, L), and the loss if `labels` (B, L) are given.
+
+        Args:
+            features: modality -> features; replaces the raw inputs.
+            labels: token ids at supervised positions, -100 elsewhere.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        present = self._nothing(input_ids) if present is None else present
+        present = self._none_present(input_ids) if present is None else present
         features = features or self.encode(
             present, valid, input_features=input_features, image_frames=image_frames, video_frames=video_frames
         )
@@ -267,16 +280,17 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         valid: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """New token ids (B, T) after the prompts; greedily, unless `options` of `generate` say otherwise."""
-        present = self._nothing(input_ids) if present is None else present
+        """Generate new token ids (B, T) after the prompts; greedily, unless `options` of `generate` say otherwise."""
+        present = self._none_present(input_ids) if present is None else present
         features = features or self.encode(
             present, valid, input_features=input_features, image_frames=image_frames, video_frames=video_frames
         )
         input_ids, attention_mask = self.fill_recall(input_ids, attention_mask, features, present)
         embedded = self.embed(input_ids, present, features)
         settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
-        rest = settings.update(**options)
-        generate = partial(self.emotion_llama.llm.generate, generation_config=settings, **rest)
+        model_options = settings.update(**options)  # those that are no settings of generation
+        llm: Any = self.emotion_llama.llm
+        generate = partial(llm.generate, generation_config=settings, **model_options)
         if self.config.answers_in_batches or len(embedded) == 1:
             return generate(inputs_embeds=embedded, attention_mask=attention_mask)
         rows = [
@@ -295,12 +309,12 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         features: Mapping[str, Tensor] | None = None,
         **inputs: Tensor | None,
     ) -> Tensor:
-        """Probability of every label of a closed set, (B, C) float32, without generation.
+        """Return the probability of every label of a closed set, (B, C) float32, without generation.
 
         Args:
-            label_ids: C lists of token ids, as `processor.label_ids` gives them.
+            label_ids: C lists of token ids, from `processor.label_ids`.
         """
-        present = self._nothing(input_ids) if present is None else present
+        present = self._none_present(input_ids) if present is None else present
         features = features or self.encode(present, **inputs)
         input_ids, attention_mask = self.fill_recall(input_ids, attention_mask, features, present)
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
@@ -309,34 +323,36 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.inference_mode()
     def modality_weights(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor | None:
-        """Weights (B, K or 1, M) of the fusion's attention branch, in the order of `present`; None if it has none."""
+        """Return weights (B, K or 1, M) of the attention branch of the fusion, in the order of `present`; None without
+        one."""
         return self.emotion_llama.modality_weights(*self.seen(features, present))
 
     def leave_out(self, modality: str, input_ids: Tensor, attention_mask: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """The same questions as if the clips did not have `modality`: features stay, and its places leave the prompt,
-        unless absence is visible.
+        """Return the prompts as if the clips did not have `modality`; features stay as they are.
 
-        What a clip then answers, against what it answered, says how much it relied on the modality.
+        The places of the modality leave the prompt, unless absence is visible. The change of the answer shows how much
+        it relied on the modality.
         """
         column = list(self._specs).index(modality)
-        fewer = present.clone()
-        fewer[:, column] = False
+        reduced = present.clone()
+        reduced[:, column] = False
         prompts = []
-        for row, mask, before, after in zip(input_ids, attention_mask, present, fewer, strict=True):
+        for row, mask, before, after in zip(input_ids, attention_mask, present, reduced, strict=True):
             ids = row[mask.bool()].tolist()
-            soft = self._num_soft(before)
-            place = ids.index(SOFT_TOKEN) if soft else 0
-            prompts.append([*ids[:place], *[SOFT_TOKEN] * self._num_soft(after), *ids[place + soft :]])
+            num_soft = self._num_soft(before)
+            start = ids.index(SOFT_TOKEN) if num_soft else 0
+            prompts.append([*ids[:start], *[SOFT_TOKEN] * self._num_soft(after), *ids[start + num_soft :]])
         ids, mask = pad_left(prompts, input_ids.device)
-        return {"input_ids": ids, "attention_mask": mask, "present": fewer}
+        return {"input_ids": ids, "attention_mask": mask, "present": reduced}
 
     def _num_soft(self, present: Tensor) -> int:
-        """Soft tokens in the prompt of a clip with these modalities (M,)."""
+        """Return the number of soft tokens in the prompt of a clip with these modalities (M,)."""
         counts = self.emotion_llama.soft_counts
         if self.stand_ins is not None:
             return sum(counts.values())
-        shown = {name for name, here in zip(self._specs, present.tolist(), strict=True) if here}
+        shown = {name for name, is_present in zip(self._specs, present.tolist(), strict=True) if is_present}
         return sum(count for stream, count in counts.items() if stream in shown or (stream == "fusion" and shown))
 
-    def _nothing(self, input_ids: Tensor) -> Tensor:
+    def _none_present(self, input_ids: Tensor) -> Tensor:
+        """Return `present` of clips without any modality."""
         return torch.zeros(len(input_ids), len(self._specs), dtype=torch.bool, device=input_ids.device)

@@ -1,4 +1,4 @@
-"""From media files and a question to the tensors of an exported model: the decoding and prompt that trained it.
+"""Turn media files and a question into the tensors of an exported model, with the decoding and prompt of training.
 
     processor(video="clip.mp4", text="I see.", task="emotion")
     processor(video=["a.mp4", "b.mp4"], text=["I see.", None], task="reason")
@@ -35,25 +35,25 @@ from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
 logger = logging.get_logger(__name__)
 
 Decode = Callable[[Clip, Sequence[View], float | None], list[Decoded | MediaError]]
-"""`media.decode_each` without its further arguments, or what stands in for it."""
+"""Signature of `media.decode_each` without its optional arguments."""
 
 
 @dataclass(frozen=True)
 class ClipInputs:
-    """One clip, ready to be stacked into a batch; a modality that it lacks, or that the task hides, is not in it."""
+    """Inputs of one clip, ready for a batch; modalities that the clip lacks or the task hides are not among them."""
 
     id: str
     prompt_ids: list[int]
     views: Mapping[str, np.ndarray]
-    """Modality -> what was decoded: frames (F, H, W, 3) uint8 or a waveform (S,) float32."""
+    """Modality -> decoded frames (F, H, W, 3) uint8 or waveform (S,) float32."""
     inputs: Mapping[str, np.ndarray]
-    """Modality -> the network's input."""
+    """Modality -> preprocessed input of the network."""
     valid: Mapping[str, int]
-    """Modality -> encoder tokens that the clip fills, where the pooling asks."""
+    """Modality -> number of encoder tokens that the clip fills, for encoders whose pooling needs it."""
 
 
 class EmotionLlamaProcessor(ProcessorMixin):
-    """Decodes, preprocesses, tokenises."""
+    """Decodes and preprocesses media, and tokenises prompts."""
 
     def __init__(
         self,
@@ -70,12 +70,13 @@ class EmotionLlamaProcessor(ProcessorMixin):
         too_long: TooLong = "refuse",
         **kwargs: Any,
     ) -> None:
-        """Arguments as in EmotionLlamaConfig; those besides:
+        """Store the settings; arguments that are not listed are as in EmotionLlamaConfig.
 
-        soft_counts: stream -> soft tokens that it has in a prompt.
-        recall_keys: label tasks that the model recalls training clips for.
-        max_prompt_tokens: of a prompt, soft tokens included.
-        too_long: cut shortens the words of a clip whose prompt is longer, as in training; the others refuse the clip.
+        Args:
+            soft_counts: stream -> number of its soft tokens in a prompt.
+            recall_keys: label tasks for which the model recalls training clips.
+            max_prompt_tokens: longest prompt, soft tokens included.
+            too_long: "cut" shortens the text of a clip with a longer prompt, as in training; other values refuse it.
         """
         super().__init__(tokenizer)
         self.encoders, self.networks = dict(encoders or {}), dict(networks or {})
@@ -83,7 +84,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         self.label_sets, self.tasks, self.recall_keys = dict(label_sets or {}), list(tasks), list(recall_keys)
         self.absent = absent
         self.max_prompt_tokens, self.too_long = max_prompt_tokens, too_long
-        self._preprocess = {
+        self._preprocess: dict[str, Any] = {
             modality: rebuild_encoder(read_spec(entry["spec"]), self.networks[entry["network"]])
             for modality, entry in self.encoders.items()
         }
@@ -105,21 +106,20 @@ class EmotionLlamaProcessor(ProcessorMixin):
         crop: Any = None,
         person: Any = None,
     ) -> BatchFeature:
-        """Prepare one clip, or a batch where any argument is a list.
+        """Prepare one clip, or a batch if any argument is a list.
 
         Args:
-            video, audio, image: paths; the sound track of `video` is used where `audio` is not given.
+            video, audio, image: paths; without `audio` the sound track of `video` is used.
             text: what the person says, or None.
-            task: a task of training: emotion, sentiment, reason, …, or think:intent, the rationale for one label task;
-                default: the first that the model was trained on. For one that it was not trained on, a warning is
-                logged once.
-            question: asked in place of the task's own instruction.
-            labels: the closed set of answers named in the instruction; default: that of `dataset` in training.
+            task: a task of training: emotion, sentiment, reason, …, or think:intent, the rationale for one label task.
+                None: the first that the model was trained on. A task without training logs a warning once.
+            question: replaces the instruction of the task.
+            labels: closed set of answers in the instruction; None: the labels of `dataset` in training.
             peak_frame, start_s, end_s, crop, person: as in a clip list.
 
         Raises:
             MediaError: a file that cannot be decoded.
-            DataError: no medium and no text, lists of different lengths, or a crop that is none.
+            DataError: neither media nor text, lists of different lengths, or an invalid crop.
         """
         values = {
             "video": video,
@@ -137,7 +137,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
             logger.warning_once(notice)
         if labels is None:
             labels = self.labels(task, dataset)
-        task = self._asked(task, dataset).full_name
+        task = self._task(task, dataset).full_name
         clips = [replace(clip, dataset=dataset) for clip in _clips(values)]
         return self.collate([self.prepare(clip, task, question, labels) for clip in clips])
 
@@ -150,28 +150,32 @@ class EmotionLlamaProcessor(ProcessorMixin):
         limit_s: float | None = None,
         decode: Decode = decode_each,
     ) -> ClipInputs:
-        """Decode, preprocess and tokenise one clip; for threads. `decode` stands in for `decode_each`.
+        """Decode, preprocess and tokenise one clip; safe to call from several threads.
+
+        Args:
+            limit_s: longest time for decoding.
+            decode: replaces `decode_each`.
 
         Raises:
             MediaError: a file that cannot be decoded, or takes longer than `limit_s`.
             DataError: a prompt longer than its limit.
         """
-        asked = self._asked(task, clip.dataset if clip.dataset in self.label_sets else None)
-        encoders = {name: encoder for name, encoder in self._preprocess.items() if name in asked.modalities}
-        found = decode(clip, [encoder.view for encoder in encoders.values()], limit_s)
+        clip_task = self._task(task, clip.dataset if clip.dataset in self.label_sets else None)
+        encoders = {name: encoder for name, encoder in self._preprocess.items() if name in clip_task.modalities}
+        results = decode(clip, [encoder.view for encoder in encoders.values()], limit_s)
         views: dict[str, np.ndarray] = {}
-        for name, result in zip(encoders, found, strict=True):
+        for name, result in zip(encoders, results, strict=True):
             if isinstance(result, MediaError):
                 raise result
             if not isinstance(result, Absent):
                 views[name] = result
         inputs = {name: encoders[name].preprocess(view) for name, view in views.items()}
-        valid = {name: encoders[name].num_valid(view) for name, view in views.items() if needs_valid(encoders[name])}  # type: ignore[attr-defined]
-        prompt_ids = self._prompt_ids(clip, asked, list(views), labels, question)
+        valid = {name: encoders[name].num_valid(view) for name, view in views.items() if needs_valid(encoders[name])}
+        prompt_ids = self._prompt_ids(clip, clip_task, list(views), labels, question)
         return ClipInputs(clip.id, prompt_ids, views, inputs, valid)
 
     def collate(self, clips: Sequence[ClipInputs]) -> BatchFeature:
-        """Stack prepared clips into the tensors that the model takes."""
+        """Stack prepared clips into the input tensors of the model."""
         ids, mask = pad_left([clip.prompt_ids for clip in clips], "cpu")
         present = [[modality in clip.inputs for modality in self.encoders] for clip in clips]
         data = {"input_ids": ids, "attention_mask": mask, "present": torch.tensor(present, dtype=torch.bool)}
@@ -184,32 +188,32 @@ class EmotionLlamaProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def labels(self, task: str, dataset: str | None = None) -> tuple[str, ...]:
-        """The closed set of a task in training, sorted: of one dataset, or of all together; empty for an open task."""
-        key = self._asked(task, dataset).closed_key
-        return (
-            () if key is None else tuple(sorted({label for sets in self._sets(dataset) for label in sets.get(key, ())}))
-        )
+        """Return the sorted labels of a task in training, of one dataset or of all; empty for an open task."""
+        key = self._task(task, dataset).closed_key
+        if key is None:
+            return ()
+        return tuple(sorted({label for sets in self._label_sets(dataset) for label in sets.get(key, ())}))
 
-    def _sets(self, dataset: str | None) -> list[Mapping[str, Any]]:
-        """Label task -> closed set: of one dataset, or of every one."""
+    def _label_sets(self, dataset: str | None) -> list[Mapping[str, Any]]:
+        """Return mappings label task -> closed set: of one dataset, or one per dataset."""
         return list(self.label_sets.values()) if dataset is None else [self.label_sets.get(dataset, {})]
 
-    def _asked(self, task: str, dataset: str | None) -> Task:
-        """The task; a rationale is for a label task that training had."""
-        return find_task(task).among(label_task for sets in self._sets(dataset) for label_task in sets)
+    def _task(self, task: str, dataset: str | None) -> Task:
+        """Return the task; a rationale is about a label task that training had."""
+        return find_task(task).among(label_task for sets in self._label_sets(dataset) for label_task in sets)
 
     def untrained_notice(self, task: str) -> str | None:
-        """One line about a task that the model had no training samples of; None for one that it had."""
+        """Return a remark on a task without training samples; None for a task that the model was trained on."""
         if not self.tasks or task.partition(":")[0] in self.tasks:
             return None
         return f"this model was not trained on the task {task}; it was on {', '.join(self.tasks)}"
 
     def label_ids(self, labels: Sequence[str]) -> list[list[int]]:
-        """Token ids of each label, for `model.label_probabilities`."""
+        """Return the token ids of each label, for `model.label_probabilities`."""
         return [encode_answer(self.tokenizer, label) for label in labels]
 
     def answers(self, token_ids: Any) -> list[str]:
-        """Generated token ids (B, T) -> texts."""
+        """Decode generated token ids (B, T) into texts."""
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
     def _prompt_ids(
@@ -219,44 +223,49 @@ class EmotionLlamaProcessor(ProcessorMixin):
         streams = {*seen, *(["fusion"] if seen else [])}
         num_soft = sum(count for stream, count in self.soft_counts.items() if stream in streams)
         key = task.label_key
-        place: list[int] = []
+        recall_place: list[int] = []
         if shown and not task.picture and key in self.recall_keys:
-            place = [RECALL_TOKEN - self.recall_keys.index(key)]  # the model fills it in: it knows the features
+            # The model replaces this token by recalled text, because only it has the features.
+            recall_place = [RECALL_TOKEN - self.recall_keys.index(key)]
 
         prompt = PromptFormat(**self.prompt)
-        worded = prompt.worded(task, clip.dataset)
+        worded_task = prompt.worded(task, clip.dataset)
 
         def encoded(text: str) -> list[int]:
-            before, said, asked = prompt.pieces(text, worded, labels, question, clip.person)
-            rest = (asked, clip.id, (said, place)) if place else (said + asked, clip.id)
-            return encode_prompt(self.tokenizer, before, num_soft, *rest, limit=None)
+            before, quoted, instruction = prompt.pieces(text, worded_task, labels, question, clip.person)
+            if recall_place:
+                return encode_prompt(
+                    self.tokenizer, before, num_soft, instruction, clip.id, (quoted, recall_place), limit=None
+                )
+            return encode_prompt(self.tokenizer, before, num_soft, quoted + instruction, clip.id, limit=None)
 
         limits = PromptLimits(too_long=self.too_long)
         return limits.fit(encoded, clip.text or "", self.max_prompt_tokens, clip.id)
 
 
 def _clips(values: Mapping[str, Any]) -> list[Clip]:
+    """Return the clips of a call: one, or as many as the lists among the arguments have entries."""
     lengths = {name: len(value) for name, value in values.items() if isinstance(value, list | tuple)}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise DataError("processor", expected="lists of one length", got=said)
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise DataError("processor", expected="lists of one length", got=counts)
     clips = []
     for row in range(next(iter(lengths.values()), 1)):
-        mine = {name: value[row] if name in lengths else value for name, value in values.items()}
-        media = {name: Path(mine[name]) for name in ("video", "audio", "image") if mine[name] is not None}
-        if not media and mine["text"] is None:
+        fields = {name: value[row] if name in lengths else value for name, value in values.items()}
+        media = {name: Path(fields[name]) for name in ("video", "audio", "image") if fields[name] is not None}
+        if not media and fields["text"] is None:
             raise DataError("processor", expected="video, audio, image or text", got="none of them")
         name = next((path.name for path in media.values()), f"clip {row}")
-        problem, crop = ("", None) if mine["crop"] is None else parse_crop(mine["crop"])
+        problem, crop = ("", None) if fields["crop"] is None else parse_crop(fields["crop"])
         if problem:
             raise DataError(name, got=problem)
-        clips.append(Clip(id=name, **{**mine, **media, "crop": crop}))
+        clips.append(Clip(id=name, **{**fields, **media, "crop": crop}))
     return clips
 
 
 def _stack(inputs: Sequence[np.ndarray | None]) -> torch.Tensor | None:
-    """(B, …) with zeros, which are not used, where a clip has none; None where no clip has any."""
-    some = next((array for array in inputs if array is not None), None)
-    if some is None:
+    """Stack inputs to (B, …); clips without input get zeros, which the model does not use. None if no clip has any."""
+    example = next((array for array in inputs if array is not None), None)
+    if example is None:
         return None
-    return torch.from_numpy(np.stack([np.zeros_like(some) if array is None else array for array in inputs]))
+    return torch.from_numpy(np.stack([np.zeros_like(example) if array is None else array for array in inputs]))

@@ -22,7 +22,7 @@ def said(config, **known) -> str:
         ("optim.warmup_steps=6", {}, "Set optim.warmup_steps=0."),
         ("checkpoint.every=7", {}, "Set checkpoint.every=1."),
         ("log.eval_every=7", {}, "Set log.eval_every=1."),
-        ("optim.steps=20000", {"num_clips": 278}, "288 epochs of 278 clips, which are learnt by heart. 20 epochs are "
+        ("optim.steps=20000", {"num_clips": 278}, "288 epochs of 278 clips, which the model memorises. 20 epochs are "
          "optim.steps=1390"),
         ("optim.batch_size=64", {"num_clips": 20}, "more than the 20 clips of train"),
         ("seed=1", {"num_scored": 0}, "data.eval_split val: 0 clips to score"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 from toy import make_config
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
@@ -48,6 +49,31 @@ def test_a_sample_of_600_tokens_costs_the_published_arithmetic(published):
     counted = costs.sample_flops(shape, lora_shape(published.llm), tokens=600, supervised=600)
     assert counted.layers + counted.head == costs.rule_flops(shape, 600)
     assert counted.recomputed == 0
+
+
+@pytest.mark.parametrize("key_heads", [2, 4])
+def test_the_arithmetic_is_that_which_torch_counts(key_heads):
+    """FlopCounterMode counts the products of a forward and backward pass over a small model with LoRA."""
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=key_heads,
+        vocab_size=96,
+        attn_implementation="eager",
+    )
+    llm = add_lora(AutoModelForCausalLM.from_config(config), r=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))
+    tokens, supervised = 48, 11
+    embedded = torch.randn(1, tokens, 64, requires_grad=True)  # as soft tokens, whose projectors learn
+    with FlopCounterMode(display=False) as counter:
+        llm(inputs_embeds=embedded, logits_to_keep=supervised).logits.sum().backward()
+    expected = costs.sample_flops(llm_shape(llm), lora_shape(llm), tokens=tokens, supervised=supervised)
+    # Eager attention computes both halves of the causal scores, in 6 products. The cost model counts one half, in the 7
+    # products of flash attention, which computes the scores again. The rest, below 1e-4, are the rotary frequencies.
+    attention = expected.attention * 2 * 6 / 7
+    total = expected.layers + expected.head + expected.trained + attention
+    assert counter.get_total_flops() == pytest.approx(total, rel=1e-4)
 
 
 def saved_bytes(llm: torch.nn.Module, tokens: int, width: int, dtype: torch.dtype) -> int:

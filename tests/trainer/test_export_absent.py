@@ -113,7 +113,7 @@ def test_other_stand_ins_than_the_run_s_are_caught(seeing):
     write_document(copy / "certificate.json", certificate | {"files": file_hashes(copy)})
     with pytest.raises(ParityError) as caught:
         verify_export(copy, say=lambda _: None)
-    assert any("stand-ins for absent modalities differ" in problem for problem in caught.value.problems)
+    assert any("constants for absent modalities differ" in problem for problem in caught.value.problems)
 
 
 @pytest.mark.slow

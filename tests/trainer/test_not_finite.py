@@ -181,6 +181,6 @@ def test_an_export_that_failed_its_check_says_so_when_it_is_opened(exported, tmp
     write_document(copy / "certificate.json", certificate)
     open_model(copy, "cpu")
     assert (
-        f"did not pass its own check: it does not compute what was trained: {certificate['figures'][-1]['name']}"
+        f"did not pass its parity check: it does not compute what was trained: {certificate['figures'][-1]['name']}"
         in (caplog.text)
     )

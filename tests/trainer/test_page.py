@@ -25,7 +25,7 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.predict import page
 from fusion_train.predict.opening import OpenedModel, open_model
-from fusion_train.predict.page import PageLimits, answer_one, shown
+from fusion_train.predict.page import PageLimits, answer_upload, panels
 
 # Warnings of gradio and selenium are theirs; their servers' sockets close after the test.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,26 +50,26 @@ def opened(exported) -> OpenedModel:
 def test_what_one_request_may_ask_is_bounded(opened, trained, tmp_path):
     long = write_clip(tmp_path / "long.mp4", num_frames=12, rate=1)
     limits = PageLimits(clip_s=5, max_new_tokens=3)
-    assert "at most 0:05" in str(answer_one(opened, str(long), "", "emotion", "", limits).error)
-    text = answer_one(opened, trained.video("v0"), "", "reason", "", limits).text
+    assert "at most 0:05" in str(answer_upload(opened, str(long), "", "emotion", "", limits).error)
+    text = answer_upload(opened, trained.video("v0"), "", "reason", "", limits).text
     assert len(opened.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) <= 4
 
 
 def test_every_part_of_an_answer_is_shown(opened, trained):
-    text, probabilities, drops, frames, sound, weights = shown(
-        answer_one(opened, trained.video("v0"), "I see.", "emotion", "", PageLimits())
+    text, probabilities, drops, frames, sound, weights = panels(
+        answer_upload(opened, trained.video("v0"), "I see.", "emotion", "", PageLimits())
     )
     assert "shown: audio, image, video" in text
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
     assert all(figure is not None for figure in (drops, frames, sound, weights))
-    silent = shown(answer_one(opened, trained.video(SILENT), "", "emotion", "", PageLimits()))
+    silent = panels(answer_upload(opened, trained.video(SILENT), "", "emotion", "", PageLimits()))
     assert "shown: image, video" in silent[0]
 
 
 def test_nothing_and_nonsense_are_answered_in_words(opened, tmp_path):
-    assert shown(answer_one(opened, None, "", "emotion", "", PageLimits()))[0] == "**Choose a clip first.**"
+    assert panels(answer_upload(opened, None, "", "emotion", "", PageLimits()))[0] == "**Choose a clip first.**"
     (tmp_path / "bad.mp4").write_bytes(b"")
-    said = shown(answer_one(opened, str(tmp_path / "bad.mp4"), "", "emotion", "", PageLimits()))
+    said = panels(answer_upload(opened, str(tmp_path / "bad.mp4"), "", "emotion", "", PageLimits()))
     assert said[0].startswith("**Not answered.** clip")
     assert said[1:] == [None] * 5
     assert markdown_text("<b>*x*") == "\\<b\\>\\*x\\*"
@@ -78,10 +78,10 @@ def test_nothing_and_nonsense_are_answered_in_words(opened, tmp_path):
 def test_a_playlist_without_an_end_is_refused_and_the_next_request_is_answered(opened, trained, tmp_path):
     (tmp_path / "a.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{trained.video('v0')}\n")
     began = time.monotonic()
-    said = shown(answer_one(opened, str(tmp_path / "a.mp4"), "", "emotion", "", PageLimits()))
+    said = panels(answer_upload(opened, str(tmp_path / "a.mp4"), "", "emotion", "", PageLimits()))
     assert time.monotonic() - began < PageLimits().decode_s
     assert "a playlist \\(HLS\\)" in said[0]
-    assert answer_one(opened, trained.video("v0"), "", "emotion", "", PageLimits()).text
+    assert answer_upload(opened, trained.video("v0"), "", "emotion", "", PageLimits()).text
 
 
 def test_without_gradio_the_command_says_what_to_install(exported, monkeypatch):

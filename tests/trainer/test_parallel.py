@@ -21,7 +21,7 @@ from toy import make_config
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError
-from fusion_train.processes import processes_asked
+from fusion_train.processes import requested_processes
 from fusion_train.run import Run
 from fusion_train.training import parallel
 
@@ -72,7 +72,7 @@ def alone(llama, material, tmp_path_factory) -> Run:
     ],
 )
 def test_what_a_launcher_was_asked_for_is_read_off_its_command(command, asked):
-    assert processes_asked(command.split()) == asked
+    assert requested_processes(command.split()) == asked
 
 
 def test_one_process_where_the_launcher_was_asked_for_two_is_refused(llama, material, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def command(material: Path, folder: Path, *arguments: str) -> list[str]:
 def test_a_language_model_set_for_a_probe_is_refused_before_anything_is_written(llama, material, tmp_path):
     result = CliRunner().invoke(main, command(material, tmp_path, "--set", f"model.llm={llama}"))
     assert result.exit_code == 2
-    assert "model.llm: expected null, since the stage probe trains fusion and a linear head alone" in result.output
+    assert "model.llm: expected null, since the stage probe trains only fusion and a linear head" in result.output
     assert "--stage perception" in result.output
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine.yaml").write_text(f"stages: {{probe: {{model: {{llm: {llama}}}}}}}\n")
