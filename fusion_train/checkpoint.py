@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from featurecache.errors import WriteError
 from featurecache.files.publish import make_folder, make_temporary_folder, publish_folder, writing
-from fusion_train.documents import read_document, write_document
+from fusion_train.documents import read_document, validate_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import part_of, trained_parameters
 
@@ -126,19 +126,9 @@ def read_state(folder: Path) -> State:
     Raises:
         CheckpointError: `state.json` is missing, damaged, or of another step than its folder.
     """
-    path, next_step = folder / "state.json", _delete(folder)
-    values = read_document(path, CheckpointError, "the state of a checkpoint", next_step)
-    try:
-        state = TypeAdapter(State).validate_python(values)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise CheckpointError(
-            str(path),
-            expected="the state of a checkpoint",
-            got="other keys or values",
-            next_step=next_step,
-            problems=problems,
-        ) from error
+    path, next_step, expected = folder / "state.json", _delete(folder), "the state of a checkpoint"
+    values = read_document(path, CheckpointError, expected, next_step)
+    state = validate_document(values, State, path, CheckpointError, expected, next_step)
     if folder.name != step_folder(folder.parent, state.step).name:
         raise CheckpointError(
             str(path), expected=f"the step of {folder.name}", got=f"step {state.step}", next_step=next_step

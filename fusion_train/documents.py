@@ -14,7 +14,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from featurecache.errors import FeatureCacheError
 from featurecache.files.jsonl import parse_object
@@ -23,6 +25,7 @@ from featurecache.outside_text import json_text
 from featurecache.spec import canonical_json
 
 CHECKSUM = "checksum"
+Schema = TypeVar("Schema")
 MAX_QUOTED = 200
 """Characters of a parser's message in an error."""
 
@@ -71,6 +74,28 @@ def read_document(
             next_step=f"{next_step or 'Take the file from a copy.'} {advice}",
         )
     return values
+
+
+def validate_document(
+    values: Mapping[str, Any],
+    schema: type[Schema],
+    path: Path,
+    error: type[FeatureCacheError],
+    expected: str,
+    next_step: str | None = None,
+) -> Schema:
+    """Return the values of a document as its typed schema, a dataclass or TypedDict; arguments as in `read_document`.
+
+    Raises:
+        FeatureCacheError: of class `error`: missing or unknown keys, or values of another type; all are listed.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as problem:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in problem.errors()]
+        raise error(
+            str(path), expected=expected, got="other keys or values", next_step=next_step, problems=problems
+        ) from problem
 
 
 def _agrees(values: Any, written: Any) -> bool:

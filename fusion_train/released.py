@@ -1,4 +1,4 @@
-"""Read the released checkpoints: trained parts under the names of the released code -> a run of ours.
+"""Read released checkpoints: rename the trained parts of the released code and make a run of this project.
 
     llama_proj                            -> projectors.image       conv_pro_module.feats_prep.<i>.<j>  -> fusion.prepare.<i>.<j>
     llama_proj_{video,audio,fusion}       -> projectors.*           conv_pro_module.attention_mlp.<j>   -> fusion.attention_mlp.<j>
@@ -7,9 +7,9 @@
                                                                     conv_pro_module.conv_module.conv_blocks.<i>.conv_block.0
                                                                                                         -> fusion.conv_branch.blocks.<i>
                                                                     conv_pro_module.fc_final            -> fusion.output
-A MiniGPT-v2 checkpoint holds the image projection and LoRA alone; the other parts keep their first weights.
-The released code drops frozen parameters but not buffers: what carries no training (`LEFT_OUT`) is left out with a notice.
-Prefixes of wrappers (`module.`) are taken off. Nothing in a file is run (`featurecache.files.torch_file`).
+A MiniGPT-v2 checkpoint has only the image projection and LoRA; the other parts keep their initial weights.
+The released code drops frozen parameters but not buffers: tensors without training (`LEFT_OUT`) are left out with a
+notice. Prefixes of wrappers (`module.`) are removed. No code in a file is run (`featurecache.files.torch_file`).
 Source: released code at commit 5f0a408.
 """  # noqa: E501 -- the table of names
 
@@ -59,46 +59,46 @@ LEFT_OUT: tuple[tuple[str, str], ...] = (
     (r"ln_vision\..+", "the frozen norm after the image encoder, which eva-global computes without learned weights"),
     (r".*\b(position_ids|masked_bias|num_batches_tracked)", "buffers"),
 )
-"""Names that carry no training, and what they are."""
+"""Patterns of names that are not trained, and what they are."""
 _WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")
 
 
 @dataclass(frozen=True)
 class Released:
-    """What a released checkpoint holds."""
+    """Content of a released checkpoint."""
 
     tensors: dict[str, Tensor]
-    """Our parameter name -> tensor, float32."""
+    """Parameter name of this project -> tensor, float32."""
     notices: tuple[str, ...] = ()
-    """What was left out, by kind."""
+    """One line per kind of left-out tensors."""
 
 
 def read_released(path: str | Path) -> Released:
     """Read a released `.pth` file and rename its tensors.
 
     Raises:
-        CheckpointError: no such file, truncated, not readable without running code, no tensors; names that are unknown
-            or mean the same, tensors that are no floating-point numbers or hold NaN or infinity (all listed).
+        CheckpointError: no such file, truncated, not readable without running code, or no tensors; unknown or duplicate
+            names, tensors that are not floating-point or contain NaN or infinity (all are listed).
     """
     path = Path(path)
     renamed: dict[str, Tensor] = {}
     left_out: dict[str, Tensor] = {}
     problems: list[str] = []
-    for written, tensor in _state_dict(path).items():
-        name = _WRAPPERS.sub("", written, count=1) if _WRAPPERS.match(written) else written
-        ours = rename(name)
-        if ours is None and _kind_left_out(name):
+    for original_name, tensor in _state_dict(path).items():
+        name = _WRAPPERS.sub("", original_name, count=1) if _WRAPPERS.match(original_name) else original_name
+        own_name = rename(name)
+        if own_name is None and _kind_left_out(name):
             left_out[name] = tensor
-        elif ours is None:
-            problems.append(f"unknown: {written} {tuple(tensor.shape)}")
-        elif ours in renamed:
-            problems.append(f"twice: {written} also means {ours}")
+        elif own_name is None:
+            problems.append(f"unknown: {original_name} {tuple(tensor.shape)}")
+        elif own_name in renamed:
+            problems.append(f"twice: {original_name} also means {own_name}")
         elif not tensor.is_floating_point():
-            problems.append(f"{written}: expected floating-point numbers, got {tensor.dtype}")
+            problems.append(f"{original_name}: expected floating-point numbers, got {tensor.dtype}")
         else:
-            renamed[ours] = tensor.float()
-            if count := int((~torch.isfinite(renamed[ours])).sum()):
-                problems.append(f"{written}: {count:,} of {tensor.numel():,} values are NaN or infinite")
+            renamed[own_name] = tensor.float()
+            if count := int((~torch.isfinite(renamed[own_name])).sum()):
+                problems.append(f"{original_name}: {count:,} of {tensor.numel():,} values are NaN or infinite")
     if problems:
         raise CheckpointError(
             str(path),
@@ -115,14 +115,16 @@ def _kind_left_out(name: str) -> str | None:
 
 
 def _notices(left_out: Mapping[str, Tensor]) -> list[str]:
-    """What was left out, one line per kind, and where that changes what the model sees."""
+    """Return one line per kind of left-out tensors, and a warning if leaving them out changes the features."""
     kinds = Counter(_kind_left_out(name) for name in left_out)
     lines = []
     for kind, count in kinds.items():
         example = next(name for name in left_out if _kind_left_out(name) == kind)
-        lines.append(f"left out, carrying no training: {count} tensor{'s' if count > 1 else ''} of {kind} ({example})")
-    plain = {"ln_vision.weight": 1.0, "ln_vision.bias": 0.0}
-    changed = [name for name, value in plain.items() if name in left_out and not bool((left_out[name] == value).all())]
+        lines.append(f"left out, not trained: {count} tensor{'s' if count > 1 else ''} of {kind} ({example})")
+    identity = {"ln_vision.weight": 1.0, "ln_vision.bias": 0.0}
+    changed = [
+        name for name, value in identity.items() if name in left_out and not bool((left_out[name] == value).all())
+    ]
     if changed:
         lines.append(
             f"{', '.join(changed)}: not the identity; the image tokens of eva-global lack what these weights do"
@@ -131,34 +133,36 @@ def _notices(left_out: Mapping[str, Tensor]) -> list[str]:
 
 
 def rename(name: str) -> str | None:
-    """Our name of a released parameter, or None."""
-    for pattern, ours in RENAMED:
+    """Return the name of a released parameter in this project; None if it is unknown."""
+    for pattern, own_name in RENAMED:
         if re.fullmatch(pattern, name):
-            return re.sub(pattern, ours, name)
+            return re.sub(pattern, own_name, name)
     return None
 
 
 def complete(
-    released: Mapping[str, Tensor], first: Mapping[str, Tensor], subject: str
+    released: Mapping[str, Tensor], initial: Mapping[str, Tensor], subject: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Bring released tensors and the parameters of our model together.
+    """Combine released tensors with the initial weights of the parameters that a MiniGPT-v2 checkpoint lacks.
 
     Args:
-        released: the tensors that `read_released` gave.
-        first: every trained parameter of our model with its first weights.
+        released: tensors of `read_released`.
+        initial: every trained parameter of the model with its initial weights.
 
     Returns:
-        Every trained parameter, and the names that keep their first weights (MiniGPT-v2 only).
+        Every trained parameter, and the names that keep their initial weights (MiniGPT-v2 only).
 
     Raises:
-        CheckpointError: names or shapes that differ; all are listed.
+        CheckpointError: differing names or shapes; all are listed.
     """
-    missing = [name for name in first if name not in released]
+    missing = [name for name in initial if name not in released]
     if missing and all(name.startswith(MINIGPT_PARTS) for name in released):
-        kept = [name for name in missing if not name.startswith(MINIGPT_PARTS)]
+        not_released = [name for name in missing if not name.startswith(MINIGPT_PARTS)]
     else:
-        kept = []
-    problems = checkpoint.differences(released, {name: t for name, t in first.items() if name not in kept})
+        not_released = []
+    problems = checkpoint.differences(
+        released, {name: tensor for name, tensor in initial.items() if name not in not_released}
+    )
     if problems:
         raise CheckpointError(
             subject,
@@ -167,27 +171,28 @@ def complete(
             next_step="Set the configuration that it was trained with: --config, model.llm, model.lora.r.",
             problems=problems,
         )
-    return {name: released.get(name, tensor) for name, tensor in first.items()}, kept
+    return {name: released.get(name, tensor) for name, tensor in initial.items()}, not_released
 
 
 def import_released(
     path: str | Path, config: Config, *, store: str, clips: str, run: Run, say: Callable[[str], None] = print
 ) -> None:
-    """Make a finished run of step 0 out of a released checkpoint, to be scored, exported or started from.
+    """Make a finished run of step 0 from a released checkpoint, to be scored, exported or started from.
 
     Args:
-        config: what the checkpoint was trained with.
-        store, clips: the features that the run is to be tied to, and the clip list that names the label sets.
+        config: configuration with which the checkpoint was trained.
+        store: features that the run will refer to.
+        clips: clip list from which the label sets are read.
 
     Raises:
-        CheckpointError: see `read_released` and `complete`; or the folder holds a run already.
+        CheckpointError: see `read_released` and `complete`; or the folder has a run already.
     """
     if run.exists:
         raise CheckpointError(str(run.folder), expected="a new folder", got="a run", next_step="Choose another --out.")
     released = read_released(path)
     context = build_context(config, store, clips)
     parameters = trained_parameters(context.model)
-    tensors, kept = complete(released.tensors, parameters, str(path))
+    tensors, not_released = complete(released.tensors, parameters, str(path))
     checkpoint.copy_strictly(tensors, parameters, str(path))
     with run.writing():
         run.create(config, make_record(context, store, clips, run, None))
@@ -198,11 +203,12 @@ def import_released(
         say(notice)
     count = sum(tensor.numel() for tensor in released.tensors.values())
     say(f"{run.folder}: {len(released.tensors)} tensors, {count:,} parameters")
-    if kept:
-        say(f"{len(kept)} parameters are not in a MiniGPT-v2 checkpoint and keep their first weights")
+    if not_released:
+        say(f"{len(not_released)} parameters are not in a MiniGPT-v2 checkpoint and keep their initial weights")
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file by name, without running code in it."""
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no such file"
         raise CheckpointError(str(path), expected="a released .pth checkpoint", got=got)
@@ -212,11 +218,11 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         truncated = "truncated" in str(error)
         raise CheckpointError(
             str(path),
-            expected="tensors, numbers and texts alone",
+            expected="only tensors, numbers and texts",
             got=str(error),
             next_step="Fetch it again, and compare its size."
             if truncated
-            else "A file that wants to run code is not opened; ask its author for one with weights alone.",
+            else "A file that runs code is not opened; ask its author for one that contains only weights.",
         ) from error
     state = document.get("model", document) if isinstance(document, dict) else None
     if not isinstance(state, dict) or not state:

@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
 from featurecache.files.lease import sole_writer
 from featurecache.files.publish import make_folder, replace_bytes
 from fusion_train.config import Config, validate
 from fusion_train.data.answers import LabelSets
-from fusion_train.documents import read_document, write_document
+from fusion_train.documents import read_document, validate_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.metric_lines import read_metrics
 from fusion_train.models.token_streams import FeatureShapes
@@ -172,18 +172,9 @@ class Run:
         """
         self._require()
         path = self.folder / "run.json"
-        values = read_document(path, CheckpointError, "the record of a run")
-        try:
-            return TypeAdapter(RunRecord).validate_python(values)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise CheckpointError(
-                str(path),
-                expected="the record of a run",
-                got="other keys or values",
-                next_step="Take the file from a copy.",
-                problems=problems,
-            ) from error
+        expected = "the record of a run"
+        values = read_document(path, CheckpointError, expected)
+        return validate_document(values, RunRecord, path, CheckpointError, expected, "Take the file from a copy.")
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -116,7 +116,8 @@ def build_context(
         retrieval = open_retrieval(store, config.features.used, pool, **config.retrieval.model_dump())
         recall["recall"] = RecalledTokens(retrieval, tokenizer, config.prompt.format())
     if config.model.quantised and quantised:
-        quantise_base(model.llm, config.model.quantised, this_process().device, model.llm.dtype)
+        adapted: Any = model.llm
+        quantise_base(adapted, config.model.quantised, this_process().device, adapted.dtype)
     limits = PromptLimits(positions=positions_of(model.llm.config), too_long=data.too_long)
     collator = Collator(
         reader,

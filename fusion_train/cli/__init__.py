@@ -170,9 +170,20 @@ def import_released_command(
 
 
 COMMANDS = (
-    agreement, contrast_command, demo, evaluate_command, plan, predict, rate, replay, report, score_command,
-    sweep, verify_resume_command, zero_image,
-)  # fmt: skip
+    agreement,
+    contrast_command,
+    demo,
+    evaluate_command,
+    plan,
+    predict,
+    rate,
+    replay,
+    report,
+    score_command,
+    sweep,
+    verify_resume_command,
+    zero_image,
+)
 for command in COMMANDS:
     main.add_command(command)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -20,7 +20,7 @@ _SCORING = (
 
 
 def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what both commands take."""
+    """Add the options of commands that score answers."""
     for option in reversed(_SCORING):
         command = option(command)
     return command
@@ -34,7 +34,7 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="mer-unibench, mer-unibench-released, mmeverse, dfew, emer or a file; else --split and --task.",
 )
 @click.option("--split", default="test", show_default=True, help="Split of the clip list.")
-@click.option("--task", default="emotion", show_default=True, help="What is asked.")
+@click.option("--task", default="emotion", show_default=True, help="Task that is asked.")
 @click.option("--modalities", help="Show only these, such as audio,video; or none (the token ablation).")
 @click.option(
     "--without",
@@ -57,11 +57,11 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @STORE
 @CLIPS
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips asked at once.")
-@click.option("--again", is_flag=True, help="Forget the answers there are.")
+@click.option("--again", is_flag=True, help="Delete existing answers first.")
 @scoring_options
 @click.option("--out", type=OutputPath("name"), help="Predictions file, or folder of a bench.")
 def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str, **given: Any) -> None:
-    """Score a run on held-out clips; every prediction is written as a JSON line, and a stopped run goes on.
+    """Score a run on held-out clips; every prediction is written as a JSON line, and a stopped command continues.
 
     \b
     fusion-train eval --run runs/cognition --split test
@@ -78,30 +78,31 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     from fusion_train.run import Run
     from fusion_train.run_context import ablate_streams, load_context
 
-    streams = {name: mode or "omit" for name, _, mode in (text.partition(":") for text in given["taken_out"])}
-    _refuse_modes(streams)
+    streams = _streams(given["taken_out"])
     disturbed = dict(_pair(text) for text in given["features"])
     shown = [name.strip() for name in given["modalities"].split(",")] if given["modalities"] else None
-    how = shown, streams, disturbed, [Path(given["config"]).stem] if given["config"] else [], given["answer"]
+    conditions = shown, streams, disturbed, [Path(given["config"]).stem] if given["config"] else [], given["answer"]
     if bench_name:
         benchmark = load_benchmark(bench_name)
-        out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, *how)
+        out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, *conditions)
         files = {name: out / f"{name}.jsonl" for name in benchmark.sets}
     else:
         benchmark = Benchmark(title=f"{folder}: {task} on {split}", sets={task: BenchmarkSet(split=split, task=task)})
-        of_task = task.replace(":", "-")  # a name that every file system takes
-        name = _name(f"predictions-{split}-{of_task}", *how)
+        of_task = task.replace(":", "-")  # some file systems allow no colon in a name
+        name = _name(f"predictions-{split}-{of_task}", *conditions)
         files = {task: given["out"] or folder / f"{name}.jsonl"}
         out = files[task].parent
-    asked = asking_as(Run(folder).config(), given["config"], given["overrides"])
+    asking_config = asking_as(Run(folder).config(), given["config"], given["overrides"])
     context = load_context(
         Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
     )
-    context.config = context.config.model_copy(update={"prompt": asked.prompt, "evaluation": asked.evaluation})
+    context.config = context.config.model_copy(
+        update={"prompt": asking_config.prompt, "evaluation": asking_config.evaluation}
+    )
     ablate_streams(context, streams)
     if not bench_name:
-        context.clips.in_split(split)  # names the splits there are, where this one is not
-    main = this_process().is_main_process
+        context.clips.in_split(split)  # raises an error that lists the splits, if this one does not exist
+    is_main = this_process().is_main_process
     rows = ask_benchmark(
         benchmark,
         context,
@@ -110,12 +111,12 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         batch_size=given["batch_size"],
         again=given["again"],
         answer=given["answer"],
-        say=say if main else _nothing,
+        say=say if is_main else _ignore,
     )
-    if not main:
+    if not is_main:
         return
     if bench_name or benchmark.sets[task].chosen_metric is not None:
-        scores = score_rows(benchmark, rows, _helpers(given), out)
+        scores = score_rows(benchmark, rows, _resources(given), out)
         print_scores(scores)
     if bench_name:
         say(f"report: {write_report(scores, out)}")
@@ -153,7 +154,7 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
 @scoring_options
 @click.option("--out", type=OutputPath("folder"), help="Folder of the report.  [default: beside PATH]")
 def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str | None, **given: Any) -> None:
-    """Score predictions from their file alone, those of other systems too: {"id": "a1", "prediction": "happy"} a line.
+    """Score files of predictions, of any system; each line is like {"id": "a1", "prediction": "happy"}.
 
     \b
     fusion-train score runs/cognition/predictions-test-emotion.jsonl
@@ -180,9 +181,9 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
     out = given["out"] or (first if first.is_dir() else first.parent / f"{first.stem}-scores")
     candidates = {}
     for path in paths:
-        asked, rows = _answers(path, benchmark, set_name, clips, given)
+        path_benchmark, rows = _answers(path, benchmark, set_name, clips, given)
         candidates[path.stem if len({p.stem for p in paths}) == len(paths) else str(path)] = score_rows(
-            asked, rows, _helpers(given), out
+            path_benchmark, rows, _resources(given), out
         )
     scores = candidates[next(iter(candidates))] if number is None else select(candidates, number, given["correlation"])
     print_scores(scores)
@@ -190,7 +191,7 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
 
 
 def _answer_files(folder: Path) -> list[Path]:
-    """Files of predictions in a folder of candidates."""
+    """Return the files of predictions in a folder of candidates."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jsonl", ".csv"))
     if not files:
         raise click.UsageError(f"{folder}: expected files of predictions (.jsonl, .csv), got none")
@@ -198,7 +199,7 @@ def _answer_files(folder: Path) -> list[Path]:
 
 
 def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given: dict[str, Any]) -> tuple[Any, Any]:
-    """The bench of one PATH, and its rows by set."""
+    """Return the benchmark of one PATH, and its rows by set."""
     from fusion_train.evaluation.benchmark_runs import join_references, read_benchmark
     from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
     from fusion_train.evaluation.prediction_rows import read_predictions
@@ -209,7 +210,7 @@ def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given
         return benchmark, read_benchmark(benchmark, path, clips)
     answers = read_predictions(path)
     if benchmark is None:
-        asked = BenchmarkSet(
+        benchmark_set = BenchmarkSet(
             split=given["split"],
             task=given["task"] or answers[0].get("task") or "emotion",
             metric=given["metric"],
@@ -217,7 +218,8 @@ def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given
         )
         number = given["selected_from"]
         title = path.name if number is None else f"best of {number} candidates"
-        set_name, benchmark = asked.task, Benchmark(title=title, sets={asked.task: asked})
+        set_name = benchmark_set.task
+        benchmark = Benchmark(title=title, sets={set_name: benchmark_set})
     elif set_name not in benchmark.sets:
         raise click.UsageError(f"--set: one of {', '.join(benchmark.sets)}")
     return benchmark, {set_name: join_references(answers, benchmark.sets[set_name], clips)}
@@ -230,7 +232,7 @@ def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given
 @scoring_options
 @click.option("--out", type=OutputPath("folder"), default=Path("contrast"), show_default=True, help="Folder.")
 def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | None, out: Path, **given: Any) -> None:
-    """Set answers to one bench side by side: differences to the first, with intervals on the same clips.
+    """Compare several sets of answers to one benchmark: differences to the first, with intervals on the same clips.
 
     \b
     fusion-train contrast runs/r/eval/dfew runs/r/eval/dfew-audio runs/r/eval/dfew-without-fusion --bench dfew
@@ -243,12 +245,16 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     from fusion_train.report.tables import for_terminal
 
     benchmark = load_benchmark(bench_name)
-    listed = load_clips(clips) if clips else None
-    helpers = _helpers(given)
+    clip_list = load_clips(clips) if clips else None
+    resources = _resources(given)
     names = {
-        folder: folder.name if len({f.name for f in folders}) == len(folders) else str(folder) for folder in folders
+        folder: folder.name if len({path.name for path in folders}) == len(folders) else str(folder)
+        for folder in folders
     }
-    scores = {names[f]: score_rows(benchmark, read_benchmark(benchmark, f, listed), helpers, f) for f in folders}
+    scores = {
+        names[folder]: score_rows(benchmark, read_benchmark(benchmark, folder, clip_list), resources, folder)
+        for folder in folders
+    }
     table = compare_answers(scores)
     replace_bytes(out / "contrast.csv", table.csv().encode())
     replace_bytes(out / "contrast.tex", table.latex().encode())
@@ -258,7 +264,7 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
 
 
 def print_scores(scores: Any) -> None:
-    """Show what a bench gave: figures of every set, means, what must be known beside them."""
+    """Print the scores of a benchmark: figures of every set, means, and remarks."""
     from fusion_train.evaluation.score_report import (
         asked_lines,
         confusion_table,
@@ -272,50 +278,56 @@ def print_scores(scores: Any) -> None:
     console = tables()
     console.print(for_terminal(summary_table(scores), scores.benchmark.title))
     for name, mean in scores.means.items():
-        missing = f"not formed, without {', '.join(mean.missing)}"
-        lowered = f", corrected {mean.corrected * 100:.2f}" if mean.corrected is not None else ""
-        say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}{lowered}'}")
+        missing = f"not computed, without {', '.join(mean.missing)}"
+        corrected = f", corrected {mean.corrected * 100:.2f}" if mean.corrected is not None else ""
+        say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}{corrected}'}")
     if is_selected(scores):
         console.print(for_terminal(selection_table(scores), "corrected for the choice among candidates"))
         for line in selection_lines(scores):
             say(line)
     for line in asked_lines(scores):
         say(line)
-    for each in scores.sets.values():
-        for note in (*each.notes, *each.scored.notes):
-            say(f"{each.name}: {note}")
-        if each.scored.confusion is not None and len(scores.sets) == 1:
-            console.print(for_terminal(confusion_table(each.scored), "reference by prediction"))
+    for score in scores.sets.values():
+        for note in (*score.notes, *score.scored.notes):
+            say(f"{score.name}: {note}")
+        if score.scored.confusion is not None and len(scores.sets) == 1:
+            console.print(for_terminal(confusion_table(score.scored), "reference by prediction"))
 
 
-def _helpers(given: dict[str, Any]) -> Any:
+def _resources(given: dict[str, Any]) -> Any:
     from fusion_train.evaluation.benchmark_runs import ScoringResources
 
     return ScoringResources(given["wheels"], given["judge"], given["labels_by"], given["key_file"])
 
 
 def _pair(text: str) -> tuple[str, str]:
+    """Parse `MODALITY=NAME`."""
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise click.UsageError(f"--feature {text}: expected MODALITY=NAME")
     return key, value
 
 
-def _refuse_modes(streams: dict[str, str]) -> None:
-    for stream, mode in streams.items():
-        if mode not in ("omit", "zero"):
+def _streams(texts: tuple[str, ...]) -> dict[str, Literal["zero", "omit"]]:
+    """Parse `--without STREAM` and `--without STREAM:zero`; return stream -> how it is removed."""
+    streams: dict[str, Literal["zero", "omit"]] = {}
+    for text in texts:
+        stream, _, mode = text.partition(":")
+        if mode not in ("", "omit", "zero"):
             raise click.UsageError(f"--without {stream}:{mode}: expected STREAM or STREAM:zero")
+        streams[stream] = "zero" if mode == "zero" else "omit"
+    return streams
 
 
 def _name(
     start: str,
     shown: list[str] | None,
-    streams: dict[str, str],
+    streams: Mapping[str, str],
     disturbed: dict[str, str],
     config: list[str],
     answer: str | None,
 ) -> str:
-    """Say in the name what was hidden, taken out or disturbed, and how it was asked."""
+    """Return a file name that states what was hidden, removed or perturbed, and how clips were asked."""
     parts = [start]
     parts += ["+".join(shown)] if shown else []
     parts += [f"without-{name}" + ("-zeroed" if mode == "zero" else "") for name, mode in streams.items()]
@@ -323,5 +335,5 @@ def _name(
     return "-".join(parts)
 
 
-def _nothing(text: str) -> None:
-    """Only the main process speaks."""
+def _ignore(text: str) -> None:
+    """Print nothing: only the main process prints."""

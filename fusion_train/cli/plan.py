@@ -1,4 +1,4 @@
-"""`fusion-train plan`: what a configuration trains and costs, before anything is loaded."""
+"""`fusion-train plan | zero-image`: predict the cost of a run; encode the all-zero image for `absent: visible`."""
 
 from __future__ import annotations
 
@@ -52,25 +52,26 @@ def plan(
     settings = load_config(config, stage, overrides)
     for line in replaced_settings(config, stage, overrides):
         say(line)
-    made = make_plan(
+    training_plan = make_plan(
         settings, store or "features.zarr", clips or "clips.jsonl", gpu=gpu, utilisation=utilisation, say=say
     )
     console = tables()
-    for table in _tables(made, settings.optim.micro_batch_size):
+    for table in _tables(training_plan, settings.optim.micro_batch_size):
         console.print(table)
-    card = made.gpu
+    card, total_flops = training_plan.gpu, training_plan.flops.total * training_plan.samples
     say(
-        f"{made.steps:,} steps, {made.samples:,} samples: {made.flops.total * made.samples:.2e} FLOP, "
-        f"{made.hours:.3g} hours of one {card.name} at {made.utilisation:.0%} of its published "
+        f"{training_plan.steps:,} steps, {training_plan.samples:,} samples: {total_flops:.2e} FLOP, "
+        f"{training_plan.hours:.3g} hours of one {card.name} at {training_plan.utilisation:.0%} of its published "
         f"{card.bf16_tflops:g} TFLOP/s"
     )
     for line in cautions(settings, on_cpu=False, **split_sizes(settings, clips or "clips.jsonl")):
         say(line)
-    if made.advice:
-        say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {made.advice}")
+    if training_plan.advice:
+        say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {training_plan.advice}")
 
 
 def _tables(plan: TrainingPlan, micro_batch: int | str) -> list[Table]:
+    """Return the tables of a plan: parameters, tokens, FLOPs and memory."""
     trained = sum(plan.parameters.values())
     parameters = _table("trained parameters", "part", "count")
     for part, count in plan.parameters.items():
@@ -86,20 +87,20 @@ def _tables(plan: TrainingPlan, micro_batch: int | str) -> list[Table]:
     tokens.add_section()
     tokens.add_row("all", f"{lengths.total:.1f}")
 
-    unit, one = ("TFLOP", 1e12) if plan.flops.total >= 1e11 else ("GFLOP", 1e9)
+    unit, unit_flops = ("TFLOP", 1e12) if plan.flops.total >= 1e11 else ("GFLOP", 1e9)
     flops = _table(f"{unit} of a sample", "part", unit)
     for part in ("layers", "head", "attention", "trained", "recomputed"):
-        flops.add_row(part, f"{getattr(plan.flops, part) / one:.2f}")
+        flops.add_row(part, f"{getattr(plan.flops, part) / unit_flops:.2f}")
     flops.add_section()
-    flops.add_row("all", f"{plan.flops.total / one:.2f}")
-    flops.add_row("rule of 4N a token", f"{plan.rule_flops / one:.2f}")
+    flops.add_row("all", f"{plan.flops.total / unit_flops:.2f}")
+    flops.add_row("rule of 4N per token", f"{plan.rule_flops / unit_flops:.2f}")
 
-    unit, one = ("GiB", 2**30) if plan.memory.total >= 2**30 else ("MiB", 2**20)
+    unit, unit_bytes = ("GiB", 2**30) if plan.memory.total >= 2**30 else ("MiB", 2**20)
     memory = _table(f"memory at micro-batch {micro_batch}", "kind", unit)
     for kind, size in plan.memory.by_kind().items():
-        memory.add_row(kind, f"{size / one:.2f}")
+        memory.add_row(kind, f"{size / unit_bytes:.2f}")
     memory.add_section()
-    memory.add_row("all", f"{plan.memory.total / one:.2f}")
+    memory.add_row("all", f"{plan.memory.total / unit_bytes:.2f}")
     return [parameters, tokens, flops, memory]
 
 
@@ -113,7 +114,7 @@ def _table(title: str, first: str, second: str) -> Table:
 @click.command("zero-image")
 @STORE
 @click.option("--name", default="eva-global", show_default=True, help="The image feature in the store.")
-@click.option("--weights", help="Checkpoint that made the feature, where the store does not know it.")
+@click.option("--weights", help="Checkpoint that made the feature, if the store does not record it.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--out", type=OutputPath("file"), default="zero-image.safetensors", show_default=True)
 def zero_image(store: str | None, name: str, weights: str | None, device: str, out: Path) -> None:

@@ -14,8 +14,10 @@ from featurecache.console import OutputPath, say, tables
 @click.argument("answers", nargs=-1, required=True, metavar="NAME=FILE…")
 @click.option("--out", type=OutputPath("folder"), default=Path("rating"), show_default=True, help="Folder.")
 @click.option("--clips", type=click.IntRange(1), default=50, show_default=True, help="Clips on the sheet.")
-@click.option("--media", default="", metavar="PREFIX", help="What stands before ID.mp4 to find a video from the sheet.")
-@click.option("--seed", default=0, show_default=True, help="Draws clips and orders.")
+@click.option(
+    "--media", default="", metavar="PREFIX", help="Prefix of ID.mp4 in the address of a video, as seen from the sheet."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the chosen clips and their order.")
 def rate(answers: tuple[str, ...], out: Path, clips: int, media: str, seed: int) -> None:
     """Make a blinded rating sheet of several systems' answers: a page that opens from disk.
 

@@ -1,4 +1,4 @@
-"""`fusion-train verify-resume` and `fusion-train replay`."""
+"""`fusion-train report | verify-resume | replay`: curves of a run, and checks of resuming and of a diverged step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
 @SET
 @click.option("--steps", default=14, show_default=True, type=click.IntRange(2), help="Steps to train.")
 @click.option("--kills", default=2, show_default=True, type=click.IntRange(1), help="How often to kill.")
-@click.option("--seed", default=0, show_default=True, help="Of the moments to kill at.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the moments of the kills.")
 def verify_resume_command(
     stage: str,
     config: str | None,
@@ -30,7 +30,7 @@ def verify_resume_command(
     kills: int,
     seed: int,
 ) -> None:
-    """Train, kill, resume; compare every trained tensor with a run that was left alone.
+    """Train, kill and resume a run; compare every trained tensor with an uninterrupted run.
 
     \b
     fusion-train verify-resume --stage perception --steps 14 --kills 2
@@ -40,7 +40,7 @@ def verify_resume_command(
 
     settings = load_config(config, stage, overrides)
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
-        found = verify_resume(
+        comparison = verify_resume(
             settings,
             store=store or "features.zarr",
             clips=clips or "clips.jsonl",
@@ -50,13 +50,13 @@ def verify_resume_command(
             seed=seed,
             say=say,
         )
-    for line in found.differing[:20]:
+    for line in comparison.differing[:20]:
         say(f"differs: {line}", err=True)
     say(
-        f"{found.tensors} tensors after {steps} steps and {len(found.kills)} kills: "
-        + (f"{len(found.differing)} differ" if found.differing else "all equal to the bit")
+        f"{comparison.tensors} tensors after {steps} steps and {len(comparison.kills)} kills: "
+        + (f"{len(comparison.differing)} differ" if comparison.differing else "all equal to the bit")
     )
-    raise SystemExit(1 if found.differing else 0)
+    raise SystemExit(1 if comparison.differing else 0)
 
 
 @click.command()
@@ -64,7 +64,7 @@ def verify_resume_command(
 @STORE
 @CLIPS
 def replay(run: Path, store: str | None, clips: str | None) -> None:
-    """Put the samples of a step that diverged through the model one by one.
+    """Compute the samples of a diverged step one by one.
 
     \b
     fusion-train replay runs/perception
@@ -73,19 +73,19 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
     from fusion_train.training.non_finite_steps import replay as replay_step
 
     step, samples = replay_step(Run(run), store=store, clips=clips)
-    say(f"step {step}, each sample alone and without dropout:")
-    for one in samples:
+    say(f"step {step}, each sample by itself and without dropout:")
+    for sample in samples:
         say(
-            f"  {one.sample.clip.id:24} {one.sample.task.name:12} loss {one.loss:10.4g}  "
-            f"gradient {one.gradient_norm:10.4g}"
+            f"  {sample.sample.clip.id:24} {sample.sample.task.name:12} loss {sample.loss:10.4g}  "
+            f"gradient {sample.gradient_norm:10.4g}"
         )
-    wrong = [one.sample.clip.id for one in samples if not one.finite]
-    if not wrong:
-        say("all are finite alone: lower optim.lr, or clip with optim.max_grad_norm")
-    elif len(wrong) == len(samples):
+    not_finite = [sample.sample.clip.id for sample in samples if not sample.finite]
+    if not not_finite:
+        say("all are finite by themselves: lower optim.lr, or clip with optim.max_grad_norm")
+    elif len(not_finite) == len(samples):
         say("none is finite: the weights are at fault, not a clip; lower optim.lr or set optim.max_grad_norm")
     else:
-        say(f"not finite alone: {', '.join(wrong)}; look at what is stored of them: fcache show ID")
+        say(f"not finite by themselves: {', '.join(not_finite)}; look at their stored features: fcache show ID")
 
 
 @click.command()
@@ -110,6 +110,6 @@ def report(run: Path, out: Path | None) -> None:
     from fusion_train.training.run_report import damage, write_report
 
     page, numbers = write_report(Run(run), out)
-    if lost := damage(Run(run)):
-        say(f"note: {lost}", err=True)
+    if damaged := damage(Run(run)):
+        say(f"note: {damaged}", err=True)
     say(f"{page}, {numbers}")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """Read KEY=VALUE; which keys there are, and of what kind, is known by the sweep file."""
-    pairs = [each.partition("=") for value in given for each in value.split(",")]
+    """Parse KEY=VALUE; `sweep_file` checks the keys and values."""
+    pairs = [part.partition("=") for text in given for part in text.split(",")]
     wrong = [key for key, equals, value in pairs if not equals or not value]
     if wrong:
         raise click.BadParameter(f"expected hours=H or trials=N, got {wrong[0]}")
@@ -86,22 +86,22 @@ def sweep(
     from fusion_train.sweeps.running import run_sweep
     from fusion_train.sweeps.sweep_file import load_sweep
 
-    asked = load_sweep(file, config, overrides, budget)
+    definition = load_sweep(file, config, overrides, budget)
     places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
     if check_only:
         from fusion_train.sweeps.check import check
 
-        check(asked, **places, say=say)
+        check(definition, **places, say=say)
         return
-    folder = out or Path("sweeps") / asked.name
+    folder = out or Path("sweeps") / definition.name
     outcomes = run_sweep(
-        asked,
+        definition,
         **places,
         out=folder,
         initial=Run(init) if init else None,
         retry=retry,
         clips_changed=clips_changed,
-        open_executor=_crew(engine, devices, ray_address, ray_actors),
+        open_executor=_executor(engine, devices, ray_address, ray_actors),
         say=say,
     )
     print_report(read_results(folder))
@@ -112,12 +112,12 @@ def sweep(
         raise SystemExit(1)
 
 
-def _crew(engine: str, devices: list[str], ray_address: str | None, ray_actors: int | None) -> OpenExecutor:
-    """Who trains, by the options given."""
+def _executor(engine: str, devices: list[str], ray_address: str | None, ray_actors: int | None) -> OpenExecutor:
+    """Return the factory of the executor that the options name."""
     from fusion_train.errors import ConfigError
 
-    of_ray = [f"--ray-{name}" for name, value in (("address", ray_address), ("actors", ray_actors)) if value]
-    wrong = (of_ray if engine != "ray" else []) + (["--devices"] if devices and engine != "local" else [])
+    ray_options = [f"--ray-{name}" for name, value in (("address", ray_address), ("actors", ray_actors)) if value]
+    wrong = (ray_options if engine != "ray" else []) + (["--devices"] if devices and engine != "local" else [])
     if wrong:
         raise ConfigError(
             ", ".join(wrong),
@@ -138,14 +138,14 @@ def _crew(engine: str, devices: list[str], ray_address: str | None, ray_actors: 
 
 
 def print_report(results: Results, out: Path | None = None) -> None:
-    """Write the report of a sweep's results, show its table."""
+    """Write the report of a sweep and print its table."""
     from fusion_train.report.tables import for_terminal
     from fusion_train.sweeps.report import SPREAD, VERDICT, variant_table, write_report
 
     page = write_report(results, out)
     table = variant_table(results)
-    shown = table.only(["variant", results.measure.main, SPREAD, "seeds", "p (Holm)", "seconds"])
-    tables().print(for_terminal(shown, results.about["name"]))
+    short_table = table.only(["variant", results.measure.main, SPREAD, "seeds", "p (Holm)", "seconds"])
+    tables().print(for_terminal(short_table, results.about["name"]))
     for variant, verdict in table.only(["variant", VERDICT]).rows:
         say(f"{variant}: {verdict}")
     say(f"report: {page}; results.csv, results.tex and results.json beside {results.folder / 'sweep.json'}")

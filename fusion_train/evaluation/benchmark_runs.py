@@ -20,7 +20,7 @@ from featurecache.terminal import show_progress
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
-from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, hidden_of, questions
+from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, hidden_modalities, questions
 from fusion_train.evaluation.prediction_rows import read_predictions, with_references
 from fusion_train.evaluation.predictions import QuestionSet, ask
 from fusion_train.evaluation.scoring import BenchmarkScores, score_benchmark
@@ -66,7 +66,7 @@ def ask_benchmark(
 
     Args:
         files: set name -> file of its answers.
-        modalities: as of `evaluate.hidden_of`.
+        modalities: as of `evaluate.hidden_modalities`.
         again: discard existing answers.
         answer: how one label is answered; overrides the benchmark and the configuration.
 
@@ -87,7 +87,7 @@ def ask_benchmark(
             with_reference = ClipList(clip for clip in clips if clip.id in references)
             usable = context.reader.usable(with_reference, context.config.data.failed_clips)
             task = benchmark_set.question
-            hidden = hidden_of(context, task, modalities)
+            hidden = hidden_modalities(context, task, modalities)
             wording = wording_of(context.config, benchmark_set, {clip.dataset for clip in usable}, answer)
             # A probe has no prompt; a language model is asked in the wording of this set.
             is_probe = context.tokenizer is None

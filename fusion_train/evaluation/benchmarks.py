@@ -29,9 +29,15 @@ from fusion_train.metrics.registry import find_metric
 from fusion_train.presets import preset_dir, read_yaml
 from fusion_train.prompts.prompt import Task, find_task
 
-BY_TASK = {"emotion": "classification", "sentiment": "classification", "intent": "classification",
-           "multi-label": "multi-label", "openset": "open-vocabulary", "think": "classification",
-           "reason": "overlap"}  # fmt: skip
+BY_TASK = {
+    "emotion": "classification",
+    "sentiment": "classification",
+    "intent": "classification",
+    "multi-label": "multi-label",
+    "openset": "open-vocabulary",
+    "think": "classification",
+    "reason": "overlap",
+}
 """Task -> metric used if a set names none; other tasks have answers but no score."""
 
 

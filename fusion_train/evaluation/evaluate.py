@@ -81,7 +81,7 @@ def evaluate(
         DivergedError: the scores of a clip are not finite; every such clip is named.
     """
     task = find_task(task_name)
-    samples = questions(context, with_answers(clips, task), task, hidden=hidden_of(context, task, modalities))
+    samples = questions(context, with_answers(clips, task), task, hidden=hidden_modalities(context, task, modalities))
     samples = fitting_samples(samples, context.collator, task_name, lambda text: None)
     was_training = context.model.training
     context.model.eval()
@@ -106,7 +106,7 @@ def closed_tasks(context: RunContext, clips: ClipList) -> list[str]:
     return [task.name for task in tasks if task.answer == "label" and any(answer_of(c, task) for c in clips)]
 
 
-def hidden_of(context: RunContext, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
+def hidden_modalities(context: RunContext, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
     """Return the modalities that are hidden from the model.
 
     Args:
@@ -252,13 +252,13 @@ def row_of(sample: Sample) -> dict[str, Any]:
     """Return the fields of a prediction about its clip and task, so that the row can be scored without the clip
     list."""
     clip = sample.clip
-    known = {"split": clip.split, "speaker": clip.speaker, "dialogue": clip.dialogue, "tags": list(clip.tags)}
+    optional = {"split": clip.split, "speaker": clip.speaker, "dialogue": clip.dialogue, "tags": list(clip.tags)}
     return {
         "id": clip.id,
         "dataset": clip.dataset,
         "task": sample.task.name,
         "hidden": list(sample.hidden),
-        **{key: value for key, value in known.items() if value},
+        **{key: value for key, value in optional.items() if value},
     }
 
 
@@ -277,14 +277,14 @@ def evaluate_together(
     clips: ClipList,
     task_name: str,
 ) -> list[Evaluation]:
-    """Evaluate models on the same clips; a stacked base answers for all of them in one pass.
+    """Evaluate several models on the same clips; a stacked base answers for all of them in one pass.
 
     Args:
-        context: of any of the models.
-        members: the present members of `models`, in their order.
+        context: run context of any of the models.
+        members: the current members of `models`, in order.
 
     Returns:
-        For each member what `evaluate` returns for it alone.
+        One evaluation per member, equal to that of `evaluate`.
 
     Raises:
         As `evaluate`.
@@ -292,7 +292,7 @@ def evaluate_together(
     if not (isinstance(models, ModelGroup) and models.stacked and models.batching):
         return [evaluate(replace(context, model=member), clips, task_name) for member in members]
     task, count = find_task(task_name), len(members)
-    samples = questions(context, with_answers(clips, task), task, hidden=hidden_of(context, task, None))
+    samples = questions(context, with_answers(clips, task), task, hidden=hidden_modalities(context, task, None))
     samples = fitting_samples(samples, context.collator, task_name, lambda text: None)
     group_context = replace(context, model=GroupAnswering(models, members))
     rows: list[list[dict[str, Any]]] = [[] for _ in members]
@@ -301,11 +301,11 @@ def evaluate_together(
         answers = list(answer(group_context, [*batch] * count))
         for place, member_rows in enumerate(rows):
             member_answers = answers[place * len(batch) : (place + 1) * len(batch)]
-            for sample, answered in zip(batch, member_answers, strict=True):
-                if answered is None:
+            for sample, answer_fields in zip(batch, member_answers, strict=True):
+                if answer_fields is None:
                     not_finite.append(sample.clip.id)
                 else:
-                    member_rows.append(row_of(sample) | answered | {"reference": sample.answer})
+                    member_rows.append(row_of(sample) | answer_fields | {"reference": sample.answer})
     refuse_not_finite(f'task "{task_name}"', not_finite, len(samples) * count)
     for member_rows in rows:
         member_rows.sort(key=lambda row: row["id"])

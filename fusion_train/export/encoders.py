@@ -73,7 +73,8 @@ def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], devic
                 got=f'"{spec.encoder}"',
                 next_step="Features of other encoders train and evaluate, but cannot be exported yet.",
             )
-        encoder = open_encoder(
+        # Any: the protocol does not have what an exportable encoder offers besides, its network and settings.
+        encoder: Any = open_encoder(
             spec.encoder,
             weights=weights.get(spec.encoder) or known_weights(spec),
             device=device,
@@ -135,7 +136,7 @@ def make_zero_image(
     spec = featurecache.open_store(store)[name].spec
     if spec.encoder != EvaGlobalEncoder.name:
         raise ConfigError(f"{store}/{name}", expected=f"a feature of {EvaGlobalEncoder.name}", got=spec.encoder)
-    encoder = open_encoder(
+    encoder: Any = open_encoder(  # an EvaGlobalEncoder
         spec.encoder,
         weights=weights or known_weights(spec),
         device=device,
@@ -143,8 +144,8 @@ def make_zero_image(
         options=EvaGlobalEncoder.options_of(spec),
     )
     refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, "image")
-    side = encoder.pixels  # type: ignore[attr-defined]
-    mean_colour = np.asarray(encoder.mean, np.float32) * 255  # type: ignore[attr-defined]
+    side = encoder.pixels
+    mean_colour = np.asarray(encoder.mean, np.float32) * 255
     batch = np.broadcast_to(mean_colour, (encoder.batch_size, 1, side, side, 3))
     tokens = as_stored(encoder.pool(encoder.forward(batch)), spec.stored_dtype)[0].float().cpu()
     write_zero_image(out, tokens, spec.fingerprint)

@@ -118,7 +118,8 @@ def _write_parts(
             differences[f"{name}.pt2"] = difference(torch.export.load(out / f"{name}.pt2").module()(*inputs), expected)
         if onnx:
             differences[f"{name}.onnx"] = difference(_through_onnx(program, inputs, out / f"{name}.onnx"), expected)
-    opened.model.emotion_llama.llm.save_pretrained(out / "language_model", max_shard_size="5GB")
+    llm: Any = opened.model.emotion_llama.llm
+    llm.save_pretrained(out / "language_model", max_shard_size="5GB")
     opened.processor.tokenizer.save_pretrained(out / "language_model")
     (out / "equality.json").write_text(json.dumps(differences, indent=2) + "\n", encoding="utf-8")
     return differences

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from featurecache.files.hashing import file_sha256
-from fusion_train.documents import read_document
+from fusion_train.documents import read_document, validate_document
 from fusion_train.errors import ExportError
 from fusion_train.remote.configuration_emotion_llama import CERTIFICATE
 
@@ -53,18 +52,9 @@ def read_certificate(out: Path) -> dict[str, Any]:
     """
     if not (out / CERTIFICATE).is_file():
         raise ExportError(str(out), expected=f"an exported folder with {CERTIFICATE}", got="none", next_step=WRITE_ONE)
-    document = read_document(out / CERTIFICATE, ExportError, "the certificate of an exported folder", WRITE_ONE)
-    try:
-        TypeAdapter(_Certificate).validate_python(document)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise ExportError(
-            str(out / CERTIFICATE),
-            expected="the certificate of an exported folder",
-            got="other keys or values",
-            next_step=WRITE_ONE,
-            problems=problems,
-        ) from error
+    path, expected = out / CERTIFICATE, "the certificate of an exported folder"
+    document = read_document(path, ExportError, expected, WRITE_ONE)
+    validate_document(document, _Certificate, path, ExportError, expected, WRITE_ONE)
     return document
 
 

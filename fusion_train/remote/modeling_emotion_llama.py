@@ -42,9 +42,13 @@ from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, re
 
 logger = logging.getLogger(__name__)
 PASSED_ON = (
-    "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_no_split_modules", "_skip_keys_device_placement",
-    "_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing",
-)  # fmt: skip
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+    "_no_split_modules",
+    "_skip_keys_device_placement",
+    "_keys_to_ignore_on_load_unexpected",
+    "_keys_to_ignore_on_load_missing",
+)
 """Class attributes by which a model tells transformers how to load and place it."""
 
 
@@ -53,7 +57,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = EmotionLlamaConfig
     main_input_name = "input_ids"
-    input_modalities = ("audio", "image", "video", "text")
+    input_modalities = ("audio", "image", "video", "text")  # type: ignore[assignment]  # any sequence will do
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         "emotion_llama.fusion",
         "emotion_llama.projectors",
@@ -93,11 +97,12 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
     def _announce_language_model(self) -> None:
         """Copy attributes of the language model to `emotion_llama`: transformers reads them from direct children
         only."""
-        llm = self.emotion_llama.llm
+        network: Any = self.emotion_llama  # given attributes that its class does not have
+        llm = network.llm
         tied = {f"llm.{target}": f"llm.{source}" for target, source in llm.all_tied_weights_keys.items()}
-        self.emotion_llama.all_tied_weights_keys = tied
+        network.all_tied_weights_keys = tied
         for name in PASSED_ON:
-            setattr(self.emotion_llama, name, getattr(llm, name, None))
+            setattr(network, name, getattr(llm, name, None))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -117,7 +122,8 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         places = {name: kwargs.pop(name, None) for name in ("base", "encoder_weights")}
         if args and is_adapter_folder(args[0]):
             return load_adapter_model(cls, Path(args[0]), **places)
-        model, info = super().from_pretrained(*args, **kwargs, output_loading_info=True)
+        loaded: Any = super().from_pretrained(*args, **kwargs, output_loading_info=True)
+        model, info = loaded
         problems = [
             f"{kind.replace('_', ' ')}: {item}"
             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -139,14 +145,19 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         modules = {"recall": self.recall, "stand_ins": self.stand_ins}
         return {name: module for name, module in modules.items() if module is not None}
 
+    @property
+    def _llm(self) -> Any:
+        """The causal language model of transformers."""
+        return self.emotion_llama.llm
+
     def get_input_embeddings(self) -> nn.Module:
-        return self.emotion_llama.llm.get_input_embeddings()
+        return self._llm.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.emotion_llama.llm.set_input_embeddings(value)
+        self._llm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        return self.emotion_llama.llm.get_output_embeddings()
+        return self._llm.get_output_embeddings()
 
     def train(self, mode: bool = True) -> EmotionLlamaForCausalLM:
         """Set the mode of all modules but the encoders, which stay in evaluation mode."""
@@ -255,7 +266,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("labels: expected those of a prompt that `fill_recall` has filled in")
         input_ids = filled
         embedded = self.embed(input_ids, present, features)
-        out = self.emotion_llama.llm(
+        out = self._llm(
             inputs_embeds=embedded,
             attention_mask=mask,
             position_ids=positions(mask),
@@ -289,8 +300,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         embedded = self.embed(input_ids, present, features)
         settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
         model_options = settings.update(**options)  # those that are no settings of generation
-        llm: Any = self.emotion_llama.llm
-        generate = partial(llm.generate, generation_config=settings, **model_options)
+        generate = partial(self._llm.generate, generation_config=settings, **model_options)
         if self.config.answers_in_batches or len(embedded) == 1:
             return generate(inputs_embeds=embedded, attention_mask=attention_mask)
         rows = [

@@ -1,6 +1,7 @@
-"""A self-contained HTML page: headings, texts, tables, drawings; no script, nothing fetched, also in print and dark.
+"""A self-contained HTML page of headings, texts, tables and drawings; no scripts, nothing loaded from elsewhere.
 
-Drawings are SVG of matplotlib, without dates or random ids, so that equal content gives equal bytes.
+Drawings are SVG from matplotlib, without dates or random ids, so that equal content gives equal bytes. The style covers
+print and dark mode.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ figcaption { color: GrayText; }
 
 
 class Page:
-    """Collects parts in order; `write` publishes them as one file."""
+    """A page whose parts are added in order; `write` publishes it as one file."""
 
     def __init__(self, title: str, lead: str = "") -> None:
         self.title = title
@@ -47,9 +48,9 @@ class Page:
         self._parts.append(f"<h{level}>{html_text(text)}</h{level}>")
 
     def text(self, text: str, kind: str = "") -> None:
-        """A paragraph; `kind` may be note or warning."""
-        named = f' class="{kind}"' if kind else ""
-        self._parts.append(f"<p{named}>{html_text(text)}</p>")
+        """Add a paragraph; `kind` may be note or warning."""
+        css_class = f' class="{kind}"' if kind else ""
+        self._parts.append(f"<p{css_class}>{html_text(text)}</p>")
 
     def table(self, table: Table) -> None:
         self._parts.append(table.html())
@@ -58,9 +59,9 @@ class Page:
         self._parts.append(_drawing(figure, caption))
 
     def side_by_side(self, *parts: Table | Figure) -> None:
-        """Tables and drawings in one row, where the window is wide enough."""
-        shown = [part.html() if isinstance(part, Table) else _drawing(part, "") for part in parts]
-        self._parts.append(f'<div class="side">{"".join(shown)}</div>')
+        """Add tables and drawings that share one row if the window is wide enough."""
+        rendered = [part.html() if isinstance(part, Table) else _drawing(part, "") for part in parts]
+        self._parts.append(f'<div class="side">{"".join(rendered)}</div>')
 
     def html(self) -> str:
         title = html_text(self.title)

@@ -1,4 +1,4 @@
-"""One table, three forms: HTML for reading, CSV for computing, LaTeX (booktabs) for the paper."""
+"""Tables with three output formats: HTML to read, CSV to compute with, LaTeX (booktabs) for a paper; and terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import rich.table
 from featurecache.outside_text import html_text, one_line, printable
 
 Cell = str | float | int | None
-"""A float is shown with two places, a smaller one by its first digit, None as a dash."""
+"""A float is shown with two decimals, or its first digit if it is smaller; None is shown as a dash."""
 _LATEX = str.maketrans({
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "…": r"\ldots{}", "−": "$-$",
@@ -21,24 +21,25 @@ _LATEX = str.maketrans({
 
 @dataclass
 class Table:
-    """Rows under a header; columns of numbers stand on the right."""
+    """Rows under a header; columns of numbers are aligned to the right."""
 
     header: Sequence[str]
     rows: list[Sequence[Cell]] = field(default_factory=list)
     caption: str = ""
     note: str = ""
-    """What must stand beside the rows wherever they are shown, except in CSV."""
+    """A remark that is shown with the rows in every format except CSV."""
     warned: bool = False
     """Whether the note is a warning."""
     emphasised: frozenset[int] = frozenset()
-    """Rows in bold."""
+    """Indices of the rows in bold."""
 
     def only(self, columns: Sequence[str]) -> Table:
-        """The same rows with these columns, in this order."""
+        """Return the table with only these columns, in this order."""
         places = [list(self.header).index(name) for name in columns]
         return replace(self, header=columns, rows=[[row[place] for place in places] for row in self.rows])
 
     def html(self) -> str:
+        """Return the table as HTML."""
         right = self.numeric()
         lines = ["<table>"] + ([f"<caption>{html_text(self.caption)}</caption>"] if self.caption else [])
         cells = (f"<th{_side(right[n])}>{html_text(name)}</th>" for n, name in enumerate(self.header))
@@ -52,7 +53,7 @@ class Table:
         return '<div class="scroll">' + "\n".join([*lines, "</tbody></table>"]) + f"</div>{note}"
 
     def csv(self) -> str:
-        """Numbers in full, empty where there is none."""
+        """Return CSV with numbers in full precision; None is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(map(printable, self.header))
@@ -60,7 +61,7 @@ class Table:
         return text.getvalue()
 
     def latex(self) -> str:
-        """A tabular for booktabs."""
+        """Return a tabular environment for booktabs."""
         columns = "".join("r" if right else "l" for right in self.numeric())
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
         lines.append(" & ".join(_latex(name) for name in self.header) + r" \\")
@@ -74,6 +75,7 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def numeric(self) -> list[bool]:
+        """Return, per column, whether it has numbers and no texts."""
         columns = [[row[n] for row in self.rows if n < len(row)] for n in range(len(self.header))]
         return [
             any(isinstance(c, int | float) for c in cells) and not any(isinstance(c, str) for c in cells)
@@ -82,7 +84,7 @@ class Table:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as it is read."""
+    """Return the text of a cell."""
     if cell is None:
         return "–"
     if isinstance(cell, float):
@@ -98,18 +100,18 @@ def _latex(text: str) -> str:
     return one_line(text).translate(_LATEX)
 
 
-WIDEST_NAME = 24  # characters of a first column that stays on one line
+MAX_UNWRAPPED = 24  # characters of a first column that stays on one line
 
 
 def for_terminal(table: Table, title: str = "") -> rich.table.Table:
-    """The same rows for `rich`; columns of numbers stand on the right."""
-    drawn = rich.table.Table(
+    """Return the table for `rich`; columns of numbers are aligned to the right."""
+    rich_table = rich.table.Table(
         title=title or table.caption or None, title_justify="left", caption=table.note or None, caption_justify="left"
     )
     for column, (name, right) in enumerate(zip(table.header, table.numeric(), strict=True)):
         widest = max((len(shown(row[column])) for row in table.rows), default=0)
-        whole = column == 0 and widest <= WIDEST_NAME  # what a row is about is not cut
-        drawn.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=whole)
+        no_wrap = column == 0 and widest <= MAX_UNWRAPPED  # the first column names the row
+        rich_table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=no_wrap)
     for number, row in enumerate(table.rows):
-        drawn.add_row(*map(shown, row), style="bold" if number in table.emphasised else None)
-    return drawn
+        rich_table.add_row(*map(shown, row), style="bold" if number in table.emphasised else None)
+    return rich_table

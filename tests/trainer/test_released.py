@@ -117,7 +117,7 @@ def test_buffers_without_training_and_wrappers_are_left_out_with_a_notice(weight
     result = import_file(path, base, material, tmp_path / "run")
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "left out, carrying no training: 2 tensors of rotary positions" in said
+    assert "left out, not trained: 2 tensors of rotary positions" in said
     assert "1 tensor of the frozen image encoder" in said
     assert "ln_vision.bias: not the identity" in said
     kept = load_file(checkpoint.choose(Run(tmp_path / "run").checkpoints, "best") / "model.safetensors")
@@ -214,7 +214,7 @@ def test_a_file_that_wants_to_run_code_is_not_opened(base, material, tmp_path, c
     path.write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
     torch.save({"model": Trap(), "config": Namespace(trap=Trap())}, tmp_path / "zipped.pth")
     for file in (path, tmp_path / "zipped.pth"):
-        with pytest.raises(CheckpointError, match="weights alone") as caught:
+        with pytest.raises(CheckpointError, match="contains only weights") as caught:
             read_released(file)
         assert re.search(r"a file that names \w+\.print", str(caught.value))
     assert "trap" not in capsys.readouterr().out
