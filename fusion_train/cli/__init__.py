@@ -8,7 +8,7 @@
     fusion-train sweep pre_fusion              compare variants
     fusion-train predict --model DIR clip.mp4  ask an exported model
     fusion-train demo --model DIR              the same on a web page
-    fusion-train resume runs/cognition         go on where a run was stopped
+    fusion-train resume runs/cognition         continue a stopped run
 
 Commands parse, call the library, print. torch is imported by the library, not here, so that --help is quick.
 """
@@ -109,10 +109,10 @@ def main(
 @click.argument("run", type=click.Path(path_type=Path))
 @STORE
 @CLIPS
-@click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed since; the run records it.")
+@click.option("--clips-changed", is_flag=True, help="Continue although the clip list changed; the run records it.")
 @CALLBACK
 def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool, callbacks: tuple[str, ...]) -> None:
-    """Go on with a stopped run, where it was, to the bit.
+    """Continue a stopped run; the result equals that of an uninterrupted run to the bit.
 
     \b
     fusion-train resume runs/cognition
@@ -140,7 +140,7 @@ def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool,
 @main.command("import-released")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=OutputPath("folder"), required=True, help="Folder of the run.")
-@click.option("--stage", default="cognition", show_default=True, help="Stage that the checkpoint is of.")
+@click.option("--stage", default="cognition", show_default=True, help="Stage of the checkpoint.")
 @click.option("--config", default="released", show_default=True, help="YAML file or shipped preset.")
 @STORE
 @CLIPS
@@ -154,7 +154,7 @@ def import_released_command(
     clips: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Make a run out of a checkpoint of the released code or of MiniGPT-v2; nothing in its file is run.
+    """Make a run from a checkpoint of the released code or of MiniGPT-v2; no code in its file is run.
 
     \b
     fusion-train import-released emotion_llama_v2.pth --out runs/released

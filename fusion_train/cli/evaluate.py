@@ -59,8 +59,8 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips asked at once.")
 @click.option("--again", is_flag=True, help="Delete existing answers first.")
 @scoring_options
-@click.option("--out", type=OutputPath("name"), help="Predictions file, or folder of a bench.")
-def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str, **given: Any) -> None:
+@click.option("--out", type=OutputPath("name"), help="Predictions file, or folder of a benchmark.")
+def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str, **options: Any) -> None:
     """Score a run on held-out clips; every prediction is written as a JSON line, and a stopped command continues.
 
     \b
@@ -78,23 +78,29 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     from fusion_train.run import Run
     from fusion_train.run_context import ablate_streams, load_context
 
-    streams = _streams(given["taken_out"])
-    disturbed = dict(_pair(text) for text in given["features"])
-    shown = [name.strip() for name in given["modalities"].split(",")] if given["modalities"] else None
-    conditions = shown, streams, disturbed, [Path(given["config"]).stem] if given["config"] else [], given["answer"]
+    streams = _streams(options["taken_out"])
+    disturbed = dict(_pair(text) for text in options["features"])
+    shown = [name.strip() for name in options["modalities"].split(",")] if options["modalities"] else None
+    conditions = (
+        shown,
+        streams,
+        disturbed,
+        [Path(options["config"]).stem] if options["config"] else [],
+        options["answer"],
+    )
     if bench_name:
         benchmark = load_benchmark(bench_name)
-        out = given["out"] or folder / "eval" / _name(Path(bench_name).stem, *conditions)
+        out = options["out"] or folder / "eval" / _name(Path(bench_name).stem, *conditions)
         files = {name: out / f"{name}.jsonl" for name in benchmark.sets}
     else:
         benchmark = Benchmark(title=f"{folder}: {task} on {split}", sets={task: BenchmarkSet(split=split, task=task)})
         of_task = task.replace(":", "-")  # some file systems allow no colon in a name
         name = _name(f"predictions-{split}-{of_task}", *conditions)
-        files = {task: given["out"] or folder / f"{name}.jsonl"}
+        files = {task: options["out"] or folder / f"{name}.jsonl"}
         out = files[task].parent
-    asking_config = asking_as(Run(folder).config(), given["config"], given["overrides"])
+    asking_config = asking_as(Run(folder).config(), options["config"], options["overrides"])
     context = load_context(
-        Run(folder), store=given["store"], clips=given["clips"], which=given["checkpoint"], disturbed=disturbed
+        Run(folder), store=options["store"], clips=options["clips"], which=options["checkpoint"], disturbed=disturbed
     )
     context.config = context.config.model_copy(
         update={"prompt": asking_config.prompt, "evaluation": asking_config.evaluation}
@@ -108,15 +114,15 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         context,
         files,
         modalities=shown,
-        batch_size=given["batch_size"],
-        again=given["again"],
-        answer=given["answer"],
+        batch_size=options["batch_size"],
+        again=options["again"],
+        answer=options["answer"],
         say=say if is_main else _ignore,
     )
     if not is_main:
         return
     if bench_name or benchmark.sets[task].chosen_metric is not None:
-        scores = score_rows(benchmark, rows, _resources(given), out)
+        scores = score_rows(benchmark, rows, _resources(options), out)
         print_scores(scores)
     if bench_name:
         say(f"report: {write_report(scores, out)}")
@@ -127,33 +133,33 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
 @click.command("score")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path(path_type=Path, exists=True))
 @click.option(
-    "--bench", "bench_name", help="A shipped bench or a file; PATH is a folder of SET.jsonl, or a file with --set."
+    "--bench", "bench_name", help="A shipped benchmark or a file; PATH is a folder of SET.jsonl, or a file with --set."
 )
-@click.option("--set", "set_name", help="Set of the bench that a file holds answers to.")
+@click.option("--set", "set_name", help="Set of the benchmark that the file answers.")
 @click.option(
     "--metric",
     help="hit, open-vocabulary, waf, sentiment-three-way (each also -released), classification, multi-label or"
     " overlap.",
 )
-@click.option("--main", "main_figure", help="Figure of the metric that stands first.")
-@click.option("--task", help="What was asked; the rows say it, if not.")
+@click.option("--main", "main_figure", help="Main figure of the metric.")
+@click.option("--task", help="Task that was asked.  [default: as the rows record it]")
 @click.option("--split", default="test", show_default=True, help="Split of the clip list, with --clips.")
-@click.option("--clips", help="Clip list with the references; the rows' own, if not.")
+@click.option("--clips", help="Clip list with the references.  [default: those of the rows]")
 @click.option(
     "--selected-from",
     type=click.IntRange(1),
     metavar="N",
-    help="The best of N candidates on these clips, such as epochs: PATH… are all of them, or the best.",
+    help="The best of N candidates on these clips, such as epochs; PATH… are all candidates, or only the best.",
 )
 @click.option(
     "--correlation",
     type=click.FloatRange(0, 1),
     metavar="R",
-    help="With the best of N alone: assumed between the errors of two candidates.  [default: 0]",
+    help="If PATH is only the best of N: assumed correlation of the errors of two candidates.  [default: 0]",
 )
 @scoring_options
 @click.option("--out", type=OutputPath("folder"), help="Folder of the report.  [default: beside PATH]")
-def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str | None, **given: Any) -> None:
+def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str | None, **options: Any) -> None:
     """Score files of predictions, of any system; each line is like {"id": "a1", "prediction": "happy"}.
 
     \b
@@ -168,24 +174,26 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
     from fusion_train.evaluation.comparison import select
     from fusion_train.evaluation.score_report import write_report
 
-    clips = load_clips(given["clips"]) if given["clips"] else None
+    clips = load_clips(options["clips"]) if options["clips"] else None
     benchmark = load_benchmark(bench_name) if bench_name else None
-    number = given["selected_from"]
+    number = options["selected_from"]
     if benchmark is None or set_name:
         paths = tuple(file for path in paths for file in (_answer_files(path) if number and path.is_dir() else [path]))
     if len(paths) > 1 and number is None:
         raise click.UsageError("several candidates need --selected-from N: the best of them is reported")
-    if given["correlation"] is not None and number is None:
+    if options["correlation"] is not None and number is None:
         raise click.UsageError("--correlation needs --selected-from N")
     first = paths[0]
-    out = given["out"] or (first if first.is_dir() else first.parent / f"{first.stem}-scores")
+    out = options["out"] or (first if first.is_dir() else first.parent / f"{first.stem}-scores")
     candidates = {}
     for path in paths:
-        path_benchmark, rows = _answers(path, benchmark, set_name, clips, given)
+        path_benchmark, rows = _answers(path, benchmark, set_name, clips, options)
         candidates[path.stem if len({p.stem for p in paths}) == len(paths) else str(path)] = score_rows(
-            path_benchmark, rows, _resources(given), out
+            path_benchmark, rows, _resources(options), out
         )
-    scores = candidates[next(iter(candidates))] if number is None else select(candidates, number, given["correlation"])
+    scores = (
+        candidates[next(iter(candidates))] if number is None else select(candidates, number, options["correlation"])
+    )
     print_scores(scores)
     say(f"report: {write_report(scores, out)}")
 
@@ -198,7 +206,7 @@ def _answer_files(folder: Path) -> list[Path]:
     return files
 
 
-def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, options: dict[str, Any]) -> tuple[Any, Any]:
     """Return the benchmark of one PATH, and its rows by set."""
     from fusion_train.evaluation.benchmark_runs import join_references, read_benchmark
     from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
@@ -211,12 +219,12 @@ def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given
     answers = read_predictions(path)
     if benchmark is None:
         benchmark_set = BenchmarkSet(
-            split=given["split"],
-            task=given["task"] or answers[0].get("task") or "emotion",
-            metric=given["metric"],
-            main=given["main_figure"],
+            split=options["split"],
+            task=options["task"] or answers[0].get("task") or "emotion",
+            metric=options["metric"],
+            main=options["main_figure"],
         )
-        number = given["selected_from"]
+        number = options["selected_from"]
         title = path.name if number is None else f"best of {number} candidates"
         set_name = benchmark_set.task
         benchmark = Benchmark(title=title, sets={set_name: benchmark_set})
@@ -227,11 +235,11 @@ def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, given
 
 @click.command("contrast")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--bench", "bench_name", required=True, help="The bench that all of them answer.")
-@click.option("--clips", help="Clip list with the references; the rows' own, if not.")
+@click.option("--bench", "bench_name", required=True, help="Benchmark that all of them answer.")
+@click.option("--clips", help="Clip list with the references.  [default: those of the rows]")
 @scoring_options
 @click.option("--out", type=OutputPath("folder"), default=Path("contrast"), show_default=True, help="Folder.")
-def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | None, out: Path, **given: Any) -> None:
+def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | None, out: Path, **options: Any) -> None:
     """Compare several sets of answers to one benchmark: differences to the first, with intervals on the same clips.
 
     \b
@@ -246,7 +254,7 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
 
     benchmark = load_benchmark(bench_name)
     clip_list = load_clips(clips) if clips else None
-    resources = _resources(given)
+    resources = _resources(options)
     names = {
         folder: folder.name if len({path.name for path in folders}) == len(folders) else str(folder)
         for folder in folders
@@ -294,10 +302,10 @@ def print_scores(scores: Any) -> None:
             console.print(for_terminal(confusion_table(score.scored), "reference by prediction"))
 
 
-def _resources(given: dict[str, Any]) -> Any:
+def _resources(options: dict[str, Any]) -> Any:
     from fusion_train.evaluation.benchmark_runs import ScoringResources
 
-    return ScoringResources(given["wheels"], given["judge"], given["labels_by"], given["key_file"])
+    return ScoringResources(options["wheels"], options["judge"], options["labels_by"], options["key_file"])
 
 
 def _pair(text: str) -> tuple[str, str]:

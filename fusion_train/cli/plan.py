@@ -22,13 +22,13 @@ from featurecache.console import OutputPath
 @CONFIG
 @STORE
 @CLIPS
-@click.option("--gpu", default="h100", show_default=True, help="Card to plan for, such as h200, a100-80gb, rtx-4090.")
+@click.option("--gpu", default="h100", show_default=True, help="GPU to plan for, such as h200, a100-80gb, rtx-4090.")
 @click.option(
     "--utilisation",
     type=click.FloatRange(0.01, 1),
     default=0.45,
     show_default=True,
-    help="Share of the card's published dense peak that training reaches.",
+    help="Share of the GPU's published dense peak that training reaches.",
 )
 @SET
 def plan(
@@ -118,7 +118,7 @@ def _table(title: str, first: str, second: str) -> Table:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--out", type=OutputPath("file"), default="zero-image.safetensors", show_default=True)
 def zero_image(store: str | None, name: str, weights: str | None, device: str, out: Path) -> None:
-    """Encode an all-zero image once, for runs in which absent modalities are seen (--config released).
+    """Encode an all-zero image once, for runs in which the model sees absent modalities (--config released).
 
     \b
     fusion-train zero-image --weights eva_vit_g.pth

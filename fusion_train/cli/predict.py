@@ -22,7 +22,7 @@ MODEL = click.option(
     "--model", "folder", type=click.Path(path_type=Path), required=True, help="Folder written by tools/export_e2e.py."
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-BASE = click.option("--base", help="Base model of an adapter-only folder, if not by its name on the hub.")
+BASE = click.option("--base", help="Base model of an adapter-only folder.  [default: its hub name]")
 WEIGHTS = click.option(
     "--weights",
     multiple=True,
@@ -40,23 +40,28 @@ SHOWN_LABELS = 3
 @MODEL
 @click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CLIP…")
 @click.option("--task", help="emotion, sentiment, reason, think, …  [default: the model's first]")
-@click.option("--question", help="Asked in place of the task's own words.")
+@click.option("--question", help="Question instead of the task's own instruction.")
 @click.option("--choices", help="Answers to choose among, such as yes,no.")
-@click.option("--text", help="What is said in the clips, where no clip list says it.")
-@click.option("--split", help="Of a clip list, only this split.")
-@click.option("--out", type=OutputPath("file"), help="JSON lines; a second run goes on where it was.")
-@click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output in place of a table.")
-@click.option("--look", type=OutputPath("folder"), help="Folder for one PNG a clip: what the model looked at.")
+@click.option("--text", help="Transcript of the clips, if no clip list has one.")
+@click.option("--split", help="Only this split of a clip list.")
+@click.option("--out", type=OutputPath("file"), help="File of JSON lines; the same command continues it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
+@click.option("--look", type=OutputPath("folder"), help="Folder for one PNG per clip with the evidence for its answer.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--workers", default=0, type=click.IntRange(0), help="Decoding threads.  [default: one a core; on a CPU half]"
+    "--workers",
+    default=0,
+    type=click.IntRange(0),
+    help="Decoding threads.  [default: one per core; half as many on a CPU]",
 )
-@click.option("--max-new-tokens", default=200, show_default=True, type=click.IntRange(1), help="Of a free answer.")
+@click.option(
+    "--max-new-tokens", default=200, show_default=True, type=click.IntRange(1), help="Length of a generated answer."
+)
 @MAX_SECONDS
 @BASE
 @WEIGHTS
 @DEVICE
-def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) -> None:
+def predict(folder: Path, clips: tuple[Path, ...], device: str, **options: Any) -> None:
     """Ask an exported model about clips: files, folders or clip lists.
 
     \b
@@ -69,26 +74,26 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **given: Any) ->
     from fusion_train.predict.request import collect_clips, make_request
     from fusion_train.predict.timing import Timings
 
-    chosen = collect_clips(clips, split=given["split"], text=given["text"])
-    opened = open_model(folder, device, given["base"], encoder_places(given["weights"]))
-    choices = [choice.strip() for choice in (given["choices"] or "").split(",") if choice.strip()]
-    request = make_request(opened.processor, given["task"], given["question"], choices, given["max_new_tokens"])
+    chosen = collect_clips(clips, split=options["split"], text=options["text"])
+    opened = open_model(folder, device, options["base"], encoder_places(options["weights"]))
+    choices = [choice.strip() for choice in (options["choices"] or "").split(",") if choice.strip()]
+    request = make_request(opened.processor, options["task"], options["question"], choices, options["max_new_tokens"])
     _note_untrained(opened, request)
-    limits = PredictionLimits(given["batch_size"], given["workers"], given["max_seconds"])
+    limits = PredictionLimits(options["batch_size"], options["workers"], options["max_seconds"])
     timings = Timings()
-    answers = _ask(opened, chosen, request, limits, timings, given["out"], given["look"])
-    if given["as_json"]:
+    answers = _ask(opened, chosen, request, limits, timings, options["out"], options["look"])
+    if options["as_json"]:
         from fusion_train.predict.answer_file import common_fields, row
 
         for answer in answers:
             say(json_text(row(answer, common_fields(opened, request))))
-    elif given["out"] is None:
+    elif options["out"] is None:
         tables().print(_table(answers, request))
     failures = [answer for answer in answers if answer.error is not None]
     for answer in failures:
         say(f"error: {answer.error}", err=True)
     say(timings.line(), err=True)
-    for place, kind in ((given["out"], "answers"), (given["look"], "pictures")):
+    for place, kind in ((options["out"], "answers"), (options["look"], "pictures")):
         if place is not None:
             say(f"{kind}: {place}", err=True)
     raise SystemExit(1 if failures else 0)
@@ -115,7 +120,7 @@ def demo(
     weights: tuple[str, ...],
     device: str,
 ) -> None:
-    """Serve a page on which an exported model is asked about uploaded clips.
+    """Serve a web page that asks an exported model about uploaded clips.
 
     \b
     fusion-train demo --model my-model

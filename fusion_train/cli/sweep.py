@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from fusion_train.sweeps.running import OpenExecutor
 
 
-def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def _budget(ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
     """Parse KEY=VALUE; `sweep_file` checks the keys and values."""
-    pairs = [part.partition("=") for text in given for part in text.split(",")]
+    pairs = [part.partition("=") for text in texts for part in text.split(",")]
     wrong = [key for key, equals, value in pairs if not equals or not value]
     if wrong:
         raise click.BadParameter(f"expected hours=H or trials=N, got {wrong[0]}")
@@ -33,27 +33,36 @@ def _budget(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ..
 @CLIPS
 @INIT
 @click.option("--out", type=OutputPath("folder"), help="Folder of the runs.  [default: sweeps/NAME]")
-@click.option("--retry", is_flag=True, help="Take trials up again that failed.")
-@click.option("--clips-changed", is_flag=True, help="Go on though the clip list changed; trials record it.")
+@click.option("--retry", is_flag=True, help="Run failed trials again.")
+@click.option("--clips-changed", is_flag=True, help="Continue although the clip list changed; trials record it.")
 @click.option(
     "--budget",
     "budget",
     multiple=True,
     callback=_budget,
     metavar="hours=H|trials=N",
-    help="What all runs of this command together may cost: device time, trials. Repeatable.",
+    help="Limit on all runs of this command together: device time, trials. Repeatable.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray", "here"]),
     default="local",
     show_default=True,
-    help="Worker processes on this machine, a Ray cluster, or this very process (to debug).",
+    help="Worker processes on this machine, a Ray cluster, or this process (to debug).",
 )
-@click.option("--devices", callback=listed, metavar="D,D…", help="One worker each: cuda:0,cuda:1.  [default: auto]")
-@click.option("--ray-address", default=None, help="A running Ray cluster; else one found, or a local one.")
-@click.option("--ray-actors", type=click.IntRange(1), default=None, help="Workers; else one a GPU, or one a node.")
-@click.option("--check", "check_only", is_flag=True, help="Check and count costs; start nothing.")
+@click.option(
+    "--devices", callback=listed, metavar="D,D…", help="One worker per device: cuda:0,cuda:1.  [default: auto]"
+)
+@click.option(
+    "--ray-address", default=None, help="A running Ray cluster.  [default: one that is found, or a local one]"
+)
+@click.option(
+    "--ray-actors",
+    type=click.IntRange(1),
+    default=None,
+    help="Number of workers.  [default: one per GPU, or one per node]",
+)
+@click.option("--check", "check_only", is_flag=True, help="Check the sweep and predict its costs; start nothing.")
 @SET
 def sweep(
     file: str,

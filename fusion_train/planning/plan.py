@@ -118,12 +118,11 @@ def make_plan(
         checkpointing=budget.checkpointing,
     )
     micro_batch_size = config.optim.micro_batch_size
-    is_auto = micro_batch_size == "auto"
     micro = max(1, round(budget.tokens / lengths.total)) if micro_batch_size == "auto" else micro_batch_size
     base = config.model.quantised or config.model.llm_dtype
     parameters = count_by_part(model)
     values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
-    tokens = budget.tokens if is_auto else micro * lengths.longest
+    tokens = budget.tokens if micro_batch_size == "auto" else micro * lengths.longest
     needed = costs.memory(
         llm,
         lora,

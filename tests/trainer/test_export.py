@@ -65,7 +65,10 @@ def test_every_modality_is_absent_from_a_question_of_the_certificate(exported):
     assert not any(row["stand_ins"] for row in rows)
     page = (exported / "CERTIFICATE.md").read_text()
     assert "by 6 questions on 4 raw clips" in page
-    assert "audio in 1, image in 1, video in 1 of these questions; in 2 of them one was withheld" in page
+    assert (
+        "audio in 1, image in 1, video in 1 of these questions; in 2 of them a modality of the clip was withheld"
+        in page
+    )
 
 
 def test_card_and_certificate_say_how_the_weights_were_chosen(exported):
@@ -250,7 +253,7 @@ def test_verify_refuses_files_that_are_not_those_certified(exported, tmp_path):
 
 def test_a_folder_apart_from_its_run_says_how_to_name_it(exported, tmp_path):
     copy = shutil.copytree(exported, tmp_path / "elsewhere" / "copy")
-    with pytest.raises(ExportError, match="Say where it is with --run"):
+    with pytest.raises(ExportError, match="Name it with --run"):
         verify_export(copy, say=lambda _: None)
 
 

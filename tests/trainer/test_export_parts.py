@@ -139,7 +139,7 @@ SPEC = Spec(
     [
         ({"prompt_equal": False}, "prompt"),
         ({"present_equal": False}, "modalities"),
-        ({"stand_ins": {"image": False}}, "stand-ins"),
+        ({"stand_ins": {"image": False}}, "constants for absent"),
         ({"features": {"audio": {"equal": False, "rms": 2e-3, "max": 0.1}}}, "audio features"),
         ({"merge_kl": 1e-6}, "merged"),
         ({"reload_logits": 1e-6}, "fresh process"),

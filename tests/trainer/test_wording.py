@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_benches import ask, folder, invoke, rows_of, run  # noqa: F401 -- fixtures
+from test_benchmarks import ask, folder, invoke, rows_of, run  # noqa: F401 -- fixtures
 
 from featurecache.clips.clip_list import Clip, ClipList
 from fusion_train.data.samples import SampleStream
