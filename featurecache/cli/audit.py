@@ -19,7 +19,7 @@ from featurecache.files.jsonl import dump_lines
 from featurecache.files.publish import replace_bytes
 
 if TYPE_CHECKING:
-    from featurecache.explore.audit import Audit
+    from featurecache.explore.audit import LabelAudit
 
 
 @click.command()
@@ -64,7 +64,7 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     folder: Path = given["out"]
     sheet = folder / "review.html"
     replace_bytes(sheet, review_sheet(found, listed, sheet).encode("utf-8"))
-    replace_bytes(folder / "doubts.jsonl", dump_lines(map(asdict, found.doubts)))
+    replace_bytes(folder / "doubts.jsonl", dump_lines(map(asdict, found.issues)))
     say(f"{sheet}: open it in a browser, decide, save decisions.json, then")
     say("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
 
@@ -100,7 +100,7 @@ def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method:
     known = {"dataset", "split", "speaker", *(task for clip in listed for task in clip.labels)}
     if by not in known:
         raise ClipListError("--by", expected="one of " + ", ".join(sorted(known)), got=by)
-    points = store_map.positions(neighbourhood.vectors[[neighbourhood.place(clip_id) for clip_id in here]], method)
+    points = store_map.positions(neighbourhood.vectors[[neighbourhood.row_of(clip_id) for clip_id in here]], method)
     title = f"{len(here)} clips by {', '.join(neighbourhood.names)}, {given['compare']} ({method})"
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
     store_map.draw_map(points, store_map.groups_of(listed, here, by), by, title, picture)
@@ -131,26 +131,27 @@ def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> No
     say(f"{count} decided, {len(found)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")
 
 
-def _print_audit(found: Audit) -> None:
+def _print_audit(audit: LabelAudit) -> None:
     table = Table("clip", "listed as", "judged", "believed", "nearest")
-    for doubt in found.doubts[:NUM_SHOWN]:
-        near = ", ".join(f"{label} {similarity:.2f}" for _, label, similarity in doubt.evidence)
+    for issue in audit.issues[:NUM_SHOWN]:
+        near = ", ".join(f"{label} {similarity:.2f}" for _, label, similarity in issue.evidence)
         table.add_row(
-            doubt.id, doubt.given, f"{doubt.suggested} ({doubt.probability:.0%})", f"{doubt.quality:.0%}", near
+            issue.id, issue.given, f"{issue.suggested} ({issue.probability:.0%})", f"{issue.quality:.0%}", near
         )
     tables().print(table)
     noise = Table("dataset", "class", "clips", "estimated wrong")
-    for each in found.noise:
-        noise.add_row(each.dataset, each.label, str(each.num_clips), f"{each.noise:.1%}")
+    for class_noise in audit.noise:
+        noise.add_row(class_noise.dataset, class_noise.label, str(class_noise.num_clips), f"{class_noise.noise:.1%}")
     tables().print(noise)
-    for each in found.agreement:
-        total = each.same + each.other
-        share = f"{each.same / total:.1%} of {total}" if total else "none"
+    for agreement in audit.agreement:
+        total = agreement.same + agreement.other
+        share = f"{agreement.same / total:.1%} of {total}" if total else "none"
+        responses = f"{agreement.dataset or 'all'}: responses to {agreement.response!r}"
         say(
-            f"{each.dataset or 'all'}: responses to {each.response!r} conclude the {found.task} label in {share}"
-            + (f"; {each.silent} name none, or several" if each.silent else "")
+            f"{responses} conclude the {audit.task} label in {share}"
+            + (f"; {agreement.silent} name none, or several" if agreement.silent else "")
         )
     say(
-        f"{len(found.doubts)} of {found.num_clips} {found.task} labels are doubtful; the judges agree with "
-        f"{found.accuracy:.1%} of the labels, and see no more than these features show"
+        f"{len(audit.issues)} of {audit.num_clips} {audit.task} labels are doubtful; the judges agree with "
+        f"{audit.accuracy:.1%} of the labels, and see no more than these features show"
     )

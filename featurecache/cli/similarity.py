@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from featurecache.clips.clip_list import ClipList
     from featurecache.explore.calibration import Calibration
+    from featurecache.explore.duplicates import Duplicates
     from featurecache.explore.index_files import IndexFiles
-    from featurecache.explore.leaks import Doubles
     from featurecache.explore.search import Neighbourhood
     from featurecache.store.local import LocalStore
 
@@ -100,7 +100,7 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
     compared = compared_clips(opened, features, files, given["compare"], listed)
     neighbourhood = compared.neighbourhood
     if query in neighbourhood or not Path(query).is_file():
-        vector = neighbourhood.vectors[neighbourhood.place(query)][None]
+        vector = neighbourhood.vectors[neighbourhood.row_of(query)][None]
         wanted = listed.by_id(query)
     else:
         from featurecache.explore.media_vectors import media_vectors
@@ -111,25 +111,26 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
         _, vector, _ = media_vectors(opened, compared.source, [wanted], encoders, files)
         vector = compared.project(vector)
     kept = approximate_index(opened, neighbourhood, files) if neighbourhood is compared.source else None
-    similarities, places = neighbourhood.search(vector, given["count"] + 1, kept)
+    similarities, rows = neighbourhood.search(vector, given["count"] + 1, kept)
     parts, by_id = neighbourhood.split(vector), {clip.id: clip for clip in listed}
-    rows, shown = [], [(wanted, ["query", wanted.id])]
-    for similarity, place in zip(similarities[0].tolist(), places[0].tolist(), strict=True):
-        clip_id = neighbourhood.ids[place]
-        if clip_id == wanted.id or len(rows) == given["count"]:
+    neighbours: list[dict[str, Any]] = []
+    shown = [(wanted, ["query", wanted.id])]
+    for similarity, row in zip(similarities[0].tolist(), rows[0].tolist(), strict=True):
+        clip_id = neighbourhood.ids[row]
+        if clip_id == wanted.id or len(neighbours) == given["count"]:
             continue
         clip = by_id.get(clip_id) or Clip(id=clip_id)
-        own = neighbourhood.parts([place])
+        own = neighbourhood.by_feature([row])
         by_feature = {name: round(float((parts[name] * own[name]).sum()), 4) for name in neighbourhood.names}
         known = {"dataset": clip.dataset, "split": clip.split, "labels": dict(clip.labels), "text": clip.text}
-        rows.append({"id": clip_id, "similarity": round(similarity, 4), "features": by_feature, **known})
+        neighbours.append({"id": clip_id, "similarity": round(similarity, 4), "features": by_feature, **known})
         said = ", ".join(f"{task}: {value}" for task, value in clip.labels.items())
         shown.append((clip, [f"{similarity:.3f}  {clip_id}", said, clip.text or ""]))
     if given["as_json"]:
-        for row in rows:
-            say(json_text(row))
+        for neighbour in neighbours:
+            say(json_text(neighbour))
     else:
-        _print_neighbours(rows, neighbourhood.names)
+        _print_neighbours(neighbours, neighbourhood.names)
     if given["sheet"] is not None:
         contact_sheet(shown, given["sheet"], first_is_query=True)
         say(f"contact sheet: {given['sheet']}", err=given["as_json"])
@@ -172,13 +173,13 @@ def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) 
     \b
     Example: fcache duplicates --calibrate --out duplicates.jsonl
     """
-    from featurecache.explore.leaks import find_duplicates
+    from featurecache.explore.duplicates import find_duplicates
 
     _check_out(given, clips)
     opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
     with show_progress("compare", "pairs") as progress:
         found = find_duplicates(opened, neighbourhood, listed, rule, advance=progress)
-    _print_doubles(found, listed, given, "duplicates.jsonl")
+    _print_duplicates(found, listed, given, "duplicates.jsonl")
 
 
 @click.command()
@@ -192,7 +193,7 @@ def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: s
     Example: fcache leaks --train train --test test --out leaks.jsonl
              fcache leaks --train caer:train --test meld:test
     """
-    from featurecache.explore.leaks import find_leaks
+    from featurecache.explore.duplicates import find_leaks
 
     _check_out(given, clips)
     listed = featurecache.load_clips(clips, given["media_root"])
@@ -200,7 +201,7 @@ def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: s
     opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
     with show_progress("compare", "pairs") as progress:
         found = find_leaks(opened, neighbourhood, listed, *sides, rule, advance=progress)
-    _print_doubles(found, listed, given, "leaks.jsonl")
+    _print_duplicates(found, listed, given, "leaks.jsonl")
 
 
 COMMANDS = [index, similar, duplicates, leaks]
@@ -272,7 +273,7 @@ def _ruled(
     store: str, clips: str, features: Sequence[str], given: Mapping[str, Any]
 ) -> tuple[LocalStore, Neighbourhood, ClipList, Calibration]:
     """Store, clips compared as copies are found, their list, and the rule for pairs, which is printed."""
-    from featurecache.explore.leaks import calibrate, known_calibration
+    from featurecache.explore.calibration_run import calibrate, known_calibration
     from featurecache.explore.projection import COPIES
 
     opened = featurecache.open_store(store)
@@ -365,7 +366,7 @@ def _check_out(given: Mapping[str, Any], clips: str) -> None:
         )
 
 
-def _print_doubles(found: Doubles, clips: ClipList, given: Mapping[str, Any], default: str) -> None:
+def _print_duplicates(found: Duplicates, clips: ClipList, given: Mapping[str, Any], default: str) -> None:
     from featurecache.clips.writing import write_clips
 
     table = Table("clip", "is", "as", "similarity", "in time", "confidence")

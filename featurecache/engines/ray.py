@@ -287,11 +287,11 @@ class _Driver:
 def _with_absolute_paths(job: ExtractionJob) -> ExtractionJob:
     """Make paths absolute, because workers start in other folders."""
 
-    def absolute(place: str) -> str:
-        return place if "://" in place else str(Path(place).resolve())
+    def absolute(location: str) -> str:
+        return location if "://" in location else str(Path(location).resolve())
 
-    def weights(place: str | None) -> str | None:
-        return absolute(place) if place is not None and Path(place).exists() else place
+    def weights(location: str | None) -> str | None:
+        return absolute(location) if location is not None and Path(location).exists() else location
 
     features = {name: replace(settings, weights=weights(settings.weights)) for name, settings in job.features.items()}
     media_root = None if job.media_root is None else absolute(job.media_root)

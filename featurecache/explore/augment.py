@@ -1,7 +1,7 @@
-"""Copies of a clip as they turn up: encoded again, cropped, cut, mirrored, louder, softer, noisy, resized, sped up.
+"""Altered copies of a clip: encoded again, cropped, cut, mirrored, louder, softer, noisy, resized, faster.
 
-They are what the threshold for near duplicates is calibrated on. Each is a real file: decoded, filtered by libavfilter
-and encoded as H.264 and AAC. The part of the recording that the clip uses becomes the whole file.
+The calibration of near duplicates uses them. Each copy is a file: decoded, filtered by libavfilter and encoded as H.264
+and AAC. It contains only the part of the recording that the clip uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOISE = "exprs=val(ch)+0.01*(random(ch)*2-1):c=same"
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One way in which a copy differs."""
+    """One alteration: libavfilter filters per stream, and the encoder's quality."""
 
     name: str
     video: Filters = ()
@@ -53,35 +53,37 @@ AUGMENTATIONS = (
 )  # fmt: skip
 
 
-def augment(clip: Clip, how: Augmentation, target: Path) -> None:
+def augment(clip: Clip, augmentation: Augmentation, target: Path) -> None:
     """Write the altered copy of a clip as an mp4 file.
 
     Raises:
         av.FFmpegError, OSError: the clip's media cannot be read.
-        ValueError: it has neither moving pictures nor sound.
+        ValueError: the clip has neither moving pictures nor sound.
     """
     tracks = [(clip.video, "video"), (clip.audio or clip.video, "audio")]
     with ExitStack() as files, av.open(str(target), "w") as out:
-        parts = [_Part(clip, files.enter_context(opened(path)), kind, how, out) for path, kind in tracks if path]
-        parts = [part for part in parts if part.there]
-        if not parts:
+        transcoders = []
+        for path, kind in tracks:
+            if path:
+                container = files.enter_context(opened(path))
+                streams = container.streams.video if kind == "video" else container.streams.audio
+                if streams:
+                    transcoders.append(_Transcoder(clip, container, streams[0], augmentation, out))
+        if not transcoders:
             raise ValueError(f"{clip.id}: no moving pictures and no sound")
-        for part in parts:
-            part.open()
-        for part in parts:
-            for packet in part.packets():
+        for transcoder in transcoders:  # every output stream must exist before the first packet is written
+            transcoder.open()
+        for transcoder in transcoders:
+            for packet in transcoder.packets():
                 out.mux(packet)
 
 
-class _Part:
-    """One stream on its way from file to file."""
+class _Transcoder:
+    """Decodes, filters and encodes one stream."""
 
-    def __init__(self, clip: Clip, container: Any, kind: str, how: Augmentation, out: Any) -> None:
-        self._kind, self._how, self._out = kind, how, out
-        self._container = container
-        streams = self._container.streams.video if kind == "video" else self._container.streams.audio
-        self.there = bool(streams)
-        self._stream = streams[0] if streams else None
+    def __init__(self, clip: Clip, container: Any, stream: Any, augmentation: Augmentation, out: Any) -> None:
+        self._container, self._stream, self._augmentation, self._out = container, stream, augmentation, out
+        self._kind = stream.type
         begin, end = clip.start_s or 0.0, clip.end_s
         self._span = f"start={begin}" + (f":end={end}" if end is not None else "")
 
@@ -90,18 +92,18 @@ class _Part:
         graph = self._graph = av.filter.Graph()
         if self._kind == "video":
             source, sink = graph.add_buffer(template=self._stream), graph.add("buffersink")
-            cut, stamps = "trim", "setpts"
-            chosen = [
-                *self._how.video,
+            trim, set_times = "trim", "setpts"
+            filters = [
+                *self._augmentation.video,
                 ("fps", str(FRAMES_PER_S)),
                 ("scale", "trunc(iw/2)*2:trunc(ih/2)*2"),
                 ("format", "yuv420p"),
             ]
         else:
             source, sink = graph.add_abuffer(template=self._stream), graph.add("abuffersink")
-            cut, stamps, chosen = "atrim", "asetpts", [*self._how.audio, ("aformat", "sample_fmts=fltp")]
+            trim, set_times, filters = "atrim", "asetpts", [*self._augmentation.audio, ("aformat", "sample_fmts=fltp")]
         last = source
-        for name, arguments in [(cut, self._span), (stamps, "PTS-STARTPTS"), *chosen]:
+        for name, arguments in [(trim, self._span), (set_times, "PTS-STARTPTS"), *filters]:
             node = graph.add(name, arguments)
             last.link_to(node)
             last = node
@@ -110,21 +112,21 @@ class _Part:
         self._source = source
         if self._kind == "video":
             self._encoder = self._out.add_stream("libx264", rate=FRAMES_PER_S)
-            self._encoder.options = {"crf": self._how.crf, "preset": "veryfast"}
+            self._encoder.options = {"crf": self._augmentation.crf, "preset": "veryfast"}
             self._encoder.pix_fmt = "yuv420p"
         else:
             self._encoder = self._out.add_stream("aac", rate=self._stream.rate)
-            self._encoder.bit_rate = self._how.audio_bits
+            self._encoder.bit_rate = self._augmentation.audio_bits
             self._encoder.layout = "mono" if self._stream.channels == 1 else "stereo"
 
     def packets(self) -> Iterator[Any]:
-        """Decode, filter, encode."""
-        sized = self._kind == "audio"
+        """Decode, filter and encode the stream; yield the packets."""
+        sized = self._kind == "audio"  # the size of the pictures is known with the first filtered frame
         for frame in self._filtered():
             if not sized:
                 self._encoder.width, self._encoder.height, sized = frame.width, frame.height, True
             if self._kind == "video":
-                frame.pict_type = 0
+                frame.pict_type = 0  # the encoder chooses the types of frames
             yield from self._encoder.encode(frame)
         if sized:
             yield from self._encoder.encode(None)
@@ -135,7 +137,7 @@ class _Part:
                 self._source.push(frame if self._kind == "video" else without_labels(frame))
                 yield from self._pulled()
             self._source.push(None)
-        except NothingMore:  # the part in use ends before the recording does
+        except NothingMore:  # the trim filter has ended before the recording
             pass
         yield from self._pulled()
 

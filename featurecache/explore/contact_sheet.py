@@ -1,7 +1,6 @@
-"""A picture of a few clips side by side: one frame each, what is said of it beneath.
+"""Contact sheet: a PNG with one frame per clip side by side, each with a caption below.
 
-Shapes: thumbnails (H, W, 3) uint8 RGB. A clip without a picture, or whose file cannot be read, is a grey tile that says
-so.
+A clip without a picture, or whose file cannot be read, is a grey tile with the reason.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from featurecache.views import FramesView
 TILE = (240, 180)
 CAPTION_LINES, LINE_PIXELS, MARGIN = 3, 16, 8
 MAX_COLUMNS = 5
-MAX_CAPTION_CHARACTERS = 200  # more than a tile shows
+MAX_CAPTION_CHARACTERS = 200  # more than fits into a tile's line
 FONT_PIXELS = 13
 INK, PAPER, EMPTY, FRAME = (24, 24, 24), (255, 255, 255), (222, 222, 222), (178, 34, 34)
 
 
 def contact_sheet(clips: Sequence[tuple[Clip, Sequence[str]]], path: Path, *, first_is_query: bool = False) -> None:
-    """Draw (clip, caption lines) pairs, left to right, into a PNG; a query has a red frame."""
+    """Draw (clip, caption lines) pairs into a PNG, left to right; the query gets a red frame."""
     columns = min(MAX_COLUMNS, len(clips))
     rows = -(-len(clips) // columns)
     cell = (TILE[0] + MARGIN, TILE[1] + CAPTION_LINES * LINE_PIXELS + MARGIN)
@@ -44,14 +43,15 @@ def contact_sheet(clips: Sequence[tuple[Clip, Sequence[str]]], path: Path, *, fi
             sheet.paste(picture, (x + (TILE[0] - picture.width) // 2, y + (TILE[1] - picture.height) // 2))
         if first_is_query and number == 0:
             draw.rectangle((x - 2, y - 2, x + TILE[0] + 1, y + TILE[1] + 1), outline=FRAME, width=3)
-        for place, line in enumerate(lines[:CAPTION_LINES]):
-            draw.text((x, y + TILE[1] + 3 + place * LINE_PIXELS), _fit(draw, line, font), INK, font)
-    drawn = io.BytesIO()
-    sheet.save(drawn, "PNG")
-    replace_bytes(path, drawn.getvalue())
+        for line_number, line in enumerate(lines[:CAPTION_LINES]):
+            draw.text((x, y + TILE[1] + 3 + line_number * LINE_PIXELS), _fit(draw, line, font), INK, font)
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
+    replace_bytes(path, png.getvalue())
 
 
 def _thumbnail(clip: Clip) -> tuple[Image.Image | None, str]:
+    """Return the middle frame of a clip, or None and the reason."""
     try:
         frames = decode(clip, [FramesView(1, "middle", still=True)])[0]
     except MediaError:
@@ -64,7 +64,7 @@ def _thumbnail(clip: Clip) -> tuple[Image.Image | None, str]:
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Shorten a line to a tile's width."""
+    """Shorten a line of text to the width of a tile."""
     text = one_line(text)[:MAX_CAPTION_CHARACTERS]
     if draw.textlength(text, font=font) <= TILE[0]:
         return text

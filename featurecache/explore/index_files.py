@@ -1,13 +1,13 @@
-"""The files of the similarity indices of one store: where they lie, and how a flipped bit in them is noticed.
+"""Files of the similarity indices of one store: layout, reading, writing, checksums.
 
-    ROOT/whisper/space                  what tokens are projected with (`projection`)
+    ROOT/whisper/space                  the projection of tokens (`projection`)
     ROOT/whisper/vectors/00000012-5f3a… coordinates of shard 12's clips; the name holds the crc32c of its commit record
-    ROOT/calibration.json               the rule of `duplicates` and `leaks`; its last field is a crc32c
-    ROOT/approximate/….faiss, ….stated  an inverted file, and what was measured when it was built, with its crc32c
+    ROOT/calibration.json               the calibrated rule of `duplicates` and `leaks`; its last field is a crc32c
+    ROOT/approximate/….faiss, ….stated  an approximate faiss index; its measured recall and its crc32c
 
-ROOT is `STORE.similar` beside a local store, a folder of the user's cache for a remote one, or any folder named.
-`space`, vectors and `.stated` have the layout of plans and records (`store/columns`): magic, header, columns, crc32c.
-Everything is derived, so whoever may not write there keeps it in memory for as long as the process lives.
+ROOT is `STORE.similar` beside a local store, a folder in the user's cache for a remote store, or a folder that the user
+names. `space`, vectors and `.stated` have the layout of plans and records (`store/columns`): magic, header, columns,
+crc32c. Every file is derived from the store, so a process that cannot write a file keeps it in memory.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from featurecache.spec import canonical_json
 from featurecache.store import columns
 
 ENDING, LOCK = ".similar", ".writer"
-SPACE, VECTORS, APPROXIMATE, CALIBRATION = "space", "vectors", "approximate", "calibration.json"
+PROJECTION, VECTORS, APPROXIMATE, CALIBRATION = "space", "vectors", "approximate", "calibration.json"
 MAGIC = b"FCSIMIL2"
-"""Ends in the format's number."""
+"""The last character is the format's version."""
 MAX_BYTES = 1 << 32
 CHECKSUM = "crc32c"
 PIECE_BYTES = 8 << 20
@@ -42,21 +42,21 @@ NEXT_STEP = "Run `fcache index`: it makes damaged files of the index anew."
 
 
 class IndexFiles:
-    """Reads and writes the files of the indices below one root, by names relative to it."""
+    """Reads and writes the files of the indices of one store, by their names below the root."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.refused: WriteError | None = None
-        """Why files are kept in memory, where they are."""
+        """Error of the last file that could not be written and is kept in memory."""
         self.damaged: list[CorruptStoreError] = []
-        """What was found damaged and made anew."""
+        """Errors of damaged files that were made again."""
         self._in_memory: dict[str, bytes] = {}
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file.
+        """Return the bytes of one file.
 
         Raises:
-            FileNotFoundError: no such file, or none that may be read.
+            FileNotFoundError: no such file, or no permission to read it.
         """
         if name in self._in_memory:
             return self._in_memory[name]
@@ -69,7 +69,7 @@ class IndexFiles:
         return name in self._in_memory or (self.root / name).is_file()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write one file, in one step; kept in memory, and `refused` set, where the disk refuses it."""
+        """Write one file in one step. If the disk refuses, keep it in memory and set `refused`."""
         try:
             with writing(self.root / name):
                 make_folder((self.root / name).parent)
@@ -81,24 +81,26 @@ class IndexFiles:
 
     @contextlib.contextmanager
     def sole_writer(self, folder: str) -> Iterator[None]:
-        """Be the only process that writes one folder; where nothing can be written, no other does either.
+        """Hold the lock of one folder's writer. A folder that cannot be written needs no lock.
 
         Raises:
             WriteError: another process is writing it.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as lock:
             try:
-                held.enter_context(sole_writer(self.root / folder / LOCK, self.root / folder))
+                lock.enter_context(sole_writer(self.root / folder / LOCK, self.root / folder))
             except WriteError as error:
-                if error.__cause__ is None:  # held by another process, and not refused by the disk
+                if (
+                    error.__cause__ is None
+                ):  # another process holds the lock; otherwise the cause is an error of the disk
                     raise
                 self.refused = error
             yield
 
     def remove(self, name: str) -> None:
-        """Remove one file, or a folder with all its files; no error where it is not there or stays."""
-        for kept in [kept for kept in self._in_memory if kept == name or kept.startswith(name + "/")]:
-            del self._in_memory[kept]
+        """Remove one file, or a folder with all its files; a failure is ignored."""
+        for file in [file for file in self._in_memory if file == name or file.startswith(name + "/")]:
+            del self._in_memory[file]
         path = self.root / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -109,7 +111,7 @@ class IndexFiles:
                 return
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files directly in one folder, sorted, without temporary ones."""
+        """Return the names of the files directly in one folder, sorted, without temporary files."""
         try:
             entries = [path.name for path in (self.root / folder).iterdir() if path.is_file()]
         except OSError:
@@ -118,14 +120,14 @@ class IndexFiles:
         return sorted({name for name in entries if not name.startswith(".")})
 
     def sweep(self, folder: str) -> None:
-        """Remove what killed processes left in one folder."""
+        """Remove temporary files of killed processes from one folder."""
         try:
             sweep(self.root / folder)
         except OSError:
             return
 
     def load(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Header and columns of one file.
+        """Return the header and the columns of one file.
 
         Raises:
             FileNotFoundError: no such file.
@@ -133,15 +135,15 @@ class IndexFiles:
         """
         return columns.unpack(self.read(name), MAGIC, str(self.root / name), NEXT_STEP)
 
-    def keep(self, name: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Write one file of a header and columns. Equal content gives equal bytes."""
+    def save(self, name: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Write one file with a header and columns. Equal content gives equal bytes."""
         self.write(name, columns.pack(MAGIC, header, arrays))
 
     def require_written(self) -> None:
-        """Raise where the disk refused a file.
+        """Check that every file was written.
 
         Raises:
-            WriteError: with the folder and what to do.
+            WriteError: the disk refused a file.
         """
         if self.refused is not None:
             raise WriteError(
@@ -153,7 +155,7 @@ class IndexFiles:
 
 
 def index_files(location: str, folder: str | Path | None = None) -> IndexFiles:
-    """Where the indices of a store lie: in `folder`, else beside a local store or in the user's cache folder."""
+    """Return the index files of a store: in `folder`, else beside a local store, or in the user's cache folder."""
     if folder is not None:
         return IndexFiles(Path(folder))
     if "://" in location:
@@ -164,16 +166,16 @@ def index_files(location: str, folder: str | Path | None = None) -> IndexFiles:
 
 
 def sealed_json(document: Mapping[str, Any]) -> bytes:
-    """JSON for people that holds the crc32c of its own canonical form."""
-    whole = {**document, CHECKSUM: _json_crc32c(document)}
-    return (json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """Return indented JSON with the crc32c of the document's canonical form as a field."""
+    sealed = {**document, CHECKSUM: _json_crc32c(document)}
+    return (json.dumps(sealed, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def open_sealed_json(data: bytes, subject: str) -> dict[str, Any]:
-    """Read what `sealed_json` wrote.
+    """Read a document that `sealed_json` wrote.
 
     Raises:
-        CorruptStoreError: another form, or the checksum does not agree.
+        CorruptStoreError: not such a document, or the checksum differs.
     """
     try:
         document = json.loads(data)
@@ -198,7 +200,7 @@ def _json_crc32c(document: Mapping[str, Any]) -> int:
 
 
 def file_crc32c(path: Path) -> int:
-    """crc32c of a large file, read in pieces."""
+    """Return the crc32c of a large file, read in pieces."""
     checksum = 0
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
@@ -207,56 +209,60 @@ def file_crc32c(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A file of the indices that cannot be used as it is."""
+class IndexFault:
+    """A damaged or foreign file among the index files."""
 
     feature: str
-    """Empty for files of several features."""
+    """Empty for a file of several features."""
     path: Path
     message: str
     damage: bool
-    """False for a file that no index of this format has."""
+    """False for a foreign file."""
 
 
-def faults(files: IndexFiles, features: Iterable[str]) -> list[Fault]:
-    """Read every file of the indices of some features, and of what is made of them together."""
-    found: list[Fault] = []
-    places = [("", f"{APPROXIMATE}/{name}") for name in files.names(APPROXIMATE)]
-    places += [("", CALIBRATION)] if files.has(CALIBRATION) else []
+def index_faults(files: IndexFiles, features: Iterable[str]) -> list[IndexFault]:
+    """Read every index file of some features and every file of several features; return the faults."""
+    faults: list[IndexFault] = []
+    named_files = [("", f"{APPROXIMATE}/{name}") for name in files.names(APPROXIMATE)]
+    named_files += [("", CALIBRATION)] if files.has(CALIBRATION) else []
     for feature in features:
         for folder in (feature, f"{feature}/{VECTORS}"):
-            places += [(feature, f"{folder}/{name}") for name in files.names(folder)]
-    for feature, name in places:
+            named_files += [(feature, f"{folder}/{name}") for name in files.names(folder)]
+    for feature, name in named_files:
         path = files.root / name
         try:
             if not _check(files, name):
-                found.append(Fault(feature, path, f"{path.name} is of no index of this format", False))
+                faults.append(IndexFault(feature, path, f"{path.name} is of no index of this format", False))
         except CorruptStoreError as error:
             command = "fcache duplicates --calibrate" if name == CALIBRATION else "fcache index"
             message = f"{path.name}: expected {error.expected}, got {error.got}; `{command}` makes it anew"
-            found.append(Fault(feature, path, message, True))
+            faults.append(IndexFault(feature, path, message, True))
         except OSError as error:
-            found.append(Fault(feature, path, f"{path.name} cannot be read ({error})", True))
-    return found
+            faults.append(IndexFault(feature, path, f"{path.name} cannot be read ({error})", True))
+    return faults
 
 
 VECTORS_NAME = re.compile(r"\d{8}-[0-9a-f]{8}")
 
 
 def _check(files: IndexFiles, name: str) -> bool:
-    """Read one file in the way that its name says; False where its name says nothing.
+    """Read one file as the kind that its name says; return False for a name of no kind.
 
     Raises:
         CorruptStoreError: its bytes contradict their checksum.
     """
-    folder, _, last = name.rpartition("/")
+    folder, _, file = name.rpartition("/")
     if name == CALIBRATION:
         open_sealed_json(files.read(name), str(files.root / name))
-    elif folder == APPROXIMATE and last.endswith(".faiss"):
+    elif folder == APPROXIMATE and file.endswith(".faiss"):
         stated = files.load(name.removesuffix(".faiss") + ".stated")[0]
         if file_crc32c(files.root / name) != stated[CHECKSUM]:
             raise CorruptStoreError(str(files.root / name), expected="the checksum it was built with", got="another")
-    elif last == SPACE or last.endswith(".stated") or (folder.endswith("/" + VECTORS) and VECTORS_NAME.fullmatch(last)):
+    elif (
+        file == PROJECTION
+        or file.endswith(".stated")
+        or (folder.endswith("/" + VECTORS) and VECTORS_NAME.fullmatch(file))
+    ):
         files.load(name)
     else:
         return False

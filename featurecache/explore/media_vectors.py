@@ -1,6 +1,6 @@
-"""Vectors of media that no store holds: a query file, altered copies.
+"""Vectors of media that the store does not hold: a query file, or altered copies.
 
-They go through `extract` into a temporary store, so there is one way to make tokens.
+The media are extracted into a temporary store, so all tokens are made by `extract`.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ def media_vectors(
     encoders: Mapping[str, Encoder],
     files: IndexFiles | None = None,
 ) -> tuple[list[str], np.ndarray, ExtractionStats]:
-    """Encode clips as the features of `store` were; ids of those with tokens, (B, R) vectors, and what failed.
+    """Encode clips with the specs of `store`; return ids of clips with tokens, (B, R) vectors, and the statistics.
 
     Raises:
         MediaError: no clip could be encoded.
     """
     names = neighbourhood.names
     with tempfile.TemporaryDirectory(prefix="fcache-similar-") as folder:
-        made = open_store(Path(folder) / "media.zarr", "a")
-        summary = None
+        temporary = open_store(Path(folder) / "media.zarr", "a")
+        stats: ExtractionStats | None = None
         for dtype in dict.fromkeys(store.spec(name).stored_dtype for name in names):
-            some = {name: encoder for name, encoder in encoders.items() if store.spec(name).stored_dtype == dtype}
-            ran = extract(made, ClipList(clips), some, stored_dtype=dtype)
-            if summary is None:
-                summary = ran
+            same_dtype = {name: encoder for name, encoder in encoders.items() if store.spec(name).stored_dtype == dtype}
+            run = extract(temporary, ClipList(clips), same_dtype, stored_dtype=dtype)
+            if stats is None:
+                stats = run
             else:
-                summary.by_feature |= ran.by_feature
+                stats.by_feature |= run.by_feature
         indices = {name: open_index(store[name], files) for name in names}
         ids, vectors = [], []
         for clip in clips:
-            here = {
-                name: indices[name].project(made[name].read([clip.id]), neighbourhood.comparison)
+            by_feature = {
+                name: indices[name].project(temporary[name].read([clip.id]), neighbourhood.comparison)
                 for name in names
-                if clip.id in made[name]
+                if clip.id in temporary[name]
             }
-            if here:
+            if by_feature:
                 ids.append(clip.id)
-                vectors.append(neighbourhood.join(here)[0])
-    assert summary is not None
+                vectors.append(neighbourhood.join(by_feature)[0])
+    assert stats is not None
     if not ids:
-        reasons = [reason for tally in summary.by_feature.values() for reason in tally.reasons]
+        reasons = [reason for counts in stats.by_feature.values() for reason in counts.reasons]
         raise MediaError(
             ", ".join(clip.id for clip in clips[:3]),
             expected="media that the features' encoders can read",
             got=reasons[0] if reasons else "none of the modalities",
         )
-    return ids, np.stack(vectors), summary
+    return ids, np.stack(vectors), stats

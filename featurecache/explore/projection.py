@@ -1,28 +1,28 @@
-"""Vectors that clips of one feature are compared by: summaries of tokens, then principal axes of the summaries.
+"""Projection of a clip's tokens to the vector by which clips of one feature are compared: summary, then PCA whitening.
 
-A summary is the mean and the standard deviation of a clip's tokens per channel. Neither depends on the order of tokens,
-so a clip that was cut or slowed down stays near itself. Clips are widened into one buffer that stays in the processor's
-cache, which is several times as fast as widening all of them. Tokens are added element by element in a fixed order, so
-that the summary of a clip depends neither on its neighbours nor on the number of threads.
+A summary is the mean and the standard deviation of a clip's tokens per channel. Both ignore the order of the tokens,
+so a clip that was cut or slowed down stays similar to itself. Tokens are converted to float32 in one buffer that fits
+into the processor's cache, which is several times faster than converting all clips at once. They are added element by
+element in a fixed order, so the summary of a clip depends neither on its neighbours nor on the number of threads.
 
-Encoder tokens share a large common part and a few loud channels; a plain cosine sees little else. So every channel of
-a summary is centred and divided by its deviation, and the result is projected on its first principal axes. What is kept
-of a clip are its coordinates on them. Three comparisons are made of the same coordinates, each for its purpose:
+Encoder tokens share a large common component and a few channels of large amplitude, which dominate a plain cosine.
+Therefore every channel of a summary is centred and divided by its deviation, and the result is projected on its first
+principal axes. The index stores these coordinates. Three comparisons use the same coordinates:
 
-- `overall`: the coordinates as they are. How clips sound or look as a whole; a few strong axes decide (how aroused,
-  who speaks, how loud). For neighbours, maps and labels.
-- `content`: axes that rest on many clips, each divided by its deviation, so that what tells one sentence or scene from
-  another counts as much as what is strong. Emotion is weaker in it.
-- `copies`: all axes that rest on some clips, divided likewise. What makes a recording unlike all others; emotion is all
-  but lost. For duplicates and leaks.
+- `overall`: the coordinates themselves. A few strong axes decide: arousal, speaker, loudness. For neighbours, maps and
+  labels.
+- `content`: the axes that are estimated from many clips, whitened (divided by their deviation), so weak axes that tell
+  sentences or scenes apart count as much as strong ones. Emotion is weaker.
+- `copies`: more axes, whitened too. They tell a recording from all others; emotion is nearly lost. For duplicates and
+  leaks.
 
-docs/guides/similarity.md has what each finds on acted speech.
+docs/guides/similarity.md has the results of each on acted speech.
 
-Shapes: B clips, W width of a summary (2D), R axes kept (at most 128). Similarity of two clips is the product of their
-vectors of length 1, −1 to 1; clips that have nothing to do with one another lie around 0.
+Shapes: B clips, W width of a summary (2D), R axes (at most 128). The similarity of two clips is the dot product of
+their unit vectors, −1 to 1; unrelated clips lie around 0.
 
-Axes and coordinates are computed in double precision and rounded to half precision, so that equal stores give equal
-bytes whatever the number of threads.
+Axes and coordinates are computed in double precision and rounded to half precision, so equal stores give equal bytes
+for any number of threads.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     import torch
 
 BUFFER_BYTES = 5 << 20
+"""Size of the float32 buffer; it fits into the processor's cache."""
 
 
 def summarise(tokens: np.ndarray) -> np.ndarray:
-    """(B, K, D) -> (B, 2D) float32: the mean over the tokens, then their standard deviation."""
+    """Summarise tokens: (B, K, D) -> (B, 2D) float32, the mean over the tokens, then their standard deviation."""
     import torch  # converts half precision several times as fast as NumPy
 
     if tokens.dtype.name == "bfloat16":
@@ -47,22 +48,22 @@ def summarise(tokens: np.ndarray) -> np.ndarray:
     else:
         stored = torch.from_numpy(tokens)
     count, num_tokens, width = stored.shape
-    at_once = max(1, BUFFER_BYTES // (4 * num_tokens * width))
+    batch = max(1, BUFFER_BYTES // (4 * num_tokens * width))
     with torch.inference_mode():
         out = torch.empty(count, 2 * width)
-        buffer = torch.empty(min(at_once, count), num_tokens, width)
-        for begin in range(0, count, at_once):
-            some = stored[begin : begin + at_once]
-            values = buffer[: len(some)].copy_(some)
+        buffer = torch.empty(min(batch, count), num_tokens, width)
+        for begin in range(0, count, batch):
+            clips = stored[begin : begin + batch]
+            values = buffer[: len(clips)].copy_(clips)
             mean = _total(values.clone()) / num_tokens  # [b, d]
             square = _total(values.sub_(mean[:, None]).square_()) / num_tokens
-            out[begin : begin + at_once, :width] = mean
-            out[begin : begin + at_once, width:] = square.sqrt_()
+            out[begin : begin + batch, :width] = mean
+            out[begin : begin + batch, width:] = square.sqrt_()
         return out.numpy()
 
 
 def _total(values: torch.Tensor) -> torch.Tensor:
-    """(b, K, D) -> (b, D), the sum over K by halves; overwrites `values`."""
+    """Sum over K by halves: (b, K, D) -> (b, D). Overwrites `values`."""
     length = values.shape[1]
     while length > 1:
         half = length // 2
@@ -74,101 +75,104 @@ def _total(values: torch.Tensor) -> torch.Tensor:
 OVERALL, CONTENT, COPIES = "overall", "content", "copies"
 
 MAX_AXES = 128
-CLIPS_AN_AXIS = {CONTENT: 16, COPIES: 4}
-"""Axes that rest on fewer clips than this are not divided by their deviation, but left out."""
+CLIPS_PER_AXIS = {CONTENT: 16, COPIES: 4}
+"""Whitening uses one axis per so many clips, and leaves out the rest: their deviations are poor estimates."""
 SMALLEST_DEVIATION = 1e-3
-"""Of the largest axis; below it lies the rounding of half precision."""
+"""Relative to the first axis; smaller deviations are rounding errors of half precision."""
 NUM_FITTED = 2048
-"""Clips that a space is fitted on, at most: 16 an axis."""
+"""Largest number of clips that a projection is fitted to: 16 per axis."""
 MAX_EXACT = 512
+"""Smaller side of a matrix up to which the exact singular value decomposition is used."""
 OVERSAMPLED, NUM_ITERATIONS = 32, 6
-KEPT_BITS = 11
+"""Extra directions and steps of the subspace iteration for larger matrices."""
+MANTISSA_BITS = 11
 LARGEST_HALF = 65504.0
 
 
 @dataclass(frozen=True)
-class Space:
-    """Fitted axes."""
+class Projection:
+    """Fitted principal axes."""
 
     mean: np.ndarray
     """(W,) float32."""
     axes: np.ndarray
-    """(W, R) float32; a summary less the mean, projected on them, gives a clip's coordinates."""
+    """(W, R) float32; the coordinates of a clip are (summary − mean) @ axes."""
     deviations: np.ndarray
-    """(R,) float32 of the coordinates, largest first."""
+    """(R,) float32, standard deviations of the coordinates, largest first."""
     num_fitted: int
+    """Number of clips that the axes were fitted to."""
 
     @classmethod
-    def fit(cls, summaries: np.ndarray) -> Space:
-        """Fit to (B, W) summaries of at least two clips.
+    def fit(cls, summaries: np.ndarray) -> Projection:
+        """Fit the axes to (B, W) summaries of at least two clips.
 
         Raises:
-            ValueError: fewer than two clips, or clips that are all equal.
+            ValueError: fewer than two clips, or all clips are equal.
         """
         count = len(summaries)
         if count < 2:
             raise ValueError("expected at least two clips")
-        wide = summaries.astype(np.float64)
-        mean = wide.mean(0)
-        scale = np.sqrt(np.square(wide - mean).mean(0))
+        exact = summaries.astype(np.float64)
+        mean = exact.mean(0)
+        scale = np.sqrt(np.square(exact - mean).mean(0))
         scale = np.where(scale > 0, scale, 1)
-        deviations, directions = _principal((wide - mean) / scale, MAX_AXES)
+        deviations, directions = _principal_axes((exact - mean) / scale, MAX_AXES)
         if deviations[0] < 1e-6:
             raise ValueError("expected clips that differ")
-        kept = int((deviations > SMALLEST_DEVIATION * deviations[0]).sum())
-        axes = _rounded(directions[:, :kept] / scale[:, None])
-        return cls(_rounded(mean), np.ascontiguousarray(axes), _rounded(deviations[:kept]), count)
+        num_axes = int((deviations > SMALLEST_DEVIATION * deviations[0]).sum())
+        axes = _rounded(directions[:, :num_axes] / scale[:, None])
+        return cls(_rounded(mean), np.ascontiguousarray(axes), _rounded(deviations[:num_axes]), count)
 
     @property
     def num_axes(self) -> int:
         return self.axes.shape[1]
 
     def num_whitened(self, comparison: str) -> int:
-        """How many of the first axes `content` or `copies` compare."""
-        return min(max(1, self.num_fitted // CLIPS_AN_AXIS[comparison]), self.num_axes)
+        """Return the number of leading axes that `content` or `copies` uses."""
+        return min(max(1, self.num_fitted // CLIPS_PER_AXIS[comparison]), self.num_axes)
 
     def scale(self, comparison: str) -> np.ndarray:
-        """(R,) float32: what coordinates are multiplied by before they are compared."""
+        """Return the (R,) float32 factors of the coordinates for a comparison."""
         if comparison == OVERALL:
             return np.ones(self.num_axes, np.float32)
-        counted = np.arange(self.num_axes) < self.num_whitened(comparison)
-        return np.where(counted, 1 / self.deviations, 0).astype(np.float32)
+        used = np.arange(self.num_axes) < self.num_whitened(comparison)
+        return np.where(used, 1 / self.deviations, 0).astype(np.float32)
 
     def coordinates(self, summaries: np.ndarray) -> np.ndarray:
-        """(B, W) float32 -> (B, R) float32, numbers that float16 holds exactly."""
+        """Project summaries: (B, W) float32 -> (B, R) float32, rounded to float16 precision."""
         exact = (summaries.astype(np.float64) - self.mean) @ self.axes.astype(np.float64)
         return exact.clip(-LARGEST_HALF, LARGEST_HALF).astype(np.float16).astype(np.float32)
 
     def unit(self, coordinates: np.ndarray, comparison: str) -> np.ndarray:
-        """(B, R) coordinates -> (B, R) float32 vectors of length 1."""
+        """Scale coordinates (B, R) for a comparison and normalise them to (B, R) float32 unit vectors."""
         scaled = coordinates * self.scale(comparison)
         return scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
 
     def project(self, summaries: np.ndarray, comparison: str) -> np.ndarray:
-        """(B, W) -> (B, R) float32 vectors of length 1."""
+        """Project summaries (B, W) to (B, R) float32 unit vectors for a comparison."""
         return self.unit(self.coordinates(summaries), comparison)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """float32 of the nearest numbers of 11 bits: differences in the last bits of a sum do not show."""
+    """Round to 11 mantissa bits, as float32: differences in the last bits of a sum disappear."""
     mantissa, exponent = np.frexp(values.astype(np.float64))
-    return np.ldexp(np.round(mantissa * 2**KEPT_BITS) / 2**KEPT_BITS, exponent).astype(np.float32)
+    return np.ldexp(np.round(mantissa * 2**MANTISSA_BITS) / 2**MANTISSA_BITS, exponent).astype(np.float32)
 
 
-def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B, W) -> deviations (n,) along the first n <= `most` principal axes, largest first, and the axes (W, n).
+def _principal_axes(centred: np.ndarray, max_axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, W) -> deviations (n,) along the first n <= `max_axes` principal axes, largest first, and the axes (W, n).
 
     The largest component of every axis is positive.
     """
     count, width = centred.shape
     if min(count, width) <= MAX_EXACT:
         _, values, right = np.linalg.svd(centred, full_matrices=False)
-        axes = right[:most].T
-    else:  # subspace iteration: the leading axes of a large matrix, without the rest of its spectrum
-        basis = np.random.default_rng(0).standard_normal((width, most + OVERSAMPLED))
+        axes = right[:max_axes].T
+    else:  # subspace iteration gives only the leading axes of a large matrix
+        basis = np.random.default_rng(0).standard_normal((width, max_axes + OVERSAMPLED))
         for _ in range(NUM_ITERATIONS):
             basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
         _, values, right = np.linalg.svd(centred @ basis, full_matrices=False)
-        axes = basis @ right[:most].T
+        axes = basis @ right[:max_axes].T
     signs = np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
-    return values[:most] / np.sqrt(count), axes * signs
+    return values[:max_axes] / np.sqrt(count), axes * signs

@@ -1,8 +1,9 @@
-"""Nearest clips over one or several features.
+"""Search for the nearest clips by one or several features.
 
-A clip's vector joins those of its features, each times the root of its weight, and has length 1 again; what a clip does
-not have counts nothing. The product of two such vectors, −1 to 1, is their similarity. Up to 200,000 clips the search
-is exact; above, an inverted file (faiss IVF) whose recall against the exact search is measured when it is built.
+A clip's vector concatenates its unit vectors of all features, each times the square root of the feature's weight, and
+is normalised to length 1; a feature that the clip lacks gives zeros. The dot product of two such vectors is their
+similarity, −1 to 1. The search is exact up to 200,000 clips; above, it uses an inverted file (faiss IVF), whose
+recall is measured when it is built.
 
 Shapes: N clips, Q queries, R axes of all features together.
 """
@@ -29,21 +30,21 @@ MAX_EXACT = 200_000
 RECALL_AT = 10
 WANTED_RECALL = 0.95
 NUM_MEASURED = 500
-"""Queries that the recall of an approximate index is measured on."""
+"""Queries for measuring the recall of an approximate index."""
 TRAINING_POINTS = 64
-"""A list of the inverted file."""
+"""Per list of the inverted file."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A clip, and how like the query it is."""
+    """A clip and its similarity to the query."""
 
     id: str
     similarity: float
 
 
 class Neighbourhood:
-    """Clips that can be asked for their nearest."""
+    """Joined vectors of clips, searchable by similarity."""
 
     def __init__(
         self,
@@ -51,22 +52,22 @@ class Neighbourhood:
         weights: Mapping[str, float],
         comparison: str = OVERALL,
     ) -> None:
-        """`parts`: feature name -> (ids, (N, R) vectors of length 1); `comparison` says of which kind (see `space`)."""
+        """Join `parts`: (ids, (N, R) unit vectors) by feature name. `comparison` is that of `projection`."""
         self.comparison = comparison
         self.weights = {name: float(weights[name]) for name in parts}
         self._axes = {name: vectors.shape[1] for name, (_, vectors) in parts.items()}
-        places: dict[str, int] = {}
+        row_by_id: dict[str, int] = {}
         for ids, _ in parts.values():
             for clip_id in ids:
-                places.setdefault(clip_id, len(places))
-        self.ids = list(places)
-        self._places = places
-        self.vectors = np.zeros((len(places), sum(self._axes.values())), np.float32)
-        self.has = np.zeros((len(places), len(parts)), bool)
-        """(N, features): which features a clip has tokens in."""
+                row_by_id.setdefault(clip_id, len(row_by_id))
+        self.ids = list(row_by_id)
+        self._row_by_id = row_by_id
+        self.vectors = np.zeros((len(row_by_id), sum(self._axes.values())), np.float32)
+        self.has = np.zeros((len(row_by_id), len(parts)), bool)
+        """(N, features): whether a clip has tokens in a feature."""
         begin = 0
         for column, (name, (ids, vectors)) in enumerate(parts.items()):
-            rows = np.fromiter((places[clip_id] for clip_id in ids), np.int64, len(ids))
+            rows = np.fromiter((row_by_id[clip_id] for clip_id in ids), np.int64, len(ids))
             self.vectors[rows, begin : begin + self._axes[name]] = vectors * np.sqrt(self.weights[name])
             self.has[rows, column] = True
             begin += self._axes[name]
@@ -77,20 +78,20 @@ class Neighbourhood:
         return len(self.ids)
 
     def __contains__(self, clip_id: str) -> bool:
-        return clip_id in self._places
+        return clip_id in self._row_by_id
 
     @property
     def names(self) -> list[str]:
         return list(self.weights)
 
-    def place(self, clip_id: str) -> int:
-        """Row of a clip.
+    def row_of(self, clip_id: str) -> int:
+        """Return the row of a clip.
 
         Raises:
-            MissingFeatureError: no feature in use has tokens of it.
+            MissingFeatureError: the clip has no tokens in these features.
         """
         try:
-            return self._places[clip_id]
+            return self._row_by_id[clip_id]
         except KeyError:
             raise MissingFeatureError(
                 clip_id,
@@ -101,7 +102,7 @@ class Neighbourhood:
             ) from None
 
     def join(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Feature name -> (Q, R) vectors of other clips, some features left out -> (Q, R) as of clips in here."""
+        """Join (Q, R) unit vectors of other clips by feature name; some features may be missing."""
         count = len(next(iter(vectors.values())))
         present = sum(self.weights[name] for name in vectors)
         columns = [
@@ -112,28 +113,31 @@ class Neighbourhood:
         ]
         return np.concatenate(columns, axis=1)
 
-    def parts(self, places: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Feature name -> (n, R) vectors of length 1 of some rows, zeros where a clip lacks the feature."""
-        return self.split(self.vectors[places])
+    def by_feature(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Return the (n, R) unit vectors of some rows by feature name; zeros where a clip lacks the feature."""
+        return self.split(self.vectors[rows])
 
     def split(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """The inverse of `join`: (n, R of all features) -> feature name -> (n, R) of length 1, or zeros."""
-        found, begin = {}, 0
+        """Inverse of `join`: split (n, R of all features) into (n, R) unit vectors, or zeros, by feature name."""
+        by_feature, begin = {}, 0
         for name, axes in self._axes.items():
             part = vectors[:, begin : begin + axes]
-            found[name] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+            by_feature[name] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
             begin += axes
-        return found
+        return by_feature
 
     def search(self, queries: np.ndarray, k: int, approximate: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, R) -> similarities and rows (Q, min(k, N)), nearest first; exact unless a faiss index is given."""
+        """Search for (Q, R) queries; return similarities and rows (Q, min(k, N)), nearest first.
+
+        `approximate` is a faiss index; without one, the search is exact.
+        """
         if approximate is not None:
             return approximate.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
         return nearest_rows(queries, self.vectors, k)
 
     @cached_property
     def digest(self) -> str:
-        """Names the vectors and their order."""
+        """Digest of the vectors and their order."""
         digest = hashlib.sha256(json.dumps([self.weights, self.vectors.shape]).encode())
         digest.update("\n".join(self.ids).encode())
         digest.update(self.vectors.data)
@@ -141,10 +145,13 @@ class Neighbourhood:
 
 
 def nearest_rows(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, R) among (N, R) -> products and rows (Q, min(k, N)), largest first; exact, on a GPU where faiss has one."""
+    """Return dot products and rows (Q, min(k, N)) of the nearest of (N, R) for each of (Q, R), largest first.
+
+    Exact, on a GPU if faiss has one.
+    """
     import faiss
 
-    queries, vectors = (np.ascontiguousarray(each, np.float32) for each in (queries, vectors))
+    queries, vectors = (np.ascontiguousarray(array, np.float32) for array in (queries, vectors))
     k = min(k, len(vectors))
     if faiss.get_num_gpus():
         return faiss.knn_gpu(faiss.StandardGpuResources(), queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
@@ -152,12 +159,12 @@ def nearest_rows(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.n
 
 
 def build_approximate(neighbourhood: Neighbourhood, *, seed: int = 0) -> tuple[Any, dict[str, float]]:
-    """Build an inverted file that finds at least 95 % of the ten nearest; returns it and what was measured."""
+    """Build an inverted file that finds at least 95 % of the ten nearest clips; return it and its measured recall."""
     import faiss
 
     vectors = neighbourhood.vectors
     num_lists = int(2 ** np.round(np.log2(4 * np.sqrt(len(vectors)))))
-    index = faiss.IndexIVFFlat(
+    index: Any = faiss.IndexIVFFlat(
         faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], num_lists, faiss.METRIC_INNER_PRODUCT
     )
     index.cp.max_points_per_centroid = TRAINING_POINTS
@@ -174,10 +181,10 @@ def build_approximate(neighbourhood: Neighbourhood, *, seed: int = 0) -> tuple[A
         index.nprobe = min(num_lists, index.nprobe * 2)
 
 
-def recall_at(exact: np.ndarray, found: np.ndarray) -> float:
-    """Share of the rows of `exact` (Q, k) that `found` (Q, k) has too."""
-    same = [len(np.intersect1d(wanted, got)) for wanted, got in zip(exact, found, strict=True)]
-    return float(np.sum(same) / exact.size)
+def recall_at(exact: np.ndarray, approximate: np.ndarray) -> float:
+    """Return the share of the rows of `exact` (Q, k) that `approximate` (Q, k) has too."""
+    num_common = [len(np.intersect1d(*rows)) for rows in zip(exact, approximate, strict=True)]
+    return float(np.sum(num_common) / exact.size)
 
 
 def update_indices(
@@ -186,7 +193,7 @@ def update_indices(
     progress: Progress | None = None,
     files: IndexFiles | None = None,
 ) -> int:
-    """Bring the indices of some features (by default all) up to the store; returns how many clips were computed."""
+    """Update the indices of some features, by default all; return the number of clips computed."""
     return sum(
         open_index(store[name], files).update(progress or (lambda done, total: None)) for name in names or store.names
     )
@@ -198,53 +205,53 @@ def open_neighbourhood(
     comparison: str = OVERALL,
     files: IndexFiles | None = None,
 ) -> Neighbourhood:
-    """Read the indices of some features, by default all alike, to compare clips `overall` or by `content`.
+    """Read the indices of some features, by default all with equal weights, for one `comparison`.
 
     Raises:
-        StoreError: an index is missing or behind the store; weights that are not above 0.
+        StoreError: an index is missing, or lacks clips of the store; a weight is not above 0.
         CorruptStoreError: a file of an index contradicts its checksum.
     """
     weights = dict(weights or dict.fromkeys(store.names, 1.0))
-    wrong = [f"{name}={weight}" for name, weight in weights.items() if not weight > 0]
-    if wrong or not weights:
-        raise StoreError("--feature", expected="weights above 0", got=", ".join(wrong) or "no feature")
+    invalid = [f"{name}={weight}" for name, weight in weights.items() if not weight > 0]
+    if invalid or not weights:
+        raise StoreError("--feature", expected="weights above 0", got=", ".join(invalid) or "no feature")
     parts = {name: open_index(store[name], files).vectors(comparison) for name in weights}
     return Neighbourhood(parts, weights, comparison)
 
 
 def approximate_index(store: LocalStore, neighbourhood: Neighbourhood, files: IndexFiles | None = None) -> Any:
-    """Return the faiss index kept for these clips, built where there is none or a damaged one; None up to `MAX_EXACT`
-    clips."""
+    """Return the faiss index of these clips, built if it is missing or damaged; None up to `MAX_EXACT` clips."""
     if len(neighbourhood) <= MAX_EXACT:
         return None
     import faiss
 
     files = files or index_files(store.location)
     name = f"{APPROXIMATE}/{neighbourhood.digest}"
-    stated = _measured(files, name)
-    if stated is None:
-        index, measured = build_approximate(neighbourhood)
+    header = _stated_measurements(files, name)
+    if header is None:
+        built, measured = build_approximate(neighbourhood)
         files.remove(APPROXIMATE)
-        data = faiss.serialize_index(index).tobytes()
+        data = faiss.serialize_index(built).tobytes()
         files.write(f"{name}.faiss", data)
-        stated = {**measured, CHECKSUM: google_crc32c.value(data)}
-        files.keep(f"{name}.stated", stated, {})
+        header = {**measured, CHECKSUM: google_crc32c.value(data)}
+        files.save(f"{name}.stated", header, {})
+    index: Any
     if files.refused is None:
         index = faiss.read_index(str(files.root / f"{name}.faiss"), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     else:
         index = faiss.deserialize_index(np.frombuffer(files.read(f"{name}.faiss"), np.uint8))
-    index.nprobe = int(stated["lists_read"])
+    index.nprobe = int(header["lists_read"])
     return index
 
 
-def _measured(files: IndexFiles, name: str) -> dict[str, Any] | None:
-    """What was measured when a faiss index was built; None where one of its two files is missing or damaged."""
+def _stated_measurements(files: IndexFiles, name: str) -> dict[str, Any] | None:
+    """Return the measurements of a stored faiss index; None if one of its two files is missing or damaged."""
     try:
-        stated, _ = files.load(f"{name}.stated")
-        sound = file_crc32c(files.root / f"{name}.faiss") == stated[CHECKSUM]
+        header, _ = files.load(f"{name}.stated")
+        sound = file_crc32c(files.root / f"{name}.faiss") == header[CHECKSUM]
     except FileNotFoundError:
         return None
     except CorruptStoreError as error:
         files.damaged.append(error)
         return None
-    return stated if sound else None
+    return header if sound else None

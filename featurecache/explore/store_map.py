@@ -1,6 +1,6 @@
-"""The store as a map: every clip a point, coloured by dataset or label, as PNG and as a page to point at.
+"""Map of a store: every clip is a point, coloured by dataset or label, as a PNG and as an interactive HTML page.
 
-Shapes: N clips, R axes -> (N, 2). Principal components, or UMAP where it is installed and asked for.
+Shapes: N clips, R axes -> (N, 2), by PCA or UMAP.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MAX_COLOURS = 20
 
 
 def positions(vectors: np.ndarray, method: str, *, seed: int = 0) -> np.ndarray:
-    """(N, R) -> (N, 2).
+    """Reduce vectors (N, R) to points (N, 2) by `method`: pca or umap.
 
     Raises:
-        StoreError: fewer than three clips, or UMAP is not installed.
+        StoreError: fewer than three clips, or umap-learn is not installed.
     """
     require("explore", "sklearn", "matplotlib", subject="fcache map")
     if len(vectors) < 3:
@@ -46,17 +46,17 @@ def positions(vectors: np.ndarray, method: str, *, seed: int = 0) -> np.ndarray:
 
 
 def groups_of(clips: ClipList, ids: Sequence[str], by: str) -> list[str]:
-    """What each clip is coloured by: `dataset`, `split`, `speaker`, or the label task named."""
-    found = []
+    """Return the group of each clip, which sets its colour: its dataset, split, speaker, or label of the task `by`."""
+    groups = []
     for clip_id in ids:
         clip = clips.by_id(clip_id)
         value = getattr(clip, by) if by in ("dataset", "split", "speaker") else clip.labels.get(by)
-        found.append("(none)" if value is None else str(value))
-    return found
+        groups.append("(none)" if value is None else str(value))
+    return groups
 
 
 def draw_map(points: np.ndarray, groups: Sequence[str], by: str, title: str, path: Path) -> None:
-    """Draw (N, 2) points as a PNG, the most frequent groups in colours of their own."""
+    """Draw (N, 2) points as a PNG; the most frequent groups have their own colours."""
     from matplotlib.figure import Figure
 
     names = sorted(set(groups), key=lambda name: (-list(groups).count(name), name))
@@ -64,25 +64,26 @@ def draw_map(points: np.ndarray, groups: Sequence[str], by: str, title: str, pat
     axes = figure.subplots()
     groups_array = np.asarray(groups)
     for number, name in enumerate(names):
-        some = points[groups_array == name]
+        x, y = points[groups_array == name].T
         colour = f"C{number}" if number < 10 else None
         axes.scatter(
-            *some.T,
+            x,
+            y,
             s=14,
             alpha=0.75,
             linewidths=0,
             color=colour if number < MAX_COLOURS else "lightgrey",
-            label=f"{figure_text(name)} ({len(some)})" if number < MAX_COLOURS else None,
+            label=f"{figure_text(name)} ({len(x)})" if number < MAX_COLOURS else None,
         )
     axes.set(xticks=[], yticks=[], title=figure_text(title))
     axes.legend(title=figure_text(by), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=110)
-    replace_bytes(path, drawn.getvalue())
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    replace_bytes(path, png.getvalue())
 
 
 def map_page(points: np.ndarray, clips: ClipList, ids: Sequence[str], title: str) -> str:
-    """The interactive page's HTML: hover for the clip, colour by dataset, split, speaker or any label."""
+    """Return the HTML of the interactive map: the pointer shows a clip; colours by dataset, split, speaker or label."""
     labels = sorted(
         {task for clip_id in ids for task, value in clips.by_id(clip_id).labels.items() if isinstance(value, str)}
     )
@@ -94,7 +95,7 @@ def map_page(points: np.ndarray, clips: ClipList, ids: Sequence[str], title: str
         "x": np.round(scaled[:, 0], 4).tolist(),
         "y": np.round(scaled[:, 1], 4).tolist(),
         "ids": list(ids),
-        "texts": [clips.by_id(i).text or "" for i in ids],
+        "texts": [clips.by_id(clip_id).text or "" for clip_id in ids],
         "groups": {key: groups_of(clips, ids, key) for key in keys or ["dataset"]},
     }
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, script_json(document))

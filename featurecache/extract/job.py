@@ -43,7 +43,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """One extraction: places, encoder settings and options."""
+    """One extraction: store, clip list, encoder settings and options."""
 
     store: str
     clips: str

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import StoreError
-from featurecache.explore.index_files import faults, index_files
+from featurecache.explore.index_files import index_faults, index_files
 from featurecache.files.publish import TEMPORARY_PREFIX
 from featurecache.store.feature import feature_not_found
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard
@@ -122,7 +122,7 @@ def index_problems(store: LocalStore, names: Sequence[str], index: Path | None =
     """Return the problems of the similarity indices of some features; an index is derived from the store."""
     return [
         Problem("similarity", fault.feature, fault.message, path=fault.path, damage=fault.damage)
-        for fault in faults(index_files(store.location, index), names)
+        for fault in index_faults(index_files(store.location, index), names)
     ]
 
 

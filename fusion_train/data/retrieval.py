@@ -23,10 +23,10 @@ import featurecache
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.clips.responses import response_texts
 from featurecache.explore.calibration import Calibration
+from featurecache.explore.calibration_run import cautious_rule
 from featurecache.explore.duplicates import PairScorer, modality
 from featurecache.explore.index import open_index
-from featurecache.explore.leaks import cautious_rule
-from featurecache.explore.projection import COPIES, OVERALL, Space
+from featurecache.explore.projection import COPIES, OVERALL, Projection
 from featurecache.explore.search import Neighbourhood, open_neighbourhood
 from featurecache.spec import Spec
 from fusion_train.errors import ConfigError
@@ -51,7 +51,7 @@ class Retrieval:
         rule: Calibration,
         pool: ClipList,
         features: Mapping[str, str],
-        spaces: Mapping[str, Space],
+        projections: Mapping[str, Projection],
         *,
         k: int,
         reasons: bool = False,
@@ -64,17 +64,17 @@ class Retrieval:
         rule: which similarities count as those of copies.
         pool: the clips that may be retrieved; clips without tokens never are.
         features: modality -> feature, in the reader's order.
-        spaces: feature -> projection of its index.
+        projections: feature -> projection of its index.
         """
         self.neighbourhood, self.specs, self.rule, self.features = neighbourhood, specs, rule, dict(features)
         self._copies = copies
-        self.spaces = dict(spaces)
+        self.projections = dict(projections)
         self.k, self._reasons = k, reasons
         self._scorer = PairScorer(neighbourhood, specs)
         self.pool = [clip for clip in pool if clip.id in neighbourhood]
-        self._rows = np.array([neighbourhood.place(clip.id) for clip in self.pool], np.int64)
+        self._rows = np.array([neighbourhood.row_of(clip.id) for clip in self.pool], np.int64)
         self._vectors = neighbourhood.vectors[self._rows]
-        self._parts = copies.parts(self._rows)
+        self._parts = copies.by_feature(self._rows)
         self._nearest = lru_cache(MAX_REMEMBERED)(self._find)
 
     @property
@@ -103,10 +103,10 @@ class Retrieval:
 
     def _find(self, clip_id: str, dialogue: str | None, key: str, names: tuple[str, ...]) -> tuple[int, ...]:
         """Return the places in the pool of the nearest clips, by the features `names`."""
-        place = self.neighbourhood.place(clip_id)
-        parts = self.neighbourhood.parts([place])
+        place = self.neighbourhood.row_of(clip_id)
+        parts = self.neighbourhood.by_feature([place])
         query = self.neighbourhood.join({name: parts[name] for name in names})[0]
-        parts = self._copies.parts([place])
+        parts = self._copies.by_feature([place])
         copy_query = {name: part if name in names else np.zeros_like(part) for name, part in parts.items()}
         maybe_copy = self.rule.screens(
             *self._scorer(
@@ -164,9 +164,9 @@ def open_retrieval(store: str, features: Mapping[str, str], pool: ClipList, *, k
     weights = dict.fromkeys(features.values(), 1.0)
     neighbourhood, copies = (open_neighbourhood(opened, weights, comparison) for comparison in (OVERALL, COPIES))
     specs = {name: opened[name].spec for name in neighbourhood.names}
-    spaces = {name: open_index(opened[name]).require_space() for name in neighbourhood.names}
+    projections = {name: open_index(opened[name]).require_projection() for name in neighbourhood.names}
     rule = cautious_rule(opened, copies)
-    retrieval = Retrieval(neighbourhood, copies, specs, rule, pool, features, spaces, k=k, reasons=reasons)
+    retrieval = Retrieval(neighbourhood, copies, specs, rule, pool, features, projections, k=k, reasons=reasons)
     if not retrieval.pool:
         raise ConfigError("retrieval.k", expected="training clips with tokens to retrieve from", got="none")
     return retrieval
@@ -175,19 +175,19 @@ def open_retrieval(store: str, features: Mapping[str, str], pool: ClipList, *, k
 def recall_state(tokens: RecalledTokens) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the settings and the buffers of the `Recall` module of an exported model."""
     retrieval = tokens.retrieval
-    parts = retrieval.neighbourhood.parts([retrieval.neighbourhood.place(clip.id) for clip in retrieval.pool])
+    parts = retrieval.neighbourhood.by_feature([retrieval.neighbourhood.row_of(clip.id) for clip in retrieval.pool])
     tensors: dict[str, Tensor] = {}
     modalities = {}
     for name, feature in retrieval.features.items():
-        space = retrieval.spaces[feature]
+        projection = retrieval.projections[feature]
         tensors |= {
-            f"{name}_mean": torch.from_numpy(space.mean),
-            f"{name}_axes": torch.from_numpy(space.axes),
-            f"{name}_scale": torch.from_numpy(space.scale(COPIES)),
+            f"{name}_mean": torch.from_numpy(projection.mean),
+            f"{name}_axes": torch.from_numpy(projection.axes),
+            f"{name}_scale": torch.from_numpy(projection.scale(COPIES)),
             f"{name}_vectors": torch.from_numpy(parts[feature]),
         }
         kind = modality(retrieval.specs[feature])
-        modalities[name] = {"width": len(space.mean), "axes": space.num_axes, "kind": kind}
+        modalities[name] = {"width": len(projection.mean), "axes": projection.num_axes, "kind": kind}
     keys = {}
     for number, key in enumerate(retrieval.keys):
         rows = [n for n, clip in enumerate(retrieval.pool) if isinstance(clip.labels.get(key), str)]

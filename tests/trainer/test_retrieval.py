@@ -79,7 +79,7 @@ def test_a_clip_is_shown_its_nearest_training_clips_and_never_itself(folder: Pat
     neighbourhood = open_neighbourhood(featurecache.open_store(folder / "features.zarr"))
     for clip in (clips.by_id("t10"), clips.by_id("v04")):
         shown = shown_ids(folder, clip)
-        similarity = neighbourhood.vectors @ neighbourhood.vectors[neighbourhood.place(clip.id)]
+        similarity = neighbourhood.vectors @ neighbourhood.vectors[neighbourhood.row_of(clip.id)]
         order = [neighbourhood.ids[n] for n in np.argsort(-similarity)]
         assert shown == [other for other in order if other[0] == "t" and other != clip.id][:5]
 
@@ -113,7 +113,7 @@ def test_what_a_modality_that_is_hidden_would_say_does_not_count(folder: Path) -
     retrieval = retrieval_of(folder, reasons=True)
     heard = retrieval.recalled(clip, EMOTION, [True, False, False])
     neighbourhood = open_neighbourhood(featurecache.open_store(folder / "features.zarr"), {"whisper": 1.0})
-    similarity = neighbourhood.vectors @ neighbourhood.vectors[neighbourhood.place("v00")]
+    similarity = neighbourhood.vectors @ neighbourhood.vectors[neighbourhood.row_of("v00")]
     order = [neighbourhood.ids[n] for n in np.argsort(-similarity, kind="stable") if neighbourhood.ids[n][0] == "t"]
     assert [said.split("Because of ")[1].split(".")[0] for said in heard] == order[:5]
     assert retrieval.recalled(clip, EMOTION, [False] * 3) == ()

@@ -23,8 +23,9 @@ import numpy as np
 import featurecache
 from benchmarks.store_read import BATCH, make_tokens
 from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.explore.calibration_run import known_calibration
+from featurecache.explore.duplicates import find_duplicates
 from featurecache.explore.label_projection import label_neighbourhood
-from featurecache.explore.leaks import find_duplicates, known_calibration
 from featurecache.explore.projection import CONTENT, COPIES, OVERALL
 from featurecache.explore.search import (
     Neighbourhood,
@@ -97,8 +98,8 @@ def acted_speech(folder: Path) -> dict[str, Any]:
         np.fill_diagonal(distance, np.inf)
         figures[f"map_{way}_emotion"] = shared(-distance, np.array(traits["emotion"]))
     rule = known_calibration(store, ways[COPIES])
-    doubles = find_duplicates(store, ways[COPIES], clips, rule)
-    return figures | {"emodb_pairs": len(doubles.pairs), "emodb_calibrated": rule.calibrated}
+    duplicates = find_duplicates(store, ways[COPIES], clips, rule)
+    return figures | {"emodb_pairs": len(duplicates.pairs), "emodb_calibrated": rule.calibrated}
 
 
 def shared(nearness: np.ndarray, values: np.ndarray) -> float:
@@ -234,7 +235,7 @@ def best(call: Any, times: int = 5) -> tuple[float, Any]:
 
 def planted_duplicates(demo: Path) -> dict[str, Any]:
     """Altered copies of demo clips; threshold set on half of them, recall and false positives on the other half."""
-    from featurecache.explore.leaks import calibrate
+    from featurecache.explore.calibration_run import calibrate
     from featurecache.extract.job import opener
 
     folders = {"whisper": "whisper", "eva-global": "eva", "eva-temporal": "eva"}
@@ -261,7 +262,7 @@ def planted_noise(demo: Path) -> dict[str, Any]:
     found = open_neighbourhood(featurecache.open_store(demo / "features.zarr"))
     clips = featurecache.load_clips(demo / "clips.jsonl")
     train, test = [c for c in clips if c.split == "train"], [c for c in clips if c.split == "test"]
-    rows = lambda some: found.vectors[[found.place(clip.id) for clip in some]]  # noqa: E731
+    rows = lambda some: found.vectors[[found.row_of(clip.id) for clip in some]]  # noqa: E731
     labels = sorted({clip.labels["emotion"] for clip in clips})
     truth = np.array([clip.labels["emotion"] for clip in test])
     figures: dict[str, Any] = {}
@@ -271,8 +272,8 @@ def planted_noise(demo: Path) -> dict[str, Any]:
         noisy = [relabelled(clip, labels, random) if n in wrong else clip for n, clip in enumerate(train)]
         report = audit(found, ClipList(noisy), "emotion")
         planted = {train[n].id for n in wrong}
-        top = [doubt.id for doubt in report.doubts][: len(planted)]
-        doubted = {doubt.id for doubt in report.doubts}
+        top = [issue.id for issue in report.issues][: len(planted)]
+        doubted = {issue.id for issue in report.issues}
         right = []
         for some in (noisy, [clip for clip in noisy if clip.id not in doubted]):
             probe = LogisticRegression(C=PROBE_C, max_iter=1000).fit(rows(some), [c.labels["emotion"] for c in some])

@@ -21,7 +21,7 @@ from featurecache.errors import CorruptStoreError
 from featurecache.explore import index_files as files_module
 from featurecache.explore import search
 from featurecache.explore.calibration import Calibration
-from featurecache.explore.index_files import CALIBRATION, IndexFiles, faults, index_files
+from featurecache.explore.index_files import CALIBRATION, IndexFiles, index_faults, index_files
 from featurecache.explore.search import open_neighbourhood, update_indices
 from featurecache.maintenance.verify import verify_store
 
@@ -221,7 +221,7 @@ def test_files_of_an_earlier_format_are_noticed_and_removed(here: Path) -> None:
 
 
 def test_no_fault_is_found_where_there_is_no_index(tmp_path: Path) -> None:
-    assert faults(IndexFiles(tmp_path / "nothing"), ["face"]) == []
+    assert index_faults(IndexFiles(tmp_path / "nothing"), ["face"]) == []
 
 
 def test_a_stated_similarity_is_at_most_one(here: Path) -> None:

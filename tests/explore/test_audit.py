@@ -15,7 +15,7 @@ from featurecache.cli import main
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.clips.corrections import Correction, adjust, correct, decided, dump_corrections, load_corrections
 from featurecache.errors import ClipListError
-from featurecache.explore.audit import agreements, audit, concluded
+from featurecache.explore.audit import audit, concluded_label, response_agreements
 from featurecache.explore.search import open_neighbourhood, update_indices
 
 COUNT = 120
@@ -56,11 +56,11 @@ def test_planted_wrong_labels_lead_the_list_with_the_right_ones_suggested(folder
     found = audit(
         open_neighbourhood(featurecache.open_store(folder / "features.zarr")), ClipList(mislabelled()), "emotion"
     )
-    top = [doubt.id for doubt in found.doubts[: len(FLIPPED)]]
+    top = [issue.id for issue in found.issues[: len(FLIPPED)]]
     assert len(FLIPPED & set(top)) >= len(FLIPPED) - 1
     truth = {clip.id: clip.labels["emotion"] for clip in planted.planted_clips(COUNT)}
-    assert all(doubt.suggested == truth[doubt.id] for doubt in found.doubts if doubt.id in FLIPPED)
-    assert all(doubt.id not in [other for other, _, _ in doubt.evidence] for doubt in found.doubts)
+    assert all(issue.suggested == truth[issue.id] for issue in found.issues if issue.id in FLIPPED)
+    assert all(issue.id not in [other for other, _, _ in issue.evidence] for issue in found.issues)
     assert 0.02 < np.mean([each.noise for each in found.noise]) < 0.2
 
 
@@ -91,10 +91,12 @@ def test_the_sheet_names_media_relative_to_itself_and_its_decisions_come_back(he
 
 
 def test_a_script_in_the_words_of_a_clip_stays_words(folder: Path) -> None:
-    from featurecache.explore.audit import Audit, ClassNoise, Doubt, review_sheet
+    from featurecache.explore.audit import ClassNoise, LabelAudit, LabelIssue, review_sheet
 
     clip = Clip("x", video=Path("x.mp4"), text="</script><script>alert(1)</script>", labels={"emotion": "a"})
-    found = Audit("emotion", 1, (Doubt("x", "", "a", "b", 0.1, 0.9, ()),), (ClassNoise("", "a", 1, 0.0),), 0.0, ())
+    found = LabelAudit(
+        "emotion", 1, (LabelIssue("x", "", "a", "b", 0.1, 0.9, ()),), (ClassNoise("", "a", 1, 0.0),), 0.0, ()
+    )
     page = review_sheet(found, ClipList([clip]), Path("review.html"))
     assert page.count("</script>") == 1
 
@@ -144,7 +146,7 @@ def test_decisions_about_clips_or_labels_that_are_not_there_are_refused() -> Non
     ],
 )
 def test_what_a_response_concludes(text: str, expected: str | None) -> None:
-    assert concluded(text, set(planted.LABELS)) == expected
+    assert concluded_label(text, set(planted.LABELS)) == expected
 
 
 def test_sources_of_annotation_are_compared() -> None:
@@ -153,7 +155,7 @@ def test_sources_of_annotation_are_compared() -> None:
         Clip("b", text="", labels={"emotion": "happy"}, responses={"reason": "So: sad."}),
         Clip("c", text="", labels={"emotion": "happy"}, responses={"reason": "Who knows."}),
     ]
-    (found,) = agreements(ClipList(clips), "emotion")
+    (found,) = response_agreements(ClipList(clips), "emotion")
     assert (found.same, found.other, found.silent) == (1, 1, 1)
 
 
@@ -161,7 +163,7 @@ def test_a_rationale_is_compared_with_the_label_task_that_it_argues_for() -> Non
     labels = {"emotion": "sad", "intent": "agreeing"}
     clip = Clip("a", text="", labels=labels, responses={"think": {"intent": "So: agreeing.", "emotion": "Sad."}})
     for task in ("emotion", "intent"):
-        (found,) = agreements(ClipList([clip]), task)
+        (found,) = response_agreements(ClipList([clip]), task)
         assert (found.response, found.same, found.other, found.silent) == ("think", 1, 0, 0)
 
 

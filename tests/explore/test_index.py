@@ -13,7 +13,7 @@ from featurecache.errors import MissingFeatureError, StoreError
 from featurecache.explore import search
 from featurecache.explore.index import open_index
 from featurecache.explore.index_files import index_files
-from featurecache.explore.projection import CONTENT, COPIES, OVERALL, Space, summarise
+from featurecache.explore.projection import CONTENT, COPIES, OVERALL, Projection, summarise
 from featurecache.explore.search import Neighbourhood, build_approximate, open_neighbourhood, update_indices
 
 
@@ -27,16 +27,16 @@ def test_a_summary_is_mean_and_deviation_over_the_tokens(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("count", [12, 400])
-def test_a_space_whitens_whichever_gram_matrix_is_smaller(count: int) -> None:
+def test_a_projection_whitens_whichever_gram_matrix_is_smaller(count: int) -> None:
     random = np.random.default_rng(1)
     summaries = random.standard_normal((count, 30)) @ random.standard_normal((30, 30)) + 5
-    space = Space.fit(summaries.astype(np.float32))
-    coordinates = space.coordinates(summaries.astype(np.float32))
-    count_whitened = space.num_whitened(COPIES)
-    whitened = (coordinates * space.scale(COPIES))[:, :count_whitened]
+    projection = Projection.fit(summaries.astype(np.float32))
+    coordinates = projection.coordinates(summaries.astype(np.float32))
+    count_whitened = projection.num_whitened(COPIES)
+    whitened = (coordinates * projection.scale(COPIES))[:, :count_whitened]
     np.testing.assert_allclose(whitened.T @ whitened / count, np.eye(count_whitened), atol=5e-2)
     for comparison in (OVERALL, CONTENT, COPIES):
-        vectors = space.project(summaries.astype(np.float32), comparison)
+        vectors = projection.project(summaries.astype(np.float32), comparison)
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
 
 
@@ -44,7 +44,7 @@ def test_overall_similarity_is_that_of_standardised_summaries() -> None:
     summaries = np.random.default_rng(2).standard_normal((60, 30)) * np.geomspace(1, 50, 30) + 3
     standard = (summaries - summaries.mean(0)) / summaries.std(0)
     standard /= np.linalg.norm(standard, axis=1, keepdims=True)
-    vectors = Space.fit(summaries.astype(np.float32)).project(summaries.astype(np.float32), OVERALL)
+    vectors = Projection.fit(summaries.astype(np.float32)).project(summaries.astype(np.float32), OVERALL)
     np.testing.assert_allclose(vectors @ vectors.T, standard @ standard.T, atol=5e-3)
 
 
@@ -99,12 +99,12 @@ def test_a_retried_clip_counts_once_and_by_its_new_tokens(tmp_path: Path) -> Non
     np.testing.assert_allclose(vectors[ids.index("c003")], vectors[ids.index("c006")], atol=1e-6)
 
 
-def test_a_space_that_was_read_may_become_tensors(tmp_path: Path) -> None:
+def test_a_projection_that_was_read_may_become_tensors(tmp_path: Path) -> None:
     store = planted.write_store(tmp_path / "s.zarr", planted.planted_clips(30))
     update_indices(store)
-    space = open_index(store["face"]).require_space()
-    assert space.axes.shape == (len(space.mean), len(space.deviations))
-    assert all(array.flags.writeable and array.flags.c_contiguous for array in (space.mean, space.axes))
+    projection = open_index(store["face"]).require_projection()
+    assert projection.axes.shape == (len(projection.mean), len(projection.deviations))
+    assert all(array.flags.writeable and array.flags.c_contiguous for array in (projection.mean, projection.axes))
 
 
 def test_without_an_index_the_error_says_what_to_run(tmp_path: Path) -> None:
@@ -147,13 +147,13 @@ def test_a_clip_without_a_modality_is_compared_by_what_it_has(tmp_path: Path) ->
     )
     update_indices(store)
     found = open_neighbourhood(store)
-    row = found.place("c009")
+    row = found.row_of("c009")
     assert found.has[row].tolist() == [name != "voice" for name in found.names]
     assert np.isclose(np.linalg.norm(found.vectors[row]), 1)
     _, places = found.search(found.vectors[[row]], 2)
     assert [found.ids[place] for place in places[0]] == ["c009", "c002"]
     with pytest.raises(MissingFeatureError, match="nowhere"):
-        found.place("nowhere")
+        found.row_of("nowhere")
 
 
 def test_weights_decide_whose_likeness_counts(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_weights_decide_whose_likeness_counts(tmp_path: Path) -> None:
     update_indices(store)
     heavy = open_neighbourhood(store, {"face": 99.0, "voice": 1.0})
     alone = open_neighbourhood(store, {"face": 1.0})
-    row = heavy.place("c005")
+    row = heavy.row_of("c005")
     assert (heavy.search(heavy.vectors[[row]], 5)[1] == alone.search(alone.vectors[[row]], 5)[1]).all()
     with pytest.raises(StoreError, match="above 0"):
         open_neighbourhood(store, {"face": 0.0})
@@ -192,7 +192,7 @@ def test_a_large_store_keeps_its_approximate_index(tmp_path: Path, monkeypatch: 
     assert sorted((tmp_path / "s.zarr.similar" / "approximate").iterdir()) == kept
 
 
-def test_clips_that_are_all_equal_have_no_space(tmp_path: Path) -> None:
+def test_clips_that_are_all_equal_have_no_projection(tmp_path: Path) -> None:
     clips = planted.planted_clips(6)
     store = planted.write_store(tmp_path / "s.zarr", clips, like={clip.id: ("c000", 0.0) for clip in clips})
     with pytest.raises(StoreError, match="differ"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from featurecache.clips.clip_list import Clip
-from featurecache.explore.agreement import agreement, moments_of
+from featurecache.explore.agreement import agreement, time_series
 from featurecache.explore.augment import AUGMENTATIONS, augment
 from featurecache.explore.calibration import UNCALIBRATED_AGREEMENT
 
@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not RECORDINGS, reason="EMODB
 
 def test_the_same_sentence_is_no_pair_and_its_copies_are(tmp_path: Path) -> None:
     clips = [Clip(path.stem, audio=path) for path in RECORDINGS if path.stem[2:5] == SENTENCE]
-    moments = {clip.id: moments_of(clip) for clip in clips}
-    others = [agreement(moments[a.id], moments[b.id]) for a, b in itertools.combinations(clips, 2)]
+    series = {clip.id: time_series(clip) for clip in clips}
+    others = [agreement(series[a.id], series[b.id]) for a, b in itertools.combinations(clips, 2)]
     assert max(value for value in others if value is not None) < UNCALIBRATED_AGREEMENT - 0.05
     for how in AUGMENTATIONS:
         if how.video and not how.audio:
@@ -37,5 +37,5 @@ def test_the_same_sentence_is_no_pair_and_its_copies_are(tmp_path: Path) -> None
         copies = []
         for clip in clips[:: len(clips) // NUM_ALTERED]:
             augment(clip, how, tmp_path / "copy.mp4")
-            copies.append(agreement(moments[clip.id], moments_of(Clip("copy", audio=tmp_path / "copy.mp4"))))
+            copies.append(agreement(series[clip.id], time_series(Clip("copy", audio=tmp_path / "copy.mp4"))))
         assert np.min(copies) > UNCALIBRATED_AGREEMENT, how.name

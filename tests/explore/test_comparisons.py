@@ -118,7 +118,7 @@ def test_similar_and_map_take_what_to_compare_by(spoken, monkeypatch: pytest.Mon
     for compare, expected in (("overall", overall), ("content", content), ("label:emotion", by_label)):
         result = CliRunner().invoke(main, ("similar", "c017", "-k", "8", "--json", "--compare", compare))
         assert result.exit_code == 0, result.output
-        _, places = expected.search(expected.vectors[[expected.place("c017")]], 9)
+        _, places = expected.search(expected.vectors[[expected.row_of("c017")]], 9)
         near = [expected.ids[place] for place in places[0] if expected.ids[place] != "c017"]
         assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == near
     for compare in ("overall", "content", "label:emotion"):

@@ -15,11 +15,11 @@ import voices
 from featurecache.clips.clip_list import Clip
 from featurecache.errors import CorruptStoreError
 from featurecache.explore import calibration as cal
-from featurecache.explore import leaks as doubles
+from featurecache.explore import calibration_run
 from featurecache.explore.augment import AUGMENTATIONS, augment
-from featurecache.explore.duplicates import Pair, groups, near_pairs
+from featurecache.explore.calibration_run import known_calibration
+from featurecache.explore.duplicates import Duplicates, Pair, find_duplicates, find_leaks, groups, near_pairs
 from featurecache.explore.index_files import CALIBRATION, IndexFiles
-from featurecache.explore.leaks import Doubles, find_duplicates, find_leaks, known_calibration
 from featurecache.explore.projection import COPIES
 from featurecache.explore.search import Neighbourhood, open_neighbourhood, update_indices
 
@@ -46,7 +46,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 PLANTED = {frozenset((way, f"s{sentence}p{speaker}")) for way, (sentence, speaker) in voices.COPIES.items()}
 
 
-def pairs_of(found: Doubles) -> set[frozenset[str]]:
+def pairs_of(found: Duplicates) -> set[frozenset[str]]:
     return {frozenset((pair.a, pair.b)) for pair in found.pairs}
 
 
@@ -89,7 +89,7 @@ def test_leaks_are_judged_in_time_too(spoken) -> None:  # type: ignore[no-untype
 def test_false_positives_are_counted_on_the_same_text_by_other_speakers(spoken) -> None:  # type: ignore[no-untyped-def]
     store, clips, neighbourhood = spoken
     chosen = [clips.by_id("s1p1"), clips.by_id("s3p4")]
-    pairs = doubles._pairs_that_matter(store, neighbourhood, clips, chosen)
+    pairs = calibration_run._hard_negatives(store, neighbourhood, clips, chosen)
     said = [(clips.by_id(a), clips.by_id(b)) for a, b, same_text in pairs if same_text]
     assert len(said) >= 10
     assert all(a.text == b.text and a.speaker != b.speaker for a, b in said)
@@ -138,10 +138,10 @@ def test_groups_join_what_hangs_together() -> None:
     assert groups([pair("d", "e"), pair("a", "b"), pair("b", "c")]) == [["a", "b", "c"], ["d", "e"]]
 
 
-def measured(copies: int, others: int, *, true: float = 0.95, false: float = 0.4) -> cal.Measured:
+def measured(copies: int, others: int, *, true: float = 0.95, false: float = 0.4) -> cal.CalibrationPairs:
     random = np.random.default_rng(0)
     copy_of, false_of = np.arange(copies) % 40, np.arange(others) % 40
-    return cal.Measured(
+    return cal.CalibrationPairs(
         0.7 + 0.08 * random.standard_normal(copies),
         np.full(copies, 0.4),
         true + 0.02 * random.standard_normal(copies),
@@ -166,7 +166,7 @@ def test_a_calibration_stands_between_copies_and_clips_that_look_like_them() -> 
     )
 
 
-def test_where_clips_and_copies_overlap_the_rate_on_pairs_that_matter_is_kept() -> None:
+def test_where_clips_and_copies_overlap_the_rate_on_hard_negatives_is_kept() -> None:
     rule = cal.fit_calibration(measured(240, 4000, true=0.8, false=0.6), {"f": "1"}, {"f": 1.0}, 1e-2)
     assert rule.false_positive_rate is not None
     assert 0 < rule.false_positive_rate <= 1e-2
@@ -213,8 +213,8 @@ def test_similarity_of_one_modality_alone_is_that_modality(tmp_path: Path) -> No
     from featurecache.explore.duplicates import PairScorer
 
     scorer = PairScorer(clips, {name: planted.spec_of(name) for name in ("voice", "face")})
-    similarity, agreement = scorer(clips.parts([0]), clips.parts([1]))
+    similarity, agreement = scorer(clips.by_feature([0]), clips.by_feature([1]))
     assert similarity.tolist() == agreement.tolist() == [0.0]
-    similarity, agreement = scorer(clips.parts([1]), clips.parts([1]))
+    similarity, agreement = scorer(clips.by_feature([1]), clips.by_feature([1]))
     assert similarity[0] == pytest.approx(1)
     assert agreement[0] == pytest.approx(1)
