@@ -1,4 +1,4 @@
-"""featurecache: frozen encoders run once; their tokens are kept in stores that are never stale and never torn.
+"""featurecache runs frozen encoders once and keeps their tokens in stores that are never stale and never torn.
 
     store = featurecache.open_store("features.zarr")
     whisper = store["whisper"]

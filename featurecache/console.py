@@ -1,12 +1,12 @@
-"""How both command lines end and what they print alike: a message on stderr for what went wrong, exit codes, sizes.
+"""What both command lines share: click classes that report errors, exit codes, and the printing of lines and sizes.
 
-0 done; 1 done with failures that are listed, or stopped and resumable; 2 wrong use.
+Exit codes: 0 finished; 1 finished with failures that are listed, or stopped and resumable; 2 wrong use.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 
@@ -20,11 +20,11 @@ from featurecache.terminal import Screen
 HELP = ["-h", "--help"]
 
 
-class _EndsInWords(click.Command):
-    """A command that turns the project's exceptions, packages that are missing or broken, and what the disk refuses
-    into a message and an exit code.
+class _ErrorReportingCommand(click.Command):
+    """A command that reports expected errors as one message and an exit code.
 
-    A subclass that cannot do without an extra names it in `extra`: it does not start without; help is shown.
+    Expected errors are the project's exceptions, missing or broken packages, and refusals of the disk. A subclass that
+    needs an extra names it in `extra`: without the extra, only its help works.
     """
 
     extra: str | None = None
@@ -41,23 +41,24 @@ class _EndsInWords(click.Command):
                 return super().invoke(ctx)
         except FeatureCacheError as error:
             _end(ctx, error)
-        except Interrupted as stopped:
-            say(stopped, err=True)
+        except Interrupted as interrupted:
+            say(interrupted, err=True)
             ctx.exit(1)
-        except KeyboardInterrupt as ended:
+        except KeyboardInterrupt as stop:
             say(
-                f"stopped by {str(ended) or 'SIGINT'}. What was finished is kept; run the same command again.", err=True
+                f"stopped by {str(stop) or 'SIGINT'}. What was finished is kept; run the same command again.",
+                err=True,
             )
             ctx.exit(1)
         except click.ClickException as error:
-            error.message = printable(error.message)
+            _make_printable(error)
             raise
-        except Exception as error:  # whatever a library may raise while it is imported
-            explained = import_failure(error, extra=self.suggested_extra(ctx), subject=str(ctx.info_name))
-            explained = explained or refused_write(error, str(ctx.info_name))
-            if explained is None:
+        except Exception as error:  # a library may raise any exception while it is imported
+            command = str(ctx.info_name)
+            reported = import_failure(error, self.suggested_extra(ctx), command) or refused_write(error, command)
+            if reported is None:
                 raise
-            _end(ctx, explained)
+            _end(ctx, reported)
 
     def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
         try:
@@ -66,14 +67,15 @@ class _EndsInWords(click.Command):
             say(f"error: {error}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
         except click.ClickException as error:
-            error.message = printable(error.message)
+            _make_printable(error)
             raise
 
 
 class OutputPath(click.Path):
-    """Where a command writes: refused while the command line is read, before any work, where it cannot be written.
+    """Path of an output. A path that cannot be written is refused while the command line is parsed, before any work.
 
-    A `name` is one that endings are put to, or either a file or a folder; only what it lies in is looked at.
+    Of kind "name" is a path to which endings are added, or which may become a file or a folder: only its parent folder
+    is checked.
     """
 
     def __init__(self, kind: Literal["file", "folder", "name"]) -> None:
@@ -81,28 +83,32 @@ class OutputPath(click.Path):
         self._kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = cast(Path, super().convert(value, param, ctx))  # by `path_type`
         require_writable(path.parent if self._kind == "name" else path, folder=self._kind != "file")
         return path
 
 
-class TrainerTool(_EndsInWords):
-    """A single command that needs the packages of the trainer."""
+class TrainerTool(_ErrorReportingCommand):
+    """A command that needs the packages of the trainer."""
 
     extra = "train"
 
 
-class CommandGroup(_EndsInWords, click.Group):
-    """A group of commands; suggests near ones."""
+class CommandGroup(_ErrorReportingCommand, click.Group):
+    """A group of commands that suggests the nearest name for an unknown one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            known_to_click = getattr(error, "possibilities", None)  # newer releases of click suggest by themselves
-            if args and not known_to_click:
-                error.message += suggest(args[0], self.list_commands(ctx))
+            suggestions_of_click = getattr(error, "possibilities", None)  # newer releases of click have them
+            if args and not suggestions_of_click:
+                vars(error)["message"] = error.message + suggest(args[0], self.list_commands(ctx))
             raise
+
+
+def _make_printable(error: click.ClickException) -> None:
+    vars(error)["message"] = printable(error.message)  # `message` is declared final, and click reads it when it prints
 
 
 def _end(ctx: click.Context, error: FeatureCacheError) -> None:
@@ -111,9 +117,9 @@ def _end(ctx: click.Context, error: FeatureCacheError) -> None:
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print a line to standard output, or error; nothing in it acts on the terminal.
+    """Print a line to standard output, or to standard error; its control codes are escaped.
 
-    A terminal that closed is no error: what is at work is to be saved first.
+    A closed terminal is not an error: the command goes on to save its work.
     """
     try:
         click.echo(printable(text), err=err)
@@ -123,7 +129,7 @@ def say(text: object = "", *, err: bool = False) -> None:
 
 
 def tables() -> Screen:
-    """A console for tables, which wraps none of them when it is not a terminal."""
+    """Return a console for tables. Output that is not a terminal is 160 columns wide, so that tables do not wrap."""
     console = Screen()
     return console if console.is_terminal else Screen(width=160)
 

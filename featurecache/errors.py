@@ -1,25 +1,25 @@
-"""Every exception that either package raises on purpose.
+"""All exceptions that the two packages raise on purpose.
 
-    FeatureCacheError                 the root; `exit_code` 2 unless said otherwise
+    FeatureCacheError                 the root; `exit_code` is 2 unless noted
     ├── ClipListError                 the clip list: missing, malformed, duplicate or escaping
-    ├── DatasetError                  a dataset's folder is not as its importer expects, or an importer is asked wrongly
+    ├── DatasetError                  a dataset's folder or an importer's option is not what the importer expects
     ├── MediaError                    one clip's media cannot be decoded (recorded, never fatal in extraction)
     ├── EncoderError                  unknown encoder, or an option it does not have
     ├── WeightsError                  weights missing, incomplete or of another architecture
-    ├── MissingExtraError             packages that only some commands need, `pip install` with the extra brings them
-    ├── BrokenPackageError            a package of another project is installed and cannot be imported
-    ├── SpreadsheetError              a file is no xlsx workbook
+    ├── MissingExtraError             packages of an extra are not installed; `pip install` with the extra adds them
+    ├── BrokenPackageError            an installed package of another project cannot be imported
+    ├── SpreadsheetError              a file is not an xlsx workbook
     ├── SpecError                     a malformed spec
     ├── StoreError                    a store on disk
     │   ├── StoreNotFoundError        no store, or no such feature in it
-    │   ├── FingerprintError          made by another spec, or from other media, than asked for
-    │   ├── MissingFeatureError       (also KeyError) clips without tokens, with the reason of each
-    │   ├── CorruptStoreError         bytes that contradict their checksum or record      exit code 1
-    │   └── WriteError                the disk is full or refuses                          exit code 1
-    └── FusionTrainError              (in fusion_train.errors) everything of the trainer
+    │   ├── FingerprintError          stored tokens were made by another spec or from other media
+    │   ├── MissingFeatureError       (also KeyError) clips without tokens; lists the reason per clip
+    │   ├── CorruptStoreError         bytes contradict their checksum or record         exit code 1
+    │   └── WriteError                the disk is full or refuses                       exit code 1
+    └── FusionTrainError              (in fusion_train.errors) all errors of the trainer
 
-One template: `subject: expected X, got Y. Next step.` The subject is a clip id, a shard or a config key.
-The library raises; only the command lines print and choose the exit code.
+Message template: `subject: expected X, got Y. Next step.` The subject is a clip id, a shard or a config key.
+The library raises; only the command lines print errors and exit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 from featurecache.outside_text import one_line
 
@@ -35,7 +36,7 @@ MAX_SUGGESTED_AMONG = 10_000
 
 
 class FeatureCacheError(Exception):
-    """A problem the user can act on, in the form `subject: expected X, got Y. Next step.`"""
+    """A problem that the user can solve, in the form `subject: expected X, got Y. Next step.`"""
 
     exit_code = 2
 
@@ -56,10 +57,10 @@ class FeatureCacheError(Exception):
         super().__init__(self._message())
 
     def _message(self) -> str:
-        said = [f"expected {one_line(self.expected)}"] if self.expected else []
+        clauses = [f"expected {one_line(self.expected)}"] if self.expected else []
         if self.got:
-            said.append(f"got {one_line(self.got)}" if self.expected else one_line(self.got))
-        line = one_line(self.subject) + (": " + ", ".join(said) if said else "")
+            clauses.append(f"got {one_line(self.got)}" if self.expected else one_line(self.got))
+        line = one_line(self.subject) + (": " + ", ".join(clauses) if clauses else "")
         if not line.endswith((".", "?", "!")):
             line += "."
         if self.next_step:
@@ -69,16 +70,16 @@ class FeatureCacheError(Exception):
             listed.append(f"\n  … and {len(self.problems) - MAX_LISTED_PROBLEMS} more")
         return line + "".join(listed)
 
-    def __str__(self) -> str:  # KeyError, which MissingFeatureError also is, would print repr()
+    def __str__(self) -> str:  # MissingFeatureError is also a KeyError, whose str() is the repr() of the message
         return self._message()
 
 
 class ClipListError(FeatureCacheError):
-    """The clip list is missing, malformed, or names something twice or outside its folder."""
+    """The clip list is missing or malformed, has a duplicate, or names a file outside its folder."""
 
 
 class DatasetError(FeatureCacheError):
-    """A dataset's folder is not in the layout that its importer reads, or holds labels that it does not know."""
+    """A dataset's folder does not have the layout or the labels that its importer reads."""
 
 
 class MediaError(FeatureCacheError):
@@ -96,15 +97,15 @@ class WeightsError(FeatureCacheError):
 
 
 class MissingExtraError(FeatureCacheError):
-    """A command needs packages that are not installed; `pip install` with the extra brings them."""
+    """A command needs packages that are not installed; `pip install` with the extra adds them."""
 
 
 class BrokenPackageError(FeatureCacheError):
-    """A package of another project is installed and cannot be imported, such as torchvision beside another torch."""
+    """An installed package of another project cannot be imported, such as a torchvision built for another torch."""
 
 
 class SpreadsheetError(FeatureCacheError):
-    """A file is no xlsx workbook."""
+    """A file is not an xlsx workbook."""
 
 
 class SpecError(FeatureCacheError):
@@ -116,19 +117,19 @@ class StoreError(FeatureCacheError):
 
 
 class StoreNotFoundError(StoreError):
-    """There is no store at this place, or no such feature in it."""
+    """There is no store at the location, or no such feature in the store."""
 
 
 class FingerprintError(StoreError):
-    """What is stored was made by another spec, or from other media, than what is asked for."""
+    """Stored tokens were made by another spec or from other media than the requested ones."""
 
 
 class MissingFeatureError(StoreError, KeyError):
     """Clips whose tokens are absent, failed or not extracted; `clip_ids` lists them."""
 
-    def __init__(self, subject: str, *, clip_ids: Sequence[str], **rest: object) -> None:
+    def __init__(self, subject: str, *, clip_ids: Sequence[str], **message: Any) -> None:
         self.clip_ids = list(clip_ids)
-        super().__init__(subject, **rest)  # type: ignore[arg-type]
+        super().__init__(subject, **message)
 
 
 class CorruptStoreError(StoreError):
@@ -138,15 +139,18 @@ class CorruptStoreError(StoreError):
 
 
 class WriteError(StoreError):
-    """The disk is full or refuses; what was committed before is untouched."""
+    """The disk is full or refuses to write; earlier commits are untouched."""
 
     exit_code = 1
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean "x"?` for the nearest of `known`; an empty string for none, or too many to look at."""
+    """Return ` Did you mean "x"?` for the nearest of `known`, or an empty string.
+
+    More than `MAX_SUGGESTED_AMONG` names are not compared: that would take a minute.
+    """
     names = list(islice(known, MAX_SUGGESTED_AMONG + 1))
-    if len(names) > MAX_SUGGESTED_AMONG:  # a minute's work
+    if len(names) > MAX_SUGGESTED_AMONG:
         return ""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else ""

@@ -1,4 +1,4 @@
-"""Packages that only some commands need, and what to say of one that is missing or cannot be imported."""
+"""Optional packages (extras): check that they are installed, and explain why an import failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODULE_OF = {
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
-"""Modules of distributions that are named otherwise; only those that an extra brings."""
+"""Module names of distributions of extras, where the two names differ."""
 REQUIREMENT = re.compile(r"""(?P<name>[A-Za-z0-9._-]+)[^;]*;.*\bextra == ['"](?P<extra>[^'"]+)['"]""")
 """A line `Requires-Dist` of an extra: `pyarrow>=16; extra == 'parquet'`."""
 PLUGIN_GROUPS = ("featurecache.encoders", "featurecache.importers", "fusion_train.fusions")
@@ -28,7 +28,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def require(extra: str, *modules: str, subject: str) -> None:
-    """Raise MissingExtraError where one of `modules` is not installed."""
+    """Raise MissingExtraError if one of `modules` is not installed."""
     missing = [module for module in modules if not _installed(module)]
     if missing:
         raise MissingExtraError(
@@ -40,16 +40,16 @@ def require(extra: str, *modules: str, subject: str) -> None:
 
 
 def require_all(extra: str, subject: str) -> None:
-    """Raise MissingExtraError where a package of an extra is not installed."""
+    """Raise MissingExtraError if a package of an extra is not installed."""
     require(extra, *sorted(_extras().get(extra, ())), subject=subject)
 
 
 def import_failure(error: BaseException, extra: str | None, subject: str) -> FeatureCacheError | None:
-    """Return the error to show for an exception that began in an import: an extra's module that is missing, or another
-    project's package that is installed and cannot be imported. None for any other exception.
+    """Return the error to show for an exception that came from a failed import; None for any other exception.
 
-    Libraries import on demand and wrap what goes wrong, so that the exception at the end of the chain decides. Of
-    several extras that bring a module, the error names `extra` if it is one of them, else the one with the fewest
+    The import failed because a module of an extra is missing, or because another project's installed package is broken.
+    Libraries import lazily and wrap exceptions, so the last exception of the chain of causes decides. If several extras
+    contain the missing module, the message names `extra` if it is one of them, otherwise the one with the fewest
     modules.
     """
     causes = list(_causes(error))
@@ -63,7 +63,7 @@ def import_failure(error: BaseException, extra: str | None, subject: str) -> Fea
         return MissingExtraError(
             subject, expected=root.name, got="no such package", next_step=f"pip install 'featurecache[{chosen}]'."
         )
-    package = _importing(root)
+    package = _imported_package(root)
     if package is None:
         return None
     reason = (str(root).splitlines() or [type(root).__name__])[0]
@@ -71,30 +71,31 @@ def import_failure(error: BaseException, extra: str | None, subject: str) -> Fea
         f"{package} {_version(package)}",
         expected=f"a build that fits torch {_version('torch')}",
         got=f'"{reason}" where it is imported',
-        next_step=_mend(package),
+        next_step=_repair_step(package),
     )
 
 
-def _mend(package: str) -> str:
+def _repair_step(package: str) -> str:
+    """Return how to repair a package that cannot be imported."""
     if package != "torchvision":
         return f"Install one that fits, or remove it: pip uninstall {package}."
-    step = "Nothing here needs it: pip uninstall torchvision."
+    step = "This project does not need it: pip uninstall torchvision."
     torch = _version("torch")
     minor = torch.split(".")[1] if torch.startswith("2.") else None
     if minor is None or not torch.endswith("+cpu"):
         return step
-    fitting = f"torchvision==0.{int(minor) + 15}.*"  # as the two have been numbered since torch 2.0
+    fitting = f"torchvision==0.{int(minor) + 15}.*"  # torchvision 0.(N + 15) belongs to torch 2.N
     return f"{step} Or, for other programs: pip install --force-reinstall --no-deps {fitting} --index-url {CPU_INDEX}"
 
 
 def _installed(module: str) -> bool:
-    """Whether it can be found; a folder of that name in the working directory, such as wandb/, is no package."""
+    """Return whether a module can be imported. A mere folder of its name, such as wandb/, does not count."""
     spec = find_spec(module)
     return spec is not None and not (spec.origin is None and spec.submodule_search_locations)
 
 
 def _extras() -> dict[str, set[str]]:
-    """Return the modules of each extra, from the metadata of the installed package; empty where it is not installed.
+    """Return the modules of each extra, from the metadata of the installed package; empty if it is not installed.
 
     Extras that include others (`featurecache[encode]`) are written out in the metadata.
     """
@@ -111,6 +112,7 @@ def _extras() -> dict[str, set[str]]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and the chain of its causes."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -119,8 +121,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
-def _importing(error: BaseException) -> str | None:
-    """The package, of another project, whose module was running when `error` rose; None where none was."""
+def _imported_package(error: BaseException) -> str | None:
+    """Return the installed package of another project whose import raised `error`; None if there is none."""
     running = [
         frame.f_globals.get("__name__", "")
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -130,7 +132,9 @@ def _importing(error: BaseException) -> str | None:
     plugins = {
         point.module.partition(".")[0] for group in PLUGIN_GROUPS for point in metadata.entry_points(group=group)
     }
-    if not package or package in plugins | sys.stdlib_module_names:  # an error in somebody's own code is shown whole
+    if (
+        not package or package in plugins | sys.stdlib_module_names
+    ):  # an error in the user's own code is shown with its traceback
         return None
     return package if package in metadata.packages_distributions() else None
 

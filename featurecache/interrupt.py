@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): a request to stop at the next safe point, or the end of a command.
+"""Handle Ctrl-C, SIGTERM and SIGHUP (a closed terminal).
 
-A long loop takes the first signal as a request (`StopRequest`). Everything else of a command ends by `Ended`, which
-runs every clean-up on its way (`ending_on_signals`). A second SIGTERM or Ctrl-C acts at once. SIGHUP never does so: a
-shell, the kernel and a session manager all send it when a terminal closes, and SIGTERM beside it. A signal that
-is ignored, as SIGHUP is under nohup, stays ignored.
+A long loop treats the first signal as a request to stop at its next safe point (`StopRequest`). Elsewhere, a signal
+raises `Ended`, so that all clean-up code runs (`ending_on_signals`). A second Ctrl-C or SIGTERM acts at once. A second
+SIGHUP does not: when a terminal closes, the shell, the kernel and the session manager may each send SIGHUP, and SIGTERM
+too. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([SIGHUP] if SIGHUP is not None else []))
 
 _hang_ups: list[int] = []
-"""SIGHUPs that this command has taken; a list, since a handler may not wait for a lock."""
+"""SIGHUPs that this command has received. A list, because a signal handler must not wait for a lock."""
 
 
-class Interrupted(Exception):  # noqa: N818 -- not an error: what was asked for can be resumed
-    """Stopped on request at a safe point; the message says how to go on."""
+class Interrupted(Exception):  # noqa: N818 -- not an error: the command can be resumed
+    """The work stopped on request at a safe point; the message says how to resume."""
 
     kept = 0
-    """Clips that an extraction had finished and has kept."""
+    """Number of clips that an extraction finished and stored."""
 
 
 class Ended(KeyboardInterrupt):
-    """A signal ended a command outside a loop that stops at a safe point; its name is the message."""
+    """A signal ended a command outside a loop with safe points; the message is the signal's name."""
 
 
 def terminal_is_gone(error: OSError) -> bool:
-    """Whether a line could not be shown because the terminal, or what read from this process, closed with SIGHUP."""
+    """Return whether output failed because the terminal closed, or the reader of the output with it."""
     return error.errno == errno.EIO or bool(_hang_ups)
 
 
 class StopRequest:
-    """While entered, the first signal sets `requested`; a second Ctrl-C or SIGTERM acts as it did before."""
+    """Inside the block, the first signal sets `requested`; a second Ctrl-C or SIGTERM has its usual effect."""
 
     def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
-        """Take a request from `also` too: what another thread or process was told."""
+        """`also` returns whether another thread or process has received a request to stop."""
         self._signalled, self._also = False, also
         self._before: dict[int, Any] = {}
 
@@ -75,7 +75,7 @@ class StopRequest:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """While entered, SIGTERM and SIGHUP raise `Ended` in the main thread; a second SIGTERM ends the process at once."""
+    """Inside the block, SIGTERM and SIGHUP raise `Ended` in the main thread; a second SIGTERM kills the process."""
     received: set[int] = set()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -99,9 +99,12 @@ def ending_on_signals() -> Iterator[None]:
 
 
 def _handle(numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Set a handler of signals, which only the main thread may; returns those before. What is ignored stays so."""
+    """Set the handler of signals that are not ignored, and return the earlier handlers.
+
+    Only the main thread may set handlers; in other threads nothing happens.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    # `nohup` and jobs in the background ask for that.
-    taken = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in taken}
+    # `nohup` and background jobs of a shell ignore signals on purpose.
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}

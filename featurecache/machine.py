@@ -1,6 +1,6 @@
-"""Cores, memory and system calls of this machine, portably: Linux has some that macOS lacks.
+"""Cores, memory and system calls of this machine, on Linux and macOS.
 
-Where a system lacks a call that only makes things faster, nothing happens instead.
+A call that only improves speed does nothing on a system that lacks it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-DEFAULT_MAX_BUFFERS = 16  # what POSIX promises at least
+DEFAULT_MAX_BUFFERS = 16  # the minimum that POSIX guarantees
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Memory that this machine has."""
+    """Return the size of this machine's memory."""
     return mmap.PAGESIZE * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory_bytes() -> int:
-    """Memory that nothing uses now; needs psutil, from the extra `train`, where the system does not tell it."""
+    """Return the size of unused memory. Systems without SC_AVPHYS_PAGES need psutil (extra `train`)."""
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
         return mmap.PAGESIZE * os.sysconf("SC_AVPHYS_PAGES")
     import psutil
@@ -38,34 +38,34 @@ def free_memory_bytes() -> int:
 
 
 def max_buffers() -> int:
-    """How many buffers one `read_into` may fill."""
+    """Return how many buffers one call of `read_into` may fill."""
     limit = os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else -1
     return limit if limit > 0 else DEFAULT_MAX_BUFFERS
 
 
 def advise_in_order(fd: int) -> None:
-    """Say that a file is read from its beginning to its end."""
+    """Tell the kernel that a file is read from beginning to end."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def sync(fd: int) -> None:
-    """Put what was written on the disk; on macOS, fsync alone leaves it in the disk's own memory."""
+    """Put the written bytes of a file on the disk. On macOS, fsync leaves them in the cache of the drive."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
-        with contextlib.suppress(OSError):  # a file system that cannot
+        with contextlib.suppress(OSError):  # a file system without this call
             fcntl.fcntl(fd, full)
             return
     os.fsync(fd)
 
 
 def read_into(fd: int, targets: Sequence[np.ndarray], offset: int, flags: int) -> int:
-    """Fill `targets`, each (n,) uint8, from one place of a file; returns how many bytes were read, which may be fewer.
+    """Fill consecutive `targets`, each (n,) uint8, from `offset` of a file; return the number of bytes read.
 
-    `flags` of preadv, 0 where the system has none.
+    Fewer bytes than requested may be read. `flags` are those of preadv; pass 0 on systems without preadv.
     """
     if hasattr(os, "preadv"):
-        return os.preadv(fd, targets, offset, flags)
+        return os.preadv(fd, [target.data for target in targets], offset, flags)
     num_bytes = 0
     for target in targets:
         data = os.pread(fd, target.size, offset + num_bytes)
@@ -77,7 +77,7 @@ def read_into(fd: int, targets: Sequence[np.ndarray], offset: int, flags: int) -
 
 
 def command_line_of_parent() -> list[str]:
-    """Words of the command that started this process, where the system tells them; needs psutil."""
+    """Return the command line of the parent process, empty if the system does not reveal it; needs psutil."""
     import psutil
 
     try:

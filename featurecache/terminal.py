@@ -1,8 +1,8 @@
-"""What long work shows on a terminal: text from outside as it is, and progress as a bar or as plain lines.
+"""Terminal output: a console that prints text unchanged, and the progress of long work.
 
-`Screen` prints `[laughs]` as text, not as markup of rich, and no control code acts on it. Progress goes to standard
-error, with the rate and the time left: a bar on a terminal; elsewhere a plain line at most every `LINE_EVERY_S`
-seconds, and one at the end. This module knows nothing of the work.
+`Screen` prints `[laughs]` as text instead of reading it as markup of rich, and escapes control codes. Progress goes to
+standard error, with rate and remaining time: as a bar on a terminal, elsewhere as a plain line at most every
+`LINE_EVERY_S` seconds and one at the end. This module does not know what the work is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from featurecache.outside_text import one_line, printable
 
 
 class Screen(Console):
-    """Every string that is printed, a table's cells and titles among them; what is coloured comes as a `Text`."""
+    """Console that prints every string unchanged, also in cells and titles of tables; coloured text is a `Text`."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, markup=False, emoji=False, highlight=False)
@@ -33,29 +33,32 @@ class Screen(Console):
 
 
 LINE_EVERY_S = 15.0
-SHORTEST_S = 1e-3  # a rate over less time than this says nothing
+SHORTEST_S = 1e-3
+"""A rate over less time than this is not shown."""
 
 
 class Progress(Protocol):
-    """What long work reports to."""
+    """Receiver of progress reports."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Say that `done` of `total` are done; `note` is shown beside it (a loss, a failure count)."""
+        """Report that `done` of `total` units are done; `note` is shown beside them (a loss, a failure count)."""
         ...
 
 
 @contextmanager
 def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: bool = True) -> Iterator[Progress]:
-    """Show progress under a title while the block runs; `already` units were done before and count for no rate.
+    """Show progress under a title while the block runs.
 
-    The clock runs from the first report, which may be of nothing done yet. False for `shown`: another process does.
+    Args:
+        already: units done before the block; they do not count for the rate. The clock starts at the first report.
+        shown: False in processes that leave the output to another process.
     """
     if not shown:
         yield lambda done, total, note="": None
         return
     console = Screen(stderr=True)
     if not console.is_terminal:
-        lines = _Lines(title, unit, already)
+        lines = _ProgressLines(title, unit, already)
         try:
             yield lines
         finally:
@@ -69,7 +72,7 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with _Bars(*columns, console=console) as bars:
+    with _ProgressBars(*columns, console=console) as bars:
         task = bars.add_task(one_line(title), total=None, rate="", note="")
         began: list[float] = []
 
@@ -81,8 +84,8 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
         yield update
 
 
-class _Bars(RichProgress):
-    """Bars that end quietly where the terminal closed."""
+class _ProgressBars(RichProgress):
+    """Progress bars that ignore a closed terminal at their end."""
 
     def stop(self) -> None:
         try:
@@ -92,33 +95,33 @@ class _Bars(RichProgress):
                 raise
 
 
-class _Lines:
-    """Plain lines, for logs."""
+class _ProgressLines:
+    """Progress as plain lines, for logs."""
 
     def __init__(self, title: str, unit: str, already: int) -> None:
         self._title, self._unit, self._already = title, unit, already
         self._began: float | None = None
         self._last_s = 0.0
-        self._unsaid = ""
+        self._pending_line = ""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if total == 0:  # nothing to do is no progress
+        if total == 0:  # no work, no progress
             return
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         elapsed_s = now - self._began
-        fresh = done - self._already
-        parts = [f"{self._title}: {done}/{total} {self._unit}", _rate(fresh, elapsed_s, self._unit)]
-        if fresh > 0:
-            parts.append(f"{duration(elapsed_s / fresh * (total - done))} left")
-        self._unsaid = ", ".join(part for part in (*parts, note) if part)
+        new_units = done - self._already
+        parts = [f"{self._title}: {done}/{total} {self._unit}", _rate(new_units, elapsed_s, self._unit)]
+        if new_units > 0:
+            parts.append(f"{duration(elapsed_s / new_units * (total - done))} left")
+        self._pending_line = ", ".join(part for part in (*parts, note) if part)
         if elapsed_s - self._last_s >= LINE_EVERY_S:
             self._last_s = elapsed_s
             self.close()
 
     def close(self) -> None:
-        if self._unsaid:
-            line, self._unsaid = one_line(self._unsaid), ""
+        if self._pending_line:
+            line, self._pending_line = one_line(self._pending_line), ""
             try:
                 print(line, file=sys.stderr, flush=True)
             except OSError as error:
@@ -127,11 +130,11 @@ class _Lines:
 
 
 def _rate(done: int, elapsed_s: float, unit: str) -> str:
-    """Return `3.1 clips/s` or `2.0 s a clip`; nothing where no time has passed or nothing was done."""
+    """Return `3.1 clips/s` or `2.0 s per clip`; an empty string if nothing was done or no time has passed."""
     if done <= 0 or elapsed_s < SHORTEST_S:
         return ""
     per_s = done / elapsed_s
-    return f"{per_s:.1f} {unit}/s" if per_s >= 1 else f"{1 / per_s:.1f} s a {unit.removesuffix('s')}"
+    return f"{per_s:.1f} {unit}/s" if per_s >= 1 else f"{1 / per_s:.1f} s per {unit.removesuffix('s')}"
 
 
 def duration(seconds: float) -> str:

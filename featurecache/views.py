@@ -1,4 +1,4 @@
-"""What an encoder reads of a clip: its waveform, or frames chosen by a rule. Known to decoders and encoders alike."""
+"""Views of a clip: what an encoder reads of it, the waveform or frames chosen by a rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 Channels = Literal["mean", "standard"]
 CHANNELS: tuple[Channels, ...] = ("mean", "standard")
-"""What `channels` may be; the first is the default."""
+"""Values of `channels`; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,18 @@ class AudioView:
     sampling_rate: int = 16_000
     max_duration_s: float = 30.0
     channels: Channels = "mean"
-    """How several channels become one (`downmix`)."""
+    """How several channels are mixed down to one (`downmix`)."""
 
 
 @dataclass(frozen=True)
 class FramesView:
     """`count` RGB frames of the clip.
 
-    rule "uniform": the middles of `count` equal parts of the clip; a clip with fewer frames repeats its last one.
-    rule "peak" | "middle" | "first": that frame, or with `count` > 1 consecutive frames around it (from it, for
-    "first"), moved to lie inside the clip; "peak" falls back to "middle" where the list names no peak frame.
-    rule "window": consecutive frames around the middle, a fixed stand-in for the released code's random window.
-    A still image serves where there is no video, if `still` allows.
+    rule "uniform": the middle frames of `count` equal parts of the clip; a clip with fewer frames repeats its last one.
+    rule "peak" | "middle" | "first": that frame. If `count` > 1, consecutive frames around it (for "first": from it),
+    shifted to lie inside the clip. "peak" becomes "middle" if the clip list names no peak frame.
+    rule "window": consecutive frames around the middle. The released code takes a random window instead.
+    If `still` is true, a still image replaces a missing video.
     """
 
     count: int

@@ -141,7 +141,7 @@ def test_the_memo_closes_what_it_opened_and_leaves_alone_what_it_inherited(
         forked.setattr(os, "getpid", lambda: child)
         file_sha256(settled)
         assert second.execute("SELECT 1").fetchone() == (1,)
-        hashing._memo.close()
+        hashing._hash_cache.close()
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             opened[2].execute("SELECT 1")
     second.close()

@@ -38,7 +38,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import numpy as np
 import featurecache
-from featurecache.store.direct import OpenFile, Row, read_rows
+from featurecache.store.shard_files import OpenFile, Row, read_rows
 from small_stores import build, clip_ids, tokens_of
 
 ids = clip_ids(3)

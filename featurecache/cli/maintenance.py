@@ -14,6 +14,7 @@ from featurecache.console import counted, say, size_text
 from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
 from featurecache.spec import STORED_DTYPES
+from featurecache.store.formats import FORMATS
 from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 FORMAT = click.option(
     "--format",
-    "form",
-    type=click.Choice(["zarr", "webdataset"]),
+    "store_format",
+    type=click.Choice(list(FORMATS)),
     default=None,
     help="Of the store that is written; by default that of its name (.wds: webdataset).",
 )
@@ -135,7 +136,9 @@ def gc(store: str, delete: bool) -> None:
 @FORMAT
 @click.option("--compress", is_flag=True, help="Pack rows (Zarr only): smaller by a tenth or so, and slower to read.")
 @click.option("--compact", is_flag=True, help="Leave out what retries superseded; shards are divided anew.")
-def convert(source: str, target: str, names: tuple[str, ...], form: str | None, compress: bool, compact: bool) -> None:
+def convert(
+    source: str, target: str, names: tuple[str, ...], store_format: str | None, compress: bool, compact: bool
+) -> None:
     """Copy a store into another format, without loss. Stopped, it goes on where it was.
 
     \b
@@ -144,7 +147,7 @@ def convert(source: str, target: str, names: tuple[str, ...], form: str | None, 
     from featurecache.maintenance.convert import convert_store
     from featurecache.store.zarr_store import ARCHIVE_CODEC
 
-    opened = featurecache.open_store(target, mode="a", format=form)  # type: ignore[arg-type]
+    opened = featurecache.open_store(target, mode="a", format=store_format)
     with show_progress("convert", "shards") as progress:
         done = convert_store(
             featurecache.open_store(source),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import ClipListError
-from featurecache.files.csv_rows import read_csv
+from featurecache.files.table_rows import read_csv
 
 NESTED_KEYS = ("labels", "responses", "crop")
 NUMBER_KEYS = ("peak_frame", "start_s", "end_s", "duration_s")

@@ -238,7 +238,7 @@ class OpenWorkUnit:
             else:
                 self._stack.enter_context(writer)
                 batch_size, counts = self._encoders[name].batch_size, self._stats.by_feature[name]
-                decided_later = self._writers[name].decided_later(shard)
+                decided_later = self._writers[name].superseded(shard)
                 self._open[index] = _OpenShard(
                     name, shard, writer, batch_size, counts, self._first_failures, decided_later
                 )
@@ -300,7 +300,7 @@ class _OpenShard:
 
     def commit_partial(self, *, failed: bool) -> list[str]:
         """Commit the decided clips as a shard of its own; return their ids."""
-        return self._writer.commit_decided(failed=failed and self._first_failures.trusts(self.name))
+        return self._writer.commit_partial(failed=failed and self._first_failures.trusts(self.name))
 
     def _is_full(self, number: int) -> bool:
         return len(self._batches[number]) == min(self._batch_size, len(self._shard.ids) - number * self._batch_size)
@@ -325,7 +325,7 @@ class _OpenShard:
     def _write_slot(self, slot: int, encoder_input: EncoderInput, tokens: np.ndarray | None) -> None:
         self._num_written += 1
         if encoder_input is DECIDED_LATER:
-            self._writer.decided_later(slot)
+            self._writer.mark_superseded(slot)
             return
         failure = encoder_input.failed
         if tokens is not None:

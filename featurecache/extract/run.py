@@ -175,8 +175,7 @@ def open_writers(
         if shard_rows is None and len(same_forward) > 1:
             largest = max(other.shape[0] * other.shape[1] for other in same_forward)
             shard_rows = default_shard_rows(round(largest * STORED_BYTES[stored_dtype]))
-        sizing = {} if shard_rows is None else {"shard_rows": shard_rows}
-        writers[name] = store.writer(name, encoder.spec(stored_dtype), **sizing)
+        writers[name] = store.writer(name, encoder.spec(stored_dtype), shard_rows=shard_rows)
     return writers
 
 

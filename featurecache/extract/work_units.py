@@ -76,7 +76,7 @@ def plan_work_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> li
         grouped = [shards[index] for index in groups[leader]]
         to_do = tuple((name, shard) for name, shard in grouped if (name, shard.number) in pending)
         committed = tuple((name, shard) for name, shard in grouped if (name, shard.number) not in pending)
-        decided_later = {(name, shard.number): writers[name].decided_later(shard) for name, shard in to_do}
+        decided_later = {(name, shard.number): writers[name].superseded(shard) for name, shard in to_do}
         units.append(WorkUnit(to_do, committed, decided_later))
     return units
 

@@ -1,1 +1,1 @@
-"""Files of this project: written whole or not at all, locked by one writer, hashed, read row by row."""
+"""Reading, writing, locking and hashing of files. A file is published complete or not at all."""

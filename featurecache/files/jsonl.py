@@ -1,10 +1,9 @@
-"""JSON lines: the one reader and the one writer of the project.
+"""Read and write JSON lines files.
 
-A line ends at a line feed and nowhere else: U+2028 and U+0085 are characters of a text. A byte order mark at the
-beginning and carriage returns are passed over, empty lines too. A key that stands twice in one object is an error;
-NaN is read as the float (older files and other writers have it) and never written. A process that was killed leaves at
-most its last line torn: one without a line feed. A line may carry a checksum:
-see `line_checksum`.
+Only a line feed ends a line: U+2028 and U+0085 are ordinary characters. A byte order mark at the beginning, carriage
+returns and empty lines are ignored. A key that occurs twice in one object is an error. NaN is read as the float (older
+files and other programs contain it) and is never written. A killed process leaves at most one torn line: the
+last, without a line feed. A line may carry a checksum (`line_checksum`).
 """
 
 from __future__ import annotations
@@ -15,17 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 from featurecache.errors import FeatureCacheError
 from featurecache.outside_text import json_text
+from featurecache.spec import canonical_json
 
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_objects(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield (line number, object, or what is wrong with the line); lines are read as they are asked for.
+    """Yield (line number, object) per line, or (line number, description of the fault). Lines are read lazily.
 
     Args:
-        torn: whether what follows the last line feed was not written whole, and does not count.
+        torn: ignore an incomplete last line, one without a line feed.
     """
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
@@ -46,7 +48,7 @@ def require_objects(path: Path, error: type[FeatureCacheError], *, torn: bool = 
     """Return the objects of a file.
 
     Raises:
-        error: a file that cannot be read, or lines that hold no object; every one is named.
+        error: the file cannot be read, or some lines hold no object; all such lines are listed.
     """
     rows: list[dict[str, Any]] = []
     problems = []
@@ -67,7 +69,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """Return the object of one line.
 
     Raises:
-        ValueError: it holds none, with the reason.
+        ValueError: the line holds no object; the message says why.
     """
     try:
         value = _DECODER.decode(line.decode("utf-8"))
@@ -83,7 +85,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def dump_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return objects as the lines of a file."""
+    """Return the bytes of a file that holds one object per line."""
     return "".join(json_text(row) + "\n" for row in rows).encode("utf-8")
 
 
@@ -91,9 +93,24 @@ def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f'the key "{twice[:80]}" stands twice in one object')
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f'the key "{key[:80]}" stands twice in one object')
+            seen.add(key)
     return row
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_repeated_key)
+
+
+CHECKSUM = "crc32c"
+"""Key of the checksum in a line; it is the last key."""
+
+
+def line_checksum(row: Mapping[str, Any]) -> str:
+    """Return the CRC-32C of the canonical JSON of all other keys of a line, as 8 hex digits.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return f"{google_crc32c.value(canonical_json(dict(row)).encode()):08x}"

@@ -1,15 +1,15 @@
-"""Who is working on something: a small file, locked by its holder and touched as the work goes on.
+"""Leases: a small lock file gives one process the right to write something.
 
-A dead holder's lock is gone, so its lease is free at once. Two uses differ in what happens to a holder that lives but
-does nothing. The lease of a shard is taken over when its file has not been touched for a while: leases of shards only
-spare double work, since a commit never replaces another. The writer of a run, a sweep, an index, an answer file or an
-export is never taken over (`sole_writer`), since a second one would mix its bytes with those of the first.
+The holder keeps the file locked and updates its modification time while it works. The system drops the lock of a dead
+process, so its lease is free at once. A holder that lives but is idle is treated in one of two ways. The lease of a
+shard expires when its file was not updated for a while: such leases only avoid double work, because a commit never
+replaces another commit. The lease of a run, a sweep, an index, an answer file or an export never expires
+(`sole_writer`): a second writer would mix its bytes with those of the first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import time
@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featurecache.errors import WriteError
-from featurecache.files.publish import UNSUPPORTED, make_folder, writing
+from featurecache.files.publish import lock_now, make_folder, writing
 
 LEASE_S = 300.0
 RENEW_EVERY_S = 5.0
 
 
 class Lease:
-    """The right to write one thing, held until `release` or the end of the process."""
+    """The right of this process to write something, until `release` or the end of the process."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
@@ -33,10 +33,13 @@ class Lease:
 
     @classmethod
     def take(cls, folder: Path, name: str, lease_s: float = LEASE_S) -> Lease | None:
-        """Take a lease, or None where a living process holds it."""
+        """Acquire a lease; return None if a living process holds it.
+
+        A lease whose file was not updated for `lease_s` seconds counts as expired.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
-        for _ in range(3):  # losing a race means that someone else is at work
+        for _ in range(3):  # each failed attempt means that another process replaced the file meanwhile
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if lock_now(fd) and _same_file(path, fd):
                 os.utime(fd)
@@ -53,7 +56,7 @@ class Lease:
 
     @staticmethod
     def sweep(folder: Path) -> None:
-        """Remove the leases of dead processes, and nothing else that lies there."""
+        """Remove the lease files of dead processes. Lease files have numbers as names; other files stay."""
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if not path.name.isdigit():
                 continue
@@ -64,13 +67,13 @@ class Lease:
                 os.close(fd)
 
     def renew(self) -> None:
-        """Say that the work goes on."""
+        """Update the modification time of the lease file, at most every `RENEW_EVERY_S` seconds."""
         if time.monotonic() - self._renewed > RENEW_EVERY_S:
             os.utime(self._fd)
             self._renewed = time.monotonic()
 
     def release(self) -> None:
-        """Give it back. Safe to call twice, and after a takeover."""
+        """Give the lease up. Safe to call twice, and after another process took the lease over."""
         if self._fd >= 0:
             if _same_file(self._path, self._fd):
                 with contextlib.suppress(FileNotFoundError):
@@ -81,13 +84,13 @@ class Lease:
 
 @contextlib.contextmanager
 def sole_writer(file: Path, subject: str | Path) -> Iterator[None]:
-    """Hold `file` locked inside the block, as the only process that writes `subject`.
+    """Hold the lock file `file` inside the block, so that only this process writes `subject`.
 
-    The file, and folders made for it that are still empty, are gone after the block; what a killed process leaves of
-    it is not locked and stops nobody.
+    The lock file is removed after the block, and so are empty folders that were created for it. A lock file that a
+    killed process leaves behind is not locked and blocks no one.
 
     Raises:
-        WriteError: another process holds it, or the file cannot be made.
+        WriteError: another process holds the lock, or the lock file cannot be created.
     """
     with writing(file):
         made = make_folder(file.parent, sync=False)
@@ -109,26 +112,15 @@ def sole_writer(file: Path, subject: str | Path) -> Iterator[None]:
 
 
 def beside(path: Path) -> Path:
-    """Name of the lock file of a file or folder that is published whole, which cannot hold it itself."""
+    """Return the path of the lock file of a file or folder that is published whole: beside it, not inside it."""
     return path.with_name(f".{path.name}.writer")
 
 
-def lock_now(fd: int) -> bool:
-    """Lock a file; False where another process has it, True where the file system knows no locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-    return True
-
-
 def _same_file(path: Path, fd: int) -> bool:
+    """Return whether the path still names the open file."""
     try:
-        there = os.stat(path)
+        named = os.stat(path)
     except FileNotFoundError:
         return False
-    held = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+    opened = os.fstat(fd)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)

@@ -1,11 +1,11 @@
-"""Make a file visible at once, complete, or not at all.
+"""Publish files: a file appears under its name complete and on the disk, or not at all.
 
-Publish: write a temporary file, fsync it, link it to its name without replacing, fsync the folder. Whoever comes second
-learns of it and changes nothing. Derived files, which may be written again, replace by rename instead. A killed process
-leaves at most temporary files; each is held by a lock (flock) of its writer, so that `sweep` can tell those of the dead
-from those of the living without process ids, host names or clocks.
+Publishing takes four steps: write a temporary file, fsync it, link it to its final name without replacing, fsync the
+folder. A second writer of the same name is told so and changes nothing. A derived file may be written again and
+replaces the older one by rename. A killed process leaves at most temporary files. Each temporary file is locked (flock)
+by its writer, so `sweep` removes only those of dead processes, without process ids, host names or clocks.
 
-Stores and checkpoints both publish with this module. It knows neither.
+Stores and checkpoints are published with this module; the module knows neither.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from featurecache.machine import sync
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
-"""Names of temporary files in full, so that nobody else's file is taken for one."""
+"""The full pattern of temporary names, so that no other program's file is taken for one."""
 BLOCK_BYTES = 2 << 20
 SEND_BYTES = 8 << 20
-"""After so many bytes the disk is asked to begin, so that the final fsync finds little left to do."""
+"""The kernel is asked to start writing after this many bytes, so that the final fsync is short."""
 SYNC_FILE_RANGE_WRITE = 2
 UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.ENOLCK)
 
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux alone has it
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux only
 if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
@@ -57,11 +57,11 @@ _REFUSALS = {
     errno.ELOOP: ("a place to write", "links that lead in a circle", _ELSEWHERE),
 }  # fmt: skip
 _SQLITE = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS, sqlite3.SQLITE_IOERR: errno.EIO}
-_RUST = re.compile(r"\(os error (\d+)\)|\bOs { code: (\d+)")  # as newer and as older safetensors say it
+_RUST = re.compile(r"\(os error (\d+)\)|\bOs { code: (\d+)")  # the messages of newer and of older safetensors
 
 
 def write_error(subject: str | Path, error: OSError) -> WriteError:
-    """Say what the disk refused, and what to do, in the project's form."""
+    """Return the WriteError for a refusal of the disk, with the next step for the user."""
     expected, got, step = _REFUSALS.get(
         error.errno or 0, ("to be written", os.strerror(error.errno or 0), f"Mend the disk {_AGAIN}")
     )
@@ -69,20 +69,20 @@ def write_error(subject: str | Path, error: OSError) -> WriteError:
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The refusal of a disk that an exception tells of, in whatever form a library raises it; otherwise None."""
+    """Return the OSError behind an exception of the disk, in whatever form a library raises it; otherwise None."""
     if isinstance(error, OSError):
         return error
     if isinstance(error, sqlite3.Error):
         number = _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-    elif found := _RUST.search(str(error)):  # safetensors
-        number = int(found[1] or found[2])
+    elif rust_error := _RUST.search(str(error)):  # safetensors
+        number = int(rust_error[1] or rust_error[2])
     else:  # torch's archives
         number = errno.EIO if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error) else None
     return None if number is None else OSError(number, os.strerror(number))
 
 
 def refused_write(error: BaseException, subject: str) -> WriteError | None:
-    """The error to show for a refusal of the disk that no module has put into words; None for any other exception."""
+    """Return the WriteError for a refusal of the disk that no module has explained; None for any other exception."""
     refusal = disk_error(error)
     if refusal is None or refusal.errno not in _REFUSALS:
         return None
@@ -91,7 +91,7 @@ def refused_write(error: BaseException, subject: str) -> WriteError | None:
 
 @contextlib.contextmanager
 def writing(subject: str | Path) -> Iterator[None]:
-    """Turn what a disk refuses inside the block into a WriteError that names `subject`."""
+    """Turn an error of the disk inside the block into a WriteError about `subject`."""
     try:
         yield
     except Exception as error:
@@ -102,13 +102,13 @@ def writing(subject: str | Path) -> Iterator[None]:
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
-    """Refuse a place for an output before the work for it is done; nothing is left there.
+    """Check that an output can be written, before the work for it is done. Nothing is left on the disk.
 
     Args:
-        folder: whether `path` is to be a folder.
+        folder: whether the output is a folder.
 
     Raises:
-        WriteError: it is a folder where a file is to be, or the other way round; or nothing can be written there.
+        WriteError: the path is a folder and the output is a file, or the reverse; or the place is not writable.
     """
     with writing(path):
         if not folder and path.is_dir():
@@ -123,22 +123,22 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
 
 
 class TemporaryFile:
-    """A file nobody else sees, locked by this process, in the file system of its final name.
+    """A temporary file, locked by this process, in the file system of its final name.
 
-    Use as a context manager: leaving the block without `publish` or `replace` removes it.
+    Use it as a context manager: leaving the block without `publish` or `replace` removes the file.
     """
 
     def __init__(self, folder: Path, *, private: bool = False) -> None:
-        """Create the file; its permissions follow the umask, or none but the owner may read it if `private`."""
+        """Create the file. Its permissions follow the umask; if `private`, only the owner may read it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._unsent = 0
         self._block, self._filled, self._block_begin = bytearray(), 0, 0
         while True:
             self.path = folder / (TEMPORARY_PREFIX + secrets.token_hex(8))
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if private else 0o666)
-            if _lock_now(self.fd) and os.fstat(self.fd).st_nlink == 1:
+            if lock_now(self.fd) and os.fstat(self.fd).st_nlink == 1:
                 return
-            os.close(self.fd)  # a sweeper came between creation and lock
+            os.close(self.fd)  # `sweep` of another process removed the file between its creation and the lock
 
     def write(self, data: bytes | memoryview) -> None:
         """Append at the file's position."""
@@ -147,9 +147,9 @@ class TemporaryFile:
             view = view[os.write(self.fd, view) :]
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
-        """Write at `offset`; what lies between is a hole. What follows on the write before is gathered into blocks.
+        """Write at `offset`; a gap before it becomes a hole. Consecutive writes are collected into aligned blocks.
 
-        Whole aligned blocks give the page cache large pages, which are quicker to write and to map.
+        The page cache holds whole aligned blocks in large pages, which are faster to write and to map.
         """
         view = memoryview(data).cast("B")
         if not self._block:
@@ -158,20 +158,20 @@ class TemporaryFile:
             self.flush()
             self._block_begin = offset
         while view:
-            room = BLOCK_BYTES - (self._block_begin + self._filled) % BLOCK_BYTES
-            piece = view[:room]
-            if len(piece) == BLOCK_BYTES:  # a whole block needs no gathering
+            left_in_block = BLOCK_BYTES - (self._block_begin + self._filled) % BLOCK_BYTES
+            piece = view[:left_in_block]
+            if len(piece) == BLOCK_BYTES:  # a whole block needs no copy
                 self._send(piece, self._block_begin)
                 self._block_begin += BLOCK_BYTES
             else:
                 self._block[self._filled : self._filled + len(piece)] = piece
                 self._filled += len(piece)
-                if len(piece) == room:
+                if len(piece) == left_in_block:
                     self.flush()
-            view = view[room:]
+            view = view[left_in_block:]
 
     def flush(self) -> None:
-        """Hand to the kernel what was gathered."""
+        """Write the collected bytes."""
         filled, self._filled = self._filled, 0
         self._send(memoryview(self._block)[:filled], self._block_begin)
         self._block_begin += filled
@@ -186,31 +186,32 @@ class TemporaryFile:
             _start_writing(self.fd)
 
     def sync(self) -> None:
+        """Put everything that was written on the disk."""
         self.flush()
         sync(self.fd)
 
     def publish(self, target: Path) -> bool:
-        """Give the file its name unless the name is taken; False where it is. The content is on the disk first."""
+        """Give the file its name, with its content on the disk first. Return False if the name is taken."""
         self.sync()
-        made = make_folder(target.parent, sync=False)
+        created = make_folder(target.parent, sync=False)
         try:
             _link_without_replacing(self.path, target)
         except FileExistsError:
             return False
-        _sync_folders(target.parent, made)
+        _sync_folders(target.parent, created)
         return True
 
     def replace(self, target: Path) -> None:
-        """Give the file its name, in place of what had it: permissions, and owner where the system allows, stay."""
+        """Give the file its name and replace an older file. Its permissions stay, and its owner where possible."""
         with contextlib.suppress(FileNotFoundError):
             _copy_permissions(os.stat(target), self.fd)
         self.sync()
-        made = make_folder(target.parent, sync=False)
+        created = make_folder(target.parent, sync=False)
         os.rename(self.path, target)
-        _sync_folders(target.parent, made)
+        _sync_folders(target.parent, created)
 
     def close(self) -> None:
-        """Remove the temporary name and let go of the lock. Safe to call twice."""
+        """Remove the temporary name and release the lock. Safe to call twice."""
         if self.fd >= 0:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
@@ -225,7 +226,7 @@ class TemporaryFile:
 
 
 def publish_bytes(target: Path, data: bytes, temporary_folder: Path | None = None) -> bool:
-    """Publish a small file; False, and nothing changed, where the name is taken.
+    """Publish a small file. Return False, and change nothing, if the name is taken.
 
     Raises:
         WriteError: the disk is full or refuses.
@@ -236,9 +237,9 @@ def publish_bytes(target: Path, data: bytes, temporary_folder: Path | None = Non
 
 
 def replace_bytes(target: Path, data: bytes, temporary_folder: Path | None = None) -> None:
-    """Write a derived file, replacing what was there in one step. A link stays, and what it leads to is replaced.
+    """Write a file and replace an older one in one step. A symbolic link stays; its target is replaced.
 
-    A device or pipe (/dev/stdout) is written to. Temporary files of dead processes beside the target are removed.
+    A device or pipe (/dev/stdout) is written to directly. Temporary files of dead processes in the folder are removed.
 
     Raises:
         WriteError: the disk is full or refuses.
@@ -250,43 +251,43 @@ def replace_bytes(target: Path, data: bytes, temporary_folder: Path | None = Non
         real = Path(os.path.realpath(target))
         if temporary_folder is None:
             sweep(real.parent, shared=True)
-        # Private from the start: who may not read the replaced file never reads what replaces it.
+        # Private from the start, so that no user who may not read the older file can read the new one.
         with TemporaryFile(temporary_folder or real.parent, private=real.exists()) as file:
             file.write(data)
             file.replace(real)
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a device, a pipe or a socket is there: nothing may take its place."""
+    """Return whether the path is a device, a pipe or a socket, which must not be replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def make_temporary_folder(parent: Path, prefix: str) -> Path:
-    """Create a folder to fill for `publish_folder`; its permissions follow the umask, which those of mkdtemp do not."""
+    """Create a folder to be filled and published by `publish_folder`. Unlike mkdtemp, it follows the umask."""
     folder = parent / (prefix + secrets.token_hex(8))
     folder.mkdir()
     return folder
 
 
 def publish_folder(temporary: Path, target: Path) -> bool:
-    """Give a finished folder its name unless the name is taken; every file of it is on the disk first.
+    """Give a finished folder its name, with all its files on the disk first.
 
-    An empty folder of that name counts as free. Returns False, with nothing changed, where the name is taken.
-    Whoever may read the folder may read its files: safetensors, for one, writes files that only their owner may read.
+    Returns False, and changes nothing, if the name is taken; an empty folder of that name may be replaced. All users
+    who may read the folder may read its files: safetensors, for example, creates files that only the owner may read.
 
     Raises:
         WriteError: the disk is full or refuses.
     """
     with writing(target):
-        readers = os.stat(temporary).st_mode & 0o666
+        read_bits = os.stat(temporary).st_mode & 0o666
         for folder, _, names in os.walk(temporary, topdown=False):
             for path in (Path(folder) / name for name in names):
-                if (mode := path.stat().st_mode) & readers != readers:
-                    path.chmod(mode | readers)
+                if (mode := path.stat().st_mode) & read_bits != read_bits:
+                    path.chmod(mode | read_bits)
                 _sync_path(path, os.O_RDONLY)
             sync_folder(Path(folder))
         try:
-            os.rename(temporary, target)  # never replaces a folder that holds anything
+            os.rename(temporary, target)  # fails if the folder of that name is not empty
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 return False
@@ -296,62 +297,63 @@ def publish_folder(temporary: Path, target: Path) -> bool:
 
 
 def make_folder(folder: Path, *, sync: bool = True) -> list[Path]:
-    """Create a folder and its parents; returns those that were missing. On the disk before this returns, if `sync`."""
+    """Create a folder and its parents, on the disk if `sync`. Return the folders that were missing."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
-    for each in reversed(missing):
+    for path in reversed(missing):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(each)
+            os.mkdir(path)
     if sync:
         _sync_folders(None, missing)
     return missing
 
 
-def _sync_folders(folder: Path | None, made: list[Path]) -> None:
-    """After a file was named in `folder`, whose ancestors `made` are new: one journal commit serves all of them."""
-    for each in [*([folder] if folder else []), *(each.parent for each in made)]:
-        sync_folder(each)
+def _sync_folders(folder: Path | None, created: list[Path]) -> None:
+    """Put the entry of a new file in `folder` on the disk, and the entries of the folders created for it."""
+    for path in [*([folder] if folder else []), *(new.parent for new in created)]:
+        sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk."""
+    """Put the entries of a folder on the disk."""
     _sync_path(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def sweep(folder: Path, *, dry_run: bool = False, shared: bool = False) -> list[Path]:
-    """Remove the temporary files of dead processes; returns them. Those of living ones are left alone.
+    """Remove the temporary files of dead processes and return them. Those of living processes stay.
 
     Args:
-        shared: whether others keep files in the folder, so that only names that this module gives count.
+        dry_run: only return them.
+        shared: the folder holds files of other programs, so only names of exactly this module's form count.
     """
-    swept: list[Path] = []
-    left: list[Path] = []
+    removed: list[Path] = []
+    temporary: list[Path] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX) and entry.is_file(follow_symlinks=False):
-                left += [Path(entry)] if not shared or _TEMPORARY.fullmatch(entry.name) else []
-    for path in sorted(left):
+                temporary += [Path(entry)] if not shared or _TEMPORARY.fullmatch(entry.name) else []
+    for path in sorted(temporary):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):  # another user's file in a shared folder is left to that user
+        except (FileNotFoundError, PermissionError):  # a file of another user in a shared folder
             continue
         try:
-            if _lock_now(fd):
-                swept.append(path)
+            if lock_now(fd):
+                removed.append(path)
                 if not dry_run:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(path)
         finally:
             os.close(fd)
-    return swept
+    return removed
 
 
 def _copy_permissions(source: os.stat_result, fd: int) -> None:
-    """Give an open file the owner, the group and the permissions of another, as far as the system allows.
+    """Give an open file the owner, group and permissions of another file, as far as the system allows.
 
-    Where the group cannot be kept, the group of this process gets no more than everybody had.
+    If the group cannot be set, the group of this process gets only the permissions that all users had.
     """
     mode = source.st_mode & 0o777
     try:
@@ -374,7 +376,7 @@ def _link_without_replacing(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        # A file system without hard links. O_EXCL reserves the name; the rename then replaces only our own empty file.
+        # The file system has no hard links. O_EXCL reserves the name; the rename replaces only this empty file.
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         os.rename(source, target)
 
@@ -392,7 +394,11 @@ def _start_writing(fd: int) -> None:
         _sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
 
 
-def _lock_now(fd: int) -> bool:
+def lock_now(fd: int) -> bool:
+    """Lock a file without waiting. Return False if another process has locked it.
+
+    A file system without locks counts as success.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

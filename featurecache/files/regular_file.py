@@ -1,4 +1,7 @@
-"""Open files of bytes, and nothing that could be read for ever: no pipe, no device, no folder."""
+"""Open regular files only. A pipe or a device could deliver bytes forever.
+
+This module imports only the standard library and no Unix-only module: exported models carry it.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from typing import BinaryIO
 
 
 class NotAFileError(OSError):
-    """What a path names has no bytes of its own; the text says what it is."""
+    """A path names a folder, a pipe or a device; the message says which."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading if it is one of bytes on a disk.
+    """Open a regular file for reading.
 
     Raises:
-        NotAFileError: it is a folder, a pipe or a device, which could be read for ever.
-        OSError: it cannot be opened.
+        NotAFileError: the path names a folder, a pipe or a device.
+        OSError: the file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:

@@ -1,7 +1,8 @@
-"""Read a file of `torch.save` without running anything in it, and say what is wrong with one that cannot be read.
+"""Read files of `torch.save` without executing code in them, and explain why a file cannot be read.
 
-Tensors, numbers, texts and containers are read, and objects of the classes in `ALLOWED`, whose fields are data alone.
-What names another class or function is refused by its name. Both the zip archive and the older single stream are read.
+Tensors, numbers, texts and containers are read, and objects of the classes in `ALLOWED`, whose fields are plain data. A
+file that names another class or function is refused; the error gives the name. The zip archive and the older single
+stream are both supported.
 """
 
 from __future__ import annotations
@@ -19,24 +20,34 @@ from typing import Any
 import torch
 
 ALLOWED: tuple[type, ...] = (argparse.Namespace,)
-"""Classes besides those of torch: the options of a command line, which training scripts save beside the weights."""
+"""Allowed classes besides those of torch. Training scripts save their command-line options beside the weights."""
 _ZIP, _PICKLE = b"PK", b"\x80"
 _STREAM_PICKLES = 5
-"""What the older stream begins with: magic number, version, system, what was saved, keys of the tensors' storages."""
+"""Pickles at the beginning of the older stream: magic number, version, system, saved object, storage keys."""
 _TRUNCATED = re.compile("truncated|unexpected EOF|ran out of input", re.IGNORECASE)
-_FAULTS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError,
-           AttributeError)  # fmt: skip
+_FAULTS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+)
+"""Exceptions that reading a damaged file may raise."""
 
 
 class UnreadableFileError(ValueError):
-    """Why a file cannot be read, in a few words; callers say which file."""
+    """A file cannot be read; the message says why, and callers add the path."""
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` was given, its tensors on the CPU.
+    """Return the object that `torch.save` wrote, with its tensors on the CPU.
 
     Raises:
-        UnreadableFileError: truncated, damaged, another kind of file, or one that names a class that is not allowed.
+        UnreadableFileError: the file is truncated, damaged, of another kind, or names a class that is not allowed.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -51,7 +62,7 @@ def read_torch_file(path: Path) -> Any:
             document = torch.load(path, map_location="cpu", weights_only=True)
     except _FAULTS as error:
         raise UnreadableFileError(_why(path, archive, str(error), size)) from error
-    if archive:  # torch does not look at the checksums
+    if archive:  # torch does not compare the checksums
         with zipfile.ZipFile(path) as members:
             if (damaged := members.testzip()) is not None:
                 raise UnreadableFileError(f"a damaged file: the checksum of its part {damaged} differs")
@@ -78,7 +89,7 @@ def _why(path: Path, archive: bool, message: str, size: int) -> str:
 
 
 def _names_in_archive(path: Path) -> tuple[list[str], bool]:
-    """Every class and function that is not allowed; none where they cannot be found."""
+    """Return the names of classes and functions that are not allowed, and True: an archive's pickles are whole."""
     try:
         with torch.serialization.safe_globals(list(ALLOWED)):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)), True
@@ -87,7 +98,7 @@ def _names_in_archive(path: Path) -> tuple[list[str], bool]:
 
 
 def _names_in_stream(path: Path) -> tuple[list[str], bool]:
-    """The same of the older stream, and whether its pickles are whole; nothing in them is run."""
+    """Return the same for the older stream, and whether its pickles are whole. No code in them is executed."""
     names: set[str] = set()
     texts: list[str] = []
     with path.open("rb") as file:
@@ -101,11 +112,11 @@ def _names_in_stream(path: Path) -> tuple[list[str], bool]:
                     elif isinstance(value, str):
                         texts.append(value)
             except ValueError:
-                single = number == 1 and bool(_foreign(names))  # one pickle alone, of another program
+                single = number == 1 and bool(_foreign(names))  # a single pickle, written by another program
                 return _foreign(names), single
     return _foreign(names), True
 
 
 def _foreign(names: Iterable[str]) -> list[str]:
-    known = {f"{each.__module__}.{each.__qualname__}" for each in ALLOWED} | {"collections.OrderedDict"}
-    return sorted(name for name in names if name not in known and not name.startswith("torch."))
+    allowed = {f"{cls.__module__}.{cls.__qualname__}" for cls in ALLOWED} | {"collections.OrderedDict"}
+    return sorted(name for name in names if name not in allowed and not name.startswith("torch."))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from featurecache.errors import StoreError
 from featurecache.store.feature import StoredFeature
 from featurecache.store.local import LocalStore
-from featurecache.store.plan import Plan
+from featurecache.store.plan import ShardPlan
 from featurecache.store.protocols import ClipRecord, Shard, Status
 from featurecache.store.writer import StoredFeatureWriter, StoredShardWriter
 
@@ -74,8 +74,8 @@ def convert_store(
 
 
 def _plan_same_shards(feature: StoredFeature, writer: StoredFeatureWriter) -> None:
-    for segment in Plan(feature.folder).segments:
-        writer.plan_like(segment)
+    for segment in ShardPlan(feature.folder).segments:
+        writer.plan_same_shards(segment)
 
 
 def _plan_compact(feature: StoredFeature, writer: StoredFeatureWriter) -> None:

@@ -14,7 +14,7 @@ from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import file_name
 from featurecache.store.feature import StoredFeature
 from featurecache.store.local import LocalStore
-from featurecache.store.plan import Plan
+from featurecache.store.plan import ShardPlan
 from featurecache.store.protocols import ClipRecord, Status
 
 HEAT_MAP_PIXELS = 512
@@ -75,7 +75,7 @@ def feature_info(feature: StoredFeature) -> FeatureInfo:
 def _num_pending(feature: StoredFeature, committed: set[int]) -> int:
     """Count the clips of planned shards without a record, without those that a later shard has decided."""
     num_pending = 0
-    for segment, shard, begin, end in Plan(feature.folder).shards():
+    for segment, shard, begin, end in ShardPlan(feature.folder).shards():
         if shard not in committed:
             ids = [encoded.decode() for encoded in segment.encoded_ids(begin, end)]
             recorded = [clip_id for clip_id, status in zip(ids, feature.statuses(ids), strict=True) if status >= 0]

@@ -21,13 +21,12 @@ from featurecache.errors import CorruptStoreError
 from featurecache.files.publish import replace_bytes, writing
 from featurecache.maintenance.recompute import Recompute, RecomputedClip
 from featurecache.maintenance.verify import feature_folders, index_problems, root_problems
-from featurecache.store.direct import open_shard
 from featurecache.store.inspection import Inspection, Problem, inspect_feature, inspect_shard, spec_kept_in_array
 from featurecache.store.local import LocalStore
-from featurecache.store.mapped import map_file
-from featurecache.store.plan import Segment, load_segment, make_segment
+from featurecache.store.plan import PlanSegment, load_segment, make_segment
 from featurecache.store.protocols import Shard, Status
-from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, Record
+from featurecache.store.records import NEXT_STEP, QUANTISED_COLUMNS, CommitRecord
+from featurecache.store.shard_files import map_file, open_shard
 from featurecache.store.writer import StoredFeatureWriter, StoredShardWriter
 
 SUPERSEDED = "its row was lost; a later shard holds the clip"
@@ -83,7 +82,9 @@ def repair_store(
             if shard.number in damaged:
                 _refill_shard(writer, writer.begin(shard), damaged[shard.number], recompute, report)
         for shard in writer.pending():
-            if any(path.exists() for path in inspection.form.paths(inspection.folder, shard.number, inspection.parts)):
+            if any(
+                path.exists() for path in inspection.format.paths(inspection.folder, shard.number, inspection.parts)
+            ):
                 _finish_shard(writer, shard, recompute, report)
         for number in sorted(inspection.records):
             problems = list(inspect_shard(inspection, number))
@@ -131,15 +132,15 @@ def _mend_plan(store: LocalStore, name: str, report: RepairReport) -> None:
         shards = [inspection.records.get(shard) for shard in range(first, last)]
         ids = [record.encoded_id(slot) for record in shards if record for slot in range(len(record))]
         counts = [len(record) if record else 0 for record in shards]
-        geometry = inspection.geometry
-        segment = make_segment(number, first, geometry.shard_rows, geometry.codec, ids, counts)
+        layout = inspection.layout
+        segment = make_segment(number, first, layout.shard_rows, layout.codec, ids, counts)
         replace_bytes(path, segment.pack(), inspection.folder.temporary)
         inspection.segments[number] = load_segment(path, number)
         unplanned = f"; {counts.count(0)} shards without a record must be planned again" if 0 in counts else ""
         report.mended.append(f"{name}: plan segment {number} rebuilt from {len(shards)} records{unplanned}")
 
 
-def _segments_under_other_names(paths: list[Path]) -> dict[int, Segment]:
+def _segments_under_other_names(paths: list[Path]) -> dict[int, PlanSegment]:
     """Return the sound segments among files whose name does not match their content, by true number."""
     segments = {}
     for path in paths:
@@ -200,9 +201,9 @@ def _mend_shard(
     report.recomputed += [(inspection.name, clip_id) for clip_id in lost]
 
 
-def _sound_rows(inspection: Inspection, record: Record, problems: list[Problem]) -> dict[int, list[np.ndarray]]:
+def _sound_rows(inspection: Inspection, record: CommitRecord, problems: list[Problem]) -> dict[int, list[np.ndarray]]:
     """Return the undamaged rows by slot, one array per part."""
-    paths = inspection.form.paths(inspection.folder, record.shard, inspection.parts)
+    paths = inspection.format.paths(inspection.folder, record.shard, inspection.parts)
     if any(problem.kind == "shard" for problem in problems):
         return {}
     damaged = {problem.clip_id for problem in problems if problem.kind == "row"}
@@ -211,7 +212,7 @@ def _sound_rows(inspection: Inspection, record: Record, problems: list[Problem])
     for slot in np.flatnonzero(record.columns["status"] == Status.OK).tolist():
         if record.encoded_id(slot).decode() not in damaged:
             raw = [
-                inspection.form.row(files[inspection.form.file_of(number)], record, slot, part)
+                inspection.format.row(files[inspection.format.file_of(number)], record, slot, part)
                 for number, part in enumerate(inspection.parts)
             ]
             rows[slot] = [
@@ -231,7 +232,7 @@ def _obstacle(clip: RecomputedClip | None, source: str) -> str:
 
 def _refill(
     shard_writer: StoredShardWriter,
-    record: Record,
+    record: CommitRecord,
     slot: int,
     rows: list[np.ndarray] | None,
     recomputed: dict[str, RecomputedClip],

@@ -29,7 +29,7 @@ def clips_to_retry(writer: StoredFeatureWriter, clips: ClipList, encoder: Encode
 
     Clips that failed again in an interrupted retry are left out: that retry is finished first.
     """
-    interrupted = writer.stopped_retry()
+    interrupted = writer.unfinished_retries()
     ids = []
     for clip in clips:
         record = writer.record(clip.id)
@@ -82,11 +82,11 @@ def _plan_retry(
     ids: Sequence[str] | None,
 ) -> None:
     """Plan the retry in every feature first, so that a later call recognises an interrupted retry."""
-    resumed = ids is not None and any(writer.stopped_retry() == set(ids) for writer in writers.values())
+    resumed = ids is not None and any(writer.unfinished_retries() == set(ids) for writer in writers.values())
     for name, writer in writers.items():
         if ids is None:
             writer.retry(clips_to_retry(writer, clips, encoders[name]))
-        elif not (resumed and writer.planned_last(set(ids))):
+        elif not (resumed and writer.newest_segment_plans(set(ids))):
             writer.retry(list(ids))
 
 

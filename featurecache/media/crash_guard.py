@@ -18,8 +18,7 @@ from pathlib import Path
 
 from featurecache.clips.clip_list import MAX_ID_BYTES
 from featurecache.files.hashing import cache_folder
-from featurecache.files.lease import lock_now
-from featurecache.files.publish import writing
+from featurecache.files.publish import lock_now, writing
 from featurecache.media.isolated_decoding import DecodingApart
 
 PREFIX = "decoding-"

@@ -1,4 +1,4 @@
-"""Stores: where tokens are kept. `open_store` opens one; importing this package imports no torch."""
+"""Stores of tokens on disk. `open_store` opens one; importing this package imports no torch."""
 
 from __future__ import annotations
 
@@ -8,50 +8,49 @@ from typing import Any, Literal
 
 from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.extras import require
-from featurecache.store.formats import ShardFormat
+from featurecache.store.formats import FORMATS, format_for_name, formats_present
 from featurecache.store.local import LocalStore
 from featurecache.store.shard_cache import DEFAULT_CACHE_BYTES
-from featurecache.store.webdataset_store import WebDatasetFormat
-from featurecache.store.zarr_store import ZarrFormat
 
 __all__ = ["FORMATS", "LocalStore", "open_store"]
-
-FORMATS: dict[str, type[ShardFormat]] = {"zarr": ZarrFormat, "webdataset": WebDatasetFormat}
-WEBDATASET_ENDINGS = (".wds", ".tar", ".webdataset")
 
 
 def open_store(
     location: str | os.PathLike[str],
     mode: Literal["r", "a"] = "r",
     *,
-    format: Literal["zarr", "webdataset"] | None = None,
+    format: str | None = None,
     verify: Literal["first-touch", "never"] = "first-touch",
     cache: str | os.PathLike[str] | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     storage_options: dict[str, Any] | None = None,
 ) -> LocalStore:
-    """Open a store to read ("r") or to extract into ("a", created where there is none).
+    """Open a store for reading ("r") or for extraction ("a", which creates it if it does not exist).
 
-    The format of a store that is there shows in its files; that of a new one is `format`, by default WebDataset for a
-    name that ends in .wds and Zarr otherwise. `verify` says when the checksum of a row is compared: at its first read,
-    or not at all.
-
-    A location with a scheme (s3://, gs://, https://, memory://) is read through fsspec, which `storage_options` go to;
-    its shards are kept in the folder `cache`, by default the user's, of at most `cache_bytes`.
+    Args:
+        location: a folder, or a URL that fsspec reads (s3://, gs://, https://, memory://). A store at a URL is
+            read-only.
+        format: name of a registered format ("zarr" or "webdataset") for a new store. Without it, a name that ends
+            in .wds, .tar or .webdataset gives WebDataset and any other name Zarr. An existing store shows its format
+            by its files.
+        verify: compare the checksum of a row at its first read, or never.
+        cache: folder that keeps the shards of a store at a URL; by default the user's cache folder.
+        cache_bytes: upper bound for the size of that folder.
+        storage_options: options for fsspec.
 
     Raises:
-        StoreNotFoundError: nothing is there, and `mode` is "r".
-        StoreError: an unknown mode or format, or a store of another format than asked for.
-        MissingExtraError: a location with a scheme, and fsspec is not installed.
+        StoreNotFoundError: no store exists there, and `mode` is "r".
+        StoreError: an unknown mode or format, or a store of another format than `format`.
+        MissingExtraError: `location` is a URL, and fsspec is not installed.
     """
     place = os.fspath(location)
-    for key, value, known in (
+    for key, value, choices in (
         ("mode", mode, ("r", "a")),
         ("verify", verify, ("first-touch", "never")),
         ("format", format, (None, *FORMATS)),
     ):
-        if value not in known:
-            raise StoreError(key, expected=" | ".join(str(each) for each in known if each), got=repr(value))
+        if value not in choices:
+            raise StoreError(key, expected=" | ".join(choice for choice in choices if choice), got=repr(value))
     place = place.removeprefix("file://")
     if "://" in place:
         if mode != "r":
@@ -65,18 +64,21 @@ def open_store(
         from featurecache.store.remote import RemoteStore  # fsspec is an extra
 
         folder = None if cache is None else Path(cache)
-        return RemoteStore(place, FORMATS, verify, folder, cache_bytes, dict(storage_options or {}))
-    found = [
-        name for name, form in FORMATS.items() if any((Path(place) / file).is_file() for file in form().root_files())
-    ]
-    if found and format not in (None, *found):
+        return RemoteStore(place, verify, folder, cache_bytes, dict(storage_options or {}))
+    root = Path(place)
+    present = [known.name for known in formats_present(lambda path: (root / path).is_file())]
+    if present and format not in (None, *present):
         raise StoreError(
-            place, expected=f"a {format} store", got=found[0], next_step="Leave the format out, or name another place."
+            place,
+            expected=f"a {format} store",
+            got=present[0],
+            next_step="Omit the format, or name another place.",
         )
-    by_name = "webdataset" if place.rstrip("/").endswith(WEBDATASET_ENDINGS) else "zarr"
-    store = LocalStore(place, FORMATS[found[0] if found else format or by_name](), mode, verify)
-    if mode == "r" and not found and any(each.is_file() and each.name[0] != "." for each in Path(place).iterdir()):
-        # A folder of other things; one that a killed extraction has only just made is empty.
+    chosen = present[0] if present else format or format_for_name(place).name
+    store = LocalStore(place, FORMATS[chosen], mode, verify)
+    # A folder with files but without a store's files holds something else. The folder of an extraction that was killed
+    # at its very start is empty.
+    if mode == "r" and not present and any(path.is_file() and path.name[0] != "." for path in root.iterdir()):
         raise StoreNotFoundError(
             place,
             expected="a store",

@@ -1,15 +1,15 @@
-"""The small binary file of plans and commit records: a JSON header and columns, read without an object a clip.
+"""The file format of plans and commit records: a JSON header and binary columns, without one Python object per clip.
 
 Layout, all numbers little-endian (docs/format.md is normative):
 
     0   8 bytes      magic
     8   u32          H, bytes of the header
     12  H bytes      header: canonical JSON; "columns" lists [name, dtype, count] in file order
-    then each column, starting at the next multiple of 8, filled with zero bytes between
-    then u32         crc32c of everything before
+    then each column, at the next multiple of 8 bytes, with zero bytes in between
+    then u32         crc32c of all bytes before it
 
-Everything is bounds-checked against the file's real size before anything of a stated size is allocated. This module
-does not know what the columns mean.
+All sizes in a file are compared with the real file size before memory of that size is allocated. This module does not
+know the meaning of the columns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_HEADER_BYTES = 64 << 20
 
 
 def pack(magic: bytes, header: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
-    """Lay out one file. Equal content gives equal bytes."""
+    """Return the bytes of a file. Equal content gives equal bytes."""
     listed = [[name, column.dtype.str, int(column.size)] for name, column in columns.items()]
     text = canonical_json({**header, "columns": listed}).encode("ascii")
     parts = [PREFIX.pack(magic, len(text)), text]
@@ -49,10 +49,10 @@ def pack(magic: bytes, header: Mapping[str, Any], columns: Mapping[str, np.ndarr
 
 
 def read(path: Path, magic: bytes, max_bytes: int, next_step: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read one file: its header, and its columns as read-only views of what was read.
+    """Read one file; return its header, and its columns as read-only views of the bytes.
 
     Raises:
-        CorruptStoreError: too large, torn, of another kind, or its checksum does not agree.
+        CorruptStoreError: the file is too large, torn or of another kind, or its checksum differs.
         FileNotFoundError: no such file.
     """
     size = os.stat(path).st_size
@@ -62,16 +62,16 @@ def read(path: Path, magic: bytes, max_bytes: int, next_step: str) -> tuple[dict
 
 
 def unpack(data: bytes, magic: bytes, subject: str, next_step: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Like `read`, of bytes in memory."""
+    """Like `read`, for bytes in memory."""
 
     def corrupt(expected: str, got: str) -> CorruptStoreError:
         return CorruptStoreError(subject, expected=expected, got=got, next_step=next_step)
 
     if len(data) < PREFIX.size + TRAILER.size:
         raise corrupt("a whole file", f"{len(data)} bytes")
-    stated_magic, header_bytes = PREFIX.unpack_from(data)
-    if stated_magic != magic:
-        raise corrupt(f"a file that begins with {magic!r}", repr(stated_magic))
+    actual_magic, header_bytes = PREFIX.unpack_from(data)
+    if actual_magic != magic:
+        raise corrupt(f"a file that begins with {magic!r}", repr(actual_magic))
     body = memoryview(data)[: -TRAILER.size]
     checksum = google_crc32c.value(np.frombuffer(data, np.uint8, len(body)))
     if checksum != TRAILER.unpack_from(data, len(body))[0]:
@@ -100,14 +100,14 @@ def unpack(data: bytes, magic: bytes, subject: str, next_step: str) -> tuple[dic
 
 
 def pack_texts(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts end to end, and where each begins (one more than there are texts)."""
+    """Return texts joined end to end, and the offsets (n + 1,) at which they begin and the last one ends."""
     ends = np.zeros(len(texts) + 1, "<u4")
     np.cumsum([len(text) for text in texts], out=ends[1:])
     return np.frombuffer(b"".join(texts), "|u1"), ends
 
 
 def check_texts(columns: Mapping[str, np.ndarray], name: str, count: int, subject: str, next_step: str) -> None:
-    """Refuse text columns whose offsets do not fit their bytes.
+    """Check that the offsets of a text column fit its bytes.
 
     Raises:
         CorruptStoreError: they do not.

@@ -1,9 +1,9 @@
-"""Files under an http(s) URL, read within bounds: bytes after decompression, and time.
+"""Read files at an http(s) URL with limits for time and for bytes after decompression.
 
-The session, with its headers and accounts, is that of fsspec's HTTP file system. Bodies are read in pieces and counted
-as they come, so neither a wrong Content-Length, nor chunks without end, nor a compressed body that unfolds to gigabytes
-is held in memory. A body must come at `LEAST_BYTES_PER_S` after the first `WAIT_S` seconds. Servers are asked not to
-compress; gzip and deflate are unpacked all the same.
+The session, with its headers and accounts, is that of fsspec's HTTP file system. Bodies are read and counted in pieces,
+so a wrong Content-Length, an endless body or a small body that decompresses to gigabytes cannot fill the memory. After
+the first `WAIT_S` seconds, a body must arrive at `LEAST_BYTES_PER_S` at least. Servers are asked not to compress; gzip
+and deflate are decompressed nevertheless.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from featurecache.errors import CorruptStoreError
 
 WAIT_S = 60.0
-"""How long a server may take to connect, to answer, and to send the first piece."""
+"""Time limit for the connection, for the response, and for the first piece of the body."""
 LEAST_BYTES_PER_S = 16 << 10
 PIECE_BYTES = 64 << 10
 CONCURRENT = 8
@@ -30,7 +30,7 @@ _LINK = re.compile(rb"""<a\s(?:[^>]*?\s)?href\s*=\s*["']([^"']{1,4096})["']""", 
 
 
 def session_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Storage options of fsspec with limits of time, and with bodies as they were sent."""
+    """Return fsspec's storage options with time limits and without automatic decompression."""
     import aiohttp
 
     limits = aiohttp.ClientTimeout(total=None, sock_connect=WAIT_S, sock_read=WAIT_S)
@@ -40,12 +40,12 @@ def session_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def get(fs: Any, url: str, max_bytes: int, write: Callable[[bytes], object]) -> None:
-    """Hand the body of a file to `write`, piece by piece.
+    """Pass the body of a file to `write`, piece by piece.
 
     Raises:
-        FileNotFoundError: the server says that there is none.
-        CorruptStoreError: it is larger than `max_bytes`, or compressed in an unknown way.
-        TimeoutError: the server is silent, or sends slower than `LEAST_BYTES_PER_S`.
+        FileNotFoundError: the server has no such file.
+        CorruptStoreError: the file is larger than `max_bytes`, or compressed in an unknown way.
+        TimeoutError: the server does not answer, or sends more slowly than `LEAST_BYTES_PER_S`.
     """
 
     def too_large(got: str) -> CorruptStoreError:
@@ -72,7 +72,7 @@ async def get(fs: Any, url: str, max_bytes: int, write: Callable[[bytes], object
 
 
 async def _pieces(body: Any) -> AsyncIterator[bytes]:
-    """Yield what comes, as long as it comes quickly enough."""
+    """Yield the pieces of a body; TimeoutError if they arrive too slowly."""
     began, length = time.monotonic(), 0
     while True:
         allowed_s = WAIT_S + length / LEAST_BYTES_PER_S - (time.monotonic() - began)
@@ -85,7 +85,7 @@ async def _pieces(body: Any) -> AsyncIterator[bytes]:
 
 
 async def _decoded(pieces: AsyncIterator[bytes], encoding: str, url: str) -> AsyncIterator[bytes]:
-    """Yield the content of a body, at most `PIECE_BYTES` at a time."""
+    """Yield the decompressed content of a body, at most `PIECE_BYTES` at a time."""
     if encoding in ("", "identity"):
         async for piece in pieces:
             yield piece
@@ -96,7 +96,7 @@ async def _decoded(pieces: AsyncIterator[bytes], encoding: str, url: str) -> Asy
     try:
         async for piece in pieces:
             while piece:
-                if inflater.eof:  # gzip members may follow each other
+                if inflater.eof:  # a body may consist of several gzip members
                     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
                 unpacked = inflater.decompress(piece, PIECE_BYTES)
                 piece = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
@@ -110,12 +110,16 @@ async def _decoded(pieces: AsyncIterator[bytes], encoding: str, url: str) -> Asy
 
 
 async def get_all(fs: Any, urls: Mapping[str, str], max_bytes: int, total_bytes: int) -> dict[str, bytes]:
-    """Bodies of those of many files that are there, by the keys of `urls`; several at once, `total_bytes` together."""
+    """Return the bodies of existing files by the keys of `urls`. Several requests run at once.
+
+    Raises:
+        CorruptStoreError: a file is larger than `max_bytes`, or all together than `total_bytes`.
+    """
     slots = asyncio.Semaphore(CONCURRENT)
-    found: dict[str, bytearray] = {}
+    bodies: dict[str, bytearray] = {}
     length = 0
 
-    async def one(key: str, url: str) -> None:
+    async def fetch(key: str, url: str) -> None:
         body = bytearray()
 
         def write(piece: bytes) -> None:
@@ -130,16 +134,16 @@ async def get_all(fs: Any, urls: Mapping[str, str], max_bytes: int, total_bytes:
                 await get(fs, url, max_bytes, write)
             except FileNotFoundError:
                 return
-        found[key] = body
+        bodies[key] = body
 
     async with asyncio.TaskGroup() as group:
         for key, url in urls.items():
-            group.create_task(one(key, url))
-    return {key: bytes(found[key]) for key in urls if key in found}
+            group.create_task(fetch(key, url))
+    return {key: bytes(bodies[key]) for key in urls if key in bodies}
 
 
 async def names_below(fs: Any, url: str) -> list[str] | None:
-    """Names that a folder's page links to; None where it is no page with links of files below it."""
+    """Return the names below a folder that its page links to; None if the page has no such links."""
     page = bytearray()
     url = url.rstrip("/") + "/"
     await get(fs, url, MAX_LISTING_BYTES, page.extend)

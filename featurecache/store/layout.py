@@ -1,14 +1,15 @@
-"""Names and numbers of a store on disk: paths, ids, shard sizes, and the files derived from them.
+"""Names and sizes of a store on disk: paths, clip ids, dtypes, rows per shard.
 
     features.zarr/zarr.json                        the group
     features.zarr/NAME/zarr.json                   the array (N, K, D); derived from spec and plan
-    features.zarr/NAME/c/SHARD/0/0                 a shard: slot i at byte i × row_bytes, then Zarr's shard index
+    features.zarr/NAME/c/SHARD/0/0                 a shard: slot i at byte i × row_bytes; then Zarr's index
     features.zarr/NAME/.fcache/spec.json           the spec
     features.zarr/NAME/.fcache/plan/00000          plan segments
-    features.zarr/NAME/.fcache/records/00000000    a commit record a shard; without it the shard is not there
-    features.zarr/NAME/.fcache/tmp/                files not published yet
+    features.zarr/NAME/.fcache/records/00000000    commit record of a shard; a shard without it is invisible
+    features.zarr/NAME/.fcache/tmp/                files that are not published yet
 
-N clips (planned), K tokens, D encoder width, S rows a shard. Knows no encoder, and opens nothing.
+N planned clips, K tokens, D encoder width, S rows per shard. This module knows no encoder and opens no file but
+folders.
 """
 
 from __future__ import annotations
@@ -34,30 +35,30 @@ MAX_ROW_BYTES = 1 << 30
 
 FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-LOGICAL_DTYPES = {
+LOGICAL_DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),
     "int8": np.dtype(np.float16),  # read dequantised
     "float8": np.dtype(np.float16),
 }
-"""dtype of what readers get, by stored dtype."""
+"""dtype that readers return, by stored dtype."""
 
-DISK_DTYPES = {
+DISK_DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
     "float32": np.dtype("<f4"),
     "int8": np.dtype("|i1"),
     "float8": np.dtype("|u1"),
 }
-"""dtype a foreign reader sees, by stored dtype."""
+"""dtype of the stored arrays, as other programs see it, by stored dtype."""
 
 
 def check_feature_name(name: str) -> str:
-    """Return `name`.
+    """Return `name` if it is a valid feature name.
 
     Raises:
-        StoreError: it could not be a folder of a store.
+        StoreError: it is not.
     """
     if not FEATURE_NAME.fullmatch(name) or name.endswith((SCALES_ENDING, ".", ".json")):
         raise StoreError(
@@ -70,10 +71,10 @@ def check_feature_name(name: str) -> str:
 
 
 def encode_ids(ids: Sequence[str]) -> list[bytes]:
-    """UTF-8 of clip ids.
+    """Return clip ids as UTF-8.
 
     Raises:
-        StoreError: an id that a clip list would refuse, or one that stands twice; all are listed.
+        StoreError: ids that a clip list would refuse, or duplicates; all are listed.
     """
     problems = []
     encoded = []
@@ -85,14 +86,17 @@ def encode_ids(ids: Sequence[str]) -> list[bytes]:
             encoded.append(clip_id.encode())
     if not problems and len(set(encoded)) != len(encoded):
         seen: set[bytes] = set()
-        problems = [f"{data.decode()}: stands twice" for data in encoded if data in seen or seen.add(data)]  # type: ignore[func-returns-value]
+        for data in encoded:
+            if data in seen:
+                problems.append(f"{data.decode()}: stands twice")
+            seen.add(data)
     if problems:
         raise StoreError("clip ids", expected="sound ids, each once", got=f"{len(problems)} others", problems=problems)
     return encoded
 
 
 def id_problem(clip_id: object) -> str:
-    """What keeps a clip id out of a store, or an empty string. The rules are those of the clip list."""
+    """Return why a clip id cannot be stored, or an empty string. The rules are those of the clip list."""
     if not isinstance(clip_id, str) or not clip_id:
         return f"{clip_id!r}: expected a string"
     if not clip_id.isprintable() or clip_id != clip_id.strip():
@@ -105,14 +109,14 @@ def id_problem(clip_id: object) -> str:
 
 
 def id_hash(encoded: bytes) -> int:
-    """First 8 bytes of the sha256 of an id, as a little-endian number."""
+    """Return the first 8 bytes of the sha256 of an id as a little-endian number."""
     return int.from_bytes(hashlib.sha256(encoded).digest()[:8], "little")
 
 
 def default_shard_rows(row_bytes: int) -> int:
-    """The largest power of two whose rows fit `MAX_SHARD_BYTES`.
+    """Return the largest power of two of rows that fits into `MAX_SHARD_BYTES`.
 
-    Powers of two nest: shards of different features made from one clip list cover each other's ranges.
+    With powers of two, a shard of one feature covers whole shards of another feature of the same clip list.
     """
     rows = max(1, MAX_SHARD_BYTES // row_bytes)
     return min(MAX_SHARD_ROWS, 1 << (rows.bit_length() - 1))
@@ -123,7 +127,7 @@ SEGMENT_DIGITS = 5
 
 
 class FeatureFolder:
-    """Paths of one feature."""
+    """The paths of one feature."""
 
     SPEC_PATH = f"{SIDE_FOLDER}/spec.json"
 
@@ -144,7 +148,7 @@ class FeatureFolder:
 
 
 def numbered(folder: Path, digits: int) -> list[int]:
-    """Numbers of the files of a folder that are named by exactly so many digits, sorted."""
+    """Return, sorted, the numbers of the files in a folder whose names are exactly that many digits."""
     try:
         names = [entry.name for entry in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):

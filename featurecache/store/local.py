@@ -1,28 +1,30 @@
-"""A store in a folder: features by name, in one shard format."""
+"""A store in a local folder: features by name, all in one shard format."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
 from featurecache.files.publish import publish_bytes, sweep, writing
 from featurecache.spec import Spec
 from featurecache.store.feature import StoredFeature, Verify, feature_not_found
-from featurecache.store.formats import ShardFormat
 from featurecache.store.layout import FEATURE_NAME, FeatureFolder, check_feature_name
+from featurecache.store.shard_format import ShardFormat
 from featurecache.store.writer import StoredFeatureWriter
 
 
 class LocalStore:
-    """Features by name; implements `Store`. Nothing is created before the first `writer`."""
+    """A store in a folder; implements `Store`. The first call of `writer` creates the files of a new store."""
 
     is_mirror = False
-    """Whether `root` holds only what was read so far of a store that lies elsewhere."""
+    """Whether `root` is a partial local copy of a remote store."""
 
-    def __init__(self, location: str, form: ShardFormat, mode: str = "r", verify: Verify = "first-touch") -> None:
+    def __init__(
+        self, location: str, shard_format: ShardFormat, mode: str = "r", verify: Verify = "first-touch"
+    ) -> None:
         self.location = location
-        self.format = form
+        self.format = shard_format
         self.mode = mode
         self.verify: Verify = verify
         self.root = Path(location)
@@ -43,13 +45,13 @@ class LocalStore:
         """Feature names, sorted."""
         if not self.root.is_dir():
             return []
-        found = (path.name for path in self.root.iterdir() if FEATURE_NAME.fullmatch(path.name))
-        return sorted(name for name in found if FeatureFolder(self.root, name).spec.is_file())
+        candidates = (path.name for path in self.root.iterdir() if FEATURE_NAME.fullmatch(path.name))
+        return sorted(name for name in candidates if FeatureFolder(self.root, name).spec.is_file())
 
-    def __contains__(self, name: str) -> bool:
-        return isinstance(name, str) and name in self.names
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
@@ -59,10 +61,10 @@ class LocalStore:
         return FeatureFolder(self.root, check_feature_name(name))
 
     def __getitem__(self, name: str) -> StoredFeature:
-        """One feature, for reading.
+        """Open one feature for reading.
 
         Raises:
-            StoreNotFoundError: no such feature; the near name is suggested.
+            StoreNotFoundError: no such feature; the nearest name is suggested.
             CorruptStoreError: a commit record is damaged.
             SpecError: the spec is damaged.
         """
@@ -75,7 +77,7 @@ class LocalStore:
         return self._features[name]
 
     def spec(self, name: str) -> Spec:
-        """The spec of one feature, read from its file.
+        """Return the spec of one feature.
 
         Raises:
             StoreNotFoundError: no such feature.
@@ -97,14 +99,14 @@ class LocalStore:
         codec: str = "none",
         unread: Container[int] = (),
     ) -> StoredFeatureWriter:
-        """Open a feature for extraction, creating it where there is none.
+        """Open a feature for extraction; create it if the store does not have it.
 
-        `shard_rows` and `codec` count at creation only. Commit records of the shards `unread` are not looked at; repair
-        names those that are damaged.
+        `shard_rows` and `codec` are used only at creation. Commit records of the shards `unread` are not read; a repair
+        passes the shards whose records are damaged.
 
         Raises:
             FingerprintError: the feature exists under another spec; every differing field is named.
-            StoreError: the store is open for reading, or the name could not be a folder.
+            StoreError: the store is open for reading, or the name is not a valid feature name.
             WriteError: the disk is full or refuses.
         """
         folder = self.folder(name)
@@ -133,7 +135,7 @@ class LocalStore:
 
 
 def refuse_other_spec(subject: str, stored: Spec, spec: Spec) -> None:
-    """Raise FingerprintError where a feature was made by another spec than the one asked for; every field is named."""
+    """Raise FingerprintError, naming every differing field, if the stored spec is not the requested one."""
     if stored.fingerprint == spec.fingerprint:
         return
     differences = stored.differences(spec)

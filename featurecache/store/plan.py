@@ -1,9 +1,11 @@
-"""The plan of a feature: which clips lie in which slots of which shards, decided before anything is encoded.
+"""The shard plan of a feature: which clip has which slot of which shard. It is made before anything is encoded.
 
-A plan is a row of segments, each published once and never changed. A segment holds a run of shards; it starts on a
-fresh one, and all its shards but the last are full. A worker that loses the race to publish a segment reads the
-winner's and plans what is still missing, so any number of workers with one clip list arrive at one plan. A segment is
-packed by `columns` under MAGIC: counts u32[shards] · ids bytes · ids_starts u32[n+1]. It knows no record and no shard.
+A plan is a sequence of segments. A segment is published once and never changed. It holds consecutive new shards, all
+full except the last. If two workers publish a segment at the same time, the slower one reads the segment of the faster
+one and plans the clips that are still missing, so all workers with the same clip list get the same plan.
+
+A segment is a file of `columns` with MAGIC: counts u32[shards] · ids bytes · ids_starts u32[n+1]. This module knows no
+commit record and no shard file.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ NEXT_STEP = "Run `fcache repair` to rebuild it from the commit records."
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Shards planned together."""
+class PlanSegment:
+    """Consecutive shards that were planned together: one file of the plan."""
 
     number: int
     first_shard: int
     shard_rows: int
     codec: str
-    """How rows are compressed: "none" or the name of an archive codec."""
+    """Compression of rows: "none" or the name of an archive codec."""
     counts: np.ndarray
-    """Clips of each shard, u32."""
+    """(shards,) u32: number of clips per shard."""
     ids: np.ndarray
     ids_starts: np.ndarray
 
@@ -48,13 +50,13 @@ class Segment:
         return self.ids_starts.size - 1
 
     def encoded_ids(self, first: int = 0, last: int | None = None) -> list[bytes]:
-        """Ids of a range of the segment's clips."""
+        """Return the ids of the clips [first, last) of the segment, by default of all."""
         data = self.ids.tobytes() if last is None else self.ids
         starts = self.ids_starts[first : (self.num_clips if last is None else last) + 1].tolist()
         return [bytes(data[begin:end]) for begin, end in itertools.pairwise(starts)]
 
     def shards(self) -> Iterator[tuple[int, int, int]]:
-        """(number, first clip, last clip + 1) of each shard."""
+        """Yield (number, first clip, last clip + 1) per shard."""
         ends = np.cumsum(self.counts.astype(np.int64)).tolist()
         begin = 0
         for offset, end in enumerate(ends):
@@ -62,7 +64,7 @@ class Segment:
             begin = end
 
     def pack(self) -> bytes:
-        """The file. Equal segments give equal bytes."""
+        """Return the bytes of the file. Equal segments give equal bytes."""
         header = {
             "format": STORE_FORMAT,
             "number": self.number,
@@ -80,34 +82,34 @@ def make_segment(
     codec: str,
     encoded_ids: list[bytes],
     counts: Sequence[int] | None = None,
-) -> Segment:
-    """Divide clips over fresh shards, in order."""
+) -> PlanSegment:
+    """Return a segment that assigns clips to new shards in order, by default `shard_rows` clips per shard."""
     if counts is None:
         whole, rest = divmod(len(encoded_ids), shard_rows)
         counts = [shard_rows] * whole + [rest] * (rest > 0)
     ids, starts = columns.pack_texts(encoded_ids)
-    return Segment(number, first_shard, shard_rows, codec, np.array(counts, "<u4"), ids, starts)
+    return PlanSegment(number, first_shard, shard_rows, codec, np.array(counts, "<u4"), ids, starts)
 
 
-def publish_segment(folder: FeatureFolder, segment: Segment) -> bool:
-    """Publish; False where another worker published this number first."""
+def publish_segment(folder: FeatureFolder, segment: PlanSegment) -> bool:
+    """Publish a segment. Return False if another worker has published a segment of this number."""
     return publish_bytes(folder.segment(segment.number), segment.pack(), folder.temporary)
 
 
-def load_segment(path: Path, number: int | None) -> Segment:
-    """Read and check one segment; `number` None takes the one it states, for repair.
+def load_segment(path: Path, number: int | None) -> PlanSegment:
+    """Read and check one segment. With `number` None, any number that the file states is accepted (for repair).
 
     Raises:
-        CorruptStoreError: damaged or contradicting itself.
+        CorruptStoreError: the file is damaged or inconsistent.
     """
-    header, found = columns.read(path, MAGIC, MAX_SEGMENT_BYTES, NEXT_STEP)
+    header, packed = columns.read(path, MAGIC, MAX_SEGMENT_BYTES, NEXT_STEP)
 
     def corrupt(expected: str, got: object) -> CorruptStoreError:
         return CorruptStoreError(str(path), expected=expected, got=str(got), next_step=NEXT_STEP)
 
     expected = {"counts": "<u4", "ids": "|u1", "ids_starts": "<u4"}
-    if any(name not in found or found[name].dtype != np.dtype(dtype) for name, dtype in expected.items()):
-        raise corrupt(", ".join(expected), ", ".join(found))
+    if any(name not in packed or packed[name].dtype != np.dtype(dtype) for name, dtype in expected.items()):
+        raise corrupt(", ".join(expected), ", ".join(packed))
     first, rows, codec = header.get("first_shard"), header.get("shard_rows"), header.get("codec")
     if header.get("format") != STORE_FORMAT:
         raise corrupt(f"format {STORE_FORMAT}", repr(header.get("format")))
@@ -115,32 +117,32 @@ def load_segment(path: Path, number: int | None) -> Segment:
         number = header["number"]
     if number is None or header.get("number") != number:
         raise corrupt(f"segment {number}", f"segment {header.get('number')!r}")
-    if not isinstance(first, int) or not 0 <= first <= MAX_SHARDS or found["counts"].size > MAX_SHARDS:
-        raise corrupt(f"at most {MAX_SHARDS} shards", f"first shard {first!r} of {found['counts'].size}")
+    if not isinstance(first, int) or not 0 <= first <= MAX_SHARDS or packed["counts"].size > MAX_SHARDS:
+        raise corrupt(f"at most {MAX_SHARDS} shards", f"first shard {first!r} of {packed['counts'].size}")
     if not isinstance(rows, int) or not 1 <= rows <= MAX_SHARD_ROWS:
         raise corrupt(f"1 to {MAX_SHARD_ROWS} rows a shard", repr(rows))
     if not isinstance(codec, str):
         raise corrupt("a codec", repr(codec))
-    counts = found["counts"]
+    counts = packed["counts"]
     if counts.size and int(counts.max()) > rows:
         raise corrupt(f"at most {rows} clips a shard", int(counts.max()))
-    columns.check_texts(found, "ids", int(counts.sum(dtype=np.int64)), str(path), NEXT_STEP)
-    return Segment(number, first, rows, codec, counts, found["ids"], found["ids_starts"])
+    columns.check_texts(packed, "ids", int(counts.sum(dtype=np.int64)), str(path), NEXT_STEP)
+    return PlanSegment(number, first, rows, codec, counts, packed["ids"], packed["ids_starts"])
 
 
-class Plan:
-    """Every segment of a feature, read as they appear."""
+class ShardPlan:
+    """All segments of a feature."""
 
     def __init__(self, folder: FeatureFolder) -> None:
         self._folder = folder
-        self.segments: list[Segment] = []
+        self.segments: list[PlanSegment] = []
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the segments published since.
+        """Read the segments that were published since the last call.
 
         Raises:
-            CorruptStoreError: a segment is damaged, missing in between, or overlaps the one before.
+            CorruptStoreError: a segment is damaged or missing, or overlaps the previous one.
         """
         for number in numbered(self._folder.plan, SEGMENT_DIGITS)[len(self.segments) :]:
             path = self._folder.segment(number)
@@ -163,19 +165,19 @@ class Plan:
 
     @property
     def end_shard(self) -> int:
-        """Number of the first shard that is not planned."""
+        """Number of the first shard after the planned ones."""
         return self.segments[-1].end_shard if self.segments else 0
 
     @property
     def num_rows(self) -> int:
-        """Length N of the array: rows up to the last planned clip, gaps at the ends of segments included."""
+        """Length N of the array: rows up to the last planned clip, including the gaps after short shards."""
         for segment in reversed(self.segments):
             if segment.counts.size:
                 return (segment.end_shard - 1) * segment.shard_rows + int(segment.counts[-1])
         return 0
 
-    def shards(self) -> Iterator[tuple[Segment, int, int, int]]:
-        """(segment, number, first clip, last clip + 1) of every planned shard that holds clips."""
+    def shards(self) -> Iterator[tuple[PlanSegment, int, int, int]]:
+        """Yield (segment, number, first clip, last clip + 1) per planned shard that holds clips."""
         for segment in self.segments:
             for number, begin, end in segment.shards():
                 if end > begin:

@@ -1,19 +1,20 @@
-"""Batches of tokens without torch: a plain iterator that reads ahead. `torch_dataset` has the Dataset."""
+"""Batches of tokens without torch: an iterator that prefetches. `torch_dataset` has a Dataset for torch."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from featurecache.store.local import LocalStore
 
-Batch = dict[str, Any]
-"""`ids`, a list of clip ids; and for each feature an array (B, K, D)."""
+TokenBatch = dict[str, Any]
+"""`ids`, a list of clip ids; and per feature an array (B, K, D)."""
 
 
 def common_ids(store: LocalStore, names: Sequence[str]) -> list[str]:
-    """Clips that have tokens in every one of these features, in the row order of the first."""
+    """Return the clips that have tokens in all these features, in the row order of the first feature."""
     others = [set(store[name].ids) for name in names[1:]]
     return [clip_id for clip_id in store[names[0]].ids if all(clip_id in other for other in others)]
 
@@ -25,26 +26,26 @@ def iterate(
     *,
     batch_size: int = 8,
     prefetch: int = 2,
-) -> Iterator[Batch]:
-    """Yield batches of clips in order, the last one shorter; `prefetch` of them are read ahead on a thread.
+) -> Iterator[TokenBatch]:
+    """Yield batches of clips in order; the last one may be shorter. A thread reads `prefetch` batches ahead.
 
     Raises:
-        MissingFeatureError: `ids` has clips without tokens in some feature.
+        MissingFeatureError: some clips of `ids` have no tokens in a feature.
     """
     chosen = store.names if names is None else list(names)
-    wanted = common_ids(store, chosen) if ids is None else list(ids)
-    groups = [wanted[begin : begin + batch_size] for begin in range(0, len(wanted), batch_size)]
+    clip_ids = common_ids(store, chosen) if ids is None else list(ids)
+    groups = [clip_ids[begin : begin + batch_size] for begin in range(0, len(clip_ids), batch_size)]
 
-    def read(group: list[str]) -> Batch:
+    def read(group: list[str]) -> TokenBatch:
         return {"ids": group} | {name: store[name].read(group) for name in chosen}
 
     if prefetch < 1:
         yield from map(read, groups)
         return
     with ThreadPoolExecutor(1, "featurecache-prefetch") as pool:
-        ahead = [pool.submit(read, group) for group in groups[:prefetch]]
-        for place in range(len(groups)):
-            if place + prefetch < len(groups):
-                ahead.append(pool.submit(read, groups[place + prefetch]))
-            yield ahead[place].result()
-            ahead[place] = None  # type: ignore[call-overload]  # a batch is not kept once it is used
+        pending = deque(pool.submit(read, group) for group in groups[:prefetch])
+        for group in groups[prefetch:]:
+            pending.append(pool.submit(read, group))
+            yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,8 +1,9 @@
-"""What a store offers, whatever its format. Zarr and WebDataset stores implement these; nothing else is relied on.
+"""The interfaces of a store, independent of its format. Extraction and training rely on these only.
 
-Shapes: N clips, K tokens a clip, D encoder width. A store holds features by name; a feature holds the tokens of many
-clips under one spec. A clip in a feature is `ok` (it has tokens), `failed` (with the reason), or `absent` (the clip
-does not have the modality). Absence and failure are records; they are never zeros.
+Shapes: N clips, K tokens per clip, D encoder width. A store holds features by name; a feature holds the tokens of many
+clips under one spec. The status of a clip in a feature is `ok` (it has tokens), `failed` (with a reason) or `absent`
+(the clip lacks the modality). Absence and failure are records, never zeros. Commands that maintain a store use the
+implementations, which offer more: `StoredFeature`, `StoredFeatureWriter`, `LocalStore`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from featurecache.files.lease import LEASE_S
 from featurecache.spec import Spec
 
 
 class Status(enum.IntEnum):
-    """What a commit record says of a clip."""
+    """Status of a clip in a commit record."""
 
     OK = 0
     FAILED = 1
@@ -28,27 +30,27 @@ class Status(enum.IntEnum):
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """What is known of one clip in one feature."""
+    """The record of one clip in one feature."""
 
     id: str
     status: Status
     shard: int
     slot: int
-    """Place inside the shard, from 0; the row is shard × rows a shard + slot."""
+    """Position inside the shard, from 0. Row of the array: shard × rows per shard + slot."""
     source: str
-    """Hash of the media bytes and the part of them used, 64 hex digits; empty where the media could not be read."""
+    """Hash of the media bytes and of the part that was used, 64 hex digits; empty if the media could not be read."""
     reason: str = ""
-    """Why it failed or is absent, for a person."""
+    """Why the clip failed or is absent, as text for a person."""
     crc32c: int = 0
     absmax: float = 0.0
     nan_count: int = 0
     errors: Mapping[str, float] = field(default_factory=dict)
-    """Measured loss of a quantised feature: error_rms (relative), error_max (absolute), error_cosine."""
+    """Measured quantisation error: error_rms (relative), error_max (absolute), error_cosine."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A planned shard: its number and the clips of its slots, in order."""
+    """A planned shard: its number and the ids of its clips in slot order."""
 
     number: int
     ids: tuple[str, ...]
@@ -56,7 +58,7 @@ class Shard:
 
 @runtime_checkable
 class Feature(Protocol):
-    """The tokens of many clips under one spec, for reading."""
+    """The tokens of many clips under one spec, open for reading."""
 
     name: str
     spec: Spec
@@ -69,63 +71,88 @@ class Feature(Protocol):
         """Clips that have tokens, in row order."""
         ...
 
+    @property
+    def counts(self) -> Mapping[Status, int]:
+        """Number of clips per status."""
+        ...
+
     def __len__(self) -> int: ...
 
-    def __contains__(self, clip_id: str) -> bool: ...
+    def __contains__(self, clip_id: object) -> bool: ...
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
-        """(K, D) of one clip, a view of the file where the format allows; MissingFeatureError without tokens."""
+        """Return the (K, D) tokens of one clip, as a view of the file if the format allows.
+
+        Raises:
+            MissingFeatureError: the clip has no tokens.
+        """
         ...
 
     def read(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
-        """(B, K, D) of these clips, into `out` where given; MissingFeatureError lists every clip without tokens."""
+        """Return the (B, K, D) tokens of these clips, in `out` if given.
+
+        Raises:
+            MissingFeatureError: some clips have no tokens; all of them are listed.
+        """
         ...
 
     def record(self, clip_id: str) -> ClipRecord | None:
-        """What the commit record says of a clip, or None where no shard holds it."""
+        """Return the record of a clip, or None if no shard holds the clip."""
         ...
 
     def statuses(self, ids: Sequence[str]) -> np.ndarray:
-        """(ids,) int8: the `Status` of each clip, -1 where no shard holds it; of a million clips in seconds."""
+        """Return (ids,) int8: the `Status` of each clip, -1 if no shard holds it. A million clips take seconds."""
         ...
 
     def records(self) -> Iterator[ClipRecord]:
-        """Every clip's record, in row order."""
+        """Iterate over the records of all clips in row order."""
         ...
 
 
 class NotFiniteError(ValueError):
-    """Tokens that hold NaN or infinity, perhaps only after rounding to the stored dtype: the fault of one clip."""
+    """The tokens of a clip contain NaN or infinity, possibly only after rounding to the stored dtype."""
 
 
 class ShardWriter(Protocol):
-    """Writes one shard; nothing of it is visible before `commit` returns, and all of it afterwards.
+    """Writes one shard. The shard becomes visible as a whole, by `commit`.
 
-    Slots may be written in any order, each once. `abort` (also on leaving the `with` block without `commit`) removes
-    what was written.
+    Every slot is decided once, in any order: by tokens, as failed, as absent or as superseded. `abort`, which also runs
+    when the `with` block ends without a commit, removes the written data.
     """
 
     shard: Shard
 
     def put(self, slot: int, tokens: np.ndarray, source: str) -> None:
-        """Write (K, D) tokens (float32 or the stored dtype); NaN or infinity is refused with NotFiniteError."""
+        """Write the (K, D) tokens of a clip, float32 or in the stored dtype.
+
+        Raises:
+            NotFiniteError: NaN or infinity.
+        """
         ...
 
-    def fail(self, slot: int, reason: str, source: str = "") -> None: ...
-
-    def absent(self, slot: int, reason: str, source: str = "") -> None: ...
-
-    def decided_later(self, slot: int) -> None:
-        """Decide a slot whose clip a later shard holds, as `FeatureWriter.decided_later` says."""
+    def fail(self, slot: int, reason: str, source: str = "") -> None:
+        """Record that the clip failed."""
         ...
 
-    def commit(self) -> None: ...
-
-    def commit_decided(self, *, failed: bool = True) -> list[str]:
-        """Commit the decided slots as a shard of their own, and give up the rest; returns their clips."""
+    def absent(self, slot: int, reason: str, source: str = "") -> None:
+        """Record that the clip lacks the modality."""
         ...
 
-    def abort(self) -> None: ...
+    def mark_superseded(self, slot: int) -> None:
+        """Record that a later shard holds the clip (see `FeatureWriter.superseded`)."""
+        ...
+
+    def commit(self) -> None:
+        """Publish the shard; every slot must be decided."""
+        ...
+
+    def commit_partial(self, *, failed: bool = True) -> list[str]:
+        """Commit the decided slots as a new shard and drop the others; return the clips of the new shard."""
+        ...
+
+    def abort(self) -> None:
+        """Remove the written data."""
+        ...
 
     def __enter__(self) -> ShardWriter: ...
 
@@ -137,41 +164,47 @@ class FeatureWriter(Feature, Protocol):
 
     @property
     def work_folder(self) -> Path:
-        """Where processes note what they are at; no part of what is stored."""
+        """Folder for notes of running processes; not part of the stored data."""
         ...
 
     def plan(self, ids: Sequence[str]) -> None:
-        """Plan every clip of `ids` that is not planned yet, in this order, on fresh shards.
+        """Assign every clip that has no planned slot to new shards, in this order.
 
-        Deterministic: every worker that calls it with the same list sees the same plan, whoever comes first.
+        The plan is deterministic: all workers that pass the same list get the same plan, whichever is first.
         """
         ...
 
     def retry(self, ids: Sequence[str]) -> None:
-        """Plan these clips anew on fresh shards, except where they are pending already.
+        """Assign these clips to new shards, except clips that are pending already.
 
-        The old records stay true until the new shards are committed; then the highest shard that holds a clip is.
+        The old record of a clip is valid until its new shard is committed: the highest committed shard is valid.
         """
         ...
 
     def shards(self) -> list[Shard]:
-        """Every planned shard, committed or not, by number; ranks divide the work by these."""
+        """Return every planned shard, committed or not, by number; processes divide the work by these."""
         ...
 
     def pending(self) -> list[Shard]:
-        """Planned shards without a commit record, by number."""
+        """Return the planned shards without a commit record, by number."""
         ...
 
-    def decided_later(self, shard: Shard) -> frozenset[str]:
-        """Clips of a pending shard that are decided, in a later shard: a run was stopped in the midst of this one."""
+    def superseded(self, shard: Shard) -> frozenset[str]:
+        """Return the clips of a pending shard that a later committed shard holds.
+
+        An extraction that stops inside a shard commits the decided clips as a later shard (`commit_partial`).
+        """
         ...
 
     def begin(self, shard: Shard) -> ShardWriter:
-        """Start writing one pending shard."""
+        """Start to write a pending shard."""
         ...
 
-    def claim(self, shard: Shard) -> ShardWriter | None:
-        """Like `begin`, but None where the shard is committed or another process holds its lease."""
+    def claim(self, shard: Shard, *, lease_s: float = LEASE_S) -> ShardWriter | None:
+        """Like `begin`, but return None if the shard is committed or another process holds its lease.
+
+        A lease whose holder wrote nothing for `lease_s` seconds is taken over.
+        """
         ...
 
 
@@ -185,14 +218,24 @@ class Store(Protocol):
         """Feature names, sorted."""
         ...
 
-    def __contains__(self, name: str) -> bool: ...
+    def __contains__(self, name: object) -> bool: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __len__(self) -> int: ...
 
     def __getitem__(self, name: str) -> Feature:
-        """StoreNotFoundError where there is no such feature; the near name is suggested."""
+        """Return a feature for reading; StoreNotFoundError for an unknown name suggests the nearest one."""
         ...
 
-    def writer(self, name: str, spec: Spec) -> FeatureWriter:
-        """Open a feature for extraction, creating it where there is none.
+    def spec(self, name: str) -> Spec:
+        """Return the spec of a feature without reading its commit records."""
+        ...
+
+    def writer(self, name: str, spec: Spec, *, shard_rows: int | None = None, codec: str = "none") -> FeatureWriter:
+        """Open a feature for extraction; create it if the store does not have it.
+
+        `shard_rows` (rows per shard) and `codec` (row compression) are used only at creation.
 
         Raises:
             FingerprintError: the feature exists under another spec; every differing field is named.

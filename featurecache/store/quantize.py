@@ -1,11 +1,11 @@
-"""Tokens in one byte: int8 or float8 (e4m3) with a scale for every channel of every group of tokens.
+"""Quantise tokens to one byte per number: int8 or float8 (e4m3), with one scale per channel and group of tokens.
 
-Shapes: K tokens, D width, G = ceil(K / 32) groups. q (K, D), scales (G, D) float16, rounded up so that nothing clips:
+Shapes: K tokens, D width, G = ceil(K / 32) groups. q (K, D); scales (G, D) float16, rounded up so that no value clips:
     int8      x ≈ q × scale,            scale = largest magnitude / 127
     float8    x ≈ e4m3(q) × scale,      scale = largest magnitude / 448
-Scales run along tokens, channel by channel, because the outliers of encoders sit in fixed channels: one scale a row
-would lose the other channels to them (0.38 relative RMS with five channels of ×100, against less than 0.01 here).
-Scales cost 2 / 32 byte a value. The error of every clip is measured on writing and kept in its commit record.
+Each channel has its own scales because the outliers of encoders occur in fixed channels: with one scale per row, the
+other channels would lose their precision (relative RMS error 0.38 with five channels of ×100, here below 0.01). Scales
+take 2 / 32 byte per value. The error of every clip is measured when it is written and kept in its commit record.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _VALUE_OF_BITS = np.arange(256, dtype=np.uint8).view(_FLOAT8).astype(np.float32)
 
 
 def scales_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    """(G, D) of the scales of (K, D) tokens."""
+    """Return the shape (G, D) of the scales of (K, D) tokens."""
     return -(-shape[0] // GROUP_TOKENS), shape[1]
 
 
 def quantise(tokens: np.ndarray, stored_dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """(K, D) finite tokens in; (K, D) int8 or float8 bits (uint8), and (G, D) float16 scales, out."""
+    """Return (K, D) int8 or the bits of float8 (uint8), and (G, D) float16 scales, of finite (K, D) tokens."""
     values = np.asarray(tokens, np.float32)
     starts = np.arange(0, values.shape[0], GROUP_TOKENS)
-    wanted = np.maximum.reduceat(np.abs(values), starts, axis=0) / np.float32(LARGEST[stored_dtype])
-    scales = wanted.astype(np.float16)
-    low = scales.astype(np.float32) < wanted
-    scales[low] = np.nextafter(scales[low], np.float16(np.inf))
+    exact_scales = np.maximum.reduceat(np.abs(values), starts, axis=0) / np.float32(LARGEST[stored_dtype])
+    scales = exact_scales.astype(np.float16)
+    too_small = scales.astype(np.float32) < exact_scales
+    scales[too_small] = np.nextafter(scales[too_small], np.float16(np.inf))
     divisors = scales.astype(np.float32)
     divisors[divisors == 0] = 1
     scaled = values / _by_token(divisors, values.shape[0])
@@ -46,12 +46,12 @@ def quantise(tokens: np.ndarray, stored_dtype: str) -> tuple[np.ndarray, np.ndar
 
 
 def dequantise(q: np.ndarray, scales: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """(K, D) float16 of quantised tokens, into `out` where given."""
+    """Return quantised tokens as (K, D) float16, in `out` if given."""
     values = q.astype(np.float32) if q.dtype == np.int8 else _VALUE_OF_BITS[q]
     scales = scales.astype(np.float32)
     for group, start in enumerate(range(0, q.shape[0], GROUP_TOKENS)):
         values[start : start + GROUP_TOKENS] *= scales[group]
-    if scales.max() * MAX_MAGNITUDE > FLOAT16_MAX:  # scales are rounded up: the largest values may pass the end
+    if scales.max() * MAX_MAGNITUDE > FLOAT16_MAX:  # scales are rounded up, so products may exceed float16
         np.clip(values, -FLOAT16_MAX, FLOAT16_MAX, out=values)
     if out is None:
         out = np.empty(values.shape, np.float16)
@@ -60,20 +60,22 @@ def dequantise(q: np.ndarray, scales: np.ndarray, out: np.ndarray | None = None)
 
 
 def measured_error(tokens: np.ndarray, restored: np.ndarray) -> dict[str, float]:
-    """Loss of one clip: RMS of the difference over RMS of the tokens, largest difference, cosine."""
+    """Return the quantisation error of a clip: relative RMS, largest absolute difference, cosine similarity."""
     exact = np.asarray(tokens, np.float64).reshape(-1)
-    read = np.asarray(restored, np.float64).reshape(-1)
-    difference = read - exact
-    norm, read_norm = float(np.linalg.norm(exact)), float(np.linalg.norm(read))
+    decoded = np.asarray(restored, np.float64).reshape(-1)
+    difference = decoded - exact
+    norm, decoded_norm = float(np.linalg.norm(exact)), float(np.linalg.norm(decoded))
     return {
         "error_rms": float(np.linalg.norm(difference)) / norm if norm else 0.0,
         "error_max": float(np.abs(difference).max()),
-        "error_cosine": float(exact @ read) / (norm * read_norm) if norm and read_norm else float(norm == read_norm),
+        "error_cosine": float(exact @ decoded) / (norm * decoded_norm)
+        if norm and decoded_norm
+        else float(norm == decoded_norm),
     }
 
 
 def _round_to_float16(values: np.ndarray, out: np.ndarray) -> None:
-    """Round to the nearest, ties to even. NumPy converts number by number; torch, where loaded, eight at once."""
+    """Round to nearest, ties to even. NumPy converts one number at a time; torch, if loaded, eight."""
     if (torch := sys.modules.get("torch")) is not None and out.flags.writeable:
         torch.from_numpy(out).copy_(torch.from_numpy(values))
     else:
@@ -81,4 +83,5 @@ def _round_to_float16(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def _by_token(scales: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Repeat the scales (G, D) for every token: (K, D)."""
     return np.repeat(scales, GROUP_TOKENS, axis=0)[:num_tokens]

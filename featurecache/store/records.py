@@ -1,13 +1,13 @@
-"""Commit records: what is true of a shard, a column an attribute, a line a planned clip.
+"""Commit records: the contents of a shard as a table with one line per slot and one column per attribute.
 
-A shard is visible if and only if its record is. A record is packed by `columns` under MAGIC, n slots:
+A shard is visible if and only if its commit record exists. A record is a file of `columns` with MAGIC; for n slots:
 
     id_hash u64[n] · ids bytes · ids_starts u32[n+1] · status u8[n] · crc32c u32[n] · absmax f32[n] · nan u32[n]
     reason u32[n] (into the header's "reasons") · source bytes[32 n]
-    and, where the format needs them: offset u64[n], length u64[n], packed_crc32c u32[n] · scales_crc32c u32[n], and
+    and if the format needs them: offset u64[n], length u64[n], packed_crc32c u32[n] · scales_crc32c u32[n], and
     scales_offset, scales_length, scales_packed_crc32c like those of tokens · error_rms, error_max, error_cosine f32[n]
 
-It knows the bytes of no shard.
+This module reads no shard.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -55,17 +55,17 @@ QUANTISED_COLUMNS = ("scales_crc32c", "error_rms", "error_max", "error_cosine")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One commit record in memory; its columns are views of the file's bytes."""
+class CommitRecord:
+    """One commit record in memory. Its columns are views of the file's bytes."""
 
     shard: int
     shard_rows: int
     fingerprint: str
     codec: str
-    """How rows are compressed: "none" or the name of an archive codec."""
+    """Compression of rows: "none" or the name of an archive codec."""
     row_bytes: int
     file_bytes: tuple[int, ...]
-    """Size of each file of the shard: tokens, and scales where there are."""
+    """Size of each file of the shard: of tokens, and of scales if the feature is quantised."""
     reasons: tuple[str, ...]
     columns: Mapping[str, np.ndarray] = field(repr=False)
 
@@ -74,7 +74,7 @@ class Record:
 
     @functools.cached_property
     def _texts(self) -> tuple[memoryview, memoryview]:
-        return self.columns["ids"].data, self.columns["ids_starts"].data  # much quicker to index than arrays
+        return self.columns["ids"].data, self.columns["ids_starts"].data  # indexed much faster than arrays
 
     def encoded_id(self, slot: int) -> bytes:
         text, starts = self._texts
@@ -84,7 +84,7 @@ class Record:
         return (self.encoded_id(slot) for slot in range(len(self)))
 
     def clip(self, slot: int) -> ClipRecord:
-        """What is known of the clip in one slot."""
+        """Return the record of the clip in one slot."""
         column = self.columns
         source = column["source"][slot * SOURCE_BYTES : (slot + 1) * SOURCE_BYTES]
         errors = {name: float(column[name][slot]) for name in QUANTISED_COLUMNS[1:] if name in column}
@@ -105,7 +105,7 @@ class Record:
         return (self.clip(slot) for slot in range(len(self)))
 
     def pack(self) -> bytes:
-        """The file. Equal records give equal bytes."""
+        """Return the bytes of the file. Equal records give equal bytes."""
         header = {
             "format": STORE_FORMAT,
             "shard": self.shard,
@@ -120,7 +120,7 @@ class Record:
 
 
 class RecordBuilder:
-    """Collects what happens to each slot of one shard, in any order."""
+    """Collects the results of the slots of one shard, in any order."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class RecordBuilder:
         row_bytes: int,
         optional: Sequence[str] = (),
     ) -> None:
-        self._stated = (shard, shard_rows, fingerprint, codec, row_bytes)
+        self._header = (shard, shard_rows, fingerprint, codec, row_bytes)
         count = len(encoded_ids)
         ids, starts = columns.pack_texts(encoded_ids)
         self._columns: dict[str, np.ndarray] = {
@@ -148,11 +148,13 @@ class RecordBuilder:
         self._reasons = [""] * count
         self.decided = np.zeros(count, bool)
 
-    def set(self, slot: int, status: Status, source: str, reason: str = "", **values: float) -> None:
-        """Decide one slot.
+    def set(
+        self, slot: int, status: Status, source: str, reason: str = "", values: Mapping[str, float] | None = None
+    ) -> None:
+        """Set the result of one slot; `values` go to further columns.
 
         Raises:
-            ValueError: decided before, no such slot, or a source that is not 64 hex digits (or empty).
+            ValueError: the slot is decided or does not exist, or the source is neither 64 hex digits nor empty.
         """
         if not 0 <= slot < self.decided.size:
             raise ValueError(f"slot {slot}: expected 0 to {self.decided.size - 1}")
@@ -166,19 +168,19 @@ class RecordBuilder:
         if digest:
             self._columns["source"][slot * SOURCE_BYTES : (slot + 1) * SOURCE_BYTES] = np.frombuffer(digest, "|u1")
         self._reasons[slot] = clean_reason(reason)
-        for name, value in values.items():
+        for name, value in (values or {}).items():
             self._columns[name][slot] = value
 
-    def part(self, shard: int, slots: Sequence[int]) -> RecordBuilder:
-        """Return the builder of another shard that holds these slots, in this order, as they were decided here."""
+    def subset(self, shard: int, slots: Sequence[int]) -> RecordBuilder:
+        """Return a builder for another shard that holds these slots with their results, in this order."""
         encoded = [self.encoded_id(slot) for slot in slots]
-        taken = RecordBuilder(shard, encoded, *self._stated[1:])
+        subset = RecordBuilder(shard, encoded, *self._header[1:])
         for name, column in self._columns.items():
             if name not in ("ids", "ids_starts"):
-                taken._columns[name] = column.reshape(self.decided.size, -1)[slots].reshape(-1)
-        taken._reasons = [self._reasons[slot] for slot in slots]
-        taken.decided = self.decided[slots]
-        return taken
+                subset._columns[name] = column.reshape(self.decided.size, -1)[slots].reshape(-1)
+        subset._reasons = [self._reasons[slot] for slot in slots]
+        subset.decided = self.decided[slots]
+        return subset
 
     def encoded_id(self, slot: int) -> bytes:
         starts = self._columns["ids_starts"]
@@ -188,38 +190,42 @@ class RecordBuilder:
         return self._reasons[slot]
 
     def column(self, name: str) -> np.ndarray:
-        """One column, to be filled in."""
+        """Return a column that the caller may fill in."""
         return self._columns[name]
 
-    def build(self, file_bytes: tuple[int, ...]) -> Record:
-        """The finished record.
+    def build(self, file_bytes: tuple[int, ...]) -> CommitRecord:
+        """Return the finished record.
 
         Raises:
-            ValueError: a slot is still undecided.
+            ValueError: some slots are undecided.
         """
         if not self.decided.all():
             raise ValueError(f"{int((~self.decided).sum())} slots are undecided")
         reasons = tuple(sorted({"", *self._reasons}))
         numbers = {reason: number for number, reason in enumerate(reasons)}
         self._columns["reason"][:] = [numbers[reason] for reason in self._reasons]
-        return Record(*self._stated, file_bytes, reasons, self._columns)
+        return CommitRecord(*self._header, file_bytes, reasons, self._columns)
 
 
-def load_record(path: Path, shard: int, fingerprint: str) -> Record:
+def load_record(path: Path, shard: int, fingerprint: str) -> CommitRecord:
     """Read and check one commit record.
 
     Raises:
-        CorruptStoreError: damaged, of another shard or another spec.
+        CorruptStoreError: the file is damaged, or belongs to another shard or another spec.
         FileNotFoundError: the shard is not committed.
     """
-    header, found = columns.read(path, MAGIC, MAX_RECORD_BYTES, NEXT_STEP)
-    return check_record(header, found, str(path), shard, fingerprint)
+    header, packed = columns.read(path, MAGIC, MAX_RECORD_BYTES, NEXT_STEP)
+    return check_record(header, packed, str(path), shard, fingerprint)
 
 
 def check_record(
-    header: Mapping[str, Any], found: Mapping[str, np.ndarray], subject: str, shard: int, fingerprint: str
-) -> Record:
-    """Make a record of unpacked columns, refusing whatever contradicts itself or its place."""
+    header: Mapping[str, Any], packed: Mapping[str, np.ndarray], subject: str, shard: int, fingerprint: str
+) -> CommitRecord:
+    """Return the record that the columns of a file form.
+
+    Raises:
+        CorruptStoreError: the columns contradict each other, or the shard and fingerprint of the file's location.
+    """
 
     def corrupt(expected: str, got: object) -> CorruptStoreError:
         return CorruptStoreError(subject, expected=expected, got=str(got), next_step=NEXT_STEP)
@@ -236,46 +242,52 @@ def check_record(
     if header.get("fingerprint") != fingerprint:
         raise corrupt(f"fingerprint {fingerprint[:12]}…", f"{str(header.get('fingerprint'))[:12]}…")
     sizes = {name: (dtype, 1) for name, dtype in (_PER_CLIP | _OPTIONAL).items()} | {"source": ("|u1", SOURCE_BYTES)}
-    missing = [name for name in (*_PER_CLIP, "source", "ids", "ids_starts") if name not in found]
+    missing = [name for name in (*_PER_CLIP, "source", "ids", "ids_starts") if name not in packed]
     if missing:
         raise corrupt("every column", f"no {', '.join(missing)}")
-    count = found["status"].size
+    count = packed["status"].size
     for name, (dtype, width) in sizes.items():
-        if name in found and (found[name].dtype != np.dtype(dtype) or found[name].size != count * width):
+        if name in packed and (packed[name].dtype != np.dtype(dtype) or packed[name].size != count * width):
             raise corrupt(
-                f"{count * width} items of {dtype} in {name}", f"{found[name].size} of {found[name].dtype.str}"
+                f"{count * width} items of {dtype} in {name}", f"{packed[name].size} of {packed[name].dtype.str}"
             )
-    if found["ids"].dtype != np.dtype("|u1") or found["ids_starts"].dtype != np.dtype("<u4"):
-        raise corrupt("ids as bytes", found["ids"].dtype.str)
-    columns.check_texts(found, "ids", count, subject, NEXT_STEP)
-    rows, row_bytes, file_bytes, reasons = (header.get(k) for k in ("shard_rows", "row_bytes", "file_bytes", "reasons"))
+    if packed["ids"].dtype != np.dtype("|u1") or packed["ids_starts"].dtype != np.dtype("<u4"):
+        raise corrupt("ids as bytes", packed["ids"].dtype.str)
+    columns.check_texts(packed, "ids", count, subject, NEXT_STEP)
+    rows, row_bytes, file_bytes, reasons = (
+        header.get("shard_rows"),
+        header.get("row_bytes"),
+        header.get("file_bytes"),
+        header.get("reasons"),
+    )
     if not _is_count(rows, MAX_SHARD_ROWS) or not 1 <= count <= rows:
         raise corrupt(f"1 to {MAX_SHARD_ROWS} rows a shard", f"{rows!r} with {count} clips")
     if not _is_count(row_bytes, MAX_ROW_BYTES):
         raise corrupt(f"rows of 1 to {MAX_ROW_BYTES} bytes", repr(row_bytes))
-    sound = (
-        isinstance(file_bytes, list) and len(file_bytes) in (1, 2) and all(_is_count(n, 1 << 62) for n in file_bytes)
-    )
-    if not sound:
+    if not _are_file_sizes(file_bytes):
         raise corrupt("one or two file sizes", repr(file_bytes))
-    places = [found[name] for name in ("offset", "scales_offset", "length", "scales_length") if name in found]
-    if any(int(column.max()) > max(file_bytes) for column in places):
+    positions = [packed[name] for name in ("offset", "scales_offset", "length", "scales_length") if name in packed]
+    if any(int(column.max()) > max(file_bytes) for column in positions):
         raise corrupt(f"rows inside files of {file_bytes} bytes", "places outside")
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
         raise corrupt("a list of reasons", type(reasons).__name__)
-    if found["reason"].max() >= len(reasons) or found["status"].max() > max(Status):
+    if packed["reason"].max() >= len(reasons) or packed["status"].max() > max(Status):
         raise corrupt("known reasons and statuses", "others")
     codec = header.get("codec")
     if not isinstance(codec, str):
         raise corrupt("a codec", repr(codec))
-    return Record(shard, rows, fingerprint, codec, row_bytes, tuple(file_bytes), tuple(reasons), found)
+    return CommitRecord(shard, rows, fingerprint, codec, row_bytes, tuple(file_bytes), tuple(reasons), packed)
 
 
-def _is_count(value: object, most: int) -> bool:
+def _is_count(value: object, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
+def _are_file_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) in (1, 2) and all(_is_count(size, 1 << 62) for size in value)
+
+
 def clean_reason(reason: str) -> str:
-    """One printable line of bounded length: reasons may quote media and file names."""
+    """Return a reason as one printable line of bounded length; reasons may quote media metadata and file names."""
     line = "".join(char if char.isprintable() else " " for char in reason)
     return line if len(line) <= MAX_REASON_CHARACTERS else line[: MAX_REASON_CHARACTERS - 1] + "…"

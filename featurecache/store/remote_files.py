@@ -1,19 +1,19 @@
-"""Files under a URL, by way of fsspec: listed, read whole, copied. Safe to use after a fork.
+"""List, read and copy files at a URL through fsspec. Safe to use after a fork.
 
-What the network refuses is tried again, then told as one error; that a file is not there is no error. Nothing is read
-beyond its limit, whatever the server says of its size (`http_files` counts as it reads; object stores tell sizes
-first), and nothing is waited for without end.
+A request that fails is repeated, then reported as one error; a missing file is not an error. Every read has a size
+limit, whatever size the server states (`http_files` counts the bytes; object stores give sizes first), and every
+request has a time limit.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from fsspec.asyn import sync
@@ -25,7 +25,7 @@ from featurecache.store import http_files
 
 ATTEMPTS = 3
 MAX_METADATA_BYTES = 2 << 30
-"""Most that the files read at once may be together; the records of ten million clips are."""
+"""Maximum total size of files that are read together; the records of ten million clips need this much."""
 PAUSE_S = 0.5
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -35,13 +35,13 @@ _TRANSPORT_ERRORS = {
     "gcsfs.retry": "HttpError",
     "google.auth.exceptions": "GoogleAuthError",
 }
-"""Roots of what transports raise beside OSError, by module; one that is not loaded cannot have raised."""
+"""Base classes of transport errors besides OSError, by module. A module that is not loaded raised none."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class RemoteFiles:
-    """The files under a URL, named by their paths below it."""
+    """The files below a URL, by relative path."""
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self.url = url.rstrip("/")
@@ -50,20 +50,22 @@ class RemoteFiles:
         self._pid = 0
 
     def read(self, path: str, max_bytes: int) -> bytes | None:
-        """A whole file, or None where there is none.
+        """Return the bytes of a file, or None if it does not exist.
 
         Raises:
-            CorruptStoreError: it is larger than `max_bytes`.
-            StoreError: the server does not answer, or refuses.
+            CorruptStoreError: the file is larger than `max_bytes`.
+            StoreError: the server does not answer, or refuses the request.
         """
         return self.read_all({path: None}, max_bytes).get(path)
 
     def read_all(self, sizes: Mapping[str, int | None], max_bytes: int) -> dict[str, bytes]:
-        """Those of many files that are there, whose sizes are known or None; several at once where fsspec can.
+        """Return the bytes of those files that exist; `sizes` maps paths to sizes, None if unknown.
+
+        Several files are read at once if fsspec can.
 
         Raises:
-            CorruptStoreError: one is larger than `max_bytes`, or all together than `MAX_METADATA_BYTES`.
-            StoreError: the server does not answer, or refuses.
+            CorruptStoreError: a file is larger than `max_bytes`, or all together than `MAX_METADATA_BYTES`.
+            StoreError: the server does not answer, or refuses the request.
         """
         for path, size in sizes.items():
             self._check_size(path, size, max_bytes)
@@ -72,58 +74,65 @@ class RemoteFiles:
         subject = next(iter(sizes)) if len(sizes) == 1 else ""
         seconds = _seconds_for(max_bytes if len(sizes) == 1 else MAX_METADATA_BYTES)
 
-        def ask(fs: Any, base: str) -> dict[str, bytes]:
+        def request(fs: Any, base: str) -> dict[str, bytes]:
             if self._is_http:
                 urls = {path: f"{base}/{path}" for path in sizes}
-                return sync(fs.loop, http_files.get_all, fs, urls, max_bytes, MAX_METADATA_BYTES)
+                bodies: dict[str, bytes] = sync(fs.loop, http_files.get_all, fs, urls, max_bytes, MAX_METADATA_BYTES)
+                return bodies
             unknown = {path: _size(fs, f"{base}/{path}") for path, size in sizes.items() if size is None}
             for path, size in unknown.items():
                 self._check_size(path, size, max_bytes)
-            there = [f"{base}/{path}" for path in sizes if unknown.get(path, 0) is not None]
-            found = fs.cat(there, on_error="omit") if len(there) > 1 else {place: fs.cat_file(place) for place in there}
-            by_place = {_place(place): data for place, data in found.items()}
-            return {path: by_place[_place(f"{base}/{path}")] for path in sizes if _place(f"{base}/{path}") in by_place}
+            existing = {path: f"{base}/{path}" for path in sizes if unknown.get(path, 0) is not None}
+            if len(existing) < 2:
+                return {path: fs.cat_file(full_path) for path, full_path in existing.items()}
+            contents = fs.cat(list(existing.values()), on_error="omit")
+            by_full_path = {_plain_path(full_path): data for full_path, data in contents.items()}
+            return {
+                path: by_full_path[_plain_path(full_path)]
+                for path, full_path in existing.items()
+                if _plain_path(full_path) in by_full_path
+            }
 
-        found = self._ask("", ask, seconds, subject)
-        for path, data in found.items():
+        bodies = self._request("", request, seconds, subject)
+        for path, data in bodies.items():
             self._check_size(path, len(data), max_bytes)
-        return found
+        return bodies
 
     def listing(self, path: str) -> dict[str, int | None] | None:
-        """Names in a folder, with sizes as far as the server tells them; None where it lists nothing."""
+        """Return the names in a folder with their sizes, if known; None if the server lists no folder."""
 
-        def ask(fs: Any, place: str) -> dict[str, int | None] | None:
+        def request(fs: Any, place: str) -> dict[str, int | None] | None:
             if self._is_http:
                 names = sync(fs.loop, http_files.names_below, fs, place)
                 return None if names is None else dict.fromkeys(names)
             listed = fs.ls(place, detail=True, refresh=True)
-            return {str(each["name"]).rstrip("/").rsplit("/", 1)[-1]: each.get("size") for each in listed}
+            return {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]: entry.get("size") for entry in listed}
 
         try:
-            return self._ask(path, ask, _seconds_for(http_files.MAX_LISTING_BYTES))
+            return self._request(path, request, _seconds_for(http_files.MAX_LISTING_BYTES))
         except (FileNotFoundError, NotImplementedError, NotADirectoryError):
             return None
 
     def fetch(self, path: str, num_bytes: int, file: TemporaryFile) -> None:
-        """Copy one file, which must have that many bytes.
+        """Copy a file that has `num_bytes` bytes.
 
         Raises:
-            CorruptStoreError: it is missing, or has another size.
-            StoreError: the server does not answer, or refuses.
+            CorruptStoreError: the file is missing, or has another size.
+            StoreError: the server does not answer, or refuses the request.
             WriteError: the disk is full or refuses.
         """
-        bound = _Bound(f"{self.url}/{path}", num_bytes, file)
+        size_limit = _SizeLimit(f"{self.url}/{path}", num_bytes, file)
 
-        def ask(fs: Any, place: str) -> None:
+        def request(fs: Any, place: str) -> None:
             if not self._is_http:
-                fs.get_file(place, str(file.path), callback=bound)
+                fs.get_file(place, str(file.path), callback=size_limit)
                 return
             os.ftruncate(file.fd, 0)
             os.lseek(file.fd, 0, os.SEEK_SET)
             sync(fs.loop, http_files.get, fs, place, num_bytes, file.write)
 
         try:
-            self._ask(path, ask, _seconds_for(num_bytes))
+            self._request(path, request, _seconds_for(num_bytes))
             copied = os.fstat(file.fd).st_size
             got = f"{copied} bytes" if copied != num_bytes else ""
         except FileNotFoundError:
@@ -140,16 +149,19 @@ class RemoteFiles:
         if size is not None and size > max_bytes:
             raise CorruptStoreError(f"{self.url}/{path}", expected=f"at most {max_bytes} bytes", got=str(size))
 
-    def _ask(self, path: str, ask: Callable[[Any, str], Answer], seconds: float, subject: str = "") -> Answer:
-        """Call with a file system and a place in it, again where the network fails; no call lasts longer than that."""
+    def _request(self, path: str, request: Callable[[Any, str], Result], seconds: float, subject: str = "") -> Result:
+        """Call `request` with a file system and a path in it; repeat it if the network fails.
+
+        Each call may take `seconds`.
+        """
         fs, base = self._open()
         for attempt in range(ATTEMPTS):
             try:
-                return _within(seconds, lambda: ask(fs, f"{base}/{path}".rstrip("/")))
+                return _within(seconds, lambda: request(fs, f"{base}/{path}".rstrip("/")))
             except (FileNotFoundError, NotImplementedError, NotADirectoryError):
                 raise
-            except (*_transport_errors(), ExceptionGroup) as raised:
-                error = _first(raised)
+            except _network_errors() as raised:
+                error = _first_cause(raised)
                 if isinstance(error, FeatureCacheError):
                     raise error from None
                 if isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -157,17 +169,20 @@ class RemoteFiles:
                 if attempt < ATTEMPTS - 1 and not isinstance(error, PermissionError):
                     time.sleep(PAUSE_S * 2**attempt)
                     continue
-                late = isinstance(error, TimeoutError)
+                timed_out = isinstance(error, TimeoutError)
                 raise StoreError(
                     f"{self.url}/{path or subject}",
                     expected="an answer",
-                    got="none in time, or one that came too slowly" if late else f"{type(error).__name__}: {error}",
+                    got="none in time, or one that came too slowly"
+                    if timed_out
+                    else f"{type(error).__name__}: {error}",
                     next_step="Check the URL, the network and the access to it; what was fetched is kept.",
                 ) from error
         raise AssertionError("unreachable")
 
     def _open(self) -> tuple[Any, str]:
-        if self._pid != os.getpid():  # a connection of the parent process must not be shared
+        """Return the file system of this process, and the base path in it."""
+        if self._pid != os.getpid():  # after a fork: connections of the parent process must not be shared
             try:
                 from fsspec.core import url_to_fs
 
@@ -187,33 +202,34 @@ class RemoteFiles:
         return self._fs, self._base
 
 
-class _Bound(Callback):
-    """Stops a copy that grows beyond what its record says, before it fills the disk."""
+class _SizeLimit(Callback):  # type: ignore[misc]  # fsspec has no type hints
+    """Stops a copy that exceeds its expected size, before it fills the disk."""
 
     def __init__(self, subject: str, num_bytes: int, file: TemporaryFile) -> None:
         super().__init__()
         self._subject, self._num_bytes, self._file = subject, num_bytes, file
 
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
-        """Called by fsspec after every piece."""
+        """Compare the size; fsspec calls this after every block."""
         if os.fstat(self._file.fd).st_size > self._num_bytes:
             raise CorruptStoreError(self._subject, expected=f"{self._num_bytes} bytes", got="more")
 
 
-def _transport_errors() -> tuple[type[BaseException], ...]:
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions of transports; concurrent requests raise them in a group."""
     loaded = ((sys.modules[module], name) for module, name in _TRANSPORT_ERRORS.items() if module in sys.modules)
-    return (OSError, *(getattr(module, name) for module, name in loaded))
+    return (OSError, ExceptionGroup, *(getattr(module, name) for module, name in loaded))
 
 
-def _first(error: BaseException) -> BaseException:
-    """The first cause of what several readings at once raised."""
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the first exception of a group, or the exception itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def _size(fs: Any, place: str) -> int | None:
-    """Bytes of a file as far as they are told, 0 where they are not; None where there is no file."""
+    """Return the size of a file, 0 if the server does not state it; None if there is no file."""
     try:
         return int(fs.info(place).get("size") or 0)
     except FileNotFoundError:
@@ -221,36 +237,34 @@ def _size(fs: Any, place: str) -> int | None:
 
 
 def _seconds_for(num_bytes: int) -> float:
-    """How long a transfer of so many bytes may take in all."""
+    """Return the time limit for a transfer."""
     return 3 * http_files.WAIT_S + num_bytes / http_files.LEAST_BYTES_PER_S
 
 
-def _within(seconds: float, call: Callable[[], Answer]) -> Answer:
-    """Return what `call` returns, or raise what it raises; a transport that never returns is left behind.
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Return the result of `call`, or raise its exception. A call that does not return stays behind in a thread.
 
     Raises:
-        TimeoutError: it takes longer.
+        TimeoutError: the call takes longer than `seconds`.
     """
-    done: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            done.put((call(), None))
+            future.set_result(call())
         except BaseException as error:
-            done.put((None, error))
+            future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
 
+    # A daemon thread and no executor: the interpreter would wait at its end for the threads of an executor.
     threading.Thread(target=run, name="featurecache-remote", daemon=True).start()
-    try:
-        answer, error = done.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
-    if error is not None:
-        raise error
-    return answer  # type: ignore[return-value]
+    finished, _ = wait([future], timeout=seconds)
+    if not finished:  # `Future.result` cannot tell its own timeout from a TimeoutError of `call`
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    return future.result()
 
 
-def _place(path: str) -> str:
-    """A path as every file system of fsspec would write it."""
+def _plain_path(path: str) -> str:
+    """Return a path in one form for all file systems of fsspec."""
     return path.split("://")[-1].lstrip("/")

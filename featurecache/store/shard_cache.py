@@ -1,8 +1,8 @@
-"""Shards of remote stores kept here: bounded, shared by every process of the machine, sound after any crash.
+"""The cache of shards of remote stores: bounded, shared by all processes of the machine, valid after any crash.
 
-A shard is fetched by one process while the others wait. It gets its name when it is whole and on the disk; a fetch that
-was killed leaves a temporary file that the next one sweeps. The shards used longest ago make room, of all stores alike;
-whoever has one open or mapped keeps it.
+One process fetches a shard while the others wait. A shard gets its name when it is complete and on the disk; a killed
+fetch leaves a temporary file, which the next fetch removes. If the cache is full, the least recently used shards of all
+stores are removed. A process that has a removed shard open or mapped can still read it.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featurecache.files.publish import TemporaryFile, make_folder, sweep, writing
-from featurecache.store.direct import OpenFile
+from featurecache.store.formats import is_shard_of_any_format
+from featurecache.store.shard_files import OpenFile
 
 DEFAULT_CACHE_BYTES = 64 << 30
 LOCK_ENDING = ".lock"
 
 
 class ShardCache:
-    """A folder of mirrors of stores, and the bound of their shards' bytes together."""
+    """A folder of mirrored stores, with an upper bound for the total size of their shards."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
 
     def open(self, path: Path, num_bytes: int, fetch: Callable[[TemporaryFile], None]) -> OpenFile:
-        """Open a shard of a mirror, fetched now unless it was before.
+        """Open a mirrored shard; fetch it first if the cache does not have it.
 
         Raises:
             WriteError: the disk is full or refuses.
-            Whatever `fetch` raises.
+            Exception: errors of `fetch`.
         """
         if (file := _opened(path, num_bytes)) is not None:
             return file
@@ -46,21 +47,22 @@ class ShardCache:
         sweep(temporary)
         with TemporaryFile(temporary) as file:
             fetch(file)
-            opened = OpenFile(file.path)  # before it has its name: from then on another process may make room
+            opened = OpenFile(file.path)  # before the file has its name: then another process may evict it
             file.replace(path)
         opened.path = path
-        self._make_room(path, opened.size)
+        self._evict(path, opened.size)
         return opened
 
-    def _make_room(self, kept: Path, kept_bytes: int) -> None:
-        """Remove the shards used longest ago until the cache is within its bounds."""
+    def _evict(self, newest: Path, newest_bytes: int) -> None:
+        """Remove the least recently used shards, but not `newest`, until the cache is within its bound."""
         shards = []
         for path in self.folder.glob("*/**/*"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                if is_shard(path) and path != kept:
+            with contextlib.suppress(FileNotFoundError):  # another process evicts too
+                mirror = self.folder / path.relative_to(self.folder).parts[0]
+                if path != newest and is_mirrored_shard(path, mirror):
                     shards.append((path.stat(), path))
-        total = sum(stat.st_size for stat, _ in shards) + kept_bytes
-        for stat, path in sorted(shards, key=lambda each: each[0].st_mtime):
+        total = sum(stat.st_size for stat, _ in shards) + newest_bytes
+        for stat, path in sorted(shards, key=lambda entry: entry[0].st_mtime):
             if total <= self.max_bytes:
                 return
             path.unlink(missing_ok=True)
@@ -68,17 +70,18 @@ class ShardCache:
 
 
 def default_cache_folder() -> Path:
-    """Where shards of remote stores are kept, by the XDG convention."""
+    """Return the folder for shards of remote stores, by the XDG convention."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featurecache" / "stores"
 
 
-def is_shard(path: Path) -> bool:
-    """Whether a file of a mirror is a shard, of either format."""
-    return path.is_file() and (path.suffix == ".tar" or (path.name == "0" and path.parent.name == "0"))
+def is_mirrored_shard(path: Path, mirror: Path) -> bool:
+    """Return whether a path below the mirror of a store is the file of a shard."""
+    inside_feature = "/".join(path.relative_to(mirror).parts[1:])
+    return is_shard_of_any_format(inside_feature) and path.is_file()
 
 
 def _opened(path: Path, num_bytes: int) -> OpenFile | None:
-    """A shard that is here, marked as used now."""
+    """Open a shard if the cache has it, and mark it as used now; return None otherwise."""
     with contextlib.suppress(FileNotFoundError):
         file = OpenFile(path)
         if file.size == num_bytes:

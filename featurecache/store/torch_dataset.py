@@ -1,8 +1,8 @@
 """A map-style torch Dataset of tokens, safe in forked and spawned DataLoader workers.
 
-A DataLoader asks for a batch of indices at once; they are read together, one call a feature, and the items it gets are
-views of that batch. Shapes: (K, D) an item. Order and shuffling are the sampler's. This module alone of the reading
-side imports torch.
+A DataLoader requests the indices of a whole batch. They are read together, by one call per feature, and the items are
+views of that batch. Shape of an item: (K, D). The sampler determines the order. Of the modules that read stores, only
+this one imports torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from featurecache.store.local import LocalStore
 from featurecache.store.prefetching import common_ids
 
 
-class FeatureDataset(Dataset):
+class FeatureDataset(Dataset[dict[str, Any]]):
     """Items are dicts: `id`, and for each feature a tensor (K, D).
 
-    `ids` are by default the clips that have tokens in every named feature, in row order.
+    By default, `ids` are the clips that have tokens in every named feature, in row order.
 
     Raises (on access):
         MissingFeatureError: a clip of `ids` has no tokens in some feature.
@@ -39,14 +39,14 @@ class FeatureDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Items of many indices, read together."""
+        """Return the items of many indices, read together."""
         ids = [self.ids[index] for index in indices]
         batch = {name: as_tensor(self.store[name].read(ids)) for name in self.names}
         return [{"id": clip_id} | {name: batch[name][row] for name in self.names} for row, clip_id in enumerate(ids)]
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """The same memory as a tensor; bfloat16 by way of its bits."""
+    """Return a tensor on the same memory; bfloat16 is reinterpreted through int16."""
     if array.dtype.kind == "V":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

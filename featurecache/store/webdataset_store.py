@@ -1,11 +1,11 @@
-"""WebDataset shards: one tar a shard, which plain `webdataset` reads and our reader maps at known offsets.
+"""The WebDataset format: one tar file per shard. `webdataset` reads it; our reader maps it and knows the row offsets.
 
-    NAME/00000000.tar    for each slot in order: KEY.json, and where the clip has tokens KEY.NAME.npy
-                         (and KEY.NAME.scales.npy, where they are quantised)
+    NAME/00000000.tar    for each slot in order: KEY.json, and if the clip has tokens KEY.NAME.npy
+                         (and KEY.NAME.scales.npy if they are quantised)
 
-KEY is the clip id with every byte that tar or WebDataset would take for a separator escaped as %XX. Times, owners and
-modes are fixed, so equal content gives equal bytes. bfloat16 is kept as uint16, float8 as uint8. The commit record
-holds where each row's numbers begin in the tar; reading at random opens no tar.
+KEY is the clip id; bytes that tar or WebDataset would read as separators are escaped as %XX. Times, owners and modes
+are fixed, so equal content gives equal bytes. bfloat16 is stored as uint16 and float8 as uint8. The commit record holds
+the offset of each row in the tar, so random access does not parse the tar.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import google_crc32c
 import numpy as np
 
 from featurecache.files.publish import TemporaryFile
-from featurecache.store.formats import Geometry, Part, Spool, row_at
 from featurecache.store.layout import STORE_FORMAT, FeatureFolder
-from featurecache.store.plan import Plan
+from featurecache.store.plan import ShardPlan
 from featurecache.store.protocols import Status
-from featurecache.store.records import Record, RecordBuilder
+from featurecache.store.records import CommitRecord, RecordBuilder
+from featurecache.store.shard_format import FeatureLayout, RowPart, SpillFile, row_at
 
 _SHARD = re.compile(r"[0-9]{8}\.tar")
 
@@ -36,19 +36,20 @@ class WebDatasetFormat:
     """`ShardFormat` of WebDataset tars."""
 
     name = "webdataset"
-    codecs = ("none",)
+    endings: tuple[str, ...] = (".wds", ".tar", ".webdataset")
+    codecs: tuple[str, ...] = ("none",)
     spec_copy = "feature.json"
 
     def root_files(self) -> dict[str, bytes]:
         return {"store.json": _json({"attributes": {"featurecache": {"format": STORE_FORMAT, "kind": self.name}}})}
 
-    def folders(self, folder: FeatureFolder, parts: Sequence[Part]) -> list[Path]:
+    def folders(self, folder: FeatureFolder, parts: Sequence[RowPart]) -> list[Path]:
         return [folder.root]
 
-    def columns(self, geometry: Geometry) -> list[str]:
-        return [part.column("offset") for part in geometry.parts]
+    def columns(self, layout: FeatureLayout) -> list[str]:
+        return [part.column("offset") for part in layout.parts]
 
-    def paths(self, folder: FeatureFolder, shard: int, parts: Sequence[Part]) -> list[Path]:
+    def paths(self, folder: FeatureFolder, shard: int, parts: Sequence[RowPart]) -> list[Path]:
         return [tar_path(folder, shard)]
 
     def is_shard(self, relative: str) -> bool:
@@ -57,34 +58,34 @@ class WebDatasetFormat:
     def file_of(self, part: int) -> int:
         return 0
 
-    def sink(self, geometry: Geometry, shard: int, encoded_ids: list[bytes]) -> TarSink:
-        return TarSink(geometry, tar_path(geometry.folder, shard), encoded_ids)
+    def sink(self, layout: FeatureLayout, shard: int, encoded_ids: list[bytes]) -> TarSink:
+        return TarSink(layout, tar_path(layout.folder, shard), encoded_ids)
 
-    def begin(self, record: Record, slot: int, part: Part) -> int | None:
+    def begin(self, record: CommitRecord, slot: int, part: RowPart) -> int | None:
         return int(record.columns[part.column("offset")][slot])
 
-    def row(self, data: np.ndarray, record: Record, slot: int, part: Part) -> np.ndarray:
+    def row(self, data: np.ndarray, record: CommitRecord, slot: int, part: RowPart) -> np.ndarray:
         return row_at(data, record, slot, int(record.columns[part.column("offset")][slot]), part.row_bytes)
 
-    def derived_files(self, geometry: Geometry, spec_text: bytes, plan: Plan) -> dict[Path, bytes]:
-        ours: dict[str, Any] = {
+    def derived_files(self, layout: FeatureLayout, spec_text: bytes, plan: ShardPlan) -> dict[Path, bytes]:
+        attributes: dict[str, Any] = {
             "format": STORE_FORMAT,
-            "fingerprint": geometry.spec.fingerprint,
-            "stored_dtype": geometry.spec.stored_dtype,
-            "shard_rows": geometry.shard_rows,
+            "fingerprint": layout.spec.fingerprint,
+            "stored_dtype": layout.spec.stored_dtype,
+            "shard_rows": layout.shard_rows,
             "num_shards": plan.end_shard,
             "spec": json.loads(spec_text),
             "spec_crc32c": google_crc32c.value(spec_text),
         }
-        return {geometry.folder.root / self.spec_copy: _json({"attributes": {"featurecache": ours}})}
+        return {layout.folder.root / self.spec_copy: _json({"attributes": {"featurecache": attributes}})}
 
     def file_problems(
-        self, data: np.ndarray, record: Record, geometry: Geometry, number: int, quick: bool
+        self, data: np.ndarray, record: CommitRecord, layout: FeatureLayout, number: int, quick: bool
     ) -> list[str]:
         if quick:
             return []
         end = 0
-        for offset, expected in _frame(geometry, record):
+        for offset, expected in _bytes_between_rows(layout, record):
             if data[offset : offset + len(expected)].tobytes() != expected:
                 return [f"the tar headers at byte {offset} are not what the record gives"]
             end = offset + len(expected)
@@ -92,86 +93,86 @@ class WebDatasetFormat:
 
 
 class TarSink:
-    """`ShardSink` of WebDataset: rows are spooled, and the tar is written in slot order once every slot is decided."""
+    """`ShardSink` of WebDataset: rows are collected in a spill file; at the end the tar is written in slot order."""
 
-    def __init__(self, geometry: Geometry, path: Path, encoded_ids: list[bytes]) -> None:
-        self._geometry = geometry
+    def __init__(self, layout: FeatureLayout, path: Path, encoded_ids: list[bytes]) -> None:
+        self._layout = layout
         self._path = path
         self._ids = encoded_ids
-        self._spool = Spool(geometry.folder.temporary)
+        self._spill = SpillFile[tuple[int, str]](layout.folder.temporary)
         self._file: TemporaryFile | None = None
 
     def put(self, slot: int, rows: Sequence[np.ndarray]) -> None:
-        for part, row in zip(self._geometry.parts, rows, strict=True):
-            self._spool.put((slot, part.name), row.reshape(-1).view(np.uint8).data)
+        for part, row in zip(self._layout.parts, rows, strict=True):
+            self._spill.put((slot, part.name), row.reshape(-1).view(np.uint8).data)
 
     def holds(self, slot: int, checksums: Sequence[int]) -> bool:
-        rows = [self._spool.read((slot, part.name)) or b"" for part in self._geometry.parts]
+        rows = [self._spill.read((slot, part.name)) or b"" for part in self._layout.parts]
         return [google_crc32c.value(row) for row in rows] == list(checksums)
 
     def renumber(self, shard: int, encoded_ids: list[bytes], slots: Sequence[int]) -> None:
-        parts = self._geometry.parts
-        self._spool.rename({(old, part.name): (new, part.name) for new, old in enumerate(slots) for part in parts})
-        self._path = tar_path(self._geometry.folder, shard)
+        parts = self._layout.parts
+        self._spill.rename({(old, part.name): (new, part.name) for new, old in enumerate(slots) for part in parts})
+        self._path = tar_path(self._layout.folder, shard)
         self._ids = encoded_ids
 
     def finish(self, builder: RecordBuilder) -> list[tuple[TemporaryFile, Path]]:
-        if self._file is not None:  # of a commit that was refused
+        if self._file is not None:  # left by a failed commit
             self._file.close()
-        file = self._file = TemporaryFile(self._geometry.folder.temporary)
+        file = self._file = TemporaryFile(self._layout.folder.temporary)
         end = 0
         record = builder.build((1,))
-        for slot, part, head in _members(self._geometry, record):
+        for slot, part, head in _members(self._layout, record):
             file.write(head)
             end += len(head)
             if part is not None:
                 builder.column(part.column("offset"))[slot] = end
-                end += self._spool.copy((slot, part.name), file)
+                end += self._spill.copy((slot, part.name), file)
         return [(file, self._path)]
 
     def close(self) -> None:
-        self._spool.close()
+        self._spill.close()
         if self._file is not None:
             self._file.close()
 
 
 def tar_path(folder: FeatureFolder, shard: int) -> Path:
-    """The file of a shard."""
+    """Return the file of a shard."""
     return folder.root / f"{shard:08d}.tar"
 
 
 def tar_key(clip_id: str) -> str:
-    """Name of a clip inside a tar: what is not a letter, digit, `_`, `-` or `/` is escaped, dots included."""
+    """Return the name of a clip inside a tar; all but letters, digits, `_`, `-` and `/` are escaped, also dots."""
     return quote(clip_id, safe="/").replace(".", "%2E").replace("~", "%7E")
 
 
-def _members(geometry: Geometry, record: Record) -> Iterator[tuple[int, Part | None, bytes]]:
-    """What stands between the rows of a tar: (slot, part whose row follows, bytes); the last one ends the tar."""
+def _members(layout: FeatureLayout, record: CommitRecord) -> Iterator[tuple[int, RowPart | None, bytes]]:
+    """Yield the bytes between the rows of a tar as (slot, part whose row follows, bytes); the last ones end the tar."""
     pending = b""
     for slot in range(len(record)):
         clip = record.clip(slot)
         key = tar_key(clip.id)
-        told: dict[str, Any] = {"id": clip.id, "status": clip.status.name.lower(), "source": clip.source}
+        metadata: dict[str, Any] = {"id": clip.id, "status": clip.status.name.lower(), "source": clip.source}
         if clip.status is Status.OK:
-            told |= {"dtype": geometry.spec.stored_dtype, "crc32c": clip.crc32c, "absmax": clip.absmax, **clip.errors}
+            metadata |= {"dtype": layout.spec.stored_dtype, "crc32c": clip.crc32c, "absmax": clip.absmax, **clip.errors}
         else:
-            told["reason"] = clip.reason
-        body = json.dumps(told, sort_keys=True, ensure_ascii=True).encode("ascii")
+            metadata["reason"] = clip.reason
+        body = json.dumps(metadata, sort_keys=True, ensure_ascii=True).encode("ascii")
         pending += _header(f"{key}.json", len(body)) + body + b"\0" * (-len(body) % tarfile.BLOCKSIZE)
         if clip.status is not Status.OK:
             continue
-        for part in geometry.parts:
+        for part in layout.parts:
             npy = _npy_header(part)
-            name = ".".join(filter(None, (key, geometry.name, part.name, "npy")))
+            name = ".".join(filter(None, (key, layout.name, part.name, "npy")))
             yield slot, part, pending + _header(name, len(npy) + part.row_bytes) + npy
             pending = b"\0" * (-(len(npy) + part.row_bytes) % tarfile.BLOCKSIZE)
     yield len(record), None, pending + b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
-def _frame(geometry: Geometry, record: Record) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of everything in a tar that is no row."""
+def _bytes_between_rows(layout: FeatureLayout, record: CommitRecord) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, bytes) of everything in a tar except the rows."""
     end = 0
-    for _, part, head in _members(geometry, record):
+    for _, part, head in _members(layout, record):
         yield end, head
         end += len(head) + (part.row_bytes if part else 0)
 
@@ -182,10 +183,10 @@ def _header(name: str, size: int) -> bytes:
     return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
-def _npy_header(part: Part) -> bytes:
+def _npy_header(part: RowPart) -> bytes:
     header = io.BytesIO()
-    described = {"descr": part.dtype.str, "fortran_order": False, "shape": part.shape}
-    np.lib.format.write_array_header_1_0(header, described)
+    description = {"descr": part.dtype.str, "fortran_order": False, "shape": part.shape}
+    np.lib.format.write_array_header_1_0(header, description)
     return header.getvalue()
 
 

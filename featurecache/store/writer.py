@@ -1,15 +1,13 @@
-"""Write tokens: plan clips onto shards, fill a shard slot by slot, commit it whole.
+"""Write tokens: assign clips to shards, fill a shard slot by slot, commit the shard as a whole.
 
-A shard's files are published first and its commit record last; until then nobody sees anything of it. Of two writers of
-one shard the second finds the record and does no harm. Writing NaN or infinity is refused. Tokens come as (K, D) in
-float32 or the stored dtype.
+A commit publishes the files of a shard first and its commit record last; until then no reader sees the shard. If two
+processes write the same shard, the second finds the record and changes nothing. Tokens are (K, D) in float32 or the
+stored dtype; NaN and infinity are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -21,10 +19,9 @@ import numpy as np
 
 from featurecache.errors import SpecError, StoreError, WriteError
 from featurecache.files.lease import LEASE_S, Lease
-from featurecache.files.publish import UNSUPPORTED, make_folder, publish_bytes, replace_bytes, sweep, writing
+from featurecache.files.publish import lock_now, make_folder, publish_bytes, replace_bytes, sweep, writing
 from featurecache.spec import Spec
 from featurecache.store.feature import StoredFeature, Verify
-from featurecache.store.formats import Geometry, ShardFormat
 from featurecache.store.layout import (
     LOGICAL_DTYPES,
     MAX_ROW_BYTES,
@@ -35,13 +32,14 @@ from featurecache.store.layout import (
     encode_ids,
     numbered,
 )
-from featurecache.store.plan import Plan, Segment, make_segment, publish_segment
+from featurecache.store.plan import PlanSegment, ShardPlan, make_segment, publish_segment
 from featurecache.store.protocols import NotFiniteError, Shard, Status
 from featurecache.store.quantize import LARGEST, dequantise, measured_error, quantise
 from featurecache.store.records import QUANTISED_COLUMNS, RecordBuilder, load_record
+from featurecache.store.shard_format import FeatureLayout, ShardFormat
 
 COMMIT_PATIENCE_S = 30.0
-DECIDED_LATER = "a later shard holds it: an extraction was stopped in the midst of this one"
+SUPERSEDED_REASON = "a later shard holds it: an extraction was stopped in the midst of this one"
 
 
 class StoredFeatureWriter(StoredFeature):
@@ -52,14 +50,14 @@ class StoredFeatureWriter(StoredFeature):
         location: str,
         folder: FeatureFolder,
         name: str,
-        form: ShardFormat,
+        shard_format: ShardFormat,
         spec: Spec,
         verify: Verify,
         shard_rows: int | None = None,
         codec: str = "none",
         unread: Container[int] = (),
     ) -> None:
-        super().__init__(location, folder, name, form, spec, verify, unread)
+        super().__init__(location, folder, name, shard_format, spec, verify, unread)
         row_bytes = self.parts[0].row_bytes
         if row_bytes > MAX_ROW_BYTES:
             raise SpecError(
@@ -68,9 +66,9 @@ class StoredFeatureWriter(StoredFeature):
         with writing(self.subject):
             sweep(folder.temporary)
             Lease.sweep(folder.leases)
-        self._plan = Plan(folder)
-        self._again: tuple[int, dict[bytes, list[int]]] = (0, {})
-        """Number of segments looked at, and what `_planned_again` found in them."""
+        self._plan = ShardPlan(folder)
+        self._replanned: tuple[int, dict[bytes, list[int]]] = (0, {})
+        """Number of segments that `_replanned_shards` has read, and its result for them."""
         first = self._plan.segments[0] if self._plan.segments else None
         self.shard_rows: int = first.shard_rows if first else shard_rows or default_shard_rows(row_bytes)
         self.codec: str = first.codec if first else codec
@@ -79,69 +77,69 @@ class StoredFeatureWriter(StoredFeature):
         self._write_derived()
 
     def plan(self, ids: Sequence[str]) -> None:
-        """Plan every clip of `ids` that is not planned yet, in this order, on fresh shards.
+        """Assign every clip that has no planned slot to new shards, in this order.
 
         Raises:
-            StoreError: unsound or repeated ids.
+            StoreError: invalid or repeated ids.
             WriteError: the disk is full or refuses.
         """
         encoded = encode_ids(ids)
         while True:
             self._plan.refresh()
             planned = self._planned_ids()
-            wanted = [data for data in encoded if data not in planned]
-            if not wanted or self._publish(wanted):
+            unplanned = [data for data in encoded if data not in planned]
+            if not unplanned or self._publish(unplanned):
                 return
 
     def retry(self, ids: Sequence[str]) -> None:
-        """Plan these clips anew on fresh shards, except where they are pending already.
+        """Assign these clips to new shards, except clips that are pending already.
 
         Raises:
-            StoreError: unsound or repeated ids.
+            StoreError: invalid or repeated ids.
             WriteError: the disk is full or refuses.
         """
         encoded = encode_ids(ids)
         while True:
             pending = {
-                clip_id.encode() for shard in self.pending() for clip_id in set(shard.ids) - self.decided_later(shard)
+                clip_id.encode() for shard in self.pending() for clip_id in set(shard.ids) - self.superseded(shard)
             }
-            wanted = [data for data in encoded if data not in pending]
-            if not wanted or self._publish(wanted):
+            to_plan = [data for data in encoded if data not in pending]
+            if not to_plan or self._publish(to_plan):
                 return
 
-    def stopped_retry(self) -> set[str]:
-        """Clips of retries that were stopped: of segments that plan clips anew and have shards that are pending."""
+    def unfinished_retries(self) -> set[str]:
+        """Return the clips of unfinished retries: of segments that plan clips again and have pending shards."""
         self._plan.refresh()
         committed = set(numbered(self.folder.records, RECORD_DIGITS))
-        before: set[bytes] = set()
-        stopped: set[bytes] = set()
+        planned_before: set[bytes] = set()
+        unfinished: set[bytes] = set()
         for segment in self._plan.segments:
             encoded = segment.encoded_ids()
-            if not before.isdisjoint(encoded) and any(
+            if not planned_before.isdisjoint(encoded) and any(
                 end > begin and shard not in committed for shard, begin, end in segment.shards()
             ):
-                stopped.update(encoded)
-            before.update(encoded)
-        return {data.decode() for data in stopped}
+                unfinished.update(encoded)
+            planned_before.update(encoded)
+        return {data.decode() for data in unfinished}
 
-    def planned_last(self, ids: set[str]) -> bool:
-        """Whether the newest segment plans these clips; those that stops have made of some of them are passed over."""
+    def newest_segment_plans(self, ids: set[str]) -> bool:
+        """Return whether the newest segment plans exactly these clips. Segments of partial shards are ignored."""
         self._plan.refresh()
-        wanted = {clip_id.encode() for clip_id in ids}
-        planned = (set(segment.encoded_ids()) for segment in reversed(self._plan.segments))
-        return next((these for these in planned if not these < wanted), None) == wanted
+        clips = {clip_id.encode() for clip_id in ids}
+        segments = (set(segment.encoded_ids()) for segment in reversed(self._plan.segments))
+        return next((planned for planned in segments if not planned < clips), None) == clips
 
-    def plan_like(self, segment: Segment) -> None:
-        """Plan the very shards of another store's segment, for copies that keep its division.
+    def plan_same_shards(self, segment: PlanSegment) -> None:
+        """Plan the same shards as a segment of another store, for copies that keep its shards.
 
         Raises:
-            StoreError: this plan has another segment of that number.
+            StoreError: this plan has a different segment of that number.
         """
         self._plan.refresh()
         if segment.number == len(self._plan.segments):
             self._publish_segment(replace(segment, codec=self.codec))
-        mine = next((each for each in self._plan.segments if each.number == segment.number), None)
-        if mine is None or replace(mine, codec=segment.codec).pack() != segment.pack():
+        existing = next((known for known in self._plan.segments if known.number == segment.number), None)
+        if existing is None or replace(existing, codec=segment.codec).pack() != segment.pack():
             raise StoreError(
                 self.subject,
                 expected=f"the plan of the store it is copied from, in segment {segment.number}",
@@ -149,8 +147,8 @@ class StoredFeatureWriter(StoredFeature):
                 next_step="Copy to a fresh place, or with --compact.",
             )
 
-    def plan_kept(self, encoded: list[bytes]) -> int:
-        """Plan one shard for clips of a pending one, after all others, and return its number.
+    def plan_partial_shard(self, encoded: list[bytes]) -> int:
+        """Plan one shard for some clips of a pending shard, after all other shards; return its number.
 
         Raises:
             WriteError: the disk is full or refuses.
@@ -159,13 +157,14 @@ class StoredFeatureWriter(StoredFeature):
             pass
         return segment.first_shard
 
-    def _publish(self, encoded: list[bytes]) -> Segment | None:
-        """Plan clips on fresh shards; None where another worker published a segment first."""
+    def _publish(self, encoded: list[bytes]) -> PlanSegment | None:
+        """Assign clips to new shards in a new segment; return None if another worker published a segment first."""
         first = max(self._plan.end_shard, *(shard + 1 for shard in numbered(self.folder.records, RECORD_DIGITS)), 0)
         segment = make_segment(len(self._plan.segments), first, self.shard_rows, self.codec, encoded)
         return segment if self._publish_segment(segment) else None
 
-    def _publish_segment(self, segment: Segment) -> bool:
+    def _publish_segment(self, segment: PlanSegment) -> bool:
+        """Publish a segment, if its number is free, and update everything that follows from the plan."""
         published = publish_segment(self.folder, segment)
         self._plan.refresh()
         self.shard_rows, self.codec = self._plan.segments[0].shard_rows, self._plan.segments[0].codec
@@ -174,38 +173,38 @@ class StoredFeatureWriter(StoredFeature):
 
     def _planned_ids(self) -> set[bytes]:
         planned = {data for segment in self._plan.segments for data in segment.encoded_ids()}
-        for record in self._catalogue.records:  # also what a lost plan had planned
+        for record in self._catalogue.records:  # also clips whose plan segment was lost
             planned.update(
                 record.encoded_id(slot) for slot in range(len(record)) if record.shard >= self._plan.end_shard
             )
         return planned
 
     def _write_derived(self) -> None:
-        """Bring the files that follow from spec and plan up to date, again where the plan has grown meanwhile."""
+        """Rewrite the derived files, and repeat that if another process has extended the plan meanwhile."""
         while True:
             for path, data in self.derived_files().items():
                 if not _holds(path, data):
                     replace_bytes(path, data, self.folder.temporary)
-            known = len(self._plan.segments)
+            num_segments = len(self._plan.segments)
             self._plan.refresh()
-            if len(self._plan.segments) == known:
+            if len(self._plan.segments) == num_segments:
                 return
 
     def derived_files(self) -> dict[Path, bytes]:
-        """Files that follow from spec and plan, and what they must hold."""
-        return self.format.derived_files(self.geometry, self.folder.spec.read_bytes(), self._plan)
+        """Return the files that follow from spec and plan, with their contents."""
+        return self.format.derived_files(self.layout, self.folder.spec.read_bytes(), self._plan)
 
     @property
-    def geometry(self) -> Geometry:
-        return Geometry(self.folder, self.name, self.spec, self.parts, self.shard_rows, self.codec)
+    def layout(self) -> FeatureLayout:
+        return FeatureLayout(self.folder, self.name, self.spec, self.parts, self.shard_rows, self.codec)
 
     @property
     def work_folder(self) -> Path:
-        """Where processes note what they are at; no part of what is stored."""
+        """Folder for notes of running processes; not part of the stored data."""
         return self.folder.leases
 
     def shards(self) -> list[Shard]:
-        """Every planned shard that holds clips, committed or not, by number."""
+        """Return every planned shard that holds clips, committed or not, by number."""
         self._plan.refresh()
         return [
             Shard(number, tuple(data.decode() for data in segment.encoded_ids(begin, end)))
@@ -213,7 +212,7 @@ class StoredFeatureWriter(StoredFeature):
         ]
 
     def pending(self) -> list[Shard]:
-        """Planned shards without a commit record, by number; shards that others committed since are left out."""
+        """Return the planned shards without a commit record, also of other processes, by number."""
         self._plan.refresh()
         committed = set(numbered(self.folder.records, RECORD_DIGITS))
         return [
@@ -222,36 +221,36 @@ class StoredFeatureWriter(StoredFeature):
             if number not in committed
         ]
 
-    def decided_later(self, shard: Shard) -> frozenset[str]:
-        """Clips of a pending shard that a committed shard after it holds; what they have there is the truth."""
-        again = self._planned_again()
-        if not again:
+    def superseded(self, shard: Shard) -> frozenset[str]:
+        """Return the clips of a pending shard that a later committed shard holds; their result there is valid."""
+        later_shards = self._replanned_shards()
+        if not later_shards:
             return frozenset()
         return frozenset(
             clip_id
             for clip_id in shard.ids
             if any(
                 number > shard.number and self.folder.record(number).exists()
-                for number in again.get(clip_id.encode(), ())
+                for number in later_shards.get(clip_id.encode(), ())
             )
         )
 
-    def _planned_again(self) -> dict[bytes, list[int]]:
-        """Shards that hold clips which an earlier shard holds too, by encoded id."""
-        if self._again[0] != len(self._plan.segments):
-            again: dict[bytes, list[int]] = {}
+    def _replanned_shards(self) -> dict[bytes, list[int]]:
+        """Return by encoded id the shards of clips that an earlier shard holds too."""
+        if self._replanned[0] != len(self._plan.segments):
+            later_shards: dict[bytes, list[int]] = {}
             seen: set[bytes] = set()
             if len(self._plan.segments) > 1:
                 for segment, number, begin, end in self._plan.shards():
                     for encoded in segment.encoded_ids(begin, end):
                         if encoded in seen:
-                            again.setdefault(encoded, []).append(number)
+                            later_shards.setdefault(encoded, []).append(number)
                         seen.add(encoded)
-            self._again = (len(self._plan.segments), again)
-        return self._again[1]
+            self._replanned = (len(self._plan.segments), later_shards)
+        return self._replanned[1]
 
     def begin(self, shard: Shard) -> StoredShardWriter:
-        """Start writing one pending shard.
+        """Start to write a pending shard.
 
         Raises:
             WriteError: the disk is full or refuses.
@@ -259,10 +258,10 @@ class StoredFeatureWriter(StoredFeature):
         return StoredShardWriter(self, shard)
 
     def claim(self, shard: Shard, *, lease_s: float = LEASE_S) -> StoredShardWriter | None:
-        """Like `begin`, but None where the shard is committed or another process holds its lease.
+        """Like `begin`, but return None if the shard is committed or another process holds its lease.
 
-        A lease whose holder has died, or has written nothing for `lease_s`, is taken over; should that holder wake, its
-        commit finds the record and changes nothing.
+        A lease is taken over if its holder is dead or wrote nothing for `lease_s` seconds. If such a holder continues,
+        its commit finds the record and changes nothing.
 
         Raises:
             WriteError: the disk is full or refuses.
@@ -270,7 +269,7 @@ class StoredFeatureWriter(StoredFeature):
         record = self.folder.record(shard.number)
         with writing(self.subject):
             lease = None if record.exists() else Lease.take(self.folder.leases, record.name, lease_s)
-        if lease is not None and record.exists():  # committed between the look and the lease
+        if lease is not None and record.exists():  # committed between the check and the lease
             lease.release()
             lease = None
         return None if lease is None else StoredShardWriter(self, shard, lease)
@@ -285,8 +284,8 @@ class StoredShardWriter:
         self._feature = feature
         self._subject = f"{feature.subject}, shard {shard.number}"
         encoded = [clip_id.encode() for clip_id in shard.ids]
-        geometry = feature.geometry
-        optional = [*feature.format.columns(geometry), *(QUANTISED_COLUMNS if len(feature.parts) == 2 else ())]
+        layout = feature.layout
+        optional = [*feature.format.columns(layout), *(QUANTISED_COLUMNS if len(feature.parts) == 2 else ())]
         self._builder = RecordBuilder(
             shard.number,
             encoded,
@@ -297,24 +296,24 @@ class StoredShardWriter:
             optional,
         )
         with writing(self._subject):
-            self._sink = feature.format.sink(geometry, shard.number, encoded)
+            self._sink = feature.format.sink(layout, shard.number, encoded)
 
     def put(self, slot: int, tokens: np.ndarray, source: str) -> None:
         """Write (K, D) tokens.
 
         Raises:
-            NotFiniteError: NaN or infinity, also after rounding.
-            ValueError: another shape or dtype, or a slot that is decided.
+            NotFiniteError: NaN or infinity, possibly only after rounding.
+            ValueError: another shape or dtype, or the slot is decided already.
             WriteError: the disk is full or refuses.
         """
-        rows, stated = encode_tokens(tokens, self._feature.spec)
-        self.put_rows(slot, rows, source, stated)
+        rows, measures = encode_tokens(tokens, self._feature.spec)
+        self.put_rows(slot, rows, source, measures)
 
-    def put_rows(self, slot: int, rows: Sequence[np.ndarray], source: str, stated: Mapping[str, float]) -> None:
-        """Write what another store holds of a clip: an array for each part, and its absmax and errors as recorded."""
+    def put_rows(self, slot: int, rows: Sequence[np.ndarray], source: str, measures: Mapping[str, float]) -> None:
+        """Write the stored arrays of a clip, one per part, with its recorded absmax and quantisation errors."""
         parts = self._feature.parts
         checksums = {part.column("crc32c"): google_crc32c.value(row) for part, row in zip(parts, rows, strict=True)}
-        self._builder.set(slot, Status.OK, source, **checksums, **stated)
+        self._builder.set(slot, Status.OK, source, values={**checksums, **measures})
         try:
             with writing(self._subject):
                 self._sink.put(slot, rows)
@@ -324,12 +323,12 @@ class StoredShardWriter:
         self._renew()
 
     def fail(self, slot: int, reason: str, source: str = "") -> None:
-        """Record that a clip has no tokens because something went wrong."""
+        """Record that the clip failed."""
         self._builder.set(slot, Status.FAILED, source, reason)
         self._renew()
 
     def absent(self, slot: int, reason: str, source: str = "") -> None:
-        """Record that a clip does not have the modality."""
+        """Record that the clip lacks the modality."""
         self._builder.set(slot, Status.ABSENT, source, reason)
         self._renew()
 
@@ -337,41 +336,41 @@ class StoredShardWriter:
         if self._lease:
             self._lease.renew()
 
-    def decided_later(self, slot: int) -> None:
-        """Record that a later shard holds the clip, which is the truth of it: nothing is written twice."""
-        self._builder.set(slot, Status.FAILED, "", DECIDED_LATER)
+    def mark_superseded(self, slot: int) -> None:
+        """Record that a later shard holds the clip, so that its tokens are not written twice."""
+        self._builder.set(slot, Status.FAILED, "", SUPERSEDED_REASON)
 
-    def commit_decided(self, *, failed: bool = True) -> list[str]:
-        """Commit what is decided and give up the rest; returns the clips. The shard is not written to any more.
+    def commit_partial(self, *, failed: bool = True) -> list[str]:
+        """Commit the decided slots as a new shard and drop the others; return the clips of the new shard.
 
-        They become a shard of their own, planned after all others, so that the plan of the rest stays what it was: the
-        shard begun is pending still, and whoever writes it finds these clips decided later. Without `failed`, clips
-        that failed are given up too.
+        The new shard is planned after all others, so the plan of the other clips does not change: this shard stays
+        pending, and its next writer finds these clips superseded. Without `failed`, failed clips are dropped too. This
+        writer cannot be used afterwards.
 
         Raises:
             WriteError: the disk is full or refuses.
         """
         decided = np.flatnonzero(self._builder.decided).tolist()
-        later = {slot for slot in decided if self._builder.reason(slot) == DECIDED_LATER}
-        slots = [slot for slot in decided if slot not in later and self._to_keep(slot, failed)]
+        superseded = {slot for slot in decided if self._builder.reason(slot) == SUPERSEDED_REASON}
+        slots = [slot for slot in decided if slot not in superseded and self._to_keep(slot, failed)]
         ids = tuple(self.shard.ids[slot] for slot in slots)
-        if len(slots) + len(later) == len(self.shard.ids):
+        if len(slots) + len(superseded) == len(self.shard.ids):
             self.commit()
             return list(ids)
         if not slots:
             self.abort()
             return []
         encoded = [clip_id.encode() for clip_id in ids]
-        number = self._feature.plan_kept(encoded)
+        number = self._feature.plan_partial_shard(encoded)
         with writing(self._subject):
             self._sink.renumber(number, encoded, slots)
-        self._builder = self._builder.part(number, slots)
+        self._builder = self._builder.subset(number, slots)
         self.shard = Shard(number, ids)
         self.commit()
         return list(ids)
 
     def _to_keep(self, slot: int, failed: bool) -> bool:
-        """Whether a decided slot has anything to keep: a row that is there whole, or a reason of its own."""
+        """Return whether a decided slot is worth a commit: its rows are complete, or it has a record without rows."""
         status = self._builder.column("status")[slot]
         if status == Status.FAILED:
             return failed
@@ -382,10 +381,10 @@ class StoredShardWriter:
             return False
 
     def commit(self, *, replacing: bool = False) -> None:
-        """Make the shard visible, whole. Where another worker was first, nothing changes, unless `replacing` (repair).
+        """Publish the shard as a whole. If it is committed already, nothing changes, unless `replacing` (repair).
 
         Raises:
-            ValueError: a slot is undecided.
+            ValueError: some slots are undecided.
             WriteError: the disk is full or refuses; the shard stays pending.
         """
         feature, folder = self._feature, self._feature.folder
@@ -400,13 +399,13 @@ class StoredShardWriter:
                 if replacing or not path.exists():
                     for file, target in files:
                         if replacing or not file.publish(target):
-                            file.replace(target)  # damaged, or left by a writer that died before its record
+                            file.replace(target)  # a damaged file, or one of a writer that died before its record
                     (replace_bytes if replacing else publish_bytes)(path, record.pack(), folder.temporary)
         self.abort()
         feature._add(load_record(path, self.shard.number, feature.fingerprint))
 
     def abort(self) -> None:
-        """Remove what was written; nothing of it was visible."""
+        """Remove the written data, which was never visible, and release the lease."""
         self._sink.close()
         if self._lease:
             self._lease.release()
@@ -419,10 +418,10 @@ class StoredShardWriter:
 
 
 def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dict[str, float]]:
-    """Tokens (K, D) as they are stored, an array for each part; their largest magnitude and measured errors.
+    """Return the stored arrays of (K, D) tokens, one per part, and their absmax and quantisation errors.
 
     Raises:
-        NotFiniteError: NaN or infinity, or a value too large for the stored dtype.
+        NotFiniteError: NaN, infinity, or a value too large for the stored dtype.
         ValueError: another shape or dtype.
     """
     tokens = np.asarray(tokens)
@@ -446,35 +445,30 @@ def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dic
 
 
 def magnitude(row: np.ndarray) -> tuple[float, bool]:
-    """(largest absolute value, whether all are finite), from the bits: much faster than arithmetic on half floats.
+    """Return (largest absolute value, whether all values are finite), computed from the bits of the floats.
 
-    Read as unsigned numbers, the largest has the largest magnitude of the negative values, if there are any; read as
-    signed ones, of the positive values.
+    This is much faster than arithmetic on half floats. Magnitudes of floats order like their bits as integers: read as
+    unsigned integers, the maximum belongs to the largest negative magnitude if any value is negative; read as signed
+    integers, to the largest positive one.
     """
     unsigned = row.view(np.uint32 if row.itemsize == 4 else np.uint16)
     sign = 1 << (8 * row.itemsize - 1)
-    below = int(unsigned.max())
-    above = int(unsigned.view(np.int32 if row.itemsize == 4 else np.int16).max())
-    largest = max(below - sign, above)
+    negative = int(unsigned.max())
+    positive = int(unsigned.view(np.int32 if row.itemsize == 4 else np.int16).max())
+    largest = max(negative - sign, positive)
     infinity = int(np.array(np.inf, row.dtype).view(unsigned.dtype))
     return float(np.array(largest, unsigned.dtype).view(row.dtype)), largest < infinity
 
 
 @contextlib.contextmanager
 def commit_lock(folder: Path, subject: str) -> Iterator[None]:
-    """Only one writer of a feature publishes at a time, so that data and record are always of one hand."""
+    """Hold the commit lock of a feature, so that the files and the record of a shard come from the same process."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + COMMIT_PATIENCE_S
         while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock_now(fd):  # also on a file system without locks, where publishing without replacing must suffice
                 break
-            except OSError as error:
-                if error.errno in UNSUPPORTED:
-                    break  # a file system without locks: publishing without replacing has to do
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
             if time.monotonic() > deadline:
                 raise WriteError(
                     subject,

@@ -13,7 +13,7 @@ from typing import Any
 
 from featurecache.clips.clip_list import ClipList
 from featurecache.errors import suggest
-from featurecache.files.csv_rows import read_csv
+from featurecache.files.table_rows import read_csv
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import read_lines
 

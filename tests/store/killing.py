@@ -25,6 +25,7 @@ from featurecache.maintenance.gc import remove_leftovers
 from featurecache.maintenance.recompute import RecomputedClip
 from featurecache.maintenance.repair import repair_store
 from featurecache.maintenance.retry import retry
+from featurecache.store.formats import FORMATS
 from featurecache.store.protocols import Status
 
 CHANGES = ("link", "rename", "replace", "unlink", "remove", "rmdir", "mkdir", "write", "pwrite", "ftruncate")
@@ -89,12 +90,11 @@ def prepare_repair(folder: Path, kind: str) -> None:
     (records / "00000002").unlink()
     flip(shard_file(place, 0), row_begin(shard_file(place, 0), clip_ids(2)[1]) + 5)
     flip(place / "whisper/.fcache/spec.json", 30)
-    flip(place / ("store.json" if kind == "webdataset" else "zarr.json"), 8)
+    flip(place / (next(iter(FORMATS[KINDS[kind].format].root_files()))), 8)
 
 
 def run_repair(folder: Path, kind: str) -> None:
-    form = "webdataset" if kind == "webdataset" else "zarr"
-    report = repair_store(featurecache.open_store(folder / KINDS[kind][0], "a", format=form), recompute)
+    report = repair_store(featurecache.open_store(folder / KINDS[kind][0], "a", format=KINDS[kind].format), recompute)
     assert not report.left, report.left
 
 
@@ -102,9 +102,9 @@ def prepare_gc(folder: Path, kind: str) -> None:
     """Orphans that nothing plans, and temporary files of dead writers."""
     place = folder / KINDS[kind][0]
     prepare_store(place, kind)
-    for shard in ("7", "8"):
-        tar = place / f"whisper/{shard:0>8}.tar"
-        target = tar if kind == "webdataset" else place / f"whisper/c/{shard}/0/0"
+    for shard in (7, 8):
+        feature = featurecache.open_store(place)["whisper"]
+        (target,) = feature.format.paths(feature.folder, shard, feature.parts)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(shard_file(place, 0), target)
     for number in range(3):

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import featurecache
 from featurecache.spec import Spec
+from featurecache.store.formats import FORMATS
 from featurecache.store.local import LocalStore
+from featurecache.store.shard_format import ShardFormat
 from featurecache.store.writer import StoredFeatureWriter
 from featurecache.store.zarr_store import ARCHIVE_CODEC
 
 SHAPE = (5, 6)
-KINDS = {
-    "zarr": ("features.zarr", "none"),
-    "archive": ("archive.zarr", ARCHIVE_CODEC),
-    "webdataset": ("features.wds", "none"),
-}
+SHORT_NAMES = {ARCHIVE_CODEC: "archive"}
+
+
+class StoreKind(NamedTuple):
+    """One codec of a registered format, and the name of a folder for such a store."""
+
+    folder: str
+    codec: str
+    format: str
+
+
+def kinds_of(shard_format: ShardFormat) -> dict[str, StoreKind]:
+    """A kind per codec; the uncompressed store has the name of its format."""
+    kinds = {}
+    for codec in shard_format.codecs:
+        kind = shard_format.name if codec == "none" else SHORT_NAMES.get(codec, f"{shard_format.name}-{codec}")
+        stem = "features" if codec == "none" else kind
+        kinds[kind] = StoreKind(stem + shard_format.endings[0], codec, shard_format.name)
+    return kinds
+
+
+KINDS = {kind: settings for known in FORMATS.values() for kind, settings in kinds_of(known).items()}
+"""Every codec of every registered format."""
 
 
 def make_spec(stored_dtype: str = "float16", shape: tuple[int, int] = SHAPE, **changes: object) -> Spec:

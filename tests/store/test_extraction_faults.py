@@ -29,8 +29,9 @@ import featurecache
 from featurecache.errors import WriteError
 from featurecache.maintenance.verify import verify_store
 from featurecache.store import writer
+from featurecache.store.formats import FORMATS
 
-FORMATS = {"zarr": "features.zarr", "webdataset": "features.wds"}
+STORES = {name: f"features{known.endings[0]}" for name, known in FORMATS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,10 @@ def clip_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clips(tmp_path_factory.mktemp("clips"))
 
 
-@pytest.fixture(params=list(FORMATS))
+@pytest.fixture(params=list(STORES))
 def name(request: pytest.FixtureRequest) -> str:
     """Name of a store in each format."""
-    return FORMATS[request.param]
+    return STORES[request.param]
 
 
 @pytest.fixture

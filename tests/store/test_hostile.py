@@ -204,6 +204,6 @@ def test_texts_survive_packing(ids: list[str]) -> None:
         columns.pack(plan.MAGIC, {"a": 1}, {"ids": text, "ids_starts": starts}), plan.MAGIC, "x", ""
     )
     columns.check_texts(found, "ids", len(ids), "x", "")
-    segment = plan.Segment(0, 0, 4, "none", np.zeros(0, "<u4"), found["ids"], found["ids_starts"])
+    segment = plan.PlanSegment(0, 0, 4, "none", np.zeros(0, "<u4"), found["ids"], found["ids_starts"])
     assert header == {"a": 1}
     assert segment.encoded_ids() == encoded

@@ -29,11 +29,12 @@ from featurecache.maintenance.gc import remove_leftovers
 from featurecache.maintenance.recompute import recompute_from_copy
 from featurecache.maintenance.repair import repair_store
 from featurecache.maintenance.verify import verify_store
+from featurecache.store.formats import FORMATS
 
 
 @pytest.mark.parametrize("times", [pytest.param(2, id="few"), pytest.param(50, marks=pytest.mark.slow, id="50")])
 @pytest.mark.parametrize("job", list(JOBS))
-@pytest.mark.parametrize("kind", ["zarr", "webdataset"])
+@pytest.mark.parametrize("kind", list(FORMATS))
 def test_killed_and_run_again_equals_undisturbed(tmp_path: Path, job: str, kind: str, times: int) -> None:
     prepared, whole, tried = tmp_path / "prepared", tmp_path / "whole", tmp_path / "tried"
     JOBS[job][0](prepared, kind)
@@ -87,8 +88,7 @@ def assert_no_superseded_tokens(place: Path) -> None:
 def test_a_damaged_record_stays_until_its_shard_is_whole_again(tmp_path: Path, kind: str) -> None:
     prepare_repair(tmp_path, kind)
     place = tmp_path / KINDS[kind][0]
-    form = "webdataset" if kind == "webdataset" else "zarr"
-    store = featurecache.open_store(place, "a", format=form)
+    store = featurecache.open_store(place, "a", format=KINDS[kind].format)
     record = place / "whisper/.fcache/records/00000003"
     damaged = record.read_bytes()
 

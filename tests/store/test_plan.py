@@ -11,18 +11,18 @@ import pytest
 from featurecache.errors import CorruptStoreError
 from featurecache.store import columns
 from featurecache.store.layout import MAX_SHARD_ROWS, MAX_SHARDS, FeatureFolder
-from featurecache.store.plan import MAGIC, Plan, load_segment, make_segment, publish_segment
+from featurecache.store.plan import MAGIC, ShardPlan, load_segment, make_segment, publish_segment
 
 IDS = [f"clip {number}".encode() for number in range(7)]
 
 
-def planned(tmp_path: Path, *segments) -> Plan:
+def planned(tmp_path: Path, *segments) -> ShardPlan:
     folder = FeatureFolder(tmp_path, "whisper")
     for path in (folder.plan, folder.temporary):
         path.mkdir(parents=True, exist_ok=True)
     for segment in segments:
         assert publish_segment(folder, segment)
-    return Plan(folder)
+    return ShardPlan(folder)
 
 
 def written(tmp_path: Path, change: dict, counts=None) -> Path:

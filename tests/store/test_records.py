@@ -25,9 +25,9 @@ IDS = [b"one", "zw\u00f6lf".encode(), b"c/3"]
 def make_builder(optional=QUANTISED_COLUMNS) -> RecordBuilder:
     builder = RecordBuilder(7, IDS, 4, "f" * 64, "none", 60, optional)
     errors = {name: 0.25 * number for number, name in enumerate(optional)}
-    builder.set(2, Status.OK, SOURCES[2], crc32c=9, absmax=2.5, nan=0, **errors)
+    builder.set(2, Status.OK, SOURCES[2], values={"crc32c": 9, "absmax": 2.5, "nan": 0, **errors})
     builder.set(0, Status.FAILED, SOURCES[0], "the decoder\ngave up")
-    builder.set(1, Status.ABSENT, SOURCES[1], "no sound", nan=3)
+    builder.set(1, Status.ABSENT, SOURCES[1], "no sound", values={"nan": 3})
     return builder
 
 
@@ -90,14 +90,14 @@ def test_slots_are_decided_once_and_inside_the_shard(slot, source, said):
 
 def test_a_part_holds_its_slots_in_their_new_order_with_all_that_was_decided():
     whole = make_builder().build((240, 24))
-    part = make_builder().part(9, [2, 0]).build((120, 12))
+    part = make_builder().subset(9, [2, 0]).build((120, 12))
     assert (part.shard, part.shard_rows, part.codec, part.row_bytes) == (9, 4, "none", 60)
     for new, old in enumerate([2, 0]):
         before, after = whole.clip(old), part.clip(new)
         assert (after.id, after.status, after.source) == (before.id, before.status, before.source)
         assert (after.reason, after.crc32c, after.errors) == (before.reason, before.crc32c, before.errors)
         assert part.columns["id_hash"][new] == whole.columns["id_hash"][old]
-    undecided = RecordBuilder(7, IDS, 4, "f" * 64, "none", 60).part(9, [1])
+    undecided = RecordBuilder(7, IDS, 4, "f" * 64, "none", 60).subset(9, [1])
     assert undecided.decided.tolist() == [False]
     assert make_builder().reason(1) == "no sound"
 

@@ -43,15 +43,15 @@ def begun(writer):  # type: ignore[no-untyped-def]
 def test_what_is_decided_is_committed_and_nothing_else(writer, failed: bool) -> None:  # type: ignore[no-untyped-def]
     whole_plan = writer.pending()
     ids = clip_ids(12)
-    kept = begun(writer).commit_decided(failed=failed)
+    kept = begun(writer).commit_partial(failed=failed)
     assert kept == [ids[slot] for slot in ((1, 2, 5, 6) if failed else (1, 5, 6))]
     feature = featurecache.open_store(writer.location)["whisper"]
     assert list(feature.ids) == [ids[1], ids[5]]
     assert feature.record(ids[6]).status is Status.ABSENT
     assert (feature.record(ids[2]) is not None) == failed
     assert [shard.number for shard in writer.pending()] == [shard.number for shard in whole_plan]
-    assert writer.decided_later(whole_plan[0]) == set(kept)
-    assert writer.decided_later(whole_plan[1]) == set()
+    assert writer.superseded(whole_plan[0]) == set(kept)
+    assert writer.superseded(whole_plan[1]) == set()
     report = verify_store(featurecache.open_store(writer.location))
     assert not report.damage
     assert [notice.message for notice in report.notices if notice.kind == "pending"] == [
@@ -62,12 +62,12 @@ def test_what_is_decided_is_committed_and_nothing_else(writer, failed: bool) -> 
 
 def test_rows_are_those_of_a_shard_that_was_not_stopped(writer) -> None:  # type: ignore[no-untyped-def]
     ids = clip_ids(12)
-    kept = begun(writer).commit_decided()
+    kept = begun(writer).commit_partial()
     first, second = writer.pending()
     with writer.begin(first) as shard_writer:
         for slot, clip_id in enumerate(first.ids):
             if clip_id in kept:
-                shard_writer.decided_later(slot)
+                shard_writer.mark_superseded(slot)
             else:
                 shard_writer.put(slot, tokens_of(clip_id), source_of(clip_id))
         shard_writer.commit()
@@ -87,22 +87,22 @@ def test_rows_are_those_of_a_shard_that_was_not_stopped(writer) -> None:  # type
 
 
 def test_a_second_stop_keeps_what_the_first_one_did_not(writer) -> None:  # type: ignore[no-untyped-def]
-    first = set(begun(writer).commit_decided())
+    first = set(begun(writer).commit_partial())
     shard = writer.pending()[0]
     shard_writer = writer.begin(shard)
     for slot, clip_id in enumerate(shard.ids):
         if clip_id in first:
-            shard_writer.decided_later(slot)
+            shard_writer.mark_superseded(slot)
     shard_writer.put(0, tokens_of(shard.ids[0]), source_of(shard.ids[0]))
-    assert shard_writer.commit_decided() == [shard.ids[0]]
-    assert writer.decided_later(shard) == first | {shard.ids[0]}
+    assert shard_writer.commit_partial() == [shard.ids[0]]
+    assert writer.superseded(shard) == first | {shard.ids[0]}
     assert not verify_store(featurecache.open_store(writer.location)).damage
 
 
 def test_a_shard_without_anything_to_keep_leaves_nothing(writer) -> None:  # type: ignore[no-untyped-def]
     shard_writer = writer.begin(writer.pending()[0])
     shard_writer.fail(0, "a reason")
-    assert shard_writer.commit_decided(failed=False) == []
+    assert shard_writer.commit_partial(failed=False) == []
     assert len(writer.shards()) == 2
     assert not list(writer.folder.temporary.iterdir())
 
@@ -116,7 +116,7 @@ def test_a_commit_that_was_refused_can_be_tried_again(writer, monkeypatch: pytes
         patch.setattr("featurecache.store.writer.publish_bytes", refused)
         with pytest.raises(WriteError):
             shard_writer.commit()
-    assert shard_writer.commit_decided() == list(shard.ids)
+    assert shard_writer.commit_partial() == list(shard.ids)
     assert not list(writer.folder.temporary.iterdir())
     assert not verify_store(featurecache.open_store(writer.location)).damage
 

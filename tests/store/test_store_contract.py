@@ -17,8 +17,10 @@ from small_stores import KINDS, SHAPE, build, clip_ids, contents, fill, make_spe
 import featurecache
 from featurecache.errors import FingerprintError, MissingFeatureError, StoreError, StoreNotFoundError
 from featurecache.spec import STORED_DTYPES
-from featurecache.store import direct
+from featurecache.store import shard_files
+from featurecache.store.formats import FORMATS
 from featurecache.store.protocols import Feature, FeatureWriter, Status, Store
+from featurecache.store.shard_format import ShardFormat
 
 TOLERANCE = {"float16": 1e-3, "bfloat16": 1e-2, "float32": 0, "int8": 2e-2, "float8": 0.1}
 
@@ -43,6 +45,21 @@ def test_the_protocols_are_implemented(place: Path, kind: str) -> None:
     for name in (*vars(FeatureWriter), *vars(Store)):
         if not name.startswith("_"):
             assert hasattr(writer, name) or hasattr(store, name), name
+
+
+@pytest.mark.parametrize("shard_format", FORMATS.values(), ids=FORMATS)
+def test_every_registered_format_is_chosen_by_name_and_seen_in_the_files(
+    tmp_path: Path, shard_format: ShardFormat
+) -> None:
+    assert isinstance(shard_format, ShardFormat)
+    assert shard_format.codecs[0] == "none"
+    for ending in shard_format.endings:
+        created = featurecache.open_store(tmp_path / f"by-name{ending}", "a")
+        created.writer("whisper", make_spec())
+        assert created.format.name == shard_format.name
+    location = tmp_path / "no-ending"
+    featurecache.open_store(location, "a", format=shard_format.name).writer("whisper", make_spec())
+    assert featurecache.open_store(location).format.name == shard_format.name
 
 
 def test_ids_are_in_row_order_and_leave_out_clips_without_tokens(place: Path, kind: str) -> None:
@@ -155,7 +172,7 @@ def test_growing_touches_nothing_that_is_there(place: Path, kind: str) -> None:
     other.plan(clip_ids(2))
     fill(other)
     after = contents(store.root)
-    derived = {"whisper/zarr.json", "whisper/feature.json"}
+    derived = {f"whisper/{store.format.spec_copy}"}
     assert all(after[path] == data for path, data in before.items() if path not in derived)
     assert store.names == ["eva", "whisper"]
     assert store["eva"].shape == (3, 4)
@@ -280,9 +297,9 @@ def test_large_batches_copied_by_several_threads_are_the_same(
     feature = build(tmp_path / "s.zarr", stored_dtype=stored_dtype)["whisper"]
     ids = list(feature.ids)
     alone = feature.read(ids).tobytes()
-    monkeypatch.setattr(direct, "PARALLEL_BYTES", 1)
+    monkeypatch.setattr(shard_files, "PARALLEL_BYTES", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
-    assert direct.copy_threads(1) == 4
+    assert shard_files.copy_threads(1) == 4
     for _ in range(2):
         assert feature.read(ids).tobytes() == alone
 
@@ -309,9 +326,9 @@ def test_more_rows_than_one_call_may_fill_are_read_at_once(tmp_path: Path) -> No
     """A feature of one small token a clip, such as CLS: thousands of rows lie within one run of the disk."""
     store = featurecache.open_store(tmp_path / "features.zarr", mode="a")
     writer = store.writer("cls", make_spec(shape=(1, 4)))
-    ids = clip_ids(2 * direct.RUN_ROWS + 5)
+    ids = clip_ids(2 * shard_files.RUN_ROWS + 5)
     writer.plan(ids)
     fill(writer)
     read = featurecache.open_store(tmp_path / "features.zarr")["cls"].read(ids)
     assert np.array_equal(read[-1], tokens_of(ids[-1], (1, 4)).astype(np.float16))
-    assert np.array_equal(read[direct.RUN_ROWS], tokens_of(ids[direct.RUN_ROWS], (1, 4)).astype(np.float16))
+    assert np.array_equal(read[shard_files.RUN_ROWS], tokens_of(ids[shard_files.RUN_ROWS], (1, 4)).astype(np.float16))

@@ -16,6 +16,7 @@ from featurecache.errors import CorruptStoreError, SpecError
 from featurecache.maintenance.recompute import Recompute, RecomputedClip
 from featurecache.maintenance.repair import repair_store
 from featurecache.maintenance.verify import VerifyReport, verify_store
+from featurecache.store.formats import FORMATS
 from featurecache.store.protocols import Status
 
 
@@ -88,14 +89,15 @@ DAMAGES = ["truncated", "emptied", "deleted", "extended", "foreign", "swapped"]
 def test_whole_files_that_are_lost_or_wrong_are_found_and_mended(
     plain: Path, kind: str, copied, tmp_path: Path, damage: str, what: str
 ) -> None:
-    shards = ["00000000.tar", "00000001.tar"] if kind == "webdataset" else ["c/0/0/0", "c/1/0/0"]
+    feature = featurecache.open_store(plain)["whisper"]
+    shards = [feature.format.paths(feature.folder, shard, feature.parts)[0] for shard in (0, 1)]
     files = {
-        "shard": [f"whisper/{shard}" for shard in shards],
+        "shard": [shard.relative_to(plain).as_posix() for shard in shards],
         "record": ["whisper/.fcache/records/00000000", "whisper/.fcache/records/00000001"],
         "plan": ["whisper/.fcache/plan/00000", "whisper/.fcache/plan/00001"],
         "spec": ["whisper/.fcache/spec.json"] * 2,
-        "derived": ["whisper/" + ("feature.json" if kind == "webdataset" else "zarr.json")] * 2,
-        "root": ["store.json" if kind == "webdataset" else "zarr.json"] * 2,
+        "derived": [f"whisper/{FORMATS[KINDS[kind].format].spec_copy}"] * 2,
+        "root": [*FORMATS[KINDS[kind].format].root_files()] * 2,
     }[what]
     recompute = recompute_like(copied(plain))
     sound = contents(plain)
@@ -120,11 +122,7 @@ def test_whole_files_that_are_lost_or_wrong_are_found_and_mended(
         path.write_bytes((foreign.root / files[0]).read_bytes())
         if path.read_bytes() == data:
             pytest.skip("the same in every store")
-    if what == "root" and damage == "deleted" and kind == "webdataset":
-        opened = featurecache.open_store(plain, mode="a", format="webdataset")
-    else:
-        form = "webdataset" if kind == "webdataset" else "zarr"
-        opened = featurecache.open_store(plain, mode="a", format=form)  # type: ignore[arg-type]
+    opened = featurecache.open_store(plain, mode="a", format=KINDS[kind].format)
     if (what, damage) == ("record", "deleted"):  # a shard without a record is as if it were never extracted
         assert {problem.kind for problem in verify_store(opened).notices} == {"pending", "orphan"}
         fill(opened.writer("whisper", make_spec()), failed=clip_ids(1, 5), absent=clip_ids(1, 4))

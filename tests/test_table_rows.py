@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featurecache.files.csv_rows import read_csv
+from featurecache.files.table_rows import read_csv
 
 
 def test_empty_lines_and_wrong_rows_end_nothing(tmp_path: Path) -> None:
