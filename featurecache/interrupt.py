@@ -1,9 +1,9 @@
 """Handle Ctrl-C, SIGTERM and SIGHUP (a closed terminal).
 
 A long loop treats the first signal as a request to stop at its next safe point (`StopRequest`). Elsewhere, a signal
-raises `Ended`, so that all clean-up code runs (`ending_on_signals`). A second Ctrl-C or SIGTERM acts at once. A second
-SIGHUP does not: when a terminal closes, the shell, the kernel and the session manager may each send SIGHUP, and SIGTERM
-too. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+raises `EndedBySignal`, so that all clean-up code runs (`ending_on_signals`). A second Ctrl-C or SIGTERM acts at once. A
+second SIGHUP does not: when a terminal closes, the shell, the kernel and the session manager may each send SIGHUP, and
+SIGTERM too. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _hang_ups: list[int] = []
 class Interrupted(Exception):  # noqa: N818 -- not an error: the command can be resumed
     """The work stopped on request at a safe point; the message says how to resume."""
 
-    kept = 0
+    num_finished = 0
     """Number of clips that an extraction finished and stored."""
 
 
-class Ended(KeyboardInterrupt):
+class EndedBySignal(KeyboardInterrupt):
     """A signal ended a command outside a loop with safe points; the message is the signal's name."""
 
 
@@ -46,36 +46,39 @@ class StopRequest:
     def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
         """`also` returns whether another thread or process has received a request to stop."""
         self._signalled, self._also = False, also
-        self._before: dict[int, Any] = {}
+        self._earlier_handlers: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
         return self._signalled or self._also()
 
     def __enter__(self) -> StopRequest:
-        self._before = _handle(SIGNALS, self._request)
+        self._earlier_handlers = _handle(SIGNALS, self._request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore(*self._before)
+        self._restore(*self._earlier_handlers)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
         if number == SIGHUP:
             _hang_ups.append(number)
         else:
-            self._restore(*(other for other in self._before if other != SIGHUP))
+            self._restore(*(other for other in self._earlier_handlers if other != SIGHUP))
 
     def _restore(self, *numbers: int) -> None:
         for number in numbers:
-            signal.signal(number, self._before.pop(number))
+            signal.signal(number, self._earlier_handlers.pop(number))
 
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Inside the block, SIGTERM and SIGHUP raise `Ended` in the main thread; a second SIGTERM kills the process."""
+    """Inside the block, SIGTERM and SIGHUP raise `EndedBySignal` in the main thread.
+
+    A second SIGTERM kills the process.
+    """
     received: set[int] = set()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -87,14 +90,14 @@ def ending_on_signals() -> Iterator[None]:
         if number == SIGHUP:
             _hang_ups.append(number)
         if first:
-            raise Ended(signal.Signals(number).name)
+            raise EndedBySignal(signal.Signals(number).name)
 
     _hang_ups.clear()
-    before = _handle(SIGNALS[1:], end)
+    earlier_handlers = _handle(SIGNALS[1:], end)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in earlier_handlers.items():
             signal.signal(number, handler)
 
 

@@ -139,6 +139,6 @@ def _rate(done: int, elapsed_s: float, unit: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return `1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"

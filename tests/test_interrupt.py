@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from featurecache import console, interrupt, open_store
 from featurecache.cli import main
 from featurecache.console import CommandGroup
-from featurecache.interrupt import Ended, StopRequest, ending_on_signals
+from featurecache.interrupt import EndedBySignal, StopRequest, ending_on_signals
 from featurecache.terminal import show_progress
 
 
@@ -57,7 +57,7 @@ def test_what_a_closing_terminal_sends_besides_does_not_hurry_a_stop(order: tupl
 def test_a_second_sigterm_ends_what_does_not_come_to_a_safe_point() -> None:
     with ending_on_signals(), StopRequest():
         send(signal.SIGTERM)
-        with pytest.raises(Ended, match="SIGTERM"):
+        with pytest.raises(EndedBySignal, match="SIGTERM"):
             send(signal.SIGTERM)
 
 

@@ -138,7 +138,7 @@ class ExtractionWorker:
                 **self._job.extract_options,
             )
         except Interrupted as interrupted:
-            return interrupted.kept
+            return interrupted.num_finished
         _get(self._queue.report.remote(self._number, stats.num_clips))
         return stats
 

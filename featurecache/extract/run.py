@@ -153,7 +153,7 @@ def add_num_committed(error: Exception, num_committed: int) -> None:
     one = num_committed == 1
     sentence = f"{num_committed} clip{' that is' if one else 's that are'} finished {'is' if one else 'are'} kept."
     if isinstance(error, Interrupted):
-        error.kept, error.args = num_committed, (f"Stopped; {sentence} Run the same command to go on.",)
+        error.num_finished, error.args = num_committed, (f"Stopped; {sentence} Run the same command to go on.",)
     elif isinstance(error, FeatureCacheError) and num_committed:
         error.next_step = " ".join(filter(None, (error.next_step, sentence)))
     elif num_committed:

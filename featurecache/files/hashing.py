@@ -40,17 +40,17 @@ def file_sha256(path: str | Path) -> str:
     """
     resolved = Path(os.path.realpath(path))
     for _ in range(MAX_READINGS):
-        before = file_identity(resolved)
-        cached = _hash_cache.get(before)
+        identity = file_identity(resolved)
+        cached = _hash_cache.get(identity)
         if cached is not None:
             return cached
         digest = _digest(resolved)
-        if file_identity(resolved) == before:  # otherwise the file changed during the reading
+        if file_identity(resolved) == identity:  # otherwise the file changed during the reading
             break
     else:
         raise OSError(errno.EBUSY, "a file that changes while it is read")
-    if time.time_ns() - max(before[2], before[3]) > SETTLED_S * 1e9:
-        _hash_cache.put(before, digest)
+    if time.time_ns() - max(identity[2], identity[3]) > SETTLED_S * 1e9:
+        _hash_cache.put(identity, digest)
     return digest
 
 
@@ -89,9 +89,9 @@ class _HashCache:
             self._disconnect()
 
     def get(self, identity: Identity) -> str | None:
-        path, *rest = identity
+        path, *version = identity
         rows = self._query("SELECT size, mtime_ns, ctime_ns, inode, sha256 FROM hashes WHERE path = ?", (path,))
-        return rows[0][4] if rows and list(rows[0][:4]) == rest else None
+        return rows[0][4] if rows and list(rows[0][:4]) == version else None
 
     def put(self, identity: Identity, digest: str) -> None:
         self._query("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?, ?)", (*identity, digest))

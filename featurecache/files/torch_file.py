@@ -80,8 +80,8 @@ def _kind(head: bytes, size: int) -> str:
 
 
 def _why(path: Path, archive: bool, message: str, size: int) -> str:
-    names, whole = _names_in_archive(path) if archive else _names_in_stream(path)
-    if not whole or _TRUNCATED.search(message):
+    names, complete = _names_in_archive(path) if archive else _names_in_stream(path)
+    if not complete or _TRUNCATED.search(message):
         return f"a truncated file of {size:,} bytes"
     if names:
         return f"a file that names {', '.join(names)}"

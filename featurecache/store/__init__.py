@@ -43,7 +43,7 @@ def open_store(
         StoreError: an unknown mode or format, or a store of another format than `format`.
         MissingExtraError: `location` is a URL, and fsspec is not installed.
     """
-    place = os.fspath(location)
+    address = os.fspath(location)
     for key, value, choices in (
         ("mode", mode, ("r", "a")),
         ("verify", verify, ("first-touch", "never")),
@@ -51,36 +51,36 @@ def open_store(
     ):
         if value not in choices:
             raise StoreError(key, expected=" | ".join(choice for choice in choices if choice), got=repr(value))
-    place = place.removeprefix("file://")
-    if "://" in place:
+    address = address.removeprefix("file://")
+    if "://" in address:
         if mode != "r":
             raise StoreError(
-                place,
+                address,
                 expected='mode "r": remote stores are read only',
                 got=f'"{mode}"',
                 next_step="Extract to a local store, then copy it.",
             )
-        require("remote", "fsspec", subject=place)
+        require("remote", "fsspec", subject=address)
         from featurecache.store.remote import RemoteStore  # fsspec is an extra
 
         folder = None if cache is None else Path(cache)
-        return RemoteStore(place, verify, folder, cache_bytes, dict(storage_options or {}))
-    root = Path(place)
+        return RemoteStore(address, verify, folder, cache_bytes, dict(storage_options or {}))
+    root = Path(address)
     present = [known.name for known in formats_present(lambda path: (root / path).is_file())]
     if present and format not in (None, *present):
         raise StoreError(
-            place,
+            address,
             expected=f"a {format} store",
             got=present[0],
             next_step="Omit the format, or name another place.",
         )
-    chosen = present[0] if present else format or format_for_name(place).name
-    store = LocalStore(place, FORMATS[chosen], mode, verify)
+    chosen = present[0] if present else format or format_for_name(address).name
+    store = LocalStore(address, FORMATS[chosen], mode, verify)
     # A folder with files but without a store's files holds something else. The folder of an extraction that was killed
     # at its very start is empty.
     if mode == "r" and not present and any(path.is_file() and path.name[0] != "." for path in root.iterdir()):
         raise StoreNotFoundError(
-            place,
+            address,
             expected="a store",
             got="a folder without one",
             next_step="Run `fcache extract` to make it, or name another.",

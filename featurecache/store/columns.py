@@ -113,13 +113,13 @@ def check_texts(columns: Mapping[str, np.ndarray], name: str, count: int, subjec
         CorruptStoreError: they do not.
     """
     text, starts = columns[name], columns[f"{name}_starts"]
-    sound = (
+    consistent = (
         starts.size == count + 1
         and starts[0] == 0
         and starts[-1] == text.size
         and bool(np.all(np.diff(starts.astype(np.int64)) >= 0))
     )
-    if not sound:
+    if not consistent:
         raise CorruptStoreError(
             subject, expected=f"{count} texts inside {text.size} bytes", got="other offsets", next_step=next_step
         )

@@ -85,8 +85,8 @@ def make_segment(
 ) -> PlanSegment:
     """Return a segment that assigns clips to new shards in order, by default `shard_rows` clips per shard."""
     if counts is None:
-        whole, rest = divmod(len(encoded_ids), shard_rows)
-        counts = [shard_rows] * whole + [rest] * (rest > 0)
+        num_full, num_left = divmod(len(encoded_ids), shard_rows)
+        counts = [shard_rows] * num_full + [num_left] * (num_left > 0)
     ids, starts = columns.pack_texts(encoded_ids)
     return PlanSegment(number, first_shard, shard_rows, codec, np.array(counts, "<u4"), ids, starts)
 

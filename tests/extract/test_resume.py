@@ -104,7 +104,7 @@ def test_stopping_keeps_every_finished_clip_and_resuming_does_none_of_them_again
         with pytest.raises(Interrupted, match=f"{stop_after} clips that are finished are kept.*same command") as caught:
             extract(store, clips, encoders, shard_clips=8, workers=1, stop=stop)
         done += stop_after
-        assert caught.value.kept == stop_after
+        assert caught.value.num_finished == stop_after
         assert [len(rows) for rows in rows_of(location).values()] == [done] * len(NAMES)
         assert all(feature.num_pending == len(clips) - done for feature in store_info(open_store(location)).features)
         assert not verify_store(open_store(location)).damage
