@@ -90,14 +90,15 @@ def read_rows(rows: Sequence[RowRead]) -> None:
     Raises:
         CorruptStoreError: a file ends before the end of a row.
     """
-    waiting, futures = [], []
+    unfinished, futures = [], []
     for run in _runs(rows):
         file, in_order = run[0].file, run[0].begin == run[0].file.end
+        # First copy what the page cache holds (RWF_NOWAIT), unless the file was not cached and is read in order.
         read = 0 if file.cold and in_order else _read(run, 0, getattr(os, "RWF_NOWAIT", 0))
         if read < _length(run):
             file.cold = True
             if not in_order:
-                waiting.append((run, read))
+                unfinished.append((run, read))
                 continue
             if not file.advised:
                 advise_in_order(file.fd)
@@ -107,11 +108,11 @@ def read_rows(rows: Sequence[RowRead]) -> None:
         else:
             _finish(run)
         file.end = run[0].begin + _length(run)
-    if len(waiting) == 1 and _length(waiting[0][0]) <= RUN_BYTES // 4:
-        _read_all(*waiting[0])
+    if len(unfinished) == 1 and _length(unfinished[0][0]) <= RUN_BYTES // 4:  # too little for another thread
+        _read_all(*unfinished[0])
     else:
-        futures += [_pool().submit(_read_all, run, read) for run, read in waiting]
-    for run, _ in waiting:
+        futures += [_pool().submit(_read_all, run, read) for run, read in unfinished]
+    for run, _ in unfinished:
         run[0].file.end = run[0].begin + _length(run)
     for future in futures:
         future.result()
