@@ -23,8 +23,9 @@ from featurecache.spec import Spec
 from featurecache.store.layout import id_problem
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Shard, Status
+from featurecache.store.quantize import encode_tokens
 from featurecache.store.records import clean_reason
-from featurecache.store.writer import StoredFeatureWriter, encode_tokens
+from featurecache.store.writer import StoredFeatureWriter
 
 NUM_SHAPE_FILES = 32
 """Number of readable files that decide the shape of a feature."""

@@ -1,4 +1,6 @@
-"""Quantise tokens to one byte per number: int8 or float8 (e4m3), with one scale per channel and group of tokens.
+"""Encode tokens for storage: check that they are finite, round them to the stored dtype, or quantise them.
+
+Quantised tokens have one byte per number, int8 or float8 (e4m3), and one scale per channel and group of tokens.
 
 Shapes: K tokens, D width, G = ceil(K / 32) groups. q (K, D); scales (G, D) float16, rounded up so that no value clips:
     int8      x ≈ q × scale,            scale = largest magnitude / 127
@@ -15,6 +17,10 @@ import sys
 import ml_dtypes
 import numpy as np
 
+from featurecache.spec import Spec
+from featurecache.store.layout import LOGICAL_DTYPES
+from featurecache.store.protocols import NotFiniteError
+
 GROUP_TOKENS = 32
 LARGEST = {"int8": 127.0, "float8": 448.0}
 MAX_MAGNITUDE = max(LARGEST.values())
@@ -22,6 +28,49 @@ FLOAT16_MAX = 65504.0
 
 _FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _VALUE_OF_BITS = np.arange(256, dtype=np.uint8).view(_FLOAT8).astype(np.float32)
+
+
+def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dict[str, float]]:
+    """Return the stored arrays of (K, D) tokens, one per part, and their absmax and quantisation errors.
+
+    Raises:
+        NotFiniteError: NaN, infinity, or a value too large for the stored dtype.
+        ValueError: another shape or dtype.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.shape != spec.shape:
+        raise ValueError(f"tokens: expected shape {spec.shape}, got {tokens.shape}")
+    logical = LOGICAL_DTYPES[spec.stored_dtype]
+    exact = np.ascontiguousarray(tokens)
+    if tokens.dtype != logical:
+        if tokens.dtype != np.float32:
+            raise ValueError(f"tokens: expected float32 or {logical}, got {tokens.dtype}")
+        with np.errstate(over="ignore"):
+            tokens = tokens.astype(logical)
+    row = np.ascontiguousarray(tokens)
+    absmax, finite = magnitude(row)
+    if not finite:
+        raise NotFiniteError(f"tokens: expected finite numbers of {logical}, got NaN or infinity")
+    if spec.stored_dtype in LARGEST:
+        q, scales = quantise(exact, spec.stored_dtype)
+        return [q, scales], {"absmax": absmax, **measured_error(exact, dequantise(q, scales))}
+    return [row.view(np.uint16) if logical.kind == "V" else row], {"absmax": absmax}
+
+
+def magnitude(row: np.ndarray) -> tuple[float, bool]:
+    """Return (largest absolute value, whether all values are finite), computed from the bits of the floats.
+
+    This is much faster than arithmetic on half floats. Magnitudes of floats order like their bits as integers: read as
+    unsigned integers, the maximum belongs to the largest negative magnitude if any value is negative; read as signed
+    integers, to the largest positive one.
+    """
+    unsigned = row.view(np.uint32 if row.itemsize == 4 else np.uint16)
+    sign = 1 << (8 * row.itemsize - 1)
+    negative = int(unsigned.max())
+    positive = int(unsigned.view(np.int32 if row.itemsize == 4 else np.int16).max())
+    largest = max(negative - sign, positive)
+    infinity = int(np.array(np.inf, row.dtype).view(unsigned.dtype))
+    return float(np.array(largest, unsigned.dtype).view(row.dtype)), largest < infinity
 
 
 def scales_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -7,11 +7,12 @@ same number of bytes unless they are compressed.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -166,6 +167,11 @@ def row_at(data: np.ndarray, record: CommitRecord, slot: int, begin: int, length
             next_step=NEXT_STEP,
         )
     return data[begin : begin + length]
+
+
+def json_file(value: Any) -> bytes:
+    """Return the bytes of a JSON file of a store. Equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
 
 
 COPY_BYTES = 1 << 20

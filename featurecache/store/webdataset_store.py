@@ -27,7 +27,7 @@ from featurecache.store.layout import STORE_FORMAT, FeatureFolder
 from featurecache.store.plan import ShardPlan
 from featurecache.store.protocols import Status
 from featurecache.store.records import CommitRecord, RecordBuilder
-from featurecache.store.shard_format import FeatureLayout, RowPart, SpillFile, row_at
+from featurecache.store.shard_format import FeatureLayout, RowPart, SpillFile, json_file, row_at
 
 _SHARD = re.compile(r"[0-9]{8}\.tar")
 
@@ -41,7 +41,7 @@ class WebDatasetFormat:
     spec_copy = "feature.json"
 
     def root_files(self) -> dict[str, bytes]:
-        return {"store.json": _json({"attributes": {"featurecache": {"format": STORE_FORMAT, "kind": self.name}}})}
+        return {"store.json": json_file({"attributes": {"featurecache": {"format": STORE_FORMAT, "kind": self.name}}})}
 
     def folders(self, folder: FeatureFolder, parts: Sequence[RowPart]) -> list[Path]:
         return [folder.root]
@@ -77,7 +77,7 @@ class WebDatasetFormat:
             "spec": json.loads(spec_text),
             "spec_crc32c": google_crc32c.value(spec_text),
         }
-        return {layout.folder.root / self.spec_copy: _json({"attributes": {"featurecache": attributes}})}
+        return {layout.folder.root / self.spec_copy: json_file({"attributes": {"featurecache": attributes}})}
 
     def file_problems(
         self, data: np.ndarray, record: CommitRecord, layout: FeatureLayout, number: int, quick: bool
@@ -188,7 +188,3 @@ def _npy_header(part: RowPart) -> bytes:
     description = {"descr": part.dtype.str, "fortran_order": False, "shape": part.shape}
     np.lib.format.write_array_header_1_0(header, description)
     return header.getvalue()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")

@@ -23,7 +23,6 @@ from featurecache.files.publish import lock_now, make_folder, publish_bytes, rep
 from featurecache.spec import Spec
 from featurecache.store.feature import StoredFeature, Verify
 from featurecache.store.layout import (
-    LOGICAL_DTYPES,
     MAX_ROW_BYTES,
     MAX_SHARD_ROWS,
     RECORD_DIGITS,
@@ -33,8 +32,8 @@ from featurecache.store.layout import (
     numbered,
 )
 from featurecache.store.plan import PlanSegment, ShardPlan, make_segment, publish_segment
-from featurecache.store.protocols import NotFiniteError, Shard, Status
-from featurecache.store.quantize import LARGEST, dequantise, measured_error, quantise
+from featurecache.store.protocols import Shard, Status
+from featurecache.store.quantize import encode_tokens
 from featurecache.store.records import QUANTISED_COLUMNS, RecordBuilder, load_record
 from featurecache.store.shard_format import FeatureLayout, ShardFormat
 
@@ -417,58 +416,13 @@ class StoredShardWriter:
         self.abort()
 
 
-def encode_tokens(tokens: np.ndarray, spec: Spec) -> tuple[list[np.ndarray], dict[str, float]]:
-    """Return the stored arrays of (K, D) tokens, one per part, and their absmax and quantisation errors.
-
-    Raises:
-        NotFiniteError: NaN, infinity, or a value too large for the stored dtype.
-        ValueError: another shape or dtype.
-    """
-    tokens = np.asarray(tokens)
-    if tokens.shape != spec.shape:
-        raise ValueError(f"tokens: expected shape {spec.shape}, got {tokens.shape}")
-    logical = LOGICAL_DTYPES[spec.stored_dtype]
-    exact = np.ascontiguousarray(tokens)
-    if tokens.dtype != logical:
-        if tokens.dtype != np.float32:
-            raise ValueError(f"tokens: expected float32 or {logical}, got {tokens.dtype}")
-        with np.errstate(over="ignore"):
-            tokens = tokens.astype(logical)
-    row = np.ascontiguousarray(tokens)
-    absmax, finite = magnitude(row)
-    if not finite:
-        raise NotFiniteError(f"tokens: expected finite numbers of {logical}, got NaN or infinity")
-    if spec.stored_dtype in LARGEST:
-        q, scales = quantise(exact, spec.stored_dtype)
-        return [q, scales], {"absmax": absmax, **measured_error(exact, dequantise(q, scales))}
-    return [row.view(np.uint16) if logical.kind == "V" else row], {"absmax": absmax}
-
-
-def magnitude(row: np.ndarray) -> tuple[float, bool]:
-    """Return (largest absolute value, whether all values are finite), computed from the bits of the floats.
-
-    This is much faster than arithmetic on half floats. Magnitudes of floats order like their bits as integers: read as
-    unsigned integers, the maximum belongs to the largest negative magnitude if any value is negative; read as signed
-    integers, to the largest positive one.
-    """
-    unsigned = row.view(np.uint32 if row.itemsize == 4 else np.uint16)
-    sign = 1 << (8 * row.itemsize - 1)
-    negative = int(unsigned.max())
-    positive = int(unsigned.view(np.int32 if row.itemsize == 4 else np.int16).max())
-    largest = max(negative - sign, positive)
-    infinity = int(np.array(np.inf, row.dtype).view(unsigned.dtype))
-    return float(np.array(largest, unsigned.dtype).view(row.dtype)), largest < infinity
-
-
 @contextlib.contextmanager
 def commit_lock(folder: Path, subject: str) -> Iterator[None]:
     """Hold the commit lock of a feature, so that the files and the record of a shard come from the same process."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + COMMIT_PATIENCE_S
-        while True:
-            if lock_now(fd):  # also on a file system without locks, where publishing without replacing must suffice
-                break
+        while not lock_now(fd):  # True on a file system without locks: publishing without replacing must suffice there
             if time.monotonic() > deadline:
                 raise WriteError(
                     subject,

@@ -29,7 +29,7 @@ from featurecache.store.layout import SCALES_ENDING, STORE_FORMAT, FeatureFolder
 from featurecache.store.plan import ShardPlan
 from featurecache.store.protocols import Status
 from featurecache.store.records import NEXT_STEP, CommitRecord, RecordBuilder
-from featurecache.store.shard_format import FeatureLayout, RowPart, ShardSink, SpillFile, row_at
+from featurecache.store.shard_format import FeatureLayout, RowPart, ShardSink, SpillFile, json_file, row_at
 
 MISSING = 2**64 - 1
 INDEX_ENTRY_BYTES = 16
@@ -57,7 +57,7 @@ class ZarrFormat:
 
     def root_files(self) -> dict[str, bytes]:
         attributes = {"featurecache": {"format": STORE_FORMAT}}
-        return {"zarr.json": _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})}
+        return {"zarr.json": json_file({"zarr_format": 3, "node_type": "group", "attributes": attributes})}
 
     def folders(self, folder: FeatureFolder, parts: Sequence[RowPart]) -> list[Path]:
         return [_array_folder(folder, part) for part in parts]
@@ -287,7 +287,7 @@ def _array_json(layout: FeatureLayout, spec_text: bytes, part: RowPart, num_rows
     }
     if not part.name:
         attributes |= {"spec": json.loads(spec_text), "spec_crc32c": google_crc32c.value(spec_text)}
-    return _json(
+    return json_file(
         {
             "zarr_format": 3,
             "node_type": "array",
@@ -301,7 +301,3 @@ def _array_json(layout: FeatureLayout, spec_text: bytes, part: RowPart, num_rows
             "storage_transformers": [],
         }
     )
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
