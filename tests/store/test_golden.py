@@ -57,6 +57,6 @@ def test_golden_stores_of_version_1_stay_readable(kind: str) -> None:
     assert not verify_store(store).problems
 
 
-@pytest.mark.parametrize("kind", ["zarr", "webdataset"])
+@pytest.mark.parametrize("kind", [kind for kind, store in KINDS.items() if store.codec == "none"])
 def test_this_release_writes_version_1_byte_for_byte(tmp_path: Path, kind: str) -> None:
     assert contents(made(tmp_path, kind).root) == contents(GOLDEN / PLACES[kind])
