@@ -38,7 +38,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import numpy as np
 import featurecache
-from featurecache.store.shard_files import OpenFile, Row, read_rows
+from featurecache.store.shard_files import OpenFile, RowRead, read_rows
 from small_stores import build, clip_ids, tokens_of
 
 ids = clip_ids(3)
@@ -47,11 +47,11 @@ assert (feature.read(ids) == np.stack([tokens_of(clip_id) for clip_id in ids]).a
 
 file = OpenFile(Path(sys.argv[1]) / "small_stores.py")
 whole = Path(file.path).read_bytes()
-rows = [Row(file, begin, np.zeros(200, np.uint8), lambda row: None) for begin in (400, 0, 200, 1000)]
+rows = [RowRead(file, begin, np.zeros(200, np.uint8), lambda row: None) for begin in (400, 0, 200, 1000)]
 read_rows(rows)
 assert all(row.target.tobytes() == whole[row.begin : row.begin + 200] for row in rows)
 file.cold = True  # as where the disk has to be waited for
-read_rows([Row(file, 1200, rows[0].target, lambda row: None)])
+read_rows([RowRead(file, 1200, rows[0].target, lambda row: None)])
 assert rows[0].target.tobytes() == whole[1200:1400] and file.advised
 """
 
