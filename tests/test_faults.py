@@ -188,7 +188,7 @@ def test_lists_that_look_alike_and_are_sound_run_to_their_end(
     clips = listed(folder, [{"id": f"c{number}", **row} for number, row in enumerate(rows)])
     summary = extract(open_store(tmp_path / "s", "a"), clips, stub_encoders(), shard_clips=2)
     assert summary.num_clips == len(rows)
-    assert summary.left == 0
+    assert summary.num_left == 0
     assert len(list(open_store(tmp_path / "s")["colours"].records())) == len(rows)
 
 
