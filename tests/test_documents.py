@@ -29,6 +29,18 @@ from documents import (
     pages,
     settings_of,
 )
+from pydantic import BaseModel
+
+from featurecache import load_clips
+from featurecache.cli import main as fcache
+from fusion_train.cli import main as trainer
+from fusion_train.config import Config
+from fusion_train.evaluation.benchmarks import load_benchmark
+from fusion_train.presets import load_config, stage_names
+from fusion_train.sweeps.sweep_file import load_sweep
+
+sys.path.insert(0, str(ROOT / "tools"))
+import docs_site as site
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SHELL = blocks("sh")
@@ -65,6 +77,15 @@ def test_pages_that_the_code_and_the_tools_name_exist() -> None:
     assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
 
 
+def test_files_of_the_project_that_pages_name_exist() -> None:
+    path = re.compile(r"`((?:featurecache|fusion_train|tools|tests|examples|configs)/[\w/.-]+\.(?:py|toml|yaml|sh))`")
+    history = ("CHANGELOG.md", "docs/benchmarks.md")
+    named = {(page.name, name) for page in pages() if page.relative_to(ROOT).as_posix() not in history
+             for name in path.findall(page.read_text(encoding="utf-8"))}  # fmt: skip
+    assert len(named) > 10
+    assert not [pair for pair in sorted(named) if "STAGE" not in pair[1] and not (ROOT / pair[1]).exists()]
+
+
 def test_every_code_block_says_its_language() -> None:
     assert len(blocks()) > 40
     wrong = [f"{block} {block.language or 'no language'}" for block in blocks() if block.language not in LANGUAGES]
@@ -83,8 +104,6 @@ def test_every_command_is_one_that_the_programs_take(block: Block) -> None:
     "block", [b for b in SHELL if "--set" in b.text or "--stage" in b.text or "--config" in b.text], ids=str
 )
 def test_every_setting_of_a_command_is_one_of_the_configuration(block: Block) -> None:
-    from fusion_train.config import load_config, stage_names
-
     for words in commands(block.text):
         settings = settings_of(words)
         if settings is None or str(settings["config"]).endswith(".yaml"):
@@ -112,10 +131,6 @@ def test_shell_blocks_are_read_as_a_shell_reads_them() -> None:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_every_yaml_block_is_taken_by_its_loader(block: Block) -> None:
-    from fusion_train.config import load_config
-    from fusion_train.evaluation.benchmarks import load_benchmark
-    from fusion_train.sweeps.sweep_file import load_sweep
-
     values = yaml.safe_load(block.text)
     Path("file.yaml").write_text(block.text, encoding="utf-8")
     if "variants" in values:
@@ -128,8 +143,6 @@ def test_every_yaml_block_is_taken_by_its_loader(block: Block) -> None:
 
 @pytest.mark.parametrize("block", blocks("json"), ids=str)
 def test_every_json_block_is_a_line_of_a_clip_list(block: Block) -> None:
-    from featurecache import load_clips
-
     Path("clips.jsonl").write_text(json.dumps(json.loads(block.text)) + "\n", encoding="utf-8")
     assert len(load_clips("clips.jsonl")) == 1
 
@@ -150,17 +163,7 @@ def test_the_api_page_names_objects_that_exist() -> None:
         assert hasattr(import_module(module), attribute), name
 
 
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch):
-    """The module that mkdocs calls, which itself needs no mkdocs."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return import_module("docs_site")
-
-
-def test_the_page_of_commands_has_every_command_with_its_options(site) -> None:
-    from featurecache.cli import main as fcache
-    from fusion_train.cli import main as trainer
-
+def test_the_page_of_commands_has_every_command_with_its_options() -> None:
     page = site.commands_page()
     for program, group in (("fcache", fcache), ("fusion-train", trainer)):
         for name, command in group.commands.items():
@@ -168,11 +171,7 @@ def test_the_page_of_commands_has_every_command_with_its_options(site) -> None:
             assert all(option in page for parameter in command.params for option in parameter.opts if "--" in option)
 
 
-def test_the_page_of_settings_has_every_key_with_its_meaning(site) -> None:
-    from pydantic import BaseModel
-
-    from fusion_train.config import Config
-
+def test_the_page_of_settings_has_every_key_with_its_meaning() -> None:
     def keys(section: BaseModel, prefix: str = ""):
         for name, value in section:
             yield from keys(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else [f"{prefix}{name}"]
@@ -183,7 +182,7 @@ def test_the_page_of_settings_has_every_key_with_its_meaning(site) -> None:
     assert not [key for key, meaning in documented.items() if not meaning]
 
 
-def test_links_of_the_repository_become_links_of_the_site(site) -> None:
+def test_links_of_the_repository_become_links_of_the_site() -> None:
     text = "[a](../../ARCHITECTURE.md) [b](../benchmarks.md#store) [c](../../examples/emotion_llama_in_one_file.py)\n"
     assert site.site_links(text, "guides/training.md") == (
         "[a](../internals/architecture.md) [b](../benchmarks.md#store)"

@@ -22,6 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
+
+import featurecache.cli
+import fusion_train.cli
+from fusion_train.config import Config, Section
+from fusion_train.presets import load_config
+from fusion_train.prompts.prompt import PromptFormat
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -119,9 +126,6 @@ def programs() -> dict[str, click.Command]:
     import export_e2e
     import export_runtimes
 
-    import featurecache.cli
-    import fusion_train.cli
-
     return {
         "fcache": featurecache.cli.main,
         "fusion-train": fusion_train.cli.main,
@@ -167,15 +171,11 @@ def _command(context: click.Context) -> Iterator[str]:
 
 
 def configuration_page() -> str:
-    from fusion_train.config import Config, load_config
-
     return "\n\n".join(_section("", Config, load_config()))
 
 
 def _section(prefix: str, section: type[Any], values: Any) -> Iterator[str]:
     """One table of the keys of a section, then the sections inside it."""
-    from fusion_train.config import Section
-
     schema = section.model_json_schema()
     rows, inner = [], []
     for name, field in section.model_fields.items():
@@ -222,8 +222,6 @@ def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     """A value as YAML has it."""
-    import yaml
-
     if isinstance(value, str):
         return _code(value) if value else "empty"
     plain = list(value) if isinstance(value, tuple) else value
@@ -232,8 +230,6 @@ def _value(value: Any) -> str:
 
 def _prompt_meanings() -> dict[str, str]:
     """The texts below the fields of `PromptFormat`, which `prompt` of a configuration fills."""
-    from fusion_train.prompts.prompt import PromptFormat
-
     return attribute_docstrings(PromptFormat)
 
 
