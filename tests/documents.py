@@ -25,8 +25,8 @@ OTHER_PROGRAMS = ("git", "cd", "cat", "pre-commit", "hf")
 
 
 def pages() -> list[Path]:
-    """Every page: those at the root of the repository and all below docs/."""
-    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+    """Every page: those at the root of the repository and all below docs/ and examples/."""
+    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 
 
 @dataclass(frozen=True)
