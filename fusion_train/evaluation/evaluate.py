@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -29,6 +29,7 @@ from fusion_train.evaluation.append_only import sealed_lines
 from fusion_train.metrics import ClassificationScores, classification_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
+from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.model_group import GroupAnswering, ModelGroup, OneModel
 from fusion_train.prompts.limits import MAX_NEW_TOKENS
 from fusion_train.prompts.prompt import Task, encode_answer, find_task
@@ -294,7 +295,7 @@ def evaluate_together(
     task, count = find_task(task_name), len(members)
     samples = questions(context, with_answers(clips, task), task, hidden=hidden_modalities(context, task, None))
     samples = fitting_samples(samples, context.collator, task_name, lambda text: None)
-    group_context = replace(context, model=GroupAnswering(models, members))
+    group_context = replace(context, model=GroupAnswering(models, cast("Sequence[EmotionLlama]", members)))
     rows: list[list[dict[str, Any]]] = [[] for _ in members]
     not_finite: list[str] = []
     for batch in groups(samples, EVAL_BATCH_SIZE):

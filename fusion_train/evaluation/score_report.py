@@ -197,12 +197,10 @@ def _add_set(page: Page, score: SetScore) -> None:
     if panels:
         page.side_by_side(*panels)
     if score.also:
-        rows = [
-            [name, figure, value * scale_of(other)]
-            for name, other in score.also.items()
-            for figure, value in other.figures.items()
-        ]
-        page.table(Table(["metric of the same answers", "figure", "value"], rows))
+        table = Table(["metric of the same answers", "figure", "value"])
+        for name, other in score.also.items():
+            table.rows += [[name, figure, value * scale_of(other)] for figure, value in other.figures.items()]
+        page.table(table)
     if score.subsets:
         page.table(_subsets(score.subsets))
 

@@ -48,12 +48,12 @@ def merge_lora(llm: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     return llm
 
 
-def _merge(name: str, layer: LoraLayer, dtype: torch.dtype | None) -> None:
-    weight: Any = layer.get_base_layer().weight
+def _merge(name: str, layer: Any, dtype: torch.dtype | None) -> None:
+    """Replace the base weight of a `LoraLayer` of any type by the merged weight."""
+    weight = layer.get_base_layer().weight
     exact = weight.float()
     for adapter in layer.active_adapters:
-        delta: Any = layer.get_delta_weight  # every layer type of peft has it, but not their base class
-        exact = exact + delta(adapter).float()
+        exact = exact + layer.get_delta_weight(adapter).float()
     merged = exact.to(dtype or weight.dtype)
     if not torch.isfinite(merged).all():
         raise ExportError(
