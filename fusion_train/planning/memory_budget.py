@@ -33,24 +33,24 @@ COMPUTE = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Budget:
+class TokenBudget:
     """Largest number of tokens of a row, and whether activation checkpointing makes room for them."""
 
     tokens: int
     checkpointing: bool
 
 
-def choose_budget(config: Config, model: torch.nn.Module, device: torch.device) -> Budget:
+def choose_budget(config: Config, model: torch.nn.Module, device: torch.device) -> TokenBudget:
     """Choose by the memory model; `optim.micro_batch_tokens` and `optim.activation_checkpointing` override it."""
     optim = config.optim
     wanted = optim.activation_checkpointing
     if device.type != "cuda" or not isinstance(model, EmotionLlama):
-        return Budget(optim.micro_batch_tokens or CPU_TOKENS, wanted is True)
+        return TokenBudget(optim.micro_batch_tokens or CPU_TOKENS, wanted is True)
     limit = int(torch.cuda.get_device_properties(device).total_memory * SAFETY)
     return within(config, model, limit)
 
 
-def within(config: Config, model: EmotionLlama, limit: int) -> Budget:
+def within(config: Config, model: EmotionLlama, limit: int) -> TokenBudget:
     """Return the budget for a limit in bytes."""
     optim = config.optim
     wanted = optim.activation_checkpointing
@@ -62,7 +62,7 @@ def within(config: Config, model: EmotionLlama, limit: int) -> Budget:
         wanted = plain < min(tokens, COMFORTABLE_TOKENS) or plain < COMFORTABLE_TOKENS // 2
     if optim.micro_batch_tokens is None and optim.micro_batch_size == "auto" and wanted:
         tokens = most_tokens(config, model, limit, checkpointing=True)
-    return Budget(max(tokens, 1), bool(wanted))
+    return TokenBudget(max(tokens, 1), bool(wanted))
 
 
 def most_tokens(config: Config, model: EmotionLlama, limit: int, *, checkpointing: bool) -> int:

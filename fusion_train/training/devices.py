@@ -13,7 +13,7 @@ from fusion_train.config import Config, OptimConfig
 from fusion_train.errors import ConfigError
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import decoder_layers, trained_parameters
-from fusion_train.planning.memory_budget import Budget, fitting
+from fusion_train.planning.memory_budget import TokenBudget, fitting
 from fusion_train.planning.sizes import measured_peak_flops
 from fusion_train.processes import this_process
 from fusion_train.training.parallel import equal_on_all, shard_base
@@ -45,7 +45,7 @@ def device_name(accelerator: Accelerator) -> str:
     return kind if accelerator.num_processes == 1 else f"{accelerator.num_processes} × {kind}"
 
 
-def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: Budget) -> None:
+def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: TokenBudget) -> None:
     """Bring a model to the device of this process, ready to be trained.
 
     Raises:

@@ -18,7 +18,7 @@ from fusion_train.config import Config
 from fusion_train.data.halves import Halves
 from fusion_train.errors import FusionTrainError
 from fusion_train.models.parts import learning_parameters
-from fusion_train.planning.memory_budget import Budget
+from fusion_train.planning.memory_budget import TokenBudget
 from fusion_train.planning.sizes import work_of
 from fusion_train.run import Run, RunRecord
 from fusion_train.run_context import RunContext
@@ -95,7 +95,7 @@ class TrainingRun:
         run: Run,
         context: RunContext,
         accelerator: Accelerator,
-        budget: Budget,
+        budget: TokenBudget,
         record: RunRecord | None,
         halves: Halves,
         callbacks: Sequence[Callback],

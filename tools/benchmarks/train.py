@@ -34,7 +34,7 @@ from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.llm.loading import load_llm
 from fusion_train.models.model_group import OneModel
-from fusion_train.planning.memory_budget import CPU_TOKENS, Budget
+from fusion_train.planning.memory_budget import CPU_TOKENS, TokenBudget
 from fusion_train.presets import load_config
 from fusion_train.run_context import RunContext, build_context
 from fusion_train.training.devices import place
@@ -233,7 +233,7 @@ def compiling(llm: Path, store: Path, clips: Path, steps: int) -> dict[str, Any]
     steppers = [Stepper(context) for context in contexts]
     feeds = []
     for context, step in zip(contexts, steppers, strict=True):
-        place(context.model, context.config, step.accelerator, Budget(CPU_TOKENS, checkpointing=False))
+        place(context.model, context.config, step.accelerator, TokenBudget(CPU_TOKENS, checkpointing=False))
         feeds.append(
             PrefetchingLoader(
                 context.config, make_stream(context), context.collator, num_processes=1, process=0, budget=CPU_TOKENS
