@@ -1,9 +1,9 @@
-"""Concatenate samples into one row without padding; questions on one clip share what their prompts begin with.
+"""Concatenate samples into one row without padding; questions on one clip share the beginning of their prompts.
 
-The shared prefix is the longest run of token ids that the prompts have in common, soft places included, never reaching
-the last token of a prompt: that one predicts the first token of the answer. Tokenisation is not touched, so a question
-has the same ids, the same positions and sees the same tokens as alone: same loss, same gradients.
-Shapes: L tokens of the row, S supervised tokens, G prefixes. Knows no store and no tokenizer.
+The shared prefix is the longest run of token ids that the prompts have in common, with the places of soft tokens. It
+never contains the last token of a prompt, since this token predicts the first token of the answer. Tokenisation does
+not change, so a question has the same ids, the same positions and the same visible tokens as alone: the same loss and
+the same gradients. Shapes: L tokens of the row, S supervised tokens, G prefixes. Knows no store and no tokenizer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusion_train.models.packed_attention import Layout, Segment
+from fusion_train.models.packed_attention import Layout, RowSegment
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample in token ids."""
+    """The token ids of one sample."""
 
     prompt: list[int]
-    """SOFT_TOKEN at soft places."""
+    """SOFT_TOKEN at the places of soft tokens."""
     answer: list[int]
     shared: Hashable
-    """Equal for samples with the same soft tokens: the clip and what is seen of it."""
+    """Equal for samples with the same soft tokens: the clip and the modalities shown."""
 
     @property
     def length(self) -> int:
@@ -41,18 +41,22 @@ class Packed:
     kept: Tensor
     """(S,) int64: places whose prediction is supervised, ascending."""
     targets: Tensor
-    """(S,) int64: what each must predict."""
+    """(S,) int64: token ids that these places must predict."""
     owners: Tensor
-    """(S,) int64: number of the sample that each belongs to."""
+    """(S,) int64: number of the sample that each place belongs to."""
     layout: Layout
     first_of_group: list[int]
-    """Number of the first sample of each of the G groups, in the order of their soft tokens in the row."""
+    """(G,) number of the first sample of each group, in the order of their soft tokens in the row."""
     own_tokens: list[int]
-    """Tokens of each sample; those of a shared prefix count for its group's first sample."""
+    """Tokens of each sample; a shared prefix counts for the first sample of its group."""
 
 
 def pack(samples: Sequence[Encoded], *, share: bool = True) -> Packed:
-    """Lay samples into one row: groups in the order of their first sample."""
+    """Put samples into one row, groups in the order of their first sample.
+
+    Args:
+        share: whether samples with the same soft tokens share the beginning of their prompts.
+    """
     groups: dict[Hashable, list[int]] = {}
     for number, sample in enumerate(samples):
         groups.setdefault(sample.shared if share else number, []).append(number)
@@ -60,19 +64,19 @@ def pack(samples: Sequence[Encoded], *, share: bool = True) -> Packed:
     kept: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
-    segments: list[Segment] = []
+    segments: list[RowSegment] = []
     own_tokens = [0] * len(samples)
     for members in groups.values():
         common = _common_prefix([samples[number].prompt for number in members]) if len(members) > 1 else 0
         prefix = (len(ids), len(ids) + common) if common else None
         if prefix:
-            segments.append(Segment(*prefix))
+            segments.append(RowSegment(*prefix))
             ids += samples[members[0]].prompt[:common]
             own_tokens[members[0]] += common
         for number in members:
             sample, start = samples[number], len(ids)
             ids += [*sample.prompt[common:], *sample.answer]
-            segments.append(Segment(start, len(ids), prefix))
+            segments.append(RowSegment(start, len(ids), prefix))
             own_tokens[number] += len(ids) - start
             first = len(ids) - len(sample.answer) - 1  # the token before an answer's token predicts it
             kept += range(first, len(ids) - 1)
@@ -90,7 +94,7 @@ def pack(samples: Sequence[Encoded], *, share: bool = True) -> Packed:
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, at most all but the last of the shortest."""
+    """Return how many tokens all prompts have in common at the beginning, at most all but the shortest one's last."""
     limit = min(map(len, prompts)) - 1
     for place in range(limit):
         if any(prompt[place] != prompts[0][place] for prompt in prompts[1:]):

@@ -1,7 +1,7 @@
-"""The probe stage's side of the training loop: classes, batches, answers.
+"""Batches, classes and answers of the probe, the stage without a language model.
 
-A probe is trained by the very loop that trains the whole model; only what a batch is and what the model is differ.
-Shapes: B clips, M modalities, C classes.
+The training loop of the whole model trains a probe too; only batches and model differ.
+Shapes: B clips, M modalities, K averaged tokens of width D, C classes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fusion_train.seeding import derive
 
 
 class Classes:
-    """Numbers of the labels of every dataset and task."""
+    """The class number of every label of every dataset and label task."""
 
     def __init__(self, sets: LabelSets) -> None:
         keys = [
@@ -43,10 +43,10 @@ class Classes:
         return len(self._number)
 
     def numbers(self, clip: Clip, task: Task, labels: Sequence[str]) -> list[int]:
-        """Class numbers of a clip's closed set.
+        """Return the class numbers of a clip's closed set.
 
         Raises:
-            DataError: a label that training did not see.
+            DataError: a label that training did not have.
         """
         keys = [(clip.dataset or "", task.key, label) for label in labels]
         unknown = [key[2] for key in keys if key not in self._number]
@@ -61,7 +61,7 @@ class Classes:
 
 @dataclass
 class ProbeBatch:
-    """What a step of the probe needs; `Probe.forward(**batch.tensors())`."""
+    """The inputs of a forward pass of the probe: `Probe.forward(**batch.tensors())`."""
 
     features: dict[str, Tensor]
     """Modality -> (B, K, D) float16."""
@@ -70,20 +70,23 @@ class ProbeBatch:
     allowed: Tensor
     """(B, C) bool."""
     targets: Tensor
-    """(B,) int64; -1 where the answer is none of the classes, which only scoring may meet."""
+    """(B,) int64; -1 if the answer is no class, which happens only in evaluation."""
     clip_ids: list[str]
     num_supervised: int
     sample_stats: list[SampleStats]
 
     @property
     def num_tokens(self) -> int:
-        """Averaged tokens of all modalities."""
+        """B · K, summed over the modalities."""
         return sum(tensor.shape[:2].numel() for tensor in self.features.values())
 
     def tensors(self) -> dict[str, Any]:
+        """Return the keyword arguments of `Probe.forward`."""
         return {"features": self.features, "present": self.present, "allowed": self.allowed, "targets": self.targets}
 
     def to(self, device: torch.device) -> ProbeBatch:
+        """Copy to a device."""
+
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
@@ -94,7 +97,7 @@ class ProbeBatch:
 
 
 class ProbeCollator:
-    """Samples -> ProbeBatch; the clips of a split are read when the first of them is asked for."""
+    """Samples -> ProbeBatch; all clips of a split are read when the first of them is in a batch."""
 
     def __init__(self, reader: FeatureReader, clips: ClipList, classes: Classes, num_tokens: int) -> None:
         self._reader, self._classes = reader, classes
@@ -105,11 +108,11 @@ class ProbeCollator:
         self._loaded: set[str | None] = set()
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
-        """Which modalities of a clip the model is shown, in the reader's order."""
-        return [here and name not in hidden for name, here in self._reader.presence(clip.id).items()]
+        """Return (M,) which modalities of a clip the model is shown."""
+        return self._reader.shown(clip.id, hidden)
 
     def __call__(self, samples: Sequence[Sample]) -> ProbeBatch:
-        """Look up the averaged tokens, number the labels."""
+        """Look up the averaged tokens and the class numbers of the labels."""
         for split in {sample.clip.split for sample in samples} - self._loaded:
             self._pooled.load(self._in_split[split])
             self._loaded.add(split)
@@ -123,12 +126,11 @@ class ProbeCollator:
         present = torch.tensor([self.present(sample.clip, sample.hidden) for sample in samples], dtype=torch.bool)
         clip_ids = [sample.clip.id for sample in samples]
         features = self._pooled.take(clip_ids, present)
-        return ProbeBatch(
-            features, present, allowed, targets, clip_ids, len(samples), [self._stats(sample) for sample in samples]
-        )
+        stats = [SampleStats.of(sample, self._reader.presence(sample.clip.id), 1, 1) for sample in samples]
+        return ProbeBatch(features, present, allowed, targets, clip_ids, len(samples), stats)
 
     def probabilities(self, model: Probe, samples: Sequence[Sample]) -> list[list[float]]:
-        """Probability of every label of each sample's closed set, in its order."""
+        """Return the probability of every label of each sample's closed set, in its order."""
         device = model.head.weight.device
         batch = self(samples).to(device)
         with torch.inference_mode():
@@ -138,18 +140,12 @@ class ProbeCollator:
             for sample, row in zip(samples, scores, strict=True)
         ]
 
-    def _stats(self, sample: Sample) -> SampleStats:
-        here = self._reader.presence(sample.clip.id)
-        missing = tuple(name for name, there in here.items() if not there)
-        hidden = tuple(name for name, there in here.items() if there and name in sample.hidden)
-        return SampleStats(sample.clip.dataset or "", sample.task.name, 1, 1, missing, hidden)
-
 
 def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: ClipList) -> tuple[Probe, ProbeCollator]:
-    """Build the probe with its first weights, which depend on the seed alone, and what makes its batches.
+    """Build the probe, whose initial weights depend only on the seed, and its collator.
 
     Raises:
-        ConfigError: tasks that have no closed set of labels, or no fusion.
+        ConfigError: a task without a closed set of labels, or no fusion.
     """
     open_tasks = [name for name in config.data.tasks if find_task(name).answer != "label"]
     if open_tasks:

@@ -1,16 +1,16 @@
-"""Measure what a language model computes for several samples at once as it does for each alone.
+"""Measure whether a language model computes for several samples at once what it computes for each alone.
 
-transformers has some two hundred families. A layer with a recurrent state or a convolution runs on from one sample of
-a row into the next; ALiBi counts distances along the row; a window may be applied by a mask that a layout replaces.
-So nothing is believed: short made-up samples go through the model alone, and then
+transformers has about two hundred families. A recurrent or convolutional layer continues from one sample of a row into
+the next; ALiBi counts distances along the row; a sliding window may be part of a mask that a layout replaces. Therefore
+every model is measured: short made-up samples pass the model alone, and then
 
-    packed      in one row of two clips and a shared prefix, the second clip said in two ways
+    packed      in one row of two clips and a shared prefix, beside two different other clips
     batched     padded on the left, labels as continuations of one cache
-    generated   by `generate`, against the largest logits of plain forward passes
+    generated   by `generate`, compared with the largest logits of plain forward passes
 
-What does not hold for rows or batches is done sample by sample; what does not hold even for one sample is refused.
-Measured on the first layers that have every kind of layer, in the weights' own dtype; on all layers where these fail.
-One verdict a configuration and process. Shapes: L tokens, V vocabulary, H width. Knows no configuration of a run.
+If rows or batches fail, samples are computed one by one; if even single samples fail, the family is refused.
+The first layers that include every kind of layer are measured, in the dtype of the weights; if they fail, all layers.
+Each configuration is measured once per process. Shapes: L tokens, V vocabulary, H width. Knows no run configuration.
 """
 
 from __future__ import annotations
@@ -31,65 +31,67 @@ from fusion_train.models.parts import decoder_layers
 from fusion_train.models.token_streams import SOFT_TOKEN
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-"""Of the standard deviation of the logits; a leak, a wrong position or a lost window is some tenths and more."""
+"""Largest difference, in standard deviations of the logits; a leak, a wrong position or a lost window makes tenths."""
 NOISE_FACTOR = 16
-"""How much larger than what trailing tokens change (nothing, but for rounding) a difference may be."""
+"""Largest difference as a multiple of the rounding noise: of what later tokens change in the logits before them."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 LONGEST_WINDOW = 1100
-"""Longer windows are not filled here: hardly a sample is as long."""
+"""Longer windows are not tested: almost no sample is longer."""
 NEW_TOKENS = 3
 RAISED = (ModelError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ImportError)
-"""What a family may raise on inputs that it does not take."""
+"""Errors that a family may raise for inputs that it does not support."""
 
-_known: dict[tuple[str, ...], Abilities] = {}
+_measured: dict[tuple[str, ...], Abilities] = {}
 
 
-def abilities_of(llm: nn.Module) -> Abilities:
-    """What `llm`, a causal LM of transformers without adapters, can do; one on the meta device is taken to do all.
+def abilities_of(llm: Any) -> Abilities:
+    """Measure the abilities of a causal language model of transformers without adapters.
+
+    A model on the meta device cannot be measured and counts as able.
 
     Raises:
-        ModelError: samples cannot be trained on, or answers not generated, even one by one.
+        ModelError: even single samples cannot be trained on, or answers cannot be generated.
     """
     weight = llm.get_input_embeddings().weight
     if weight.is_meta:
         return Abilities()
     key = (llm.config.to_json_string(use_diff=False), str(weight.dtype), str(weight.device))
-    if key not in _known:
+    if key not in _measured:
         was_training = llm.training
         llm.eval()
         try:
-            _known[key] = _measured(llm)
+            _measured[key] = _measure(llm)
         finally:
             llm.train(was_training)
-    return _known[key]
+    return _measured[key]
 
 
-def _measured(llm: nn.Module) -> Abilities:
+def _measure(llm: Any) -> Abilities:
     try:
         with _first_layers(llm):
             verdict = _Check(llm).verdict()
         if verdict == Abilities():
             return verdict
     except RAISED:
-        pass  # a few layers of it may be no model of its family: all of them decide
+        pass  # some families do not run with only a few layers: all layers decide
     return _Check(llm).verdict()
 
 
 class _Check:
-    """One model under test."""
+    """The measurements of one model."""
 
-    def __init__(self, llm: nn.Module) -> None:
+    def __init__(self, llm: Any) -> None:
         self.llm = llm
         config = llm.config.get_text_config()
         self.family = config.model_type
         weight = llm.get_input_embeddings().weight
         self.device, self.vocabulary = weight.device, len(weight)
-        self.words = _Words(llm)
+        self.model = _SoftTokenModel(llm)
         windows = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
         window = min(windows, default=0)
         limit = getattr(config, "max_position_embeddings", None)
         room = limit - 16 if isinstance(limit, int) and limit > 0 else LONGEST_WINDOW
-        self.long = max(min(window if window <= LONGEST_WINDOW else 0, room), 6)
+        self.prefix_tokens = max(min(window if window <= LONGEST_WINDOW else 0, room), 6)
         """Tokens of a prefix that fills the window."""
         self.tolerance = TOLERANCE[weight.dtype]
         self.scale = 1.0
@@ -105,40 +107,45 @@ class _Check:
         packing = _holds(self._packed)
         batching = _holds(lambda: self._scored(True)) and _holds(lambda: self._generated(True))
         if not batching:
-            for what, check in (("label scores", self._scored), ("generated text", self._generated)):
+            for result, check in (("label scores", self._scored), ("generated text", self._generated)):
                 try:
-                    right = check(False)
+                    agrees = check(False)
                 except RAISED as error:
-                    raise self._refused(what, f"{type(error).__name__}: {error}") from error
-                if not right:
-                    raise self._refused(what, "others than plain forward passes give")
+                    raise self._refused(result, f"{type(error).__name__}: {error}") from error
+                if not agrees:
+                    raise self._refused(result, "others than plain forward passes give")
         return Abilities(packing=packing, batching=batching)
 
-    def _refused(self, what: str, got: str) -> ModelError:
+    def _refused(self, result: str, got: str) -> ModelError:
         return ModelError(
             f'model family "{self.family}"',
-            expected=f"{what} of one sample as a causal language model gives it",
+            expected=f"{result} of one sample as a causal language model gives it",
             got=" ".join(got.split()).partition(". ")[0][:200],
             next_step="Choose a base of another family with --set model.llm=FOLDER, such as Llama, Qwen or Mistral.",
         )
 
     def _ids(self, count: int, seed: int) -> list[int]:
-        """Token ids that are neither the first (often special) nor the same everywhere."""
+        """Return varying token ids without the first ids, which are often special tokens."""
         low = min(8, self.vocabulary // 2)
         return [low + (seed * 37 + place * place * 11 + place * 7) % (self.vocabulary - low) for place in range(count)]
 
     def _alone(self, ids: Sequence[int]) -> Tensor:
-        """Logits (L, V) of a sample alone, by nothing but the model: no mask, no position ids, no cache."""
-        return self.llm(inputs_embeds=self.words.embed(self._row(ids)), use_cache=False).logits[0].float()
+        """Return the logits (L, V) of a sample alone, from a pass without mask, position ids and cache."""
+        logits: Tensor = self.llm(inputs_embeds=self.model.embed(self._row(ids)), use_cache=False).logits
+        return logits[0].float()
 
     def _row(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([list(ids)], device=self.device)
 
-    def _near(self, got: Tensor, wanted: Tensor) -> bool:
-        return bool((got.float() - wanted).abs().max() <= self.tolerance * self.scale)
+    def _near(self, logits: Tensor, expected: Tensor) -> bool:
+        return bool((logits.float() - expected).abs().max() <= self.tolerance * self.scale)
 
     def _plain(self) -> None:
-        """Refuse a model that sees later tokens, or positions other than those counted from 0."""
+        """Check single samples, and measure the rounding noise.
+
+        Raises:
+            ModelError: later tokens change the logits, or positions are not counted from 0.
+        """
         prompt = self._prompt()
         ids = [*prompt, *self._ids(4, 1)]
         alone = self._alone(ids)
@@ -151,67 +158,69 @@ class _Check:
         self.tolerance = max(self.tolerance, min(NOISE_FACTOR * float(noise), 4 * self.tolerance))
         kept = torch.tensor([1, len(ids) - 1], device=self.device)
         mask = torch.ones(1, len(ids), dtype=torch.long, device=self.device)
-        embedded = self.words.embed(self._row(ids))
-        given = self.llm(
+        embedded = self.model.embed(self._row(ids))
+        logits = self.llm(
             inputs_embeds=embedded,
             attention_mask=mask,
             position_ids=positions(mask),
             use_cache=False,
             logits_to_keep=kept,
         ).logits
-        if given.shape[1] != len(kept) or not self._near(given[0], alone[kept]):
+        if logits.shape[1] != len(kept) or not self._near(logits[0], alone[kept]):
             raise self._refused("logits at chosen places, with positions counted from 0", "others")
 
     def _prompt(self) -> list[int]:
-        return [*self._ids(2, 3), SOFT_TOKEN, SOFT_TOKEN, *self._ids(self.long - 4, 4)]
+        return [*self._ids(2, 3), SOFT_TOKEN, SOFT_TOKEN, *self._ids(self.prefix_tokens - 4, 4)]
 
     def _packed(self) -> bool:
-        """Whether samples of a row, a prefix shared or not, are what each is alone, whatever stands beside them."""
-        first = self._prompt()
-        same = [
-            Encoded([*first, *self._ids(2, 5)], self._ids(3, 6), "a"),
-            Encoded([*first, *self._ids(3, 7)], self._ids(2, 8), "a"),
+        """Whether samples of a row have the logits that each has alone, with and without a shared prefix."""
+        prefix = self._prompt()
+        questions = [
+            Encoded([*prefix, *self._ids(2, 5)], self._ids(3, 6), "a"),
+            Encoded([*prefix, *self._ids(3, 7)], self._ids(2, 8), "a"),
         ]
-        rows: dict[bool, list[Tensor]] = {True: [], False: []}
-        for other in (9, 10):
-            beside = Encoded(self._ids(6, other), self._ids(3, other + 2), "b")
-            for share, found in rows.items():
-                order = [beside, *same, beside]
-                found.append(self._owned(pack([*order[:3], Encoded(beside.prompt, beside.answer, "c")], share=share)))
-        wanted = torch.cat([self._alone([*s.prompt, *s.answer])[len(s.prompt) - 1 : -1] for s in same])
-        return all(self._near(got, wanted) for found in rows.values() for got in found)
+        expected = torch.cat([self._alone([*s.prompt, *s.answer])[len(s.prompt) - 1 : -1] for s in questions])
+        for seed in (9, 10):  # two different neighbours, before and after the questions
+            before = Encoded(self._ids(6, seed), self._ids(3, seed + 2), "b")
+            after = Encoded(before.prompt, before.answer, "c")
+            for share in (True, False):
+                packed = pack([before, *questions, after], share=share)
+                if not self._near(self._middle_logits(packed), expected):
+                    return False
+        return True
 
-    def _owned(self, packed: Packed) -> Tensor:
-        """Logits of a row at the answers of its second and third sample."""
-        embedded = self.words.embed(packed.token_ids.to(self.device))
+    def _middle_logits(self, packed: Packed) -> Tensor:
+        """Return the logits of a row at the answers of its second and third sample."""
+        embedded = self.model.embed(packed.token_ids.to(self.device))
         places, kept = packed.layout.position_ids().to(self.device), packed.kept.to(self.device)
         logits = row_logits(self.llm, embedded, places, kept, packed.layout, together=True)[0]
         return logits[(packed.owners == 1) | (packed.owners == 2)]
 
     def _scored(self, batching: bool) -> bool:
-        """Whether labels get the log-probabilities that plain forward passes give."""
+        """Whether the log-probabilities of labels equal those of plain forward passes."""
         prompts, labels = [self._prompt(), self._ids(4, 11)], [self._ids(3, 12), self._ids(2, 13)]
-        self.words.abilities = Abilities(batching=batching)
+        self.model.abilities = Abilities(batching=batching)
         present = torch.ones(len(prompts), 1, dtype=torch.bool, device=self.device)
-        scores = label_log_probabilities(self.words, prompts, {}, present, labels)
+        scores = label_log_probabilities(self.model, prompts, {}, present, labels)
         for row, prompt in enumerate(prompts):
             for column, label in enumerate(labels):
                 logits = self._alone([*prompt, *label])[len(prompt) - 1 : -1].log_softmax(dim=-1)
-                wanted = logits.gather(1, torch.tensor(label, device=self.device)[:, None]).sum()
-                if not abs(scores[row, column] - wanted) <= self.tolerance * self.scale * len(label):
+                expected = logits.gather(1, torch.tensor(label, device=self.device)[:, None]).sum()
+                if not abs(scores[row, column] - expected) <= self.tolerance * self.scale * len(label):
                     return False
         return True
 
     def _generated(self, batching: bool) -> bool:
-        """Whether every generated token has the largest logit of a plain forward pass, but for rounding."""
+        """Whether every generated token has the largest logit of a plain forward pass, up to rounding."""
         prompts = [self._prompt(), self._ids(4, 14)]
-        self.words.abilities = Abilities(batching=batching)
-        rare = int(sum(self._alone(prompt)[-1] for prompt in prompts).argmin())  # hardly written, so hardly an end
+        self.model.abilities = Abilities(batching=batching)
+        # The least likely token serves as the end of sequence, so that decoding does not stop early.
+        unlikely = int(torch.stack([self._alone(prompt)[-1] for prompt in prompts]).sum(dim=0).argmin())
         present = torch.ones(len(prompts), 1, dtype=torch.bool, device=self.device)
-        texts = greedy_text(self.words, prompts, {}, present, max_new_tokens=NEW_TOKENS, eos_token_id=rare)
+        texts = greedy_text(self.model, prompts, {}, present, max_new_tokens=NEW_TOKENS, eos_token_id=unlikely)
         for prompt, text in zip(prompts, texts, strict=True):
             ids = list(prompt)
-            for token in text or [rare]:
+            for token in text or [unlikely]:
                 last = self._alone(ids)[-1]
                 if not last[token] >= last.max() - 2 * self.tolerance * self.scale:
                     return False
@@ -219,31 +228,34 @@ class _Check:
         return True
 
 
-class _Words:
-    """A model for `answering` whose soft tokens are vectors that no token has."""
+class _SoftTokenModel:
+    """A model for `answering`; its soft tokens are vectors between the embeddings of tokens."""
 
-    def __init__(self, llm: nn.Module) -> None:
-        self.llm = llm
+    def __init__(self, llm: Any) -> None:
+        self.llm: Any = llm
         self.abilities = Abilities()
 
-    def embed(self, ids: Tensor, features: Mapping[str, Tensor] | None = None, present: Tensor | None = None) -> Tensor:
-        """(B, L) ids -> (B, L, H)."""
+    def embed(
+        self, token_ids: Tensor, features: Mapping[str, Tensor] | None = None, present: Tensor | None = None
+    ) -> Tensor:
+        """Embed ids (B, L) -> (B, L, H); the features are not used."""
         embed = self.llm.get_input_embeddings()
-        embedded = embed(ids.clamp(min=0))
-        between = embed(torch.full_like(ids, embed.num_embeddings // 2)) + embed(torch.full_like(ids, 9)).flip(-1)
-        return torch.where((ids == SOFT_TOKEN)[..., None], between / 2, embedded)
+        embedded = embed(token_ids.clamp(min=0))
+        middle = torch.full_like(token_ids, embed.num_embeddings // 2)
+        between = embed(middle) + embed(torch.full_like(token_ids, 9)).flip(-1)
+        return torch.where((token_ids == SOFT_TOKEN)[..., None], between / 2, embedded)
 
 
 def _holds(check: Callable[[], bool]) -> bool:
     try:
         return check()
-    except RAISED:  # a family that raises on rows or batches is run sample by sample
+    except RAISED:  # the family does not support rows, or batches
         return False
 
 
 @contextmanager
-def _first_layers(llm: nn.Module) -> Iterator[None]:
-    """Leave only the first layers inside the block: as many as it takes to have every kind, two at least."""
+def _first_layers(llm: Any) -> Iterator[None]:
+    """Keep only the first layers inside the block: as many as include every kind of layer, at least two."""
     name, layers = decoder_layers(llm)
     config = llm.config.get_text_config()
     types = list(getattr(config, "layer_types", None) or [None] * len(layers))
@@ -259,7 +271,7 @@ def _first_layers(llm: nn.Module) -> Iterator[None]:
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """Equal for layers that compute the same: classes of all modules, and switches such as a window that is None."""
+    """Return a key that is equal for layers of one kind: classes of all modules, and switches such as a window."""
     return tuple(
         (
             name,

@@ -1,4 +1,8 @@
-"""Load a causal language model and its tokenizer from transformers, strictly."""
+"""Load a causal language model and its tokenizer from transformers, strictly, and build the model that is trained.
+
+While weights load, one line on standard error says so: a spinner on a terminal, a plain line elsewhere. Progress bars
+and notices of the libraries are switched off; incomplete weights raise an error.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from featurecache.console import say
@@ -35,7 +38,12 @@ from fusion_train.seeding import derive
 
 @contextmanager
 def loading_weights(kind: str, place: str | Path) -> Iterator[None]:
-    """Say on standard error, in the main process, that the block loads `kind` from `place`, a folder or hub id."""
+    """Report on standard error that the block loads weights; only the main process does.
+
+    Args:
+        kind: what is loaded, such as "language model".
+        place: a folder or hub id.
+    """
     name = f"{kind} {Path(place).resolve().name if Path(place).exists() else place}"
     with quiet_transformers():
         if not this_process().is_main_process:
@@ -50,19 +58,19 @@ def loading_weights(kind: str, place: str | Path) -> Iterator[None]:
             say(f"{name}: loaded in {time.monotonic() - began:.1f} s", err=True)
 
 
-_LLAMA_2_7B = {
+_LLAMA_2_7B: dict[str, Any] = {
     "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
 }  # fmt: skip
 KNOWN_SIZES = dict.fromkeys(("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"), _LLAMA_2_7B)
-"""Published sizes of gated models, so that planning needs no account and no network."""
+"""Published sizes of gated models: planning with them needs no account and no network."""
 
 
 def llm_config(name: str) -> Any:
-    """The transformers configuration of a hub id or local folder: its sizes, before any weight is read.
+    """Return the transformers configuration of a hub id or local folder, without reading weights.
 
     Raises:
-        ModelError: it cannot be found.
+        ModelError: there is no such model.
     """
     if name in KNOWN_SIZES and not Path(name).exists():
         return LlamaConfig(**KNOWN_SIZES[name])
@@ -73,15 +81,15 @@ def llm_config(name: str) -> Any:
 
 
 def positions_of(config: Any) -> int | None:
-    """Tokens of one sample that a model of this configuration has places for; None where positions are computed."""
+    """Return how many positions a model with learned position embeddings has; None for computed positions."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     rotary = getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None)
     return positions if isinstance(positions, int) and positions > 0 and not rotary else None
 
 
-def skeleton(config: Any) -> nn.Module:
-    """A causal language model of these sizes; inside `torch.device("meta")` it takes no memory."""
+def skeleton(config: Any) -> Any:
+    """Return a causal language model of these sizes; inside `torch.device("meta")` it takes no memory."""
     return AutoModelForCausalLM.from_config(config)
 
 
@@ -89,7 +97,7 @@ def load_tokenizer(name: str) -> Any:
     """Open a tokenizer by hub id or local folder.
 
     Raises:
-        ModelError: it cannot be found, or has no end-of-sequence token.
+        ModelError: there is no such tokenizer, or it has no end-of-sequence token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -100,21 +108,24 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def refuse_foreign_tokens(tokenizer: Any, llm: nn.Module, prompt: PromptFormat, name: str) -> None:
-    """Raise ModelError where a text, or the prompt's format, may hold tokens that `llm` has no embedding for.
+def refuse_foreign_tokens(tokenizer: Any, llm: Any, prompt: PromptFormat, name: str) -> None:
+    """Check that `llm` has an embedding for every token that prompts may hold.
 
-    Control tokens beyond the embedding that the format does not write (Gemma 3 has one, for pictures) do no harm: texts
-    are encoded without control tokens.
+    Control tokens without an embedding that the format does not write (Gemma 3 has one, for pictures) are allowed:
+    external texts are encoded without control tokens.
+
+    Raises:
+        ModelError: the tokenizer has other tokens than the model.
     """
     count = llm.get_input_embeddings().num_embeddings
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= count}
-    written = prompt.template + (prompt.picture_template or "") + prompt.said + prompt.recalled
+    format_text = prompt.template + (prompt.picture_template or "") + prompt.said + prompt.recalled
     control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     ends = {tokenizer.bos_token, tokenizer.eos_token}
     used = [
         token
         for token in sorted(beyond, key=beyond.__getitem__)
-        if token not in control or token in ends or token in written
+        if token not in control or token in ends or token in format_text
     ]
     if used:
         raise ModelError(
@@ -126,19 +137,19 @@ def refuse_foreign_tokens(tokenizer: Any, llm: nn.Module, prompt: PromptFormat, 
         )
 
 
-def load_llm(name: str, dtype: str) -> nn.Module:
+def load_llm(name: str, dtype: str) -> Any:
     """Load the frozen base.
 
     Raises:
-        ModelError: not to be found, or its weights are incomplete.
+        ModelError: there is no such model, or its weights are incomplete.
     """
+    loaded: Any  # the stubs of transformers do not know that the information makes it a pair
     try:
         with loading_weights("language model", name):
-            llm, info = AutoModelForCausalLM.from_pretrained(
-                name, dtype=getattr(torch, dtype), output_loading_info=True
-            )
+            loaded = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
     except (OSError, ValueError) as error:
         raise _unavailable(name, error) from error
+    llm, info = loaded
     problems = [
         f"{kind.replace('_', ' ')}: {item}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -155,12 +166,12 @@ def load_llm(name: str, dtype: str) -> nn.Module:
     return align(llm)
 
 
-def build_model(config: Config, llm: nn.Module, shapes: FeatureShapes) -> EmotionLlama:
-    """Freeze `llm`, add LoRA, fusion and projectors; their first weights depend on the seed alone.
+def build_model(config: Config, llm: Any, shapes: FeatureShapes) -> EmotionLlama:
+    """Freeze `llm` and add LoRA, fusion and projectors; their initial weights depend only on the seed.
 
     Raises:
-        ConfigError: settings, or a feature, that the model cannot be built for.
-        ModelError: a language model of a family that cannot be trained or answered with here.
+        ConfigError: a model with these settings, or of these features, is not possible.
+        ModelError: language models of this family cannot be trained, or cannot answer.
     """
     settings = config.model
     _refuse_patches_left_over(config, shapes)

@@ -1,14 +1,14 @@
-"""Quantise the matrices of a frozen language model's layers after LoRA was added: fp8, int8 or nf4.
+"""Quantise the frozen linear layers of a language model after LoRA was added: fp8, int8 or nf4.
 
-Embeddings, head, norms and everything trained stay as they are. fp8 multiplies in FP8 where the card can
-(`models/fp8_linear`); int8 (LLM.int8 without outlier columns) and nf4 (4 bits, doubly quantised scales) come from
+Embeddings, head, norms and all trained parts stay as they are. fp8 multiplies in FP8 on cards that can
+(`models/fp8_linear`). int8 (LLM.int8 without outlier columns) and nf4 (4 bits, doubly quantised scales) come from
 bitsandbytes, an extra: `pip install featurecache[quantised]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,16 +20,16 @@ from fusion_train.models.fp8_linear import Fp8Linear
 Quantised = Literal["fp8", "int8", "nf4"]
 
 
-def quantise_base(llm: nn.Module, kind: Quantised, device: torch.device, compute: torch.dtype) -> None:
-    """Replace the frozen linear layers of `llm` in place; each is quantised on `device`, where it then lies.
+def quantise_base(llm: Any, kind: Quantised, device: torch.device, compute: torch.dtype) -> None:
+    """Replace the frozen linear layers of `llm` by quantised ones on `device`.
 
     Args:
-        compute: dtype that nf4 is multiplied in.
+        compute: dtype of the products with nf4 weights.
 
     Raises:
         ConfigError: bitsandbytes is not installed, or the base has no linear layers (GPT-2).
     """
-    make = {"fp8": _fp8, "int8": _int8, "nf4": _nf4}[kind]
+    quantise = {"fp8": _fp8, "int8": _int8, "nf4": _nf4}[kind]
     head = llm.get_output_embeddings()
     chosen = [
         (name, module)
@@ -45,7 +45,7 @@ def quantise_base(llm: nn.Module, kind: Quantised, device: torch.device, compute
         )
     for name, module in chosen:
         parent, _, own = name.rpartition(".")
-        setattr(llm.get_submodule(parent), own, make(module, device, compute))
+        setattr(llm.get_submodule(parent), own, quantise(module, device, compute))
 
 
 def _fp8(linear: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Module:
@@ -54,35 +54,41 @@ def _fp8(linear: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Mo
 
 def _int8(linear: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Module:
     bnb = _bitsandbytes()
-    made = bnb.nn.Linear8bitLt(
+    quantised = bnb.nn.Linear8bitLt(
         linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False, device="meta"
     )
-    return _filled(made, linear, lambda w: bnb.nn.Int8Params(w, requires_grad=False, has_fp16_weights=False), device)
+    return _with_weights(
+        quantised, linear, lambda w: bnb.nn.Int8Params(w, requires_grad=False, has_fp16_weights=False), device
+    )
 
 
 def _nf4(linear: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Module:
     bnb = _bitsandbytes()
-    made = bnb.nn.Linear4bit(
+    quantised = bnb.nn.Linear4bit(
         linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=compute, device="meta"
     )
-    return _filled(
-        made,
+    return _with_weights(
+        quantised,
         linear,
-        lambda w: bnb.nn.Params4bit(w, requires_grad=False, quant_type="nf4", compress_statistics=True, module=made),
+        lambda w: bnb.nn.Params4bit(
+            w, requires_grad=False, quant_type="nf4", compress_statistics=True, module=quantised
+        ),
         device,
     )
 
 
-def _filled(
-    made: nn.Module, linear: nn.Linear, parameter: Callable[[torch.Tensor], nn.Parameter], device: torch.device
+def _with_weights(
+    quantised: Any, linear: nn.Linear, parameter: Callable[[torch.Tensor], nn.Parameter], device: torch.device
 ) -> nn.Module:
-    made.weight = parameter(linear.weight.detach().cpu())
+    """Give a layer of bitsandbytes the weights of `linear`; `parameter` wraps the weight."""
+    quantised.weight = parameter(linear.weight.detach().cpu())
     if linear.bias is not None:
-        made.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
-    return made.to(device)  # bitsandbytes quantises on the way
+        quantised.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+    moved: nn.Module = quantised.to(device)  # bitsandbytes quantises while it moves the weight
+    return moved
 
 
-def _bitsandbytes():  # type: ignore[no-untyped-def]  # an optional module
+def _bitsandbytes() -> Any:
     require("quantised", "bitsandbytes", subject="model.quantised int8 or nf4")
     import bitsandbytes
 

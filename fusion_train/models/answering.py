@@ -1,32 +1,46 @@
-"""Answers from a model: log-probabilities of a closed set of labels without generation, or greedy text.
+"""Answer prompts with a model: log-probabilities of a closed set of labels, or greedy text.
 
-A prompt is run once; every label is scored as a continuation of its key-value cache. Prompts of a batch are padded on
-the left, and position ids count real tokens only, so that a clip's scores do not depend on its neighbours' lengths.
-A model that cannot do so (`Abilities.batching`) reads prompt and label as one text, clip by clip.
+Each prompt passes the model once; every label is scored as a continuation of the prompt's key-value cache. The prompts
+of a batch are padded on the left, and position ids count only real tokens, so that a clip's scores do not depend on the
+lengths of its neighbours. A model for which this does not hold (`Abilities.batching`) reads prompt and label as one
+text, clip by clip.
 
-Shapes: B clips, L tokens of the longest prompt, C labels, A tokens of the longest label, V vocabulary.
+Shapes: B clips, M modalities, K tokens per feature of width D, L tokens of the longest prompt, C labels, A tokens of
+the longest label, V vocabulary, H width of the LLM.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.emotion_llama import Abilities
 
-LABELS_AT_ONCE = 8
-"""Labels of a clip in one forward pass, where each takes the whole prompt along."""
+LABELS_PER_PASS = 8
+"""Labels of one clip per forward pass, if each label needs a copy of the whole prompt."""
 KEPT_SETTINGS = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens")
-"""What stays of a base's own generation settings: which tokens it must not write, or not again."""
+"""Generation settings of a base that stay: they exclude tokens, or repetitions of tokens."""
+
+
+class AnsweringModel(Protocol):
+    """A model that answers: `EmotionLlama`, or several of them as one."""
+
+    llm: Any
+    """A causal language model of transformers."""
+    abilities: Abilities
+
+    def embed(self, token_ids: Tensor, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Return `inputs_embeds` (B, L, H)."""
 
 
 def plain_generation(settings: GenerationConfig | None) -> GenerationConfig:
-    """Greedy decoding of one tensor of token ids, whatever the base was published with (beams, sampling, …)."""
+    """Return settings for greedy decoding, whatever the base was published with (beams, sampling, …)."""
     kept = {name: getattr(settings, name, None) for name in KEPT_SETTINGS}
     return GenerationConfig(
         do_sample=False,
@@ -38,7 +52,7 @@ def plain_generation(settings: GenerationConfig | None) -> GenerationConfig:
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Ragged ids -> (B, L) ids and mask, padded with 0 on the left."""
+    """Return ids (B, L) and mask (B, L), padded with 0 on the left."""
     length = max(map(len, prompts))
     ids = torch.zeros(len(prompts), length, dtype=torch.long)
     mask = torch.zeros(len(prompts), length, dtype=torch.long)
@@ -49,29 +63,30 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> tu
 
 
 def positions(mask: Tensor) -> Tensor:
-    """(B, L) mask -> position ids that count the tokens before, padding not included."""
+    """Return position ids (B, L) that count the real tokens before each token, for a mask (B, L)."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def cache_name(llm: nn.Module) -> str:
-    """What a causal LM calls its key-value cache: `cache` from transformers 5.24 on, `past_key_values` before."""
-    base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm  # peft passes everything on
+def cache_name(llm: Any) -> str:
+    """Return a model's argument for the key-value cache: `cache` since transformers 5.24, else `past_key_values`."""
+    base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm  # peft passes all arguments on
     return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
 
 
 @torch.inference_mode()
 def label_log_probabilities(
-    model: EmotionLlama,
+    model: AnsweringModel,
     prompts: Sequence[Sequence[int]],
     features: Mapping[str, Tensor],
     present: Tensor,
     labels: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Log-probability of every label, its end-of-sequence token included: (B, C) float32.
+    """Compute the log-probability of every label, with its end-of-sequence token: (B, C) float32.
 
     Args:
-        prompts: B lists of token ids with SOFT_TOKEN at soft places.
-        features: modality -> (B, K, D); present: (B, M) bool.
+        prompts: B lists of token ids, SOFT_TOKEN at the places of soft tokens.
+        features: modality -> (B, K, D).
+        present: (B, M) bool.
         labels: C lists of token ids, each ending in the end-of-sequence token.
     """
     device = present.device
@@ -81,21 +96,21 @@ def label_log_probabilities(
     for row, label in enumerate(labels):
         targets[row, : len(label)] = torch.tensor(label, device=device)
         real[row, : len(label)] = True
-    given = (model, prompts, features, present, targets)
-    logits = _continued(*given) if model.abilities.batching else _whole_texts(*given)
+    label_logits = _logits_by_cache if model.abilities.batching else _logits_by_text
+    logits = label_logits(model, prompts, features, present, targets)
     targets, real = targets.repeat(len(prompts), 1), real.repeat(len(prompts), 1)  # [b * c, a]
     scores = F.log_softmax(logits.float(), dim=-1).gather(2, targets.unsqueeze(-1)).squeeze(-1)
     return scores.masked_fill(~real, 0).sum(dim=1).view(len(prompts), count)
 
 
-def _continued(
-    model: EmotionLlama,
+def _logits_by_cache(
+    model: AnsweringModel,
     prompts: Sequence[Sequence[int]],
     features: Mapping[str, Tensor],
     present: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """Logits (B * C, A, V) at the tokens of `labels` (C, A), each a continuation of the cache of its prompt."""
+    """Return logits (B · C, A, V) at the tokens of `labels` (C, A), each label continuing its prompt's cache."""
     device, (count, longest) = present.device, labels.shape
     ids, mask = pad_left(prompts, device)
     prompt_positions = positions(mask)
@@ -106,6 +121,7 @@ def _continued(
         use_cache=True,
         logits_to_keep=1,
     )
+    # The last token of a prompt predicts the first token of every label.
     logits = prefix.logits[:, -1:].repeat_interleave(count, dim=0)  # [b * c, 1, v]
     if longest > 1:
         name = cache_name(model.llm)
@@ -125,29 +141,36 @@ def _continued(
     return logits
 
 
-def _whole_texts(
-    model: EmotionLlama,
+def _logits_by_text(
+    model: AnsweringModel,
     prompts: Sequence[Sequence[int]],
     features: Mapping[str, Tensor],
     present: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """What `_continued` gives, without a cache and without padding that a token of a label could see."""
-    device, parts = present.device, []
-    continued = model.llm.get_input_embeddings()(labels[:, :-1])  # [c, a - 1, h]
+    """Return the logits of `_logits_by_cache`, without a cache and without padding before a token."""
+    device, logits = present.device, []
+    label_embeddings = model.llm.get_input_embeddings()(labels[:, :-1])  # [c, a - 1, h]
+    for prompt, clip_features, clip_present in _clip_by_clip(prompts, features, present):
+        embedded = model.embed(torch.tensor([list(prompt)], device=device), clip_features, clip_present)
+        predicting = torch.arange(len(prompt) - 1, len(prompt) + labels.shape[1] - 1, device=device)
+        for chunk in label_embeddings.split(LABELS_PER_PASS):
+            texts = torch.cat([embedded.expand(len(chunk), -1, -1), chunk.to(embedded.dtype)], dim=1)
+            logits.append(model.llm(inputs_embeds=texts, logits_to_keep=predicting, use_cache=False).logits)
+    return torch.cat(logits)
+
+
+def _clip_by_clip(
+    prompts: Sequence[Sequence[int]], features: Mapping[str, Tensor], present: Tensor
+) -> Iterator[tuple[Sequence[int], dict[str, Tensor], Tensor]]:
+    """Yield prompt, modality -> (1, K, D) and present (1, M) of each clip."""
     for row, prompt in enumerate(prompts):
-        own = {name: tensor[row : row + 1] for name, tensor in features.items()}
-        embedded = model.embed(torch.tensor([list(prompt)], device=device), own, present[row : row + 1])
-        kept = torch.arange(len(prompt) - 1, len(prompt) + labels.shape[1] - 1, device=device)
-        for some in continued.split(LABELS_AT_ONCE):
-            texts = torch.cat([embedded.expand(len(some), -1, -1), some.to(embedded.dtype)], dim=1)
-            parts.append(model.llm(inputs_embeds=texts, logits_to_keep=kept, use_cache=False).logits)
-    return torch.cat(parts)
+        yield prompt, {name: tensor[row : row + 1] for name, tensor in features.items()}, present[row : row + 1]
 
 
 @torch.inference_mode()
 def greedy_text(
-    model: EmotionLlama,
+    model: AnsweringModel,
     prompts: Sequence[Sequence[int]],
     features: Mapping[str, Tensor],
     present: Tensor,
@@ -155,19 +178,18 @@ def greedy_text(
     max_new_tokens: int,
     eos_token_id: int,
 ) -> list[list[int] | None]:
-    """Greedy decoding; returns the new token ids of each clip, without the end-of-sequence token.
+    """Decode greedily; return the new token ids of each clip, without the end-of-sequence token.
 
-    None stands for a clip for which the model gave logits that are no numbers.
+    None stands for a clip whose logits are NaN or infinite. Arguments as in `label_log_probabilities`.
     """
     if len(prompts) > 1 and not model.abilities.batching:
         texts = []
-        for row, prompt in enumerate(prompts):
-            own = {name: tensor[row : row + 1] for name, tensor in features.items()}
+        for prompt, clip_features, clip_present in _clip_by_clip(prompts, features, present):
             texts += greedy_text(
-                model, [prompt], own, present[row : row + 1], max_new_tokens=max_new_tokens, eos_token_id=eos_token_id
+                model, [prompt], clip_features, clip_present, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id
             )
         return texts
-    watch = NotFinite(eos_token_id)
+    not_finite = NotFinite(eos_token_id)
     ids, mask = pad_left(prompts, present.device)
     out = model.llm.generate(
         inputs_embeds=model.embed(ids, features, present),
@@ -175,18 +197,18 @@ def greedy_text(
         max_new_tokens=max_new_tokens,
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
-        logits_processor=LogitsProcessorList([watch]),
+        logits_processor=LogitsProcessorList([not_finite]),
     )
     return [
         None if wrong else row[: row.index(eos_token_id)] if eos_token_id in row else row
-        for row, wrong in zip(out.tolist(), watch.rows, strict=True)
+        for row, wrong in zip(out.tolist(), not_finite.rows, strict=True)
     ]
 
 
 class NotFinite(LogitsProcessor):
-    """Watches greedy decoding for logits that are NaN or plus infinity, of which the largest says nothing.
+    """Records in which rows greedy decoding meets logits that are NaN or plus infinity: their maximum has no meaning.
 
-    `rows` holds, after `generate`, whether each of the B rows had such before its end-of-sequence token.
+    After `generate`, `rows` holds for each of the B rows whether it had such logits before its end-of-sequence token.
     """
 
     def __init__(self, eos_token_id: int) -> None:
@@ -194,7 +216,7 @@ class NotFinite(LogitsProcessor):
         self._rows: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L) ids so far and (B, V) logits -> the same logits."""
+        """Return the logits `scores` (B, V) unchanged; `input_ids`: (B, tokens so far)."""
         wrong = (scores.isnan() | scores.isposinf()).any(dim=-1)
         if input_ids.shape[1]:
             wrong &= input_ids[:, -1] != self._eos

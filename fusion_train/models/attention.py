@@ -1,4 +1,4 @@
-"""Fusion by one weight a modality: mean over time, concatenation, two linear maps to weights, weighted sum.
+"""Fusion with one weight per modality: mean over time, concatenation, two linear maps to weights, weighted sum.
 
 (B, K, D_m) -> H_m (B, K, 128); means (B, 384) -> Linear(384→128) -> Linear(128→M) = weights (B, M);
 sum_m weights_m · H_m -> Linear(128→256).
@@ -34,7 +34,7 @@ class Attention(nn.Module):
         return self.output(torch.einsum("bkhm,bm->bkh", stacked, weights))  # [b, k, out]
 
     def modality_weights(self, features: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """As `forward`, up to the weights (B, 1, M): one for the whole clip."""
+        """Return the weights (B, 1, M) of `forward`, one per modality for the whole clip."""
         return self._weigh(torch.stack(self.prepare(features, present), dim=-1))[:, None]
 
     def _weigh(self, stacked: Tensor) -> Tensor:

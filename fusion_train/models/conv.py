@@ -1,4 +1,4 @@
-"""Fusion by convolution over the token axis: the conv branch of Conv-Attention alone.
+"""Fusion by convolution over the token axis: only the conv branch of Conv-Attention.
 
 F_d (B, K, 384) -> Conv1d(384→128, k=1) -> four times x + SiLU(Conv1d(128→128, k=3)(x)), no norm -> Linear(128→256).
 Source: arXiv 2601.16449, ablation "Conv"; 77.93 / 65.92 on MER-UniBench / MMEVerse-Bench.

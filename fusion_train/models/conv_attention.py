@@ -1,7 +1,7 @@
 """Conv-Attention pre-fusion: per-token modality weights plus convolution over the token axis.
 
 Inputs in the order audio (B, 64, 1280), image CLS repeated (B, 64, 1408), video (B, 64, 1408).
-1. MLP a modality -> H_m (B, 64, 128).
+1. One MLP per modality -> H_m (B, 64, 128).
 2. F_d = channel concatenation (B, 64, 384); F_s = stack (B, 64, 128, 3).
 3. Attention branch: weights = Linear(128→3)(MLP_{384→512→128}(F_d)), no softmax and no scaling; F_attn = F_s @ weights.
 4. Conv branch: see `conv.py`.
@@ -48,9 +48,9 @@ class ConvAttention(nn.Module):
         return self.output(attended + self.conv_branch(joined))  # [b, k, out]
 
     def modality_weights(self, features: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """As `forward`, up to the weights (B, K, M) by which the attention branch adds the modalities, token by token.
+        """Return the weights (B, K, M) of the modalities in the attention branch, per token.
 
-        They are neither positive nor sum to one: there is no softmax.
+        There is no softmax: weights may be negative and do not sum to one.
         """
         return self._weigh(torch.cat(self.prepare(features, present), dim=-1))
 

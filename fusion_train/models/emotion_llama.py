@@ -5,13 +5,17 @@
     image (B, 1025, 1408)┼ patches ──── projector ─> 256 ────────────┼─> [fusion][image][video][audio] = 448 × 4096
                          └ CLS ×64 ─ fusion ─ projector ─> 64 ───────┘
 
-The prompt arrives as token ids in which `SOFT_TOKEN` (-1) marks each place of a soft token. A modality that a clip does
-not have has no places, so the LLM cannot see it; what its row of the feature tensor holds does not matter.
+The prompt is a list of token ids in which `SOFT_TOKEN` (-1) marks the place of each soft token. A modality that a clip
+does not have gets no places, so the LLM cannot see it; its row of the feature tensor may hold anything.
 Training takes samples in one row without padding, and only supervised positions pass the language-model head.
 
-Shapes: B clips, L tokens of the longest prompt, H width of the LLM, V vocabulary; G clips and S supervised tokens of a
-training row.
-Source: arXiv 2601.16449 section 4; 71,536,387 trained parameters on LLaMA2-7B. Knows no tokenizer, store or file.
+Projectors, one linear map per stream: audio Linear(1280→4096), video Linear(1408→4096), fusion Linear(256→4096); image:
+4 consecutive raster patches are joined, (B, 1024, 1408) -> (B, 256, 5632) -> Linear(5632→4096). 35,143,680 parameters.
+
+Shapes: B clips, M modalities in use, N soft tokens, L tokens of the longest prompt, H width of the LLM, V vocabulary;
+G clips and S supervised tokens of a training row.
+Source: arXiv 2601.16449 section 4; `llama_proj*` of the released code; 71,536,387 trained parameters on LLaMA2-7B.
+Knows no tokenizer, store or file.
 """
 
 from __future__ import annotations
@@ -43,31 +47,31 @@ class Projectors(nn.ModuleDict):
 
 
 def join_patches(patches: Tensor) -> Tensor:
-    """(B, P, D) in raster order -> (B, P / 4, 4·D)."""
+    """Join 4 consecutive patches: (B, P, D) in raster order -> (B, P / 4, 4·D)."""
     return patches.unflatten(1, (-1, PATCHES_PER_TOKEN)).flatten(2)
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a language model computes for several samples at once as for each alone; `family_check` measures it."""
+    """Whether a language model computes the same for several samples at once as for each alone; see `family_check`."""
 
     packing: bool = True
-    """Samples of a row, isolated by its layout."""
+    """For the samples of one row, isolated by its layout."""
     batching: bool = True
-    """Prompts padded on the left, and labels as continuations of one cache."""
+    """For prompts that are padded on the left, and labels that continue one key-value cache."""
 
 
 @dataclass
 class ModelOutput:
-    """What a forward pass gives the training loop."""
+    """The losses of a forward pass."""
 
     loss_sum: Tensor
-    """Sum of the losses of the supervised tokens; the caller knows over how many to average."""
+    """Sum over the supervised tokens; the caller divides it."""
     sample_losses: Tensor
-    """(B,) the same sum sample by sample."""
+    """(B,) sum over the supervised tokens of each sample."""
 
     def detached(self) -> ModelOutput:
-        """The same without a graph."""
+        """Return the losses without their graph."""
         return ModelOutput(self.loss_sum.detach(), self.sample_losses.detach())
 
 
@@ -76,16 +80,16 @@ TokenLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of every supervised token, (S,)."""
+    """Return the loss (S,) of every supervised token."""
     return F.cross_entropy(logits, targets, reduction="none")
 
 
 class EmotionLlama(nn.Module):
-    """Fusion, projectors and language model; everything but the LLM's base weights is trained."""
+    """Fusion, projectors and language model; everything except the LLM's base weights is trained."""
 
     def __init__(
         self,
-        llm: nn.Module,
+        llm: Any,
         fusion: nn.Module | None,
         shapes: FeatureShapes,
         *,
@@ -94,8 +98,16 @@ class EmotionLlama(nn.Module):
         fusion_tokens: int | None = None,
         abilities: Abilities | None = None,
     ) -> None:
+        """Args:
+        llm: a causal language model of transformers, or the wrapper of peft around it.
+        fusion: a fusion variant; None for no fusion tokens.
+        fusion_width: width of the fusion's tokens.
+        llm_width: H.
+        fusion_tokens: tokens that the fusion reads and returns; None: as `fusion_token_count`.
+        abilities: what `family_check` measured of `llm`.
+        """
         super().__init__()
-        self.llm = llm
+        self.llm: Any = llm
         self.abilities = abilities or Abilities()
         self.fusion = fusion
         self.shapes = shapes
@@ -103,53 +115,55 @@ class EmotionLlama(nn.Module):
         widths = shapes.projector_widths(fusion_width=fusion_width if fusion is not None else 0)
         self.projectors = Projectors(widths, llm_width)
         self.token_loss: TokenLoss = cross_entropy
-        """Loss of the supervised tokens in training; a callback may put another one here."""
+        """Loss of the supervised tokens in training; a callback may replace it."""
         self.ablated: dict[str, Literal["zero", "omit"]] = {}
-        """Streams taken from a trained model: their soft tokens are zeros, or have no places in the prompt."""
+        """Streams that are removed from a trained model: their soft tokens become zeros, or get no places."""
 
     @property
     def soft_counts(self) -> dict[str, int]:
+        """Stream -> soft tokens of a clip that has every modality, in prompt order."""
         counts = self.shapes.soft_counts(fusion_tokens=self.fusion_tokens)
         return {stream: count for stream, count in counts.items() if self.ablated.get(stream) != "omit"}
 
     def soft_tokens(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn features into soft tokens.
+        """Compute the soft tokens of clips.
 
         Args:
             features: modality -> (B, K, D) of any float dtype.
             present: (B, M) bool in the order of `shapes.used`.
 
         Returns:
-            (B, N, H) soft tokens in prompt order, and the mask (B, N) of those that the clip really has.
+            (B, N, H) soft tokens in prompt order, and (B, N) bool: whether the clip has the stream of the token.
         """
         used = self.shapes.used
-        column = {name: present[:, m] for m, name in enumerate(used)}
-        inputs = self._blanked(features, present)
+        has_stream = {name: present[:, m] for m, name in enumerate(used)}  # stream -> [b]
+        has_stream["fusion"] = present.any(dim=1)
+        inputs = self._masked(features, present)
         streams: dict[str, Tensor] = {}
         for name in used:
             streams[name] = join_patches(inputs[name][:, 1:]) if name == "image" else inputs[name]
-        column["fusion"] = present.any(dim=1)
         if self.fusion is not None:
             streams["fusion"] = self.fusion(fusion_inputs(inputs, self.fusion_tokens), present)
         order = [stream for stream in STREAMS if stream in streams and stream in self.projectors]
-        column |= {s: torch.zeros_like(column[s]) for s in order if self.ablated.get(s) == "omit"}
+        has_stream |= {s: torch.zeros_like(has_stream[s]) for s in order if self.ablated.get(s) == "omit"}
         projected = {stream: self.projectors[stream](streams[stream]) for stream in order}
         projected |= {s: torch.zeros_like(projected[s]) for s in order if self.ablated.get(s) == "zero"}
         soft = torch.cat([projected[stream] for stream in order], dim=1)  # [b, n, h]
-        mask = torch.cat([column[s][:, None].expand(-1, streams[s].shape[1]) for s in order], dim=1)  # [b, n]
+        mask = torch.cat([has_stream[s][:, None].expand(-1, streams[s].shape[1]) for s in order], dim=1)  # [b, n]
         return soft, mask
 
     def modality_weights(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor | None:
-        """Weights (B, K or 1, M) by which the fusion's attention adds modalities; None for one without attention."""
-        weigh = getattr(self.fusion, "modality_weights", None)
-        if weigh is None:
+        """Return the weights (B, K or 1, M) of the modalities in the fusion's attention; None without attention."""
+        modality_weights = getattr(self.fusion, "modality_weights", None)
+        if modality_weights is None:
             return None
-        return weigh(fusion_inputs(self._blanked(features, present), self.fusion_tokens), present)
+        weights: Tensor = modality_weights(fusion_inputs(self._masked(features, present), self.fusion_tokens), present)
+        return weights
 
-    def _blanked(self, features: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
-        """Features in the dtype of the trained parts, zero where absent.
+    def _masked(self, features: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+        """Return the features in the dtype of the trained parts, zero where absent.
 
-        A missing row may hold anything, NaN included; where() keeps it out of the gradient too.
+        The row of an absent modality may hold anything, also NaN; where() keeps NaN out of the gradient too.
         """
         dtype = next(self.projectors.parameters()).dtype
         return {
@@ -158,14 +172,14 @@ class EmotionLlama(nn.Module):
         }
 
     def splice(self, token_ids: Tensor, soft: Tensor, soft_mask: Tensor) -> Tensor:
-        """Put soft tokens into their places: ids (B, L) with SOFT_TOKEN, (B, N, H), (B, N) -> (B, L, H)."""
+        """Replace SOFT_TOKEN by the soft tokens: ids (B, L), soft (B, N, H), mask (B, N) -> embeddings (B, L, H)."""
         places = token_ids == SOFT_TOKEN
         embed = self.llm.get_input_embeddings()
-        embeddings = embed(token_ids.masked_fill(places, 0))  # [b, l, h]
+        embeddings: Tensor = embed(token_ids.masked_fill(places, 0))  # [b, l, h]
         return embeddings.masked_scatter(places.unsqueeze(-1), soft[soft_mask].to(embeddings.dtype))
 
     def embed(self, token_ids: Tensor, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """Prompt ids and features -> (B, L, H), ready for the LLM as `inputs_embeds`."""
+        """Return the LLM's `inputs_embeds` (B, L, H) for prompts (B, L) and the features of their clips."""
         return self.splice(token_ids, *self.soft_tokens(features, present))
 
     def forward(
@@ -178,39 +192,50 @@ class EmotionLlama(nn.Module):
         present: Tensor,
         **of_losses: Any,
     ) -> ModelOutput:
-        """Summed loss over the supervised tokens of a row of samples.
+        """Compute the losses of a row of samples.
 
         Args:
-            token_ids, position_ids: (1, L); soft places in the order of the rows of `features`.
+            token_ids: (1, L); the places of soft tokens are in the order of the rows of `features`.
+            position_ids: (1, L).
             kept: (S,) places whose prediction is supervised, ascending.
             layout: which tokens see which.
-            features: modality -> (G, K, D); present: (G, M).
-            of_losses: what `losses` takes besides the logits.
+            features: modality -> (G, K, D).
+            present: (G, M) bool.
+            of_losses: further arguments of `losses`.
         """
         embedded = self.embed(token_ids, features, present)
         logits = row_logits(self.llm, embedded, position_ids, kept, layout, together=self.abilities.packing)
         return self.losses(logits, **of_losses)
 
     def losses(self, logits: Tensor, targets: Tensor, owners: Tensor, num_samples: int, **_rest: Any) -> ModelOutput:
-        """Logits (1, S, V) at the supervised places; (S,) what each must predict and whose it is -> their losses."""
+        """Compute the losses from the logits at the supervised places.
+
+        Args:
+            logits: (1, S, V).
+            targets: (S,) token ids.
+            owners: (S,) number of the sample that each token belongs to.
+        """
         losses = self.token_loss(logits[0].float(), targets)  # [s]
         by_sample = torch.zeros(num_samples, device=losses.device).index_add(0, owners, losses)
         return ModelOutput(losses.sum(), by_sample)
 
 
 def fusion_token_count(shapes: FeatureShapes) -> int:
-    """Tokens the fusion reads and gives: as many as audio and video have; 64 where they differ or are not used."""
+    """Return the token count of the fusion: that of audio and video; 64 if they differ or neither is used."""
     counts = {getattr(shapes, name)[0] for name in shapes.used if name != "image"}
     return counts.pop() if len(counts) == 1 else DEFAULT_FUSION_TOKENS
 
 
-def llm_width(llm: nn.Module) -> int:
-    """Width of the input embeddings of a causal LM of transformers."""
+def llm_width(llm: Any) -> int:
+    """Return the width of the input embeddings of a causal language model of transformers."""
     return int(llm.get_input_embeddings().embedding_dim)
 
 
 class AbsentConstants(nn.Module):
-    """One (K, D) constant a modality in use, kept beside the weights."""
+    """One (K, D) buffer per modality, which an exported model shows in place of an absent modality.
+
+    Only a model with `features.absent: visible` has them; `data/absent` computes their values.
+    """
 
     def __init__(self, shapes: FeatureShapes) -> None:
         super().__init__()
@@ -219,9 +244,9 @@ class AbsentConstants(nn.Module):
             self.register_buffer(name, torch.zeros(getattr(shapes, name)))
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Features (B, K, D) a modality and `present` (B, M) -> what is seen of them, and that all of it is there."""
-        seen = {
+        """Replace absent rows: modality -> (B, K, D) and present (B, M) -> the same shapes, all present."""
+        visible = {
             name: torch.where(present[:, m, None, None], features[name], getattr(self, name).to(features[name]))
             for m, name in enumerate(self._used)
         }
-        return seen, torch.ones_like(present)
+        return visible, torch.ones_like(present)

@@ -1,14 +1,14 @@
 """A frozen linear layer whose matrix products run in FP8 (e4m3), forward and backward.
 
-    y  = (x / s_x)₈ · (W / s_w)₈ᵀ · s_x s_w       scales: one a token of x, one an output channel of W
-    dx = (dy / s_dy)₈ · (W / s_w')₈ · s_dy s_w'   the transposed copy has a scale an input channel
+    y  = (x / s_x)₈ · (W / s_w)₈ᵀ · s_x s_w       scales: one per token of x, one per output channel of W
+    dx = (dy / s_dy)₈ · (W / s_w')₈ · s_dy s_w'   the transposed copy of W has one scale per input channel
 
-Both copies of the weight are kept, 2 bytes a parameter in all: for 8-bit types the tensor cores of Hopper and Ada take
-either operand only with its contracted axis last (PTX ISA, wgmma: 16-bit types alone may be transposed), so the view
-`w.t()` serves the forward product alone. The scales would not need the second copy: one an output channel may be
-multiplied into dy before it is rounded. On other devices the same rounded numbers are multiplied in float32, which is
-what the tests look at. The weight is frozen: no gradient for it.
-Shapes: M tokens, K inputs, N outputs.
+Two copies of the weight are stored, 2 bytes per parameter together. For 8-bit types the tensor cores of Hopper and Ada
+take both operands only with the contracted axis last (PTX ISA, wgmma: only 16-bit types may be transposed), so the view
+`w.t()` serves only the forward product. The scales do not require the second copy: scales per output channel could be
+multiplied into dy before it is rounded. On devices without FP8 products the same rounded numbers are multiplied in
+float32; this path is what the tests check. The weight is frozen and gets no gradient.
+Shapes: M tokens, K inputs, N outputs, R rows and C columns of any matrix.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 SMALLEST_SCALE = 1e-12
 TILE = 16
-"""Sizes that the tensor cores multiply are multiples of it."""
+"""Tensor cores multiply matrices whose sizes are multiples of this number."""
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, C), laid out in any way -> FP8 (R, C), row after row, and scales (R, 1) float32: x ≈ product of both."""
+    """Quantise (R, C) of any layout -> FP8 (R, C), contiguous, and scales (R, 1) float32; x ≈ their product."""
     scale = (x.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp(min=SMALLEST_SCALE)
     return (x.float() / scale).to(FP8, memory_format=torch.contiguous_format), scale
 
 
 def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, *, native: bool) -> Tensor:
-    """x (M, K) of any float dtype, FP8 weight (N, K) and its scales (N, 1) -> (M, N) in the dtype of x.
+    """Multiply x (M, K) of any float dtype by an FP8 weight (N, K) with scales (N, 1) -> (M, N) in the dtype of x.
 
     Args:
-        native: what `multiplies_in_fp8` says of the device.
+        native: the result of `multiplies_in_fp8` for the device.
     """
     rounded, x_scale = quantise_rows(x)
     if native and x.shape[1] % TILE == 0 and weight.shape[0] % TILE == 0:
@@ -47,7 +47,7 @@ def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, *, native: bool) ->
 
 @functools.cache
 def multiplies_in_fp8(device: torch.device) -> bool:
-    """Whether a device multiplies FP8 with a scale a row; on Ada not every release of torch does, so it is tried."""
+    """Test whether a device multiplies FP8 with one scale per row; on Ada this depends on the release of torch."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         return False
     ones, scale = torch.ones(TILE, TILE, device=device).to(FP8), torch.ones(TILE, 1, device=device)
@@ -74,7 +74,7 @@ class _Product(torch.autograd.Function):
 def _opaque_product(
     x: Tensor, by_output: Tensor, output_scale: Tensor, by_input: Tensor, input_scale: Tensor, native: bool
 ) -> Tensor:
-    """`_Product` for torch.compile, which cannot follow an autograd function over rows of any length."""
+    """Compute `_Product` for torch.compile, which cannot trace an autograd function over rows of any length."""
     return scaled_product(x, by_output, output_scale, native=native)
 
 
@@ -96,7 +96,17 @@ _opaque_product.register_autograd(_opaque_backward, setup_context=_keep_for_back
 
 
 class Fp8Linear(nn.Module):
-    """Takes the place of a frozen `nn.Linear`, on the device where that lies."""
+    """Replaces a frozen `nn.Linear` on its device."""
+
+    by_output: Tensor
+    """(N, K) FP8, for the forward product."""
+    output_scale: Tensor
+    """(N, 1)."""
+    by_input: Tensor
+    """(K, N) FP8, for the backward product."""
+    input_scale: Tensor
+    """(K, 1)."""
+    bias: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -109,7 +119,8 @@ class Fp8Linear(nn.Module):
         self.register_buffer("output_scale", output_scale)
         self.register_buffer("by_input", by_input)
         self.register_buffer("input_scale", input_scale)
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        bias: nn.Parameter | None = linear.bias  # the stubs of torch say it is never None
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) -> (…, N) in the dtype of x, or of autocast."""
@@ -126,5 +137,5 @@ class Fp8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What the layer multiplies by, as float32 (N, K)."""
+        """The quantised weight as float32 (N, K)."""
         return self.by_output.float() * self.output_scale

@@ -1,9 +1,9 @@
-"""Fusion variants by name: the published module, its four rivals, and the user's own.
+"""Build a fusion variant by name: the published module, its four baselines, or a user's own.
 
-A fusion is an `nn.Module` built as `cls(dims, hidden=…, out_dim=…, dropout=…)` whose `forward(features, present)` takes
-a sequence of (B, K, D_m) in the order audio, image CLS, video and a mask (B, M), and gives (B, K, out_dim). It is
-registered under the entry point group `fusion_train.fusions`; the value `fusion_train.models.fusions:none` stands for
-no fusion tokens at all. A fusion that needs to know how many tokens come takes `num_tokens=` besides.
+A fusion is an `nn.Module` that is built as `cls(dims, hidden=…, out_dim=…, dropout=…)`. Its `forward(features,
+present)` takes a sequence of (B, K, D_m) in the order audio, image CLS, video and a mask (B, M), and returns
+(B, K, out_dim). A fusion whose parameters depend on the token count takes `num_tokens=` too. Variants are registered
+under the entry point group `fusion_train.fusions`; `fusion_train.models.fusions:none` stands for no fusion tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENTRY_POINTS = "fusion_train.fusions"
 
 
 def none(dims: Sequence[int], **_options: object) -> None:
-    """The variant "none" of the ablation: 384 soft tokens, no fusion stream."""
+    """Build the variant "none" of the ablation: 384 soft tokens, no fusion stream."""
 
 
 def build_fusion(name: str, dims: Sequence[int], **options: object) -> nn.Module | None:
@@ -39,13 +39,13 @@ def build_fusion(name: str, dims: Sequence[int], **options: object) -> nn.Module
 
 
 def fusion_variant(name: str) -> Any:
-    """What is registered under a name.
+    """Return the class or function that is registered under a name.
 
     Raises:
-        ConfigError: nothing; the near name is suggested.
+        ConfigError: no variant of this name; the most similar name is suggested.
     """
-    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
-    if not found:
+    registered = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if not registered:
         known = sorted(point.name for point in entry_points(group=ENTRY_POINTS))
         raise ConfigError(
             "model.fusion.name",
@@ -53,10 +53,10 @@ def fusion_variant(name: str) -> Any:
             got=f'"{name}"',
             next_step=suggest(name, known).strip() or None,
         )
-    return found[0].load()
+    return registered[0].load()
 
 
 def taken_options(build: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without `num_tokens` where the variant does not ask for it."""
-    named = inspect.signature(build).parameters
-    return {key: value for key, value in options.items() if key != "num_tokens" or key in named}
+    """Return the options without `num_tokens` if the variant has no parameter of this name."""
+    parameters = inspect.signature(build).parameters
+    return {key: value for key, value in options.items() if key != "num_tokens" or key in parameters}

@@ -1,8 +1,8 @@
-"""Low-rank adapters on the language model, through peft.
+"""Add low-rank adapters to the language model through peft.
 
 Published: r 64, alpha 16, dropout 0.05, on `q_proj` and `v_proj` of all 32 layers, no bias: 33,554,432 parameters,
-fp32 over a base of any dtype. The target is a regular expression over the decoder's own layers, so that it cannot reach
-an encoder attached to the same model: a Whisper encoder and a vision tower have `q_proj` modules too.
+fp32 over a base of any dtype. The targets are given to peft as a regular expression over the decoder's own layers:
+encoders that are attached to the same model, such as Whisper and a vision tower, have `q_proj` modules too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -19,14 +20,14 @@ from fusion_train.errors import ConfigError
 from fusion_train.models.parts import decoder_layers
 
 FIRST_CHOICES = (("q_proj", "v_proj"), ("query_key_value",), ("c_attn",), ("qkv_proj",), ("Wqkv",), ("in_proj",))
-"""Names of the projections that carry queries and values, over the families of transformers."""
+"""Names of the query and value projections in the families of transformers; the advice of an error names one."""
 
 
-def add_lora(llm: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> PeftModel:
+def add_lora(llm: Any, *, r: int, alpha: float, dropout: float, targets: Sequence[str]) -> PeftModel:
     """Freeze `llm` and add LoRA to its `targets`.
 
     Raises:
-        ConfigError: no layer of that name, with the names there are; or peft refuses a layer of this family.
+        ConfigError: no layer has the name of a target, or peft refuses a layer of this family.
     """
     prefix, layers = decoder_layers(llm)
     linear = {
@@ -54,7 +55,7 @@ def add_lora(llm: nn.Module, *, r: int, alpha: float, dropout: float, targets: S
     pattern = re.escape(prefix) + r"\.\d+\.(?:.*\.)?(?:" + "|".join(map(re.escape, targets)) + ")"
     config = LoraConfig(
         r=r,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by r: a float works too
         lora_dropout=dropout,
         target_modules=pattern,
         bias="none",
@@ -62,12 +63,14 @@ def add_lora(llm: nn.Module, *, r: int, alpha: float, dropout: float, targets: S
         fan_in_fan_out=all(isinstance(linear[target], Conv1D) for target in targets),
     )
     with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 for checkpointing by a name that it has deprecated.
+        # peft 0.21 reads a name of transformers 5.23 that is deprecated.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # layers of both kinds: peft sets each
+        warnings.filterwarnings(
+            "ignore", message="fan_in_fan_out is set to"
+        )  # models with Linear and Conv1D: peft sets it per layer
         try:
             return get_peft_model(llm, config)
-        except ValueError as error:  # such as `out_proj` of Mamba, whose kernel reads the weight past the layer
+        except ValueError as error:  # such as `out_proj` of Mamba: its kernel bypasses the layer
             raise ConfigError(
                 "model.lora.targets",
                 expected=f"layers of {family} that peft adapts",

@@ -1,17 +1,18 @@
-"""Several models on one frozen language model: its layers run once for all, everything trained is each one's own.
+"""Train several models on one frozen language model: its layers run once for all members of the group.
 
     member 0: fusion, projectors -> embeddings (b, L, H) ─┐            ┌─ logits -> loss of member 0
     member 1: fusion, projectors -> embeddings (b, L, H) ─┼─ base ─────┼─ …
     member n-1: …                                        ─┘ + LoRA     └─ …
 
-On a GPU the base sees n·b rows, and LoRA layers of one rank are stacked, A (n, r, in) and B (n, out, r), and applied by
-`bmm`: a member equals itself alone up to rounding. On a CPU, which is busy with one member's rows already and rounds
-products of other sizes differently, the members take turns on the one base: equal to the bit, and the activations of
-one in memory. Weights stay the members' own parameters, so that optimizer, clipping and checkpoint are those it has
-alone. Each draws its dropout from a random stream of its own, in the order in which it would draw alone. Losses are
-summed, never averaged: no member's gradient depends on the others.
+On a GPU the base runs on n·b rows at once. LoRA layers of equal rank are stacked, A (n, r, in) and B (n, out, r), and
+applied by `bmm`; a member's results equal those of the member alone up to rounding. A CPU is fully used by the rows of
+one member, and rounds matrix products of another size differently; there the members run one after the other on the one
+base: results are equal to the bit, and memory holds the activations of one member. Every member keeps its own trained
+parameters, so that optimizer, clipping and checkpoint are those of the member alone. Each member draws dropout from its
+own random stream, in the order of training alone. Losses are summed and not averaged: no member's gradient depends on
+the others.
 
-Shapes: n members, b rows of each, L tokens, H width of the LLM. Knows no configuration and no optimizer.
+Shapes: n members, b rows per member, L tokens, H width of the LLM. Knows no configuration and no optimizer.
 """
 
 from __future__ import annotations
@@ -31,27 +32,27 @@ from fusion_train.models.packed_attention import row_logits, use_packed_attentio
 ADAPTER = "default"
 
 
-def shared_copy(module: nn.Module) -> nn.Module:
-    """Copy the modules and share every parameter and buffer: a second model without a second set of weights."""
+def shared_copy(module: nn.Module) -> Any:
+    """Copy the modules of a model; the copy shares every parameter and buffer with the original."""
     tensors = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 class RandomStream:
-    """The random numbers of one member, drawn from torch's own generator in turns with the others."""
+    """The random stream of one member; torch's generator takes its state while the member draws."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._state: Tensor | None = None
 
     def seed(self, seed: int) -> None:
-        """Begin as `torch.manual_seed(seed)` does."""
+        """Start the stream as `torch.manual_seed(seed)` does."""
         torch.manual_seed(seed)
         self._state = self._get()
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """What is drawn inside the block comes from this stream."""
+        """Draw from this stream inside the block; a stream without a seed leaves torch's generator as it is."""
         if self._state is None:
             yield
             return
@@ -107,7 +108,7 @@ class OneModel:
 class ModelGroup:
     """Models on one frozen base that take the same batches; some may leave while the others go on."""
 
-    def __init__(self, base: nn.Module, members: Sequence[EmotionLlama], *, stacked: bool | None = None) -> None:
+    def __init__(self, base: Any, members: Sequence[EmotionLlama], *, stacked: bool | None = None) -> None:
         """Args:
         base: the language model without adapters; all members share its weights.
         members: models over `shared_copy(base)`, with LoRA or without.
@@ -118,7 +119,7 @@ class ModelGroup:
         self._members = list(members)
         self._streams = [RandomStream(device) for _ in members]
         self._present = list(range(len(members)))
-        self.llm = shared_copy(base)
+        self.llm: Any = shared_copy(base)
         self.llm.generation_config = plain_generation(self.llm.generation_config)
         use_packed_attention(self.llm)
         adapted = [_adapted_layers(member.llm) for member in members]
@@ -156,11 +157,14 @@ class ModelGroup:
         for member, stream in present:
             with stream.drawing():
                 embedded.append(member.embed(tensors["token_ids"], tensors["features"], tensors["present"]))
-        layout = {name: tensors[name] for name in ("position_ids", "kept", "layout")}
+        row = {name: tensors[name] for name in ("position_ids", "kept", "layout")}
         together = present[0][0].abilities.packing
-        logits = row_logits(self.llm, torch.cat(embedded), **layout, together=together).chunk(len(present))
-        of_losses = {name: tensors[name] for name in ("targets", "owners", "num_samples")}
-        return [member.losses(own, **of_losses) for (member, _), own in zip(present, logits, strict=True)]
+        logits = row_logits(self.llm, torch.cat(embedded), **row, together=together).chunk(len(present))
+        supervision = {name: tensors[name] for name in ("targets", "owners", "num_samples")}
+        return [
+            member.losses(member_logits, **supervision)
+            for (member, _), member_logits in zip(present, logits, strict=True)
+        ]
 
     def learn(self, tensors: Mapping[str, Any], loss: ScaledLoss, autocast: Autocast) -> list[ModelOutput]:
         """Run forward under autocast and backward from `loss(place, output)` of each present member.
@@ -188,94 +192,102 @@ class ModelGroup:
 
 
 class GroupAnswering:
-    """Members as one model for `answering`: the rows of its batches are the members' one after another."""
+    """The members as one model for `answering`; a batch holds the rows of the first member, then of the next, …."""
 
     def __init__(self, group: ModelGroup, members: Sequence[EmotionLlama]) -> None:
-        self.llm = group.llm
+        self.llm: Any = group.llm
         self.abilities = members[0].abilities
         self._members = members
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Of the first member, which tell where all are."""
+        """Yield the parameters of the first member: their device is that of all members."""
         return self._members[0].named_parameters()
 
     def embed(self, token_ids: Tensor, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """(n·b, L) ids and features -> (n·b, L, H), each part by its member."""
+        """Embed (n·b, L) ids and the features of their clips -> (n·b, L, H), the rows of each member by the member."""
         count = len(self._members)
-        parts = [tensor.chunk(count) for tensor in (token_ids, present)]
-        by_modality = {name: tensor.chunk(count) for name, tensor in features.items()}
+        ids, masks = token_ids.chunk(count), present.chunk(count)
+        chunks = {name: tensor.chunk(count) for name, tensor in features.items()}
         return torch.cat(
             [
-                member.embed(parts[0][n], {name: chunks[n] for name, chunks in by_modality.items()}, parts[1][n])
+                member.embed(ids[n], {name: tensors[n] for name, tensors in chunks.items()}, masks[n])
                 for n, member in enumerate(self._members)
             ]
         )
 
 
 class _StackedLora(nn.Module):
-    """A frozen linear layer with the adapters of every member: (n·b, L, in) -> (n·b, L, out)."""
+    """A frozen linear layer with the adapters of every present member: (n·b, L, in) -> (n·b, L, out)."""
 
     def __init__(
-        self, base: nn.Module, layers: Sequence[nn.Module | None], streams: Sequence[RandomStream], present: list[int]
+        self, base: nn.Module, adapters: Sequence[Any], streams: Sequence[RandomStream], present: list[int]
     ) -> None:
+        """Args:
+        base: the linear layer.
+        adapters: the LoRA layer of each member; None for a member without one here.
+        streams: the random stream of each member.
+        present: places of the present members; the group changes this list.
+        """
         super().__init__()
         self.base = base
-        # Plain attributes: the adapters are the members' modules, not this one's.
-        self.__dict__.update(_layers=list(layers), _streams=streams, _present=present)
+        # Set without `nn.Module.__setattr__`: the adapters are submodules of their members, not of this layer.
+        self.__dict__.update(_adapters=list(adapters), _streams=streams, _present=present)
+
+    _adapters: list[Any]
+    _streams: Sequence[RandomStream]
+    _present: list[int]
 
     def forward(self, x: Tensor) -> Tensor:
-        result = self.base(x)
-        layers = [self._layers[n] for n in self._present]
-        count = len(layers)
-        rows = x.unflatten(0, (count, -1)).flatten(1, -2)  # [n, b * l, in]
-        first = next((layer for layer in layers if layer is not None), None)
+        result: Tensor = self.base(x)
+        adapters = [self._adapters[n] for n in self._present]
+        count = len(adapters)
+        first = next((adapter for adapter in adapters if adapter is not None), None)
         if first is None:
             return result
+        rows = x.unflatten(0, (count, -1)).flatten(1, -2)  # [n, b * l, in]
         rows = rows.to(first.lora_A[ADAPTER].weight.dtype)
-        deltas = _stacked(self._dropped(rows, layers), layers)
-        shape = (count, -1, result.shape[-1])
-        parts = [
-            part if delta is None else part + delta for part, delta in zip(result.reshape(shape), deltas, strict=True)
-        ]
-        return torch.stack(parts).view_as(result).to(result.dtype)
+        deltas = _lora_products(self._with_dropout(rows, adapters), adapters)
+        by_member = result.reshape(count, -1, result.shape[-1])
+        sums = [output if delta is None else output + delta for output, delta in zip(by_member, deltas, strict=True)]
+        return torch.stack(sums).view_as(result).to(result.dtype)
 
-    def _dropped(self, rows: Tensor, layers: Sequence[nn.Module | None]) -> list[Tensor]:
+    def _with_dropout(self, rows: Tensor, adapters: Sequence[Any]) -> list[Tensor]:
+        """Apply each member's dropout to its rows (b · L, in), in training."""
         inputs = []
-        for place, (row, layer) in enumerate(zip(rows, layers, strict=True)):
-            dropout = nn.Identity() if layer is None else layer.lora_dropout[ADAPTER]
+        for number, (row, adapter) in enumerate(zip(rows, adapters, strict=True)):
+            dropout = nn.Identity() if adapter is None else adapter.lora_dropout[ADAPTER]
             if self.training and not isinstance(dropout, nn.Identity):
-                with self._streams[self._present[place]].drawing():
+                with self._streams[self._present[number]].drawing():
                     row = dropout(row)
             inputs.append(row)
         return inputs
 
 
-def _stacked(inputs: Sequence[Tensor], layers: Sequence[nn.Module | None]) -> list[Tensor | None]:
-    """(b · L, in) of each member -> what its adapter adds (b · L, out), by two batched products a rank."""
-    deltas: list[Tensor | None] = [None] * len(layers)
-    for places in _by_rank(layers):
-        chosen = [layers[place] for place in places]
-        down = torch.stack([layer.lora_A[ADAPTER].weight for layer in chosen])  # [g, r, in]
-        up = torch.stack([layer.lora_B[ADAPTER].weight for layer in chosen])  # [g, out, r]
-        rows = torch.stack([inputs[place] for place in places])  # [g, b * l, in]
-        scales = [layer.scaling[ADAPTER] for layer in chosen]
-        adapted = rows.bmm(down.transpose(1, 2)).bmm(up.transpose(1, 2))
-        for place, delta, scale in zip(places, adapted, scales, strict=True):
-            deltas[place] = delta * scale
+def _lora_products(inputs: Sequence[Tensor], adapters: Sequence[Any]) -> list[Tensor | None]:
+    """Compute (b · L, out) that each adapter adds for (b · L, in), by two batched products per rank."""
+    deltas: list[Tensor | None] = [None] * len(adapters)
+    for numbers in _by_rank(adapters):
+        chosen = [adapters[number] for number in numbers]
+        down = torch.stack([adapter.lora_A[ADAPTER].weight for adapter in chosen])  # [g, r, in]
+        up = torch.stack([adapter.lora_B[ADAPTER].weight for adapter in chosen])  # [g, out, r]
+        rows = torch.stack([inputs[number] for number in numbers])  # [g, b * l, in]
+        products = rows.bmm(down.transpose(1, 2)).bmm(up.transpose(1, 2))
+        for number, product, adapter in zip(numbers, products, chosen, strict=True):
+            deltas[number] = product * adapter.scaling[ADAPTER]
     return deltas
 
 
-def _by_rank(layers: Sequence[nn.Module | None]) -> list[list[int]]:
-    """Places of the layers of each rank."""
+def _by_rank(adapters: Sequence[Any]) -> list[list[int]]:
+    """Group the numbers of the adapters by rank."""
     ranks: dict[int, list[int]] = {}
-    for place, layer in enumerate(layers):
-        if layer is not None:
-            ranks.setdefault(layer.r[ADAPTER], []).append(place)
+    for number, adapter in enumerate(adapters):
+        if adapter is not None:
+            ranks.setdefault(adapter.r[ADAPTER], []).append(number)
     return list(ranks.values())
 
 
-def _adapted_layers(llm: nn.Module) -> dict[str, nn.Module]:
-    """Name in the plain language model -> the layer of peft that adapts it."""
+def _adapted_layers(llm: Any) -> dict[str, Any]:
+    """Return name in the language model without adapters -> LoRA layer of peft."""
     if not hasattr(llm, "get_base_model"):
         return {}
     return {name: module for name, module in llm.get_base_model().named_modules() if hasattr(module, "lora_A")}

@@ -1,16 +1,17 @@
-"""Attention over a row of concatenated samples: each sees itself alone, questions on one clip see its prefix too.
+"""Attention over a row of concatenated samples: each sample sees itself, and its questions see its prefix.
 
-A row is cut into segments. A token sees the tokens of its own segment up to itself and, where the segment has a
-prefix, all of that prefix:
+A row consists of segments. A token sees the tokens of its own segment up to itself and, if the segment has a prefix,
+the whole prefix:
 
     |<s> soft tokens, subtitle |[emotion] … happy </s>|[reason] … </s>|<s> next clip … </s>|
-     prefix of two questions    sees itself and the prefix, each       sees itself
+     prefix of two questions    both see themselves and the prefix     sees itself
 
-No work is done between segments: on a GPU by variable-length flash attention, elsewhere a segment at a time. Position
-ids go on from the prefix, so that a question's positions are those that it has alone. A model whose attention cannot
-be replaced gets the same pattern as a mask (L, L). A model that a layout does not isolate (recurrent or convolutional
-layers, ALiBi, …; `family_check` measures it) gets each sample in a forward pass of its own.
-Shapes: R rows of one layout, L tokens of a row, A heads, D width of a head. Knows no tokenizer and no clip.
+Attention between segments is not computed: a GPU runs variable-length flash attention, other devices one segment after
+the other. Position ids continue from the prefix, so that a question has the positions that it has alone. A model whose
+attention function cannot be replaced gets the same pattern as a mask (L, L). A model whose layers mix segments in spite
+of a layout (recurrent or convolutional layers, ALiBi, …; `family_check` measures it) gets each sample in a forward pass
+of its own.
+Shapes: R rows of one layout, L tokens per row, A heads, D width per head. Knows no tokenizer and no clip.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKED = "packed"
-"""Name under which transformers knows this attention."""
+"""Name of this attention in transformers."""
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Tokens `start` to `stop` of a row; `prefix` is the (start, stop) that they see besides."""
+class RowSegment:
+    """Tokens `start` to `stop - 1` of a row; `prefix` is the (start, stop) of the prefix that they see too."""
 
     start: int
     stop: int
@@ -40,6 +41,7 @@ class Segment:
 
     @property
     def first_position(self) -> int:
+        """Position id of the first token: the length of the prefix."""
         return self.prefix[1] - self.prefix[0] if self.prefix else 0
 
 
@@ -47,20 +49,20 @@ class Segment:
 class Layout:
     """The segments of a row, in order and without gaps; the same for every row of a batch."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[RowSegment, ...]
 
     @property
     def length(self) -> int:
         return self.segments[-1].stop
 
     def position_ids(self) -> Tensor:
-        """(1, L) int64."""
+        """Return the position ids (1, L) int64."""
         return torch.cat([torch.arange(s.first_position, s.first_position + s.stop - s.start) for s in self.segments])[
             None
         ]
 
     def mask(self) -> Tensor:
-        """(1, 1, L, L) bool, True where a query (third axis) sees a key (fourth)."""
+        """Return (1, 1, L, L) bool, True where a query (third axis) sees a key (fourth axis)."""
         seen = torch.zeros(self.length, self.length, dtype=torch.bool)
         for s in self.segments:
             seen[s.start : s.stop, s.start : s.stop] = True
@@ -68,9 +70,9 @@ class Layout:
                 seen[s.start : s.stop, slice(*s.prefix)] = True
         return seen.tril()[None, None]
 
-    @lru_cache(maxsize=4)  # noqa: B019  # asked for once a layer; few layouts are alive at a time
+    @lru_cache(maxsize=4)  # noqa: B019  # every layer needs it; few layouts are alive at a time
     def varlen(self, rows: int, device: torch.device) -> VarlenIndex:
-        """What variable-length attention wants to know of `rows` rows."""
+        """Return the arguments of variable-length attention over `rows` rows."""
         keys, lengths_q, lengths_k = [], [], []
         for row in range(rows):
             for s in self.segments:
@@ -89,18 +91,23 @@ class Layout:
 
 @dataclass(frozen=True)
 class VarlenIndex:
-    """Where the keys of every segment lie, and where segments end."""
+    """Arguments of variable-length attention."""
 
     keys: Tensor | None
-    """Into (R · L); None: keys lie as queries do."""
+    """Place of every key among the R · L tokens, segment by segment; None: the keys are in the order of the queries."""
     ends_q: Tensor
+    """(segments + 1,) int32: where the queries of each segment end, after a 0."""
     ends_k: Tensor
+    """The same for keys."""
     longest_q: int
     longest_k: int
 
 
-def use_packed_attention(llm: nn.Module) -> bool:
-    """Let a causal LM of transformers attend by layout where it can; without a layout it does what SDPA does."""
+def use_packed_attention(llm: Any) -> bool:
+    """Make a causal language model of transformers attend by layout; return whether its family allows it.
+
+    Without a layout the model computes what it computes with SDPA.
+    """
     config = llm.config.get_text_config()
     if not getattr(llm, "_supports_attention_backend", False) or getattr(config, "attn_logit_softcapping", None):
         return False
@@ -110,10 +117,10 @@ def use_packed_attention(llm: nn.Module) -> bool:
     return config._attn_implementation == PACKED
 
 
-def attention_arguments(llm: nn.Module, layout: Layout, inputs: Tensor) -> dict[str, Any]:
-    """Keyword arguments of the forward pass of `llm` that make it attend by `layout` over `inputs` (R, L, H)."""
+def attention_arguments(llm: Any, layout: Layout, inputs: Tensor) -> dict[str, Any]:
+    """Return keyword arguments of the forward pass that make `llm` attend by `layout` over `inputs` (R, L, H)."""
     if llm.config.get_text_config()._attn_implementation == PACKED:
-        # A mask of four axes is passed on as it is: none is made of (L, L).
+        # transformers passes a mask with four axes on as it is; this empty one saves the making of an (L, L) mask.
         return {"layout": layout, "attention_mask": torch.empty(1, 1, 0, 0, device=inputs.device)}
     seen = layout.mask().to(inputs.device)
     if llm.config.get_text_config()._attn_implementation == "sdpa":
@@ -123,32 +130,34 @@ def attention_arguments(llm: nn.Module, layout: Layout, inputs: Tensor) -> dict[
 
 
 def row_logits(
-    llm: nn.Module, inputs: Tensor, position_ids: Tensor, kept: Tensor, layout: Layout, *, together: bool
+    llm: Any, inputs: Tensor, position_ids: Tensor, kept: Tensor, layout: Layout, *, together: bool
 ) -> Tensor:
-    """Logits (R, S, V) at the places `kept` (S,), ascending, of rows `inputs` (R, L, H) of one layout.
+    """Compute the logits (R, S, V) at the places `kept` of rows of one layout.
 
     Args:
-        together: all samples of a row in one forward pass; else each sample, its prefix before it, in its own.
+        inputs: (R, L, H) embeddings.
+        kept: (S,) ascending.
+        together: run all samples of a row in one forward pass; else each sample, after its prefix, in its own pass.
     """
     if together:
-        return llm(
+        logits: Tensor = llm(
             inputs_embeds=inputs,
             position_ids=position_ids,
             logits_to_keep=kept,
             use_cache=False,
             **attention_arguments(llm, layout, inputs),
         ).logits
-    places = kept.tolist()
-    parts = []
+        return logits
+    row_places = kept.tolist()
+    by_sample = []
     for s in layout.segments:
-        own = [place - s.start + s.first_position for place in places if s.start <= place < s.stop]
-        if own:
-            before = inputs[:, slice(*s.prefix)] if s.prefix else inputs[:, :0]
-            sample = torch.cat([before, inputs[:, s.start : s.stop]], dim=1)
-            parts.append(
-                llm(inputs_embeds=sample, logits_to_keep=torch.tensor(own, device=kept.device), use_cache=False).logits
-            )
-    return torch.cat(parts, dim=1)
+        places = [place - s.start + s.first_position for place in row_places if s.start <= place < s.stop]
+        if places:  # a segment without supervised tokens is the prefix of others
+            prefix = inputs[:, slice(*s.prefix)] if s.prefix else inputs[:, :0]
+            sample = torch.cat([prefix, inputs[:, s.start : s.stop]], dim=1)
+            places_kept = torch.tensor(places, device=kept.device)
+            by_sample.append(llm(inputs_embeds=sample, logits_to_keep=places_kept, use_cache=False).logits)
+    return torch.cat(by_sample, dim=1)
 
 
 def packed_attention(
@@ -164,7 +173,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query (R, A, L, D) -> (R, L, A, D)."""
+    """Attend by `layout`, as an attention function of transformers: query (R, A, L, D) -> (R, L, A, D)."""
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
@@ -172,7 +181,7 @@ def packed_attention(
     return _attend(query, key, value, layout, scaling, dropout, sliding_window), None
 
 
-@torch.compiler.disable(reason="every number of segments would be a graph of its own")
+@torch.compiler.disable(reason="each number of segments would need its own graph")
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, dropout: float, window: int | None
 ) -> Tensor:
@@ -187,13 +196,15 @@ def _attend_by_segment(
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     for s in layout.segments:
-        own, total = s.stop - s.start, s.stop - s.start + s.first_position
+        num_queries, num_keys = s.stop - s.start, s.stop - s.start + s.first_position
         k, v = key[:, :, s.start : s.stop], value[:, :, s.start : s.stop]
         if s.prefix:
-            before = slice(*s.prefix)
-            k, v = torch.cat([key[:, :, before], k], dim=2), torch.cat([value[:, :, before], v], dim=2)
-        windowed = window is not None and window < total
-        mask = _causal(own, total, window if windowed else None, query.device) if s.prefix or windowed else None
+            prefix = slice(*s.prefix)
+            k, v = torch.cat([key[:, :, prefix], k], dim=2), torch.cat([value[:, :, prefix], v], dim=2)
+        windowed = window is not None and window < num_keys
+        # SDPA has its own causal mask only for as many queries as keys.
+        needs_mask = s.prefix or windowed
+        mask = _causal(num_queries, num_keys, window if windowed else None, query.device) if needs_mask else None
         outputs.append(
             F.scaled_dot_product_attention(
                 query[:, :, s.start : s.stop],
@@ -211,7 +222,7 @@ def _attend_by_segment(
 
 @lru_cache(maxsize=64)
 def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """(queries, keys) bool; the last query sees the last key."""
+    """Return the causal mask (queries, keys) bool; the last query sees the last key."""
     places = torch.arange(keys, device=device)
     distance = places[keys - queries :, None] - places[None]
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
@@ -241,7 +252,7 @@ def _attend_varlen(
 
 @lru_cache(maxsize=1)
 def _varlen() -> Any:
-    """torch's variable-length attention with windows and grouped heads (2.12 and later), or None."""
+    """Return torch's variable-length attention if it has windows and grouped heads (2.12 and later), else None."""
     import inspect
 
     try:

@@ -1,12 +1,13 @@
-"""The trained parts of a model, by the names of their parameters.
+"""The trained parts of a model and the decoder layers of its language model, by name.
 
-fusion · projectors · lora · head (the linear head of the probe). Everything else is the frozen base. A part may itself
-be frozen for a stage: it stays a trained part, kept in checkpoints, and learns nothing.
+Trained parts are fusion, projectors, lora and head (the linear head of the probe); everything else is the frozen base.
+A stage may freeze a part: it stays a trained part and stays in checkpoints, but does not learn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,7 @@ PARTS = ("fusion", "projectors", "lora", "head")
 
 
 def part_of(name: str) -> str | None:
-    """Part that a parameter belongs to; None for the frozen base."""
+    """Return the part that a parameter belongs to; None for the frozen base."""
     if ".lora_" in name:
         return "lora"
     first = name.partition(".")[0]
@@ -22,22 +23,22 @@ def part_of(name: str) -> str | None:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of the trained parts, those that are frozen for a stage included, in module order."""
+    """Return name -> parameter of all trained parts, also of those that the stage freezes, in module order."""
     return {name: parameter for name, parameter in model.named_parameters() if part_of(name) is not None}
 
 
 def learning_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of the trained parts that are not frozen."""
+    """Return name -> parameter of the trained parts that the stage does not freeze."""
     return {name: parameter for name, parameter in trained_parameters(model).items() if parameter.requires_grad}
 
 
 def count_by_part(model: nn.Module) -> dict[str, int]:
-    """Trained parameters of the fusion, each projector, LoRA and head."""
+    """Return the number of trained parameters of the fusion, each projector, LoRA and the head."""
     counts: dict[str, int] = {}
     for name, parameter in trained_parameters(model).items():
         part = part_of(name) or ""
-        named = ".".join(name.split(".")[:2]) if part == "projectors" else part
-        counts[named] = counts.get(named, 0) + parameter.numel()
+        key = ".".join(name.split(".")[:2]) if part == "projectors" else part
+        counts[key] = counts.get(key, 0) + parameter.numel()
     return counts
 
 
@@ -54,12 +55,12 @@ def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def without_adapters(llm: nn.Module) -> nn.Module:
-    """Return the model of transformers inside peft's wrapper, or `llm` itself."""
+def without_adapters(llm: Any) -> Any:
+    """Return the model of transformers inside the wrapper of peft, or `llm` itself."""
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
 
-def decoder_layers(llm: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(llm: Any) -> tuple[str, nn.ModuleList]:
     """Return the list of decoder layers and its name in the model without adapters.
 
     The list is that of the text decoder with the most parameters, such as `model.layers` (Llama), `transformer.h`
@@ -73,5 +74,5 @@ def decoder_layers(llm: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
         raise LookupError(f"{type(base).__name__}: no list of layers")
-    layers = max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))  # the outermost comes first
+    layers = max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))  # of equals, the outermost
     return next(name for name, module in base.named_modules() if module is layers), layers

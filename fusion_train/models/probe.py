@@ -1,9 +1,9 @@
-"""Fusion with a linear head and no language model: a cheap first look at what cached features tell.
+"""Fusion with a linear head and no language model: a quick test of how much the cached features reveal.
 
     features, averaged to few tokens -> fusion -> (B, K, out) -> mean over tokens -> Linear(out → C)
 
-One head serves all closed label sets: C counts the labels of every dataset and task, and a sample's softmax runs over
-the labels of its own set alone. Shapes: B clips, K tokens, M modalities, C classes. Knows no label and no store.
+One head serves all closed label sets: C counts the labels of every dataset and task, and the softmax of a sample runs
+only over the labels of its own set. Shapes: B clips, K tokens, M modalities, C classes. Knows no label and no store.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Probe(nn.Module):
         """Loss of the class of a clip in training; a callback may put another one here."""
 
     def logits(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor) -> Tensor:
-        """Score the classes.
+        """Compute the score of every class.
 
         Args:
             features: modality -> (B, K_m, D_m) of any float dtype, in the order that the fusion takes them.
-            present: (B, M) bool; what an absent row holds does not matter.
+            present: (B, M) bool; an absent row may hold anything.
             allowed: (B, C) bool, the classes of each clip's own set.
 
         Returns:
-            (B, C), minus infinity where not allowed.
+            (B, C), minus infinity for classes that are not allowed.
         """
         dtype = self.head.weight.dtype
         inputs = {
@@ -48,6 +48,6 @@ class Probe(nn.Module):
         return self.head(fused.mean(dim=1)).float().masked_fill(~allowed, float("-inf"))
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor, targets: Tensor) -> ModelOutput:
-        """`logits`, and the loss of the class `targets` (B,) of each clip."""
+        """Compute the loss of the class `targets` (B,) of each clip; other arguments as in `logits`."""
         losses = self.token_loss(self.logits(features, present, allowed), targets)
         return ModelOutput(losses.sum(), losses)

@@ -3,7 +3,7 @@
 (B, K, D_m) -> H_m (B, K, 128); keys and values are the M·K tokens plus a learned position embedding; 64 learned
 queries pass two blocks of cross-attention and feed-forward, each with a residual and pre-norm -> Linear(128→256).
 Source: arXiv 2601.16449, ablation "Q-Former" (learned queries, position embedding over the concatenated tokens, two
-cross-attention layers); 77.95 / 65.85. The paper gives no widths: 4 heads and a feed-forward of 4× are ours.
+cross-attention layers); 77.95 / 65.85. The paper states no widths: this project chose 4 heads and a feed-forward of 4×.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INIT_STD = 0.02
 
 
 class CrossAttentionBlock(nn.Module):
-    """Queries (B, Q, H) read tokens (B, T, H); positions where `readable` (B, T) is False are not seen."""
+    """Queries (B, Q, H) read tokens (B, T, H); tokens where `readable` (B, T) is False are not read."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class QFormer(nn.Module):
         self.output = nn.Linear(dim, out_dim)
 
     def forward(self, features: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """Sequence of (B, K, D_m), `present` (B, M) bool with at least one True a row -> (B, K, out_dim)."""
+        """Sequence of (B, K, D_m), `present` (B, M) bool with at least one True per row -> (B, K, out_dim)."""
         prepared = self.prepare(features, present)
         tokens = torch.cat(prepared, dim=1) + self.position  # [b, m * k, h]
         readable = None if present is None else present.repeat_interleave(prepared[0].shape[1], dim=1)

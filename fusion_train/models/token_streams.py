@@ -1,4 +1,4 @@
-"""Names, orders and sizes of what the model reads and of the soft tokens it makes of it. Imports no torch.
+"""Names, orders and sizes of the modalities that the model reads and of its soft tokens. Imports no torch.
 
 Source: arXiv 2601.16449 section 4: 64 audio, 64 video, 256 image and 64 fusion tokens.
 """
@@ -13,18 +13,18 @@ DEFAULT_FUSION_TOKENS = 64
 PATCHES_PER_TOKEN = 4
 """Raster patches of the image that become one soft token."""
 MODALITIES = ("audio", "image", "video")
-"""The order in which the fusion takes them."""
+"""In the order in which the fusion takes them."""
 STREAMS = ("fusion", "image", "video", "audio")
-"""The order in which their soft tokens stand in the prompt."""
+"""In the order of their soft tokens in the prompt."""
 
 
 @dataclass(frozen=True)
 class FeatureShapes:
-    """(K, D) of the cached features that the model reads; a modality out of use is None."""
+    """Shapes (K, D) of the cached features that the model reads; None for a modality that is not in use."""
 
     audio: tuple[int, int] | None = (64, 1280)
     image: tuple[int, int] | None = (1025, 1408)
-    """CLS first, then the patches in raster order."""
+    """The CLS token, then the patches in raster order."""
     video: tuple[int, int] | None = (64, 1408)
 
     @property
@@ -35,7 +35,7 @@ class FeatureShapes:
         return tuple(getattr(self, name)[1] for name in self.used)
 
     def soft_counts(self, *, fusion_tokens: int) -> dict[str, int]:
-        """Soft tokens a stream gives for a clip that has every modality."""
+        """Return stream -> soft tokens of a clip that has every modality."""
         counts = {"fusion": fusion_tokens}
         for name in self.used:
             tokens = getattr(self, name)[0]
@@ -43,10 +43,11 @@ class FeatureShapes:
         return {stream: counts[stream] for stream in STREAMS if counts.get(stream)}
 
     def projector_widths(self, *, fusion_width: int) -> dict[str, int]:
+        """Return stream -> width of the tokens that its projector reads."""
         widths = {"fusion": fusion_width}
         for name in self.used:
             tokens, width = getattr(self, name)
             if name == "image":
-                width = width * PATCHES_PER_TOKEN if tokens > PATCHES_PER_TOKEN else 0  # CLS alone serves the fusion
+                width = width * PATCHES_PER_TOKEN if tokens > PATCHES_PER_TOKEN else 0  # only CLS: the fusion reads it
             widths[name] = width
         return {stream: widths[stream] for stream in STREAMS if widths.get(stream)}

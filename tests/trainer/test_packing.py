@@ -22,7 +22,7 @@ from fusion_train.data.packing import Encoded, pack
 from fusion_train.llm.loading import build_model
 from fusion_train.models import packed_attention
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.models.packed_attention import Layout, Segment
+from fusion_train.models.packed_attention import Layout, RowSegment
 from fusion_train.models.parts import trained_parameters
 from fusion_train.models.token_streams import SOFT_TOKEN, FeatureShapes
 
@@ -145,7 +145,7 @@ def test_samples_of_a_row_do_not_see_each_other(llama):
 
 
 def test_the_mask_and_the_segments_say_the_same():
-    layout = Layout((Segment(0, 3), Segment(3, 5, (0, 3)), Segment(5, 6, (0, 3)), Segment(6, 8)))
+    layout = Layout((RowSegment(0, 3), RowSegment(3, 5, (0, 3)), RowSegment(5, 6, (0, 3)), RowSegment(6, 8)))
     seen = layout.mask()[0, 0]
     assert [row.nonzero().flatten().tolist() for row in seen] == [
         [0],
@@ -190,7 +190,9 @@ def reference_varlen(
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 def test_variable_length_attention_sees_what_segments_see(monkeypatch, window, heads):
-    layout = Layout((Segment(0, 5), Segment(5, 9, prefix=(0, 5)), Segment(9, 12, prefix=(0, 5)), Segment(12, 19)))
+    layout = Layout(
+        (RowSegment(0, 5), RowSegment(5, 9, prefix=(0, 5)), RowSegment(9, 12, prefix=(0, 5)), RowSegment(12, 19))
+    )
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, count, layout.length, 8) for count in (heads[0], heads[1], heads[1]))
     monkeypatch.setattr(packed_attention, "_varlen", lambda: reference_varlen)

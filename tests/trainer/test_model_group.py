@@ -77,7 +77,7 @@ def step_alone(model, optimizer, tensors, seed, scale=0.1):
     return loss.item()
 
 
-def test_a_variant_in_company_equals_itself_alone_to_the_bit(batches, base):
+def test_a_member_of_a_group_equals_itself_alone_to_the_bit(batches, base):
     made, together, alone = batches
     group, own, others = ModelGroup(base, together), optimizers(together), optimizers(alone)
     for number, tensors in enumerate(made):
@@ -88,7 +88,7 @@ def test_a_variant_in_company_equals_itself_alone_to_the_bit(batches, base):
         assert all(torch.equal(value, parameters[name]) for name, value in learning_parameters(mine).items())
 
 
-def test_a_stacked_company_agrees_up_to_rounding(batches, base):
+def test_a_stacked_group_agrees_up_to_rounding(batches, base):
     """The path of the GPU, on a CPU: one pass of the base, adapters by `bmm`, the same dropout."""
     made, together, alone = batches
     own, others = optimizers(together), optimizers(alone)
