@@ -1,4 +1,4 @@
-"""Commands that look at labels: audit, map. Each calls the library and prints."""
+"""Commands about the labels of clips: audit, map."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--decisions", type=click.Path(path_type=Path), default=None, help="What a review sheet saved: write corrections."
 )
 @click.option("--corrections", type=click.Path(path_type=Path), default=Path("corrections.jsonl"), show_default=True)
-def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given: Any) -> None:
+def audit(store: str, clips: str, features: tuple[str, ...], label: str, **values: Any) -> None:
     """Rank doubtful labels by judges that never saw the clip, and write a sheet to review them on.
 
     With --decisions, turn what the sheet saved into corrections; the clip list itself is never edited.
@@ -43,28 +43,28 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
     Example: fcache audit --label emotion --out audit
              fcache audit --decisions decisions.json --corrections corrections.jsonl
     """
-    listed = featurecache.load_clips(clips, given["media_root"])
-    if given["decisions"] is not None:
-        _corrections(given["decisions"], listed, given["corrections"])
+    listed = featurecache.load_clips(clips, values["media_root"])
+    if values["decisions"] is not None:
+        _corrections(values["decisions"], listed, values["corrections"])
         return
     from featurecache.explore.audit import audit as run
     from featurecache.media.durations import differences_in_words, length_differences
 
     opened = featurecache.open_store(store)
-    files = files_of_index(opened, given["index_at"])
-    found = run(ready(opened, features, files, "overall"), listed, label)
-    _print_audit(found)
+    files = files_of_index(opened, values["index_at"])
+    result = run(ready(opened, features, files, "overall"), listed, label)
+    _print_audit(result)
     for line in (*listed.notices, *differences_in_words(length_differences(listed))):
         say(line)
-    if given["out"] is None:
+    if values["out"] is None:
         say("--out audit writes a sheet to review them on.")
         return
     from featurecache.explore.audit import review_sheet
 
-    folder: Path = given["out"]
+    folder: Path = values["out"]
     sheet = folder / "review.html"
-    replace_bytes(sheet, review_sheet(found, listed, sheet).encode("utf-8"))
-    replace_bytes(folder / "doubts.jsonl", dump_lines(map(asdict, found.issues)))
+    replace_bytes(sheet, review_sheet(result, listed, sheet).encode("utf-8"))
+    replace_bytes(folder / "doubts.jsonl", dump_lines(map(asdict, result.issues)))
     say(f"{sheet}: open it in a browser, decide, save decisions.json, then")
     say("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
 
@@ -79,7 +79,7 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **given
 @click.option("--by", default="dataset", show_default=True, help="dataset, split, speaker or a label task.")
 @click.option("--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True)
 @click.option("--out", type=OutputPath("name"), default=Path("map"), show_default=True, help="NAME.png, .html")
-def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method: str, out: Path, **given: Any) -> None:
+def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method: str, out: Path, **values: Any) -> None:
     """Draw every clip as a point in two dimensions, as a picture and as a page to point at.
 
     \b
@@ -88,23 +88,23 @@ def draw_map(store: str, clips: str, features: tuple[str, ...], by: str, method:
     """
     from featurecache.explore import store_map
 
-    listed = featurecache.load_clips(clips, given["media_root"])
+    listed = featurecache.load_clips(clips, values["media_root"])
     opened = featurecache.open_store(store)
-    files = files_of_index(opened, given["index_at"])
-    neighbourhood = compared_clips(opened, features, files, given["compare"], listed).neighbourhood
-    here = [clip.id for clip in listed if clip.id in neighbourhood]
-    if not here:
+    files = files_of_index(opened, values["index_at"])
+    neighbourhood = compared_clips(opened, features, files, values["compare"], listed).neighbourhood
+    clip_ids = [clip.id for clip in listed if clip.id in neighbourhood]
+    if not clip_ids:
         raise ClipListError(
             clips, expected="clips of this store", got="none", next_step="Name their list with --clips."
         )
-    known = {"dataset", "split", "speaker", *(task for clip in listed for task in clip.labels)}
-    if by not in known:
-        raise ClipListError("--by", expected="one of " + ", ".join(sorted(known)), got=by)
-    points = store_map.positions(neighbourhood.vectors[[neighbourhood.row_of(clip_id) for clip_id in here]], method)
-    title = f"{len(here)} clips by {', '.join(neighbourhood.names)}, {given['compare']} ({method})"
+    attributes = {"dataset", "split", "speaker", *(task for clip in listed for task in clip.labels)}
+    if by not in attributes:
+        raise ClipListError("--by", expected="one of " + ", ".join(sorted(attributes)), got=by)
+    points = store_map.positions(neighbourhood.vectors[[neighbourhood.row_of(clip_id) for clip_id in clip_ids]], method)
+    title = f"{len(clip_ids)} clips by {', '.join(neighbourhood.names)}, {values['compare']} ({method})"
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
-    store_map.draw_map(points, store_map.groups_of(listed, here, by), by, title, picture)
-    replace_bytes(page, store_map.map_page(points, listed, here, title).encode("utf-8"))
+    store_map.draw_map(points, store_map.groups_of(listed, clip_ids, by), by, title, picture)
+    replace_bytes(page, store_map.map_page(points, listed, clip_ids, title).encode("utf-8"))
     say(f"{picture}, {page}")
 
 
@@ -112,6 +112,7 @@ COMMANDS = [audit, draw_map]
 
 
 def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> None:
+    """Write the corrections that the decisions of a review sheet imply."""
     from featurecache.clips.corrections import decided, dump_corrections
 
     if not decisions.is_file():
@@ -125,10 +126,10 @@ def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> No
         document = json.loads(decisions.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClipListError(str(decisions), expected="what a review sheet saved", got=str(error)) from error
-    found = decided(document if isinstance(document, dict) else {}, clips)
-    replace_bytes(out, dump_corrections(found).encode())
+    corrections = decided(document if isinstance(document, dict) else {}, clips)
+    replace_bytes(out, dump_corrections(corrections).encode())
     count = len(document.get("decisions", {}))
-    say(f"{count} decided, {len(found)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")
+    say(f"{count} decided, {len(corrections)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")
 
 
 def _print_audit(audit: LabelAudit) -> None:

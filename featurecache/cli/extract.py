@@ -1,15 +1,25 @@
-"""Commands that make features: extract and plan. Each reads its options, calls the library, and prints."""
+"""Commands that compute features: extract, plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 import featurecache
-from featurecache.cli.options import CLIPS, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS, listed, settings_of, weights_of
+from featurecache.cli.options import (
+    CLIPS,
+    DEVICE,
+    MEDIA_ROOT,
+    OPTIONS,
+    STORE,
+    WEIGHTS,
+    listed,
+    settings_of,
+    weights_of,
+    with_options,
+)
 from featurecache.console import say, size_text, tables
 from featurecache.errors import EncoderError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
@@ -35,9 +45,15 @@ def _rank(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
         raise click.BadParameter(f"expected I/N with I from 0 to N - 1, got {value}") from None
 
 
-_WHAT = [
-    click.option("--encoder", "encoders", multiple=True, required=True, metavar="[FEATURE=]ENCODER",
-                 help="Encoder, and the name of its feature where it is another; may be repeated."),
+EXTRACTION_OPTIONS = with_options(
+    click.option(
+        "--encoder",
+        "encoders",
+        multiple=True,
+        required=True,
+        metavar="[FEATURE=]ENCODER",
+        help="Encoder, and the name of its feature where it is another; may be repeated.",
+    ),
     CLIPS,
     STORE,
     WEIGHTS,
@@ -47,33 +63,33 @@ _WHAT = [
     click.option("--dtype", type=click.Choice(STORED_DTYPES), default="float16", show_default=True),
     click.option("--compute-dtype", default="auto", show_default=True, help="float32, float16, bfloat16 or auto."),
     click.option("--compile", "compiled", is_flag=True, help="torch.compile the blocks; another fingerprint."),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto."),
+    DEVICE,
     click.option("--devices", callback=listed, metavar="D,D…", help="Several at once: cuda:0,cuda:1."),
-    click.option("--workers", type=click.IntRange(1), default=None, help="Threads that decode; one a core by default."),
-    click.option("--batch-size", type=click.IntRange(1), default=None, help="Clips a batch, else fit for the device."),
-    click.option("--shard-clips", type=click.IntRange(1), default=None, help="Clips a shard, for a new feature."),
-    click.option("--clip-limit", type=click.FloatRange(0), default=300.0, show_default=True, metavar="SECONDS",
-                 help="A clip that takes longer to decode fails; 0 for none."),
-]  # fmt: skip
+    click.option("--workers", type=click.IntRange(1), default=None, help="Decoding threads; by default one per core."),
+    click.option("--batch-size", type=click.IntRange(1), default=None, help="Clips per batch; by default what fits."),
+    click.option("--shard-clips", type=click.IntRange(1), default=None, help="Clips per shard, for a new feature."),
+    click.option(
+        "--clip-limit",
+        type=click.FloatRange(0),
+        default=300.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="A clip that takes longer to decode fails; 0 for none.",
+    ),
+)
+"""Options of the commands that extract, or plan an extraction."""
 JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line of its own.")
 
 
-def _what(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say what is to be extracted, and how."""
-    for option in reversed(_WHAT):
-        command = option(command)
-    return command
-
-
 @click.command()
-@_what
+@EXTRACTION_OPTIONS
 @click.option("--rank", callback=_rank, default="0/1", metavar="I/N", help="Do the I-th of N parts.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--ray-address", default=None, help="A running Ray cluster; else one found, or a local one.")
-@click.option("--ray-actors", type=click.IntRange(1), default=None, help="Processes; else one a GPU, or as CPUs allow.")
+@click.option("--ray-actors", type=click.IntRange(1), default=None, help="Processes; by default one per GPU.")
 @click.option("--max-failures", type=click.IntRange(0), default=None, help="Stop when more clips than this fail.")
 @JSON
-def extract(as_json: bool, **given: Any) -> None:
+def extract(as_json: bool, **values: Any) -> None:
     """Bring every clip of the list into the store, for every encoder named.
 
     Running it again does what is left, and nothing twice.
@@ -81,23 +97,23 @@ def extract(as_json: bool, **given: Any) -> None:
     \b
     Example: fcache extract --encoder whisper --encoder eva-global --encoder eva-temporal
     """
-    work = _work(given)
+    job = _job(values)
     with StopRequest() as stop, show_progress("extract") as progress:
         how: dict[str, Any] = {
             "notify": lambda line: say(line, err=True),
             "advance": progress,
             "stop": lambda: stop.requested,
         }
-        if given["engine"] == "ray":
+        if values["engine"] == "ray":
             from featurecache.engines import ray
 
-            _only_local(given)
-            stats = ray.run(work, address=given["ray_address"], actors=given["ray_actors"], **how)
+            _refuse_local_options(values)
+            stats = ray.run(job, address=values["ray_address"], actors=values["ray_actors"], **how)
         else:
             from featurecache.engines import local
 
-            devices = given["devices"] or [given["device"]]
-            stats = local.run(work, devices, rank=given["rank"], **how)
+            devices = values["devices"] or [values["device"]]
+            stats = local.run(job, devices, rank=values["rank"], **how)
     _print_stats(stats)
     if as_json:
         say(json_text(stats.to_dict(), sort_keys=True))
@@ -106,7 +122,7 @@ def extract(as_json: bool, **given: Any) -> None:
 
 
 @click.command()
-@_what
+@EXTRACTION_OPTIONS
 @click.option(
     "--calibrate",
     type=click.IntRange(0),
@@ -124,7 +140,7 @@ def extract(as_json: bool, **given: Any) -> None:
     help="Open the media of so many clips, evenly chosen, to tell the failures; 0 for none.",
 )
 @JSON
-def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
+def plan(as_json: bool, calibrate: int, headers: int, **values: Any) -> None:
     """Say what an extraction would write, how long it would take and what would fail, before it does.
 
     \b
@@ -132,15 +148,15 @@ def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
     """
     from featurecache.extract.forecast import forecast
 
-    work = _work(given)
-    devices = given["devices"] or [given["device"]]
+    job = _job(values)
+    devices = values["devices"] or [values["device"]]
     with show_progress("headers") as progress:
         expected = forecast(
-            work,
+            job,
             devices,
             num_trial_clips=calibrate,
             num_headers=headers,
-            num_decided=_num_decided(work, devices[0]),
+            num_decided=_num_decided(job, devices[0]),
             advance=progress,
         )
     _print_forecast(expected)
@@ -151,22 +167,27 @@ def plan(as_json: bool, calibrate: int, headers: int, **given: Any) -> None:
 COMMANDS = [extract, plan]
 
 
-def _work(given: dict[str, Any]) -> ExtractionJob:
-    """Read the options of `_what`."""
+def _job(values: dict[str, Any]) -> ExtractionJob:
+    """Return the extraction that the options of `EXTRACTION_OPTIONS` describe.
+
+    Raises:
+        EncoderError: a name or an option does not fit the encoders.
+    """
     from featurecache.extract.job import EncoderSettings, ExtractionJob
     from featurecache.extract.run import default_workers
 
-    name = given["name"]
-    asked = [_labelled(value) for value in given["encoders"]]
-    if name is not None and len(asked) != 1:
-        raise EncoderError("--name", expected="a single --encoder", got=f"{len(asked)}", next_step="Run each alone.")
-    known = list(dict.fromkeys(each for pair in asked for each in reversed(pair)))
-    weights, options = weights_of(known, given["weights"]), settings_of(known, given["settings"])
-    compiled = {"compile": "yes"} if given["compiled"] else {}
+    name = values["name"]
+    pairs = [_feature_and_encoder(value) for value in values["encoders"]]
+    if name is not None and len(pairs) != 1:
+        raise EncoderError("--name", expected="a single --encoder", got=f"{len(pairs)}", next_step="Run each alone.")
+    # --weights and --option may name an encoder or a feature.
+    names = list(dict.fromkeys(part for pair in pairs for part in reversed(pair)))
+    weights, options = weights_of(names, values["weights"]), settings_of(names, values["settings"])
+    compiled = {"compile": "yes"} if values["compiled"] else {}
     features: dict[str, EncoderSettings] = {}
-    for label, encoder in asked:
-        own = {**options.get(encoder, {}), **options.get(label, {}), **compiled}
-        place = weights[label] if label in known and weights[label] else weights[encoder]
+    for label, encoder in pairs:
+        settings = {**options.get(encoder, {}), **options.get(label, {}), **compiled}
+        checkpoint = weights[label] if label in names and weights[label] else weights[encoder]
         feature = name or label
         if feature in features:
             raise EncoderError(
@@ -175,30 +196,36 @@ def _work(given: dict[str, Any]) -> ExtractionJob:
                 got=f'"{feature}" twice',
                 next_step=f"Name it: --encoder {feature}-2={encoder}.",
             )
-        features[feature] = EncoderSettings(encoder, place, own, given["compute_dtype"], given["batch_size"])
+        features[feature] = EncoderSettings(
+            encoder, checkpoint, settings, values["compute_dtype"], values["batch_size"]
+        )
     return ExtractionJob(
-        store=given["store"],
-        clips=given["clips"],
+        store=values["store"],
+        clips=values["clips"],
         features=features,
-        media_root=given["media_root"],
-        stored_dtype=given["dtype"],
-        workers=given["workers"] or default_workers(),
-        shard_clips=given["shard_clips"],
-        clip_limit_s=given["clip_limit"] or None,
-        max_failures=given.get("max_failures"),
+        media_root=values["media_root"],
+        stored_dtype=values["dtype"],
+        workers=values["workers"] or default_workers(),
+        shard_clips=values["shard_clips"],
+        clip_limit_s=values["clip_limit"] or None,
+        max_failures=values.get("max_failures"),
     )
 
 
-def _labelled(value: str) -> tuple[str, str]:
-    """Read `[FEATURE=]ENCODER`: (feature name, encoder). `hf-audio:owner/hubert-base` alone is named `hubert-base`."""
+def _feature_and_encoder(value: str) -> tuple[str, str]:
+    """Return (feature name, encoder) of `[FEATURE=]ENCODER`.
+
+    By default the feature of `hf-audio:owner/hubert-base` is named `hubert-base`.
+    """
     label, equals, encoder = value.partition("=")
     if equals:
         return label, encoder
     return value.rstrip("/").rpartition("/")[2].rpartition(":")[2], value
 
 
-def _only_local(given: dict[str, Any]) -> None:
-    wrong = [f"--{key}" for key in ("devices",) if given[key]] + (["--rank"] if given["rank"] != (0, 1) else [])
+def _refuse_local_options(values: dict[str, Any]) -> None:
+    """Raise EncoderError if an option is given that only the local engine has."""
+    wrong = [f"--{key}" for key in ("devices",) if values[key]] + (["--rank"] if values["rank"] != (0, 1) else [])
     if wrong:
         raise EncoderError(
             " and ".join(wrong),
@@ -208,24 +235,24 @@ def _only_local(given: dict[str, Any]) -> None:
         )
 
 
-def _num_decided(work: ExtractionJob, device: str) -> dict[str, int]:
-    """Return how many of the clips each feature has decided already; a store not yet made has none.
+def _num_decided(job: ExtractionJob, device: str) -> dict[str, int]:
+    """Return feature -> number of clips that it has decided already; empty if the store does not exist yet.
 
     Raises:
-        FingerprintError: a feature was made otherwise, so that an extraction would refuse it.
+        FingerprintError: a feature has another spec, so an extraction would refuse it.
     """
     from featurecache.store.local import refuse_other_spec
 
     try:
-        store = featurecache.open_store(work.store)
+        store = featurecache.open_store(job.store)
     except StoreNotFoundError:
         return {}
-    for name, opening in work.features.items():
+    for name, opening in job.features.items():
         if name in store:
-            asked = opening.open(device).spec(work.stored_dtype)
-            refuse_other_spec(f"{work.store}/{name}", store.spec(name), asked)
-    ids = work.load_clips().ids
-    features = {name: store[name] for name in work.features if name in store}
+            requested = opening.open(device).spec(job.stored_dtype)
+            refuse_other_spec(f"{job.store}/{name}", store.spec(name), requested)
+    ids = job.load_clips().ids
+    features = {name: store[name] for name in job.features if name in store}
     return {name: int((feature.statuses(ids) >= 0).sum()) for name, feature in features.items()}
 
 
@@ -263,7 +290,7 @@ def _print_forecast(forecast: Forecast) -> None:
     from featurecache.extract.forecast import total_bytes
     from featurecache.media.durations import differences_in_words
 
-    table = Table("feature", "tokens", "bytes a clip", "clips", "there already", "to write")
+    table = Table("feature", "tokens", "bytes per clip", "clips", "there already", "to write")
     for item in forecast.estimates:
         shape = f"{item.shape[0]} × {item.shape[1]}"
         counts = (f"{item.clip_bytes:,}", str(item.num_clips), str(item.num_decided), size_text(item.bytes_to_write))

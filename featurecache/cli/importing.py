@@ -1,4 +1,4 @@
-"""`fcache import`: a dataset's folder becomes a clip list. Reads options, calls the importer, prints the summary."""
+"""`fcache import`: write the clip list of a dataset and print a summary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from featurecache.console import say, tables
+from featurecache.console import counted, say, tables
 from featurecache.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ MAX_SHOWN_LABELS = 40
 @click.option("--lenient", is_flag=True, help="Leave out rows whose label is not of the vocabulary.")
 @click.option("--encoding", default="utf-8-sig", show_default=True, help="Encoding of tables and text files.")
 @click.option("--overwrite", is_flag=True, help="Replace a list that is there.")
-def import_clips(name: str | None, source: str | None, **given: Any) -> None:
+def import_clips(name: str | None, source: str | None, **values: Any) -> None:
     """Write the clip list of a dataset that you have; nothing is copied or downloaded.
 
     Without a name, lists the importers; without a source, says what an importer reads.
@@ -45,18 +45,18 @@ def import_clips(name: str | None, source: str | None, **given: Any) -> None:
     from featurecache.importers.importing import Target, import_dataset
 
     if name is None:
-        _list([find_importer(each) for each in registered()])
+        _list([find_importer(importer_name) for importer_name in registered()])
         return
     importer = find_importer(name)
     if source is None:
         _describe(importer)
         return
     request = Request(
-        Path(source), tuple(given["splits"]), given["fold"] or 0, _options(given["settings"]), given["encoding"]
+        Path(source), tuple(values["splits"]), values["fold"] or 0, _options(values["settings"]), values["encoding"]
     )
-    root = Path(given["media_root"]) if given["media_root"] else None
+    root = Path(values["media_root"]) if values["media_root"] else None
     target = Target(
-        Path(given["out"]), root, given["prefix"], given["keep_missing"], given["lenient"], given["overwrite"]
+        Path(values["out"]), root, values["prefix"], values["keep_missing"], values["lenient"], values["overwrite"]
     )
     summary = import_dataset(importer, request, target)
     _print(summary)
@@ -110,15 +110,15 @@ def _print(summary: ImportSummary) -> None:
         _print_counts("dataset", summary.by_dataset, splits)
     for task, labels in sorted(summary.by_label.items()):
         _print_counts(task, labels, splits)
-    for what, read, published in summary.against_published():
+    for subject, read, published in summary.against_published():
         same = "as published" if read == published else f"{published} published"
-        say(f"{what}: {read} in the tables, {same}")
+        say(f"{subject}: {read} in the tables, {same}")
     for reason, rows in summary.left_out.items():
         shown = ", ".join(rows[:SHOWN_EXAMPLES]) + (", …" if len(rows) > SHOWN_EXAMPLES else "")
-        say(f"left out: {_number(len(rows), 'row')}: {reason} ({shown})")
+        say(f"left out: {counted(len(rows), 'row')}: {reason} ({shown})")
     if summary.missing:
-        fate = "kept" if summary.kept_missing else "left out"
-        say(f"media missing: {_number(len(summary.missing), 'clip')}, {fate}")
+        treatment = "kept" if summary.kept_missing else "left out"
+        say(f"media missing: {counted(len(summary.missing), 'clip')}, {treatment}")
         for line in summary.missing[:SHOWN_EXAMPLES]:
             say(f"  {line}")
         if len(summary.missing) > SHOWN_EXAMPLES:
@@ -127,25 +127,21 @@ def _print(summary: ImportSummary) -> None:
         say(f"note: {note}")
     for line in differences_in_words(summary.lengths):
         say(line)
-    say(f"{_number(sum(summary.by_split.values()), 'clip')} in {summary.path}")
+    say(f"{counted(sum(summary.by_split.values()), 'clip')} in {summary.path}")
     if summary.media_root is not None:
         say(f"Media paths are relative to {summary.media_root}: name it with --media-root when you use this list.")
     say(f"Rights: {summary.importer.licence}")
 
 
-def _print_counts(of: str, counts: dict[str, Any], splits: Sequence[str]) -> None:
-    """A row a label (or dataset), the most frequent first; a column a split."""
-    table = Table(of, *(split or "(none)" for split in splits))
+def _print_counts(heading: str, counts: dict[str, Any], splits: Sequence[str]) -> None:
+    """Print one row per label (or dataset), the most frequent first, and one column per split."""
+    table = Table(heading, *(split or "(none)" for split in splits))
     ordered = sorted(counts, key=lambda name: (-sum(counts[name].values()), name))
     for name in ordered[:MAX_SHOWN_LABELS]:
         table.add_row(name, *(str(counts[name][split]) for split in splits))
     tables().print(table)
     if len(ordered) > MAX_SHOWN_LABELS:
-        say(f"… and {len(ordered) - MAX_SHOWN_LABELS} more of {of}")
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+        say(f"… and {len(ordered) - MAX_SHOWN_LABELS} more of {heading}")
 
 
 COMMANDS = [import_clips]

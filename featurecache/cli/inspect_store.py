@@ -1,9 +1,9 @@
-"""Commands that look at a store and change nothing: info, show, verify, diff. Each calls the library and prints."""
+"""Commands that read a store and change nothing: info, show, verify, diff."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featurecache.maintenance.describe import ClipDescription
     from featurecache.store.inspection import Problem
 
-LISTED_OF_A_KIND = 20
+MAX_LISTED_PER_KIND = 20
 
 
 @click.command()
@@ -32,22 +32,22 @@ def info(store: str) -> None:
     """
     from featurecache.maintenance.describe import store_info
 
-    found = store_info(featurecache.open_store(store))
+    result = store_info(featurecache.open_store(store))
     table = Table("feature", "tokens", "dtype", "ok", "failed", "absent", "pending", "shards", "bytes", "fingerprint")
-    for each in found.features:
-        clips = (each.num_ok, each.num_failed, each.num_absent, each.num_pending, each.num_shards)
-        shape = f"{each.shape[0]} × {each.shape[1]}"
-        size = size_text(each.num_bytes)
-        table.add_row(each.name, shape, each.stored_dtype, *map(str, clips), size, each.fingerprint[:12])
+    for feature in result.features:
+        counts = (feature.num_ok, feature.num_failed, feature.num_absent, feature.num_pending, feature.num_shards)
+        shape = f"{feature.shape[0]} × {feature.shape[1]}"
+        size = size_text(feature.num_bytes)
+        table.add_row(feature.name, shape, feature.stored_dtype, *map(str, counts), size, feature.fingerprint[:12])
     tables().print(table)
-    for each in found.features:
-        for reason, count in each.failures.items():
-            say(f"{each.name}: {count} failed: {reason}")
-    if any(each.num_pending for each in found.features):
+    for feature in result.features:
+        for reason, count in feature.failures.items():
+            say(f"{feature.name}: {count} failed: {reason}")
+    if any(feature.num_pending for feature in result.features):
         say("`fcache extract` does what is pending.")
-    for name, problem in found.damaged.items():
+    for name, problem in result.damaged.items():
         say(f"{name}: damaged: {problem}")
-    raise click.exceptions.Exit(1 if found.damaged else 0)
+    raise click.exceptions.Exit(1 if result.damaged else 0)
 
 
 @click.command()
@@ -71,46 +71,47 @@ def show(clip_id: str, store: str, plot: Path | None) -> None:
     for clip in describe_clip(featurecache.open_store(store), clip_id):
         record = clip.record
         say(f"{clip.feature.name}: {record.status.name.lower()}, shard {record.shard} slot {record.slot}")
-        for label, text in _told(clip):
+        for label, text in _description_lines(clip):
             say(f"  {label:<9} {text}")
         if plot is not None and clip.statistics:
             say(f"  {'drawn in':<9} {draw_clip(clip.feature, clip_id, plot)}")
 
 
-def _told(clip: ClipDescription) -> list[tuple[str, str]]:
-    """Lines about a clip in one feature: label and text."""
+def _description_lines(clip: ClipDescription) -> list[tuple[str, str]]:
+    """Return (label, text) of every line about a clip in one feature."""
     record, feature, numbers = clip.record, clip.feature, clip.statistics
     origin = ", ".join(f"{key} {value}" for key, value in feature.spec.provenance.items())
-    told = [
+    lines = [
         ("encoder", feature.spec.encoder + (f"; {origin}" if origin else "")),
         ("spec", feature.fingerprint),
         ("media", record.source or "unreadable"),
     ]
     if record.reason:
-        told.append(("reason", record.reason))
+        lines.append(("reason", record.reason))
     if numbers:
         shape = f"{feature.shape[0]} × {feature.shape[1]}"
-        told += [
+        lines += [
             ("tokens", f"{shape}, stored as {feature.spec.stored_dtype}, crc32c {record.crc32c:08x}"),
             ("values", _numbers(numbers, "mean", "std", "min", "max")),
             ("norms", _numbers(numbers, "token_norm_min", "token_norm_mean", "token_norm_max")),
             ("", _numbers(numbers, "zero_tokens", "neighbour_cosine")),
         ]
     if record.errors:
-        told.append(("lost", _numbers(record.errors, *record.errors) + f" by {feature.spec.stored_dtype}"))
-    return told
+        lines.append(("lost", _numbers(record.errors, *record.errors) + f" by {feature.spec.stored_dtype}"))
+    return lines
 
 
-def _numbers(values: dict[str, float], *names: str) -> str:
-    said = (f"{name.removeprefix('token_norm_').removeprefix('error_')} {values[name]:.4g}" for name in names)
-    return "  ".join(each.replace("_", " ") for each in said)
+def _numbers(values: Mapping[str, float], *names: str) -> str:
+    """Return the named values as text; the names lose their prefixes."""
+    texts = (f"{name.removeprefix('token_norm_').removeprefix('error_')} {values[name]:.4g}" for name in names)
+    return "  ".join(text.replace("_", " ") for text in texts)
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @STORE
 @click.option("--quick", is_flag=True, help="Plan, records, sizes and indices only; rows are not read.")
-@click.option("--all", "everything", is_flag=True, help=f"List more than {LISTED_OF_A_KIND} problems of a kind.")
+@click.option("--all", "everything", is_flag=True, help=f"List more than {MAX_LISTED_PER_KIND} problems of a kind.")
 @INDEX
 def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool, index_at: Path | None) -> None:
     """Check a store, or the features named, against its own records, and the similarity index; nothing is changed.
@@ -135,15 +136,15 @@ def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool, in
 
 
 def _list(title: str, problems: Sequence[Problem], everything: bool) -> None:
-    """Print problems, not too many of one kind."""
-    counted: Counter[str] = Counter()
+    """Print problems, at most `MAX_LISTED_PER_KIND` of each kind unless `everything` is set."""
+    counts: Counter[str] = Counter()
     for problem in problems:
-        counted[problem.kind] += 1
-        if everything or counted[problem.kind] <= LISTED_OF_A_KIND:
+        counts[problem.kind] += 1
+        if everything or counts[problem.kind] <= MAX_LISTED_PER_KIND:
             say(f"{title}: {problem}")
-    for kind, count in counted.items():
-        if not everything and count > LISTED_OF_A_KIND:
-            say(f"{title}: … and {count - LISTED_OF_A_KIND} more ({kind}); --all lists them")
+    for kind, count in counts.items():
+        if not everything and count > MAX_LISTED_PER_KIND:
+            say(f"{title}: … and {count - MAX_LISTED_PER_KIND} more ({kind}); --all lists them")
 
 
 @click.command()
@@ -158,10 +159,10 @@ def diff(left: str, right: str, names: tuple[str, ...]) -> None:
     """
     from featurecache.maintenance.diff import compare_stores
 
-    found = compare_stores(featurecache.open_store(left), featurecache.open_store(right), list(names) or None)
-    for each in found:
-        say(str(each))
-    raise click.exceptions.Exit(0 if all(each.same for each in found) else 1)
+    differences = compare_stores(featurecache.open_store(left), featurecache.open_store(right), list(names) or None)
+    for difference in differences:
+        say(str(difference))
+    raise click.exceptions.Exit(0 if all(difference.same for difference in differences) else 1)
 
 
 COMMANDS = [info, show, verify, diff]

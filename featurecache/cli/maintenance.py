@@ -1,15 +1,25 @@
-"""Commands that keep a store: retry, repair, gc, convert, import-npy. Each calls the library and prints."""
+"""Commands that change an existing store: retry, repair, gc, convert, import-npy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import featurecache
-from featurecache.cli.options import CLIPS, MEDIA_ROOT, NAMES, OPTIONS, STORE, WEIGHTS, settings_of, weights_of
+from featurecache.cli.options import (
+    CLIPS,
+    DEVICE,
+    MEDIA_ROOT,
+    NAMES,
+    OPTIONS,
+    STORE,
+    WEIGHTS,
+    encoder_opener,
+    with_options,
+)
 from featurecache.console import counted, say, size_text
 from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
@@ -18,11 +28,11 @@ from featurecache.store.formats import FORMATS
 from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
-    from featurecache.extract.job import OpenEncoder
     from featurecache.maintenance.recompute import Recompute
     from featurecache.store.local import LocalStore
 
-DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+ENCODER_OPTIONS = with_options(STORE, CLIPS, NAMES, WEIGHTS, OPTIONS, MEDIA_ROOT, DEVICE)
+"""Options of commands that compute features of a store again."""
 FORMAT = click.option(
     "--format",
     "store_format",
@@ -33,15 +43,9 @@ FORMAT = click.option(
 
 
 @click.command()
-@STORE
-@CLIPS
-@NAMES
-@WEIGHTS
-@OPTIONS
-@MEDIA_ROOT
-@DEVICE
+@ENCODER_OPTIONS
 @click.option("--id", "ids", multiple=True, help="Retry these clips, whatever became of them.")
-def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], **given: Any) -> None:
+def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], **values: Any) -> None:
     """Extract clips again that failed, or whose media have changed.
 
     \b
@@ -51,8 +55,8 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
 
     opened = _to_change(store)
     chosen = _with_encoder(opened, names)
-    open_for = encoder_opener(given)
-    listed = featurecache.load_clips(clips, given["media_root"])
+    open_for = encoder_opener(values)
+    listed = featurecache.load_clips(clips, values["media_root"])
     with StopRequest() as stop, show_progress("retry") as progress:
         how = {"advance": progress, "stop": lambda: stop.requested}
         stats = retry_clips(opened, listed, chosen, open_for, ids or None, **how)
@@ -64,18 +68,12 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
 
 
 @click.command()
-@STORE
-@CLIPS
-@NAMES
-@WEIGHTS
-@OPTIONS
-@MEDIA_ROOT
-@DEVICE
+@ENCODER_OPTIONS
 @click.option("--recompute/--no-recompute", default=True, show_default=True, help="Compute lost rows anew.")
 @click.option(
     "--from", "place", default=None, help="Take lost rows from a copy of the store, or from the .npy files it is of."
 )
-def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, place: str | None, **given: Any) -> None:
+def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, place: str | None, **values: Any) -> None:
     """Mend what `fcache verify` finds; only rows that are lost are computed anew, or taken from a copy.
 
     \b
@@ -87,10 +85,10 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, plac
     opened = _to_change(store)
     how = None
     if place is not None:
-        how = _taken_from(place, opened)
+        how = _recompute_from(place, opened)
     elif recompute and Path(clips).is_file():
-        listed = featurecache.load_clips(clips, given["media_root"])  # type: ignore[arg-type]
-        how = recompute_by_extraction(opened, listed, encoder_opener(given))
+        listed = featurecache.load_clips(clips, values["media_root"])
+        how = recompute_by_extraction(opened, listed, encoder_opener(values))
     report = repair_store(opened, how, names or None)
     for line in report.mended:
         say(f"mended: {line}")
@@ -157,9 +155,9 @@ def convert(
             compact=compact,
             progress=progress,
         )
-    for each in done:
-        there = f"{counted(each.num_shards, 'shard')}, {size_text(each.num_bytes)} in {target}"
-        say(f"{each.name}: {counted(each.num_clips, 'clip')} copied; {there}")
+    for copy in done:
+        there = f"{counted(copy.num_shards, 'shard')}, {size_text(copy.num_bytes)} in {target}"
+        say(f"{copy.name}: {counted(copy.num_clips, 'clip')} copied; {there}")
 
 
 @click.command("import-npy")
@@ -180,60 +178,49 @@ def import_npy(folder: str, store: str, name: str | None, dtype: str, prefix: st
     opened = featurecache.open_store(store, mode="a")
     with show_progress("import") as progress:
         done = run(Path(folder), opened, name, prefix=prefix, stored_dtype=dtype, retry=retry, progress=progress)
-    for each in done:
-        earlier = f", {each.num_earlier} read earlier" if each.num_earlier else ""
-        say(f"{each.name}: {counted(each.num_ok, 'clip')} imported, {len(each.failures)} failed{earlier}")
-        for clip_id, reason in each.failures.items():
+    for feature in done:
+        earlier = f", {feature.num_earlier} read earlier" if feature.num_earlier else ""
+        say(f"{feature.name}: {counted(feature.num_ok, 'clip')} imported, {len(feature.failures)} failed{earlier}")
+        for clip_id, reason in feature.failures.items():
             say(f"  {clip_id}: {reason}")
-    raise click.exceptions.Exit(1 if any(each.failures for each in done) else 0)
+    raise click.exceptions.Exit(1 if any(feature.failures for feature in done) else 0)
 
 
 COMMANDS = [retry, repair, gc, convert, import_npy]
 
 
 def _with_encoder(store: LocalStore, names: Sequence[str]) -> list[str]:
-    """The named features, or all whose encoders are installed.
+    """Return the named features; by default all features whose encoders are installed.
 
     Raises:
-        StoreError: there is no such feature among them.
+        StoreError: the encoder of a named feature is not installed, or no encoder is.
     """
     from featurecache.encoders import registered
 
-    known = registered()
-    without = {name: store.spec(name).encoder for name in names or store.names}
-    without = {name: encoder for name, encoder in without.items() if encoder not in known}
-    chosen = [name for name in names or store.names if name not in without]
-    told = ", ".join(f"{name} ({encoder})" for name, encoder in without.items())
-    if without and (names or not chosen):
+    installed = registered()
+    encoders = {name: store.spec(name).encoder for name in names or store.names}
+    available = [name for name, encoder in encoders.items() if encoder in installed]
+    without = ", ".join(f"{name} ({encoder})" for name, encoder in encoders.items() if encoder not in installed)
+    if without and (names or not available):
         raise StoreError(
             "--name",
             expected="features of encoders that are installed",
-            got=told,
+            got=without,
             next_step="Name others with --name, or install the encoder.",
         )
     if without:
-        say(f"left out, as their encoders are not installed: {told}", err=True)
-    return chosen
-
-
-def encoder_opener(given: Mapping[str, Any]) -> OpenEncoder:
-    """How to open the encoder that a feature was made with."""
-    from featurecache.encoders import registered
-    from featurecache.extract.job import opener
-
-    encoders = sorted(registered())
-    weights, options = weights_of(encoders, given["weights"]), settings_of(encoders, given["settings"])
-    return opener(weights, options, given["device"])
+        say(f"left out, as their encoders are not installed: {without}", err=True)
+    return available
 
 
 def _to_change(store: str) -> LocalStore:
-    """Open a store that is there, for writing; a place without one is refused."""
+    """Open an existing store for writing; a location without a store is refused."""
     featurecache.open_store(store)
     return featurecache.open_store(store, mode="a")
 
 
-def _taken_from(place: str, store: LocalStore) -> Recompute:
-    """How to take lost rows from a copy of a store, or from the files it was imported from."""
+def _recompute_from(place: str, store: LocalStore) -> Recompute:
+    """Return the function that reads lost rows from a copy of the store, or from the files of its import."""
     from featurecache.importers.npy import recompute_from_files
     from featurecache.maintenance.recompute import recompute_from_copy
 

@@ -1,14 +1,17 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and functions that read their values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurecache.errors import EncoderError
+
+if TYPE_CHECKING:
+    from featurecache.extract.job import OpenEncoder
 
 STORE = click.option("--store", default="features.zarr", show_default=True, help="Where the features are kept.")
 CLIPS = click.option("--clips", default="clips.jsonl", show_default=True, help="The clip list.")
@@ -21,6 +24,7 @@ OPTIONS = click.option(
     "--option", "settings", multiple=True, metavar="NAME.KEY=VALUE", help="An option of an encoder: whisper.tokens=32."
 )
 
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 INDEX = click.option(
     "--index",
     "index_at",
@@ -31,19 +35,37 @@ INDEX = click.option(
 )
 
 
+Command = Callable[..., None]
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command these options, in this order in its help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def listed(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
-    """Read `A,B`, as the callback of an option."""
+    """Return the names in `A,B`; the callback of an option."""
     return [name.strip() for name in (value or "").split(",") if name.strip()]
 
 
-def weights_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, str | None]:
-    """Return encoder name -> checkpoint; a value without NAME= stands for every encoder not named."""
+def weights_of(encoders: Sequence[str], values: Sequence[str]) -> dict[str, str | None]:
+    """Return encoder name -> checkpoint; a value without NAME= is for every encoder that is not named.
+
+    Raises:
+        EncoderError: a value names an encoder that the command does not use.
+    """
     for_all: str | None = None
     named: dict[str, str] = {}
-    for value in given:
-        name, equals, place = value.partition("=")
+    for value in values:
+        name, equals, checkpoint = value.partition("=")
         if equals and name in encoders:
-            named[name] = place
+            named[name] = checkpoint
         elif equals and "/" not in name:
             expected = "one of the encoders asked for: " + ", ".join(encoders)
             raise EncoderError(f"--weights {value}", expected=expected, got=name)
@@ -52,19 +74,32 @@ def weights_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, str |
     return {encoder: named.get(encoder, for_all) for encoder in encoders}
 
 
-def settings_of(encoders: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return encoder name -> its options; a value of digits is a number.
+def settings_of(encoders: Sequence[str], values: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return encoder name -> its options; a value of digits becomes a number.
 
-    An encoder named with its checkpoint, `hf-audio:ID`, may be called `hf-audio` here: all such get the option.
+    `hf-audio` stands for every encoder that is named with a checkpoint, `hf-audio:ID`.
+
+    Raises:
+        EncoderError: a value has another form, or names an encoder that the command does not use.
     """
     settings: dict[str, dict[str, Any]] = {}
-    for setting in given:
+    for setting in values:
         key, equals, value = setting.partition("=")
         name, dot, option = key.rpartition(".")
-        meant = [encoder for encoder in encoders if name in (encoder, encoder.partition(":")[0])]
-        if not (equals and dot and meant):
+        matching = [encoder for encoder in encoders if name in (encoder, encoder.partition(":")[0])]
+        if not (equals and dot and matching):
             expected = "NAME.KEY=VALUE with NAME one of " + ", ".join(encoders)
             raise EncoderError(f"--option {setting}", expected=expected, got="another form")
-        for encoder in meant:
+        for encoder in matching:
             settings.setdefault(encoder, {})[option] = int(value) if value.isdigit() else value
     return settings
+
+
+def encoder_opener(values: Mapping[str, Any]) -> OpenEncoder:
+    """Return the function that opens the encoder of a spec, with the values of --weights, --option and --device."""
+    from featurecache.encoders import registered
+    from featurecache.extract.job import opener
+
+    encoders = sorted(registered())
+    weights, settings = weights_of(encoders, values["weights"]), settings_of(encoders, values["settings"])
+    return opener(weights, settings, values["device"])

@@ -1,4 +1,4 @@
-"""Commands that look for clips that are alike: index, similar, duplicates, leaks. Each calls the library and prints."""
+"""Commands that find similar clips: index, similar, duplicates, leaks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ import click
 from rich.table import Table
 
 import featurecache
-from featurecache.cli.maintenance import encoder_opener
-from featurecache.cli.options import CLIPS, INDEX, MEDIA_ROOT, OPTIONS, STORE, WEIGHTS
+from featurecache.cli.options import (
+    CLIPS,
+    DEVICE,
+    INDEX,
+    MEDIA_ROOT,
+    OPTIONS,
+    STORE,
+    WEIGHTS,
+    encoder_opener,
+    with_options,
+)
 from featurecache.console import OutputPath, counted, say, tables
 from featurecache.encoders.perturbed import undisturbed
 from featurecache.errors import ClipListError, StoreError
@@ -24,14 +33,13 @@ from featurecache.terminal import show_progress
 if TYPE_CHECKING:
     import numpy as np
 
-    from featurecache.clips.clip_list import ClipList
+    from featurecache.clips.clip_list import Clip, ClipList
     from featurecache.explore.calibration import Calibration
     from featurecache.explore.duplicates import Duplicates
     from featurecache.explore.index_files import IndexFiles
     from featurecache.explore.search import Neighbourhood
     from featurecache.store.local import LocalStore
 
-DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 FEATURES = click.option(
     "--feature", "features", multiple=True, metavar="NAME[=WEIGHT]", help="Compare by these; by default by all, alike."
 )
@@ -43,6 +51,8 @@ COMPARE = click.option(
     help="How clips sound and look as a whole; what is said or shown; or what a probe of a label tells apart.",
 )
 NUM_SHOWN = 20
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @click.command()
@@ -62,9 +72,11 @@ def index(store: str, features: tuple[str, ...], index_at: Path | None) -> None:
     weights = feature_weights(features, opened)
     count = _update(opened, list(weights), files)
     neighbourhood = open_neighbourhood(opened, weights, files=files)
-    kept = approximate_index(opened, neighbourhood, files)
+    approximate = approximate_index(opened, neighbourhood, files)
     files.require_written()
-    how = "exact search" if kept is None else f"approximate search, {kept.nprobe} of {kept.nlist} lists read"
+    how = "exact search"
+    if approximate is not None:
+        how = f"approximate search, {approximate.nprobe} of {approximate.nlist} lists read"
     say(f"{count} vectors computed; {len(neighbourhood)} clips, {', '.join(weights)}: {how}; {files.root}")
 
 
@@ -82,7 +94,7 @@ def index(store: str, features: tuple[str, ...], index_at: Path | None) -> None:
 @click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="How many neighbours.")
 @click.option("--sheet", type=OutputPath("file"), default=None, help="Draw them into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a neighbour.")
-def similar(query: str, store: str, clips: str, features: tuple[str, ...], **given: Any) -> None:
+def similar(query: str, store: str, clips: str, features: tuple[str, ...], **values: Any) -> None:
     """List the clips nearest to a clip of the list, or to a media file.
 
     \b
@@ -95,48 +107,48 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **giv
     from featurecache.explore.search import approximate_index
 
     opened = featurecache.open_store(store)
-    files = files_of_index(opened, given["index_at"])
-    listed = featurecache.load_clips(clips, given["media_root"])
-    compared = compared_clips(opened, features, files, given["compare"], listed)
+    files = files_of_index(opened, values["index_at"])
+    listed = featurecache.load_clips(clips, values["media_root"])
+    compared = compared_clips(opened, features, files, values["compare"], listed)
     neighbourhood = compared.neighbourhood
     if query in neighbourhood or not Path(query).is_file():
         vector = neighbourhood.vectors[neighbourhood.row_of(query)][None]
-        wanted = listed.by_id(query)
+        query_clip = listed.by_id(query)
     else:
         from featurecache.explore.media_vectors import media_vectors
 
-        wanted = _file_clip(Path(query), Clip)
-        open_for = encoder_opener(given)
+        query_clip = _file_clip(Path(query))
+        open_for = encoder_opener(values)
         encoders = {name: open_for(opened.spec(name)) for name in compared.source.names}
-        _, vector, _ = media_vectors(opened, compared.source, [wanted], encoders, files)
+        _, vector, _ = media_vectors(opened, compared.source, [query_clip], encoders, files)
         vector = compared.project(vector)
-    kept = approximate_index(opened, neighbourhood, files) if neighbourhood is compared.source else None
-    similarities, rows = neighbourhood.search(vector, given["count"] + 1, kept)
+    approximate = approximate_index(opened, neighbourhood, files) if neighbourhood is compared.source else None
+    similarities, indices = neighbourhood.search(vector, values["count"] + 1, approximate)
     parts, by_id = neighbourhood.split(vector), {clip.id: clip for clip in listed}
-    neighbours: list[dict[str, Any]] = []
-    shown = [(wanted, ["query", wanted.id])]
-    for similarity, row in zip(similarities[0].tolist(), rows[0].tolist(), strict=True):
-        clip_id = neighbourhood.ids[row]
-        if clip_id == wanted.id or len(neighbours) == given["count"]:
+    rows: list[dict[str, Any]] = []
+    shown = [(query_clip, ["query", query_clip.id])]
+    for similarity, index in zip(similarities[0].tolist(), indices[0].tolist(), strict=True):
+        clip_id = neighbourhood.ids[index]
+        if clip_id == query_clip.id or len(rows) == values["count"]:
             continue
         clip = by_id.get(clip_id) or Clip(id=clip_id)
-        own = neighbourhood.by_feature([row])
+        own = neighbourhood.by_feature([index])
         by_feature = {name: round(float((parts[name] * own[name]).sum()), 4) for name in neighbourhood.names}
-        known = {"dataset": clip.dataset, "split": clip.split, "labels": dict(clip.labels), "text": clip.text}
-        neighbours.append({"id": clip_id, "similarity": round(similarity, 4), "features": by_feature, **known})
-        said = ", ".join(f"{task}: {value}" for task, value in clip.labels.items())
-        shown.append((clip, [f"{similarity:.3f}  {clip_id}", said, clip.text or ""]))
-    if given["as_json"]:
-        for neighbour in neighbours:
-            say(json_text(neighbour))
+        attributes = {"dataset": clip.dataset, "split": clip.split, "labels": dict(clip.labels), "text": clip.text}
+        rows.append({"id": clip_id, "similarity": round(similarity, 4), "features": by_feature, **attributes})
+        labels = ", ".join(f"{task}: {value}" for task, value in clip.labels.items())
+        shown.append((clip, [f"{similarity:.3f}  {clip_id}", labels, clip.text or ""]))
+    if values["as_json"]:
+        for row in rows:
+            say(json_text(row))
     else:
-        _print_neighbours(neighbours, neighbourhood.names)
-    if given["sheet"] is not None:
-        contact_sheet(shown, given["sheet"], first_is_query=True)
-        say(f"contact sheet: {given['sheet']}", err=given["as_json"])
+        _print_neighbours(rows, neighbourhood.names)
+    if values["sheet"] is not None:
+        contact_sheet(shown, values["sheet"], first_is_query=True)
+        say(f"contact sheet: {values['sheet']}", err=values["as_json"])
 
 
-PAIR_OPTIONS = [
+PAIR_OPTIONS = with_options(
     STORE,
     CLIPS,
     FEATURES,
@@ -148,24 +160,22 @@ PAIR_OPTIONS = [
     click.option("--calibrate", is_flag=True, help="Measure on altered copies of some clips first."),
     click.option("--calibration-clips", type=click.IntRange(4), default=40, show_default=True),
     click.option(
-        "--max-false-positives", type=click.FloatRange(0, 0.5), default=1e-3, show_default=True,
+        "--max-false-positives",
+        type=click.FloatRange(0, 0.5),
+        default=1e-3,
+        show_default=True,
         help="Share of pairs that matter (same text, other speaker; nearest clips) that a calibration lets pass.",
     ),
     click.option(
         "--out", type=OutputPath("file"), default=None, help="Clip list of what to leave out, beside --clips."
     ),
-]  # fmt: skip
-
-
-def _compares_pairs(command: Any) -> Any:
-    for option in reversed(PAIR_OPTIONS):
-        command = option(command)
-    return command
+)
+"""Options of commands that compare pairs of clips."""
 
 
 @click.command()
-@_compares_pairs
-def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) -> None:
+@PAIR_OPTIONS
+def duplicates(store: str, clips: str, features: tuple[str, ...], **values: Any) -> None:
     """Find clips that are the same: exact copies, and near ones (encoded again, cropped, cut, mirrored, sped up).
 
     What --out writes is a clip list; `--set data.exclude=[FILE]` leaves its clips out of training and evaluation.
@@ -175,18 +185,18 @@ def duplicates(store: str, clips: str, features: tuple[str, ...], **given: Any) 
     """
     from featurecache.explore.duplicates import find_duplicates
 
-    _check_out(given, clips)
-    opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
+    _check_out(values, clips)
+    opened, neighbourhood, listed, rule = _calibrated(store, clips, features, values)
     with show_progress("compare", "pairs") as progress:
-        found = find_duplicates(opened, neighbourhood, listed, rule, advance=progress)
-    _print_duplicates(found, listed, given, "duplicates.jsonl")
+        result = find_duplicates(opened, neighbourhood, listed, rule, advance=progress)
+    _print_duplicates(result, listed, values, "duplicates.jsonl")
 
 
 @click.command()
-@_compares_pairs
+@PAIR_OPTIONS
 @click.option("--train", required=True, metavar="[DATASET:]SPLIT", help="Training clips; their side is left out.")
 @click.option("--test", required=True, metavar="[DATASET:]SPLIT", help="Clips that are scored.")
-def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: str, **given: Any) -> None:
+def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: str, **values: Any) -> None:
     """Find training clips that are test clips, exactly or nearly; also across datasets.
 
     \b
@@ -195,22 +205,26 @@ def leaks(store: str, clips: str, features: tuple[str, ...], train: str, test: s
     """
     from featurecache.explore.duplicates import find_leaks
 
-    _check_out(given, clips)
-    listed = featurecache.load_clips(clips, given["media_root"])
-    sides = [_split(listed, side) for side in (train, test)]
-    opened, neighbourhood, listed, rule = _ruled(store, clips, features, given)
+    _check_out(values, clips)
+    listed = featurecache.load_clips(clips, values["media_root"])
+    train_ids, test_ids = (_clips_of_side(listed, side) for side in (train, test))
+    opened, neighbourhood, listed, rule = _calibrated(store, clips, features, values)
     with show_progress("compare", "pairs") as progress:
-        found = find_leaks(opened, neighbourhood, listed, *sides, rule, advance=progress)
-    _print_duplicates(found, listed, given, "leaks.jsonl")
+        result = find_leaks(opened, neighbourhood, listed, train_ids, test_ids, rule, advance=progress)
+    _print_duplicates(result, listed, values, "leaks.jsonl")
 
 
 COMMANDS = [index, similar, duplicates, leaks]
 
 
-def feature_weights(given: Sequence[str], store: LocalStore) -> dict[str, float]:
-    """`NAME` or `NAME=WEIGHT` -> weight by feature; every undisturbed feature alike where none is named."""
+def feature_weights(values: Sequence[str], store: LocalStore) -> dict[str, float]:
+    """Return feature -> weight from `NAME` or `NAME=WEIGHT`; by default 1 for every feature of undisturbed clips.
+
+    Raises:
+        StoreError: a weight is no number, or the store holds no feature.
+    """
     weights = {}
-    for text in given:
+    for text in values:
         name, equals, value = text.partition("=")
         try:
             weights[name] = float(value) if equals else 1.0
@@ -224,7 +238,7 @@ def feature_weights(given: Sequence[str], store: LocalStore) -> dict[str, float]
 
 
 def ready(store: LocalStore, features: Sequence[str], files: IndexFiles, comparison: str) -> Neighbourhood:
-    """Clips to compare, once the indices of the features in use are up to date."""
+    """Bring the indices of the features up to date, and return the clips to compare."""
     from featurecache.explore.search import open_neighbourhood
 
     weights = feature_weights(features, store)
@@ -234,11 +248,12 @@ def ready(store: LocalStore, features: Sequence[str], files: IndexFiles, compari
 
 @dataclass(frozen=True)
 class Compared:
-    """Clips to compare, and how vectors of other media become comparable with them."""
+    """Clips to compare, and the projection that makes vectors of other media comparable with them."""
 
     source: Neighbourhood
-    """In the space of the index."""
+    """Clips with the vectors of the index."""
     neighbourhood: Neighbourhood
+    """Clips with the vectors that are compared."""
     project: Callable[[np.ndarray], np.ndarray]
     """(Q, R) vectors as in `source` -> (Q, R') as in `neighbourhood`."""
 
@@ -246,11 +261,11 @@ class Compared:
 def compared_clips(
     store: LocalStore, features: Sequence[str], files: IndexFiles, compare: str, clips: ClipList
 ) -> Compared:
-    """Clips to compare as `--compare` says, once the indices of the features in use are up to date.
+    """Bring the indices up to date, and return the clips to compare in the way of `--compare`.
 
     Raises:
-        StoreError: `compare` is none of the ways.
-        ClipListError: the label does not tell two classes apart.
+        StoreError: `compare` is no way of comparison.
+        ClipListError: the label has fewer than two classes.
     """
     from featurecache.explore.projection import CONTENT, OVERALL
 
@@ -269,26 +284,26 @@ def compared_clips(
     return Compared(source, neighbourhood, project)
 
 
-def _ruled(
-    store: str, clips: str, features: Sequence[str], given: Mapping[str, Any]
+def _calibrated(
+    store: str, clips: str, features: Sequence[str], values: Mapping[str, Any]
 ) -> tuple[LocalStore, Neighbourhood, ClipList, Calibration]:
-    """Store, clips compared as copies are found, their list, and the rule for pairs, which is printed."""
+    """Print the rule for pairs, and return the store, the clips to compare, the clip list and the rule."""
     from featurecache.explore.calibration_run import calibrate, known_calibration
     from featurecache.explore.projection import COPIES
 
     opened = featurecache.open_store(store)
-    files = files_of_index(opened, given["index_at"])
-    listed = featurecache.load_clips(clips, given["media_root"])
+    files = files_of_index(opened, values["index_at"])
+    listed = featurecache.load_clips(clips, values["media_root"])
     neighbourhood = ready(opened, features, files, COPIES)
-    if given["calibrate"]:
+    if values["calibrate"]:
         with show_progress("alter", "copies") as progress:
             rule = calibrate(
                 opened,
                 neighbourhood,
                 listed,
-                encoder_opener(given),
-                num_clips=given["calibration_clips"],
-                max_false_positive_rate=given["max_false_positives"],
+                encoder_opener(values),
+                num_clips=values["calibration_clips"],
+                max_false_positive_rate=values["max_false_positives"],
                 files=files,
                 advance=progress,
             )
@@ -299,14 +314,14 @@ def _ruled(
 
 
 def files_of_index(store: LocalStore, folder: Path | None) -> IndexFiles:
-    """The files of a store's indices, in the folder of `--index` where it is named."""
+    """Return the files of the indices of a store; `folder` is the value of `--index`."""
     from featurecache.explore.index_files import index_files
 
     return index_files(store.location, folder)
 
 
 def _update(store: LocalStore, names: Sequence[str], files: IndexFiles) -> int:
-    """Bring the indices up to the store, and say what was damaged and where nothing could be written."""
+    """Update the indices, print damaged and unwritable files, and return the number of new vectors."""
     from featurecache.explore.search import update_indices
 
     with show_progress("index") as progress:
@@ -319,29 +334,29 @@ def _update(store: LocalStore, names: Sequence[str], files: IndexFiles) -> int:
     return count
 
 
-def _file_clip(path: Path, clip: Any) -> Any:
-    endings = {
-        ".wav": "audio",
-        ".flac": "audio",
-        ".mp3": "audio",
-        ".m4a": "audio",
-        ".ogg": "audio",
-        ".opus": "audio",
-        ".png": "image",
-        ".jpg": "image",
-        ".jpeg": "image",
-        ".webp": "image",
-    }
-    return clip(id=path.name, **{endings.get(path.suffix.lower(), "video"): path})
+def _file_clip(path: Path) -> Clip:
+    """Return a clip of one media file, whose ending decides the kind."""
+    from featurecache.clips.clip_list import Clip
+
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        return Clip(id=path.name, audio=path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Clip(id=path.name, image=path)
+    return Clip(id=path.name, video=path)
 
 
-def _split(clips: ClipList, side: str) -> list[str]:
+def _clips_of_side(clips: ClipList, side: str) -> list[str]:
+    """Return the ids of the clips in `[DATASET:]SPLIT`.
+
+    Raises:
+        ClipListError: there are none.
+    """
     dataset, colon, split = side.rpartition(":")
-    chosen = [clip.id for clip in clips.in_split(split) if not colon or clip.dataset == dataset]
-    if not chosen:
-        known = sorted({clip.dataset for clip in clips.in_split(split) if clip.dataset})
-        raise ClipListError(side, expected="a dataset of this split: " + ", ".join(known), got=dataset)
-    return chosen
+    ids = [clip.id for clip in clips.in_split(split) if not colon or clip.dataset == dataset]
+    if not ids:
+        datasets = sorted({clip.dataset for clip in clips.in_split(split) if clip.dataset})
+        raise ClipListError(side, expected="a dataset of this split: " + ", ".join(datasets), got=dataset)
+    return ids
 
 
 def _print_neighbours(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -354,9 +369,9 @@ def _print_neighbours(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -
     tables().print(table)
 
 
-def _check_out(given: Mapping[str, Any], clips: str) -> None:
-    """An exclusion is a clip list, and the trainer looks for it beside the list that it is laid over."""
-    out, folder = given["out"], Path(clips).parent
+def _check_out(values: Mapping[str, Any], clips: str) -> None:
+    """Refuse an `--out` in another folder: the trainer looks for the exclusion beside the clip list."""
+    out, folder = values["out"], Path(clips).parent
     if out is not None and out.resolve().parent != folder.resolve():
         raise ClipListError(
             f"--out {out}",
@@ -366,33 +381,34 @@ def _check_out(given: Mapping[str, Any], clips: str) -> None:
         )
 
 
-def _print_duplicates(found: Duplicates, clips: ClipList, given: Mapping[str, Any], default: str) -> None:
+def _print_duplicates(result: Duplicates, clips: ClipList, values: Mapping[str, Any], default: str) -> None:
     from featurecache.clips.writing import write_clips
 
     table = Table("clip", "is", "as", "similarity", "in time", "confidence")
-    for pair in found.pairs[:NUM_SHOWN]:
+    for pair in result.pairs[:NUM_SHOWN]:
         numbers = (f"{pair.similarity:.3f}", f"{pair.agreement:.3f}", f"{pair.confidence:.2f}")
         table.add_row(pair.a, pair.kind, pair.b, *numbers)
-    if found.pairs:
+    if result.pairs:
         tables().print(table)
-    more = len(found.pairs) - NUM_SHOWN
+    more = len(result.pairs) - NUM_SHOWN
     if more > 0:
         say(f"… and {more} more pairs")
-    kinds = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in ("same media", "same content", "near")}
-    said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
-    say(f"pairs: {said}; {counted(len(found.groups), 'group')}; {counted(len(found.exclusion), 'clip')} to leave out")
-    if found.undecided:
-        undecided = f"{counted(found.undecided, 'pair')} alike by averages could not be compared in time"
+    kinds = {kind: sum(pair.kind == kind for pair in result.pairs) for kind in ("same media", "same content", "near")}
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
+    excluded = counted(len(result.exclusion), "clip")
+    say(f"pairs: {counts}; {counted(len(result.groups), 'group')}; {excluded} to leave out")
+    if result.undecided:
+        undecided = f"{counted(result.undecided, 'pair')} alike by averages could not be compared in time"
         say(f"{undecided}: media that cannot be read, or in which nothing happens")
-    out = given["out"]
+    out = values["out"]
     if out is None:
-        if found.exclusion:
+        if result.exclusion:
             say(f"--out {default} writes them as a clip list, with the pairs beside it.")
         return
-    if found.exclusion:
-        root = Path(given["media_root"]) if given["media_root"] else None
-        write_clips((clips.by_id(clip_id) for clip_id in found.exclusion), out, root)
+    if result.exclusion:
+        root = Path(values["media_root"]) if values["media_root"] else None
+        write_clips((clips.by_id(clip_id) for clip_id in result.exclusion), out, root)
         say(f"{out}: leave them out with --set 'data.exclude=[{out.name}]'")
     pairs = out.with_suffix(".pairs.jsonl")
-    replace_bytes(pairs, dump_lines(map(asdict, found.pairs)))
+    replace_bytes(pairs, dump_lines(map(asdict, result.pairs)))
     say(f"{pairs}: every pair and its evidence")
