@@ -76,7 +76,7 @@ def repair_store(
             for problem in inspection.problems
             if problem.kind == "record" and problem.shard is not None
         }
-        writer = store.writer(name, inspection.spec, unread=damaged)  # writes missing derived files
+        writer = store.writer(name, inspection.spec, skipped_shards=damaged)  # writes missing derived files
         report.mended += [str(problem) for problem in inspection.problems if problem.kind in ("derived", "stale")]
         for shard in writer.shards():
             if shard.number in damaged:

@@ -58,10 +58,10 @@ class StoredFeature:
         shard_format: ShardFormat,
         spec: Spec,
         verify: Verify,
-        unread: Container[int] = (),
+        skipped_shards: Container[int] = (),
     ) -> None:
-        """Read all commit records except those of the shards `unread`, which a repair found damaged."""
-        self._unread = unread
+        """Read all commit records except those of `skipped_shards`, which a repair found damaged."""
+        self._skipped_shards = skipped_shards
         self.location = location
         self.name = name
         self.spec = spec
@@ -93,7 +93,7 @@ class StoredFeature:
 
     def _load_records(self) -> None:
         for shard in numbered(self.folder.records, RECORD_DIGITS):
-            if shard not in self._catalogue and shard not in self._unread:
+            if shard not in self._catalogue and shard not in self._skipped_shards:
                 self._add(load_record(self.folder.record(shard), shard, self.fingerprint))
 
     def _add(self, record: CommitRecord) -> None:
@@ -294,7 +294,7 @@ class StoredFeature:
         """
         later = Catalogue()
         for shard in self._shards_now():
-            if shard not in self._catalogue and shard not in self._unread:
+            if shard not in self._catalogue and shard not in self._skipped_shards:
                 with contextlib.suppress(CorruptStoreError, OSError):  # reported when the store is opened next
                     later.add(load_record(self.folder.record(shard), shard, self.fingerprint))
         return [clip_id for clip_id, status in zip(ids, later.statuses(ids), strict=True) if status == Status.OK]

@@ -97,11 +97,11 @@ class LocalStore:
         *,
         shard_rows: int | None = None,
         codec: str = "none",
-        unread: Container[int] = (),
+        skipped_shards: Container[int] = (),
     ) -> StoredFeatureWriter:
         """Open a feature for extraction; create it if the store does not have it.
 
-        `shard_rows` and `codec` are used only at creation. Commit records of the shards `unread` are not read; a repair
+        `shard_rows` and `codec` are used only at creation. Commit records of `skipped_shards` are not read; a repair
         passes the shards whose records are damaged.
 
         Raises:
@@ -130,7 +130,7 @@ class LocalStore:
         refuse_other_spec(f"{self.location}/{name}", stored, spec)
         self._features.pop(name, None)
         return StoredFeatureWriter(
-            self.location, folder, name, self.format, stored, self.verify, shard_rows, codec, unread
+            self.location, folder, name, self.format, stored, self.verify, shard_rows, codec, skipped_shards
         )
 
 

@@ -54,9 +54,9 @@ class StoredFeatureWriter(StoredFeature):
         verify: Verify,
         shard_rows: int | None = None,
         codec: str = "none",
-        unread: Container[int] = (),
+        skipped_shards: Container[int] = (),
     ) -> None:
-        super().__init__(location, folder, name, shard_format, spec, verify, unread)
+        super().__init__(location, folder, name, shard_format, spec, verify, skipped_shards)
         row_bytes = self.parts[0].row_bytes
         if row_bytes > MAX_ROW_BYTES:
             raise SpecError(
