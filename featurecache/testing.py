@@ -54,11 +54,10 @@ def encode_batch(encoder: Encoder, views: Mapping[int, np.ndarray]) -> dict[int,
     batch = np.zeros((encoder.batch_size, *example.shape), example.dtype)
     for position, array in inputs.items():
         batch[position] = array
-    tokens: Any = encoder.forward(batch)
-    if getattr(encoder, "needs_valid", False):
-        pooling: Any = encoder
-        counts = [pooling.num_valid(views[at]) if at in views else 1 for at in range(encoder.batch_size)]
-        pooled = pooling.pool(tokens, counts)
+    tokens = encoder.forward(batch)
+    if encoder.needs_valid:
+        valid = [encoder.num_valid(views[at]) if at in views else 1 for at in range(encoder.batch_size)]
+        pooled = encoder.pool(tokens, valid)
     else:
         pooled = encoder.pool(tokens)
     return {position: pooled[position].cpu().numpy() for position in views}

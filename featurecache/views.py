@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+FrameRule = Literal["uniform", "window", "peak", "middle", "first"]
 Channels = Literal["mean", "standard"]
 CHANNELS: tuple[Channels, ...] = ("mean", "standard")
 """Values of `channels`; the first is the default."""
@@ -32,7 +33,7 @@ class FramesView:
     """
 
     count: int
-    rule: Literal["uniform", "window", "peak", "middle", "first"]
+    rule: FrameRule
     still: bool
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from featurecache.clips.clip_list import ClipList, load_clips
 from featurecache.clips.corrections import adjust
-from featurecache.encoders.perturbed import undisturbed
+from featurecache.encoders.perturbation import unperturbed
 from featurecache.errors import FingerprintError, suggest
 from featurecache.spec import Spec
 from fusion_train import checkpoint
@@ -206,10 +206,10 @@ def ablate_streams(context: RunContext, streams: Mapping[str, Literal["zero", "o
 
 def _refuse_other_encoder(feature: str, spec: Spec, trained_on: str) -> None:
     """Raise FingerprintError if a feature differs from that of training in more than a perturbation."""
-    if undisturbed(spec).fingerprint != trained_on:
+    if unperturbed(spec).fingerprint != trained_on:
         raise FingerprintError(
             feature,
             expected=f"the feature {trained_on[:12]}… that this run was trained on, perturbed",
-            got=f"{undisturbed(spec).fingerprint[:12]}…, another one",
+            got=f"{unperturbed(spec).fingerprint[:12]}…, another one",
             next_step="Extract it by the same encoder with --option NAME.perturb=….",
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from featurecache.encoders import Encoder
 from featurecache.spec import Spec
 from featurecache.views import AudioView, FramesView
 
@@ -21,8 +24,8 @@ class _Array:
         return self._array
 
 
-class StubEncoder:
-    """Gives (4, 3) tokens that follow from the input alone."""
+class StubEncoder(Encoder):
+    """Gives (4, 3) tokens that depend only on the input."""
 
     shape = (4, 3)
     batch_size = 2
@@ -48,7 +51,7 @@ class StubEncoder:
     def forward(self, batch: np.ndarray) -> np.ndarray:
         return batch.reshape(-1, 4, 3)
 
-    def pool(self, tokens: np.ndarray) -> _Array:
+    def pool(self, tokens: np.ndarray, valid: Sequence[int] | None = None) -> _Array:
         return _Array(tokens)
 
 

@@ -125,7 +125,7 @@ def test_pooling_over_a_clips_own_time_beside_padded_pooling_is_that_average(
         wave = decode(clip, [valid.view])[0]
         at = place % BATCH
         tokens = padded.forward(stack_inputs(padded, {at: padded.preprocess(wave)}))[at : at + 1]
-        own = tokens[:, : valid.num_valid(wave)]  # type: ignore[attr-defined]
+        own = tokens[:, : valid.num_valid(wave)]
         assert np.array_equal(feature[clip.id], average_over_time(own, 64)[0].numpy())
         assert len(np.unique(feature[clip.id], axis=0)) >= min(own.shape[1], 64)
 
@@ -146,8 +146,7 @@ def test_a_clip_in_a_batch_has_the_same_tokens_whatever_its_neighbours_are(
         shape = (encoder.view.count, 40, 60, 3)
         views = [random.integers(0, 256, shape, np.uint8) for _ in SECONDS]
     inputs = [encoder.preprocess(view) for view in views]
-    asks = getattr(encoder, "needs_valid", False)
-    valid = [encoder.num_valid(view) if asks else 0 for view in views]  # type: ignore[attr-defined]
+    valid = [encoder.num_valid(view) if encoder.needs_valid else 0 for view in views]
     seen: dict[tuple[int, int], np.ndarray] = {}
     for first_clip, step in itertools.product(range(5), (0, 1)):
         clips_of_batch = [(*range(len(views)), None)[(first_clip + at * step) % 5] for at in range(BATCH)]
@@ -178,7 +177,7 @@ def test_a_masked_network_takes_the_same_attention_kernel_for_a_batch_of_full_cl
     mixed = valid.forward(np.stack([long, short, short]))
     assert masks
     assert all(mask is not None for mask in masks)
-    assert full.shape[1] == valid.num_valid(rec.sine(3.4)) == 149  # type: ignore[attr-defined]
+    assert full.shape[1] == valid.num_valid(rec.sine(3.4)) == 149
     assert torch.equal(full[0], mixed[0])
 
 

@@ -12,7 +12,7 @@ from checkpoints import save_eva, save_whisper
 from hf_networks import AUDIO, CROPPED, IMAGE, PICTURE, SPEECH, STABLE, save
 from safetensors.torch import load_file, save_file
 
-from featurecache.encoders import encoder_factory, open_encoder
+from featurecache.encoders import encoder_class, open_encoder
 from featurecache.encoders.pooling import average_over_time
 from featurecache.errors import EncoderError, WeightsError
 from featurecache.media.frames import frame_indices
@@ -35,7 +35,7 @@ def pictures(count: int) -> np.ndarray:
 
 def tokens_of(encoder, view: np.ndarray) -> torch.Tensor:  # type: ignore[no-untyped-def]
     batch = encoder.preprocess(view)[None]
-    extra = ([encoder.num_valid(view)],) if getattr(encoder, "needs_valid", False) else ()
+    extra = ([encoder.num_valid(view)],) if encoder.needs_valid else ()
     return encoder.pool(encoder.forward(batch), *extra)[0]
 
 
@@ -55,7 +55,7 @@ def test_speech_networks_equal_transformers_on_the_clip_alone(kind: str, tmp_pat
     own = encoder.num_valid(wave)
     assert own == 64
     assert torch.allclose(tokens_of(encoder, wave), average_over_time(hidden[:, :own], 8)[0], atol=2e-5)
-    assert encoder.shape == encoder_factory("hf-audio").plan_shape(str(folder), {"tokens": 8}) == (8, 16)
+    assert encoder.shape == encoder_class("hf-audio").plan_shape(str(folder), {"tokens": 8}) == (8, 16)
 
 
 @pytest.mark.parametrize("layer", [1, 2, None])
@@ -81,7 +81,7 @@ def test_video_moments_are_averaged_over_the_grid(tmp_path: Path) -> None:
     folder = save(tmp_path / "v", "VideoMAE", settings, {**CROPPED, "resample": 2})
     encoder = open_encoder("hf-video", weights=str(folder), options={"grid": 1})
     assert encoder.view == FramesView(4, "uniform", still=False)
-    assert encoder.shape == encoder_factory("hf-video").plan_shape(str(folder), {"grid": 1}) == (2, 16)
+    assert encoder.shape == encoder_class("hf-video").plan_shape(str(folder), {"grid": 1}) == (2, 16)
     frames = pictures(4)
     pixels = torch.from_numpy((encoder.preprocess(frames) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2).float()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_video_moments_are_averaged_over_the_grid(tmp_path: Path) -> None:
 def test_picture_pooling_decides_the_shape(pool: str, extra: dict, shape: tuple[int, int], tmp_path: Path) -> None:
     folder = save(tmp_path / "c", "CLIPVision", PICTURE, CROPPED)
     encoder = open_encoder("hf-image", weights=str(folder), options={"pool": pool, **extra})
-    assert encoder.shape == encoder_factory("hf-image").plan_shape(str(folder), {"pool": pool, **extra}) == shape
+    assert encoder.shape == encoder_class("hf-image").plan_shape(str(folder), {"pool": pool, **extra}) == shape
     assert tokens_of(encoder, pictures(encoder.view.count)).shape == shape
 
 
@@ -122,7 +122,7 @@ def test_every_option_changes_the_fingerprint_and_comes_back_from_the_spec(tmp_p
         for key, value in options.items():
             spec = open_encoder(name, weights=str(folder), options={key: value}).spec("float16")
             assert spec.fingerprint != plain, (name, key)
-            again = open_encoder(name, weights=str(folder), options=encoder_factory(name).options_of(spec))
+            again = open_encoder(name, weights=str(folder), options=encoder_class(name).options_of(spec))
             assert again.spec("float16").fingerprint == spec.fingerprint, (name, key)
             assert Spec.from_json(spec.to_json()) == spec
 
@@ -218,7 +218,7 @@ def test_a_lavis_file_gives_what_the_published_architecture_gives(tmp_path: Path
     everywhere = open_encoder("eva-global", weights=str(path))
     assert everywhere.spec("float16").tap["blocks"] == 39
     assert everywhere.network.module is temporal.network.module
-    assert encoder_factory("eva-global").plan_shape(str(path), {}) == everywhere.shape == (1025, 88)
+    assert encoder_class("eva-global").plan_shape(str(path), {}) == everywhere.shape == (1025, 88)
     renamed = path.rename(tmp_path / "other.pth")
     assert open_encoder("eva-global", weights=str(renamed)).spec("float16") == everywhere.spec("float16")
 

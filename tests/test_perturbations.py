@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featurecache.encoders import open_encoder
-from featurecache.encoders.perturbed import parse_perturbation, undisturbed
+from featurecache.encoders.perturbation import parse_perturbation, unperturbed
 from featurecache.errors import EncoderError
 
 SOUND = np.sin(np.arange(16_000) / 20).astype(np.float32) * 0.3
@@ -76,7 +76,7 @@ def test_a_perturbed_encoder_is_the_encoder_under_another_fingerprint(whisper_fo
     plain = open_encoder("whisper", weights=str(whisper_folder))
     noisy = open_encoder("whisper", weights=str(whisper_folder), options={"perturb": "noise:5"})
     assert noisy.spec("float16").fingerprint != plain.spec("float16").fingerprint
-    assert undisturbed(noisy.spec("float16")) == plain.spec("float16")
+    assert unperturbed(noisy.spec("float16")) == plain.spec("float16")
     assert noisy.spec("float16").differences(plain.spec("float16"))[0].startswith("preprocessing.perturbation")
     disturbed = parse_perturbation("noise:5").apply(SOUND)
     assert np.array_equal(noisy.preprocess(SOUND), plain.preprocess(disturbed))

@@ -6,12 +6,13 @@ token -> log energies of D = 40 mel bands (T, D) -> averages over time (K, D).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from featurecache.encoders import RegisteredEncoder
 from featurecache.encoders.checkpoint import read_options
 from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
 from featurecache.encoders.pooling import average_over_time
@@ -54,7 +55,7 @@ class LogMel(torch.nn.Module):
         return torch.log(power @ self.filters.T + FLOOR)  # [b, t, d]
 
 
-class LogMelEncoder:
+class LogMelEncoder(RegisteredEncoder):
     """The encoder that the entry point `log-mel` names."""
 
     name = "log-mel"
@@ -115,6 +116,6 @@ class LogMelEncoder:
         with self.network.running():
             return self.network.module(self.network.tensor(batch))
 
-    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) in, (B, K, D) float32 out."""
+    def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+        """(B, T, D) in, (B, K, D) float32 out; `valid` is for encoders with `needs_valid`."""
         return average_over_time(tokens, self.shape[0])

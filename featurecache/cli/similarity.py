@@ -23,7 +23,7 @@ from featurecache.cli.options import (
     with_options,
 )
 from featurecache.console import OutputPath, counted, say, tables
-from featurecache.encoders.perturbed import undisturbed
+from featurecache.encoders.perturbation import unperturbed
 from featurecache.errors import ClipListError, StoreError
 from featurecache.files.jsonl import dump_lines
 from featurecache.files.publish import replace_bytes
@@ -218,7 +218,7 @@ COMMANDS = [index, similar, duplicates, leaks]
 
 
 def feature_weights(values: Sequence[str], store: LocalStore) -> dict[str, float]:
-    """Return feature -> weight from `NAME` or `NAME=WEIGHT`; by default 1 for every feature of undisturbed clips.
+    """Return feature -> weight from `NAME` or `NAME=WEIGHT`; by default 1 for every unperturbed feature.
 
     Raises:
         StoreError: a weight is no number, or the store holds no feature.
@@ -233,7 +233,7 @@ def feature_weights(values: Sequence[str], store: LocalStore) -> dict[str, float
         store[name]  # an unknown name is an error that suggests the near one
     if not weights and not store.names:
         raise StoreError(store.location, expected="a feature", got="an empty store", next_step="Run `fcache extract`.")
-    plain = [name for name in store.names if undisturbed(store.spec(name)) == store.spec(name)]
+    plain = [name for name in store.names if unperturbed(store.spec(name)) == store.spec(name)]
     return weights or dict.fromkeys(plain or store.names, 1.0)
 
 

@@ -1,121 +1,249 @@
-"""Encoders: what they ask of a clip, what they give, and how they are found by name.
+"""Encoder protocols, and encoders by name.
 
-An encoder is frozen. It says which `View` of a clip it reads, turns one clip's view into a fixed-shape array
-(`preprocess`, run by decode workers, no torch needed), runs its network on a batch of them (`forward`), and averages
-the encoder tokens to the fixed count that is stored (`pool`). It knows no file and no store.
+An encoder is a frozen network. It states which `View` of a clip it reads, turns the view of one clip into an array of
+fixed shape (`preprocess`, which decode workers call and which needs no torch), runs the network on a batch of such
+arrays (`forward`), and averages the encoder tokens to the fixed count that a store holds (`pool`). An encoder knows no
+file of a clip and no store.
+
+Three protocols, each with all members that its callers use:
+
+    Encoder            a loaded encoder; extraction calls these members and no other
+    RegisteredEncoder  adds opening by name and planning without weights; an entry point names such a class
+    ExportableEncoder  adds rebuilding from a spec and a network; an exported model calls these members
 
 Shapes: B clips, F frames, H W pixels, S audio samples, T encoder tokens, K pooled tokens, D encoder width.
-A user's own encoder is a class with `open` below, registered under the entry point group `featurecache.encoders`.
+
+An encoder of another package is a class that derives from `RegisteredEncoder`, named under the entry point group
+`featurecache.encoders`. It inherits the members that have a default here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from featurecache.encoders.perturbed import PERTURB_OPTION, Perturbation, PerturbedEncoder, parse_perturbation
+from featurecache.encoders.perturbation import PERTURB_OPTION, SPEC_KEY, Perturbation, parse_perturbation
 from featurecache.errors import EncoderError, suggest
 from featurecache.spec import Spec
 from featurecache.views import CHANNELS, AudioView, Channels, FramesView, View
+
+if TYPE_CHECKING:
+    import torch
+
+    from featurecache.encoders.network import FrozenNetwork
 
 __all__ = [
     "CHANNELS",
     "AudioView",
     "Channels",
     "Encoder",
-    "EncoderFactory",
+    "ExportableEncoder",
     "FramesView",
+    "RegisteredEncoder",
     "View",
-    "encoder_factory",
+    "encoder_class",
     "open_encoder",
     "registered",
 ]
 ENTRY_POINTS = "featurecache.encoders"
 
 FRAMES_IMPLEMENTATION = 2
-"""`implementation` in the specs of our encoders of frames.
+"""`implementation` in the specs of this package's encoders of frames.
 
-1 may hold clips whose frames were not those displayed: mirrored or anamorphic recordings, AVI with B-frames, joined
-recordings, stills of 16 bits.
+Features of implementation 1 may hold clips whose frames differ from the displayed ones: mirrored or anamorphic
+recordings, AVI with B-frames, joined recordings, stills of 16 bits.
 """
 
 
 class Encoder(Protocol):
-    """A frozen encoder, ready to run."""
+    """A loaded, frozen encoder."""
 
     name: str
     view: View
     shape: tuple[int, int]
     """(K, D)."""
     batch_size: int
-    """Batches always have this many clips; the last one is padded. It decides the last bits, so the spec names it."""
+    """Number of clips in every batch; the last batch is padded. It decides the last bits, so the spec names it."""
+    needs_valid: bool = False
+    """Whether `pool` averages over the clip's own duration only and therefore needs `num_valid` of every clip."""
+    notices: Sequence[str] = ()
+    """Lines about the loaded encoder for the user; the command line prints them."""
 
     def spec(self, stored_dtype: str) -> Spec:
-        """Everything that decides the stored bytes."""
+        """Return everything that decides the stored bytes."""
         ...
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
-        """One clip: (S,) float32 or (F, H, W, 3) uint8 in, the network's fixed-shape input (without batch) out.
+        """Turn the view of one clip, (S,) float32 or (F, H, W, 3) uint8, into the network's input without batch axis.
 
         Raises:
             MediaError: the clip is at fault; it is recorded as failed. Any other error stops the run.
         """
         ...
 
-    def forward(self, batch: np.ndarray) -> Any:
-        """(B, …) preprocessed inputs in, torch tensor of encoder tokens (B, T, D) out, on the device."""
+    def forward(self, batch: np.ndarray) -> torch.Tensor:
+        """Encode (B, …) preprocessed inputs to (B, T, D) encoder tokens on the encoder's device."""
         ...
 
-    def pool(self, tokens: Any) -> Any:
-        """(B, T, D) in, (B, K, D) float32 out, on the device.
+    def num_valid(self, view: np.ndarray) -> int:
+        """Return how many of the T tokens the clip fills, at least 1; called only if `needs_valid`."""
+        raise NotImplementedError(f"{self.name}: needs_valid without num_valid")
 
-        An encoder that averages over a clip's own duration alone says so with `needs_valid = True`, offers
-        `num_valid(view) -> int`, how many of the T tokens a clip fills, and takes them here: `pool(tokens, valid)`,
-        one number a clip.
+    def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+        """Average (B, T, D) encoder tokens to (B, K, D) float32 on the device.
+
+        Args:
+            valid: `num_valid` of each of the B clips; passed if and only if `needs_valid`.
         """
         ...
 
 
-class EncoderFactory(Protocol):
-    """What an entry point names: usually the encoder class itself.
-
-    It may also offer `plan_shape(weights, options) -> (K, D)`, which reads no weights: `fcache plan` asks for it.
-    An encoder may have `notices`, a list of lines that the command line shows once it is loaded; a classmethod
-    `plan_notices(weights, options)` gives `fcache plan` the same lines, without reading weights.
-    """
+class RegisteredEncoder(Encoder, Protocol):
+    """An encoder that is opened by its name: the class that an entry point names."""
 
     default_weights: str
+    """Checkpoint folder or hub id that `open` loads if the user names no weights."""
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> Encoder:
-        """Load strictly. Raises WeightsError, or EncoderError for an unknown option."""
+        """Load every weight of the network, or fail.
+
+        Raises:
+            WeightsError: the weights are missing, incomplete or of another architecture.
+            EncoderError: unknown option, device or dtype.
+        """
+        ...
+
+    @classmethod
+    def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
+        """Return (K, D) for `fcache plan`. The default loads the encoder; an override reads its config only."""
+        return cls.open(weights, "cpu", "float32", options).shape
+
+    @classmethod
+    def plan_notices(cls, weights: str | None, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return `notices` for `fcache plan`, from the checkpoint's config only."""
+        return ()
+
+
+class ExportableEncoder(RegisteredEncoder, Protocol):
+    """An encoder that an exported model runs, from a spec and a network with weights, without a checkpoint.
+
+    `fusion_train.remote.encoding.EXPORTABLE` lists the exportable classes: an exported folder cannot read entry points.
+    """
+
+    network: FrozenNetwork | None
+    """The network that the exported model holds; None after `from_spec` without a network."""
+
+    @classmethod
+    def open(
+        cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]
+    ) -> ExportableEncoder:
+        """Load as `RegisteredEncoder.open`."""
+        ...
+
+    def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Encode as `Encoder.forward`; an exported model passes tensors."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON values from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
+        ...
+
+    @classmethod
+    def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> ExportableEncoder:
+        """Build the encoder of a spec around a loaded network.
+
+        Without a network only `view`, `shape`, `preprocess`, `needs_valid` and `num_valid` can be used.
+        """
+        ...
+
+    @classmethod
+    def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        """Return the network without its weights."""
+        ...
+
+    @classmethod
+    def options_of(cls, spec: Spec) -> dict[str, Any]:
+        """Return the options with which `open` gives an encoder of this spec."""
         ...
 
 
+class _PerturbedEncoder(Encoder):
+    """An encoder that perturbs every view before the wrapped encoder preprocesses it."""
+
+    def __init__(self, encoder: Encoder, perturbation: Perturbation) -> None:
+        self._encoder, self._perturbation = encoder, perturbation
+        self.name = encoder.name
+        self.view = encoder.view
+        self.shape = encoder.shape
+        self.needs_valid = encoder.needs_valid
+        self.notices = encoder.notices
+
+    @property
+    def batch_size(self) -> int:
+        return self._encoder.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._encoder.batch_size = size
+
+    def spec(self, stored_dtype: str) -> Spec:
+        """Return the encoder's spec, with the perturbation in its preprocessing."""
+        spec = self._encoder.spec(stored_dtype)
+        return replace(spec, preprocessing={**spec.preprocessing, SPEC_KEY: self._perturbation.as_json()})
+
+    def preprocess(self, view: np.ndarray) -> np.ndarray:
+        """Perturb the view, then preprocess it as the encoder does."""
+        return self._encoder.preprocess(self._perturbation.apply(view))
+
+    def forward(self, batch: np.ndarray) -> torch.Tensor:
+        """Encode as the encoder does."""
+        return self._encoder.forward(batch)
+
+    def num_valid(self, view: np.ndarray) -> int:
+        """Return the encoder's number of valid tokens; a perturbation does not change the length of a view."""
+        return self._encoder.num_valid(view)
+
+    def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+        """Average as the encoder does."""
+        return self._encoder.pool(tokens) if valid is None else self._encoder.pool(tokens, valid)
+
+
 def registered() -> dict[str, str]:
-    """Names of every installed encoder, and the object each names."""
+    """Return the name of every installed encoder, and the `module:class` that its entry point names."""
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
-def encoder_factory(name: str) -> EncoderFactory:
-    """Return what is registered under a name, without loading weights.
+def encoder_class(name: str) -> type[RegisteredEncoder]:
+    """Return the class that is registered under a name, without loading weights.
 
     Raises:
-        EncoderError: no encoder of this name; the near one is suggested.
+        EncoderError: no encoder of this name (the nearest name is suggested), or its class does not derive from
+            `RegisteredEncoder`.
     """
-    found = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
-    if not found:
-        known = sorted(registered())
+    point = next((point for point in entry_points(group=ENTRY_POINTS) if point.name == name), None)
+    if point is None:
+        names = sorted(registered())
         raise EncoderError(
             f'encoder "{name}"',
-            expected="one of " + ", ".join(known),
+            expected="one of " + ", ".join(names),
             got="no such encoder",
-            next_step=suggest(name, known).strip() or None,
+            next_step=suggest(name, names).strip() or None,
         )
-    return found[0].load()
+    encoder = point.load()
+    if not isinstance(encoder, type) or RegisteredEncoder not in encoder.__mro__:
+        raise EncoderError(
+            f'encoder "{name}"',
+            expected="a class that derives from featurecache.encoders.RegisteredEncoder",
+            got=point.value,
+            next_step="Add RegisteredEncoder to the bases of the class, which then inherits the optional members.",
+        )
+    return encoder
 
 
 def open_encoder(
@@ -126,30 +254,31 @@ def open_encoder(
     compute_dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """Load an encoder by its registered name, or by name and checkpoint in one, `hf-audio:facebook/hubert-base-ls960`.
+    """Load an encoder by its registered name, or by name and checkpoint: `hf-audio:facebook/hubert-base-ls960`.
 
-    The option `perturb`, which every encoder has, disturbs what the encoder is shown (`perturbations`).
+    Every encoder has the option `perturb`, which degrades the view before `preprocess` (`perturbation`).
 
     Raises:
-        EncoderError: no encoder of this name; the near one is suggested. An unknown perturbation.
+        EncoderError: no encoder of this name; the nearest name is suggested. An unknown perturbation.
         WeightsError: the weights are missing, incomplete or of another architecture.
     """
     registered_name, _, checkpoint = name.partition(":")
-    settings = dict(options or {})
-    asked = settings.pop(PERTURB_OPTION, None)
-    perturbation = None if asked is None else parse_perturbation(str(asked))
-    encoder = encoder_factory(registered_name).open(weights or checkpoint or None, device, compute_dtype, settings)
+    encoder_options = dict(options or {})
+    perturb = encoder_options.pop(PERTURB_OPTION, None)
+    perturbation = None if perturb is None else parse_perturbation(str(perturb))
+    encoder = encoder_class(registered_name).open(weights or checkpoint or None, device, compute_dtype, encoder_options)
     return encoder if perturbation is None else _perturbed(encoder, perturbation)
 
 
 def _perturbed(encoder: Encoder, perturbation: Perturbation) -> Encoder:
     view = encoder.view
-    shown = "sound" if isinstance(view, AudioView) else "frames"
-    single = perturbation.name == "drop-frames" and isinstance(view, FramesView) and view.count == 1
-    if perturbation.of != shown or single:
+    medium = "sound" if isinstance(view, AudioView) else "frames"
+    single_frame = isinstance(view, FramesView) and view.count == 1
+    needs_more_frames = perturbation.name == "drop-frames" and single_frame
+    if perturbation.medium != medium or needs_more_frames:
         raise EncoderError(
             f"{encoder.name}.{PERTURB_OPTION}",
-            expected=f"one for {'a single frame' if single else shown}",
-            got=f'"{perturbation.name}", which is for {"several frames" if single else perturbation.of}',
+            expected=f"one for {'a single frame' if needs_more_frames else medium}",
+            got=f'"{perturbation.name}", which is for {"several frames" if needs_more_frames else perturbation.medium}',
         )
-    return PerturbedEncoder(encoder, perturbation)  # type: ignore[return-value]
+    return _PerturbedEncoder(encoder, perturbation)

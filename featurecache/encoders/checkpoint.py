@@ -1,8 +1,9 @@
-"""Read part of a Hugging Face checkpoint strictly: a folder, or a model on the hub, in safetensors.
+"""Load one network of a Hugging Face checkpoint strictly: from a folder or from the hub, in safetensors.
 
-Only the tensors under one prefix are read, so the vision tower of a BLIP-2 checkpoint, or the encoder of Whisper, loads
-without the language model beside it. Every tensor of the network must be there, in its shape, and no other: nothing is
-ever left at its random initialisation. Pickled weights (`pytorch_model.bin`) are not read.
+Only tensors under one prefix are read, so the vision tower of a BLIP-2 checkpoint, or the encoder of Whisper, loads
+without the language model in the same checkpoint. The checkpoint must hold every tensor of the network in its shape,
+and no other under the prefix, so no tensor keeps its random initialisation. Pickled weights (`pytorch_model.bin`) are
+not read. This module also reads the options of encoders (`read_options`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LAVIS_SUFFIX = ".pth"
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep bars and notices of transformers off the terminal inside the block; its errors are raised all the same."""
+    """Hide progress bars and log lines of transformers inside the block; errors are still raised."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -41,7 +42,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 class Checkpoint:
-    """A checkpoint folder or hub id, of which files are fetched as they are needed."""
+    """A checkpoint folder or hub id; files of the hub are fetched when they are read."""
 
     def __init__(self, weights: str, encoder: str) -> None:
         self.weights, self.encoder = weights, encoder
@@ -49,14 +50,14 @@ class Checkpoint:
         self._is_folder = self._folder.is_dir()
         looks_local = weights.startswith((".", "/", "~")) or weights.count("/") != 1
         self.single_file = self._folder if self._folder.suffix == LAVIS_SUFFIX and self._folder.is_file() else None
-        """Weights in a file of their own (LAVIS' eva_vit_g.pth), without a config.json."""
+        """The weight file, if the checkpoint is one file without a config.json (LAVIS' eva_vit_g.pth)."""
         if not self._is_folder and looks_local and self.single_file is None:
             raise self.error(
                 expected="a checkpoint folder", got="a file" if self._folder.exists() else "no such folder"
             )
 
     def error(self, *, expected: str, got: str, problems: tuple[str, ...] | list[str] = ()) -> WeightsError:
-        """Return the error of this checkpoint, which always says how to name another."""
+        """Return an error about this checkpoint; its next step is always to name another checkpoint."""
         return WeightsError(
             f'{self.encoder}: weights "{self.weights}"',
             expected=expected,
@@ -67,27 +68,27 @@ class Checkpoint:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the weights came from, without a path: the folder's own name, or the hub id."""
+        """Origin of the weights without a path: the name of the folder, or the hub id."""
         if self.single_file is not None:
             return {"file": self.single_file.name}
         return {"folder": self._folder.resolve().name} if self._is_folder else {"hub": self.weights}
 
     def file(self, name: str, required: bool = False) -> Path | None:
-        """Return a file of the checkpoint, fetched from the hub where it is not here; None where there is none.
+        """Return a file of the checkpoint, fetched from the hub if necessary; None if the checkpoint has no such file.
 
-        Of the hub, an absent file is told from an unreachable hub only if it is `required`.
+        An absent file of the hub is distinguished from an unreachable hub only if the file is `required`.
 
         Raises:
             WeightsError: the hub cannot be reached or has no such model.
         """
         if self._is_folder:
-            path = self._folder / name
-            return path if path.is_file() else None
+            local_path = self._folder / name
+            return local_path if local_path.is_file() else None
         from transformers.utils import cached_file
 
         try:
             with quiet_transformers():
-                found = cached_file(
+                path = cached_file(
                     self.weights,
                     name,
                     _raise_exceptions_for_missing_entries=required,
@@ -96,7 +97,7 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             raise self.error(expected="a folder, or a model of the hub that can be fetched", got=first_line) from error
-        return None if found is None else Path(found)
+        return None if path is None else Path(path)
 
     def json(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the checkpoint.
@@ -116,7 +117,7 @@ class Checkpoint:
         return value
 
     def files_of(self, prefixes: tuple[str, ...] = ("",)) -> dict[str, Path]:
-        """Return the weight files that hold a tensor under one of the prefixes, by name inside the checkpoint.
+        """Return the weight files that hold a tensor under one of the prefixes, by file name.
 
         Raises:
             WeightsError: a file is missing, or the weights are pickled.
@@ -140,7 +141,7 @@ class Checkpoint:
     def load(self, network: torch.nn.Module, prefixes: tuple[str, ...]) -> dict[str, str]:
         """Fill `network` (built on the meta device) from the tensors under the first of `prefixes` that has any.
 
-        An empty prefix stands for a checkpoint of the network alone. Returns sha256 by weight file.
+        An empty prefix stands for a checkpoint that holds only this network. Returns sha256 by weight file.
 
         Raises:
             WeightsError: tensors missing, unexpected or of another shape (all are named), or a damaged file.
@@ -154,18 +155,18 @@ class Checkpoint:
         return {name: file_sha256(path) for name, path in files.items()}
 
     def fill(self, network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:
-        """Give `network` its tensors, in float32; `prefix` is what errors say before each name.
+        """Assign `tensors` to `network` in float32; errors name each tensor with `prefix` before its name.
 
         Raises:
             WeightsError: tensors missing, unexpected or of another shape; all are named.
         """
-        wanted = network.state_dict()
-        problems = [f"missing: {prefix}{key}" for key in wanted if key not in tensors]
-        problems += [f"unexpected: {prefix}{key}" for key in tensors if key not in wanted]
+        expected = network.state_dict()
+        problems = [f"missing: {prefix}{key}" for key in expected if key not in tensors]
+        problems += [f"unexpected: {prefix}{key}" for key in tensors if key not in expected]
         problems += [
-            f"shape of {prefix}{key}: expected {tuple(wanted[key].shape)}, got {tuple(tensor.shape)}"
+            f"shape of {prefix}{key}: expected {tuple(expected[key].shape)}, got {tuple(tensor.shape)}"
             for key, tensor in tensors.items()
-            if key in wanted and wanted[key].shape != tensor.shape
+            if key in expected and expected[key].shape != tensor.shape
         ]
         if problems:
             raise self.error(
@@ -177,10 +178,11 @@ class Checkpoint:
 
     @staticmethod
     def _read(files: Mapping[str, Path], prefixes: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], str]:
-        keys: dict[str, Path] = {}
+        """Return the tensors under the first prefix that any tensor has, without that prefix, and the prefix."""
+        keys: set[str] = set()
         for path in files.values():
             with safe_open(path, framework="pt") as opened:
-                keys.update(dict.fromkeys(opened.keys(), path))
+                keys.update(opened.keys())
         prefix = next((p for p in prefixes if any(key.startswith(p) for key in keys)), prefixes[0])
         tensors = {}
         for path in files.values():
@@ -192,13 +194,15 @@ class Checkpoint:
 
 
 def read_options(encoder: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the default of every known option with `options` laid over them.
+    """Return all options of an encoder: the user's `options`, and defaults for the others.
 
-    What is known of an option is its default, a whole number from 1 or a word; a tuple of words to choose from, the
-    first being the default; or None for a whole number that follows from elsewhere where it is not given.
+    Args:
+        known: option -> rule. A whole number is the default of an option that takes whole numbers from 1; a word is the
+            default of an option that takes words; a tuple holds the allowed words, the default first; None stands for
+            a whole number without a default.
 
     Raises:
-        EncoderError: an option that the encoder does not have, or a value of another kind.
+        EncoderError: an option that the encoder does not have, or a value that its rule does not allow.
     """
     for key, value in options.items():
         if key not in known:

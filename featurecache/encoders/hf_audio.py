@@ -1,9 +1,9 @@
 """`hf-audio:ID`: HuBERT, wav2vec 2.0, WavLM or data2vec-audio; a Whisper checkpoint opens the encoder `whisper`.
 
-Shapes: waveform (S,) at 16 kHz, cut to `seconds` and normalised over its own samples where the checkpoint asks for it,
-padded to a fixed length -> (T, D) at 20 ms a token -> (K, D). Padding is marked by NaN in the input, so that the
-network masks it where it was trained to (feature_extractor norm "layer"), and sees zeros otherwise, as published.
-Averages run over the clip's own duration (pooling "valid") unless told otherwise. It knows no file of a clip.
+Shapes: waveform (S,) at 16 kHz, cut to `seconds`, normalised over its own samples if the checkpoint says so, padded to
+a fixed length -> (T, D) at 20 ms per token -> (K, D). NaN marks padding in the input: networks that were trained with
+an attention mask (feature_extractor norm "layer") mask it, the others see zeros there, as published. By default,
+averages run over the clip's own duration (pooling "valid"). This module knows no file of a clip.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from featurecache.encoders import Encoder
+from featurecache.encoders import Encoder, RegisteredEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
-from featurecache.encoders.huggingface import AUDIO, Tapped, find_family, open_tap
+from featurecache.encoders.huggingface import AUDIO, TappedNetwork, find_family, open_tapped
 from featurecache.encoders.network import COMPILE
 from featurecache.encoders.pooling import average_sound
 from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
@@ -39,18 +39,22 @@ KNOWN_OPTIONS = {
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
 VARIANCE_FLOOR = 1e-7
 IMPLEMENTATION = 2
-"""Of pooling "valid" and of masked networks. 1 could average a clip over one token, where a feature with padded pooling
-ran beside it, and on a GPU chose the attention kernel by whether any clip of the batch was padded."""
+"""`implementation` of pooling "valid" and of masked networks.
+
+Implementation 1 could average a clip over one token only, if the same run also extracted a feature with pooling
+"padded"; on a GPU its attention kernel depended on whether any clip of the batch was padded.
+"""
 
 
-class HfAudioEncoder:
+class HfAudioEncoder(RegisteredEncoder):
     """A speech network of transformers."""
 
     name = "hf-audio"
     default_weights = "facebook/hubert-large-ls960-ft"
+    view: AudioView
 
-    def __init__(self, tapped: Tapped, preprocessor: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        self.network, self._tapped, self._options = tapped.loaded.network, tapped, options
+    def __init__(self, tapped: TappedNetwork, preprocessor: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        self.network, self._tapped, self._options = tapped.network, tapped, options
         config = tapped.loaded.config
         self.sampling_rate = int(preprocessor.get("sampling_rate", 16_000))
         self.view = AudioView(self.sampling_rate, float(options["seconds"]), options["channels"])
@@ -66,10 +70,10 @@ class HfAudioEncoder:
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> Encoder:
-        """Load strictly.
+        """Load every weight of the network, or fail.
 
-        Options: `tokens` (64), `pooling` (valid or padded), `seconds` (30, the most that is heard of a clip), `layer`
-        (all blocks), `norm` (final or none), `batch`, `channels` (mean or standard, as in Whisper), `compile`.
+        Options: `tokens` (64), `pooling` (valid or padded), `seconds` (30, the longest part of a clip that is encoded),
+        `layer` (all blocks), `norm` (final or none), `batch`, `channels` (mean or standard, as in Whisper), `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
@@ -78,23 +82,23 @@ class HfAudioEncoder:
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         if checkpoint.json("config.json").get("model_type") == "whisper":
             return WhisperEncoder.open(weights, device, compute_dtype, options)
-        chosen = read_options(cls.name, options, KNOWN_OPTIONS)
-        how = {key: chosen[key] for key in ("layer", "norm", "compile")}
-        tapped = open_tap(checkpoint, AUDIO, device, compute_dtype, **how)
-        return cls(tapped, checkpoint.json("preprocessor_config.json"), chosen)
+        settings = read_options(cls.name, options, KNOWN_OPTIONS)
+        tap = {key: settings[key] for key in ("layer", "norm", "compile")}
+        tapped = open_tapped(checkpoint, AUDIO, device, compute_dtype, **tap)
+        return cls(tapped, checkpoint.json("preprocessor_config.json"), settings)
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
-        """Return (K, D) from the checkpoint's config alone."""
+        """Return (K, D) from the checkpoint's config only."""
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         document = checkpoint.json("config.json")
         if document.get("model_type") == "whisper":
             return read_options("whisper", options, WHISPER_OPTIONS)["tokens"], int(document["d_model"])
         return read_options(cls.name, options, KNOWN_OPTIONS)["tokens"], find_family(checkpoint, AUDIO)[1].hidden_size
 
-    @staticmethod
-    def options_of(spec: Spec) -> dict[str, Any]:
-        """The options under which `open` gives an encoder of this spec."""
+    @classmethod
+    def options_of(cls, spec: Spec) -> dict[str, Any]:
+        """Return the options with which `open` gives an encoder of this spec."""
         return {
             "tokens": spec.pooling["tokens"],
             "pooling": spec.pooling["over"],
@@ -107,14 +111,14 @@ class HfAudioEncoder:
         }
 
     def spec(self, stored_dtype: str) -> Spec:
-        """Everything that decides the stored bytes."""
+        """Return everything that decides the stored bytes."""
         loaded = self._tapped.loaded
         return Spec(
             encoder=self.name,
             implementation=IMPLEMENTATION if self.needs_valid or self._masked else 1,
             weights=loaded.weights,
             architecture={**self._tapped.architecture, "batch": self.batch_size},
-            tap={**self._tapped.description, "asked": self._options["norm"]},
+            tap={**self._tapped.tap, "asked": self._options["norm"]},
             preprocessing={
                 "sampling_rate": self.sampling_rate,
                 "channels": self.view.channels,
@@ -134,7 +138,7 @@ class HfAudioEncoder:
         )
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
-        """(S,) float32 waveform in, (samples,) float32 out, NaN after the clip's own."""
+        """Normalise and pad an (S,) float32 waveform to (samples,) float32, with NaN after the clip's own samples."""
         samples = view[: self._samples].astype(np.float32, copy=False)
         if self._normalise and len(samples):
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + VARIANCE_FLOOR)
@@ -143,7 +147,7 @@ class HfAudioEncoder:
         return padded
 
     def num_valid(self, view: np.ndarray) -> int:
-        """(S,) waveform in, how many tokens its samples give out."""
+        """Return how many tokens the samples of an (S,) waveform give."""
         return max(1, self._num_tokens(min(len(view), self._samples)))
 
     def _num_tokens(self, samples: int) -> int:
@@ -153,23 +157,23 @@ class HfAudioEncoder:
         return samples
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
-        """(B, samples) float32 in, (B, T, D) out."""
+        """Encode (B, samples) float32 to (B, T, D)."""
         with self.network.running():
             values = self.network.tensor(batch)
             if not self._masked:
                 return self._tapped.module(torch.nan_to_num(values)).last_hidden_state
-            # One more token, always masked: transformers leaves a mask out where nothing is masked, so that the kernel,
-            # and with it a clip's last bits, would depend on whether its neighbours fill their time.
+            # One more token, always masked: transformers drops a mask without masked positions. Then the kernel, and
+            # so the last bits of a clip, would depend on whether the other clips of the batch have padding.
             values = F.pad(values, (0, math.prod(self._tapped.loaded.config.conv_stride)), value=math.nan)
-            heard = ~torch.isnan(values)
-            heard[:, :1] = True
-            tokens = self._tapped.module(torch.nan_to_num(values), attention_mask=heard.long()).last_hidden_state
+            is_sound = ~torch.isnan(values)
+            is_sound[:, :1] = True
+            tokens = self._tapped.module(torch.nan_to_num(values), attention_mask=is_sound.long()).last_hidden_state
             return tokens[:, :-1]
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
-        """(B, T, D) and, for pooling "valid", how many tokens each clip fills in; (B, K, D) float32 out.
+        """Average (B, T, D) to (B, K, D) float32; pooling "valid" averages the first `valid[b]` tokens of clip b.
 
         Raises:
-            EncoderError: pooling "valid" without these numbers.
+            EncoderError: pooling "valid" without `valid`.
         """
         return average_sound(tokens, self.shape[0], valid, over_valid=self.needs_valid, encoder=self.name)

@@ -1,27 +1,28 @@
 """`hf-image:ID` (CLIP, SigLIP, DINOv2, ViT) and `hf-video:ID` (VideoMAE).
 
 Shapes: F frames (H, W, 3) uint8 -> resized and cropped with Pillow as the checkpoint's preprocessor_config.json says,
-uint8 -> (F, side, side, 3); normalised on the device -> tokens -> (K, D).
+(F, side, side, 3) uint8 -> normalised on the device -> tokens -> (K, D).
 
-    hf-image  `frames` frames by `rule`, each alone through the network. pool = grid: patches averaged to grid × grid,
-              frame-major; cls: the CLS token; all: CLS, if there is one, then every patch
-    hf-video  as many frames as the network takes; patches of each of its T' moments averaged to grid × grid
+    hf-image  `frames` frames chosen by `rule`, encoded one by one. pool = grid: patches averaged to grid × grid,
+              frame-major; cls: the CLS token; all: CLS, if the network has one, then every patch
+    hf-video  as many frames as the network takes. The network turns each group of consecutive frames (a tubelet) into
+              one moment; the patches of each moment are averaged to grid × grid
 
-It knows no file of a clip.
+This module knows no file of a clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from featurecache.encoders import FRAMES_IMPLEMENTATION
+from featurecache.encoders import FRAMES_IMPLEMENTATION, RegisteredEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
-from featurecache.encoders.huggingface import IMAGE, VIDEO, Tapped, find_family, open_tap
+from featurecache.encoders.huggingface import IMAGE, VIDEO, TappedNetwork, find_family, open_tapped
 from featurecache.encoders.network import COMPILE
 from featurecache.encoders.pooling import average_over_grid
 from featurecache.errors import EncoderError
@@ -39,55 +40,46 @@ IMAGE_OPTIONS = {
 VIDEO_OPTIONS = {"rule": ("uniform", "window", "peak", "middle", "first"), "grid": 2, **_TAP}
 
 
-class Fit:
-    """How pictures are made to fit: numbers of preprocessor_config.json."""
+class FrameTransform:
+    """Resizing, cropping and normalising of frames as preprocessor_config.json describes it."""
 
     def __init__(self, document: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-        """Read them.
+        """Read the settings.
 
         Raises:
             WeightsError: a preprocessing of another kind.
         """
-        size = document.get("size") or {}
+        size: Any = document.get("size") or {}
         size = {"shortest_edge": size} if isinstance(size, int) else size
         if document.get("do_resize", True) and not ({"shortest_edge"} <= set(size) or {"height", "width"} <= set(size)):
             raise checkpoint.error(expected="a size of shortest_edge, or of height and width", got=repr(size))
-        crop = document.get("crop_size") if document.get("do_center_crop") else None
+        crop: Any = document.get("crop_size") if document.get("do_center_crop") else None
         crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
         if abs(document.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
             raise checkpoint.error(expected="rescale_factor 1/255", got=repr(document["rescale_factor"]))
         normalise = document.get("do_normalize", True)
-        self.size = size if document.get("do_resize", True) else None
+        self.size: dict[str, int] | None = size if document.get("do_resize", True) else None
         self.crop = (int(crop["height"]), int(crop["width"])) if crop else None
         self.resample = Image.Resampling(document.get("resample", Image.Resampling.BILINEAR))
         self.mean = list(document.get("image_mean", [0.5] * 3)) if normalise else [0.0] * 3
         self.std = list(document.get("image_std", [0.5] * 3)) if normalise else [1.0] * 3
-        whole = (int(size["height"]), int(size["width"])) if "height" in size else None
-        self.out = self.crop or whole or (0, 0)
-        if not min(self.out):
+        resized_shape = (int(size["height"]), int(size["width"])) if "height" in size else None
+        self.out_shape = self.crop or resized_shape or (0, 0)
+        if not min(self.out_shape):
             raise checkpoint.error(expected="a crop after resizing the shortest edge", got="pictures of any shape")
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 in, (height, width, 3) uint8 out."""
+        """Resize and crop (H, W, 3) uint8 to (height, width, 3) uint8."""
         picture = Image.fromarray(frame)
         if self.size:
-            picture = picture.resize(self._target(picture), self.resample)
+            picture = picture.resize(_resized(picture, self.size), self.resample)
         if not self.crop:
             return np.asarray(picture)
         top, left = (picture.height - self.crop[0]) // 2, (picture.width - self.crop[1]) // 2
         return np.asarray(picture.crop((left, top, left + self.crop[1], top + self.crop[0])))  # zeros outside
 
-    def _target(self, picture: Image.Image) -> tuple[int, int]:
-        """(width, height) after resizing."""
-        if "height" in self.size:
-            return int(self.size["width"]), int(self.size["height"])
-        short, long = sorted((picture.width, picture.height))
-        edge = int(self.size["shortest_edge"])
-        other = int(edge * long / short)
-        return (edge, other) if picture.width <= picture.height else (other, edge)
-
     def describe(self) -> dict[str, Any]:
-        """For the spec."""
+        """Return the fields of the spec's `preprocessing`."""
         return {
             "resize": self.size,
             "crop": list(self.crop) if self.crop else None,
@@ -97,27 +89,34 @@ class Fit:
         }
 
 
-class _HfVision:
-    """What pictures and video share."""
+def _resized(picture: Image.Image, size: Mapping[str, int]) -> tuple[int, int]:
+    """Return (width, height) of a picture after resizing; `size` has height and width, or the shortest edge."""
+    if "height" in size:
+        return int(size["width"]), int(size["height"])
+    short, long = sorted((picture.width, picture.height))
+    short_edge = int(size["shortest_edge"])
+    long_edge = int(short_edge * long / short)
+    return (short_edge, long_edge) if picture.width <= picture.height else (long_edge, short_edge)
 
-    name: str
-    default_weights: str
+
+class _HfVisionEncoder(RegisteredEncoder):
+    """Shared by both encoders: preprocessing, normalising and most of the spec."""
+
     view: FramesView
-    shape: tuple[int, int]
 
-    def __init__(self, tapped: Tapped, fit: Fit, options: Mapping[str, Any]) -> None:
-        self.network, self._tapped, self._fit, self._options = tapped.loaded.network, tapped, fit, options
-        self._mean = torch.tensor(fit.mean, device=self.network.device).view(3, 1, 1)
-        self._std = torch.tensor(fit.std, device=self.network.device).view(3, 1, 1)
+    def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
+        self.network, self._tapped, self._transform, self._options = tapped.network, tapped, transform, options
+        self._mean = torch.tensor(transform.mean, device=self.network.device).view(3, 1, 1)
+        self._std = torch.tensor(transform.std, device=self.network.device).view(3, 1, 1)
         on_cuda = self.network.device.type == "cuda"
         self.batch_size = options["batch"] or (4 if on_cuda else 1)
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
-        """(F, H, W, 3) uint8 in, (F, height, width, 3) uint8 out."""
-        return np.stack([self._fit(frame) for frame in view])
+        """Resize and crop (F, H, W, 3) uint8 to (F, height, width, 3) uint8."""
+        return np.stack([self._transform(frame) for frame in view])
 
     def _pixels(self, batch: np.ndarray) -> torch.Tensor:
-        """(…, H, W, 3) uint8 in, (…, 3, H, W) float32 normalised out."""
+        """Normalise (…, H, W, 3) uint8 to (…, 3, H, W) float32."""
         pixels = self.network.tensor(batch).movedim(-1, -3).float().div(255)
         return (pixels - self._mean) / self._std
 
@@ -128,8 +127,8 @@ class _HfVision:
             implementation=FRAMES_IMPLEMENTATION,
             weights=loaded.weights,
             architecture={**self._tapped.architecture, "batch": self.batch_size},
-            tap={**self._tapped.description, "asked": self._options["norm"]},
-            preprocessing={"frames": self.view.count, "frame_rule": self.view.rule, **self._fit.describe()},
+            tap={**self._tapped.tap, "asked": self._options["norm"]},
+            preprocessing={"frames": self.view.count, "frame_rule": self.view.rule, **self._transform.describe()},
             pooling=pooling,
             compute_dtype=self.network.compute_dtype,
             stored_dtype=stored_dtype,
@@ -148,22 +147,22 @@ class _HfVision:
         }
 
 
-class HfImageEncoder(_HfVision):
-    """A picture network of transformers, frame by frame."""
+class HfImageEncoder(_HfVisionEncoder):
+    """An image network of transformers that encodes frames one by one."""
 
     name = "hf-image"
     default_weights = "openai/clip-vit-large-patch14"
 
-    def __init__(self, tapped: Tapped, fit: Fit, options: Mapping[str, Any]) -> None:
-        super().__init__(tapped, fit, options)
+    def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
+        super().__init__(tapped, transform, options)
         self.view = FramesView(options["frames"], options["rule"], still=options["frames"] == 1)
-        patches = (fit.out[0] // tapped.loaded.config.patch_size) ** 2
-        tokens = _image_tokens(options, patches, tapped.family.prefix_tokens)
-        self.shape = (tokens, tapped.loaded.config.hidden_size)
+        num_patches = (transform.out_shape[0] // tapped.loaded.config.patch_size) ** 2
+        num_tokens = _num_image_tokens(options, num_patches, tapped.family.prefix_tokens)
+        self.shape = (num_tokens, tapped.loaded.config.hidden_size)
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> HfImageEncoder:
-        """Load strictly.
+        """Load every weight of the network, or fail.
 
         Options: `frames` (1), `rule` (peak, middle, first, window, uniform), `pool` (grid, cls or all), `grid` (4),
         `layer` (all blocks), `norm` (final or none), `batch`, `compile`.
@@ -172,36 +171,35 @@ class HfImageEncoder(_HfVision):
             WeightsError: the checkpoint is missing, incomplete or of another family.
             EncoderError: unknown option, device or dtype, or a CLS token that the family does not have.
         """
-        chosen = read_options(cls.name, options, IMAGE_OPTIONS)
+        settings = read_options(cls.name, options, IMAGE_OPTIONS)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
-        fit = _square(Fit(checkpoint.json("preprocessor_config.json"), checkpoint), checkpoint)
-        how = {key: chosen[key] for key in ("layer", "norm", "compile")}
-        tapped = open_tap(checkpoint, IMAGE, device, compute_dtype, **how)
-        return cls(tapped, fit, chosen)
+        transform = _square_transform(checkpoint)
+        tap = {key: settings[key] for key in ("layer", "norm", "compile")}
+        return cls(open_tapped(checkpoint, IMAGE, device, compute_dtype, **tap), transform, settings)
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
-        """Return (K, D) from the checkpoint's configs alone."""
-        chosen = read_options(cls.name, options, IMAGE_OPTIONS)
+        """Return (K, D) from the checkpoint's configs only."""
+        settings = read_options(cls.name, options, IMAGE_OPTIONS)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         family, config = find_family(checkpoint, IMAGE)
-        fit = Fit(checkpoint.json("preprocessor_config.json"), checkpoint)
-        tokens = _image_tokens(chosen, (fit.out[0] // config.patch_size) ** 2, family.prefix_tokens)
-        return tokens, config.hidden_size
+        transform = FrameTransform(checkpoint.json("preprocessor_config.json"), checkpoint)
+        num_patches = (transform.out_shape[0] // config.patch_size) ** 2
+        return _num_image_tokens(settings, num_patches, family.prefix_tokens), config.hidden_size
 
     @classmethod
     def options_of(cls, spec: Spec) -> dict[str, Any]:
-        """The options under which `open` gives an encoder of this spec."""
+        """Return the options with which `open` gives an encoder of this spec."""
         pooling = {"pool": spec.pooling["rule"], "grid": spec.pooling["grid"]}
         return cls._tap_options(spec) | pooling | {"frames": spec.preprocessing["frames"]}
 
     def spec(self, stored_dtype: str) -> Spec:
-        """Everything that decides the stored bytes."""
+        """Return everything that decides the stored bytes."""
         pooling = {"rule": self._options["pool"], "grid": self._options["grid"], "order": "frame, row, column"}
         return self._spec(pooling, stored_dtype)
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
-        """(B, F, side, side, 3) uint8 in, (B, F · tokens, D) out."""
+        """Encode (B, F, side, side, 3) uint8 to (B, F · tokens, D)."""
         with self.network.running():
             pixels = self._pixels(batch.reshape(-1, *batch.shape[2:]))
             other_size = pixels.shape[-1] != self._tapped.loaded.config.image_size
@@ -212,34 +210,34 @@ class HfImageEncoder(_HfVision):
             )
             return hidden.last_hidden_state.reshape(len(batch), -1, self.shape[1])
 
-    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, F · tokens, D) in, (B, K, D) float32 out."""
-        rule, before = self._options["pool"], self._tapped.family.prefix_tokens
+    def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+        """Average (B, F · tokens, D) to (B, K, D) float32, or take the CLS tokens or all tokens."""
+        rule, num_prefix = self._options["pool"], self._tapped.family.prefix_tokens
         with torch.inference_mode():
             if rule == "all":
                 return tokens.float()
             frames = tokens.reshape(len(tokens), self.view.count, -1, tokens.shape[-1])  # [b, f, tokens, d]
             if rule == "cls":
                 return frames[:, :, 0].float()
-            return average_over_grid(frames[:, :, before:].flatten(1, 2), self.view.count, self._options["grid"])
+            return average_over_grid(frames[:, :, num_prefix:].flatten(1, 2), self.view.count, self._options["grid"])
 
 
-class HfVideoEncoder(_HfVision):
+class HfVideoEncoder(_HfVisionEncoder):
     """A video network of transformers."""
 
     name = "hf-video"
     default_weights = "MCG-NJU/videomae-large"
 
-    def __init__(self, tapped: Tapped, fit: Fit, options: Mapping[str, Any]) -> None:
-        super().__init__(tapped, fit, options)
+    def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
+        super().__init__(tapped, transform, options)
         config = tapped.loaded.config
         self.view = FramesView(config.num_frames, options["rule"], still=False)
-        self.moments = config.num_frames // config.tubelet_size
-        self.shape = (self.moments * options["grid"] ** 2, config.hidden_size)
+        self.num_moments = config.num_frames // config.tubelet_size
+        self.shape = (self.num_moments * options["grid"] ** 2, config.hidden_size)
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> HfVideoEncoder:
-        """Load strictly.
+        """Load every weight of the network, or fail.
 
         Options: `rule` (uniform, or consecutive frames: window, peak, middle, first), `grid` (2), `layer` (all blocks),
         `norm` (final or none), `batch`, `compile`.
@@ -248,49 +246,60 @@ class HfVideoEncoder(_HfVision):
             WeightsError: the checkpoint is missing, incomplete or of another family.
             EncoderError: unknown option, device or dtype.
         """
-        chosen = read_options(cls.name, options, VIDEO_OPTIONS)
+        settings = read_options(cls.name, options, VIDEO_OPTIONS)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
-        fit = _square(Fit(checkpoint.json("preprocessor_config.json"), checkpoint), checkpoint)
-        how = {key: chosen[key] for key in ("layer", "norm", "compile")}
-        tapped = open_tap(checkpoint, VIDEO, device, compute_dtype, **how)
-        return cls(tapped, fit, chosen)
+        transform = _square_transform(checkpoint)
+        tap = {key: settings[key] for key in ("layer", "norm", "compile")}
+        return cls(open_tapped(checkpoint, VIDEO, device, compute_dtype, **tap), transform, settings)
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
-        """Return (K, D) from the checkpoint's config alone."""
-        chosen = read_options(cls.name, options, VIDEO_OPTIONS)
+        """Return (K, D) from the checkpoint's config only."""
+        settings = read_options(cls.name, options, VIDEO_OPTIONS)
         config = find_family(Checkpoint(weights or cls.default_weights, cls.name), VIDEO)[1]
-        return config.num_frames // config.tubelet_size * chosen["grid"] ** 2, config.hidden_size
+        return config.num_frames // config.tubelet_size * settings["grid"] ** 2, config.hidden_size
 
     @classmethod
     def options_of(cls, spec: Spec) -> dict[str, Any]:
-        """The options under which `open` gives an encoder of this spec."""
+        """Return the options with which `open` gives an encoder of this spec."""
         return cls._tap_options(spec) | {"grid": spec.pooling["grid"]}
 
     def spec(self, stored_dtype: str) -> Spec:
-        """Everything that decides the stored bytes."""
+        """Return everything that decides the stored bytes."""
         pooling = {"rule": "adaptive average over patches", "grid": self._options["grid"], "order": "time, row, column"}
         return self._spec(pooling, stored_dtype)
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
-        """(B, F, side, side, 3) uint8 in, (B, T, D) out, moment by moment."""
+        """Encode (B, F, side, side, 3) uint8 to (B, T, D), moment by moment."""
         with self.network.running():
             return self._tapped.module(self._pixels(batch)).last_hidden_state
 
-    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) in, (B, K, D) float32 out."""
+    def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+        """Average (B, T, D) to (B, K, D) float32."""
         with torch.inference_mode():
-            return average_over_grid(tokens, self.moments, self._options["grid"])
+            return average_over_grid(tokens, self.num_moments, self._options["grid"])
 
 
-def _square(fit: Fit, checkpoint: Checkpoint) -> Fit:
-    if fit.out[0] != fit.out[1]:
-        raise checkpoint.error(expected="square pictures", got=f"{fit.out[0]} x {fit.out[1]}")
-    return fit
+def _square_transform(checkpoint: Checkpoint) -> FrameTransform:
+    """Read the transform of a checkpoint.
+
+    Raises:
+        WeightsError: a preprocessing of another kind, or frames that are not square.
+    """
+    transform = FrameTransform(checkpoint.json("preprocessor_config.json"), checkpoint)
+    height, width = transform.out_shape
+    if height != width:
+        raise checkpoint.error(expected="square pictures", got=f"{height} x {width}")
+    return transform
 
 
-def _image_tokens(options: Mapping[str, Any], patches: int, prefix: int) -> int:
-    if options["pool"] == "cls" and not prefix:
+def _num_image_tokens(options: Mapping[str, Any], num_patches: int, num_prefix: int) -> int:
+    """Return the number of pooled tokens of all frames.
+
+    Raises:
+        EncoderError: pool=cls for a network without a CLS token.
+    """
+    if options["pool"] == "cls" and not num_prefix:
         raise EncoderError("hf-image.pool", expected="grid | all, for a network without a CLS token", got="'cls'")
-    each = {"cls": 1, "all": prefix + patches, "grid": options["grid"] ** 2}[options["pool"]]
-    return options["frames"] * each
+    tokens_per_frame = {"cls": 1, "all": num_prefix + num_patches, "grid": options["grid"] ** 2}[options["pool"]]
+    return options["frames"] * tokens_per_frame

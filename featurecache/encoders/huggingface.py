@@ -1,12 +1,13 @@
-"""Load one of several families of Hugging Face networks strictly, and tap it at any block.
+"""Load networks of several Hugging Face families strictly, and tap them after any block.
 
     sound     HuBERT, wav2vec 2.0, WavLM, data2vec-audio      (B, S) -> (B, T, D)          `hf-audio`
-    pictures  CLIP, SigLIP, DINOv2, ViT                       (B, 3, H, W) -> (B, T, D)    `hf-image`
+    frames    CLIP, SigLIP, DINOv2, ViT                       (B, 3, H, W) -> (B, T, D)    `hf-image`
     video     VideoMAE                                        (B, F, 3, H, W) -> (B, T, D) `hf-video`
 
-A family is one line of `FAMILIES`. Only the tower that gives tokens is loaded, from safetensors; heads and text towers
-of a checkpoint are left out, but every tensor of the tower must be there in its shape. Tokens leave after `layer`
-blocks, with the family's final norm or without. This module knows no media and no preprocessing.
+A family is one line of `AUDIO`, `IMAGE` or `VIDEO`. Only the tower that gives tokens is loaded, from safetensors; heads
+and text towers of a checkpoint are not. The checkpoint must hold every tensor of the tower in its shape. Tokens are the
+output of the first `layer` blocks, with or without the family's final norm. This module knows no media and no
+preprocessing.
 """
 
 from __future__ import annotations
@@ -21,42 +22,47 @@ import transformers
 from featurecache.encoders.checkpoint import Checkpoint, quiet_transformers
 from featurecache.encoders.network import (
     FrozenNetwork,
-    Loaded,
+    LoadedNetwork,
     block_count,
     compiled_fields,
     load_once,
+    required,
     resolve_compute_dtype,
     resolve_device,
-    tap,
+    tapped_network,
 )
 from featurecache.files.hashing import file_sha256
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a network are."""
+    """The classes of a network family in transformers, and the paths of its parts."""
 
     network: str
-    """Class of transformers."""
+    """Name of the network's class in transformers."""
     config: str
+    """Name of its config's class."""
     blocks: str
     """Dotted path of the list of blocks."""
     norm: str | None
-    """Dotted path of the norm after the last block; None where tokens leave without one."""
+    """Dotted path of the norm after the last block; None if the family has none."""
     prefix_tokens: int = 0
-    """Tokens before the patches: CLS."""
+    """Number of tokens before the patches: 1 for a CLS token."""
     settings: Mapping[str, Any] | None = None
-    """Further arguments of the class."""
+    """Further arguments of the network's class."""
 
 
-_SPEECH = {"blocks": "encoder.layers", "norm": None}
+def _speech(network: str, config: str) -> Family:
+    return Family(network, config, blocks="encoder.layers", norm=None)
+
+
 _CLIP = Family("CLIPVisionModel", "CLIPVisionConfig", "encoder.layers", None, 1)
 _SIGLIP = Family("SiglipVisionModel", "SiglipVisionConfig", "encoder.layers", "post_layernorm")
 AUDIO = {
-    "hubert": Family("HubertModel", "HubertConfig", **_SPEECH),
-    "wav2vec2": Family("Wav2Vec2Model", "Wav2Vec2Config", **_SPEECH),
-    "wavlm": Family("WavLMModel", "WavLMConfig", **_SPEECH),
-    "data2vec-audio": Family("Data2VecAudioModel", "Data2VecAudioConfig", **_SPEECH),
+    "hubert": _speech("HubertModel", "HubertConfig"),
+    "wav2vec2": _speech("Wav2Vec2Model", "Wav2Vec2Config"),
+    "wavlm": _speech("WavLMModel", "WavLMConfig"),
+    "data2vec-audio": _speech("Data2VecAudioModel", "Data2VecAudioConfig"),
 }
 IMAGE = {
     "clip": _CLIP,
@@ -67,38 +73,43 @@ IMAGE = {
     "vit": Family("ViTModel", "ViTConfig", "layers", "layernorm", 1, {"add_pooling_layer": False}),
 }
 VIDEO = {"videomae": Family("VideoMAEModel", "VideoMAEConfig", "encoder.layer", "layernorm")}
-NEVER_USED = ("masked_spec_embed", "mask_token", "position_ids")
-"""Parameters that only training reads."""
+TRAINING_ONLY = ("masked_spec_embed", "mask_token", "position_ids")
+"""Ends of the names of parameters that only training reads; a checkpoint may lack them."""
 
 
 @dataclass(eq=False)
-class Tapped:
-    """A network as one encoder runs it."""
+class TappedNetwork:
+    """A loaded network, truncated as one encoder runs it."""
 
-    loaded: Loaded
+    loaded: LoadedNetwork
+    network: FrozenNetwork
+    """The whole network."""
     module: torch.nn.Module
+    """The truncated network."""
     family: Family
-    description: dict[str, Any]
-    """The tap, for the spec."""
+    tap: dict[str, Any]
+    """The field `tap` of the spec."""
     architecture: dict[str, Any]
+    """The field `architecture` of the spec, without the batch size."""
 
 
 def find_family(checkpoint: Checkpoint, families: Mapping[str, Family]) -> tuple[Family, Any]:
-    """Return the family of a checkpoint and its config, that of the tower alone.
+    """Return the family of a checkpoint, and the config of its tower.
 
     Raises:
-        WeightsError: no checkpoint, or of no such family.
+        WeightsError: no checkpoint, or a checkpoint of another family.
     """
     document = checkpoint.json("config.json")
-    kind = document.get("model_type")
-    if kind not in families:
-        raise checkpoint.error(expected="a checkpoint of " + " | ".join(families), got=f"model_type {kind!r}")
-    family = families[kind]
-    part = document.get("vision_config", document) if kind in ("clip", "siglip") else document
-    return family, getattr(transformers, family.config).from_dict(part)
+    model_type = document.get("model_type")
+    if not isinstance(model_type, str) or model_type not in families:
+        raise checkpoint.error(expected="a checkpoint of " + " | ".join(families), got=f"model_type {model_type!r}")
+    family = families[model_type]
+    # CLIP and SigLIP checkpoints hold a text tower too; `vision_config` describes the tower that gives tokens.
+    config = document.get("vision_config", document) if model_type in ("clip", "siglip") else document
+    return family, getattr(transformers, family.config).from_dict(config)
 
 
-def open_tap(
+def open_tapped(
     checkpoint: Checkpoint,
     families: Mapping[str, Family],
     device: str,
@@ -107,33 +118,34 @@ def open_tap(
     layer: int | None,
     norm: str,
     compile: str,
-) -> Tapped:
-    """Load (or find, where another encoder holds it) the network of a checkpoint, and tap it.
+) -> TappedNetwork:
+    """Load the network of a checkpoint, or share it with an encoder that has it loaded, and truncate it.
 
     Raises:
         WeightsError: tensors of the tower missing, unexpected or of another shape, or pickled weights.
-        EncoderError: more blocks asked for than there are; no such device or dtype.
+        EncoderError: `layer` is larger than the number of blocks; no such device or dtype.
     """
     family, config = find_family(checkpoint, families)
-    place = resolve_device(device)
-    dtype = resolve_compute_dtype(compute_dtype, place)
+    torch_device = resolve_device(device)
+    dtype = resolve_compute_dtype(compute_dtype, torch_device)
     compiled_blocks = family.blocks if compile == "yes" else ""
-    key = (family.network, checkpoint.weights, str(place), dtype, compiled_blocks)
-    loaded = load_once(key, lambda: _load(checkpoint, family, config, place, dtype, compiled_blocks))
-    module = loaded.network.module
-    count = block_count(checkpoint.encoder, layer, config.num_hidden_layers)
-    final = _final_norm(family, config, module)
-    description = {
-        "module": family.network,
-        "blocks": count,
-        "norm": final if final and norm == "final" else "none",
-    }
-    return Tapped(
+    key = (family.network, checkpoint.weights, str(torch_device), dtype, compiled_blocks)
+    loaded = load_once(key, lambda: _load(checkpoint, family, config, torch_device, dtype, compiled_blocks))
+    network = required(loaded.network)
+    module: Any = network.module
+    num_blocks = block_count(checkpoint.encoder, layer, config.num_hidden_layers)
+    final_norm = _final_norm(family, config, module)
+    return TappedNetwork(
         loaded,
-        tap(module, family.blocks, count, final if norm == "none" else None),
+        network,
+        tapped_network(module, family.blocks, num_blocks, final_norm if norm == "none" else None),
         family,
-        description,
-        {
+        tap={
+            "module": family.network,
+            "blocks": num_blocks,
+            "norm": final_norm if final_norm and norm == "final" else "none",
+        },
+        architecture={
             "heads": config.num_attention_heads,
             "activation": config.hidden_act,
             "norm_eps": config.layer_norm_eps,
@@ -145,7 +157,8 @@ def open_tap(
 
 
 def _final_norm(family: Family, config: Any, module: torch.nn.Module) -> str | None:
-    if getattr(config, "do_stable_layer_norm", False):  # otherwise the same module normalises before the blocks
+    """Return the dotted path of the network's final norm; None if it has none."""
+    if getattr(config, "do_stable_layer_norm", False):  # without this setting that norm runs before the blocks
         return "encoder.layer_norm"
     return family.norm if family.norm and getattr(module, family.norm, None) is not None else None
 
@@ -157,22 +170,22 @@ def _load(
     device: torch.device,
     compute_dtype: str,
     compiled_blocks: str,
-) -> Loaded:
+) -> LoadedNetwork:
     files = checkpoint.files_of()
     settings = {"config": config, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     cls = getattr(transformers, family.network)
     try:
-        with quiet_transformers():  # ours names the missing tensors
+        with quiet_transformers():  # the error below names the missing tensors
             network, report = cls.from_pretrained(
                 next(iter(files.values())).parent, **settings, **(family.settings or {})
             )
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().partition("\n")[0].rstrip(".")
         raise checkpoint.error(expected="safetensors files that fit its config.json", got=first_line) from error
-    missing = [key for key in report["missing_keys"] if not key.endswith(NEVER_USED)]
+    missing = [key for key in report["missing_keys"] if not key.endswith(TRAINING_ONLY)]
     tower = family.blocks + "."
-    other = ("text_model.", "decoder.")
-    unexpected = [key for key in report["unexpected_keys"] if tower in key and not key.startswith(other)]
+    other_towers = ("text_model.", "decoder.")
+    unexpected = [key for key in report["unexpected_keys"] if tower in key and not key.startswith(other_towers)]
     problems = [f"missing: {key}" for key in sorted(missing)] + [f"unexpected: {key}" for key in sorted(unexpected)]
     problems += [
         f"shape of {entry[0]}: expected {tuple(entry[2])}, got {tuple(entry[1])}"
@@ -182,4 +195,4 @@ def _load(
         raise checkpoint.error(expected="every tensor of its config.json", got="other ones", problems=problems)
     hashes = {name: file_sha256(path) for name, path in files.items()}
     frozen = FrozenNetwork(network, device, compute_dtype, compiled_blocks)
-    return Loaded(frozen, config, hashes, checkpoint.provenance)
+    return LoadedNetwork(frozen, config, hashes, checkpoint.provenance)

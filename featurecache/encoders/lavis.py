@@ -1,12 +1,12 @@
-"""EVA-ViT-g as LAVIS publishes it: `eva_vit_g.pth`, a state dict with names of its own.
+"""Read EVA-ViT-g as LAVIS publishes it: `eva_vit_g.pth`, a state dict with LAVIS' own tensor names.
 
     blocks.I.norm1 | norm2 . weight | bias   blocks.I.attn.qkv.weight (3D, D)   blocks.I.attn.q_bias | v_bias (D)
     blocks.I.attn.proj   blocks.I.mlp.fc1 | fc2   cls_token (1, 1, D)   pos_embed (1, 257, D)   patch_embed.proj
-    optionally norm, or fc_norm in its place, and a head, which is left out
+    optionally norm, or fc_norm in its place, and a head, which is not read
 
-Nothing in it is executed (`torch_file`); names are mapped to Blip2VisionModel's, strictly.
-The key part of the qkv bias is zero, as in the published network. A file without a final norm (LAVIS cuts it) loads
-for the global tap alone. Depth, width and patch follow the tensors; heads are 88 channels each, as in EVA-ViT-g.
+No code in the file is executed (`torch_file`). Names are mapped strictly to those of Blip2VisionModel. The key part of
+the qkv bias is zero, as in the published network. A file without a final norm (LAVIS removes it) serves only the
+encoder `eva-global`. Depth, width and patch size follow the tensors; a head has 88 channels, as in EVA-ViT-g.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SPLIT_BIAS = re.compile(r"blocks\.(\d+)\.attn\.(q|v)_bias")
 def read_lavis(checkpoint: Checkpoint, path: Path) -> tuple[Blip2VisionConfig, dict[str, torch.Tensor], bool]:
     """Return the config, the tensors under Blip2VisionModel's names, and whether the file has the final norm.
 
-    Names that it does not know come through as they are, so that loading refuses them.
+    Unknown tensor names stay as they are, so that strict loading refuses them.
 
     Raises:
         WeightsError: not a state dict of tensors, or not of this network.
@@ -68,7 +68,7 @@ def read_lavis(checkpoint: Checkpoint, path: Path) -> tuple[Blip2VisionConfig, d
         raise checkpoint.error(expected="the tensors of LAVIS' eva_vit_g", got="none of: " + ", ".join(absent))
     has_norm = "norm.weight" in state or "fc_norm.weight" in state
     tensors = _renamed(state)
-    if not has_norm:  # never run: the global tap leaves it out
+    if not has_norm:  # never run: only eva-global opens such a file, and it has no final norm
         width = state["cls_token"].shape[-1]
         tensors |= {"post_layernorm.weight": torch.ones(width), "post_layernorm.bias": torch.zeros(width)}
     return _config(state), tensors, has_norm
@@ -80,7 +80,7 @@ def _config(state: dict[str, torch.Tensor]) -> Blip2VisionConfig:
     return Blip2VisionConfig(
         hidden_size=width,
         intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=1 + max(int(found[1]) for name in state if (found := BLOCK.fullmatch(name))),
+        num_hidden_layers=1 + max(int(block[1]) for name in state if (block := BLOCK.fullmatch(name))),
         num_attention_heads=max(1, width // HEAD_WIDTH),
         image_size=side * patch,
         patch_size=patch,
@@ -91,7 +91,7 @@ def _config(state: dict[str, torch.Tensor]) -> Blip2VisionConfig:
 
 def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
-    biases: dict[str, dict[str, torch.Tensor]] = {}
+    biases: dict[str, dict[str, torch.Tensor]] = {}  # block number -> "q" | "v" -> bias
     for name, tensor in state.items():
         if IGNORED.fullmatch(name):
             continue

@@ -1,11 +1,12 @@
-"""Run a frozen network at a chosen precision, cut it after any block, and share one copy in memory.
+"""Run a frozen network at a chosen precision, truncate it after any block, and share one copy in memory.
 
 float32 computes everything in float32. float16 and bfloat16 run matrix products in that dtype and keep the residual
 stream, norms and softmax in float32 (autocast), which costs no speed and keeps the precision of the sum over 40 blocks.
 
-A tap is a shallow copy of the network that shares every weight with it, whose list of blocks is cut and whose final
-norm may be left out; so one network in memory serves any number of taps. A shared network lives as long as an encoder
-holds it, so a sweep over token counts, or both EVA taps, load weights once. This module knows no family of networks.
+The tap of a spec is the place where tokens leave the network: the number of blocks, and the norm after them. A tapped
+network is a shallow copy that shares every weight with the whole network, so one network in memory serves any number of
+taps. A shared network lives as long as an encoder refers to it: an extraction with several token counts, or with both
+EVA encoders, loads the weights once. This module knows no network family.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ import torch
 from featurecache.errors import EncoderError, suggest
 
 COMPUTE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-ALIGNMENT_BYTES = 64  # of torch's own allocations
+ALIGNMENT_BYTES = 64  # torch aligns its own allocations to this
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device named, "auto" being CUDA where there is one.
+    """Return the device of a name; "auto" is CUDA if it is available, otherwise the CPU.
 
     Raises:
-        EncoderError: no such device here.
+        EncoderError: this machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
         raise EncoderError(
             f'device "{device}"',
@@ -45,11 +46,11 @@ def resolve_device(device: str) -> torch.device:
             got=str(error).partition("\n")[0].rstrip("."),
             next_step="Use --device cpu, cuda or cuda:N.",
         ) from error
-    return found
+    return resolved
 
 
 def resolve_compute_dtype(compute_dtype: str, device: torch.device) -> str:
-    """Return the dtype named, "auto" being float16 on CUDA and float32 elsewhere.
+    """Return the name of the compute dtype; "auto" is float16 on CUDA and float32 elsewhere.
 
     Raises:
         EncoderError: not one of the dtypes.
@@ -67,19 +68,19 @@ def resolve_compute_dtype(compute_dtype: str, device: torch.device) -> str:
 
 
 COMPILE = ("no", "yes")
-"""Values of the option `compile`, which every encoder of ours has: whether blocks go through torch.compile."""
+"""Values of the option `compile` of this package's encoders: whether blocks go through torch.compile."""
 
 
 def compiled_fields(compile_option: str) -> dict[str, str]:
-    """What the option adds to a spec's architecture: fused kernels round otherwise, so it decides the last bits."""
+    """Return the spec's architecture fields for the option `compile`: fused kernels round differently."""
     return {"compiled": "blocks"} if compile_option == "yes" else {}
 
 
 def align(module: torch.nn.Module) -> torch.nn.Module:
-    """Copy weights in main memory that do not begin where torch itself would put them; returns the module.
+    """Copy weights in main memory that are not aligned as torch aligns its own allocations; return the module.
 
-    A safetensors file is mapped, not copied, so its tensors begin anywhere, and CPU matrix kernels that start elsewhere
-    in a cache line sum in another order: the same weights from another file would give other last bits.
+    safetensors maps its file, so tensors start at any address. CPU matrix kernels sum in another order if a tensor
+    starts elsewhere in a cache line: without this, the same weights from another file would give other last bits.
     """
     with torch.no_grad():
         for tensor in module.parameters():
@@ -89,14 +90,14 @@ def align(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def round_products(network: torch.nn.Module, compute_dtype: str) -> torch.nn.Module:
-    """Round the weights of linear layers to the compute dtype, in place; returns the network.
+    """Round the weights of linear layers to the compute dtype, in place; return the network.
 
-    What autocast would round at every forward is rounded once; norms, convolutions and positions stay whole.
+    Autocast would round these weights at every forward pass. Norms, convolutions and positions stay in float32.
     """
     if compute_dtype != "float32":
-        for part in network.modules():
-            if isinstance(part, torch.nn.Linear):
-                part.to(COMPUTE_DTYPES[compute_dtype])
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.to(COMPUTE_DTYPES[compute_dtype])
     return network
 
 
@@ -106,14 +107,14 @@ class FrozenNetwork:
     def __init__(
         self, network: torch.nn.Module, device: torch.device, compute_dtype: str, compiled_blocks: str = ""
     ) -> None:
-        """Take over `network`; the blocks in the list at the dotted path `compiled_blocks` go through torch.compile."""
+        """Move `network` to the device; blocks in the list at the dotted path `compiled_blocks` are compiled."""
         self.device, self.compute_dtype = device, compute_dtype
         self._dtype = COMPUTE_DTYPES[compute_dtype]
         self.module = round_products(network.requires_grad_(False).eval(), compute_dtype)
         align(self.module.to(device))
         if compiled_blocks:
-            for block in self.module.get_submodule(compiled_blocks):
-                block.compile(dynamic=False)  # all blocks share one compiled graph a shape
+            for block in self.module.get_submodule(compiled_blocks).children():
+                block.compile(dynamic=False)  # all blocks share one compiled graph per shape
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -124,7 +125,7 @@ class FrozenNetwork:
             yield
 
     def tensor(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Copy a batch to the device, in its own dtype; to a GPU without waiting for what runs there."""
+        """Copy a batch to the device without changing its dtype; a copy to a GPU does not wait for running kernels."""
         if isinstance(batch, torch.Tensor):
             return batch.to(self.device)
         host = torch.from_numpy(np.ascontiguousarray(batch))
@@ -133,42 +134,56 @@ class FrozenNetwork:
         return host.to(self.device)
 
 
-_SWITCHES = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
-_SWITCHES += ((torch.backends.cudnn, "benchmark"),)
-_switched = threading.Lock()
-_running = 0
-_before: list[bool] = []
+_BACKEND_FLAGS: tuple[tuple[Any, str], ...] = (
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.backends.cudnn, "allow_tf32"),
+    (torch.backends.cudnn, "benchmark"),
+)
+_flags_lock = threading.Lock()
+_num_running = 0
+_flags_before: list[bool] = []
 
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Keep float32 products whole and cuDNN's choice of kernel fixed, whatever the process has set.
+    """Compute float32 products without TF32 and with a fixed choice of cuDNN kernels, whatever the process has set.
 
-    The switches belong to the process and several devices may be at work in it: the first to come sets them, the last
-    to go restores them.
+    The flags belong to the process, and threads of several devices run in it at once: the first thread to enter sets
+    the flags, the last thread to leave restores them.
     """
-    global _running, _before
-    with _switched:
-        if not _running:
-            _before = [getattr(place, name) for place, name in _SWITCHES]
-            for place, name in _SWITCHES:
-                setattr(place, name, False)
-        _running += 1
+    global _num_running, _flags_before
+    with _flags_lock:
+        if not _num_running:
+            _flags_before = [getattr(backend, flag) for backend, flag in _BACKEND_FLAGS]
+            for backend, flag in _BACKEND_FLAGS:
+                setattr(backend, flag, False)
+        _num_running += 1
     try:
         yield
     finally:
-        with _switched:
-            _running -= 1
-            if not _running:
-                for (place, name), value in zip(_SWITCHES, _before, strict=True):
-                    setattr(place, name, value)
+        with _flags_lock:
+            _num_running -= 1
+            if not _num_running:
+                for (backend, flag), value in zip(_BACKEND_FLAGS, _flags_before, strict=True):
+                    setattr(backend, flag, value)
+
+
+def required(network: FrozenNetwork | None) -> FrozenNetwork:
+    """Return the network of an encoder.
+
+    Raises:
+        RuntimeError: the encoder was built for preprocessing only and has no network.
+    """
+    if network is None:
+        raise RuntimeError("expected an encoder with a network, got one that only preprocesses")
+    return network
 
 
 def block_count(encoder: str, layer: int | None, available: int) -> int:
-    """Return how many blocks run: `layer`, or all where it is None.
+    """Return the number of blocks to run: `layer`, or all blocks if it is None.
 
     Raises:
-        EncoderError: more blocks than there are.
+        EncoderError: `layer` is larger than the number of blocks.
     """
     if layer is not None and layer > available:
         raise EncoderError(
@@ -177,43 +192,46 @@ def block_count(encoder: str, layer: int | None, available: int) -> int:
     return layer or available
 
 
-def tap(module: torch.nn.Module, blocks: str, count: int, norm: str | None) -> torch.nn.Module:
-    """Return a copy that runs the first `count` of the blocks at the dotted path `blocks`, and no norm at path `norm`.
+def tapped_network(module: torch.nn.Module, blocks: str, count: int, norm: str | None) -> torch.nn.Module:
+    """Return a copy that runs the first `count` blocks of the list at path `blocks`, without the norm at path `norm`.
 
-    With `norm` None the network's own final norm, if it has one, stays. Weights are shared, not copied.
+    Paths are dotted. With `norm` None the network keeps its final norm, if it has one. Weights are shared, not copied.
     """
-    kept = list(module.get_submodule(blocks))[:count]
-    tapped = _with(module, blocks.split("."), torch.nn.ModuleList(kept))
-    return tapped if norm is None else _with(tapped, norm.split("."), torch.nn.Identity())
+    first_blocks = list(module.get_submodule(blocks).children())[:count]
+    tapped = _with_submodule(module, blocks, torch.nn.ModuleList(first_blocks))
+    return tapped if norm is None else _with_submodule(tapped, norm, torch.nn.Identity())
 
 
-def _with(module: torch.nn.Module, path: list[str], replacement: torch.nn.Module) -> torch.nn.Module:
+def _with_submodule(module: torch.nn.Module, path: str, replacement: torch.nn.Module) -> torch.nn.Module:
+    """Return a shallow copy of `module` with the submodule at a dotted path replaced."""
+    name, _, inner_path = path.partition(".")
+    submodule = _with_submodule(module.get_submodule(name), inner_path, replacement) if inner_path else replacement
     changed = copy.copy(module)
-    inner = replacement if len(path) == 1 else _with(module._modules[path[0]], path[1:], replacement)  # type: ignore[arg-type]
-    changed._modules = {**module._modules, path[0]: inner}
+    changed._modules = {**module._modules, name: submodule}
     return changed.eval()
 
 
 @dataclass(eq=False)
-class Loaded:
-    """A network and what is to be said of it."""
+class LoadedNetwork:
+    """A network with the facts about its checkpoint that a spec names."""
 
     network: FrozenNetwork | None
-    """None where only preprocessing is wanted."""
+    """None if only preprocessing is needed."""
     config: Any
+    """The network's config of transformers."""
     weights: Mapping[str, str]
-    """sha256 by weight file."""
+    """Name of each weight file -> sha256."""
     provenance: Mapping[str, str]
 
 
-_loaded: weakref.WeakValueDictionary[tuple[str, ...], Loaded] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_loaded: weakref.WeakValueDictionary[tuple[str, ...], LoadedNetwork] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
 
 
-def load_once(key: tuple[str, ...], load: Callable[[], Loaded]) -> Loaded:
-    """Return what `load` gave for this key, as long as somebody holds it."""
-    with _lock:
-        found = _loaded.get(key)
-        if found is None:
-            found = _loaded[key] = load()
-        return found
+def load_once(key: tuple[str, ...], load: Callable[[], LoadedNetwork]) -> LoadedNetwork:
+    """Return the network that was loaded under `key`, or load it; it stays loaded while an encoder refers to it."""
+    with _loading:
+        loaded = _loaded.get(key)
+        if loaded is None:
+            loaded = _loaded[key] = load()
+        return loaded

@@ -1,9 +1,9 @@
-"""Average encoder tokens down to the fixed count that is stored.
+"""Average encoder tokens down to the fixed count that a store holds.
 
 Shapes: B clips, T encoder tokens in, K pooled tokens out, D encoder width. Output i is the mean of the tokens
-floor(i·T/K) … ceil((i+1)·T/K) − 1. Whisper-large-v3: (1500, 1280) at 20 ms a token -> (64, 1280) at 469 ms, padding
+floor(i·T/K) … ceil((i+1)·T/K) − 1. Whisper-large-v3: (1500, 1280) at 20 ms per token -> (64, 1280) at 469 ms, padding
 included. EVA-ViT-g: 16 frames of 16 × 16 patches -> 16 frames of 2 × 2, frame-major, then row, then column.
-Always computed in float32, whatever the encoder's dtype. Source: arXiv 2601.16449 section 4.2.
+Averages are computed in float32, whatever the encoder's dtype. Source: arXiv 2601.16449 section 4.2.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from featurecache.errors import EncoderError
 
 
 def windows(num_tokens: int, num_pooled: int) -> list[tuple[int, int]]:
-    """Return (first, one past the last) token of each of `num_pooled` averages over `num_tokens`."""
+    """Return (first, one past the last) of the tokens that each of `num_pooled` averages over `num_tokens` takes."""
     return [(i * num_tokens // num_pooled, -(-(i + 1) * num_tokens // num_pooled)) for i in range(num_pooled)]
 
 
 def average_over_time(tokens: torch.Tensor, num_pooled: int) -> torch.Tensor:
-    """(B, T, D) in, (B, num_pooled, D) float32 out."""
+    """Average (B, T, D) to (B, num_pooled, D) float32."""
     return F.adaptive_avg_pool1d(tokens.float().transpose(1, 2), num_pooled).transpose(1, 2).contiguous()
 
 
 def average_over_valid(tokens: torch.Tensor, valid: Sequence[int], num_pooled: int) -> torch.Tensor:
-    """(B, T, D) in, (B, num_pooled, D) float32 out: of clip b only the first `valid[b]` tokens; fewer are repeated."""
+    """Average the first `valid[b]` tokens of each clip b of (B, T, D) to (B, num_pooled, D) float32.
+
+    If a clip has fewer valid tokens than `num_pooled`, tokens repeat.
+    """
     return torch.cat([average_over_time(tokens[b : b + 1, : valid[b]], num_pooled) for b in range(len(tokens))])
 
 
 def average_sound(
     tokens: torch.Tensor, num_pooled: int, valid: Sequence[int] | None, *, over_valid: bool, encoder: str
 ) -> torch.Tensor:
-    """(B, T, D) in, (B, num_pooled, D) float32 out, over all tokens or over the valid ones.
+    """Average (B, T, D) to (B, num_pooled, D) float32 over all tokens, or with `over_valid` over the valid ones.
 
     Raises:
-        EncoderError: over the valid ones without their numbers.
+        EncoderError: `over_valid` without `valid`.
     """
     with torch.inference_mode():
         if not over_valid:
@@ -48,7 +51,7 @@ def average_sound(
 
 
 def average_over_grid(patches: torch.Tensor, num_frames: int, grid: int) -> torch.Tensor:
-    """(B, num_frames · side², D) raster patches in, (B, num_frames · grid², D) float32 out."""
+    """Average (B, num_frames · side², D) patches in raster order to (B, num_frames · grid², D) float32."""
     batch, num_patches, width = patches.shape  # [b, f·side·side, d]
     side = round((num_patches // num_frames) ** 0.5)
     squares = patches.float().reshape(batch * num_frames, side, side, width).permute(0, 3, 1, 2)  # [b·f, d, side, side]

@@ -1,9 +1,9 @@
-"""Whisper's encoder: what is said and how, 64 tokens a clip.
+"""Whisper's encoder: 64 tokens per clip for the words of its speech and the way they are spoken.
 
-Shapes: waveform (S,) at 16 kHz -> log-mel (128, 3000), 10 ms a frame, padded or cut to 30 s -> encoder (1500, 1280),
-20 ms a token, after its final LayerNorm -> adaptive average over time (64, 1280), 469 ms a token, padding included.
-Mel bins, frames and widths are the checkpoint's; the numbers here are whisper-large-v3's. The log-mel floor is taken
-per clip, so no clip changes another. Source: arXiv 2601.16449 section 4.2; transformers WhisperEncoder.
+Shapes: waveform (S,) at 16 kHz -> log-mel (128, 3000), 10 ms per frame, padded or cut to 30 s -> encoder (1500, 1280),
+20 ms per token, after its final LayerNorm -> adaptive average over time (64, 1280), 469 ms per token, padding included.
+The numbers are those of whisper-large-v3; mel bins, frames and widths follow the checkpoint. The log-mel floor is
+computed per clip, so no clip changes another. Source: arXiv 2601.16449 section 4.2; transformers WhisperEncoder.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperNetwork
 
+from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.network import (
     COMPILE,
     FrozenNetwork,
-    Loaded,
+    LoadedNetwork,
     block_count,
     compiled_fields,
     load_once,
+    required,
     resolve_compute_dtype,
     resolve_device,
-    tap,
+    tapped_network,
 )
 from featurecache.encoders.pooling import average_sound
 from featurecache.spec import Spec
@@ -35,7 +37,9 @@ from featurecache.views import CHANNELS, AudioView, Channels
 MEL_FRAMES_PER_TOKEN = 2  # the second convolution has stride 2
 PADDED_RULE = "adaptive average over time"
 VALID_RULE = "adaptive average over the clip's own time"
-VALID_IMPLEMENTATION = 2  # 1 may hold clips averaged over one token, where a feature with padded pooling ran beside it
+VALID_IMPLEMENTATION = 2
+"""`implementation` of pooling "valid". Implementation 1 could average a clip over one token only, if the same run also
+extracted a feature with pooling "padded"."""
 KNOWN_OPTIONS = {
     "tokens": 64,
     "pooling": ("padded", "valid"),
@@ -49,11 +53,12 @@ KNOWN_OPTIONS = {
 DEFAULT_BATCH = 16  # on a GPU; 1 elsewhere
 
 
-class WhisperEncoder:
+class WhisperEncoder(ExportableEncoder):
     """The encoder half of a Whisper checkpoint."""
 
     name = "whisper"
     default_weights = "openai/whisper-large-v3"
+    view: AudioView
 
     def __init__(
         self,
@@ -72,7 +77,7 @@ class WhisperEncoder:
         channels: Channels = "mean",
         compile: str = "no",
     ) -> None:
-        """Put together what `open` loads; without a network only `view`, `shape` and `preprocess` are of use."""
+        """Build the encoder from the parts that `open` loads; see `ExportableEncoder.from_spec` for no network."""
         self.network = network
         self._config, self._extractor = config, extractor
         self._weights, self._provenance = weights, provenance
@@ -86,27 +91,30 @@ class WhisperEncoder:
         on_cuda = network is not None and network.device.type == "cuda"
         self.batch_size = batch or (DEFAULT_BATCH if on_cuda else 1)
         whole = self.num_blocks == config.encoder_layers and norm == "final"
-        dropped = "layer_norm" if norm == "none" else None
-        self._tapped = None
+        removed_norm = "layer_norm" if norm == "none" else None
+        self._tapped: torch.nn.Module | None = None
         if network is not None:
-            self._tapped = network.module if whole else tap(network.module, "layers", self.num_blocks, dropped)
+            module = network.module
+            self._tapped = module if whole else tapped_network(module, "layers", self.num_blocks, removed_norm)
+        self._loaded: LoadedNetwork | None = None
+        """Refers to the shared network, so that `load_once` finds it for the next encoder of these weights."""
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> WhisperEncoder:
-        """Load strictly.
+        """Load every weight of the network, or fail.
 
         Options: `tokens` (64), `pooling` (padded, as published, or valid: over the clip's own duration), `layer` (all
         blocks), `norm` (final or none), `batch`, `mel` (host: decode workers compute the log-mel; device: the device
-        does, from the waveform, for GPUs that decode workers cannot keep busy), `channels` (mean, as published, or
-        standard: the down-mix of ITU-R BS.775, in which speech in the centre of 5.1 sound stays), `compile`.
+        computes it from the waveform, for GPUs that wait for decode workers), `channels` (mean, as published, or
+        standard: the down-mix of ITU-R BS.775, which keeps speech in the centre of 5.1 sound), `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
-        chosen = read_options(cls.name, options, KNOWN_OPTIONS)
-        place = resolve_device(device)
-        dtype = resolve_compute_dtype(compute_dtype, place)
+        settings = read_options(cls.name, options, KNOWN_OPTIONS)
+        torch_device = resolve_device(device)
+        dtype = resolve_compute_dtype(compute_dtype, torch_device)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         document = checkpoint.json("config.json")
         if document.get("model_type") != "whisper":
@@ -120,27 +128,28 @@ class WhisperEncoder:
                 got=f"{extractor.feature_size} in preprocessor_config.json",
             )
 
-        def load() -> Loaded:
+        def load() -> LoadedNetwork:
             with torch.device("meta"):
                 network = WhisperNetwork(config)
             hashes = checkpoint.load(network, prefixes=("model.encoder.", "encoder."))
-            frozen = FrozenNetwork(network, place, dtype, "layers" if chosen["compile"] == "yes" else "")
-            return Loaded(frozen, config, hashes, checkpoint.provenance)
+            frozen = FrozenNetwork(network, torch_device, dtype, "layers" if settings["compile"] == "yes" else "")
+            return LoadedNetwork(frozen, config, hashes, checkpoint.provenance)
 
-        loaded = load_once(("whisper", checkpoint.weights, str(place), dtype, chosen["compile"]), load)
-        encoder = cls(config, extractor, loaded.network, weights=loaded.weights, provenance=loaded.provenance, **chosen)
-        encoder._loaded = loaded  # kept, so that the next encoder of these weights shares the network
+        loaded = load_once(("whisper", checkpoint.weights, str(torch_device), dtype, settings["compile"]), load)
+        weights_of_spec, provenance = loaded.weights, loaded.provenance
+        encoder = cls(config, extractor, loaded.network, weights=weights_of_spec, provenance=provenance, **settings)
+        encoder._loaded = loaded
         return encoder
 
     @classmethod
     def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> WhisperEncoder:
-        """Build the encoder of a spec around a network that is loaded already, or around none."""
+        """Build the encoder of a spec around a loaded network, or around none for preprocessing."""
         config, extractor = cls._read_settings(settings)
         return cls(config, extractor, network, weights=spec.weights, provenance=spec.provenance, **cls.options_of(spec))
 
-    @staticmethod
-    def options_of(spec: Spec) -> dict[str, Any]:
-        """The options under which `open` gives an encoder of this spec."""
+    @classmethod
+    def options_of(cls, spec: Spec) -> dict[str, Any]:
+        """Return the options with which `open` gives an encoder of this spec."""
         options = {
             "tokens": spec.pooling["tokens"],
             "pooling": "valid" if spec.pooling["rule"] == VALID_RULE else "padded",
@@ -155,27 +164,29 @@ class WhisperEncoder:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """JSON from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
+        """JSON values from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
         return {"config": self._config.to_dict(), "preprocessor": self._extractor.to_dict()}
 
     @classmethod
     def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
-        """The network without its weights."""
+        """Return the network without its weights."""
         return WhisperNetwork(cls._read_settings(settings)[0])
 
     @staticmethod
     def _read_settings(settings: Mapping[str, Any]) -> tuple[WhisperConfig, WhisperFeatureExtractor]:
         config = WhisperConfig.from_dict(dict(settings["config"]), attn_implementation="sdpa")
-        return config, WhisperFeatureExtractor.from_dict(dict(settings["preprocessor"]))
+        extractor = WhisperFeatureExtractor.from_dict(dict(settings["preprocessor"]))
+        assert isinstance(extractor, WhisperFeatureExtractor)  # `from_dict` may return more, with further arguments
+        return config, extractor
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
-        """Return (K, D) from the checkpoint's config alone."""
+        """Return (K, D) from the checkpoint's config only."""
         config = Checkpoint(weights or cls.default_weights, cls.name).json("config.json")
         return read_options(cls.name, options, KNOWN_OPTIONS)["tokens"], int(config.get("d_model", 0))
 
     def spec(self, stored_dtype: str) -> Spec:
-        """Everything that decides the stored bytes."""
+        """Return everything that decides the stored bytes."""
         config, extractor = self._config, self._extractor
         return Spec(
             encoder=self.name,
@@ -207,14 +218,14 @@ class WhisperEncoder:
                 **({"mel": "device"} if self.mel == "device" else {}),
             },
             pooling={"rule": VALID_RULE if self.needs_valid else PADDED_RULE, "tokens": self.shape[0]},
-            compute_dtype=self.network.compute_dtype,
+            compute_dtype=required(self.network).compute_dtype,
             stored_dtype=stored_dtype,
             shape=self.shape,
             provenance=self._provenance,
         )
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
-        """(S,) float32 waveform in, (mel bins, mel frames) log-mel out, or with `mel` device the padded waveform."""
+        """Turn an (S,) float32 waveform into its (mel bins, mel frames) log-mel; with `mel` device only pad it."""
         if self.mel == "device":
             return np.pad(view[: self._samples], (0, max(0, self._samples - len(view)))).astype(np.float32, copy=False)
         mel = self._extractor(
@@ -227,31 +238,34 @@ class WhisperEncoder:
         )
         return mel["input_features"][0].astype(np.float32, copy=False)
 
-    def forward(self, batch: np.ndarray) -> torch.Tensor:
-        """(B, mel bins, mel frames) in, or (B, S) where the device computes the log-mel; (B, T, D) out."""
+    def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Encode (B, mel bins, mel frames), or (B, S) if the device computes the log-mel, to (B, T, D)."""
+        network = required(self.network)
+        assert self._tapped is not None
+        inputs = network.tensor(batch)
         if self.mel == "device":
             with torch.inference_mode():
-                # One by one: in a product of several, the last bits of a clip depend on how many there are.
-                batch = torch.stack([log_mel(clip, self._extractor) for clip in self.network.tensor(batch).float()])
-        with self.network.running():
-            return self._tapped(self.network.tensor(batch)).last_hidden_state
+                # Clip by clip: in a product over several clips, the last bits depend on the number of clips.
+                inputs = torch.stack([log_mel(waveform, self._extractor) for waveform in inputs.float()])
+        with network.running():
+            return self._tapped(inputs).last_hidden_state
 
     def num_valid(self, view: np.ndarray) -> int:
-        """(S,) waveform in, how many of the T tokens it fills out; the last one perhaps in part."""
+        """Return how many of the T tokens an (S,) waveform fills; the last of them may be filled in part."""
         samples_per_token = self._extractor.hop_length * MEL_FRAMES_PER_TOKEN
         return max(1, -(-min(len(view), self._samples) // samples_per_token))
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
-        """(B, T, D) and, for pooling "valid", how many tokens each clip fills in; (B, K, D) float32 out.
+        """Average (B, T, D) to (B, K, D) float32; pooling "valid" averages the first `valid[b]` tokens of clip b.
 
         Raises:
-            EncoderError: pooling "valid" without these numbers.
+            EncoderError: pooling "valid" without `valid`.
         """
         return average_sound(tokens, self.shape[0], valid, over_valid=self.needs_valid, encoder=self.name)
 
 
 def log_mel(waveform: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:
-    """(S,) float32 on any device -> (mel bins, mel frames) as the feature extractor computes it."""
+    """Return the (mel bins, mel frames) log-mel of (S,) float32 on any device, as the feature extractor computes it."""
     window = torch.hann_window(extractor.n_fft, device=waveform.device)
     spectrum = torch.stft(waveform, extractor.n_fft, extractor.hop_length, window=window, return_complex=True)
     power = spectrum[:, :-1].abs().square().contiguous()  # the product of a strided view is slow on CPUs

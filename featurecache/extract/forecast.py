@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips.clip_list import Clip, ClipList
-from featurecache.encoders import encoder_factory
-from featurecache.encoders.perturbed import PERTURB_OPTION
+from featurecache.encoders import encoder_class
+from featurecache.encoders.perturbation import PERTURB_OPTION
 from featurecache.errors import MediaError, WriteError
 from featurecache.extract.job import EncoderSettings, ExtractionJob
 from featurecache.extract.prepare import reason_of
@@ -62,14 +62,11 @@ def estimate_features(
     results = []
     for feature, settings in features.items():
         registered_name, _, checkpoint = settings.encoder.partition(":")
-        factory = encoder_factory(registered_name)
+        encoder = encoder_class(registered_name)
         weights = settings.weights or checkpoint or None
         encoder_options = {key: value for key, value in settings.options.items() if key != PERTURB_OPTION}
-        notices = factory.plan_notices(weights, encoder_options) if hasattr(factory, "plan_notices") else []
-        if hasattr(factory, "plan_shape"):
-            shape = factory.plan_shape(weights, encoder_options)
-        else:  # an encoder of a user need not offer plan_shape
-            shape = settings.open("cpu").shape
+        notices = encoder.plan_notices(weights, encoder_options)
+        shape = encoder.plan_shape(weights, encoder_options)
         clip_bytes = round(shape[0] * shape[1] * STORED_BYTES[stored_dtype])
         decided = num_decided.get(feature, 0)
         results.append(FeatureEstimate(feature, shape, num_clips, decided, clip_bytes, tuple(notices)))

@@ -77,7 +77,7 @@ class ExtractionJob:
 
 def encoder_notices(encoders: Mapping[str, Encoder]) -> list[str]:
     """Return the notices of opened encoders, which a command shows before it extracts."""
-    return [line for encoder in encoders.values() for line in getattr(encoder, "notices", ())]
+    return [line for encoder in encoders.values() for line in encoder.notices]
 
 
 OpenEncoder = Callable[[Spec], Encoder]

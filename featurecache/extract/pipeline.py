@@ -82,10 +82,10 @@ def pool_tokens(encoder: Encoder, tokens: Any, positions: Container[int], num_va
     Raises:
         KeyError: the encoder needs the number of valid tokens, and one of `positions` has none.
     """
-    if getattr(encoder, "needs_valid", False):
+    if encoder.needs_valid:
         # padding rows get 1: their pooled tokens are never stored
         valid = [num_valid[position] if position in positions else 1 for position in range(len(tokens))]
-        return encoder.pool(tokens, valid)  # type: ignore[call-arg]  # taken where needs_valid is True
+        return encoder.pool(tokens, valid)
     return encoder.pool(tokens)
 
 

@@ -199,9 +199,9 @@ def _encoder_input(
 ) -> EncoderInput:
     if isinstance(array, MediaError):
         return EncoderInput(source, failed=reason_of(array))
-    if not getattr(encoder, "needs_valid", False):
+    if not encoder.needs_valid:
         return EncoderInput(source, array)
-    num_valid = int(encoder.num_valid(view))  # type: ignore[attr-defined]  # offered where needs_valid is True
+    num_valid = int(encoder.num_valid(view))
     if num_valid < 1:
         raise EncoderError(f"{feature}: num_valid", expected="at least 1 token per clip", got=str(num_valid))
     return EncoderInput(source, array, num_valid=num_valid)

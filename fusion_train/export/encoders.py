@@ -19,8 +19,8 @@ import numpy as np
 from torch import nn
 
 import featurecache
-from featurecache.encoders import open_encoder
 from featurecache.encoders.eva import EvaGlobalEncoder
+from featurecache.encoders.network import required
 from featurecache.errors import suggest
 from featurecache.spec import Spec
 from featurecache.views import View
@@ -73,18 +73,18 @@ def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], devic
                 got=f'"{spec.encoder}"',
                 next_step="Features of other encoders train and evaluate, but cannot be exported yet.",
             )
-        # Any: the protocol does not have what an exportable encoder offers besides, its network and settings.
-        encoder: Any = open_encoder(
-            spec.encoder,
-            weights=weights.get(spec.encoder) or known_weights(spec),
-            device=device,
-            compute_dtype=spec.compute_dtype,
-            options=EXPORTABLE[spec.encoder].options_of(spec),
+        encoder_class = EXPORTABLE[spec.encoder]
+        encoder = encoder_class.open(
+            weights.get(spec.encoder) or known_weights(spec),
+            device,
+            spec.compute_dtype,
+            encoder_class.options_of(spec),
         )
         refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
-        same = (type(encoder.network.module), tuple(sorted(spec.weights.items())), spec.compute_dtype)
+        network = required(encoder.network).module
+        same = (type(network), tuple(sorted(spec.weights.items())), spec.compute_dtype)
         key = shared.setdefault(same, f"{spec.encoder.partition('-')[0]}{_number(attached.networks, spec)}")
-        attached.networks.setdefault(key, encoder.network.module)
+        attached.networks.setdefault(key, network)
         attached.views[modality] = encoder.view
         attached.settings.setdefault(key, encoder.settings)
         attached.entries[modality] = {"spec": as_document(spec), "network": key}
@@ -136,13 +136,8 @@ def make_zero_image(
     spec = featurecache.open_store(store)[name].spec
     if spec.encoder != EvaGlobalEncoder.name:
         raise ConfigError(f"{store}/{name}", expected=f"a feature of {EvaGlobalEncoder.name}", got=spec.encoder)
-    encoder: Any = open_encoder(  # an EvaGlobalEncoder
-        spec.encoder,
-        weights=weights or known_weights(spec),
-        device=device,
-        compute_dtype=spec.compute_dtype,
-        options=EvaGlobalEncoder.options_of(spec),
-    )
+    options = EvaGlobalEncoder.options_of(spec)
+    encoder = EvaGlobalEncoder.open(weights or known_weights(spec), device, spec.compute_dtype, options)
     refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, "image")
     side = encoder.pixels
     mean_colour = np.asarray(encoder.mean, np.float32) * 255

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featurecache.encoders import Encoder
+from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.network import FrozenNetwork
 from featurecache.extras import require
 from featurecache.files.publish import (
@@ -39,7 +39,7 @@ from featurecache.views import AudioView, View
 from fusion_train.errors import ExportError
 from fusion_train.export.export_run import refuse_occupied
 from fusion_train.predict.opening import OpenedModel
-from fusion_train.remote.encoding import needs_valid, rebuild_encoder
+from fusion_train.remote.encoding import rebuild_encoder
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
 
 LARGEST_DIFFERENCE = 1e-5
@@ -57,7 +57,7 @@ class _TracedNetwork(FrozenNetwork):
 class EncoderGraph(nn.Module):
     """Preprocessed inputs (B, …) -> pooled tokens (B, K, D), before the rounding of a store."""
 
-    def __init__(self, encoder: Encoder, network: nn.Module) -> None:
+    def __init__(self, encoder: ExportableEncoder, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self._encoder = encoder
@@ -142,7 +142,7 @@ def make_graphs(opened: OpenedModel) -> dict[str, tuple[nn.Module, tuple[Tensor,
             )
         network = _TracedNetwork(model.networks[entry["network"]], torch.device("cpu"), spec.compute_dtype)
         encoder = rebuild_encoder(spec, model.config.networks[entry["network"]], network)
-        if needs_valid(encoder):
+        if encoder.needs_valid:
             raise ExportError(
                 f"{modality} encoder",
                 expected="pooling over a fixed number of tokens",

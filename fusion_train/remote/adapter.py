@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from featurecache.encoders.checkpoint import Checkpoint
-from featurecache.encoders.network import align
+from featurecache.encoders.network import align, required
 from featurecache.errors import FingerprintError, WeightsError, suggest
 from featurecache.files.hashing import file_sha256
 from fusion_train.models.answering import plain_generation
@@ -149,7 +149,7 @@ def open_networks(config: EmotionLlamaConfig, weights: Mapping[str, str]) -> nn.
         refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
         key = config.encoders[modality]["network"]
         if key not in networks:
-            networks[key] = encoder.network.module
+            networks[key] = required(encoder.network).module
     return networks
 
 

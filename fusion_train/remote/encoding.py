@@ -13,17 +13,20 @@ from typing import Any
 
 import torch
 
-from featurecache.encoders import Encoder
+from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.eva import EvaGlobalEncoder, EvaTemporalEncoder
 from featurecache.encoders.network import FrozenNetwork
 from featurecache.encoders.whisper import WhisperEncoder
 from featurecache.errors import FingerprintError
 from featurecache.spec import Spec
 
-EXPORTABLE: dict[str, Any] = {
+EXPORTABLE: dict[str, type[ExportableEncoder]] = {
     encoder.name: encoder for encoder in (WhisperEncoder, EvaGlobalEncoder, EvaTemporalEncoder)
 }
-"""Name -> class of every encoder that an exported model can hold."""
+"""Name -> class of every encoder that an exported model can hold.
+
+A list in code, because an exported folder cannot read entry points; a test compares it with them.
+"""
 INPUTS = {"audio": "input_features", "image": "image_frames", "video": "video_frames"}
 """Modality -> name of its input of the model."""
 READ_AS = {
@@ -40,26 +43,22 @@ GROUP_TOKENS = 32
 """Tokens that share a scale in a quantised store; a test holds it equal to that of featurecache.store.quantize."""
 
 
-def rebuild_encoder(spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None = None) -> Encoder:
+def rebuild_encoder(spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None = None) -> ExportableEncoder:
     """Return the encoder of a spec, around a loaded network, or around none if it only preprocesses."""
     return EXPORTABLE[spec.encoder].from_spec(spec, settings, network)
 
 
-def encode(encoder: Any, spec: Spec, inputs: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
+def encode(
+    encoder: ExportableEncoder, spec: Spec, inputs: torch.Tensor, valid: Sequence[int] | None = None
+) -> torch.Tensor:
     """Encode preprocessed inputs (B, …); return tokens (B, K, D) as a store of this spec returns them.
 
     Args:
-        encoder: of `rebuild_encoder`.
-        valid: number of encoder tokens that each clip fills, for an encoder that pools over a clip's own duration.
+        valid: number of encoder tokens that each clip fills, for an encoder with `needs_valid`.
     """
     tokens = encoder.forward(inputs)
-    pooled = encoder.pool(tokens, valid) if needs_valid(encoder) else encoder.pool(tokens)
+    pooled = encoder.pool(tokens, valid) if encoder.needs_valid else encoder.pool(tokens)
     return as_stored(pooled, spec.stored_dtype)
-
-
-def needs_valid(encoder: Encoder) -> bool:
-    """Whether the pooling of an encoder needs the number of tokens that each clip fills."""
-    return getattr(encoder, "needs_valid", False)
 
 
 def refuse_other_encoder(opened: Spec, trained: Spec, modality: str) -> None:

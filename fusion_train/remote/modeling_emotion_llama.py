@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from featurecache.encoders import Encoder
+from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.network import FrozenNetwork, align, round_products
 from featurecache.errors import WeightsError
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
@@ -90,7 +90,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         self.recall = Recall(config.recall) if config.recall else None
         self.stand_ins = AbsentConstants(shapes) if config.absent == "visible" else None
         self._specs = config.specs
-        self._encoders_on: tuple[torch.device, dict[str, Encoder]] | None = None
+        self._encoders_on: tuple[torch.device, dict[str, ExportableEncoder]] | None = None
         self._announce_language_model()
         self.post_init()
 
@@ -165,7 +165,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         self.networks.eval()
         return self
 
-    def encoders(self) -> dict[str, Encoder]:
+    def encoders(self) -> dict[str, ExportableEncoder]:
         """Return modality -> encoder on the device of this model, rebuilt after a move.
 
         Raises:

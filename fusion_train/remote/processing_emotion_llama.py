@@ -30,7 +30,7 @@ from fusion_train.models.recall import RECALL_TOKEN
 from fusion_train.prompts.limits import PromptLimits, TooLong
 from fusion_train.prompts.prompt import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
 from fusion_train.remote.configuration_emotion_llama import read_spec
-from fusion_train.remote.encoding import INPUTS, needs_valid, rebuild_encoder
+from fusion_train.remote.encoding import INPUTS, rebuild_encoder
 
 logger = logging.get_logger(__name__)
 
@@ -170,7 +170,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
             if not isinstance(result, Absent):
                 views[name] = result
         inputs = {name: encoders[name].preprocess(view) for name, view in views.items()}
-        valid = {name: encoders[name].num_valid(view) for name, view in views.items() if needs_valid(encoders[name])}
+        valid = {name: encoders[name].num_valid(view) for name, view in views.items() if encoders[name].needs_valid}
         prompt_ids = self._prompt_ids(clip, clip_task, list(views), labels, question)
         return ClipInputs(clip.id, prompt_ids, views, inputs, valid)
 
@@ -183,7 +183,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
             inputs = _stack([clip.inputs.get(modality) for clip in clips])
             if inputs is not None:
                 data[INPUTS[modality]] = inputs
-        if any(map(needs_valid, self._preprocess.values())):
+        if any(encoder.needs_valid for encoder in self._preprocess.values()):
             data["valid"] = torch.tensor([[clip.valid.get(name, 0) for name in self.encoders] for clip in clips])
         return BatchFeature(data)
 

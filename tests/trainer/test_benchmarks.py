@@ -18,7 +18,7 @@ from test_train import run_training
 from toy import LABELS, feature_spec, make_config, write_features
 
 import featurecache
-from featurecache.encoders.perturbed import parse_perturbation
+from featurecache.encoders.perturbation import parse_perturbation
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation import predictions as asking

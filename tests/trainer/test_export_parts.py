@@ -16,6 +16,7 @@ from exporting import train_run
 from toy import save_llama
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
+from featurecache.encoders import ExportableEncoder, encoder_class, registered
 from featurecache.spec import Spec
 from featurecache.store.quantize import dequantise, quantise
 from fusion_train.errors import ExportError
@@ -25,9 +26,14 @@ from fusion_train.export.certificate import judge
 from fusion_train.export.export_run import ExportSources, export_run
 from fusion_train.export.weights import merge_lora
 from fusion_train.models.lora import add_lora
-from fusion_train.remote.encoding import as_stored
+from fusion_train.remote.encoding import EXPORTABLE, as_stored
 
 VARIANTS = sorted(point.name for point in entry_points(group=vendor.ENTRY_POINTS))
+
+
+def test_every_registered_encoder_that_can_be_exported_is_in_the_list_of_an_exported_model():
+    classes = {name: encoder_class(name) for name in registered()}
+    assert {name: kind for name, kind in classes.items() if ExportableEncoder in kind.__mro__} == EXPORTABLE
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
