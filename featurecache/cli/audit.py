@@ -113,7 +113,7 @@ COMMANDS = [audit, draw_map]
 
 def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> None:
     """Write the corrections that the decisions of a review sheet imply."""
-    from featurecache.clips.corrections import decided, dump_corrections
+    from featurecache.clips.corrections import corrections_of_review, dump_corrections
 
     if not decisions.is_file():
         raise ClipListError(
@@ -126,7 +126,7 @@ def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> No
         document = json.loads(decisions.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClipListError(str(decisions), expected="what a review sheet saved", got=str(error)) from error
-    corrections = decided(document if isinstance(document, dict) else {}, clips)
+    corrections = corrections_of_review(document if isinstance(document, dict) else {}, clips)
     replace_bytes(out, dump_corrections(corrections).encode())
     count = len(document.get("decisions", {}))
     say(f"{count} decided, {len(corrections)} changed: {out}; train with --set 'data.corrections=[{out.name}]'")

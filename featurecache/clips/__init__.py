@@ -1,1 +1,1 @@
-"""Clip lists: which clips there are, where their media lie, what is known of them."""
+"""Clip lists: the clips of a dataset, the paths of their media, and their labels and texts."""

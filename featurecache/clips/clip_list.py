@@ -1,6 +1,6 @@
-"""The clip list: which clips there are, where their media lie, what is known of them.
+"""The clip list: the clips of a dataset, the paths of their media, and their labels and texts.
 
-One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
+A clip list is a JSONL file with one line per clip. CSV, and with pyarrow Parquet, are read too:
 
     {"id": "a1", "video": "clips/a1.mp4", "text": "I see.", "split": "train", "dataset": "demo",
      "labels": {"emotion": "happy", "sentiment_score": 1.8}, "responses": {"reason": "…"},
@@ -8,26 +8,30 @@ One line a clip, JSONL (CSV and Parquet read too, the latter with pyarrow):
      "person": "the woman",
      "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "duration_s": 2.0, "crop": {"right": 0.5}}
 
-`id` and at least one of `video`, `audio`, `image` or `text` are needed; media paths are relative to the list. A label
-is a string, a list of strings or, under a name that ends in `_score`, a number; null and NaN are no label. A response
-is a text, a list of texts, or an object of label task to text (`responses`). Every problem of a list is reported at
-once, each with its line. This module opens no media file.
+`id` and at least one of `video`, `audio`, `image` or `text` are required; media paths are relative to the list. A label
+is a string, a list of strings or, if its name ends in `_score`, a number; null and NaN mean that there is no label. A
+response is a text, a list of texts, or an object from label task to text (`responses`). All problems of a list are
+reported together, each with its line. This module opens no media file.
+
+File names may be spelt in another Unicode form than the list spells them: macOS writes é as e and an accent (NFD),
+tables mostly use one character (NFC). Linux treats these as two names, so paths are compared in NFC where a file is
+not found (`with_media_found`).
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, overload
 
 from featurecache.clips.clip_rows import SCORE_SUFFIX, csv_rows, parquet_rows
 from featurecache.clips.crop import Crop, parse_crop
-from featurecache.clips.responses import Response, response_problem, without_nulls
-from featurecache.clips.unicode_names import spelt_otherwise
+from featurecache.clips.responses import Response, is_missing, response_problem, without_nulls
 from featurecache.errors import ClipListError, suggest
 from featurecache.files.jsonl import read_objects
 from featurecache.outside_text import shown
@@ -37,14 +41,14 @@ MAX_ID_BYTES = 255
 MAX_FRAMES = 2**31
 MAX_UNKNOWN_KEYS = 3
 MAX_DEPTH = 9
-"""Values of a clip are flatter than this; others are refused for what they are."""
+"""Nesting depth to which values are searched for invalid text; deeper values are refused by their own rule."""
 NO_VALUES = frozenset({"nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "NaT"})
-"""Texts that programs write where there is no value; none of them is a class."""
+"""Texts that programs write for a missing value; none of them is a class."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question of this clip's own and its answer; without a question the task's instruction asks."""
+    """One question about a clip, and its answer; without a question, the task's instruction is the question."""
 
     task: str
     answer: str
@@ -53,51 +57,56 @@ class Question:
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: media paths resolved against the list's folder, everything else as the list says."""
+    """One clip, with media paths resolved against the list's folder and all other values as in the list."""
 
     id: str
     video: Path | None = None
     audio: Path | None = None
-    """Sound in a file of its own; otherwise the sound track of `video` is used."""
+    """Sound in a separate file; without it the sound track of `video` is used."""
     image: Path | None = None
-    """A still; used as the global frame, also where there is a video."""
+    """A still image; it is the global frame even if the clip has a video."""
     text: str | None = None
     split: str | None = None
     dataset: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     responses: Mapping[str, Response] = field(default_factory=dict)
-    """Task -> text, list of texts, or object of label task -> text that argues for it; see `responses`."""
+    """Task -> text, list of texts, or object from label task to a text that argues for its label; see `responses`."""
     questions: tuple[Question, ...] = ()
-    """Any number for one task: captions, questions on a picture."""
+    """Any number per task: captions, questions about a picture."""
     person: str | None = None
-    """Who is meant, in the words of the prompt: `the woman`."""
+    """The person that the clip is about, in the words of a prompt: `the woman`."""
     speaker: str | None = None
     dialogue: str | None = None
-    """What clips may have in common; intervals are clustered by it."""
+    """Clips of one dialogue (or speaker) depend on each other; confidence intervals are clustered by it."""
     tags: tuple[str, ...] = ()
-    """What sets a clip apart (sarcasm, …): scores are given for the clips that have a tag and for the rest."""
+    """Properties of the clip (sarcasm, …); scores are also reported per tag, for clips with it and without it."""
     peak_frame: int | None = None
     """Index of the frame of strongest expression among the decoded frames of the clip."""
     start_s: float | None = None
     end_s: float | None = None
     duration_s: float | None = None
-    """How long the dataset's table says that the clip is; files of quite another length are named."""
+    """Length of the clip by the dataset's table; clips whose files have a very different length are reported."""
     crop: Crop | None = None
     """The part of every picture that this clip is about."""
 
 
 class ClipList(Sequence[Clip]):
-    """Clips in list order, also found by id."""
+    """Clips in list order, with lookup by id."""
 
     def __init__(self, clips: Iterable[Clip], notices: Iterable[str] = ()) -> None:
         self._clips = list(clips)
         self.notices = list(notices)
-        """What a person should know of the list, a line each."""
-        self._by_id = {clip.id: clip for clip in self._clips}
-        if len(self._by_id) != len(self._clips):
-            seen: set[str] = set()
-            twice = [clip.id for clip in self._clips if clip.id in seen or seen.add(clip.id)]  # type: ignore[func-returns-value]
-            raise ClipListError("clip list", expected="every id once", got=f"{len(twice)} repeated", problems=twice)
+        """Lines about the list for the user."""
+        self._by_id: dict[str, Clip] = {}
+        repeated: list[str] = []
+        for clip in self._clips:
+            if clip.id in self._by_id:
+                repeated.append(clip.id)
+            self._by_id[clip.id] = clip
+        if repeated:
+            raise ClipListError(
+                "clip list", expected="every id once", got=f"{len(repeated)} repeated", problems=repeated
+            )
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -105,7 +114,11 @@ class ClipList(Sequence[Clip]):
     def __iter__(self) -> Iterator[Clip]:
         return iter(self._clips)
 
-    def __getitem__(self, index):  # type: ignore[override, no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> ClipList: ...
+    def __getitem__(self, index: int | slice) -> Clip | ClipList:
         return ClipList(self._clips[index]) if isinstance(index, slice) else self._clips[index]
 
     @property
@@ -114,14 +127,14 @@ class ClipList(Sequence[Clip]):
 
     @property
     def splits(self) -> list[str]:
-        """Every split named, sorted."""
+        """Sorted names of all splits."""
         return sorted({clip.split for clip in self._clips if clip.split})
 
     def by_id(self, clip_id: str) -> Clip:
-        """Return one clip.
+        """Return the clip of an id.
 
         Raises:
-            ClipListError: no such id; the nearest one is suggested.
+            ClipListError: no clip has this id; the nearest id is suggested.
         """
         try:
             return self._by_id[clip_id]
@@ -134,26 +147,26 @@ class ClipList(Sequence[Clip]):
         """Return the clips of one split.
 
         Raises:
-            ClipListError: no clip has that split; the splits there are, are named.
+            ClipListError: no clip has this split; the existing splits are named.
         """
-        chosen = [clip for clip in self._clips if clip.split == split]
-        if not chosen:
+        clips_of_split = [clip for clip in self._clips if clip.split == split]
+        if not clips_of_split:
             raise ClipListError(
                 f'split "{split}"',
                 expected="one of " + (", ".join(self.splits) or "no split at all: the list names none"),
                 got="no clip",
                 next_step='Set "split" in the clip list.' + suggest(split, self.splits),
             )
-        return ClipList(chosen)
+        return ClipList(clips_of_split)
 
 
 def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipList:
     """Read and validate a clip list (.jsonl, .csv or .parquet).
 
-    Media paths are resolved against `media_root`, by default the list's own folder, and may not leave it.
+    Media paths are resolved against `media_root`, by default the folder of the list, and may not leave it.
 
     Raises:
-        ClipListError: no such file, unknown ending, empty, or any line with a problem; all lines are named.
+        ClipListError: no such file, an unknown ending, an empty list, or lines with problems; all lines are named.
     """
     path = Path(path)
     if not path.is_file():
@@ -172,9 +185,9 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
     clips: list[Clip] = []
     first_line: dict[str, int] = {}
     for line, row in reader(path):
-        found, clip = (row, None) if isinstance(row, str) else parse_row(row, root)
-        if found:
-            problems.append(f"line {line}: {found}")
+        problem, clip = (row, None) if isinstance(row, str) else parse_row(row, root)
+        if problem:
+            problems.append(f"line {line}: {problem}")
         if clip is not None:
             if clip.id in first_line:
                 problems.append(f'line {line}: id "{clip.id}" stands already on line {first_line[clip.id]}')
@@ -195,19 +208,46 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
 
 
 def with_media_found(clips: Iterable[Clip]) -> ClipList:
-    """Return the clips with media whose names are spelt in another Unicode form, and a notice of them."""
-    found: list[Clip] = []
-    respelt: list[str] = []
+    """Return the clips with the paths of files whose names have another Unicode form, and a notice about them."""
+    resolved: list[Clip] = []
+    respelt_ids: list[str] = []
     for clip in clips:
-        names = {kind: path for kind in MEDIA_KINDS if (path := getattr(clip, kind)) and not str(path).isascii()}
-        others = {kind: other for kind, path in names.items() if not path.exists() and (other := spelt_otherwise(path))}
-        respelt += [clip.id] if others else []
-        found.append(replace(clip, **others) if others else clip)
+        named = {kind: path for kind in MEDIA_KINDS if (path := getattr(clip, kind)) and not str(path).isascii()}
+        respelt: dict[str, Any] = {
+            kind: other for kind, path in named.items() if not path.exists() and (other := _in_other_form(path))
+        }
+        respelt_ids += [clip.id] if respelt else []
+        resolved.append(replace(clip, **respelt) if respelt else clip)
+    count = len(respelt_ids)
     notices = [
-        f"media of {len(respelt)} clip{'s' if len(respelt) > 1 else ''} found whose names are spelt in another Unicode"
-        f" form (as macOS does): {', '.join(respelt[:3])}{', …' if len(respelt) > 3 else ''}"
+        f"media of {count} clip{'s' if count > 1 else ''} found whose names are spelt in another Unicode"
+        f" form (as macOS does): {', '.join(respelt_ids[:3])}{', …' if count > 3 else ''}"
     ]
-    return ClipList(found, notices if respelt else ())
+    return ClipList(resolved, notices if respelt_ids else ())
+
+
+def _in_other_form(path: Path) -> Path | None:
+    """Return the file or folder whose name equals `path` in NFC; None if there is none, or more than one."""
+    resolved = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not (resolved / part).exists():
+            names = _names_by_nfc(resolved).get(unicodedata.normalize("NFC", part), ())
+            if len(names) != 1:
+                return None
+            part = names[0]
+        resolved /= part
+    return resolved
+
+
+@lru_cache(maxsize=256)
+def _names_by_nfc(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return the names in a folder, grouped by their NFC form."""
+    names: dict[str, tuple[str, ...]] = {}
+    if folder.is_dir():
+        for entry in sorted(folder.iterdir()):
+            form = unicodedata.normalize("NFC", entry.name)
+            names[form] = (*names.get(form, ()), entry.name)
+    return names
 
 
 _KEYS = [f.name for f in fields(Clip)]
@@ -215,7 +255,10 @@ _QUESTION_KEYS = [f.name for f in fields(Question)]
 
 
 def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
-    """Return (what is wrong, clip); the clip comes back wherever its id is sound, so that repeats are seen too."""
+    """Return the problems of a row as one text, empty if there are none, and its clip.
+
+    A row with problems but a valid id gives a clip with this id only, so that repeated ids are reported too.
+    """
     problems = _unknown_keys(row) + [
         f"{key}: expected text, got a lone surrogate (half a character of UTF-16)"
         for key in _KEYS
@@ -239,13 +282,13 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
             problems.append(f"{key}: expected a string, got {shown(value)}")
         values[key] = value
     for key, problem_of in (("labels", _label_problem), ("responses", _response_problem)):
-        value = {} if _is_none(row.get(key)) else row[key]
+        value = {} if is_missing(row.get(key)) else row[key]
         if isinstance(value, dict):
             if key == "responses":
                 value = {name: without_nulls(item) for name, item in value.items()}
-            value = {name: item for name, item in value.items() if not _is_none(item)}
-            found = ((name, problem_of(name, item)) for name, item in value.items())
-            problems += islice((f"{key}.{name[:80]}: {wrong}" for name, wrong in found if wrong), MAX_UNKNOWN_KEYS)
+            value = {name: item for name, item in value.items() if not is_missing(item)}
+            checked = ((name, problem_of(name, item)) for name, item in value.items())
+            problems += islice((f"{key}.{name[:80]}: {wrong}" for name, wrong in checked if wrong), MAX_UNKNOWN_KEYS)
         else:
             problems.append(f"{key}: expected an object of task to value, got {shown(value)}")
         values[key] = value
@@ -274,25 +317,20 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
 def _unknown_keys(row: Mapping[str, Any]) -> list[str]:
     unknown = [key for key in row if key not in _KEYS]
     more = [f"{len(unknown) - MAX_UNKNOWN_KEYS} more unknown keys"] if len(unknown) > MAX_UNKNOWN_KEYS else []
-    return [f'unknown key "{key[:80]}".{_near_key(key)}' for key in unknown[:MAX_UNKNOWN_KEYS]] + more
+    return [f'unknown key "{key[:80]}".{_suggested_key(key)}' for key in unknown[:MAX_UNKNOWN_KEYS]] + more
 
 
 @lru_cache(1024)
-def _near_key(key: str) -> str:
+def _suggested_key(key: str) -> str:
     return suggest(key, _KEYS) if len(key) <= MAX_ID_BYTES else ""
-
-
-def _is_none(value: Any) -> bool:
-    """null, or NaN, which tables have in its place."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _label_problem(name: str, value: Any) -> str:
     if name.endswith(SCORE_SUFFIX):
         return "" if _is_number(value) else f"expected a number, got {shown(value)}"
     if isinstance(value, list | tuple):
-        strange = [item for item in value if not isinstance(item, str) or not item.strip() or item in NO_VALUES]
-        return f"expected a list of names of classes, got {shown(strange[0])} in it" if strange else ""
+        invalid = [item for item in value if not isinstance(item, str) or not item.strip() or item in NO_VALUES]
+        return f"expected a list of names of classes, got {shown(invalid[0])} in it" if invalid else ""
     if not isinstance(value, str):
         return f"expected the name of a class, got {shown(value)}"
     if not value.strip() or value in NO_VALUES:
@@ -305,7 +343,7 @@ def _response_problem(name: str, value: Any) -> str:
 
 
 def _is_text(value: Any, *, paths: bool = False, depth: int = 0) -> bool:
-    """Whether every text in a value can be encoded; names of files may hold bytes that are not UTF-8."""
+    """Whether every text in a value can be encoded as UTF-8; file names may hold bytes that are not UTF-8."""
     if isinstance(value, str):
         try:
             return value.isascii() or bool(value.encode("utf-8", "surrogateescape" if paths else "strict"))
@@ -334,8 +372,8 @@ def _id_problem(clip_id: Any) -> str:
 def _path_problem(kind: str, value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         return f"{kind}: expected a path, got {shown(value)}"
-    if value[0] != "/" and not any(odd in value for odd in ("..", "\\", ":")):
-        return ""  # nearly every path; the rules below take longer than reading the line
+    if value[0] != "/" and not any(mark in value for mark in ("..", "\\", ":")):
+        return ""  # nearly every path; the checks below take longer than reading the line
     if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
         return f"{kind}: expected a path relative to the list, got {shown(value)} (for others use --media-root)"
     depth = 0
@@ -367,18 +405,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _questions(value: Any) -> tuple[str, tuple[Question, ...]]:
-    """Return (what is wrong, questions)."""
-    if not isinstance(value, list | tuple) or not all(isinstance(each, dict) for each in value):
+    """Return the first problem of the value, empty if there is none, and the questions."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, dict) for item in value):
         return f"questions: expected a list of objects of {', '.join(_QUESTION_KEYS)}, got {shown(value)}", ()
-    for number, each in enumerate(value):
-        unknown = [key for key in each if key not in _QUESTION_KEYS]
+    for number, item in enumerate(value):
+        unknown = [key for key in item if key not in _QUESTION_KEYS]
         if unknown:
             return f'questions[{number}]: unknown key "{unknown[0]}".{suggest(unknown[0], _QUESTION_KEYS)}', ()
         texts = [
-            each.get("task"),
-            each.get("answer"),
-            *([each["question"]] if each.get("question") is not None else []),
+            item.get("task"),
+            item.get("answer"),
+            *([item["question"]] if item.get("question") is not None else []),
         ]
         if not all(isinstance(text, str) and text for text in texts):
-            return f"questions[{number}]: expected texts for task and answer, got {shown(each)}", ()
-    return "", tuple(Question(**each) for each in value)
+            return f"questions[{number}]: expected texts for task and answer, got {shown(item)}", ()
+    return "", tuple(Question(**item) for item in value)

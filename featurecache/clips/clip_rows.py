@@ -1,8 +1,8 @@
-"""Rows of a clip list as the file has them: (line, object), or (line, what is wrong with it).
+"""Read the rows of a clip list from CSV and Parquet: pairs of line number and object, or line number and problem.
 
-JSONL, CSV with flat columns (`labels.emotion`, `responses.reason`, `responses.think.intent` and `crop.right` name
-nested values; an empty cell is no value; numbers are read where the clip list wants them; `tags` are separated by
-commas), Parquet. Knows no clip.
+Columns of CSV are flat: `labels.emotion`, `responses.reason`, `responses.think.intent` and `crop.right` name nested
+values. An empty cell is no value, numbers are read for keys that take numbers, and `tags` are separated by commas.
+Parquet may nest values or use the same flat columns. This module does not validate values.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from featurecache.files.table_rows import read_csv
 NESTED_KEYS = ("labels", "responses", "crop")
 NUMBER_KEYS = ("peak_frame", "start_s", "end_s", "duration_s")
 SCORE_SUFFIX = "_score"
-"""A label of such a name is a number: `labels.sentiment_score`."""
+"""End of the names of labels that are numbers: `labels.sentiment_score`."""
 
 Rows = Iterator[tuple[int, dict[str, Any] | str]]
 
 
 def csv_rows(path: Path) -> Rows:
-    """One row a clip under a header; cells of labels that no text can mean are read as what they spell."""
+    """Read CSV with a header and one row per clip; numbers, true, false and null in label cells are not text."""
     for line, row in read_csv(path):
         if isinstance(row, str):
             yield line, row
@@ -33,10 +33,10 @@ def csv_rows(path: Path) -> Rows:
 
 
 def parquet_rows(path: Path) -> Rows:
-    """One row a clip; needs pyarrow.
+    """Read Parquet with one row per clip; needs pyarrow.
 
     Raises:
-        ClipListError: no pyarrow, or no Parquet file.
+        ClipListError: pyarrow is not installed, or the file is not Parquet.
     """
     try:
         import pyarrow
@@ -51,19 +51,23 @@ def parquet_rows(path: Path) -> Rows:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ClipListError(str(path), expected="a Parquet file", got=str(error)) from error
     if len(set(names)) != len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ClipListError(str(path), expected="every column once", got=f'"{twice[:80]}" more than once')
+        repeated = next(name for index, name in enumerate(names) if name in names[:index])
+        raise ClipListError(str(path), expected="every column once", got=f'"{repeated[:80]}" more than once')
     for number, row in enumerate(rows, start=1):
-        kept = {key: value for key, value in row.items() if value is not None}
-        if isinstance(kept.get("crop"), dict):  # a struct has every edge in every row
-            kept["crop"] = {edge: value for edge, value in kept["crop"].items() if value is not None}
-        yield number, nest(kept, from_text=False)
+        values = {key: value for key, value in row.items() if value is not None}
+        if isinstance(values.get("crop"), dict):  # a Parquet struct has every edge in every row
+            values["crop"] = {edge: value for edge, value in values["crop"].items() if value is not None}
+        yield number, nest(values, from_text=False)
 
 
 def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any] | str:
-    """Gather `labels.emotion`, `responses.think.intent`, `crop.right` under their keys; read numbers where `from_text`.
+    """Collect `labels.emotion`, `responses.think.intent`, `crop.right` under their keys.
 
-    Returns what is wrong where a value stands twice: in `labels` and in a column of its own.
+    Args:
+        from_text: cells are text, from which numbers and tags are read.
+
+    Returns:
+        The nested row, or a problem if a value has two columns: in `labels` and in a column of its own.
     """
     nested: dict[str, Any] = {}
     for key, value in row.items():
@@ -71,17 +75,17 @@ def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any] | str:
         if dot and outer in NESTED_KEYS:
             if outer in row:
                 return f'expected either a column "{outer}" or columns "{outer}.…", got both'
-            inside = nested.setdefault(outer, {})
+            values = nested.setdefault(outer, {})
             if outer == "responses" and "." in inner:
                 inner, _, label = inner.partition(".")
-                inside = inside.setdefault(inner, {})
-                if not isinstance(inside, dict):
+                texts = values.setdefault(inner, {})
+                if not isinstance(texts, dict):
                     return f'expected either a column "responses.{inner}" or columns "responses.{inner}.…", got both'
-                inside[label] = value
-            elif inner in inside:
+                texts[label] = value
+            elif inner in values:
                 return f'expected either a column "{key}" or columns "{key}.…", got both'
             else:
-                inside[inner] = _cell(outer, inner, value) if from_text else value
+                values[inner] = _cell_value(outer, inner, value) if from_text else value
         elif from_text and key in NUMBER_KEYS:
             nested[key] = _number(value)
         elif from_text and key == "tags":
@@ -91,8 +95,8 @@ def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any] | str:
     return nested
 
 
-def _cell(outer: str, inner: str, cell: Any) -> Any:
-    """What a cell of text holds: labels of JSON's other types are spelt as JSON and Python spell them."""
+def _cell_value(outer: str, inner: str, cell: Any) -> Any:
+    """Return the value of a text cell; NaN, null, true, false and numbers of labels are spelt as in JSON and Python."""
     if not isinstance(cell, str):
         return cell
     if outer == "crop" or (outer == "labels" and inner.endswith(SCORE_SUFFIX)):

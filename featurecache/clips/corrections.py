@@ -1,9 +1,9 @@
-"""Corrected labels: kept beside a clip list and laid over it when it is read; the list itself is never edited.
+"""Label corrections: a file beside a clip list, applied when the list is read; the list itself is never edited.
 
-    {"id": "a1", "task": "emotion", "was": "happy", "label": "surprise"}      one line a clip
+    {"id": "a1", "task": "emotion", "was": "happy", "label": "surprise"}      one line per clip
 
-`was` is what the list says. Where it says something else by now, the correction is refused: it was made of another
-list. An exclusion is a clip list like any other; its clips are left out.
+`was` is the label in the list. A correction whose `was` differs from the list is refused, because it was made for
+another list. An exclusion is a clip list whose clips are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featurecache.outside_text import shown
 
 @dataclass(frozen=True)
 class Correction:
-    """One label that was decided to be wrong."""
+    """The correction of one wrong label."""
 
     id: str
     task: str
@@ -32,9 +32,10 @@ def load_corrections(path: str | Path) -> list[Correction]:
     """Read a file of corrections.
 
     Raises:
-        ClipListError: no such file, or lines that are none; all are named.
+        ClipListError: no such file, or lines that are no corrections; all are named.
     """
-    corrections, problems = [], []
+    corrections: list[Correction] = []
+    problems: list[str] = []
     try:
         for number, row in read_objects(Path(path)):
             problem = row if isinstance(row, str) else _problem(row)
@@ -56,25 +57,25 @@ def load_corrections(path: str | Path) -> list[Correction]:
 
 
 def _problem(row: Mapping[str, object]) -> str:
-    names = [each.name for each in fields(Correction)]
+    names = [field.name for field in fields(Correction)]
     if sorted(row) != sorted(names):
         return f"expected the keys {', '.join(names)}, got {shown(sorted(row))}"
-    strange = [name for name in names if not isinstance(row[name], str) or not row[name]]
-    return f"{strange[0]}: expected a text, got {shown(row[strange[0]])}" if strange else ""
+    invalid = [name for name in names if not isinstance(row[name], str) or not row[name]]
+    return f"{invalid[0]}: expected a text, got {shown(row[invalid[0]])}" if invalid else ""
 
 
 def dump_corrections(corrections: Iterable[Correction]) -> str:
-    """The text of a file of corrections."""
+    """Return the text of a file of corrections."""
     return dump_lines(map(asdict, corrections)).decode()
 
 
-def correct(clips: ClipList, corrections: Iterable[Correction]) -> ClipList:
+def apply_corrections(clips: ClipList, corrections: Iterable[Correction]) -> ClipList:
     """Return the clips with corrected labels.
 
     Raises:
-        ClipListError: a clip that is not in the list, or whose label is not what was corrected; all are named.
+        ClipListError: clips that are not in the list, or whose label is not the corrected one; all are named.
     """
-    wanted: dict[str, dict[str, Correction]] = {}
+    new_labels: dict[str, dict[str, str]] = {}  # clip id -> task -> label
     problems = []
     by_id = {clip.id: clip for clip in clips}
     for correction in corrections:
@@ -87,7 +88,7 @@ def correct(clips: ClipList, corrections: Iterable[Correction]) -> ClipList:
                 f"{correction.was!r}"
             )
         else:
-            wanted.setdefault(correction.id, {})[correction.task] = correction
+            new_labels.setdefault(correction.id, {})[correction.task] = correction.label
     if problems:
         raise ClipListError(
             "corrections",
@@ -97,44 +98,42 @@ def correct(clips: ClipList, corrections: Iterable[Correction]) -> ClipList:
             problems=problems,
         )
     return ClipList(
-        replace(clip, labels={**clip.labels, **{task: each.label for task, each in wanted[clip.id].items()}})
-        if clip.id in wanted
-        else clip
+        replace(clip, labels={**clip.labels, **new_labels[clip.id]}) if clip.id in new_labels else clip
         for clip in clips
     )
 
 
 def adjust(clips: ClipList, folder: Path, corrections: Sequence[str], exclusions: Sequence[str]) -> ClipList:
-    """Lay files of corrections over a clip list and leave out the clips of exclusions; paths relative to `folder`.
+    """Apply files of corrections to a clip list and leave out the clips of exclusions; paths are relative to `folder`.
 
     Raises:
-        ClipListError: see `load_corrections`, `correct`, `load_clips`; or no clip is left.
+        ClipListError: as `load_corrections`, `apply_corrections`, `load_clips`; or every clip is excluded.
     """
     for path in corrections:
-        clips = correct(clips, load_corrections(folder / path))
-    left_out = {clip_id for path in exclusions for clip_id in load_clips(folder / path).ids}
-    if not left_out:
+        clips = apply_corrections(clips, load_corrections(folder / path))
+    excluded = {clip_id for path in exclusions for clip_id in load_clips(folder / path).ids}
+    if not excluded:
         return clips
-    kept = [clip for clip in clips if clip.id not in left_out]
-    if not kept:
+    remaining = [clip for clip in clips if clip.id not in excluded]
+    if not remaining:
         raise ClipListError(", ".join(exclusions), expected="clips to be left", got="an exclusion of all of them")
-    return ClipList(kept)
+    return ClipList(remaining)
 
 
-def decided(document: Mapping[str, object], clips: ClipList) -> list[Correction]:
-    """Turn the decisions of a review sheet into corrections; labels that were kept make none.
+def corrections_of_review(document: Mapping[str, object], clips: ClipList) -> list[Correction]:
+    """Return the corrections of a saved review sheet; a decision for the present label gives none.
 
     Raises:
-        ClipListError: not what a review sheet saves.
+        ClipListError: the document is no saved review sheet.
     """
     task, decisions = document.get("task"), document.get("decisions")
     if not isinstance(task, str) or not isinstance(decisions, Mapping):
         raise ClipListError("decisions", expected="what the review sheet saves", got=f"keys {sorted(document)}")
-    found = []
+    corrections = []
     for clip_id, label in decisions.items():
         was = clips.by_id(clip_id).labels.get(task)
         if not isinstance(label, str) or not isinstance(was, str):
             raise ClipListError(clip_id, expected=f"a {task} label, decided and listed", got=f"{label!r} and {was!r}")
         if label != was:
-            found.append(Correction(clip_id, task, was, label))
-    return found
+            corrections.append(Correction(clip_id, task, was, label))
+    return corrections

@@ -1,8 +1,8 @@
-"""The part of a picture that belongs to a clip, where several people share the picture.
+"""The crop of a clip: the part of every frame that belongs to it, for example if several people share the picture.
 
-Shapes: pictures (F, H, W, 3) in and out. Edges are fractions of the width and height as displayed, so that a crop holds
-for a recording of any size: {"right": 0.5} is the left half. An edge falls on the nearest pixel border, so the two
-halves of a picture share no pixel and lose none.
+Shapes: frames (F, H, W, 3) in and out. Edges are fractions of the displayed width and height, so a crop is valid for a
+recording of any size: {"right": 0.5} is the left half. An edge is rounded to the nearest pixel border, so two halves of
+a picture share no pixel and lose none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featurecache.outside_text import shown
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle; the whole picture by default."""
+    """A rectangle; by default the whole picture."""
 
     left: float = 0.0
     top: float = 0.0
@@ -28,27 +28,27 @@ class Crop:
     bottom: float = 1.0
 
     def apply(self, pictures: np.ndarray) -> np.ndarray:
-        """Cut (F, H, W, 3) to the rectangle; at least one pixel is left each way."""
+        """Cut (F, H, W, 3) to the rectangle; at least one row and one column remain."""
         rows, columns = pictures.shape[1:3]
         top, bottom = _pixels(self.top, self.bottom, rows)
         left, right = _pixels(self.left, self.right, columns)
         return np.ascontiguousarray(pictures[:, top:bottom, left:right])
 
     def as_json(self) -> dict[str, float]:
-        """What a clip list holds: the edges that are not the picture's own."""
+        """Return the value in a clip list: the edges that differ from those of the whole picture."""
         return {edge.name: value for edge in fields(self) if (value := getattr(self, edge.name)) != edge.default}
 
 
 def parse_crop(value: Any) -> tuple[str, Crop | None]:
-    """Return (what is wrong, crop) for a clip list's value."""
+    """Return the problem of a clip list's value, empty if there is none, and the crop; None for the whole picture."""
     edges = [edge.name for edge in fields(Crop)]
     if not isinstance(value, Mapping):
         return f"crop: expected an object of {', '.join(edges)}, got {shown(value)}", None
     for key, number in value.items():
         if key not in edges:
             return f"crop: unknown edge {shown(key)}.{suggest(str(key), edges)}", None
-        sound = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
-        if not sound:
+        is_fraction = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
+        if not is_fraction:
             return f"crop.{key}: expected a fraction from 0 to 1, got {shown(number)}", None
     crop = Crop(**{key: float(number) for key, number in value.items()})
     if crop.left >= crop.right or crop.top >= crop.bottom:

@@ -1,10 +1,10 @@
-"""The texts of a clip's `responses`: one per task, several of which one is drawn, or one per label task.
+"""Texts of a clip's `responses`: one text per task, a list from which one is drawn, or one text per label task.
 
     "responses": {"reason": "…",                                   argues for the emotion
-                  "think": {"intent": "…", "emotion": "…"},        each argues for the label task that it names
-                  "audio": ["…", "…"]}                             one of them is drawn
+                  "think": {"intent": "…", "emotion": "…"},        each text argues for the label of its label task
+                  "audio": ["…", "…"]}                             one text is drawn
 
-An empty text stands for one that was not written: where it is drawn, the clip is asked for its label. Knows no clip.
+An empty text means that none was written: if it is drawn, the prompt asks for the clip's label instead.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Response = Texts | Mapping[str, Texts]
 
 
 def response_texts(response: Response | None) -> list[tuple[str | None, str]]:
-    """(label task that the text argues for, None where it names none; text) of a response, in its order."""
+    """Return pairs of label task and text of a response, in order; the label task is None if the text names none."""
     if response is None:
         return []
     if isinstance(response, Mapping):
-        return [(label, text) for label, texts in response.items() for text in _each(texts)]
-    return [(None, text) for text in _each(response)]
+        return [(label, text) for label, texts in response.items() for text in _as_list(texts)]
+    return [(None, text) for text in _as_list(response)]
 
 
 def named_texts(responses: Mapping[str, Response]) -> Iterator[tuple[str, str | None, str]]:
-    """(task, label task or None, text) of every text that is not empty."""
+    """Yield task, label task or None, and text of every text that is not empty."""
     for task, response in responses.items():
         for label, text in response_texts(response):
             if text.strip():
@@ -37,27 +37,32 @@ def named_texts(responses: Mapping[str, Response]) -> Iterator[tuple[str, str | 
 
 
 def response_problem(value: Any) -> str:
-    """What is wrong with a response; an empty string where nothing is."""
+    """Return the problem of a response; an empty string if there is none."""
     if isinstance(value, Mapping):
-        strange = next((each for each in value.values() if not _is_texts(each)), None)
+        invalid = next((texts for texts in value.values() if not _is_texts(texts)), None)
         where = " for every label task"
     else:
-        strange, where = (None if _is_texts(value) else value), ""
-    if strange is None:
+        invalid, where = (None if _is_texts(value) else value), ""
+    if invalid is None:
         return ""
-    if isinstance(strange, list | tuple):
-        strange = next((text for text in strange if not isinstance(text, str)), strange)
-    return f"expected a text or a list of texts{where}, got {shown(strange)}"
+    if isinstance(invalid, list | tuple):
+        invalid = next((text for text in invalid if not isinstance(text, str)), invalid)
+    return f"expected a text or a list of texts{where}, got {shown(invalid)}"
 
 
 def without_nulls(value: Any) -> Any:
-    """A response without label tasks that have none: tables hold a null, or NaN, for those."""
+    """Return a response without its missing label tasks, for which tables hold null or NaN; None if none remains."""
     if not isinstance(value, Mapping):
         return value
-    return {label: text for label, text in value.items() if text is not None and not _is_nan(text)} or None
+    return {label: text for label, text in value.items() if not is_missing(text)} or None
 
 
-def _each(texts: Texts) -> Sequence[str]:
+def is_missing(value: Any) -> bool:
+    """Whether a value is null, or NaN, which tables hold in place of null."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _as_list(texts: Texts) -> Sequence[str]:
     return (texts,) if isinstance(texts, str) else texts
 
 
@@ -65,7 +70,3 @@ def _is_texts(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(text, str) for text in value)
     return isinstance(value, str)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

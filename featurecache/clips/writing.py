@@ -1,6 +1,6 @@
-"""Write a clip list: JSONL, paths relative to the list, or to a folder that `--media-root` names when it is read.
+"""Write a clip list as JSONL, with media paths relative to the list, or to the folder that `--media-root` names.
 
-Every row is checked as a reader would check it before anything is written, so what is written can be read.
+Every row is validated as by `load_clips` before the file is written, so every written list can be read.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from featurecache.files.publish import replace_bytes
 
 
 def write_clips(clips: Iterable[Clip], path: Path, media_root: Path | None = None) -> None:
-    """Publish a clip list at `path`; media paths are made relative to `media_root`, by default the list's own folder.
+    """Publish a clip list at `path`; media paths become relative to `media_root`, by default the folder of the list.
 
     Raises:
-        ClipListError: another ending than .jsonl, media outside that folder, a clip that no list may hold, an id twice.
+        ClipListError: an ending other than .jsonl, media outside that folder, an invalid clip, or a repeated id.
     """
     if path.suffix.lower() != ".jsonl":
         raise ClipListError(str(path), expected="an ending of .jsonl", got=repr(path.suffix))
     root = Path(os.path.abspath(media_root or path.parent))
-    rows, problems, seen = [], [], set()
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    ids: set[str] = set()
     for clip in clips:
         row = clip_row(clip, root)
         problem, _ = parse_row(row, root)
-        if clip.id in seen:
+        if clip.id in ids:
             problem = "stands twice"
-        seen.add(clip.id)
+        ids.add(clip.id)
         problems += [f'"{clip.id}": {problem}'] if problem else []
         rows.append(row)
     if problems:
@@ -41,7 +43,7 @@ def write_clips(clips: Iterable[Clip], path: Path, media_root: Path | None = Non
 
 
 def clip_row(clip: Clip, root: Path) -> dict[str, Any]:
-    """Return a clip as a line of a list holds it: only what it has."""
+    """Return a clip as the object of one line: only keys that have a value."""
     row: dict[str, Any] = {}
     for field in fields(Clip):
         value = getattr(clip, field.name)
@@ -50,7 +52,7 @@ def clip_row(clip: Clip, root: Path) -> dict[str, Any]:
         if field.name in MEDIA_KINDS:
             value = Path(os.path.relpath(os.path.abspath(value), root)).as_posix()
         elif field.name == "questions":
-            value = [{key: text for key, text in asdict(each).items() if text is not None} for each in value]
+            value = [{key: text for key, text in asdict(question).items() if text is not None} for question in value]
         elif field.name == "crop":
             value = value.as_json()
         row[field.name] = value

@@ -13,7 +13,14 @@ from click.testing import CliRunner
 
 from featurecache.cli import main
 from featurecache.clips.clip_list import Clip, ClipList
-from featurecache.clips.corrections import Correction, adjust, correct, decided, dump_corrections, load_corrections
+from featurecache.clips.corrections import (
+    Correction,
+    adjust,
+    apply_corrections,
+    corrections_of_review,
+    dump_corrections,
+    load_corrections,
+)
 from featurecache.errors import ClipListError
 from featurecache.explore.audit import audit, concluded_label, response_agreements
 from featurecache.explore.search import open_neighbourhood, update_indices
@@ -103,12 +110,12 @@ def test_a_script_in_the_words_of_a_clip_stays_words(folder: Path) -> None:
 
 def test_corrections_change_labels_and_refuse_another_list() -> None:
     clips = ClipList(planted.planted_clips(4))
-    corrected = correct(clips, [Correction("c001", "emotion", "happy", "sad")])
+    corrected = apply_corrections(clips, [Correction("c001", "emotion", "happy", "sad")])
     assert [clip.labels["emotion"] for clip in corrected] == ["angry", "sad", "sad", "angry"]
     with pytest.raises(ClipListError, match="c001: emotion is 'happy', corrected was 'angry'"):
-        correct(clips, [Correction("c001", "emotion", "angry", "sad")])
+        apply_corrections(clips, [Correction("c001", "emotion", "angry", "sad")])
     with pytest.raises(ClipListError, match="gone: not in the list"):
-        correct(clips, [Correction("gone", "emotion", "angry", "sad")])
+        apply_corrections(clips, [Correction("gone", "emotion", "angry", "sad")])
 
 
 def test_exclusions_and_corrections_lie_beside_the_list(tmp_path: Path) -> None:
@@ -129,9 +136,9 @@ def test_exclusions_and_corrections_lie_beside_the_list(tmp_path: Path) -> None:
 def test_decisions_about_clips_or_labels_that_are_not_there_are_refused() -> None:
     clips = ClipList(planted.planted_clips(3))
     with pytest.raises(ClipListError, match="review sheet"):
-        decided({}, clips)
+        corrections_of_review({}, clips)
     with pytest.raises(ClipListError, match="nope"):
-        decided({"task": "emotion", "decisions": {"nope": "sad"}}, clips)
+        corrections_of_review({"task": "emotion", "decisions": {"nope": "sad"}}, clips)
 
 
 @pytest.mark.parametrize(
