@@ -22,8 +22,7 @@ from featurecache.clips.clip_list import Clip
 from featurecache.errors import MediaError
 from featurecache.extract.run import extract
 from featurecache.media.decode import decode, decode_each, header_problem
-from featurecache.media.frame_memory import FrameMemory
-from featurecache.media.frames import FramePicker
+from featurecache.media.frames import FrameMemory, FramePicker
 from featurecache.store.protocols import Status
 from featurecache.views import AudioView, FramesView
 

@@ -21,7 +21,7 @@ from featurecache.clips.clip_list import Clip
 from featurecache.errors import MediaError
 from featurecache.explore.augment import AUGMENTATIONS, augment
 from featurecache.extract.prepare import prepare
-from featurecache.media.container import FORMATS, opened, unreadable_tags
+from featurecache.media.container import FORMATS, open_container, unreadable_tags
 from featurecache.media.decode import decode, decode_each, header_problem
 from featurecache.media.durations import stated_duration_s
 from featurecache.views import AudioView, FramesView
@@ -278,7 +278,7 @@ def wav_with_a_tag_of_no_known_encoding(path: Path) -> Path:
 
 
 def test_tags_in_an_unknown_encoding_are_no_reason_to_refuse(tmp_path: Path) -> None:
-    with opened(wav_with_a_tag_of_no_known_encoding(tmp_path / "a.wav")) as wav:
+    with open_container(wav_with_a_tag_of_no_known_encoding(tmp_path / "a.wav")) as wav:
         assert wav.duration == 1_000_000
 
 

@@ -23,9 +23,9 @@ from featurecache.clips.crop import Crop
 from featurecache.errors import MediaError
 from featurecache.extract.run import extract
 from featurecache.maintenance.verify import verify_store
-from featurecache.media.crash_guard import InFlight, left_behind
+from featurecache.media.crash_guard import InFlightFile, clips_of_dead_processes
 from featurecache.media.decode import Absent, decode_each
-from featurecache.media.isolated_decoding import DecodingApart
+from featurecache.media.isolated_decoding import IsolatedDecoder
 from featurecache.views import AudioView, FramesView
 
 NUM_CLIPS = 10
@@ -168,7 +168,7 @@ def test_a_run_that_a_person_kills_marks_no_clip(folder: Path) -> None:
             time.sleep(0.02)
         process.kill()
         process.communicate()
-        assert any(ids for folder in store.glob("*/.fcache/leases") for ids in left_behind(folder).values())
+        assert any(ids for folder in store.glob("*/.fcache/leases") for ids in clips_of_dead_processes(folder).values())
     assert run(folder, clip_list, store) == 0
     assert len(open_store(store)["loudness"].ids) == NUM_CLIPS
     assert not verify_store(open_store(store)).damage
@@ -186,7 +186,7 @@ def test_what_is_decoded_apart_is_what_is_decoded_here(folder: Path) -> None:
         Clip("words", text="Nothing else."),
         Clip("gone", video=folder / "gone.mp4"),
     ]
-    apart = DecodingApart()
+    apart = IsolatedDecoder()
     for clip in clips:
         here, there = decode_each(clip, views, 60.0), apart.decode_each(clip, views, 60.0)
         for mine, other in zip(here, there, strict=True):
@@ -251,7 +251,7 @@ def test_predicting_goes_on_after_a_clip_that_crashed_it(folder: Path) -> None:
 
 
 def test_threads_hold_their_clips_and_an_orderly_end_leaves_nothing(tmp_path: Path) -> None:
-    in_flight = InFlight(tmp_path / "leases", 4)
+    in_flight = InFlightFile(tmp_path / "leases", 4)
     ids = ["a", "ä" * 127, "x/y", "d"]
     ready, done = threading.Barrier(5), threading.Event()
 
@@ -264,9 +264,9 @@ def test_threads_hold_their_clips_and_an_orderly_end_leaves_nothing(tmp_path: Pa
     for thread in threads:
         thread.start()
     ready.wait()
-    assert left_behind(tmp_path / "leases") == {}  # its process lives
+    assert clips_of_dead_processes(tmp_path / "leases") == {}  # its process lives
     (copy := tmp_path / "leases" / "decoding-dead").write_bytes(next(left_names_in(tmp_path)).read_bytes())
-    assert left_behind(tmp_path / "leases") == {copy: set(ids)}
+    assert clips_of_dead_processes(tmp_path / "leases") == {copy: set(ids)}
     done.set()
     for thread in threads:
         thread.join()

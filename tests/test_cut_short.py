@@ -15,7 +15,7 @@ from featurecache.clips.clip_list import Clip
 from featurecache.errors import MediaError
 from featurecache.media.decode import decode, decode_each
 from featurecache.media.extent import extent_of
-from featurecache.media.item_chains import CHAINS
+from featurecache.media.item_sequences import ITEM_FORMATS
 from featurecache.media.stated_sizes import STATED_SIZES
 from featurecache.views import AudioView, FramesView
 
@@ -285,7 +285,7 @@ def test_written_files_are_what_is_heard(tmp_path: Path) -> None:
 
 def test_no_bytes_make_the_search_for_an_end_fail(made, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(7)
-    forms = [*STATED_SIZES, *CHAINS, "amr"]
+    forms = [*STATED_SIZES, *ITEM_FORMATS, "amr"]
     sources = [
         made(kind).read_bytes()[:20_000]
         for kind in (
@@ -314,4 +314,4 @@ def test_no_bytes_make_the_search_for_an_end_fail(made, tmp_path: Path) -> None:
         for form in forms:
             extent = extent_of(path, form)
             assert 0 <= extent.end <= size
-            assert extent.lacking is None or extent.lacking >= 0
+            assert extent.missing_bytes is None or extent.missing_bytes >= 0

@@ -13,7 +13,7 @@ from featurecache.clips.clip_list import Clip
 from featurecache.clips.crop import Crop
 from featurecache.files import hashing
 from featurecache.files.hashing import cache_folder, file_sha256
-from featurecache.media.source_hash import clip_source
+from featurecache.media.decode import clip_source
 from featurecache.views import AudioView, FramesView
 
 AUDIO, PEAK = AudioView(), FramesView(1, "peak", still=True)

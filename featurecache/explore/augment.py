@@ -18,7 +18,7 @@ from av.error import EOFError as NothingMore
 
 from featurecache.clips.clip_list import Clip
 from featurecache.media.channels import without_labels
-from featurecache.media.container import opened
+from featurecache.media.container import open_container
 
 Filters = Sequence[tuple[str, str]]
 FRAMES_PER_S = 25
@@ -65,7 +65,7 @@ def augment(clip: Clip, augmentation: Augmentation, target: Path) -> None:
         transcoders = []
         for path, kind in tracks:
             if path:
-                container = files.enter_context(opened(path))
+                container = files.enter_context(open_container(path))
                 streams = container.streams.video if kind == "video" else container.streams.audio
                 if streams:
                     transcoders.append(_Transcoder(clip, container, streams[0], augmentation, out))

@@ -21,11 +21,10 @@ from featurecache.clips.clip_list import Clip
 from featurecache.encoders import Encoder
 from featurecache.errors import EncoderError, FeatureCacheError, MediaError
 from featurecache.files.hashing import Identity, file_identity
+from featurecache.media.container import machine_at_fault
 from featurecache.media.crash_guard import CrashGuard
-from featurecache.media.decode import Absent, decode_each, media_files
-from featurecache.media.faults import machine_at_fault
-from featurecache.media.frame_memory import FRAME_MEMORY, Reservation
-from featurecache.media.source_hash import clip_source
+from featurecache.media.decode import Absent, clip_source, decode_each, media_files
+from featurecache.media.frames import FRAME_MEMORY, Reservation
 from featurecache.views import View
 
 CLIP_LIMIT_S = 300.0

@@ -1,9 +1,15 @@
-"""Open one recording for libav, which can then read the bytes of that file, nothing else, and not for ever.
+"""Open one recording for libav, so that libav reads the bytes of this file only, until a deadline.
 
-libav is given a file object and no path. Playlists and scripts of other files are refused by their format before they
-are interpreted, no protocol is allowed through which a container could open a second file or a socket, and a file that
-grows ends where it ended when it was opened. After its deadline a file reads as if it ended: whoever opened it looks at
-the clock before believing that end. This module knows no clip and decodes nothing.
+libav gets a file object and no path. Playlists and scripts of other files are refused by their format before they are
+interpreted. No protocol is allowed through which a container could open a second file or a socket. A growing file ends
+at the size that it had when it was opened. After its deadline a file reads as if it ended, so callers check the clock
+before they treat that end as the end of the file.
+
+This module also decides whether the file, the machine or the program causes an error (`machine_at_fault`,
+`raised_by_this_package`): only errors caused by the file become the record of a clip. A machine without file
+descriptors, or whose file server is gone, would fail every following clip, and so would a wrong call.
+
+This module knows no clip and decodes nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +24,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError
 
 from featurecache.files.regular_file import open_regular
-from featurecache.media.channels import forget_labels
+from featurecache.media.channels import remove_channel_labels
 
 BUFFER_BYTES = 1 << 16
 HEAD_BYTES = 2048
@@ -48,9 +55,9 @@ FORMATS = (
     "vvc,w64,wady,wav,wavarc,wc3movie,webp_pipe,wsaud,wsd,wsvqa,wtv,wv,wve,xa,xbm_pipe,xmd,"
     "xmv,xpm_pipe,xvag,xwd_pipe,xwma,yop,yuv4mpegpipe"
 )
-"""Formats of libav that hold pictures or sound themselves. Absent: formats that name other files or addresses (hls,
-concat, dash, imf, image2, sdp, rtp, vobsub), that run scripts (avisynth, vapoursynth, lavfi), devices, text."""
-POINTERS = (
+"""libav's formats that hold pictures or sound themselves. Left out are formats that name other files or addresses (hls,
+concat, dash, imf, image2, sdp, rtp, vobsub) or run scripts (avisynth, vapoursynth, lavfi), devices, and text."""
+POINTER_MARKS = (
     (b"#EXTM3U", "a playlist (HLS)"),
     (b"ffconcat", "a list of files (ffconcat)"),
     (b"[playlist]", "a playlist (PLS)"),
@@ -64,87 +71,109 @@ POINTERS = (
     (b"c=IN IP", "a session description (SDP)"),
     (b"# VobSub index file", "an index of subtitles (VobSub)"),
 )
-"""How files that point to others begin. They are refused by `FORMATS`; this only tells a person what they are."""
+"""First bytes of files that point to others, and what to call them in an error; `FORMATS` is what refuses them."""
 
 
 class PointerError(OSError):
-    """A file that names other files in place of holding a recording; the text says of which kind."""
+    """A file that names other files instead of holding a recording; the text names its kind."""
 
 
-class _Bytes:
-    """The first bytes of one regular file, at most those that it had when it was opened, until the deadline."""
+class _BoundedFile:
+    """A file object that ends at the size that the file had when opened, after `num_bytes`, or at the deadline."""
 
     def __init__(self, file: BinaryIO, name: str, deadline: float, num_bytes: int | None) -> None:
         self.name = name
         self._file, self._deadline = file, deadline
         size = os.fstat(file.fileno()).st_size
         self._size = size if num_bytes is None else min(size, num_bytes)
-        self._place = 0
+        self._position = 0
 
     def read(self, num_bytes: int) -> bytes:
         if self._file.closed or time.monotonic() > self._deadline:
             return b""
-        data = os.pread(self._file.fileno(), max(0, min(num_bytes, self._size - self._place)), self._place)
-        self._place += len(data)
+        data = os.pread(self._file.fileno(), max(0, min(num_bytes, self._size - self._position)), self._position)
+        self._position += len(data)
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        if place < 0:
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if position < 0:
             return -1
-        self._place = place
-        return place
+        self._position = position
+        return position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
 
 @contextmanager
-def opened(
-    path: Path, deadline: float = math.inf, num_bytes: int | None = None
-) -> Iterator[av.container.InputContainer]:
+def open_container(path: Path, deadline: float = math.inf, num_bytes: int | None = None) -> Iterator[InputContainer]:
     """Open a recording and find its streams.
 
     Args:
-        deadline: one of `time.monotonic`, after which the file seems to end.
-        num_bytes: where the file is to end besides; None takes all of it.
+        deadline: value of `time.monotonic` after which the file seems to end.
+        num_bytes: number of bytes after which the file seems to end; None reads the whole file.
 
     Raises:
-        PointerError: it names other files.
-        av.error.FFmpegError, OSError: it is no recording, or cannot be read.
+        PointerError: the file names other files.
+        av.error.FFmpegError, OSError: the file is no recording, or cannot be read.
     """
     with open_regular(path) as file:
-        if not os.fstat(
-            file.fileno()
-        ).st_size:  # some formats have no header, so nothing at all would be sound for them
+        # Some formats have no header: libav would accept an empty file as one of them.
+        if not os.fstat(file.fileno()).st_size:
             raise OSError(errno.ENODATA, "an end before any content")
-        # The ending tells formats apart that have no mark of their own; of the rest of a name libav learns nothing.
+        # libav needs the ending for formats that have no mark in their bytes. It gets no other part of the name.
         ending = path.suffix if path.suffix[1:].isalnum() else ""
-        name = os.path.join(os.devnull, "recording" + ending)  # a place where no file can be
+        name = os.path.join(os.devnull, "recording" + ending)  # a path at which no file can exist
         try:
             container = av.open(
-                _Bytes(file, name, deadline, num_bytes),
+                _BoundedFile(file, name, deadline, num_bytes),
                 mode="r",
                 buffer_size=BUFFER_BYTES,
-                **unreadable_tags(av.__version__),
                 container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+                **unreadable_tags(av.__version__),  # type: ignore[arg-type]  # a setting by name, of some releases only
             )
         except FFmpegError as error:
-            pointer = _pointer(file)
+            pointer = _pointer_kind(file)
             if pointer is None:
                 raise
             raise PointerError(errno.EPERM, f"{pointer}, which points to other places") from error
         with container:
-            forget_labels(container)
+            remove_channel_labels(container)
             yield container
 
 
 def unreadable_tags(release: str) -> dict[str, str]:
-    """Settings of PyAV for titles in an unknown encoding, which are no reason to refuse; from 19 on it never does."""
+    """Return PyAV's settings that accept titles in an unknown encoding; PyAV 19 and later always accepts them."""
     return {} if int(release.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 
-def _pointer(file: BinaryIO) -> str | None:
-    """Return what kind of list of other files this is, or None."""
+def _pointer_kind(file: BinaryIO) -> str | None:
+    """Return the kind of a file that points to other files; None for any other file."""
     head = os.pread(file.fileno(), HEAD_BYTES, 0)
-    return next((name for mark, name in POINTERS if mark in head), None)
+    return next((name for mark, name in POINTER_MARKS if mark in head), None)
+
+
+MACHINE_ERRORS = frozenset(
+    {
+        errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT,
+        errno.ESTALE, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    }
+)  # fmt: skip
+"""System errors whose cause is not the file that was being read."""
+
+
+def machine_at_fault(error: OSError) -> bool:
+    """Whether a system error would occur with any other file too."""
+    return error.errno in MACHINE_ERRORS
+
+
+def raised_by_this_package(error: BaseException) -> bool:
+    """Whether the innermost frame of the error is in this package, which includes wrong calls of a library."""
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    innermost = str(trace.tb_frame.f_globals.get("__name__", ""))
+    return innermost.partition(".")[0] == __name__.partition(".")[0]

@@ -1,52 +1,57 @@
-"""Decode what the encoders ask of a clip: a waveform, frames, or the fact that it has none.
+"""Decode the views that encoders read of a clip: a waveform or frames.
 
 Shapes: waveform (S,) float32 mono in [-1, 1] at the view's rate; frames (F, H, W, 3) uint8 RGB, as displayed (turned,
-mirrored and stretched as the recording says), at the size of the recording, or of the clip's crop of it.
+mirrored and stretched as the recording states), at the size of the recording, or of the clip's crop of it.
 
-Each file of a clip is decoded once for all views of it (`recording`). Frames are numbered in display order from 0
-within the part of the file between `start_s` and `end_s`. A "uniform" view takes frame floor((i + 0.5)·N / F) of N
-frames: equal parts by frame number, also where the frame rate varies.
+Each file of a clip is decoded once for all its views (`recording`). Frames are numbered in display order from 0 within
+the part of the file between `start_s` and `end_s`. A "uniform" view takes frame floor((i + 0.5)·N / F) of N frames:
+equal parts by frame number, also if the frame rate varies.
 
-What a clip does not have is an `Absent` value; what it has but cannot be decoded is a MediaError, and a frame that a
-damaged file no longer holds is never replaced by an earlier one. This module knows no network and no store.
+A view that the clip has no media for is an `Absent` value. A view that cannot be decoded is a MediaError. A frame that
+a damaged file no longer holds is never replaced by an earlier one. This module knows no network and no store.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from av.error import FFmpegError
 
 from featurecache.clips.clip_list import MEDIA_KINDS, Clip
 from featurecache.errors import MediaError
+from featurecache.files.hashing import file_sha256
 from featurecache.files.regular_file import NotAFileError
-from featurecache.media.container import PointerError
-from featurecache.media.faults import machine_at_fault, raised_here
-from featurecache.media.frame_memory import Reservation
-from featurecache.media.frames import frame_indices
+from featurecache.media.container import PointerError, machine_at_fault, raised_by_this_package
+from featurecache.media.frames import Reservation, frame_indices
 from featurecache.media.recording import Absent, Decoded, Recording, media_error
 from featurecache.media.still import check_still, read_still
+from featurecache.spec import canonical_json
 from featurecache.views import AudioView, FramesView, View
 
 __all__ = ["Absent", "Decoded", "decode", "decode_each", "frame_indices", "media_files"]
 
 HEADER_LIMIT_S = 20.0
+T = TypeVar("T")
 
 
 def decode(clip: Clip, views: Sequence[View]) -> list[Decoded]:
-    """Decode every view of one clip: (S,) float32 or (F, H, W, 3) uint8 each, or `Absent`.
+    """Decode every view of one clip: (S,) float32, (F, H, W, 3) uint8, or `Absent` per view.
 
     Raises:
         MediaError: the media of any view cannot be decoded.
     """
-    results = decode_each(clip, views)
-    for result in results:
+    decoded: list[Decoded] = []
+    for result in decode_each(clip, views):
         if isinstance(result, MediaError):
             raise result
-    return results  # type: ignore[return-value]
+        decoded.append(result)
+    return decoded
 
 
 def decode_each(
@@ -56,10 +61,12 @@ def decode_each(
     memory: Reservation | None = None,
     notices: list[str] | None = None,
 ) -> list[Decoded | MediaError]:
-    """As `decode`, with the error of a view in its place, so that a bad sound track leaves the frames usable.
+    """Decode as `decode`, but return the error of a view in its place: a bad sound track leaves the frames usable.
 
-    A file that takes longer than `limit_s` is an error. Frames take their memory from `memory`.
-    What a person should know of a clip that is usable is added to `notices`.
+    Args:
+        limit_s: a file that takes longer is an error.
+        memory: reserves the memory of decoded frames.
+        notices: receives lines for the user about a clip that is usable.
     """
     results: dict[View, Decoded | MediaError] = {}
     from_file: dict[tuple[Path, str], list[View]] = {}
@@ -68,15 +75,15 @@ def decode_each(
         if source is None:
             results[view] = Absent(kind)
         elif kind == "image":
-            results[view] = _caught(clip, source, kind, lambda path=source: read_still(clip, path))
+            results[view] = _media_error_caught(clip, source, kind, partial(read_still, clip, source))
         else:
             from_file.setdefault((source, kind), []).append(view)
-    for (path, kind), wanted in from_file.items():
+    for (path, kind), views_of_file in from_file.items():
         recording = Recording(clip, path, kind, limit_s, memory)
-        decoded = _caught(clip, path, kind, lambda recording=recording, wanted=wanted: recording.decode(wanted))
+        decoded = _media_error_caught(clip, path, kind, partial(recording.decode, views_of_file))
         if notices is not None and recording.notice:
             notices.append(recording.notice)
-        results.update(dict.fromkeys(wanted, decoded) if isinstance(decoded, MediaError) else decoded)
+        results.update(dict.fromkeys(views_of_file, decoded) if isinstance(decoded, MediaError) else decoded)
     if clip.crop is not None:
         for view, result in results.items():
             if isinstance(view, FramesView) and isinstance(result, np.ndarray):
@@ -85,28 +92,28 @@ def decode_each(
 
 
 def header_problem(clip: Clip) -> MediaError | None:
-    """Open every file of a clip without decoding; return what is wrong with one, or None."""
+    """Open every file of a clip without decoding; return the error of the first that cannot be used, or None."""
     for kind in MEDIA_KINDS:
         path = getattr(clip, kind)
         if path is None:
             continue
-        if kind == "image":
-            found = _caught(clip, path, kind, lambda path=path: check_still(clip, path))
-        else:
-            found = _caught(clip, path, kind, Recording(clip, path, kind, HEADER_LIMIT_S).check_header)
-        if isinstance(found, MediaError):
-            return found
+        check: Callable[[], None] = partial(check_still, clip, path)
+        if kind != "image":
+            check = Recording(clip, path, kind, HEADER_LIMIT_S).check_header
+        problem = _media_error_caught(clip, path, kind, check)
+        if problem is not None:
+            return problem
     return None
 
 
 def media_files(clip: Clip, view: View) -> list[Path]:
-    """The files that decide what `view` shows of this clip; empty where it has none."""
+    """Return the files that decide what `view` shows of this clip; empty if it has none."""
     source, _ = _source(clip, view)
     return [] if source is None else [source]
 
 
 def _source(clip: Clip, view: View) -> tuple[Path | None, str]:
-    """Return the file a view reads and its kind, or None and why there is none."""
+    """Return the file that a view reads and its kind, or None and the reason why there is none."""
     if isinstance(view, AudioView):
         path, kind = (clip.audio, "audio") if clip.audio else (clip.video, "video")
         return path, kind if path else "no audio or video file in the clip list"
@@ -115,10 +122,11 @@ def _source(clip: Clip, view: View) -> tuple[Path | None, str]:
     return clip.video, "video" if clip.video else "no video file in the clip list"
 
 
-def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[no-untyped-def, type-arg]
-    """Run `read`, giving back as a MediaError value whatever says that the file cannot be used.
+def _media_error_caught(clip: Clip, path: Path, kind: str, read: Callable[[], T]) -> T | MediaError:
+    """Return the result of `read`, or as a value the MediaError of any error that the file causes.
 
-    Messages name the file by its kind: they are kept in stores, which hold no paths, and counted by their text.
+    Messages name the file by its kind, not by its path: stores keep them and hold no paths, and equal texts are
+    counted together.
     """
     try:
         return read()
@@ -127,9 +135,9 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
     except FileNotFoundError:
         return media_error(clip, f"its {kind} file", "no such file")
     except NotAFileError as error:
-        return media_error(clip, f"its {kind} file", error.strerror)
+        return media_error(clip, f"its {kind} file", str(error.strerror))
     except PointerError as error:
-        return media_error(clip, f"its {kind} file to be a recording itself", error.strerror)
+        return media_error(clip, f"its {kind} file to be a recording itself", str(error.strerror))
     except FFmpegError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
@@ -139,13 +147,13 @@ def _caught(clip: Clip, path: Path, kind: str, read: Callable):  # type: ignore[
             raise
         return media_error(clip, f"its {kind} file to be readable", _in_words(error))
     except (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
-        if raised_here(error):
+        if raised_by_this_package(error):
             raise
         return media_error(clip, f"its {kind} file to be readable", "damage within it")
 
 
-MEANINGS = {
-    errno.EPERM: "a list of other files",  # libav may open no file but the one named
+FFMPEG_ERRORS = {
+    errno.EPERM: "a list of other files",  # libav may open no other file
     errno.ENOMEM: "headers that ask for more memory than there is",
     errno.EAGAIN: "nothing that can be decoded",
     errno.EIO: "an error of reading, or an end within its headers",
@@ -153,10 +161,33 @@ MEANINGS = {
 }
 
 
-def _in_words(error: OSError) -> str:
+def _in_words(error: OSError | FFmpegError) -> str:
     if isinstance(error, EOFError):
         return "an end before any content"
-    if isinstance(error, FFmpegError) and error.errno in MEANINGS:
-        return MEANINGS[error.errno]
+    if isinstance(error, FFmpegError) and error.errno in FFMPEG_ERRORS:
+        return FFMPEG_ERRORS[error.errno]
     text = (error.strerror or type(error).__name__).partition(",")[0]
     return "damage within it" if text.startswith("Error number") else text[:1].lower() + text[1:]
+
+
+def clip_source(clip: Clip, view: View) -> str:
+    """Hash the media bytes of a clip, and the part of them that `view` uses, to 64 hex digits.
+
+    A store keeps this hash with the tokens. Renaming or moving a file does not change it. The bytes of the file, the
+    clip's start and end, for a view of frames its crop, and for a view of the peak frame the peak frame change it;
+    text, labels and split do not. A view without media has a hash too.
+
+    Raises:
+        OSError: a media file cannot be read.
+    """
+    files = media_files(clip, view)
+    identity: dict[str, object] = {"media": [file_sha256(path) for path in files]}
+    if isinstance(view, FramesView) and files and files[0] == clip.image:
+        identity["still"] = True
+    elif files:
+        identity |= {"start_s": clip.start_s, "end_s": clip.end_s}
+        if isinstance(view, FramesView) and view.rule == "peak":
+            identity["peak_frame"] = clip.peak_frame
+    if isinstance(view, FramesView) and files and clip.crop is not None:  # without one, the hashes of earlier versions
+        identity["crop"] = clip.crop.as_json()
+    return hashlib.sha256(canonical_json(identity).encode("ascii")).hexdigest()

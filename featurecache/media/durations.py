@@ -1,7 +1,7 @@
-"""How long a clip is by what its files' headers state, which costs a few milliseconds; nothing is decoded.
+"""Durations of clips as the headers of their files state them, read in a few milliseconds without decoding.
 
-A header may be wrong or silent: this is for refusing a film before it is read and for naming clips whose list says
-another length than their files, not for knowing a clip's length.
+A header may be wrong, or state no duration. So these durations serve to refuse a long film before it is read, and to
+report clips whose list and file differ; they are not exact.
 """
 
 from __future__ import annotations
@@ -17,45 +17,47 @@ import av
 from av.error import FFmpegError
 
 from featurecache.clips.clip_list import Clip
-from featurecache.media.container import opened
+from featurecache.media.container import open_container
 
 HEADER_LIMIT_S = 20.0
 THREADS = 8
-GREATLY = 1.5
-"""Lengths differ greatly where one is so many times the other, and by more than `BEYOND_S`."""
-BEYOND_S = 1.0
+MIN_RATIO = 1.5
+MIN_DIFFERENCE_S = 1.0
+"""Two lengths differ greatly if they differ by more than this and the longer is more than `MIN_RATIO` × the shorter."""
 MAX_NAMED = 3
 
 
 def length_difference(clip: Clip) -> str | None:
-    """Return how the length that the list states of a clip differs from that of its files, if it does greatly.
+    """Describe how the clip's length in the list differs from that of its files; None if they do not differ greatly.
 
-    Looked at are `duration_s`, and `end_s` where it lies beyond the file; a clip with neither has no file opened.
+    Compared are `duration_s`, and an `end_s` beyond the end of the file. A clip with neither opens no file.
     """
     if clip.duration_s is None and clip.end_s is None:
         return None
     whole_s = stated_duration_s(replace(clip, start_s=None, end_s=None), HEADER_LIMIT_S)
     if whole_s is None:
         return None
-    if clip.end_s is not None and clip.end_s - whole_s > BEYOND_S:
+    if clip.end_s is not None and clip.end_s - whole_s > MIN_DIFFERENCE_S:
         return f"end_s is {clip.end_s:.2f} s, its file ends at {whole_s:.2f} s"
     part_s = max(0.0, min(whole_s, math.inf if clip.end_s is None else clip.end_s) - (clip.start_s or 0.0))
-    said_s = clip.duration_s
-    if said_s is None or abs(part_s - said_s) <= BEYOND_S or max(part_s, said_s) <= GREATLY * min(part_s, said_s):
+    listed_s = clip.duration_s
+    if listed_s is None or abs(part_s - listed_s) <= MIN_DIFFERENCE_S:
         return None
-    return f"the table says {said_s:.2f} s, its file holds {part_s:.2f} s"
+    if max(part_s, listed_s) <= MIN_RATIO * min(part_s, listed_s):
+        return None
+    return f"the table says {listed_s:.2f} s, its file holds {part_s:.2f} s"
 
 
 def length_differences(clips: Iterable[Clip]) -> dict[str, str]:
-    """Return the differences of `length_difference` by clip id, in the order of the clips."""
-    some = [clip for clip in clips if clip.duration_s is not None or clip.end_s is not None]
+    """Return `length_difference` of every clip that has one, by clip id, in the order of the clips."""
+    comparable = [clip for clip in clips if clip.duration_s is not None or clip.end_s is not None]
     with ThreadPoolExecutor(THREADS, thread_name_prefix="header") as pool:
-        found = zip(some, pool.map(length_difference, some), strict=True)
-        return {clip.id: difference for clip, difference in found if difference is not None}
+        differences = zip(comparable, pool.map(length_difference, comparable), strict=True)
+        return {clip.id: difference for clip, difference in differences if difference is not None}
 
 
 def differences_in_words(differences: Mapping[str, str]) -> list[str]:
-    """Return lines that name the clips; none where there are none."""
+    """Return lines that name the first clips with differences; no line if there are none."""
     if not differences:
         return []
     named = [f"  {clip_id}: {difference}" for clip_id, difference in list(differences.items())[:MAX_NAMED]]
@@ -65,9 +67,9 @@ def differences_in_words(differences: Mapping[str, str]) -> list[str]:
 
 
 def stated_duration_s(clip: Clip, limit_s: float = math.inf) -> float | None:
-    """Return the longest stated duration of the clip's part of its files; None where no header states one.
+    """Return the longest stated duration of the clip's part of its files; None if no header states one.
 
-    A file whose header takes longer than `limit_s` to read states none.
+    A file whose header takes longer than `limit_s` to read counts as one without a duration.
     """
     stated = [_header_s(path, time.monotonic() + limit_s) for path in (clip.video, clip.audio) if path]
     known = [duration for duration in stated if duration is not None]
@@ -79,7 +81,7 @@ def stated_duration_s(clip: Clip, limit_s: float = math.inf) -> float | None:
 
 def _header_s(path: Path, deadline: float) -> float | None:
     try:
-        with opened(path, deadline) as container:
+        with open_container(path, deadline) as container:
             return None if container.duration is None else container.duration / av.time_base
     except (FFmpegError, OSError):
-        return None  # decoding will say what is wrong with it
+        return None  # decoding reports the error

@@ -1,15 +1,16 @@
-"""Decode clips in a child process, where a crash of a native library costs that clip and nothing else.
+"""Decode clips in a child process, in which a crash of a native library affects only the clip that is being decoded.
 
-    parent: one line of JSON (clip, views, limit) -> child: one line of JSON a view, and the array's bytes after it
-    without views the child opens the clip's files, as `media.header_problem` does
+    parent: one line of JSON (clip, views, limit) -> child: one line of JSON per view, each followed by an array's bytes
+    a request without views opens the clip's files, as `decode.header_problem` does
 
-The child has one clip at a time. One that dies of a fault (SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE) was crashed by its
-clip; one that was killed is asked again once. Where several views crash it together, each is tried alone, so that a bad
-sound track leaves the frames usable. Nothing is pickled.
+The child decodes one clip at a time. If it dies of a fault (SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE), the clip crashed
+it. If it is killed by another signal, the request is repeated once. If several views crash it together, each view is
+decoded separately, so that a bad sound track leaves the frames usable. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -39,57 +40,61 @@ _VIEWS = {kind.__name__: kind for kind in (AudioView, FramesView)}
 Result = Decoded | MediaError
 
 
-class DecodingApart:
-    """The parent's side. The child starts with the first clip; threads take turns."""
+class IsolatedDecoder:
+    """The parent's side. The child starts with the first request; threads use it in turn."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def decode_each(
         self, clip: Clip, views: Sequence[View], limit_s: float | None = None, notices: list[str] | None = None
     ) -> list[Result]:
-        """As `media.decode_each`; a view that crashes the decoder is a MediaError.
+        """Decode as `decode.decode_each`; a view that crashes the decoder is a MediaError.
 
         Raises:
             RuntimeError: the child ended with an error of its own, which it has printed.
         """
         distinct = list(dict.fromkeys(views))
-        with self._turn:
-            found = self._ask(clip, distinct, limit_s, notices)
-            if isinstance(found, MediaError):
-                alone = (
-                    [self._ask(clip, [view], limit_s, notices) for view in distinct] if len(distinct) > 1 else [found]
-                )
-                found = [result if isinstance(result, MediaError) else result[0] for result in alone]
-        by_view = dict(zip(distinct, found, strict=True))
-        return [by_view[view] for view in views]
+        with self._lock:
+            results = self._request(clip, distinct, limit_s, notices)
+            if isinstance(results, MediaError):
+                if len(distinct) > 1:
+                    replies = [self._request(clip, [view], limit_s, notices) for view in distinct]
+                    results = [reply if isinstance(reply, MediaError) else reply[0] for reply in replies]
+                else:
+                    results = [results]
+        by_view = dict(zip(distinct, results, strict=True))
+        return [result for view in views if (result := by_view[view]) is not None]
 
     def header_problem(self, clip: Clip) -> MediaError | None:
-        """As `media.header_problem`; a header that crashes the decoder is a problem too."""
-        with self._turn:
-            found = self._ask(clip, [], None, None)
-        return found if isinstance(found, MediaError) else found[0]  # type: ignore[return-value]
+        """Open the files as `decode.header_problem`; a header that crashes the decoder is a problem too."""
+        with self._lock:
+            results = self._request(clip, [], None, None)
+        problem = results if isinstance(results, MediaError) else results[0]
+        return problem if isinstance(problem, MediaError) else None
 
     def close(self) -> None:
         """End the child."""
         if self._child is not None:
             self._child.kill()
-            self._ended()
+            self._wait()
 
-    def _ask(
+    def _request(
         self, clip: Clip, views: Sequence[View], limit_s: float | None, notices: list[str] | None
     ) -> list[Result | None] | MediaError:
-        """Decode in the child; the error is that of a child that the clip has killed."""
-        request = _request(clip, views, limit_s)
+        """Decode in the child; return the results, or one error if the clip killed the child."""
+        request = _encoded_request(clip, views, limit_s)
         for _ in range(2):
             child = self._child = self._child or _start()
+            assert child.stdin is not None
+            assert child.stdout is not None
             try:
-                child.stdin.write(request)  # type: ignore[union-attr]
-                child.stdin.flush()  # type: ignore[union-attr]
-                return _reply(child.stdout, clip, notices)  # type: ignore[arg-type]
+                child.stdin.write(request)
+                child.stdin.flush()
+                return _reply(child.stdout, clip, notices)
             except (EOFError, BrokenPipeError):
-                code = self._ended()
+                code = self._wait()
             if code >= 0:
                 raise RuntimeError(f"the process that decodes apart ended with {code}")
             name = signal.Signals(-code).name
@@ -97,35 +102,30 @@ class DecodingApart:
                 return MediaError(f'clip "{clip.id}"', got=f"the decoder crashed ({name})")
         return MediaError(f'clip "{clip.id}"', got=f"the decoder was killed twice ({name}), perhaps for want of memory")
 
-    def _ended(self) -> int:
+    def _wait(self) -> int:
+        """Close the pipes of the child that has ended or was killed, and return its exit code."""
         child, self._child = self._child, None
         assert child is not None
         for stream in (child.stdin, child.stdout):
-            with _ignoring_broken_pipes(), stream:  # type: ignore[union-attr]
-                pass
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):  # a flush of unsent bytes
+                stream.close()
         return child.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # In a session of its own: Ctrl-C and a closed terminal are for the parent, which ends it.
+    # In a separate session: Ctrl-C and a closed terminal signal the parent only, which then ends the child.
     arguments = [sys.executable, "-c", PROGRAM, json.dumps(sys.path)]
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
 
-class _ignoring_broken_pipes:  # noqa: N801
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
-        return kind is not None and issubclass(kind, BrokenPipeError)
-
-
-def _request(clip: Clip, views: Sequence[View], limit_s: float | None) -> bytes:
-    described = {name: getattr(clip, name) for name in ("id", "peak_frame", "start_s", "end_s")}
-    described |= {kind: str(path) for kind in MEDIA_KINDS if (path := getattr(clip, kind)) is not None}
+def _encoded_request(clip: Clip, views: Sequence[View], limit_s: float | None) -> bytes:
+    fields = {name: getattr(clip, name) for name in ("id", "peak_frame", "start_s", "end_s")}
+    fields |= {kind: str(path) for kind in MEDIA_KINDS if (path := getattr(clip, kind)) is not None}
     if clip.crop is not None:
-        described["crop"] = clip.crop.as_json()
-    # By name: the views of an exported model are of its own copy of this package.
-    request = {"clip": described, "views": [[type(view).__name__, asdict(view)] for view in views], "limit_s": limit_s}
+        fields["crop"] = clip.crop.as_json()
+    # Classes by name: the views of an exported model belong to its own copy of this package.
+    request = {"clip": fields, "views": [[type(view).__name__, asdict(view)] for view in views], "limit_s": limit_s}
     return json.dumps(request).encode() + b"\n"
 
 
@@ -133,15 +133,16 @@ def _reply(stream: BinaryIO, clip: Clip, notices: list[str] | None) -> list[Resu
     head = _line(stream)
     results: list[Result | None] = []
     for _ in range(head["results"]):
-        told = _line(stream)
-        if "absent" in told:
-            results.append(Absent(told["absent"]))
-        elif "error" in told:
-            results.append(MediaError(f'clip "{clip.id}"', **told["error"]))
-        elif not told:
+        result = _line(stream)
+        if "absent" in result:
+            results.append(Absent(result["absent"]))
+        elif "error" in result:
+            results.append(MediaError(f'clip "{clip.id}"', **result["error"]))
+        elif not result:
             results.append(None)
         else:
-            array = np.empty(told["shape"], told["dtype"])
+            array = np.empty(result["shape"], result["dtype"])
+            # A buffered pipe has `readinto`, which fills the array without a copy; BinaryIO does not declare it.
             if stream.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
                 raise EOFError
             results.append(array)
@@ -158,15 +159,15 @@ def _line(stream: BinaryIO) -> dict[str, Any]:
 
 
 def serve() -> None:
-    """Run in the child: answer requests until there are none."""
+    """Answer requests until the parent closes the pipe; runs in the child."""
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # libraries that print to stdout print to stderr instead of into the replies
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        described = request["clip"]
-        media: dict[str, Any] = {kind: Path(described.pop(kind)) for kind in MEDIA_KINDS if kind in described}
-        crop = parse_crop(described.pop("crop"))[1] if "crop" in described else None
-        clip = Clip(**described, **media, crop=crop)
+        fields = request["clip"]
+        media: dict[str, Any] = {kind: Path(fields.pop(kind)) for kind in MEDIA_KINDS if kind in fields}
+        crop = parse_crop(fields.pop("crop"))[1] if "crop" in fields else None
+        clip = Clip(**fields, **media, crop=crop)
         views = [_VIEWS[kind](**values) for kind, values in request["views"]]
         notices: list[str] = []
         results: Sequence[Result | None] = (

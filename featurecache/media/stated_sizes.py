@@ -1,9 +1,9 @@
-"""Containers that state how many bytes of sound and pictures they hold: WAV, AVI, AIFF, CAF, ASF, MP4, Matroska, …
+"""Containers that state the number of their media bytes: WAV, AVI, AIFF, CAF, ASF, MP4, Matroska, …
 
-Each function takes an open file and its size; it gives the byte where the media end, or should, and how many of its
-bytes the file lacks, or None where the header states no size that can be believed. Writers that cannot go back
-leave 0, or the largest number, or count their own header; none of that makes a file cut short.
-Sources: the RIFF, OpenDML, RF64 (EBU 3306), AIFF, AU, CAF, ASF and Matroska (RFC 9559) specifications.
+Each function takes an open file and its size. It returns the position where the media end, or should end, and the
+number of bytes that the file lacks, or None if the header states no plausible size. Writers that cannot seek back leave
+0, or the largest number, or count their own header; such a file is not cut short. Sources: the RIFF, OpenDML, RF64 (EBU
+3306), AIFF, AU, CAF, ASF and Matroska (RFC 9559) specifications.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO
 
-Stated = tuple[int, int] | None
+StatedEnd = tuple[int, int] | None
+"""Position of the end of the media, and number of missing bytes; None if the header states no plausible size."""
 MAX_CHUNKS = 200_000
-PLACEHOLDER_SLACK = 1 << 16  # writers subtract their header from the largest number
-HEADER_SLACK = 8  # beyond the header itself, which some writers count as data
+PLACEHOLDER_SLACK = 1 << 16  # some writers subtract their header from the largest number
+HEADER_SLACK = 8  # tolerance beyond the header itself, which some writers count as data
 UNKNOWN_WORDS = (1 << 31, 1 << 32)
 CLUSTER, SEGMENT, VOID = b"\x1f\x43\xb6\x75", b"\x18\x53\x80\x67", b"\xec"
 CUES, TAGS = b"\x1c\x53\xbb\x6b", b"\x12\x54\xc3\x67"
@@ -24,8 +25,8 @@ ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 
-def wav_size(file: BinaryIO, size: int) -> Stated:
-    """Of RIFF, RF64 and BW64: the chunk `data`, whose size is believed unless that of the whole file contradicts it."""
+def wav_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the chunk `data` of RIFF, RF64 or BW64, unless the stated size of the whole file contradicts it."""
     head = _read(file, 0, 12)
     if head[8:12] != b"WAVE" or head[:4] not in (b"RIFF", b"RF64", b"BW64"):
         return None
@@ -42,14 +43,14 @@ def wav_size(file: BinaryIO, size: int) -> Stated:
             length = long_size if long_size is not None and length == 0xFFFFFFFF else length
             end = place + 8 + length
             contradicted = riff_end < end and (riff_end <= size or end - riff_end > place + 2 * HEADER_SLACK)
-            judged = None if _placeholder(length) or contradicted else _judged(end, size, place + 8)
-            return judged and (size, judged[1])  # other chunks may follow
+            stated = None if _is_placeholder(length) or contradicted else _end_and_missing(end, size, place + 8)
+            return stated and (size, stated[1])  # other chunks may follow
         place += 8 + length + length % 2
     return None
 
 
-def w64_size(file: BinaryIO, size: int) -> Stated:
-    """Of Sony's Wave64: the chunk `data`; lengths count the 24 bytes of a chunk's own header."""
+def w64_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the chunk `data` of Sony's Wave64, whose lengths include the 24 bytes of a chunk's header."""
     place = 40
     for _ in range(MAX_CHUNKS):
         chunk = _read(file, place, 24)
@@ -57,44 +58,44 @@ def w64_size(file: BinaryIO, size: int) -> Stated:
         if len(chunk) < 24 or length < 24:
             return None
         if chunk[:16] == W64_DATA:
-            judged = None if length == 24 or length >> 62 else _judged(place + length, size, place + 24)
-            return judged and (size, judged[1])
+            stated = None if length == 24 or length >> 62 else _end_and_missing(place + length, size, place + 24)
+            return stated and (size, stated[1])
         place += length + -length % 8
     return None
 
 
-def avi_size(file: BinaryIO, size: int) -> Stated:
-    """Of RIFF AVI and its OpenDML continuations: the list `movi` of the last one."""
-    place, found = 0, None
+def avi_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the list `movi` of RIFF AVI, in the last of its OpenDML continuations."""
+    place, stated = 0, None
     for _ in range(MAX_CHUNKS):
         head = _read(file, place, 12)
         if len(head) < 12 or head[:4] != b"RIFF" or head[8:12] not in (b"AVI ", b"AVIX"):
             break
-        found = _movi(file, size, place + 12)
+        stated = _movi(file, size, place + 12)
         length = _little(head[4:8])
-        if found is None or _placeholder(length):
-            return found
+        if stated is None or _is_placeholder(length):
+            return stated
         place += 8 + length + length % 2
-        if found[1]:
-            return None if place <= size else found  # contradicted
-    return found
+        if stated[1]:
+            return None if place <= size else stated  # the size of the RIFF chunk contradicts that of its list
+    return stated
 
 
-def _movi(file: BinaryIO, size: int, place: int) -> Stated:
+def _movi(file: BinaryIO, size: int, place: int) -> StatedEnd:
     for _ in range(MAX_CHUNKS):
         chunk = _read(file, place, 12)
         if len(chunk) < 12:
             return None
         length = _little(chunk[4:8])
         if chunk[:4] == b"LIST" and chunk[8:12] == b"movi":
-            judged = None if _placeholder(length) else _judged(place + 8 + length, size, HEADER_SLACK)
-            return judged and (size, judged[1])  # an index follows, which libav needs
+            stated = None if _is_placeholder(length) else _end_and_missing(place + 8 + length, size, HEADER_SLACK)
+            return stated and (size, stated[1])  # an index follows, which libav needs
         place += 8 + length + length % 2
     return None
 
 
-def aiff_size(file: BinaryIO, size: int) -> Stated:
-    """Of AIFF and AIFF-C: the chunk SSND."""
+def aiff_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the chunk SSND of AIFF and AIFF-C."""
     place = 12
     for _ in range(MAX_CHUNKS):
         chunk = _read(file, place, 8)
@@ -102,31 +103,31 @@ def aiff_size(file: BinaryIO, size: int) -> Stated:
             return None
         length = _big(chunk[4:])
         if chunk[:4] == b"SSND":
-            judged = None if _placeholder(length) else _judged(place + 8 + length, size, place + 8)
-            return judged and (size, judged[1])  # other chunks may follow
+            stated = None if _is_placeholder(length) else _end_and_missing(place + 8 + length, size, place + 8)
+            return stated and (size, stated[1])  # other chunks may follow
         place += 8 + length + length % 2
     return None
 
 
-def au_size(file: BinaryIO, size: int) -> Stated:
-    """Of Sun's and NeXT's AU."""
+def au_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the header of Sun's and NeXT's AU."""
     head = _read(file, 0, 12)
-    if head[:4] != b".snd" or _placeholder(_big(head[8:12])):
+    if head[:4] != b".snd" or _is_placeholder(_big(head[8:12])):
         return None
-    return _judged(_big(head[4:8]) + _big(head[8:12]), size, _big(head[4:8]))
+    return _end_and_missing(_big(head[4:8]) + _big(head[8:12]), size, _big(head[4:8]))
 
 
-def sox_size(file: BinaryIO, size: int) -> Stated:
-    """Of SoX's native format: 32-bit samples after a header, in either byte order."""
+def sox_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the header of SoX's native format, which 32-bit samples follow, in either byte order."""
     head = _read(file, 0, 16)
-    number = {b".SoX": _little, b"XoS.": _big}.get(head[:4])
-    if number is None or not number(head[8:16]):
+    read_number = {b".SoX": _little, b"XoS.": _big}.get(head[:4])
+    if read_number is None or not read_number(head[8:16]):
         return None
-    return _judged(4 + number(head[4:8]) + 4 * number(head[8:16]), size, 0)
+    return _end_and_missing(4 + read_number(head[4:8]) + 4 * read_number(head[8:16]), size, 0)
 
 
-def caf_size(file: BinaryIO, size: int) -> Stated:
-    """Of Apple's CAF: the chunk `data`, whose size is -1 while it is written."""
+def caf_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the chunk `data` of Apple's CAF, whose size is -1 while the file is being written."""
     place = 8
     for _ in range(MAX_CHUNKS):
         chunk = _read(file, place, 12)
@@ -134,14 +135,14 @@ def caf_size(file: BinaryIO, size: int) -> Stated:
             return None
         length = _big(chunk[4:])
         if chunk[:4] == b"data":
-            judged = None if length >> 63 else _judged(place + 12 + length, size, 0)
-            return judged and (size, judged[1])  # the table of packets follows
+            stated = None if length >> 63 else _end_and_missing(place + 12 + length, size, 0)
+            return stated and (size, stated[1])  # the table of packets follows
         place += 12 + length
     return None
 
 
-def asf_size(file: BinaryIO, size: int) -> Stated:
-    """Of ASF (wma, wmv): the data object."""
+def asf_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the data object of ASF (wma, wmv)."""
     place = 0
     for _ in range(MAX_CHUNKS):
         head = _read(file, place, 24)
@@ -149,16 +150,19 @@ def asf_size(file: BinaryIO, size: int) -> Stated:
         if len(head) < 24 or (not place and head[:16] != ASF_HEADER):
             return None
         if head[:16] == ASF_DATA:
-            judged = None if length <= 50 else _judged(place + length, size, 0)  # no packets: a broadcast
-            return judged and (size, judged[1])
+            stated = None if length <= 50 else _end_and_missing(place + length, size, 0)  # no packets: a broadcast
+            return stated and (size, stated[1])
         if length < 24:
             return None
         place += length
     return None
 
 
-def mov_size(file: BinaryIO, size: int) -> Stated:
-    """Of MP4, QuickTime and 3GP in fragments, or within the index. Media of one piece are judged by their index."""
+def mov_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the boxes of MP4, QuickTime and 3GP: a file may end inside its index or a fragment.
+
+    Media without fragments are checked against their index in `track`.
+    """
     place, fragments = 0, False
     for _ in range(MAX_CHUNKS):
         head = _read(file, place, 16)
@@ -176,8 +180,8 @@ def mov_size(file: BinaryIO, size: int) -> Stated:
     return None
 
 
-def matroska_size(file: BinaryIO, size: int) -> Stated:
-    """Of Matroska and WebM: the clusters of the segment."""
+def matroska_size(file: BinaryIO, size: int) -> StatedEnd:
+    """Read the clusters of the segment of Matroska and WebM."""
     place, segment_end, last = 0, None, b""
     for _ in range(MAX_CHUNKS):
         element, start, length = _element(file, place)
@@ -197,7 +201,7 @@ def matroska_size(file: BinaryIO, size: int) -> Stated:
 
 
 def _element(file: BinaryIO, place: int) -> tuple[bytes, int, int | None]:
-    """Return the id of an EBML element, where its content begins and how long that is; None for an unknown length."""
+    """Return the id of an EBML element, the position of its content, and its length; None for an unknown length."""
     head = _read(file, place, 12)
     id_bytes = 9 - head[0].bit_length() if head else 9
     if id_bytes > 4 or len(head) <= id_bytes:
@@ -211,19 +215,21 @@ def _element(file: BinaryIO, place: int) -> tuple[bytes, int, int | None]:
     return head[:id_bytes], place + content, None if unknown else length
 
 
-STATED_SIZES: dict[str, Callable[[BinaryIO, int], Stated]] = {
+STATED_SIZES: dict[str, Callable[[BinaryIO, int], StatedEnd]] = {
     "wav": wav_size, "w64": w64_size, "avi": avi_size, "aiff": aiff_size, "au": au_size, "sox": sox_size,
     "caf": caf_size, "asf": asf_size, "mov": mov_size, "matroska": matroska_size,
 }  # fmt: skip
-"""libav's name of a container format -> what its header states."""
+"""libav's name of a container format -> function that reads the stated size."""
 
 
-def _judged(end: int, size: int, slack: int) -> tuple[int, int]:
-    lacking = end - size
-    return end, lacking if lacking > slack + HEADER_SLACK else 0
+def _end_and_missing(end: int, size: int, slack: int) -> tuple[int, int]:
+    """Return the stated end and the number of missing bytes; up to `slack` of them are an error of the writer."""
+    missing = end - size
+    return end, missing if missing > slack + HEADER_SLACK else 0
 
 
-def _placeholder(length: int) -> bool:
+def _is_placeholder(length: int) -> bool:
+    """Whether a length stands for an unknown one: 0, or nearly the largest number."""
     return length == 0 or any(abs(length - word) <= PLACEHOLDER_SLACK for word in UNKNOWN_WORDS)
 
 

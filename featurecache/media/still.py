@@ -1,9 +1,9 @@
-"""Read one still picture, upright and as 8 bits a channel.
+"""Read one still picture, upright and with 8 bits per channel.
 
-Shapes: (1, H, W, 3) uint8 RGB out, turned and mirrored as its EXIF says; of an animation its first picture, of a
-transparent picture its colours as they are stored. Grey of 16 bits is scaled from the range that its format states;
-where a format states none (32-bit and floating-point numbers) the picture is refused: its white is not known.
-This module knows no clip list and no encoder.
+Shapes: (1, H, W, 3) uint8 RGB, turned and mirrored as the EXIF data states. An animation gives its first picture, a
+transparent picture its stored colours. Grey of 16 bits is scaled from the range that the format states. A format
+without a stated range (32-bit and floating-point numbers) is refused, because the value of white is unknown. This
+module knows no clip list and no encoder.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image, ImageOps
 
 from featurecache.clips.clip_list import Clip
 from featurecache.files.regular_file import open_regular
-from featurecache.media.faults import raised_here
+from featurecache.media.container import raised_by_this_package
 from featurecache.media.recording import media_error
 
 PROGRAM_FORMATS = frozenset({"EPS", "WMF"})
-"""Pictures that Pillow has another program draw (Ghostscript, the system), which could read any file."""
+"""Formats that Pillow renders with another program (Ghostscript, the system), which could read any file."""
 SCALED_TO_16_BITS = frozenset({"PNG", "PPM"})
-"""Formats whose grey pictures of more than 8 bits Pillow may give as 32-bit numbers from 0 to 65535."""
+"""Formats whose grey pictures of more than 8 bits Pillow may return as 32-bit numbers from 0 to 65535."""
 MAX_STILL_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0
 
@@ -32,7 +32,7 @@ def read_still(clip: Clip, path: Path) -> np.ndarray:
     """Return the picture of `clip` at `path`, (1, H, W, 3) uint8.
 
     Raises:
-        MediaError: it is no picture, damaged, too large, or its values state no white.
+        MediaError: the file is no picture, damaged, too large, or has no stated value of white.
         OSError: the file cannot be read.
     """
     with _opened(clip, path) as image:
@@ -57,14 +57,14 @@ def check_still(clip: Clip, path: Path) -> None:
     """Open the picture without decoding it.
 
     Raises:
-        MediaError, OSError: it cannot be opened.
+        MediaError, OSError: the picture cannot be opened.
     """
     with _opened(clip, path):
         pass
 
 
 def _white(image: Image.Image) -> int | None:
-    """Return the value of white in a grey picture of more than 8 bits; None for others, and where none is stated."""
+    """Return the value of white in a grey picture of more than 8 bits; None for others, and if it is not stated."""
     if image.mode.startswith("I;16"):
         return 2 ** int(_tag(image, TIFF_BITS, 16)) - 1
     return 2**16 - 1 if image.mode == "I" and image.format in SCALED_TO_16_BITS else None
@@ -76,7 +76,7 @@ def _tag(image: Image.Image, number: int, default: int) -> int:
 
 
 def _grey(values: np.ndarray, white: int, white_is_zero: bool) -> np.ndarray:
-    """Scale (H, W) numbers from 0 to `white` to (H, W) uint8."""
+    """Scale (H, W) values from 0 to `white` to (H, W) uint8."""
     levels = np.arange(white + 1, dtype=np.uint32)
     table = ((levels * 255 + white // 2) // white).astype(np.uint8)
     grey = table[np.clip(values, 0, white)]
@@ -85,7 +85,7 @@ def _grey(values: np.ndarray, white: int, white_is_zero: bool) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(clip: Clip, path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever Pillow says of it in the block is a MediaError."""
+    """Open a picture; every error of Pillow about it in the block becomes a MediaError."""
     too_many = f"its image file to have at most {MAX_STILL_PIXELS:,} pixels"
     whole = "its image file to be a whole picture"
     try:
@@ -102,11 +102,12 @@ def _opened(clip: Clip, path: Path) -> Iterator[Image.Image]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise media_error(clip, whole, _in_words(error)) from error  # Pillow's own, which has a text alone
+        raise media_error(clip, whole, _in_words(error)) from error  # raised by Pillow itself: without an errno
     except Exception as error:
-        if raised_here(error):
+        if raised_by_this_package(error):
             raise
-        raise media_error(clip, whole, _in_words(error)) from error  # its decoders raise anything on damaged bytes
+        # Pillow's decoders raise errors of any class on damaged bytes.
+        raise media_error(clip, whole, _in_words(error)) from error
 
 
 def _in_words(error: Exception) -> str:

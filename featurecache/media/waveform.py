@@ -1,9 +1,9 @@
 """Turn decoded sound into one mono waveform at a fixed rate.
 
 Shapes: libav audio frames of any layout, rate and sample format in, (S,) float32 out.
-Every channel is resampled by itself (libswresample), then they are mixed (`downmix`). Samples outside
-[start_s, end_s) are cut off before resampling, so the filter never sees them; where frames have no times, their samples
-are counted. Gaps in times are not filled. Decoding may stop once `done`. This module knows no file.
+Each channel is resampled separately (libswresample), then the channels are mixed (`channels`). Samples outside
+[start_s, end_s) are cut off before resampling, so the filter never reads them. Frames without times are placed by
+counting samples. Gaps in times are not filled. Decoding may stop once `done`. This module knows no file.
 """
 
 from __future__ import annotations
@@ -14,51 +14,52 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from featurecache.media.channels import channel_weights, cut, resampled
+from featurecache.media.channels import channel_weights, cut_frame, resampled
 from featurecache.views import Channels
 
-BACK_S = 0.5  # times may jitter by rounding, not begin again
-MAX_LEADING_ERRORS = 8  # packets refused before the first sample: tags and padding that a demuxer took for sound
+MAX_JITTER_S = 0.5  # times may go back by rounding, but not start again
+MAX_LEADING_ERRORS = 8  # refused packets before the first sample: tags and padding that a demuxer read as sound
 
 
 class WaveformCollector:
-    """Collects (S,) float32 from the frames of one stream, at most `max_duration_s` of it."""
+    """Collects (S,) float32 from the frames of one stream, at most `max_duration_s`."""
 
     def __init__(
         self, sampling_rate: int, max_duration_s: float, start_s: float, end_s: float, channels: Channels = "mean"
     ) -> None:
         self.sampling_rate = sampling_rate
         self.position_s: float | None = 0.0
-        """Where the next frame begins in the file, if it does not say so itself; None where that is not known."""
+        """Start of the next frame in the file, if the frame has no time; None if unknown (after a seek)."""
         self.origin_s = 0.0
+        """First moment of the file, from which times of a clip count."""
         self.problem: tuple[str, str] | None = None
         """(expected, got) once the sound cannot be used."""
         self._limit = round(max_duration_s * sampling_rate)
         self._start_s, self._end_s, self._channels = start_s, end_s, channels
         self.in_order = True
-        """Whether channels without names come in the usual order."""
+        """Whether channels without names are in the usual order."""
         self._weights: np.ndarray | None = None
         self._parts: list[np.ndarray] = []
-        self._collected = 0
+        self._num_samples = 0
         self._ended = False
-        self._errors = 0
-        self._heard = False
+        self._num_errors = 0
+        self._has_frames = False
         self._resampler: av.AudioResampler | None = None
         self._format: tuple[str, str, int] | None = None
 
     @property
     def done(self) -> bool:
-        return self._ended or self._collected >= self._limit or self.problem is not None
+        return self._ended or self._num_samples >= self._limit or self.problem is not None
 
     def refused(self, error: FFmpegError) -> None:
-        """Note a packet that the decoder refuses."""
-        self._errors += 1
-        if self._heard or self._errors > MAX_LEADING_ERRORS:
+        """Count a packet that the decoder refuses."""
+        self._num_errors += 1
+        if self._has_frames or self._num_errors > MAX_LEADING_ERRORS:
             self.problem = ("every audio packet to decode", error.strerror or "a damaged one")
 
     def add(self, frame: av.AudioFrame) -> None:
-        """Take one decoded frame of any format."""
-        self._heard = True
+        """Add one decoded frame of any format."""
+        self._has_frames = True
         try:
             self._add(frame)
         except FFmpegError:
@@ -81,15 +82,15 @@ class WaveformCollector:
         if first >= last:
             return
         if (first, last) != (0, frame.samples):
-            frame = cut(frame, first, last)
+            frame = cut_frame(frame, first, last)
         self._resample(frame)
 
     def _begin_s(self, frame: av.AudioFrame) -> float | None:
-        """Return when a frame begins, by its time or by the samples before it; None with a problem noted."""
+        """Return the start of a frame, by its time or the samples before it; if unknown, set `problem`, return None."""
         begin_s, expected = self.position_s, "times of the sound that ascend, which start_s and end_s need"
         if frame.pts is not None and frame.time_base is not None:
             begin_s = float(frame.pts * frame.time_base) - self.origin_s
-            if self.position_s and begin_s < self.position_s - BACK_S:
+            if self.position_s and begin_s < self.position_s - MAX_JITTER_S:
                 self.problem = (expected, "times that go back")
                 return None
         if begin_s is None:
@@ -99,37 +100,38 @@ class WaveformCollector:
         return begin_s
 
     def finish(self) -> None:
-        """Take what the resampler still holds."""
+        """Add the samples that the resampler still holds."""
         self._flush()
 
     def samples(self) -> np.ndarray:
-        """(S,) float32 of everything collected."""
+        """Return all collected samples, (S,) float32."""
         if not self._parts:
             return np.zeros(0, np.float32)
         return np.concatenate(self._parts)[: self._limit]
 
     def _resample(self, frame: av.AudioFrame) -> None:
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if kind != self._format:  # a stream may change its layout or rate midway
+        frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if frame_format != self._format:  # a stream may change its layout or rate
             self._flush()
-            self._format = kind
+            self._format = frame_format
             try:
                 self._weights = channel_weights(self._channels, frame.layout, self.in_order)
             except ValueError as error:
                 self.problem = ("channels that the standard down-mix knows (channels=mean takes any)", str(error))
                 return
             self._resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=self.sampling_rate)
-        self._keep(resampled(self._resampler, frame))  # type: ignore[arg-type]
+        assert self._resampler is not None  # set when the format was
+        self._append(resampled(self._resampler, frame))
 
     def _flush(self) -> None:
         if self._resampler is not None:
-            self._keep(self._resampler.resample(None))
+            self._append(self._resampler.resample(None))
             self._resampler = None
             self._format = None
 
-    def _keep(self, frames: list[av.AudioFrame]) -> None:
+    def _append(self, frames: list[av.AudioFrame]) -> None:
         for frame in frames:
             channels = np.ascontiguousarray(frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T)  # [c, s]
             mono = channels.mean(axis=0, dtype=np.float32) if self._weights is None else self._weights @ channels
             self._parts.append(mono)
-            self._collected += len(mono)
+            self._num_samples += len(mono)

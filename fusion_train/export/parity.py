@@ -31,8 +31,7 @@ from torch.nn import functional as F
 
 from featurecache.clips.clip_list import ClipList
 from featurecache.errors import FingerprintError
-from featurecache.media.decode import media_files
-from featurecache.media.source_hash import clip_source
+from featurecache.media.decode import clip_source, media_files
 from featurecache.views import View
 from fusion_train.data.answers import answers_of, closed_set
 from fusion_train.data.samples import Sample

@@ -214,7 +214,7 @@ def crash_guard(workers: int) -> Iterator[CrashGuard]:
             guard = CrashGuard([Path(folder)], workers)
         stack.callback(guard.close)
         yield guard
-        guard.forget_apart()
+        guard.forget_decoded_suspects()
 
 
 def media_key(clip: Clip) -> str:
