@@ -207,7 +207,7 @@ class Recording:
             if not streams:
                 return {}
             if self._num_bytes is not None and self._num_bytes < container.size:
-                return self._scan(want_video, want_audio)
+                return self._scan(want_video, want_audio)  # open the file again, without the bytes after its media
             origin_s = _origin_us(container) / av.time_base
             tracks = {kind: self._track(stream.time_base, origin_s) for kind, stream in streams.items()}
             indexed = {kind: [entry.timestamp for entry in stream.index_entries] for kind, stream in streams.items()}
@@ -264,7 +264,7 @@ class Recording:
             if kind not in started:
                 started.add(kind)
                 time = packet.pts if packet.pts is not None else packet.dts
-                if kind == "audio" and time is not None:  # no view reads more sound
+                if kind == "audio" and time is not None:  # the scan ends where the longest audio view ends
                     longest = (self._longest_s + AUDIO_SLACK_S) / packet.time_base
                     track.end = min(track.end, max(time, track.start) + longest)
                 exact &= time is not None and time <= track.start and (kind == "audio" or packet.is_keyframe)

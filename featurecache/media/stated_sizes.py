@@ -30,82 +30,83 @@ def wav_size(file: BinaryIO, size: int) -> StatedEnd:
     head = _read(file, 0, 12)
     if head[8:12] != b"WAVE" or head[:4] not in (b"RIFF", b"RF64", b"BW64"):
         return None
-    riff_end, place, long_size = 8 + _little(head[4:8]), 12, None
+    riff_end, offset, long_size = 8 + _little(head[4:8]), 12, None
     for _ in range(MAX_CHUNKS):
-        chunk = _read(file, place, 8)
+        chunk = _read(file, offset, 8)
         if len(chunk) < 8:
             return None
         length = _little(chunk[4:])
         if chunk[:4] == b"ds64":
-            sizes = _read(file, place + 8, 16)
+            sizes = _read(file, offset + 8, 16)
             riff_end, long_size = 8 + _little(sizes[:8]), _little(sizes[8:16])
         if chunk[:4] == b"data":
             length = long_size if long_size is not None and length == 0xFFFFFFFF else length
-            end = place + 8 + length
-            contradicted = riff_end < end and (riff_end <= size or end - riff_end > place + 2 * HEADER_SLACK)
-            stated = None if _is_placeholder(length) or contradicted else _end_and_missing(end, size, place + 8)
+            end = offset + 8 + length
+            # Some writers state a wrong size of the chunk or of the file; then neither tells what is missing.
+            contradicted = riff_end < end and (riff_end <= size or end - riff_end > offset + 2 * HEADER_SLACK)
+            stated = None if _is_placeholder(length) or contradicted else _end_and_missing(end, size, offset + 8)
             return stated and (size, stated[1])  # other chunks may follow
-        place += 8 + length + length % 2
+        offset += 8 + length + length % 2
     return None
 
 
 def w64_size(file: BinaryIO, size: int) -> StatedEnd:
     """Read the chunk `data` of Sony's Wave64, whose lengths include the 24 bytes of a chunk's header."""
-    place = 40
+    offset = 40
     for _ in range(MAX_CHUNKS):
-        chunk = _read(file, place, 24)
+        chunk = _read(file, offset, 24)
         length = _little(chunk[16:24])
         if len(chunk) < 24 or length < 24:
             return None
         if chunk[:16] == W64_DATA:
-            stated = None if length == 24 or length >> 62 else _end_and_missing(place + length, size, place + 24)
+            stated = None if length == 24 or length >> 62 else _end_and_missing(offset + length, size, offset + 24)
             return stated and (size, stated[1])
-        place += length + -length % 8
+        offset += length + -length % 8
     return None
 
 
 def avi_size(file: BinaryIO, size: int) -> StatedEnd:
     """Read the list `movi` of RIFF AVI, in the last of its OpenDML continuations."""
-    place, stated = 0, None
+    offset, stated = 0, None
     for _ in range(MAX_CHUNKS):
-        head = _read(file, place, 12)
+        head = _read(file, offset, 12)
         if len(head) < 12 or head[:4] != b"RIFF" or head[8:12] not in (b"AVI ", b"AVIX"):
             break
-        stated = _movi(file, size, place + 12)
+        stated = _movi(file, size, offset + 12)
         length = _little(head[4:8])
         if stated is None or _is_placeholder(length):
             return stated
-        place += 8 + length + length % 2
+        offset += 8 + length + length % 2
         if stated[1]:
-            return None if place <= size else stated  # the size of the RIFF chunk contradicts that of its list
+            return None if offset <= size else stated  # the size of the RIFF chunk contradicts that of its list
     return stated
 
 
-def _movi(file: BinaryIO, size: int, place: int) -> StatedEnd:
+def _movi(file: BinaryIO, size: int, offset: int) -> StatedEnd:
     for _ in range(MAX_CHUNKS):
-        chunk = _read(file, place, 12)
+        chunk = _read(file, offset, 12)
         if len(chunk) < 12:
             return None
         length = _little(chunk[4:8])
         if chunk[:4] == b"LIST" and chunk[8:12] == b"movi":
-            stated = None if _is_placeholder(length) else _end_and_missing(place + 8 + length, size, HEADER_SLACK)
+            stated = None if _is_placeholder(length) else _end_and_missing(offset + 8 + length, size, HEADER_SLACK)
             return stated and (size, stated[1])  # an index follows, which libav needs
-        place += 8 + length + length % 2
+        offset += 8 + length + length % 2
     return None
 
 
 def aiff_size(file: BinaryIO, size: int) -> StatedEnd:
     """Read the chunk SSND of AIFF and AIFF-C."""
-    place = 12
+    offset = 12
     for _ in range(MAX_CHUNKS):
-        chunk = _read(file, place, 8)
+        chunk = _read(file, offset, 8)
         if len(chunk) < 8:
             return None
         length = _big(chunk[4:])
         if chunk[:4] == b"SSND":
-            stated = None if _is_placeholder(length) else _end_and_missing(place + 8 + length, size, place + 8)
+            stated = None if _is_placeholder(length) else _end_and_missing(offset + 8 + length, size, offset + 8)
             return stated and (size, stated[1])  # other chunks may follow
-        place += 8 + length + length % 2
+        offset += 8 + length + length % 2
     return None
 
 
@@ -128,33 +129,33 @@ def sox_size(file: BinaryIO, size: int) -> StatedEnd:
 
 def caf_size(file: BinaryIO, size: int) -> StatedEnd:
     """Read the chunk `data` of Apple's CAF, whose size is -1 while the file is being written."""
-    place = 8
+    offset = 8
     for _ in range(MAX_CHUNKS):
-        chunk = _read(file, place, 12)
+        chunk = _read(file, offset, 12)
         if len(chunk) < 12:
             return None
         length = _big(chunk[4:])
         if chunk[:4] == b"data":
-            stated = None if length >> 63 else _end_and_missing(place + 12 + length, size, 0)
+            stated = None if length >> 63 else _end_and_missing(offset + 12 + length, size, 0)
             return stated and (size, stated[1])  # the table of packets follows
-        place += 12 + length
+        offset += 12 + length
     return None
 
 
 def asf_size(file: BinaryIO, size: int) -> StatedEnd:
     """Read the data object of ASF (wma, wmv)."""
-    place = 0
+    offset = 0
     for _ in range(MAX_CHUNKS):
-        head = _read(file, place, 24)
+        head = _read(file, offset, 24)
         length = _little(head[16:24])
-        if len(head) < 24 or (not place and head[:16] != ASF_HEADER):
+        if len(head) < 24 or (not offset and head[:16] != ASF_HEADER):
             return None
         if head[:16] == ASF_DATA:
-            stated = None if length <= 50 else _end_and_missing(place + length, size, 0)  # no packets: a broadcast
+            stated = None if length <= 50 else _end_and_missing(offset + length, size, 0)  # no packets: a broadcast
             return stated and (size, stated[1])
         if length < 24:
             return None
-        place += length
+        offset += length
     return None
 
 
@@ -163,46 +164,46 @@ def mov_size(file: BinaryIO, size: int) -> StatedEnd:
 
     Media without fragments are checked against their index in `track`.
     """
-    place, fragments = 0, False
+    offset, fragments = 0, False
     for _ in range(MAX_CHUNKS):
-        head = _read(file, place, 16)
+        head = _read(file, offset, 16)
         if len(head) < 8:
-            return (size, 0) if place == size else None
+            return (size, 0) if offset == size else None
         length, header = _big(head[:4]), 8
         if length == 1:
             length, header = _big(head[8:16]), 16
         if length < header:  # 0: a box up to the end of the file
             return None
-        place, box = place + length, head[4:8]
+        offset, box = offset + length, head[4:8]
         fragments |= box == b"moof"
-        if place > size:
-            return (size, place - size) if box in (b"moov", b"moof") or (box == b"mdat" and fragments) else None
+        if offset > size:
+            return (size, offset - size) if box in (b"moov", b"moof") or (box == b"mdat" and fragments) else None
     return None
 
 
 def matroska_size(file: BinaryIO, size: int) -> StatedEnd:
     """Read the clusters of the segment of Matroska and WebM."""
-    place, segment_end, last = 0, None, b""
+    offset, segment_end, last = 0, None, b""
     for _ in range(MAX_CHUNKS):
-        element, start, length = _element(file, place)
+        element, start, length = _element(file, offset)
         end = None if length is None else start + length
         if element == SEGMENT:
-            place, segment_end = start, end
+            offset, segment_end = start, end
             continue
         if not element or end is None or end > size:
             break
-        place = end
+        offset = end
         last = last if element == VOID else element
-        if segment_end is not None and place >= segment_end:
+        if segment_end is not None and offset >= segment_end:
             return size, 0
     if segment_end is None or segment_end <= size:
         return None if element != CLUSTER or end is None else (size, max(0, end - size))
     return size, 0 if element not in (b"", CLUSTER) and last in (CLUSTER, CUES, TAGS) else segment_end - size
 
 
-def _element(file: BinaryIO, place: int) -> tuple[bytes, int, int | None]:
+def _element(file: BinaryIO, offset: int) -> tuple[bytes, int, int | None]:
     """Return the id of an EBML element, the position of its content, and its length; None for an unknown length."""
-    head = _read(file, place, 12)
+    head = _read(file, offset, 12)
     id_bytes = 9 - head[0].bit_length() if head else 9
     if id_bytes > 4 or len(head) <= id_bytes:
         return b"", 0, 0
@@ -212,7 +213,7 @@ def _element(file: BinaryIO, place: int) -> tuple[bytes, int, int | None]:
         return b"", 0, 0
     length = _big(head[id_bytes:content]) & ((1 << 7 * length_bytes) - 1)
     unknown = length == (1 << 7 * length_bytes) - 1
-    return head[:id_bytes], place + content, None if unknown else length
+    return head[:id_bytes], offset + content, None if unknown else length
 
 
 STATED_SIZES: dict[str, Callable[[BinaryIO, int], StatedEnd]] = {
@@ -233,8 +234,8 @@ def _is_placeholder(length: int) -> bool:
     return length == 0 or any(abs(length - word) <= PLACEHOLDER_SLACK for word in UNKNOWN_WORDS)
 
 
-def _read(file: BinaryIO, place: int, num_bytes: int) -> bytes:
-    return os.pread(file.fileno(), num_bytes, place) if place < 1 << 62 else b""
+def _read(file: BinaryIO, offset: int, num_bytes: int) -> bytes:
+    return os.pread(file.fileno(), num_bytes, offset) if offset < 1 << 62 else b""
 
 
 def _little(data: bytes) -> int:
