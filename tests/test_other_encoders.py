@@ -243,7 +243,7 @@ def test_a_lavis_file_with_other_names_or_with_code_in_it_is_refused(tmp_path: P
         caught.value.problems
     )
     torch.save({"model": Path("x")}, path)
-    with pytest.raises(WeightsError, match="a state dict of tensors alone"):
+    with pytest.raises(WeightsError, match="a state dict that holds only tensors"):
         open_encoder("eva-global", weights=str(path))
 
 

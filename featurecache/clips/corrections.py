@@ -39,10 +39,10 @@ def load_corrections(path: str | Path) -> list[Correction]:
     try:
         for number, row in read_objects(Path(path)):
             problem = row if isinstance(row, str) else _problem(row)
-            if problem:
+            if problem or isinstance(row, str):
                 problems.append(f"line {number}: {problem}")
             else:
-                corrections.append(Correction(**row))  # type: ignore[arg-type]
+                corrections.append(Correction(**{key: str(value) for key, value in row.items()}))
     except OSError as error:
         raise ClipListError(str(path), expected="a file of corrections", got=str(error.strerror)) from error
     if problems:

@@ -32,6 +32,7 @@ from featurecache.encoders.network import (
     FrozenNetwork,
     LoadedNetwork,
     block_count,
+    choose_batch_size,
     compiled_fields,
     load_once,
     required,
@@ -144,10 +145,6 @@ class _EvaEncoder(ExportableEncoder):
         """Return the network without its weights."""
         return Blip2VisionModel(_with_attention(Blip2VisionConfig.from_dict(dict(settings["config"]))))
 
-    def _batch_size(self, batch_option: int | None) -> int:
-        on_cuda = self.network is not None and self.network.device.type == "cuda"
-        return batch_option or (DEFAULT_BATCH[self.name] if on_cuda else 1)
-
     @classmethod
     def _config(cls, weights: str | None) -> Any:
         """Return the config of a checkpoint, without loading weights."""
@@ -222,7 +219,7 @@ class EvaGlobalEncoder(_EvaEncoder):
         self.shape = (1 + self.grid_side**2, tower.config.hidden_size)
         available = tower.config.num_hidden_layers
         self.num_blocks = block_count(self.name, layer or min(GLOBAL_BLOCKS, available), available)
-        self.batch_size = self._batch_size(batch)
+        self.batch_size = choose_batch_size(self.network, batch, DEFAULT_BATCH[self.name])
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> EvaGlobalEncoder:
@@ -291,7 +288,7 @@ class EvaTemporalEncoder(_EvaEncoder):
         self.shape = (frames * grid * grid, tower.config.hidden_size)
         available = tower.config.num_hidden_layers
         self.num_blocks = block_count(self.name, layer, available)
-        self.batch_size = self._batch_size(batch)
+        self.batch_size = choose_batch_size(self.network, batch, DEFAULT_BATCH[self.name])
         self.notices = _temporal_notices(available, self.num_blocks, norm, "file" not in tower.provenance)
 
     @classmethod

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from featurecache.encoders import Encoder, RegisteredEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import AUDIO, TappedNetwork, find_family, open_tapped
-from featurecache.encoders.network import COMPILE
+from featurecache.encoders.network import COMPILE, choose_batch_size
 from featurecache.encoders.pooling import average_sound
 from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
 from featurecache.encoders.whisper import WhisperEncoder
@@ -65,8 +65,7 @@ class HfAudioEncoder(RegisteredEncoder):
         )
         self.shape = (options["tokens"], config.hidden_size)
         self.needs_valid = options["pooling"] == "valid"
-        on_cuda = self.network.device.type == "cuda"
-        self.batch_size = options["batch"] or (DEFAULT_BATCH if on_cuda else 1)
+        self.batch_size = choose_batch_size(self.network, options["batch"], DEFAULT_BATCH)
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> Encoder:

@@ -23,7 +23,7 @@ from PIL import Image
 from featurecache.encoders import FRAMES_IMPLEMENTATION, RegisteredEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import IMAGE, VIDEO, TappedNetwork, find_family, open_tapped
-from featurecache.encoders.network import COMPILE
+from featurecache.encoders.network import COMPILE, choose_batch_size
 from featurecache.encoders.pooling import average_over_grid
 from featurecache.errors import EncoderError
 from featurecache.spec import Spec
@@ -37,6 +37,7 @@ IMAGE_OPTIONS = {
     "grid": 4,
     **_TAP,
 }
+DEFAULT_BATCH = 4  # on a GPU; 1 elsewhere
 VIDEO_OPTIONS = {"rule": ("uniform", "window", "peak", "middle", "first"), "grid": 2, **_TAP}
 
 
@@ -108,8 +109,7 @@ class _HfVisionEncoder(RegisteredEncoder):
         self.network, self._tapped, self._transform, self._options = tapped.network, tapped, transform, options
         self._mean = torch.tensor(transform.mean, device=self.network.device).view(3, 1, 1)
         self._std = torch.tensor(transform.std, device=self.network.device).view(3, 1, 1)
-        on_cuda = self.network.device.type == "cuda"
-        self.batch_size = options["batch"] or (4 if on_cuda else 1)
+        self.batch_size = choose_batch_size(self.network, options["batch"], DEFAULT_BATCH)
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
         """Resize and crop (F, H, W, 3) uint8 to (F, height, width, 3) uint8."""

@@ -55,10 +55,10 @@ def read_lavis(checkpoint: Checkpoint, path: Path) -> tuple[Blip2VisionConfig, d
     try:
         document = read_torch_file(path)
     except UnreadableFileError as error:
-        raise checkpoint.error(expected="a state dict of tensors alone", got=str(error)) from error
+        raise checkpoint.error(expected="a state dict that holds only tensors", got=str(error)) from error
     state = document.get("model", document) if isinstance(document, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise checkpoint.error(expected="a state dict of tensors alone", got="something else")
+        raise checkpoint.error(expected="a state dict that holds only tensors", got="something else")
     absent = [
         name
         for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")

@@ -179,6 +179,12 @@ def required(network: FrozenNetwork | None) -> FrozenNetwork:
     return network
 
 
+def choose_batch_size(network: FrozenNetwork | None, batch_option: int | None, on_gpu: int) -> int:
+    """Return the option `batch`, or without it `on_gpu` on a CUDA device and 1 elsewhere."""
+    on_cuda = network is not None and network.device.type == "cuda"
+    return batch_option or (on_gpu if on_cuda else 1)
+
+
 def block_count(encoder: str, layer: int | None, available: int) -> int:
     """Return the number of blocks to run: `layer`, or all blocks if it is None.
 

@@ -23,6 +23,7 @@ from featurecache.encoders.network import (
     FrozenNetwork,
     LoadedNetwork,
     block_count,
+    choose_batch_size,
     compiled_fields,
     load_once,
     required,
@@ -88,8 +89,7 @@ class WhisperEncoder(ExportableEncoder):
         self.pooling, self.norm, self.mel, self.compile = pooling, norm, mel, compile
         self.needs_valid = pooling == "valid"
         self.num_blocks = block_count(self.name, layer, config.encoder_layers)
-        on_cuda = network is not None and network.device.type == "cuda"
-        self.batch_size = batch or (DEFAULT_BATCH if on_cuda else 1)
+        self.batch_size = choose_batch_size(network, batch, DEFAULT_BATCH)
         whole = self.num_blocks == config.encoder_layers and norm == "final"
         removed_norm = "layer_norm" if norm == "none" else None
         self._tapped: torch.nn.Module | None = None

@@ -142,8 +142,9 @@ def _reply(stream: BinaryIO, clip: Clip, notices: list[str] | None) -> list[Resu
             results.append(None)
         else:
             array = np.empty(result["shape"], result["dtype"])
-            # A buffered pipe has `readinto`, which fills the array without a copy; BinaryIO does not declare it.
-            if stream.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
+            # `readinto` fills the array without a copy.
+            num_bytes = stream.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]  # not in BinaryIO
+            if num_bytes != array.nbytes:
                 raise EOFError
             results.append(array)
     if notices is not None:
