@@ -58,7 +58,7 @@ def cut_frame(frame: av.AudioFrame, first: int, last: int) -> av.AudioFrame:
     """Return the samples from `first` up to but not including `last`, as a frame of the same format."""
     sample_format, channels = _array_format(frame), frame.layout.nb_channels
     samples = np.ascontiguousarray(interleaved(frame, sample_format)[:, first * channels : last * channels])
-    part = av.AudioFrame.from_ndarray(samples, format=sample_format, layout=frame.layout)  # type: ignore[arg-type]  # PyAV takes layouts too
+    part = av.AudioFrame.from_ndarray(samples, format=sample_format, layout=frame.layout)
     part.sample_rate = frame.sample_rate
     return _converted(part, frame.format.name)
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
@@ -131,7 +131,7 @@ def open_container(path: Path, deadline: float = math.inf, num_bytes: int | None
                 mode="r",
                 buffer_size=BUFFER_BYTES,
                 container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
-                **unreadable_tags(av.__version__),  # type: ignore[arg-type]  # a setting by name, of some releases only
+                **unreadable_tags(av.__version__),
             )
         except FFmpegError as error:
             pointer = _pointer_kind(file)
@@ -143,7 +143,7 @@ def open_container(path: Path, deadline: float = math.inf, num_bytes: int | None
             yield container
 
 
-def unreadable_tags(release: str) -> dict[str, str]:
+def unreadable_tags(release: str) -> dict[str, Any]:
     """Return PyAV's settings that accept titles in an unknown encoding; PyAV 19 and later always accepts them."""
     return {} if int(release.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -76,11 +77,11 @@ def as_displayed(frame: av.VideoFrame, pixel_aspect: Fraction, shape: tuple[int,
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """Return, by the display matrix, whether to transpose a frame, then to reverse its rows, then its columns."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False, False, False
     # Pixel (x, y) is displayed at (a·x + c·y, b·x + d·y); the nearest of the eight orientations is taken.
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, count=5).tolist()
+    a, b, _, c, d = np.frombuffer(matrix, np.int32, count=5).tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return False, d < 0, a < 0
     return True, b < 0, c < 0

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def _encoded_request(clip: Clip, views: Sequence[View], limit_s: float | None) -
     return json.dumps(request).encode() + b"\n"
 
 
-def _reply(stream: BinaryIO, clip: Clip, notices: list[str] | None) -> list[Result | None]:
+def _reply(stream: IO[bytes], clip: Clip, notices: list[str] | None) -> list[Result | None]:
     head = _line(stream)
     results: list[Result | None] = []
     for _ in range(head["results"]):
@@ -143,7 +143,7 @@ def _reply(stream: BinaryIO, clip: Clip, notices: list[str] | None) -> list[Resu
         else:
             array = np.empty(result["shape"], result["dtype"])
             # `readinto` fills the array without a copy.
-            num_bytes = stream.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]  # not in BinaryIO
+            num_bytes = stream.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]  # not in IO
             if num_bytes != array.nbytes:
                 raise EOFError
             results.append(array)
@@ -152,7 +152,7 @@ def _reply(stream: BinaryIO, clip: Clip, notices: list[str] | None) -> list[Resu
     return results
 
 
-def _line(stream: BinaryIO) -> dict[str, Any]:
+def _line(stream: IO[bytes]) -> dict[str, Any]:
     line = stream.readline()
     if not line.endswith(b"\n"):
         raise EOFError

@@ -378,7 +378,7 @@ class Recording:
             for packet in self._packets(container, streams):
                 active = [sink for sink in sinks[packet.stream.index] if not sink.done]
                 if active:
-                    if self._skips_frames and packet.stream.type == "video":
+                    if self._skips_frames and context is not None and packet.stream.type == "video":
                         needed = any(picker.needs(packet.pts) for picker in pickers.values() if not picker.done)
                         context.skip_frame = "DEFAULT" if needed else "NONREF"
                     _decode_packet(packet, active)
