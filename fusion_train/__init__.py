@@ -1,8 +1,8 @@
-"""fusion_train: a fusion adapter and LoRA trained from cached tensors, at the speed of the LLM."""
+"""fusion_train: train a fusion adapter and LoRA from cached features, at the speed of the language model."""
 
 import logging
 
-# peft imports bitsandbytes where it is installed, which says at once that a faster 4-bit kernel for CPUs is not there.
+# peft imports bitsandbytes if it is installed, and bitsandbytes warns that its faster 4-bit kernel for CPUs is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
-"""Exceptions of the trainer; they hang under `featurecache.errors.FeatureCacheError` and share its message template.
+"""Exceptions of the trainer: subclasses of `featurecache.errors.FeatureCacheError` with the same message template.
 
 FusionTrainError
 ├── ConfigError         unknown key, wrong type, or a combination that cannot work
 ├── DataError           the clip list or the store cannot serve this run
-│   └── ListChangedError    the clip list is no longer the one that a run or sweep began with
+│   └── ListChangedError    the clip list changed since a run or sweep began
 ├── CheckpointError     no checkpoint, a damaged one, or one of another configuration
 ├── ModelError          the language model cannot be loaded or does not fit
 ├── ExportError         the run, its encoders or the folder do not allow an export
@@ -20,11 +20,11 @@ from featurecache.errors import FeatureCacheError, suggest
 
 
 class FusionTrainError(FeatureCacheError):
-    """Root of everything that the trainer raises on purpose."""
+    """Base of all exceptions that the trainer raises on purpose."""
 
 
 class ConfigError(FusionTrainError):
-    """A config key that is unknown, of the wrong type, or in conflict with another."""
+    """An unknown configuration key, a value of the wrong type, or conflicting settings."""
 
 
 class DataError(FusionTrainError):
@@ -32,7 +32,7 @@ class DataError(FusionTrainError):
 
 
 class ListChangedError(DataError):
-    """The clip list, or a file laid over it, is no longer the one that a run or sweep began with."""
+    """The clip list, or its exclusions or corrections, changed since a run or sweep began."""
 
 
 class CheckpointError(FusionTrainError):
@@ -40,7 +40,7 @@ class CheckpointError(FusionTrainError):
 
 
 class ModelError(FusionTrainError):
-    """The language model cannot be loaded, or does not fit what is asked of it."""
+    """The language model cannot be loaded, or does not fit the configuration."""
 
 
 class ExportError(FusionTrainError):
@@ -48,25 +48,26 @@ class ExportError(FusionTrainError):
 
 
 class DivergedError(FusionTrainError):
-    """The loss or a gradient is NaN or infinite; the clips of the batch are named."""
+    """The loss, a gradient or a score is NaN or infinite; the message names the clips."""
 
     exit_code = 1
 
 
 class DeviceMemoryError(FusionTrainError):
-    """A step does not fit into the device's memory; the largest consumer and what shrinks it are named."""
+    """A step does not fit into the device's memory; the message names the largest kind of memory and what reduces
+    it."""
 
     exit_code = 1
 
 
 class ParityError(FusionTrainError):
-    """The exported model does not compute what was trained; the bounds that failed are named."""
+    """The exported model does not compute what was trained; the message names the failed bounds."""
 
     exit_code = 1
 
 
 def refuse_unknown(kind: str, name: str, known: Collection[str]) -> None:
-    """Raise ConfigError for a name, such as that of a task, that is none of `known`; the near one is suggested."""
+    """Raise ConfigError if a name, such as that of a task, is not among `known`; a similar name is suggested."""
     if name not in known:
         raise ConfigError(
             f'{kind} "{name}"',

@@ -82,8 +82,8 @@ def _tables(plan: TrainingPlan, micro_batch: int | str) -> list[Table]:
 
     lengths = plan.lengths
     tokens = _table(f"tokens of a sample ({lengths.source})", "kind", "mean")
-    for kind, count in (("soft", lengths.soft), ("text", lengths.text), ("answer", lengths.answer)):
-        tokens.add_row(kind, f"{count:.1f}")
+    for kind, mean in (("soft", lengths.soft), ("text", lengths.text), ("answer", lengths.answer)):
+        tokens.add_row(kind, f"{mean:.1f}")
     tokens.add_section()
     tokens.add_row("all", f"{lengths.total:.1f}")
 

@@ -109,7 +109,7 @@ def open_base(config: EmotionLlamaConfig, name: str) -> nn.Module:
             next_step=advice,
         )
     llm = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, reference["dtype"])).eval()
-    llm.generation_config = plain_generation(llm.generation_config)  # what it leaves open is taken from the base's
+    llm.generation_config = plain_generation(llm.generation_config)  # the defaults of a call, without beams or sampling
     return llm
 
 
