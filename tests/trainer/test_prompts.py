@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from featurecache.clips.clip_list import Clip
+from fusion_train.data.answers import answer_of
 from fusion_train.errors import ConfigError, DataError
-from fusion_train.models.token_streams import SOFT_TOKEN
+from fusion_train.models.token_streams import MODALITIES, SOFT_TOKEN
 from fusion_train.presets import load_config
-from fusion_train.prompts.prompt import PromptFormat, encode_answer, encode_prompt, find_task
+from fusion_train.prompts.prompt import TASKS, PromptFormat, encode_answer, encode_prompt, find_task
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
 EMOTION = find_task("emotion")
@@ -170,3 +172,21 @@ def test_an_exported_model_asks_as_the_run_did(llama):
     assert "[think]" in asked(task="think:sentiment")
     assert "the man says hi" in asked(task="emotion", person="the man")
     assert "The person in video says: hi" in asked(task="emotion")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_a_prompt_and_finds_its_answer(name):
+    task = find_task(name)
+    assert task.full_name == name
+    assert task.modalities
+    assert set(task.modalities) <= set(MODALITIES)
+    before, after = PromptFormat().render("I see.", task, ["happy", "sad"])
+    assert f"[{name}]" in after
+    assert "{" not in before + after
+    assert ("happy, sad" in after) == ("{labels}" in task.instruction) == (task.closed_key is not None)
+    value = {"label": "happy", "labels": ["happy", "sad"]}.get(task.answer, "Because.")
+    held = {"labels": {task.key: value}} if task.answer in ("label", "labels") else {"responses": {task.key: value}}
+    if task.answer == "think":
+        held["labels"] = {task.label: "happy"}
+    assert answer_of(Clip("a", **held), task)
+    assert answer_of(Clip("b"), task) is None
