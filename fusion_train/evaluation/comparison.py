@@ -55,14 +55,14 @@ def compare_answers(scores: Mapping[str, BenchmarkScores]) -> Table:
         base = first.sets[set_name]
         scale = scale_of(base.scored)
         first_score = base.scored.value * scale
-        table.rows.append([base.title, base.scored.main, names[0], first_score, None, None, None, asked_text(base)])
+        table.add([base.title, base.scored.main, names[0], first_score, None, None, None, asked_text(base)])
         for name in names[1:]:
             other = scores[name].sets[set_name]
             gap = difference(base, other, name)
             bounds = (gap.interval.low, gap.interval.high) if gap.interval else (None, None)
             numbers = (other.scored.value, gap.value, *bounds)
             scaled = (None if number is None else number * scale for number in numbers)
-            table.rows.append(["", "", name, *scaled, asked_text(other)])
+            table.add(["", "", name, *scaled, asked_text(other)])
     return table
 
 

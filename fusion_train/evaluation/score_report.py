@@ -53,11 +53,11 @@ def overview_table(scores: BenchmarkScores) -> Table:
         score = scores.sets.get(name)
         if score is None:
             empty: list[Cell] = [None] * (5 + len(corrected))  # every column between the title and the baselines
-            table.rows.append([benchmark_set.title or name, *empty, *published])
+            table.add([benchmark_set.title or name, *empty, *published])
             continue
         scale = scale_of(score.scored)
         interval = (score.interval.low * scale, score.interval.high * scale) if score.interval else (None, None)
-        table.rows.append(
+        table.add(
             [
                 score.title,
                 figure_name(score.scored),
@@ -72,7 +72,7 @@ def overview_table(scores: BenchmarkScores) -> Table:
         value, corrected_value = (None if share is None else share * 100 for share in (mean.value, mean.corrected))
         selection_cells: list[Cell] = [corrected_value, None, None, None] if selected else []
         published = [baseline.means.get(name) for baseline in baselines]
-        table.rows.append([f"mean: {name}", None, value, None, None, *selection_cells, None, *published])
+        table.add([f"mean: {name}", None, value, None, None, *selection_cells, None, *published])
     table.emphasised = frozenset(range(len(scores.benchmark.sets), len(table.rows)))
     return table
 
@@ -133,7 +133,7 @@ def selection_table(scores: BenchmarkScores) -> Table:
                 interval = clusters_missing(len(set(score.clusters)), f"{score.clustered_by}s")
             else:
                 interval = f"{low:.2f} to {high:.2f}"
-            table.rows.append([score.title, score.scored.value * scale, value, interval, count])
+            table.add([score.title, score.scored.value * scale, value, interval, count])
     return table
 
 
@@ -144,7 +144,7 @@ def summary_table(scores: BenchmarkScores) -> Table:
         scored, scale = score.scored, scale_of(score.scored)
         others = ", ".join(f"{name} {v * scale:.2f}" for name, v in scored.figures.items() if name != scored.main)
         count = int(scored.counts.get("clips", len(scored.clip_ids)))
-        table.rows.append([score.title, figure_name(scored), scored.value * scale, interval_text(score), others, count])
+        table.add([score.title, figure_name(scored), scored.value * scale, interval_text(score), others, count])
     return table
 
 
@@ -153,7 +153,7 @@ def confusion_table(scored: MetricResult) -> Table:
     assert scored.confusion is not None
     table = Table(["", *scored.labels, "(other)"])
     for label, counts in zip(scored.labels, scored.confusion.tolist(), strict=True):
-        table.rows.append([label, *counts])
+        table.add([label, *counts])
     return table
 
 
@@ -209,7 +209,7 @@ def _classes(scored: MetricResult) -> Table:
     names = list(next(iter(scored.per_class.values())))
     table = Table(["class", *names])
     for label, row in scored.per_class.items():
-        table.rows.append([label, *(int(row[name]) if name == "clips" else row[name] * 100 for name in names)])
+        table.add([label, *(int(row[name]) if name == "clips" else row[name] * 100 for name in names)])
     return table
 
 
@@ -217,9 +217,9 @@ def _subsets(subsets: Mapping[str, MetricResult | str]) -> Table:
     table = Table(["clips", "score", "scored", "figure"])
     for name, subset in subsets.items():
         if isinstance(subset, str):
-            table.rows.append([name, None, None, subset])
+            table.add([name, None, None, subset])
         else:
-            table.rows.append([name, subset.value * scale_of(subset), len(subset.clip_ids), subset.main])
+            table.add([name, subset.value * scale_of(subset), len(subset.clip_ids), subset.main])
     return table
 
 

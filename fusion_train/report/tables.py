@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import rich.table
 
@@ -24,7 +24,7 @@ class Table:
     """Rows under a header; columns of numbers are aligned to the right."""
 
     header: Sequence[str]
-    rows: list[Sequence[Cell]] = field(default_factory=list)
+    rows: Sequence[Sequence[Cell]] = ()
     caption: str = ""
     note: str = ""
     """A remark that is shown with the rows in every format except CSV."""
@@ -32,6 +32,10 @@ class Table:
     """Whether the note is a warning."""
     emphasised: frozenset[int] = frozenset()
     """Indices of the rows in bold."""
+
+    def add(self, row: Sequence[Cell]) -> None:
+        """Append a row."""
+        self.rows = [*self.rows, row]
 
     def only(self, columns: Sequence[str]) -> Table:
         """Return the table with only these columns, in this order."""

@@ -1,4 +1,4 @@
-"""Before anything starts: every variant is built without weights, every feature found, cost and memory counted."""
+"""Check a sweep before any trial starts: every variant is built without weights, and its cost and memory counted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
         try:
             for config in trial.stages:
                 FeatureReader.open(store, config.features.used)
-                if config.model.llm is None:  # what trains without a language model is quickly built as it will be
+                if config.model.llm is None:  # a probe is quick to build whole
                     build_context(config, store, clips)
                 if config.optim.shard_base:
                     raise ConfigError(
@@ -63,7 +63,7 @@ def check(sweep: Sweep, store: str, clips: str, say: Callable[[str], None]) -> d
 
 
 def _say_costs(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: Callable[[str], None]) -> None:
-    """Say what variants cost, who may be stopped, and what the test set can tell."""
+    """Print the costs of the variants, the rules that may stop them, and the difference that the sweep can find."""
     for variant, cost in costs.items():
         if cost is None:
             say(f"{variant}: a probe, without a language model")
@@ -76,21 +76,23 @@ def _say_costs(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: 
     announce(sweep, say)
     on_cpu = this_process().device.type == "cpu"
     configs = [(trial.variant, config) for trial in sweep.trials for config in trial.stages]
-    said = [
+    lines = [
         (variant, line)
         for variant, config in configs
         for line in cautions(config, on_cpu=on_cpu, **split_sizes(config, clips))
     ]
-    for line in dict.fromkeys(line for _, line in said):
-        variants = [*dict.fromkeys(variant for variant, other in said if other == line)]
+    for line in dict.fromkeys(line for _, line in lines):
+        variants = [*dict.fromkeys(variant for variant, other in lines if other == line)]
         say(line if len(variants) == len(sweep.variants) else f"{', '.join(variants)}: {line}")
     optim = [trial.config.optim for trial in sweep.trials]
-    warmup = max(each.warmup_steps for each in optim)
-    early = [rung for rung in rung_steps(sweep.halving, max(each.steps for each in optim)) if rung <= warmup]
-    if early:
+    warmup = max(settings.warmup_steps for settings in optim)
+    rungs_in_warmup = [
+        rung for rung in rung_steps(sweep.halving, max(settings.steps for settings in optim)) if rung <= warmup
+    ]
+    if rungs_in_warmup:
         say(
-            f"halving: step {', '.join(map(str, early))} lies in the warm-up of {warmup} steps, where scores tell "
-            "little; name later shares of the steps in halving.at"
+            f"halving: step {', '.join(map(str, rungs_in_warmup))} lies in the warm-up of {warmup} steps, where scores "
+            "tell little; name later shares of the steps in halving.at"
         )
     notice = optimism_notice(sweep.weights, sweep.split, choosing_splits(sweep))
     say(
@@ -103,10 +105,10 @@ def _say_costs(sweep: Sweep, costs: Mapping[str, Cost | None], clips: str, say: 
 def cost_of(
     config: Config, store: str, clips: str, counted: dict[Hashable, Lengths], asked_split: str | None = None
 ) -> Cost | None:
-    """What training costs, by building the model without weights; None for a probe, which shares no base.
+    """Return the cost of training, from the model without weights; None for a probe, which shares no base.
 
     Args:
-        counted: lengths that other variants of the sweep have counted on the same batches; added to.
+        counted: token lengths by batch key, shared by the variants of a sweep; this call adds its own.
 
     Raises:
         FeatureCacheError: it cannot be built.
@@ -125,7 +127,7 @@ def cost_of(
         asked_split=asked_split,
     )
     need = plan.memory
-    # What the CUDA context takes is gone from the free memory already.
+    # The free memory is measured without the memory of the CUDA context.
     return Cost(
         trained=sum(plan.parameters.values()),
         soft_tokens=round(plan.lengths.soft),

@@ -1,6 +1,6 @@
-"""What a sweep compares by: one figure of a metric, formed of the answers that trials gave.
+"""The metric that a sweep compares variants by: one figure, computed from the predictions of the trials.
 
-A trial's figures come from its predictions alone, so that a finished sweep can be compared by another metric of the
+A trial's figures come only from its predictions, so that a finished sweep can be compared by another metric of the
 same task. Two variants are compared over the seeds that each finished and the clips that all of those answered.
 """
 

@@ -1,4 +1,4 @@
-"""Give groups to workers as these become idle; take a group apart that fails as a whole."""
+"""Hand groups to idle workers; a group that fails as a whole is split into its trials."""
 
 from __future__ import annotations
 
@@ -18,40 +18,46 @@ def dispatch(
     say: Callable[[str], None],
     used_up: Callable[[float], bool] = lambda at_work_s: False,
 ) -> Iterator[tuple[TrialGroup, GroupResult, float]]:
-    """Train groups, as many at once as there are workers; yields each with its answer and the seconds it took.
+    """Train groups, as many at once as there are workers; yields each group with its result and its seconds.
 
-    A group of several that failed, or whose worker died with it, is taken apart: its trials are trained one by one,
-    so that the one to blame is found. What was broken off counts as seconds of the trials that follow.
+    A group of several trials that failed, or whose worker died, is split: its trials train one by one, so that the
+    trial at fault is found.
 
     Args:
-        used_up: told how long what is at work has been so, all together; once it says yes, nothing more is begun.
+        used_up: receives the total running time of active groups; when it returns True, no new group starts.
 
     Raises:
-        FeatureCacheError: no trial's fault, such as a full disk; what was at work waits where its checkpoints are.
-        Interrupted: a stop was requested; what was at work has been saved.
+        FeatureCacheError: an error that is no trial's fault, such as a full disk; active groups resume from their
+        checkpoints.
+        Interrupted: a stop was requested; all active groups are saved.
     """
-    left = deque(groups)
-    busy: dict[int, tuple[TrialGroup, float]] = {}
+    queue = deque(groups)
+    active: dict[int, tuple[TrialGroup, float]] = {}
     stopped = False
     while True:
-        idle = [worker for worker in range(executor.count) if worker not in busy]
+        idle = [worker for worker in range(executor.count) if worker not in active]
         now = time.perf_counter()
-        while idle and left and not executor.stopping and not used_up(sum(now - began for _, began in busy.values())):
-            worker, group = idle.pop(0), left.popleft()
-            busy[worker] = group, now
+        while (
+            idle
+            and queue
+            and not executor.stopping
+            and not used_up(sum(now - start_s for _, start_s in active.values()))
+        ):
+            worker, group = idle.pop(0), queue.popleft()
+            active[worker] = group, now
             executor.begin(worker, group)
-        if not busy:
+        if not active:
             break
-        for worker, answer in executor.answers():
-            group, began = busy.pop(worker)
-            if answer.halt is not None:
-                raise answer.halt
-            if answer.lost:
-                left.appendleft(group)
-            elif answer.error is not None and len(group.trials) > 1:
-                say(f"{len(group.trials)} together failed ({answer.error}); one by one now")
-                left.extendleft(replace(group, trials=(trial,)) for trial in reversed(group.trials))
-            stopped = stopped or answer.stopped
-            yield group, answer, time.perf_counter() - began
-    if stopped or (left and executor.stopping):
+        for worker, result in executor.answers():
+            group, start_s = active.pop(worker)
+            if result.halt is not None:
+                raise result.halt
+            if result.lost:
+                queue.appendleft(group)
+            elif result.error is not None and len(group.trials) > 1:
+                say(f"{len(group.trials)} together failed ({result.error}); one by one now")
+                queue.extendleft(replace(group, trials=(trial,)) for trial in reversed(group.trials))
+            stopped = stopped or result.stopped
+            yield group, result, time.perf_counter() - start_s
+    if stopped or (queue and executor.stopping):
         raise Interrupted("stopped. Go on with the same command.")

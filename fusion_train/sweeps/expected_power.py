@@ -1,4 +1,4 @@
-"""What a sweep can tell, said before it runs: from a pilot sweep, or from what its file assumes.
+"""The least difference that a sweep can find, before it runs: from a pilot sweep, or from assumptions in its file.
 
 The least detectable difference counts seeds and clusters of clips, at the strictest step of Holm's correction, with
 80 % power. A pilot (`pilot: FOLDER`) gives the measured variances of an earlier sweep by the same figure. Without one
@@ -28,23 +28,23 @@ from fusion_train.sweeps.sweep_file import Assumptions, Sweep
 
 RESULTS = "results.json"
 ALIKE_WITHIN_CLUSTER = 0.05
-"""Correlation of the differences of two clips of one cluster, where nothing is known."""
+"""Assumed correlation of the differences of two clips of one cluster."""
 BY_CLASS = ("UAR", "macro F1")
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """The least difference that a sweep can tell from chance, as a share; None where no verdict is possible."""
+    """The least difference that a sweep can find, as a share, and its basis."""
 
     least: float | None
     basis: str
-    """Where the variances come from, for a person."""
+    """Where the variances come from, as text."""
 
 
 def expect(
     sweep: Sweep, references: MetricResult, labels: Sequence[Hashable], clusters: Sequence[Hashable]
 ) -> Expectation:
-    """Say what a sweep can tell.
+    """Return the least detectable difference of a sweep.
 
     Args:
         references: the right answers, scored.
@@ -68,7 +68,7 @@ def expect(
 
 
 def said_before(expected: Expectation, figure: str, num_seeds: int, num_clusters: int, clustered_by: str) -> str:
-    """One sentence for the terminal and the page."""
+    """Return one sentence for the terminal and the page."""
     counted = f"{num_seeds} seed{'s' if num_seeds != 1 else ''} and {num_clusters:,} {clustered_by}"
     if expected.least is None:
         return f"no verdict is possible from {counted}: at least 2 seeds and {MIN_CLUSTERS} {clustered_by} are needed"
@@ -79,7 +79,7 @@ def said_before(expected: Expectation, figure: str, num_seeds: int, num_clusters
 
 
 def assumed_variance(assume: Assumptions, figure: str, labels: Sequence[Hashable], num_clusters: int) -> Variance:
-    """Variances by what the sweep file assumes."""
+    """Return the variances that the sweep file assumes."""
     size = len(labels) / num_clusters
     per_cluster = assume.disagreement * (1 + (size - 1) * ALIKE_WITHIN_CLUSTER) / size
     if figure in BY_CLASS:
@@ -89,15 +89,15 @@ def assumed_variance(assume: Assumptions, figure: str, labels: Sequence[Hashable
 
 
 def read_pilot(folder: Path, figure: str) -> Variance:
-    """Mean variances over the comparisons of a finished sweep.
+    """Return the mean variances over the comparisons of a finished sweep.
 
     Raises:
         ConfigError: no such sweep, none of its comparisons has variances, or it compares another figure.
     """
     try:
-        found = json.loads((folder / RESULTS).read_text())
-        measured = [each["variance"] for each in found["comparisons"] if each["variance"]]
-        main = found["sweep"]["main"]
+        results = json.loads((folder / RESULTS).read_text())
+        measured = [comparison["variance"] for comparison in results["comparisons"] if comparison["variance"]]
+        main = results["sweep"]["main"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"pilot: {folder}",
@@ -111,11 +111,13 @@ def read_pilot(folder: Path, figure: str) -> Variance:
             expected=f"a sweep that compares {figure}, with 2 or more seeds",
             got=f"one that compares {main}" if main != figure else "no measured variance",
         )
-    return Variance(**{name: fmean(each[name] for each in measured) for name in ("seeds", "clusters", "interaction")})
+    return Variance(
+        **{name: fmean(comparison[name] for comparison in measured) for name in ("seeds", "clusters", "interaction")}
+    )
 
 
 def power_notice(sweep: Sweep, clips: str) -> str:
-    """Say what the sweep can tell, counting its seeds and the clusters of its clips.
+    """Return the sentence on the least detectable difference, from the seeds and the clusters of clips.
 
     Raises:
         DataError: references that the metric cannot take.
@@ -127,13 +129,13 @@ def power_notice(sweep: Sweep, clips: str) -> str:
     references = sweep.measure.scored(
         [{"id": clip_id, "reference": answer, "prediction": answer} for clip_id, answer in answers.items()]
     )
-    clustered_by, named = clusters_in(scored)
+    clustered_by, cluster_names = clusters_in(scored)
     ids = references.clip_ids
-    clusters = clusters_of(ids, named)
-    expected = expect(sweep, references, [str(answers[clip_id]) for clip_id in ids], clusters)
+    clusters = clusters_of(ids, cluster_names)
+    power = expect(sweep, references, [str(answers[clip_id]) for clip_id in ids], clusters)
     num_seeds, comparisons = len({trial.seed for trial in sweep.trials}), len(sweep.variants) - 1
     return (
         f"{sweep.task} on {len(ids)} clips of {sweep.split}, {comparisons} "
         f"comparison{'s' if comparisons != 1 else ''} with {sweep.reference}: "
-        + said_before(expected, references.main, num_seeds, len(set(clusters)), clustered_by)
+        + said_before(power, references.main, num_seeds, len(set(clusters)), clustered_by)
     )

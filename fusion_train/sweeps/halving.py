@@ -1,8 +1,12 @@
-"""Stop variants early that are behind: successive halving on identical data order.
+"""Successive halving: the order of rounds, and the rule that stops variants which are behind.
 
 Rule. At each share of the steps named by `at`, variants are ordered by their held-out score, averaged over seeds; the
 better `keep` of those still running go on (rounded up, at least one), ties in favour of going on. The reference always
 goes on, since the others are compared with it. All variants of a seed have then seen the same clips in the same order.
+
+Rounds. Stage by stage of the trials' chains, and within the last stage rung by rung. Trials of a round are independent
+of each other. A round begins when the round before has ended: it needs the weights of the stage before, and leaves out
+the variants that the rung before has stopped.
 
 Risk. A variant that learns slowly and would have won is dropped unseen: what is dropped is "behind at step s", not
 "worse". How far the order at a rung agrees with the order at the end is measured on those that finished and reported
@@ -12,7 +16,8 @@ Risk. A variant that learns slowly and would have won is dropped unseen: what is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from scipy import stats
 
@@ -41,7 +46,7 @@ def rank_correlation(early: Mapping[str, float], late: Mapping[str, float]) -> f
     """Spearman's correlation of the variants that both have; None for fewer than three, or where all are equal."""
     common = [variant for variant in early if variant in late]
     values = [[early[variant] for variant in common], [late[variant] for variant in common]]
-    if len(common) < 3 or any(len(set(each)) == 1 for each in values):
+    if len(common) < 3 or any(len(set(side)) == 1 for side in values):
         return None
     return float(stats.spearmanr(*values).statistic)
 
@@ -68,17 +73,40 @@ def stop_behind(
     trials: Sequence[Trial],
     scores: Mapping[str, Sequence[float]],
     keep: float,
-    where: str,
+    place: str,
     say: Callable[[str], None],
 ) -> None:
-    """Stop the waiting trials of variants that are behind by these scores; the table keeps where that was."""
-    going_on = survivors(scores, sweep.reference, keep)
+    """Stop the waiting trials of variants that are behind by these scores; the table records at which point."""
+    surviving = survivors(scores, sweep.reference, keep)
     stopped = [
         trial
         for trial in trials
-        if trial.variant in scores and trial.variant not in going_on and table.outcome(trial).state == WAITING
+        if trial.variant in scores and trial.variant not in surviving and table.outcome(trial).state == WAITING
     ]
     for variant in dict.fromkeys(trial.variant for trial in stopped):
-        say(f"{variant}: behind {where}, stopped")
+        say(f"{variant}: behind {place}, stopped")
     for trial in stopped:
-        table.write(trial, state=STOPPED, stopped=f"behind {where}")
+        table.write(trial, state=STOPPED, stopped=f"behind {place}")
+
+
+@dataclass(frozen=True)
+class SweepRound:
+    """One stage of all chains that have it, until a step."""
+
+    stage: int
+    until: int | None
+    """The step after which the round ends; None: the end of the stage."""
+    trials: tuple[Trial, ...]
+    judged: tuple[Trial, ...]
+    """Trials in their last stage, which are compared where the round ends before the stage does."""
+
+
+def rounds(sweep: Sweep) -> Iterator[SweepRound]:
+    """Yield all rounds of a sweep, whatever the states of its trials."""
+    for stage in range(max(len(trial.stages) for trial in sweep.trials)):
+        with_stage = tuple(trial for trial in sweep.trials if stage < len(trial.stages))
+        last = tuple(trial for trial in with_stage if stage == len(trial.stages) - 1)
+        steps = max((trial.config.optim.steps for trial in last), default=0)
+        for rung in rung_steps(sweep.halving, steps):
+            yield SweepRound(stage, rung, with_stage, last)
+        yield SweepRound(stage, None, with_stage, ())

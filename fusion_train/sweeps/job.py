@@ -1,6 +1,6 @@
-"""What is to be trained and what became of it, in plain values: a sweep's driver and its workers exchange these.
+"""Messages between the driver of a sweep and its workers, as plain values: what to train, and the results.
 
-This module imports no torch, so that a worker process can read what it is asked before it has loaded anything.
+This module imports no torch, so that a worker process reads its first message before it loads anything.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from featurecache.errors import FeatureCacheError
 from fusion_train.sweeps.sweep_file import Trial
 
 ABOUT = "sweep.json"
-"""What `report` reads beside the table: names, the reference, where the clip list is."""
+"""The description of a sweep, which `report` reads beside the table: names, the reference, the clip list."""
 PREDICTIONS_SHA256 = "predictions_sha256"
-"""Key of a finished trial's scores: the hash of that file."""
+"""Key in the scores of a finished trial: the hash of its predictions file."""
 PREDICTIONS = "predictions.jsonl"
-"""In a finished trial's folder: what it answered to every clip."""
+"""The predictions of a finished trial, in its folder."""
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What all trials of a sweep have in common."""
+    """Settings that all trials of a sweep share."""
 
     store: str
     clips: str
@@ -31,34 +31,34 @@ class SweepSettings:
     """Folder of the runs."""
     task: str
     split: str
-    """Whose clips a finished trial is asked."""
+    """The split whose clips score a finished trial."""
     weights: str = "best"
-    """Of a finished trial: its `best`, its `last`, or `cross-fitted`."""
+    """The weights that score a finished trial: `best`, `last` or `cross-fitted`."""
     initial: str | None = None
     """Run that the first stage of every trial starts from."""
     precision: str = "fp32"
-    """In which the peak of a device is measured."""
+    """The precision in which the peak of a device is measured."""
     clips_changed: bool = False
-    """Trials go on though the clip list changed since they began; each records it."""
+    """Trials go on with a clip list that changed since they began; each records the change."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one trial's last stage."""
+    """The cost of the last stage of one trial."""
 
     trained: int
     soft_tokens: int
     flops: float
-    """Of all its steps."""
+    """FLOPs of all its steps."""
     shared_bytes: int
-    """The base: once for a company."""
+    """Memory of the base, once per group."""
     own_bytes: int
-    """Weights, gradients, moments and activations: once a member."""
+    """Memory of weights, gradients, moments and activations, once per trial."""
 
 
 @dataclass(frozen=True)
 class DeviceCapacity:
-    """What a device has for a worker."""
+    """Memory and speed that a device offers to one worker."""
 
     free_bytes: int
     peak_flops: float
@@ -66,44 +66,44 @@ class DeviceCapacity:
 
 @dataclass(frozen=True)
 class TrialGroup:
-    """Trials that are trained with each other, for one stage of their chains."""
+    """Trials that train together, for one stage of their chains."""
 
     trials: tuple[Trial, ...]
     stage: int
     until: int | None
-    """Step after which they pause; None: they are trained to their end, and scored if the stage is their last."""
+    """Step after which the trials pause; None: they train to their ends, and are scored after their last stage."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of one trial of a group."""
+    """The result of one trial of a group."""
 
     step: int | None = None
-    """Steps done; None where nothing was trained."""
+    """Steps done; None where no step was trained."""
     seconds: float = 0.0
-    """Its share of the time that the group took."""
+    """Its share of the training time of the group."""
     together: int = 0
-    """How many trained with it, itself included."""
+    """Number of trials that trained together, this trial included."""
     score: float | None = None
     """Held-out score at the step where it paused."""
     scores: Mapping[str, Any] | None = None
-    """Of a trial whose last stage is finished."""
+    """Scores of a trial whose last stage is finished."""
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What a worker says of a group, or what is said of a worker that died with it."""
+    """The results of a group; where its worker died, the executor writes this in its place."""
 
     trained: tuple[TrialResult, ...] = ()
-    """In the order of the group's trials."""
+    """Results in the order of the trials of the group."""
     error: str | None = None
-    """The group failed as a whole; which of its trials is to blame is not known."""
+    """Why the group failed as a whole; the trial at fault is not known."""
     damaged: bool = False
-    """The worker's process is gone, or may not be trusted with another group."""
+    """Whether the worker has to be replaced: its process ended, or an unexpected error left it in an unknown state."""
     lost: bool = False
-    """Its machine is gone, which says nothing of the group: it is to be trained again as it is."""
+    """Whether the machine of the worker is lost; the group then trains again unchanged."""
     stopped: bool = False
-    """All trials are saved where they were, on request."""
+    """Whether the group stopped on request; all its trials are saved."""
     halt: FeatureCacheError | None = None
-    """The sweep ends with this, which is no trial's fault: all wait where they were."""
+    """An error that ends the sweep and is no trial's fault; all trials resume from their checkpoints."""

@@ -1,4 +1,4 @@
-"""The probe tier: before a language model is trained, probes of the variants are, and variants behind there may stop.
+"""The probe tier: probes of the variants train before any language model, and variants that are behind may stop.
 
 A probe is the stage `probe`: a variant's fusion with a linear head, on averaged tokens kept in memory.
 
@@ -18,32 +18,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from fusion_train.sweeps.halving import stop_behind
-from fusion_train.sweeps.scheduling import SweepRound
+from fusion_train.sweeps.halving import SweepRound, stop_behind
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, TrialTable
 
 
 def distinguishable(sweep: Sweep) -> list[str]:
-    """Variants that a probe can tell from every other one."""
+    """Variants whose probe equals no other variant's."""
     keys = Counter(probes[0].key for probes in sweep.probes.values())
     return [variant for variant, probes in sweep.probes.items() if keys[probes[0].key] == 1]
 
 
 def probes_of(sweep: Sweep) -> dict[str, tuple[Trial, ...]]:
-    """Variant -> probes to train: of those told apart and of the reference; none where that compares nothing."""
+    """Variant -> probes to train: of distinguishable variants and the reference; empty where fewer than two remain."""
     compared = [name for name in sweep.probes if name in distinguishable(sweep) or name == sweep.reference]
     return {name: sweep.probes[name] for name in compared} if len(compared) > 1 else {}
 
 
 def probe_round(sweep: Sweep) -> SweepRound | None:
-    """All probes to their end; None where there is none."""
-    probes = tuple(probe for each in probes_of(sweep).values() for probe in each)
+    """The round that trains all probes to their ends; None without probes."""
+    probes = tuple(probe for probes_of_variant in probes_of(sweep).values() for probe in probes_of_variant)
     return SweepRound(0, None, probes, ()) if probes else None
 
 
 def announce(sweep: Sweep, say: Callable[[str], None]) -> None:
-    """Say what the tier will do, of every variant."""
+    """Print what the tier will do with every variant."""
     if sweep.probe is None:
         return
     probes = probes_of(sweep)
@@ -60,14 +59,14 @@ def announce(sweep: Sweep, say: Callable[[str], None]) -> None:
 
 
 def stop_by_probe(sweep: Sweep, table: TrialTable, say: Callable[[str], None]) -> None:
-    """Judge by the probes that are done with every seed."""
+    """Stop variants that are behind, by the probes that are done with every seed."""
     assert sweep.probe is not None
     scores = {variant: probe_scores(table, probes) for variant, probes in probes_of(sweep).items()}
-    judged = {variant: each for variant, each in scores.items() if len(each) == len(sweep.probes[variant])}
+    judged = {variant: values for variant, values in scores.items() if len(values) == len(sweep.probes[variant])}
     stop_behind(sweep, table, sweep.trials, judged, sweep.probe.keep, "in the probe", say)
 
 
 def probe_scores(table: TrialTable, probes: tuple[Trial, ...]) -> list[float]:
-    """Accuracy of the probes that are done."""
+    """Accuracies of finished probes."""
     outcomes = [table.outcome(probe) for probe in probes]
     return [float(outcome.scores["accuracy"]) for outcome in outcomes if outcome.state == DONE and outcome.scores]

@@ -23,9 +23,9 @@ from fusion_train.sweeps.sweep_file import PROBE
 from fusion_train.sweeps.trials import DONE, Outcome
 
 POINT, MEAN = "#0072B2", "#D55E00"
-"""Of the palette of Okabe and Ito, which colour-blind readers can tell apart."""
+"""Colours of Okabe and Ito's palette, which colour-blind readers can tell apart."""
 COLORS = 10
-"""Of matplotlib; more variants are dashed."""
+"""Number of colours of matplotlib; further variants are dashed."""
 REFERENCE = "the reference"
 SPREAD = "± over seeds"
 COMPARED = ("difference", "from", "to", "p", "p (Holm)")
@@ -43,26 +43,28 @@ def write_report(results: Results, out: Path | None = None) -> Path:
 
 
 def variant_table(results: Results) -> Table:
-    """One row a variant, best first: scores in per cent, time, and the comparison with the reference in points."""
-    verdicts = {each.variant: each for each in results.comparisons}
+    """One row per variant, best first: scores in per cent, time, and the difference to the reference in points."""
+    verdicts = {comparison.variant: comparison for comparison in results.comparisons}
     rows: list[list[Cell]] = []
     for variant in results.about["variants"]:
-        mine = results.of(variant)
-        score, *beside = (results.mean_and_spread(variant, name) for name in results.figures)
+        outcomes = results.of(variant)
+        score, *other_figures = (results.mean_and_spread(variant, name) for name in results.figures)
         compared = verdicts.get(variant)
-        finished = sum(outcome.state == DONE for outcome in mine)
-        told = REFERENCE if variant == results.about["reference"] else compared.verdict if compared else _states(mine)
+        finished = sum(outcome.state == DONE for outcome in outcomes)
+        verdict = (
+            REFERENCE if variant == results.about["reference"] else compared.verdict if compared else _states(outcomes)
+        )
         rows.append(
             [
                 variant,
                 score[0] * 100 if score else None,
                 score[1] * 100 if score and score[1] is not None else None,
-                *(each[0] * 100 if each else None for each in beside),
-                f"{finished} of {len(mine)}",
-                sum(outcome.seconds or 0.0 for outcome in mine),
+                *(comparison[0] * 100 if comparison else None for comparison in other_figures),
+                f"{finished} of {len(outcomes)}",
+                sum(outcome.seconds or 0.0 for outcome in outcomes),
                 *(_compared(compared) if compared else [None] * len(COMPARED)),
                 f"{results.weights}; {results.optimism}" if results.optimism else results.weights,
-                told,
+                verdict,
             ]
         )
     rows.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]), reverse=True)
@@ -81,20 +83,24 @@ def variant_table(results: Results) -> Table:
         header,
         rows,
         note=results.how_scored,
-        warned=results.optimism is not None,  # type: ignore[arg-type]
+        warned=results.optimism is not None,
         emphasised=frozenset(number for number, row in enumerate(rows) if row[0] == results.about["reference"]),
     )
 
 
-def _compared(found: Comparison) -> list[Cell]:
+def _compared(comparison: Comparison) -> list[Cell]:
     """The columns `COMPARED`."""
-    bounds = [bound * 100 for bound in (found.interval.low, found.interval.high)] if found.interval else [None, None]
-    return [found.difference * 100, *bounds, found.p, found.p_holm]
+    bounds = (
+        [bound * 100 for bound in (comparison.interval.low, comparison.interval.high)]
+        if comparison.interval
+        else [None, None]
+    )
+    return [comparison.difference * 100, *bounds, comparison.p, comparison.p_holm]
 
 
 def page_of(results: Results, variants: Table) -> Page:
     about = results.about
-    clips = max((len(each.clip_ids) for each in results.scored.values()), default=0)
+    clips = max((len(entry.clip_ids) for entry in results.scored.values()), default=0)
     page = Page(
         f"Sweep {about['name']}",
         f"{about['task']} on {clips} clips of {about['split']}, "
@@ -122,7 +128,7 @@ def page_of(results: Results, variants: Table) -> Page:
             f"Left: {results.measure.main} of every seed, and the mean. Right: "
             f"difference to {about['reference']} in points, with 95 % intervals.",
         )
-    if any(each.variance for each in results.comparisons):
+    if any(entry.variance for entry in results.comparisons):
         page.table(_sources(results))
         page.text(
             "Standard deviations in points: of a variant's score over seeds, without the noise of clips; and of "
@@ -140,8 +146,8 @@ def page_of(results: Results, variants: Table) -> Page:
         page.heading("Stopping early")
         page.table(_rungs(results))
         for rung, value in results.correlations.items():
-            said = "too few finished to tell" if value is None else f"{value:.2f}"
-            page.text(f"Rank correlation of the scores {_at(rung)} with those at the end: {said}.")
+            correlation = "too few finished to tell" if value is None else f"{value:.2f}"
+            page.text(f"Rank correlation of the scores {_at(rung)} with those at the end: {correlation}.")
         page.text(
             "Held-out accuracy before the end, in per cent, mean over seeds. What was stopped was behind there, "
             "which is not the same as worse.",
@@ -157,11 +163,11 @@ def page_of(results: Results, variants: Table) -> Page:
 
 
 def _settings(results: Results) -> Table:
-    """What all trials have in common, by the first that has a configuration; a value that differs is named as such."""
+    """Settings that the trials share; where values differ, all of them."""
     configs = [
-        Run(results.folder / each.name).config()
-        for each in results.outcomes
-        if (results.folder / each.name / "config.yaml").is_file()
+        Run(results.folder / outcome.name).config()
+        for outcome in results.outcomes
+        if (results.folder / outcome.name / "config.yaml").is_file()
     ]
     shown: dict[str, list[str]] = {}
     for config in configs:
@@ -184,15 +190,15 @@ def _settings(results: Results) -> Table:
         [name, values[0] if len(set(values)) == 1 else "differs: " + ", ".join(dict.fromkeys(values))]
         for name, values in shown.items()
     ]
-    return Table(["setting", "value"], rows)  # type: ignore[arg-type]
+    return Table(["setting", "value"], rows)
 
 
 def as_json(results: Results) -> dict[str, object]:
     return {
         "sweep": {key: results.about[key] for key in ("name", "task", "metric", "main", "split", "reference")}
         | {"weights": results.weights, "optimism": results.optimism},
-        "trials": [asdict(each) | {"figures": _figures(results, each)} for each in results.outcomes],
-        "comparisons": [{**asdict(each), "verdict": each.verdict} for each in results.comparisons],
+        "trials": [asdict(entry) | {"figures": _figures(results, entry)} for entry in results.outcomes],
+        "comparisons": [{**asdict(entry), "verdict": entry.verdict} for entry in results.comparisons],
         "rank_correlations": results.correlations,
     }
 
@@ -200,22 +206,22 @@ def as_json(results: Results) -> dict[str, object]:
 def _trials(results: Results) -> Table:
     header = ["trial", "state", "step", *results.figures, "trained with", "seconds"]
     rows: list[list[Cell]] = []
-    for each in results.outcomes:
-        found = _figures(results, each)
-        percent = [found[name] * 100 if found else None for name in results.figures]
-        others = None if each.together is None else each.together - 1
-        rows.append([each.name, each.state, each.step, *percent, others, each.seconds])
-    return Table(header, rows)  # type: ignore[arg-type]
+    for outcome in results.outcomes:
+        figures = _figures(results, outcome)
+        percent = [figures[name] * 100 if figures else None for name in results.figures]
+        others = None if outcome.together is None else outcome.together - 1
+        rows.append([outcome.name, outcome.state, outcome.step, *percent, others, outcome.seconds])
+    return Table(header, rows)
 
 
 def _figures(results: Results, outcome: Outcome) -> dict[str, float]:
-    """Shares; nothing of a trial that is not done."""
+    """Figures as shares; empty for a trial that is not done."""
     scored = results.scored.get(outcome.name)
     return dict(scored.figures) if scored else {}
 
 
 def _rungs(results: Results) -> Table:
-    """One row a variant, in the order of the file: its score at every rung, and what became of it."""
+    """One row per variant, in the order of the file: its score at every rung, and its state."""
     rows: list[list[Cell]] = []
     for variant in results.about["variants"]:
         early = [scores.get(variant) for scores in results.rungs.values()]
@@ -225,7 +231,7 @@ def _rungs(results: Results) -> Table:
             [variant, *(None if share is None else share * 100 for share in shares), _states(results.of(variant))]
         )
     header = ["variant", *map(_at, results.rungs), f"{results.measure.main} at the end", "state"]
-    return Table(header, rows)  # type: ignore[arg-type]
+    return Table(header, rows)
 
 
 def _at(rung: str) -> str:
@@ -233,8 +239,8 @@ def _at(rung: str) -> str:
 
 
 def paper_table(results: Results) -> Table:
-    """What a paper prints: mean ± sd over n seeds, difference with interval, p; one row per variant."""
-    compared = {each.variant: each for each in results.comparisons}
+    """The table for a paper: mean ± sd over n seeds, difference with interval, p; one row per variant."""
+    compared = {comparison.variant: comparison for comparison in results.comparisons}
     rows: list[list[Cell]] = []
     for variant in results.about["variants"]:
         score = results.mean_and_spread(variant, results.measure.main)
@@ -242,15 +248,21 @@ def paper_table(results: Results) -> Table:
             continue
         count = sum(outcome.name in results.scored for outcome in results.of(variant))
         spread = f" ± {score[1] * 100:.2f}" if score[1] is not None else ""
-        each = compared.get(variant)
-        difference = None if each is None else f"{each.difference * 100:+.2f}"
-        if each is not None and each.interval is not None:
-            difference = f"{difference} [{each.interval.low * 100:.2f}, {each.interval.high * 100:.2f}]"
-        p = None if each is None or each.p_holm is None else "< 0.001" if each.p_holm < 0.001 else f"{each.p_holm:.3f}"
+        comparison = compared.get(variant)
+        difference = None if comparison is None else f"{comparison.difference * 100:+.2f}"
+        if comparison is not None and comparison.interval is not None:
+            difference = f"{difference} [{comparison.interval.low * 100:.2f}, {comparison.interval.high * 100:.2f}]"
+        p = (
+            None
+            if comparison is None or comparison.p_holm is None
+            else "< 0.001"
+            if comparison.p_holm < 0.001
+            else f"{comparison.p_holm:.3f}"
+        )
         rows.append([variant, f"{score[0] * 100:.2f}{spread} ({count})", difference, p])
     return Table(
         ["variant", f"{results.measure.main} (seeds)", "difference [95 %]", "p (Holm)"],
-        rows,  # type: ignore[arg-type]
+        rows,
         note=results.how_scored,
     )
 
@@ -258,22 +270,23 @@ def paper_table(results: Results) -> Table:
 def _sources(results: Results) -> Table:
     """Where the uncertainty of each difference comes from."""
     rows: list[list[Cell]] = []
-    for each in results.comparisons:
-        if each.variance is None:
+    for comparison in results.comparisons:
+        if comparison.variance is None:
             continue
-        seeds = each.variance.seeds * sum(1 / count for count in each.num_seeds)
+        seeds = comparison.variance.seeds * sum(1 / count for count in comparison.num_seeds)
         clips = (
-            each.variance.clusters + each.variance.interaction * sum(1 / count for count in each.num_seeds)
-        ) / each.num_clusters
-        rows.append([each.variant, *(100 * value**0.5 for value in (each.variance.seeds, seeds, clips))])
+            comparison.variance.clusters
+            + comparison.variance.interaction * sum(1 / count for count in comparison.num_seeds)
+        ) / comparison.num_clusters
+        rows.append([comparison.variant, *(100 * value**0.5 for value in (comparison.variance.seeds, seeds, clips))])
     header = ["variant", "sd over seeds", "of the difference, from seeds", "from clips"]
-    return Table(header, rows)  # type: ignore[arg-type]
+    return Table(header, rows)
 
 
 def draw_scores(results: Results) -> Figure:
-    """One point per seed beside each mean; and beside them the differences with their intervals."""
+    """Left, one point per seed and the mean; right, the differences with their intervals."""
     variants = [name for name in results.about["variants"] if results.mean_and_spread(name, results.measure.main)][::-1]
-    compared = {each.variant: each for each in results.comparisons}
+    compared = {comparison.variant: comparison for comparison in results.comparisons}
     figure = Figure(figsize=(9.0, 1.1 + 0.42 * len(variants)), layout="constrained")
     scores, differences = figure.subplots(1, 2, sharey=True)
     for place, variant in enumerate(variants):
@@ -284,14 +297,14 @@ def draw_scores(results: Results) -> Figure:
         ]
         scores.plot(values, [place] * len(values), "o", color=POINT, alpha=0.55, markersize=5)
         scores.plot([sum(values) / len(values)], [place], "|", color=MEAN, markersize=16, markeredgewidth=2.5)
-        each = compared.get(variant)
-        if each is None:
+        comparison = compared.get(variant)
+        if comparison is None:
             continue
-        color = POINT if each.distinguishable else "0.55"
-        if each.interval is not None:
-            bounds = [each.interval.low * 100, each.interval.high * 100]
+        color = POINT if comparison.distinguishable else "0.55"
+        if comparison.interval is not None:
+            bounds = [comparison.interval.low * 100, comparison.interval.high * 100]
             differences.plot(bounds, [place, place], color=color, linewidth=2.5, solid_capstyle="butt")
-        differences.plot(each.difference * 100, place, "o", color=color)
+        differences.plot(comparison.difference * 100, place, "o", color=color)
     differences.axvline(0, color="0.3", linewidth=1)
     scores.set_yticks(range(len(variants)), variants)
     scores.set(xlabel=f"{results.measure.main}, per cent", ylim=(-0.6, len(variants) - 0.4))
@@ -302,7 +315,7 @@ def draw_scores(results: Results) -> Figure:
 
 
 def _curves(results: Results) -> Figure | None:
-    """Loss and held-out accuracy over the steps, as far as there are any."""
+    """Loss and held-out accuracy over the steps; None without logged steps."""
     variants = results.about["variants"]
     rows = {
         variant: [Run(results.folder / outcome.name).metric_rows() for outcome in results.of(variant)]
@@ -312,7 +325,7 @@ def _curves(results: Results) -> Figure | None:
         label: {variant: points for variant in variants if (points := _mean_curve(rows[variant], name))}
         for label, name in (("loss", "loss"), ("held-out accuracy", "accuracy"))
     }
-    # One logged point is no curve; its axes would be empty.
+    # A single logged point is no curve: its axes would be empty.
     curves = {label: lines for label, lines in curves.items() if any(len(points) > 1 for points in lines.values())}
     if not curves:
         return None

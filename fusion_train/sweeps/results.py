@@ -1,4 +1,4 @@
-"""What a sweep found, read back from its folder: scores by variant, comparisons with the reference, curves."""
+"""The results of a sweep, read from its folder: scores by variant, comparisons with the reference, curves."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from fusion_train.sweeps.trials import DONE, FILE, Outcome, TrialTable
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep's folder, understood."""
+    """The content of a sweep's folder."""
 
     folder: Path
     about: dict[str, Any]
     outcomes: list[Outcome]
     measure: ComparedMetric
     scored: dict[str, MetricResult]
-    """Trial -> its figures, of the finished ones."""
+    """Figures by trial, of finished trials."""
     comparisons: list[Comparison]
     clustered_by: str
     rungs: dict[str, dict[str, float]]
     """`probe`, or the step of a rung -> variant -> held-out accuracy there, mean over seeds."""
     correlations: dict[str, float | None]
-    """The same -> rank correlation of the scores there with those at the end."""
+    """Rank correlation of these early scores with the scores at the end, by rung."""
 
     def of(self, variant: str) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.variant == variant]
 
     @property
     def notes(self) -> list[str]:
-        """What the metric says must be known beside its figures."""
-        return list(dict.fromkeys(note for each in self.scored.values() for note in each.notes))
+        """Notes of the metric that belong beside its figures."""
+        return list(dict.fromkeys(note for scored in self.scored.values() for note in scored.notes))
 
     @property
     def weights(self) -> str:
@@ -64,27 +64,27 @@ class Results:
     @property
     def how_scored(self) -> str:
         """One sentence for every table: which weights were scored, and why these."""
-        said, why = f"Weights scored: {self.weights}", self.about.get("why_weights")
+        sentence, why = f"Weights scored: {self.weights}", self.about.get("why_weights")
         if self.about.get("weights") == CROSS_FITTED:
-            said += ": each half is scored with the weights that the other half chose"
+            sentence += ": each half is scored with the weights that the other half chose"
         why = f" ({why})" if why else ""
-        return f"{said}{why}.{f' {self.optimism[0].upper()}{self.optimism[1:]}.' if self.optimism else ''}"
+        return f"{sentence}{why}.{f' {self.optimism[0].upper()}{self.optimism[1:]}.' if self.optimism else ''}"
 
     @property
     def optimism(self) -> str | None:
-        """What stands beside every table where the scored clips chose the weights."""
+        """The notice beside every table where the scored clips also chose the weights."""
         return optimism_notice(self.about.get("weights", BEST), self.about["split"], self.about.get("chosen_on", []))
 
     @property
     def caveats(self) -> list[str]:
-        """What limits the verdicts of this sweep."""
-        lacking = dict.fromkeys(each.lacking for each in self.comparisons if each.lacking)
+        """Limits of the verdicts of this sweep."""
+        lacking = dict.fromkeys(comparison.lacking for comparison in self.comparisons if comparison.lacking)
         return [f"No verdict is possible from {lack}." for lack in lacking]
 
     @property
     def figures(self) -> list[str]:
-        """Of the metric, the one compared first."""
-        twice = "accuracy" if self.measure.main == "WAR" else "WAR"  # two names of one figure
+        """Figures of the metric; the compared figure comes first."""
+        twice = "accuracy" if self.measure.main == "WAR" else "WAR"  # WAR and accuracy are the same figure
         others = METRICS[self.measure.metric].figures
         return [self.measure.main, *(name for name in others if name not in (self.measure.main, twice))]
 
@@ -109,7 +109,7 @@ def read_results(folder: Path) -> Results:
             got=f"no {ABOUT}, no {FILE}",
             next_step="Name the folder that fusion-train sweep wrote.",
         )
-    about = read_document(folder / ABOUT, DataError, "what a sweep says of itself", "Run fusion-train sweep again.")
+    about = read_document(folder / ABOUT, DataError, "the description of a sweep", "Run fusion-train sweep again.")
     table = TrialTable(folder)
     outcomes = [table.read(key) for key in about["keys"]]
     measure = choose_metric(about["task"], about["metric"], about["main"])
@@ -132,10 +132,10 @@ def read_results(folder: Path) -> Results:
 
 
 def refuse_damaged(path: Path, outcome: Outcome) -> None:
-    """Compare a trial's answers with the hash that its row keeps.
+    """Compare a trial's predictions with the hash in its row.
 
     Raises:
-        DataError: they are not what was written.
+        DataError: the file is not as it was written.
     """
     written = (outcome.scores or {}).get(PREDICTIONS_SHA256)
     if written is not None and hashlib.sha256(path.read_bytes()).hexdigest() != written:
@@ -148,7 +148,7 @@ def refuse_damaged(path: Path, outcome: Outcome) -> None:
 
 
 def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
-    """What clips of the list have in common; without the list every clip stands for itself."""
+    """Clusters of the clip list; without the list, every clip is its own cluster."""
     try:
         return clusters_in(load_clips(clips))
     except ClipListError:
@@ -156,18 +156,19 @@ def _clusters(clips: str) -> tuple[str, dict[str, Hashable]]:
 
 
 def _rungs(table: TrialTable, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """Scores before the end, in their order: the probe's, then those of halving."""
+    """Scores before the end, in their order: in the probe, then at the rungs of halving."""
     probes = [(variant, table.read(key)) for variant, keys in about.get("probes", {}).items() for key in keys]
-    probed = _means((variant, each.scores["accuracy"]) for variant, each in probes if each.scores)
+    probe_means = _means((variant, outcome.scores["accuracy"]) for variant, outcome in probes if outcome.scores)
     steps = sorted({step for outcome in outcomes for step in outcome.rungs}, key=int)
-    return ({PROBE: probed} if probed else {}) | {
-        step: _means((each.variant, each.rungs[step]) for each in outcomes if step in each.rungs) for step in steps
+    return ({PROBE: probe_means} if probe_means else {}) | {
+        step: _means((outcome.variant, outcome.rungs[step]) for outcome in outcomes if step in outcome.rungs)
+        for step in steps
     }
 
 
 def _means(scores: Iterable[tuple[str, float]]) -> dict[str, float]:
     """(variant, score) of trials -> variant -> mean."""
-    found: dict[str, list[float]] = {}
+    scores_of: dict[str, list[float]] = {}
     for variant, score in scores:
-        found.setdefault(variant, []).append(score)
-    return {variant: fmean(values) for variant, values in found.items()}
+        scores_of.setdefault(variant, []).append(score)
+    return {variant: fmean(values) for variant, values in scores_of.items()}

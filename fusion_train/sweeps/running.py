@@ -1,10 +1,10 @@
-"""Run a sweep: check, then round by round: group, train, keep what became of each trial, judge; go on where it stopped.
+"""Run a sweep: check it, then per round group the trials, train them, record results and stop variants that are behind.
 
-    sweep -> rounds (scheduling) -> trial groups -> workers (dispatch, engines) -> table -> judge -> next round
+    sweep -> rounds (halving) -> trial groups -> workers (dispatch, engines) -> table -> judge -> next round
 
-One trial's failure is kept in the table and stops nothing. A company that fails as a whole (a user's fusion raises,
-memory runs out, the system kills its process) is taken apart: its members train one by one, so that the failure is
-found and only it is kept. The table is written here alone.
+A trial that fails is recorded in the table, and the others go on. A group that fails as a whole (a user's fusion
+raises, memory runs out, the system kills its process) is split: its trials train one by one, so that only the trial at
+fault is recorded as failed. The same command resumes a sweep. Only this module writes the table.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ from fusion_train.sweeps.dispatch import dispatch
 from fusion_train.sweeps.engines import Executor, here
 from fusion_train.sweeps.expected_power import power_notice
 from fusion_train.sweeps.grouping import group_trials, shares_base
-from fusion_train.sweeps.halving import stop_those_behind
+from fusion_train.sweeps.halving import SweepRound, rounds, stop_those_behind
 from fusion_train.sweeps.job import ABOUT, PREDICTIONS, Cost, GroupResult, SweepSettings, TrialGroup, TrialResult
 from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
-from fusion_train.sweeps.scheduling import SweepRound, rounds
 from fusion_train.sweeps.scored_weights import BEST, choosing_splits, refuse_without_halves, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
 
-SAYS, DELETE_IT = "what a sweep says of itself", "Delete it and run the same command."
+DESCRIPTION, DELETE_IT = "the description of a sweep", "Delete it and run the same command."
 
 OpenExecutor = Callable[[SweepSettings, Callable[[str], None]], AbstractContextManager[Executor]]
 
 
 @dataclass
 class SweepProgress:
-    """Everything that the parts of a sweep share."""
+    """A sweep at work: its table, its costs and the executor that trains its trials."""
 
     sweep: Sweep
     table: TrialTable
@@ -71,13 +70,13 @@ def run_sweep(
     open_executor: OpenExecutor = here.executor,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Train and score every trial that is not done; returns what became of each, in the order of the sweep.
+    """Train and score every trial that is not done; returns the outcome of each trial, in the order of the sweep.
 
     Args:
         initial: run that the first stage of every trial starts from.
         retry: take failed trials up again.
         clips_changed: go on though the clip list changed since the sweep began, and record that.
-        open_crew: who trains; see `engines`.
+        open_executor: opens the workers that train; see `engines`.
 
     Raises:
         ConfigError: the budget has no room for one seed, or a device is not there.
@@ -107,8 +106,8 @@ def run_sweep(
 
 
 def all_trials(sweep: Sweep) -> list[Trial]:
-    """Its trials, and the probes of its probe tier."""
-    return [*sweep.trials, *(probe for each in probes_of(sweep).values() for probe in each)]
+    """All trials of a sweep, and the probes of its probe tier."""
+    return [*sweep.trials, *(probe for probes in probes_of(sweep).values() for probe in probes)]
 
 
 def _refuse_other_draws(sweep: Sweep, out: Path) -> None:
@@ -126,38 +125,43 @@ def _refuse_other_draws(sweep: Sweep, out: Path) -> None:
 
 
 def _lists(sweep: Sweep, clips: str, out: Path, accept: bool, say: Callable[[str], None]) -> dict[str, str]:
-    """The hashes of the files that say which clips there are.
+    """Return the hashes of the clip list and of the files laid over it.
 
     Raises:
         ListChangedError: one of them changed since the first trial of this sweep began, and this is not accepted.
     """
-    now: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for config in (config for trial in sweep.trials for config in trial.stages):
-        now |= list_hashes(config, clips)
+        hashes |= list_hashes(config, clips)
     stages = [[Run(trial.folder(out, number)) for number in range(len(trial.stages))] for trial in sweep.trials]
-    begun = sum(any(run.exists for run in runs) for runs in stages)
-    if not begun or all(runs[-1].finished for runs in stages) or not (out / ABOUT).is_file():
-        return now
-    before = read_document(out / ABOUT, DataError, SAYS, DELETE_IT).get("lists", {})
-    if not before and not accept:
-        return {}  # of an earlier release: its trials say themselves what they began with
-    names = [clips if name == CLIP_LIST else name for name in before if name in now and now[name] != before[name]]
+    num_begun = sum(any(run.exists for run in runs) for runs in stages)
+    if not num_begun or all(runs[-1].finished for runs in stages) or not (out / ABOUT).is_file():
+        return hashes
+    recorded = read_document(out / ABOUT, DataError, DESCRIPTION, DELETE_IT).get("lists", {})
+    if not recorded and not accept:
+        return {}  # written by an earlier release: each trial has its own record of the lists
+    names = [
+        clips if name == CLIP_LIST else name for name in recorded if name in hashes and hashes[name] != recorded[name]
+    ]
     if not names:
-        return now
+        return hashes
     if not accept:
         raise ListChangedError(
             ", ".join(names),
             expected=f"the clips that {out} began with",
             got="another file",
             next_step="Take it from a copy and run the same command, or accept it with --clips-changed: trials left "
-            f"would learn from other clips than the {begun} begun. No trial is marked as failed by this.",
+            f"would learn from other clips than the {num_begun} begun. No trial is marked as failed by this.",
         )
-    say(f"{', '.join(names)}: changed since {out} began; accepted. {begun} of its trials began with the earlier clips")
-    return now
+    say(
+        f"{', '.join(names)}: changed since {out} began; accepted. {num_begun} of its trials began with the earlier "
+        "clips"
+    )
+    return hashes
 
 
 def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, str]) -> TrialTable:
-    """The table with all trials in it, and what `report` needs beside it."""
+    """Write the sweep's description for `report`, and return the table with all trials in it."""
     make_folder(out)
     about = {
         "name": sweep.name,
@@ -174,19 +178,19 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
         "lists": lists,
         "told_before": power_notice(sweep, clips),
         "keys": [trial.key for trial in sweep.trials],
-        "probes": {name: [probe.key for probe in each] for name, each in probes_of(sweep).items()},
+        "probes": {name: [probe.key for probe in probes] for name, probes in probes_of(sweep).items()},
     }
     table = TrialTable(out)
     table.add(all_trials(sweep))
-    before = about
+    previous = about
     if (out / ABOUT).is_file():
-        before = read_document(out / ABOUT, DataError, SAYS, DELETE_IT)
-    asked_anew = any(before.get(name, BEST) != about[name] for name in ("task", "split", "weights"))
-    again = {FAILED: retry, DONE: asked_anew}
+        previous = read_document(out / ABOUT, DataError, DESCRIPTION, DELETE_IT)
+    scoring_changed = any(previous.get(name, BEST) != about[name] for name in ("task", "split", "weights"))
+    retrain = {FAILED: retry, DONE: scoring_changed}
     for trial in all_trials(sweep):
         state = table.outcome(trial).state
         unanswered = state == DONE and not (trial.folder(out, len(trial.stages) - 1) / PREDICTIONS).is_file()
-        if again.get(state) or unanswered:
+        if retrain.get(state) or unanswered:
             table.write(trial, state=WAITING, error=None)
     write_document(out / ABOUT, about)
     return table
@@ -194,49 +198,53 @@ def _table(sweep: Sweep, clips: str, out: Path, retry: bool, lists: dict[str, st
 
 def _run(running: SweepProgress) -> list[Outcome]:
     sweep, table = running.sweep, running.table
-    guess = estimate(sweep, table, running.costs, lambda: running.executor.room().peak_flops)
-    taken = {trial.key for trial in admitted(sweep, table, guess, running.say)}
-    if (first := probe_round(sweep)) is not None:
-        _run_round(running, first, list(first.trials))
+    times = estimate(sweep, table, running.costs, lambda: running.executor.capacity().peak_flops)
+    admitted_keys = {trial.key for trial in admitted(sweep, table, times, running.say)}
+    if (probing := probe_round(sweep)) is not None:
+        _run_round(running, probing, list(probing.trials))
         stop_by_probe(sweep, table, running.say)
-    for each in rounds(sweep):
-        _run_round(running, each, [trial for trial in each.trials if trial.key in taken])
+    for sweep_round in rounds(sweep):
+        _run_round(running, sweep_round, [trial for trial in sweep_round.trials if trial.key in admitted_keys])
         if used_up(sweep, table, 0.0):
-            left = [trial for trial in sweep.trials if running.is_waiting(trial)]
-            if left:
+            waiting = [trial for trial in sweep.trials if running.is_waiting(trial)]
+            if waiting:
                 running.say(
                     f"the budget is used up ({duration(table.spent())} of device time); a larger one goes on "
-                    f"with {waiting_seeds(left)}"
+                    f"with {waiting_seeds(waiting)}"
                 )
             break
     return [table.outcome(trial) for trial in sweep.trials]
 
 
-def _run_round(running: SweepProgress, this: SweepRound, trials: list[Trial]) -> None:
-    left = [trial for trial in trials if running.is_waiting(trial)]
-    if this.until is not None:  # what trains alone is not judged before its end
-        left = [trial for trial in left if shares_base(trial.stages[this.stage])]
-    if left and not used_up(running.sweep, running.table, 0.0):
-        room = running.executor.room()
-        formed = group_trials(
-            left, this.stage, lambda trial: running.costs.get(trial.variant), room.free_bytes, running.executor.count
+def _run_round(running: SweepProgress, sweep_round: SweepRound, trials: list[Trial]) -> None:
+    waiting = [trial for trial in trials if running.is_waiting(trial)]
+    if sweep_round.until is not None:  # a trial that trains alone is not judged before its end
+        waiting = [trial for trial in waiting if shares_base(trial.stages[sweep_round.stage])]
+    if waiting and not used_up(running.sweep, running.table, 0.0):
+        capacity = running.executor.capacity()
+        grouped = group_trials(
+            waiting,
+            sweep_round.stage,
+            lambda trial: running.costs.get(trial.variant),
+            capacity.free_bytes,
+            running.executor.count,
         )
-        groups = [TrialGroup(tuple(group), this.stage, this.until) for group in formed]
-        for group, answer, seconds in dispatch(
+        groups = [TrialGroup(tuple(group), sweep_round.stage, sweep_round.until) for group in grouped]
+        for group, result, seconds in dispatch(
             running.executor, groups, running.say, lambda at_work_s: used_up(running.sweep, running.table, at_work_s)
         ):
             running.table.spend(seconds)
-            _keep(running, group, answer)
-    if this.until is not None and not used_up(running.sweep, running.table, 0.0):
-        stop_those_behind(running.sweep, running.table, this.judged, this.until, running.say)
+            _keep(running, group, result)
+    if sweep_round.until is not None and not used_up(running.sweep, running.table, 0.0):
+        stop_those_behind(running.sweep, running.table, sweep_round.judged, sweep_round.until, running.say)
 
 
-def _keep(running: SweepProgress, group: TrialGroup, answer: GroupResult) -> None:
-    """Write down what became of the trials of a group."""
-    if answer.error is not None and len(group.trials) == 1 and not answer.lost:
-        running.fail(group.trials[0], answer.error)
-    for trial, trained in zip(group.trials, answer.trained, strict=bool(answer.trained)):
-        _keep_trial(running, trial, group, trained)
+def _keep(running: SweepProgress, group: TrialGroup, result: GroupResult) -> None:
+    """Record the results of the trials of a group."""
+    if result.error is not None and len(group.trials) == 1 and not result.lost:
+        running.fail(group.trials[0], result.error)
+    for trial, trial_result in zip(group.trials, result.trained, strict=bool(result.trained)):
+        _keep_trial(running, trial, group, trial_result)
 
 
 def _keep_trial(running: SweepProgress, trial: Trial, group: TrialGroup, trained: TrialResult) -> None:

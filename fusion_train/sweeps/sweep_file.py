@@ -1,9 +1,9 @@
-"""What a sweep asks for: variants of one recipe, seeds, what is compared. Read and checked whole before anything runs.
+"""The sweep file: variants of one recipe, seeds, and the compared figure. It is checked whole before any trial runs.
 
-    task: emotion               asked of the held-out clips
-    metric: classification      of the answers, by name as in a bench; default: the task's own
-    main: accuracy              the figure of it that is compared; default: the metric's own
-    split: val                  where; default: test, or data.eval_split where the list has no test clips to ask
+    task: emotion               the question to the held-out clips
+    metric: classification      scores the answers; a name as in benchmarks; default: the metric of the task
+    main: accuracy              its figure that is compared; default: the main figure of the metric
+    split: val                  the scored clips; default: test, or data.eval_split without test clips
     weights: best | last | cross-fitted      of each trial; see scored_weights.py; default: what is not too high
     stage: perception           file under configs/stages; a variant may name another, or a chain of them
     seeds: [0, 1, 2]            every variant is trained with each
@@ -60,7 +60,7 @@ PROBED_DATA = ("train_split", "eval_split", "mixture", "mixture_absent", "eval_c
 
 
 class Halving(BaseModel):
-    """When variants are judged, and what share of them goes on."""
+    """At which shares of the steps variants are compared, and what share of them goes on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,28 +69,28 @@ class Halving(BaseModel):
 
 
 class Budget(BaseModel):
-    """What a sweep may cost, all runs of its command together."""
+    """Limits of a sweep, over all runs of its command."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hours: float | None = Field(None, gt=0)
-    """Of device time, summed over devices."""
+    """Device time, summed over devices."""
     trials: int | None = Field(None, gt=0)
 
 
 class ProbeTier(BaseModel):
-    """A first look without the language model, and what share of the variants goes on after it."""
+    """Probes before the language model, and what share of the variants goes on after them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int | None = Field(None, ge=1)
-    """Null: those of the stage `probe`."""
+    """Steps of a probe; null: the steps of the stage `probe`."""
     keep: float = Field(0.5, gt=0, le=1)
-    """1 stops nothing: the probe is only compared with what comes of the whole model."""
+    """1 stops no variant: the probes are only compared with the whole models."""
 
 
 class Assumptions(BaseModel):
-    """What is assumed of scores before any is known."""
+    """Assumed variances of scores, for the least detectable difference."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -131,7 +131,7 @@ class Trial:
     seed: int
     stages: tuple[Config, ...]
     fresh: bool = False
-    """Starts from nothing, whatever run the sweep starts from."""
+    """Whether it starts from no run, even where the sweep starts from one."""
 
     @property
     def name(self) -> str:
@@ -139,12 +139,12 @@ class Trial:
 
     @property
     def config(self) -> Config:
-        """Of the last stage, which is scored."""
+        """The configuration of the last stage, which is scored."""
         return self.stages[-1]
 
     @property
     def key(self) -> str:
-        """Hash of everything resolved."""
+        """Hash of the resolved configurations of all stages."""
         return hashlib.sha256(":".join(config.hash for config in self.stages).encode()).hexdigest()[:16]
 
     def folder(self, out: Path, stage: int) -> Path:
@@ -160,7 +160,7 @@ class Sweep:
     task: str
     measure: ComparedMetric
     split: str
-    """Whose clips are scored; empty where the clip list decides (see scored_weights.py)."""
+    """The scored split; empty where the clip list decides (see scored_weights.py)."""
     weights: str
     """`best`, `last` or `cross-fitted`; empty where the scored split decides."""
     reference: str
@@ -172,7 +172,7 @@ class Sweep:
     needs: str
     trials: tuple[Trial, ...]
     probes: Mapping[str, tuple[Trial, ...]]
-    """Variant -> its probe with every seed, trained before anything else; of the variants that have one."""
+    """Variant -> its probe with every seed, for the variants that have one."""
     why_weights: str = ""
     """Why these weights are scored; empty until `resolve_scoring`."""
 
@@ -196,7 +196,7 @@ def load_sweep(
     values = read_yaml(file if Path(file).is_file() else f"sweeps/{file}")
     if budget:
         values["budget"] = {**(values.get("budget") or {}), **budget}
-    asked = _parse(file, values)
+    sweep_file = _parse(file, values)
     overrides = list(overrides)
 
     @functools.cache
@@ -208,18 +208,18 @@ def load_sweep(
     trials: list[Trial] = []
     probes: dict[str, tuple[Trial, ...]] = {}
     problems = []
-    for variant, settings in asked.variants.items():
-        laid = copy.deepcopy(settings or {})
-        stages = laid.pop("stages", None) or [laid.pop("stage", None) or asked.stage]
-        for seed in asked.seeds:
+    for variant, settings in sweep_file.variants.items():
+        variant_settings = copy.deepcopy(settings or {})
+        stages = variant_settings.pop("stages", None) or [variant_settings.pop("stage", None) or sweep_file.stage]
+        for seed in sweep_file.seeds:
             try:
                 chain = []
                 for stage in stages:
                     values = copy.deepcopy(recipe(str(stage), len(stages) == 1))
-                    for layer in (asked.settings, laid, {"seed": seed}):
+                    for layer in (sweep_file.settings, variant_settings, {"seed": seed}):
                         merge(values, copy.deepcopy(layer))
                     own = own_settings(config, str(stage), overrides)
-                    for layer in (asked.settings, laid):
+                    for layer in (sweep_file.settings, variant_settings):
                         merge(own, copy.deepcopy(layer))
                     fit_to_length(values, own)
                     if stage == PROBE and len(stages) > 1:
@@ -229,45 +229,51 @@ def load_sweep(
                 trials.append(Trial(variant, seed, tuple(chain)))
             except ConfigError as error:
                 problems.append(str(error))
-                break  # other seeds would say the same
-        if asked.probe and not problems:
-            probes[variant] = _probes(asked, config, overrides, variant, laid)
+                break  # other seeds have the same problem
+        if sweep_file.probe and not problems:
+            probes[variant] = _probes(sweep_file, config, overrides, variant, variant_settings)
     if problems:
         raise ConfigError(file, expected="valid settings for every variant", got="problems", problems=problems)
     _refuse_equal(file, trials)
-    reference = asked.reference or list(asked.variants)[-1]
-    if reference not in asked.variants:
+    reference = sweep_file.reference or list(sweep_file.variants)[-1]
+    if reference not in sweep_file.variants:
         raise ConfigError(
             f"{file}: reference",
-            expected="one of " + ", ".join(asked.variants),
+            expected="one of " + ", ".join(sweep_file.variants),
             got=reference,
-            next_step=suggest(reference, asked.variants).strip() or None,
+            next_step=suggest(reference, sweep_file.variants).strip() or None,
         )
-    measure = choose_metric(asked.task, asked.metric, asked.main)
-    if asked.probe and find_task(asked.task).answer != "label":
+    measure = choose_metric(sweep_file.task, sweep_file.metric, sweep_file.main)
+    if sweep_file.probe and find_task(sweep_file.task).answer != "label":
         raise ConfigError(
-            f"{file}: probe", expected="a task with one label a clip, since a probe answers no other", got=asked.task
+            f"{file}: probe",
+            expected="a task with one label a clip, since a probe answers no other",
+            got=sweep_file.task,
         )
     return Sweep(
         name=Path(file).stem,
-        task=asked.task,
+        task=sweep_file.task,
         measure=measure,
-        split=asked.split or "",
-        weights=asked.weights or "",
+        split=sweep_file.split or "",
+        weights=sweep_file.weights or "",
         reference=reference,
-        probe=asked.probe,
-        halving=asked.halving,
-        budget=asked.budget,
-        assume=asked.assume,
-        pilot=asked.pilot,
-        needs=asked.needs.strip(),
+        probe=sweep_file.probe,
+        halving=sweep_file.halving,
+        budget=sweep_file.budget,
+        assume=sweep_file.assume,
+        pilot=sweep_file.pilot,
+        needs=sweep_file.needs.strip(),
         trials=tuple(trials),
-        probes={variant: each for variant, each in probes.items() if each},
+        probes={variant: variant_probes for variant, variant_probes in probes.items() if variant_probes},
     )
 
 
 def _probes(
-    asked: SweepFile, config: str | None, overrides: Iterable[str], variant: str, laid: Mapping[str, Any]
+    sweep_file: SweepFile,
+    config: str | None,
+    overrides: Iterable[str],
+    variant: str,
+    variant_settings: Mapping[str, Any],
 ) -> tuple[Trial, ...]:
     """The probe of a variant with every seed: its fusion, features and clips in the stage `probe`.
 
@@ -275,23 +281,23 @@ def _probes(
     nothing else have equal probes. There is none without a fusion, which is all that a probe trains.
     """
     values = load_config(config, None, overrides).model_dump(mode="json")
-    for layer in (asked.settings, laid):
+    for layer in (sweep_file.settings, variant_settings):
         merge(values, copy.deepcopy(dict(layer)))
     if values["model"]["fusion"]["name"] == "none":
         return ()
-    kept: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "model": {"fusion": values["model"]["fusion"]},
         "features": values["features"],
         "data": {name: value for name, value in values["data"].items() if name in PROBED_DATA},
     }
-    merge(kept, stage_settings(config, PROBE))
-    if asked.task not in kept["data"]["tasks"]:
-        kept["data"]["tasks"] = [asked.task]
-    if asked.probe and asked.probe.steps:
-        merge(kept, {"optim": {"steps": asked.probe.steps}})
-    fit_to_length(kept, {})
+    merge(settings, stage_settings(config, PROBE))
+    if sweep_file.task not in settings["data"]["tasks"]:
+        settings["data"]["tasks"] = [sweep_file.task]
+    if sweep_file.probe and sweep_file.probe.steps:
+        merge(settings, {"optim": {"steps": sweep_file.probe.steps}})
+    fit_to_length(settings, {})
     name = f"{variant}.{PROBE}"
-    configs = [validate({**kept, "seed": seed}, name) for seed in asked.seeds]
+    configs = [validate({**settings, "seed": seed}, name) for seed in sweep_file.seeds]
     refuse_probe_with_llm(configs[0])
     return tuple(Trial(name, config.seed, (config,), fresh=True) for config in configs)
 

@@ -1,8 +1,8 @@
-"""What became of every trial: one SQLite table, keyed by the hash of the resolved configuration.
+"""States and scores of all trials: one SQLite table, keyed by the hash of the resolved configuration.
 
-A trial is waiting, done, failed (with its error) or stopped (by the probe tier or halving, with where). A state is
-written in one transaction when it is reached; after a kill in between, the trial is waiting and its run resumes from
-its checkpoint. Every row carries a hash: a damaged one is refused, since verdicts are formed of it.
+A trial is waiting, done, failed (with its error) or stopped (by the probe tier or by halving, with the place). One
+transaction writes a state when the trial reaches it; after a kill in between, the trial is waiting and its run resumes
+from its checkpoint. Every row carries a hash, and a damaged row is refused, since verdicts depend on it.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ CREATE TABLE IF NOT EXISTS trials (
 _SPENDING = "CREATE TABLE IF NOT EXISTS spending (seconds REAL NOT NULL)"
 _COLUMNS = ("state", "step", "seconds", "together", "rungs", "scores", "error", "stopped")
 _HASHED = ("key", "variant", "seed", "config", *_COLUMNS)
-"""What the column `sha256` of a row is formed of, so that a damaged row is noticed."""
+"""Columns that the `sha256` of a row covers, so that damage to a row is noticed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row."""
+    """One row of the table."""
 
     variant: str
     seed: int
     state: str
     step: int | None
     seconds: float | None
-    """Of training: its share of the time that its company took."""
+    """Training time; of trials that trained together, an equal share."""
     together: int | None
-    """How many trained with it, itself included."""
+    """Number of trials that trained together, this trial included."""
     rungs: Mapping[str, float]
     """Step -> held-out score there, where halving judged."""
     scores: Mapping[str, Any] | None
     error: str | None
     stopped: str | None
-    """Where it was behind, of one that was stopped."""
+    """Where a stopped trial was behind."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Outcome:
 
 
 class TrialTable:
-    """The table of one sweep's folder; every call is a transaction of its own."""
+    """The table in a sweep's folder; every call is one transaction."""
 
     def __init__(self, folder: Path) -> None:
         make_folder(folder)
@@ -71,7 +71,7 @@ class TrialTable:
             table.execute(_SPENDING)
 
     def add(self, trials: Iterable[Trial]) -> None:
-        """Put trials in, waiting, unless they are there."""
+        """Add trials as waiting, unless the table has them."""
         rows = [
             (
                 trial.key,
@@ -105,7 +105,7 @@ class TrialTable:
             table.execute("INSERT INTO spending VALUES (?)", (seconds,))
 
     def spent(self) -> float:
-        """Seconds of device time that all runs of the sweep's command took for groups that they saw end."""
+        """Seconds of device time of all groups that ended, over all runs of the sweep's command."""
         with self._transaction() as table:
             return float(table.execute("SELECT total(seconds) FROM spending").fetchone()[0])
 
@@ -131,10 +131,10 @@ class TrialTable:
     def _row(self, table: sqlite3.Connection, key: str) -> tuple[Any, ...]:
         """Values of `_HASHED` of a row, compared with its hash."""
         query = f"SELECT {', '.join(_HASHED)}, sha256 FROM trials WHERE key = ?"
-        found = table.execute(query, (key,)).fetchone()
-        if found is None or _digest(found[:-1]) != found[-1]:
-            raise self._damaged("no such row" if found is None else "a row that contradicts its hash", key)
-        return tuple(found[:-1])
+        values = table.execute(query, (key,)).fetchone()
+        if values is None or _digest(values[:-1]) != values[-1]:
+            raise self._damaged("no such row" if values is None else "a row that contradicts its hash", key)
+        return tuple(values[:-1])
 
     def _seal(self, table: sqlite3.Connection, key: str) -> None:
         row = table.execute(f"SELECT {', '.join(_HASHED)} FROM trials WHERE key = ?", (key,)).fetchone()
@@ -142,7 +142,7 @@ class TrialTable:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; what SQLite says of the disk or of a damaged file becomes an error of ours."""
+        """Open one transaction; errors of SQLite become WriteError or DataError."""
         try:
             with closing(sqlite3.connect(self._path, timeout=60)) as table, table:
                 yield table

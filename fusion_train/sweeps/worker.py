@@ -77,7 +77,7 @@ class Worker:
         """See `check`."""
         return check(sweep, self._work.store, self._work.clips, self._say)
 
-    def room(self) -> DeviceCapacity:
+    def capacity(self) -> DeviceCapacity:
         """What this process's device has for a worker."""
         device = this_process().device
         if device.type == "cuda":

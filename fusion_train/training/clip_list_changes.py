@@ -1,8 +1,8 @@
-"""Whether the clip list of a run is still the one that the run began with, and which clips differ where it is not.
+"""Compare the clip list of a resumed run with the list that the run began with, clip by clip where they differ.
 
-A run records the sha256 of every file that decides what it trains on and is scored by: the clip list, exclusions,
-corrections, the tokens of an all-zero image. Where one of them changed, the clips that the run kept are compared with
-those that it would draw and score now. Another list is refused, unless --clips-changed accepts it; then it is recorded.
+A run records the sha256 of every file that decides its training and validation clips: the clip list, exclusions,
+corrections, the tokens of an all-zero image. Where one of them changed, the clips saved with the run are compared with
+the clips that it would use now. Another list is refused unless --clips-changed accepts it; the run then records it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_lists(
 
 
 def _of_earlier_release(run: Run, config: Config) -> dict[str, str]:
-    """Hashes that a run begun by an earlier release kept with its pool; none where it kept none."""
+    """Hashes that an earlier release wrote into the pool of a run; empty without them."""
     if not (run.pool / ABOUT).is_file():
         return {}
     files = read_document(run.pool / ABOUT, CheckpointError, "the pool of a run").get("key", {}).get("files", [])
@@ -76,7 +76,7 @@ def _counted(differing: Sequence[str]) -> str:
 
 
 def differing_clips(run: Run, known: RunRecord, context: RunContext) -> list[str]:
-    """One line for every clip that is drawn or scored otherwise than when the run began."""
+    """One line per clip that is trained on or scored differently than when the run began."""
     data = context.config.data
     pool = Pool.load(run.pool)
     if pool is None or pool.sha256 != known.pool_sha256:

@@ -1,9 +1,10 @@
-"""A model on its device, computing as the configuration says: autocast, sharding, checkpointing, compilation."""
+"""Place a model on its device as the configuration says: autocast, sharding, activation checkpointing, compilation."""
 
 from __future__ import annotations
 
 import functools
 import os
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ def make_accelerator(optim: OptimConfig) -> Accelerator:
     """Device and autocast by accelerate.
 
     Raises:
-        ConfigError: a precision that the device does not have, or fewer processes than were asked for.
+        ConfigError: a precision that the device does not have, or fewer processes than the launcher was told to start.
     """
     this_process()
     try:
@@ -54,30 +55,31 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: To
     """
     optim = config.optim
     if optim.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True, warn_only=True)
     with fitting("the model", lambda: SMALLER_BASE):
         model.to(accelerator.device)
-    model.train()  # a language model comes in evaluation mode, which keeps every activation
+    model.train()  # transformers loads in evaluation mode, where checkpointing does nothing
     equal_on_all(trained_parameters(model).values())
     if not isinstance(model, EmotionLlama):
         return
     if optim.shard_base:
         shard_base(model, accelerator)
     if budget.checkpointing:
-        base = model.llm.get_base_model() if hasattr(model.llm, "get_base_model") else model.llm
+        llm: Any = model.llm
+        base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
         if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.24
             base.activation_checkpointing_enable({"use_reentrant": False})
         else:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-    if optim.compile:  # in parts: a checkpointed layer is compiled whole or not at all, and attention is left out
+    if optim.compile:  # parts of layers: a checkpointed layer would be compiled whole, and attention is left out
         for layer in decoder_layers(model.llm)[1]:
             for part in layer.children():
                 part.compile(dynamic=True)
 
 
 def peak_flops(accelerator: Accelerator, config: Config) -> float:
-    """Matrix peak of all devices: the one stated, else as measured now."""
+    """Matrix peak of all devices together: as stated in the configuration, else measured."""
     if config.log.peak_tflops is not None:
         return config.log.peak_tflops * 1e12 * accelerator.num_processes
     return matrix_peak(accelerator.device, config.optim.precision) * accelerator.num_processes
@@ -85,6 +87,6 @@ def peak_flops(accelerator: Accelerator, config: Config) -> float:
 
 @functools.cache
 def matrix_peak(device: torch.device, precision: str) -> float:
-    """The peak of one device, measured once a process."""
+    """The matrix peak of one device, measured once per process."""
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     return measured_peak_flops(device, dtypes[precision])

@@ -1,8 +1,8 @@
-"""What a step minimises: the mean loss over the supervised tokens of its global batch, or over its samples.
+"""The loss of a step: a mean over the supervised tokens of its global batch, or over its samples.
 
-token     every supervised token weighs alike, so a reason of 60 tokens weighs as much as 30 labels of 2 tokens
-sample    mean over the tokens of a sample, then over samples, so every answer weighs alike; this is what the published
-          set-up computes (one sample per GPU, mean over its tokens, gradients averaged over GPUs)
+token     every supervised token has the same weight, so a reason of 60 tokens weighs as much as 30 labels of 2 tokens
+sample    mean over the tokens of a sample, then over samples, so every answer has the same weight; the published set-up
+          computes this (one sample per GPU, mean over its tokens, gradients averaged over GPUs)
 
 Both are sums over micro-batches divided by one total, so they do not depend on micro-batches, packing, shared prefixes
 or the number of processes. Source: released code, `train.py` with batch_size_train 1 (see docs/guides/training.md).

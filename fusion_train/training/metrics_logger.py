@@ -5,11 +5,12 @@ A line every `log.every` steps, averages over them:
     lr · lr/PART · grad_norm · grad_norm/PART    of the last step; rates by part where they differ
     samples_per_s · tokens_per_s · supervised_tokens_per_s
     utilisation                                  arithmetic that had to be done over the peak of the devices
-    data_wait_share                              share of the time in which the model waited for data
+    data_wait_share                              share of the time that the model waited for data
     missing/MODALITY · hidden/MODALITY           samples whose clip lacks it, or was not shown with it
-and a line a scoring: accuracy/TASK · eval_loss · score/half-N where the run keeps weights per half.
-A resumed run drops the lines written after its checkpoint, so that every step stands once. How a line is written and
-checked: `metric_lines`.
+and one line per scoring: accuracy/TASK · eval_loss · score/half-N where the run keeps weights per half.
+
+A resumed run drops the lines after its checkpoint, so that every step has one line. `metric_lines` writes and checks
+them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ DIGITS = 8
 
 
 class MetricsLogger:
-    """Writes lines; knows the scores of the whole run, those before a resume included."""
+    """Writes the metrics log, and knows all scores of the run, also those before a resume."""
 
     def __init__(
         self,
@@ -58,14 +59,14 @@ class MetricsLogger:
 
     def __enter__(self) -> MetricsLogger:
         path = self._folder / "metrics.jsonl"
-        found = read_metrics(path)
-        self._refuse_lost_scores(path, found)
-        kept = [place for place, row in enumerate(found.rows) if row["step"] <= self._start]
-        for place in kept:
-            self._remember(int(found.rows[place]["step"]), found.rows[place])
+        lines = read_metrics(path)
+        self._refuse_lost_scores(path, lines)
+        valid = [place for place, row in enumerate(lines.rows) if row["step"] <= self._start]
+        for place in valid:
+            self._remember(int(lines.rows[place]["step"]), lines.rows[place])
         if self._enabled:
-            if len(kept) != len(found.lines) or found.torn or found.damaged:
-                replace_bytes(path, "".join(f"{found.lines[place]}\n" for place in kept).encode())
+            if len(valid) != len(lines.lines) or lines.torn or lines.damaged:
+                replace_bytes(path, "".join(f"{lines.lines[place]}\n" for place in valid).encode())
             self._sinks = open_sinks(self._folder, self._start, self._log, self._about)
             self._file = path.open("a", encoding="utf-8")
         self._since = time.perf_counter()
@@ -77,26 +78,26 @@ class MetricsLogger:
         for sink in self._sinks:
             sink.close()
 
-    def _refuse_lost_scores(self, path: Path, found: MetricLines) -> None:
+    def _refuse_lost_scores(self, path: Path, lines: MetricLines) -> None:
         """Raise CheckpointError where a damaged line may hold scores, which decide when and with what a run ends.
 
         One after the checkpoint is dropped like all lines there.
         """
-        lost = [number for number, step_before in found.damaged.items() if step_before <= self._start]
-        if lost:
+        damaged = [number for number, step_before in lines.damaged.items() if step_before <= self._start]
+        if damaged:
             raise CheckpointError(
                 str(path),
                 expected="sound lines up to the checkpoint",
-                got=f"damage on line {lost[0]}",
+                got=f"damage on line {damaged[0]}",
                 next_step="Take the file from a copy, or delete the damaged lines: the run then goes on without them.",
             )
 
     def due(self, step: int) -> bool:
-        """Whether a line is written after this many steps."""
+        """Whether a line is due after this many steps."""
         return step % self._log.every == 0
 
     def waited(self, seconds: float) -> None:
-        """Count time in which the model waited for data."""
+        """Count time that the model waited for data."""
         self._waited_s += seconds
 
     def step(
@@ -123,7 +124,7 @@ class MetricsLogger:
         return values
 
     def paused(self, seconds: float) -> None:
-        """Leave out time spent on scoring and saving."""
+        """Leave time of scoring and saving out of the speeds."""
         self._since += seconds
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
@@ -133,15 +134,15 @@ class MetricsLogger:
             self._remember(step, {name: round(value, DIGITS) for name, value in scores.items()})
 
     def scores_at(self, step: int) -> dict[str, float]:
-        """The scores taken after this many steps, by an earlier process too; empty where none were."""
+        """The scores after this many steps, also those of an earlier process; empty without a scoring."""
         return self._rows.get(step, {})
 
     def score_at(self, step: int) -> float | None:
-        """The score that picks the best checkpoint, where one was taken after this many steps."""
+        """The score that selects the best checkpoint; None without a scoring after this many steps."""
         return overall(self.scores_at(step))
 
     def half_scores_at(self, step: int) -> tuple[float | None, ...]:
-        """The scores by which each half of the held-out clips chooses; None where it has none."""
+        """The score on each half of the held-out clips; None for a half without clips."""
         return tuple(self.scores_at(step).get(f"{HALF}{number + 1}") for number in range(NUM_HALVES))
 
     def chosen_steps(self) -> set[int]:

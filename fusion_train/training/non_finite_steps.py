@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite: kept for replay, and replayed sample by sample.
+"""Non-finite steps: a step whose loss or gradient is not finite is saved, and replayed sample by sample.
 
     runs/perception/diverged/
         model.safetensors   trained parts before the step
@@ -34,11 +34,11 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Replayed:
-    """One sample of the step, alone and without dropout."""
+    """One sample of the step, computed alone and without dropout."""
 
     sample: Sample
     loss: float
-    """A supervised token."""
+    """Mean loss per supervised token."""
     gradient_norm: float
 
     @property
@@ -47,7 +47,7 @@ class Replayed:
 
 
 def keep_for_replay(run: Run, context: RunContext, step: int, clip_ids: list[str]) -> None:
-    """Write what a replay of `step` needs."""
+    """Save the weights and the clips of a step for its replay."""
     make_folder(run.diverged)
     tensors = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(context.model).items()}
     replace_bytes(run.diverged / WEIGHTS, save(tensors))
@@ -56,15 +56,15 @@ def keep_for_replay(run: Run, context: RunContext, step: int, clip_ids: list[str
 
 
 def replay(run: Run, *, store: str | None = None, clips: str | None = None) -> tuple[int, list[Replayed]]:
-    """Put every sample of the kept step through the model alone; returns the step and what each gave.
+    """Compute every sample of the saved step alone; returns the step and one result per sample.
 
     Raises:
         CheckpointError: the run did not diverge, or damaged files.
     """
-    kept, weights = run.diverged / "batch.json", run.diverged / WEIGHTS
-    if not kept.is_file():
+    description, weights = run.diverged / "batch.json", run.diverged / WEIGHTS
+    if not description.is_file():
         raise CheckpointError(str(run.folder), expected="a step kept for replay", got="no diverged/batch.json")
-    about = read_document(kept, CheckpointError, "a step kept for replay")
+    about = read_document(description, CheckpointError, "a step kept for replay")
     step, digest = about.get("step"), about.get("sha256")
     if type(step) is not int or not weights.is_file() or (digest is not None and _sha256(weights) != digest):
         raise CheckpointError(

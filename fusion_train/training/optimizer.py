@@ -1,8 +1,8 @@
 """AdamW over the trained parts: groups, schedule, gradient norms.
 
 Published: AdamW, betas 0.9/0.999, weight decay 0.05 (0 for biases and norms); linear warm-up 1e-6→1e-4 over 1,000
-steps, cosine to 1e-6. Every part (fusion, projectors, lora) has groups of its own, whose rate is the schedule's times
-the part's factor. A frozen part has no group and no gradient. A rate is a pure function of the step.
+steps, cosine to 1e-6. Each part (fusion, projectors, lora) has its own groups; their rate is the schedule's rate times
+the part's factor. A frozen part has no group and no gradient. The rate depends only on the step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fusion_train.models.parts import PARTS, learning_parameters, part_of
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with two groups a part: matrices, which decay, and biases and norms (one dimension), which do not.
+    """Return AdamW with two groups per part: matrices with weight decay, biases and norms (one dimension) without.
 
     Raises:
         ConfigError: every part is frozen.
@@ -47,7 +47,7 @@ def learning_rate(step: int, optim: OptimConfig) -> float:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, optim: OptimConfig) -> dict[str, float]:
-    """Give every group its rate of this step; returns part -> rate."""
+    """Set the rate of every group for this step; returns part -> rate."""
     rate = learning_rate(step, optim)
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:

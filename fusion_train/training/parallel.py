@@ -1,10 +1,10 @@
-"""Several processes: gradients of the trained parts averaged once a step, the frozen base shared out if asked for.
+"""Several processes: average the gradients of trained parts once per step, and shard the frozen base on request.
 
-The trained parts (72 M of 6.8 B parameters) are whole on every process, and their gradients are added up in one
-all-reduce after the last micro-batch; there is nothing to overlap that is worth a wrapper, and a part that a step did
-not use has no gradient on any process, as in one. `shard_base` shares the frozen layers out by FSDP2, which gathers
-a layer when it is needed; checkpoints hold the trained parts whole either way.
-`fusion_train/processes.py` says how to start them.
+Every process holds all trained parts (72 M of 6.8 B parameters). One all-reduce after the last micro-batch adds up
+their gradients; overlapping it with computation would gain too little. A part that a step does not use has no gradient,
+on one process as on several. `shard_base` distributes the frozen layers by FSDP2, which gathers a layer when it is
+needed; checkpoints hold the trained parts whole in both cases. `fusion_train/processes.py` describes how to start
+processes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from fusion_train.errors import ConfigError
+from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.parts import decoder_layers, trained_parameters
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their mean over all processes; one without a gradient anywhere stays so."""
+    """Replace gradients by their mean over all processes; a parameter without a gradient on any process keeps none."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     chosen = list(parameters)
@@ -41,21 +42,21 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def any_process(accelerator: Accelerator, value: bool) -> bool:
-    """Whether it is true on some process."""
+    """Whether `value` is true on at least one process."""
     if accelerator.num_processes == 1:
         return value
     return bool(accelerator.reduce(torch.tensor(int(value), device=accelerator.device), reduction="sum"))
 
 
 def equal_on_all(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every process the values of the first one."""
+    """Broadcast the values of the first process to all processes."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for parameter in parameters:
             dist.broadcast(parameter.detach(), src=0)
 
 
-def shard_base(model: nn.Module, accelerator: Accelerator) -> None:
-    """Share the frozen weights of the language model's layers out over the processes (FSDP2).
+def shard_base(model: EmotionLlama, accelerator: Accelerator) -> None:
+    """Shard the frozen weights of the language model's layers over the processes (FSDP2).
 
     Embeddings and head stay whole: the splice looks embeddings up outside of the language model's forward pass.
 

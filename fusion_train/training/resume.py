@@ -1,4 +1,4 @@
-"""Where a run begins, and where it goes on: its record, its first weights, its checkpoints."""
+"""Start and resume a run: its record, its first weights, its checkpoints."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fusion_train.training.averaging import Averaged
 
 
 def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None) -> dict[str, Any]:
-    """Load another run's best trained weights; returns what `run.json` keeps of it.
+    """Load another run's best trained weights; returns its description for `run.json`.
 
     Raises:
         CheckpointError: `initial` is not trained, or no longer holds the weights that `known` started from.
     """
     if known is not None and checkpoint.published(run.checkpoints):
-        return dict(known.initial or {})  # the run has trained weights of its own
+        return dict(known.initial or {})  # the run has its own trained weights
     folder = checkpoint.choose(initial.checkpoints, "best")
     state, weights = checkpoint.read_state(folder), checkpoint.best_weights(folder)
     loaded = {
@@ -68,10 +68,10 @@ def make_record(
 
 
 def halves_of(run: Run, context: RunContext, known: RunRecord | None, per_half: bool) -> Halves:
-    """Halves of the held-out clips whose best weights the run keeps: those recorded, or new ones of a run that begins.
+    """Return the halves of the held-out clips whose best weights the run keeps; a new run gets new halves.
 
     Raises:
-        CheckpointError: the run began without, and the weights that they would have chosen are gone.
+        CheckpointError: the run began without halves, and earlier weights are not there any more.
     """
     if known is None:
         return split_halves(context.clips.in_split(context.config.data.eval_split or "")) if per_half else ()

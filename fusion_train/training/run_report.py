@@ -1,4 +1,4 @@
-"""One page about one run: what was asked, what happened, curves; and every logged number as CSV.
+"""The report of a run: one page with settings, scores and curves, and every logged number as CSV.
 
 The page opens from disk, fetches nothing and runs no script. It is a pure function of the run's files.
 """
@@ -20,7 +20,7 @@ from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.metric_lines import Row, read_metrics
 from fusion_train.report.page import Page
-from fusion_train.report.tables import Table
+from fusion_train.report.tables import Cell, Table
 from fusion_train.run import Run
 
 SIZE_INCHES = (8.6, 3.0)
@@ -54,29 +54,32 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
         steps = ", ".join(str(change["step"]) for change in record.list_changes)
         page.text(f"The clip list was changed during the run, at step {steps}.", "warning")
     page.side_by_side(_settings(config), _read(record))
-    steps, scored = [row for row in rows if "loss" in row], [row for row in rows if "eval_loss" in row]
+    step_rows, scored_rows = [row for row in rows if "loss" in row], [row for row in rows if "eval_loss" in row]
     page.heading("Loss")
-    page.drawing(_losses(steps, scored), "of a supervised token, mean over the steps since the last line")
+    page.drawing(_losses(step_rows, scored_rows), "of a supervised token, mean over the steps since the last line")
     for kind in ("dataset", "task"):
-        if len(names := _names(steps, f"loss/{kind}/")) > 1:
-            curves = {name.rpartition("/")[2]: _series(steps, name) for name in names}
+        if len(names := _names(step_rows, f"loss/{kind}/")) > 1:
+            curves = {name.rpartition("/")[2]: _series(step_rows, name) for name in names}
             page.drawing(_curves(curves, "loss", log=True), f"by {kind}")
-    if scored:
+    if scored_rows:
         page.heading("Held-out scores")
-        page.drawing(_accuracies(scored))
-        page.table(_scores(run, scored))
+        page.drawing(_accuracies(scored_rows))
+        page.table(_scores(run, scored_rows))
     page.heading("Optimizer")
     page.drawing(
-        _curves({n.partition("/")[2] or "all": _series(steps, n) for n in _names(steps, "lr")}, "rate"),
+        _curves({n.partition("/")[2] or "all": _series(step_rows, n) for n in _names(step_rows, "lr")}, "rate"),
         "learning rates",
     )
-    norms = {n.partition("/")[2] or "all": _series(steps, n) for n in _names(steps, "grad_norm")}
+    norms = {n.partition("/")[2] or "all": _series(step_rows, n) for n in _names(step_rows, "grad_norm")}
     page.drawing(_curves(norms, "norm", log=True), "gradient norms by part, before clipping")
     page.heading("Speed")
-    page.table(_speed(steps))
-    shares = {"utilisation": _series(steps, "utilisation"), "waiting for data": _series(steps, "data_wait_share")}
+    page.table(_speed(step_rows))
+    shares = {
+        "utilisation": _series(step_rows, "utilisation"),
+        "waiting for data": _series(step_rows, "data_wait_share"),
+    }
     page.drawing(_curves(shares, "share"), "of the matrix peak, and of the time")
-    if absent := _absent(steps):
+    if absent := _absent(step_rows):
         page.heading("Modalities")
         page.table(absent)
     if predictions := _predictions(run):
@@ -155,8 +158,8 @@ def _scores(run: Run, scored: Sequence[Row]) -> Table:
     names = [*_names(scored, "accuracy/"), "eval_loss"]
     best = checkpoint.best(run.checkpoints)
     rows = [[int(row["step"]), *(row.get(name) for name in names)] for row in scored]
-    kept = [place for place, row in enumerate(rows) if best is not None and best.name.endswith(f"{row[0]:08d}")]
-    return Table(["step", *names], rows, "the best checkpoint in bold", frozenset(kept))
+    best_rows = [place for place, row in enumerate(rows) if best is not None and best.name.endswith(f"{row[0]:08d}")]
+    return Table(["step", *names], rows, "the best checkpoint in bold", emphasised=frozenset(best_rows))
 
 
 def _speed(steps: Sequence[Row]) -> Table:
@@ -170,7 +173,7 @@ def _speed(steps: Sequence[Row]) -> Table:
 
 def _absent(steps: Sequence[Row]) -> Table | None:
     names = [name for kind in ("missing/", "hidden/") for name in _names(steps, kind)]
-    rows = [[*name.split("/"), int(sum(row.get(name, 0) for row in steps))] for name in names]
+    rows: list[list[Cell]] = [[*name.split("/"), int(sum(row.get(name, 0) for row in steps))] for name in names]
     return (
         Table(["how", "modality", "samples"], rows, "samples whose clip lacks it, or that were not shown it")
         if rows
@@ -180,7 +183,7 @@ def _absent(steps: Sequence[Row]) -> Table | None:
 
 def _predictions(run: Run) -> Table | None:
     files = sorted(run.folder.glob("predictions-*.jsonl"))
-    rows = []
+    rows: list[list[Cell]] = []
     for path in files:
         try:
             answers = read_lines(path)

@@ -1,4 +1,4 @@
-"""The samples that a run draws in training; the clips they are drawn from are found once a run."""
+"""The sample stream of a run; its usable clips are determined once per run and saved with it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def keep_pool(
     *,
     anew: bool = False,
 ) -> None:
-    """Keep the clips that are drawn from for the next start, unless some are kept there.
+    """Save the clips of the stream for the next start of the run, unless they are saved already.
 
     Args:
         held_out: clips of the evaluation split.

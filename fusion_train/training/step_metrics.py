@@ -1,4 +1,4 @@
-"""What happened in the steps between two lines of the journal: counts and sums that processes can add up.
+"""Metrics accumulated between two log lines: counts and sums that processes can add up.
 
 Losses stay on the device until the line is written, so that counting never waits for it.
 """
@@ -41,32 +41,32 @@ class Counts:
 
 
 class MetricsAccumulator:
-    """Counts micro-batches in; gives and forgets what it counted."""
+    """Accumulates micro-batches until `take` returns the counts and resets them."""
 
     def __init__(self, work: Callable[[SampleStats], float]) -> None:
-        """`work`: floating-point operations that training on a sample takes."""
+        """`work`: floating-point operations of training on a sample."""
         self._work = work
-        self._asked: list[SampleStats] = []
+        self._samples: list[SampleStats] = []
         self._losses: list[Tensor] = []
 
-    def count(self, asked: Sequence[SampleStats], sample_losses: Tensor) -> None:
+    def count(self, samples: Sequence[SampleStats], sample_losses: Tensor) -> None:
         """Add a micro-batch: its samples and their summed losses (samples,)."""
-        self._asked += asked
+        self._samples += samples
         self._losses.append(sample_losses.detach())
 
     def take(self) -> Counts:
         """Return the counts since the last call."""
         counts = Counts()
         losses = torch.cat(self._losses).tolist() if self._losses else []
-        for asked, loss in zip(self._asked, losses, strict=True):
+        for sample, loss in zip(self._samples, losses, strict=True):
             counts.samples += 1
-            counts.tokens += asked.num_tokens
-            counts.supervised += asked.num_supervised
-            counts.flops += self._work(asked)
-            for key in (f"dataset/{asked.dataset or 'none'}", f"task/{asked.task}"):
+            counts.tokens += sample.num_tokens
+            counts.supervised += sample.num_supervised
+            counts.flops += self._work(sample)
+            for key in (f"dataset/{sample.dataset or 'none'}", f"task/{sample.task}"):
                 counts.losses[key] += loss
-                counts.loss_tokens[key] += asked.num_supervised
-            counts.absent.update([f"missing/{name}" for name in asked.missing])
-            counts.absent.update([f"hidden/{name}" for name in asked.hidden])
-        self._asked, self._losses = [], []
+                counts.loss_tokens[key] += sample.num_supervised
+            counts.absent.update([f"missing/{name}" for name in sample.missing])
+            counts.absent.update([f"hidden/{name}" for name in sample.hidden])
+        self._samples, self._losses = [], []
         return counts

@@ -1,7 +1,7 @@
-"""Where the journal's lines go besides `metrics.jsonl`: TensorBoard, and W&B or trackio through accelerate.
+"""Trackers that get the lines of the metrics log: TensorBoard, and W&B or trackio through accelerate.
 
-A tracker is off unless `log.tracker` names one. Both keep runs on this machine alone in their own offline modes
-(`WANDB_MODE=offline`; trackio is local by itself). A run that goes on is another run there, under the same name.
+A tracker is off unless `log.tracker` names one. Both can keep runs on this machine only (`WANDB_MODE=offline`; trackio
+is local by default). A resumed run appears there as another run of the same name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fusion_train.errors import ConfigError
 
 
 class Sink(Protocol):
-    """Takes lines."""
+    """A destination of metric lines."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -25,7 +25,7 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files under `tensorboard/`; what stands there beyond `start_step` is purged."""
+    """Event files under `tensorboard/`; events after `start_step` are purged."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -50,10 +50,10 @@ class Tracker:
     """One of accelerate's trackers."""
 
     def __init__(self, name: str, project: str, run_name: str, about: Mapping[str, Any]) -> None:
-        """Start it.
+        """Start the tracker.
 
         Raises:
-            ConfigError: it refuses, as W&B does where nobody is logged in.
+            ConfigError: it refuses, as W&B does without a login.
         """
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -77,7 +77,7 @@ class Tracker:
 
 
 def open_sinks(folder: Path, start_step: int, log: LogConfig, about: Mapping[str, Any]) -> list[Sink]:
-    """Open what the configuration asks for.
+    """Open the trackers that the configuration names.
 
     Raises:
         MissingExtraError: a tracker whose package is not installed.
@@ -91,7 +91,7 @@ def open_sinks(folder: Path, start_step: int, log: LogConfig, about: Mapping[str
 
 
 def _refusals(name: str) -> tuple[type[Exception], ...]:
-    """What a tracker's package raises of itself."""
+    """Errors of a tracker's own package."""
     if name != "wandb":
         return ()
     from wandb.errors import Error

@@ -1,11 +1,11 @@
-"""Scores on the held-out split while training: loss a token, and the accuracy of every task with one label.
+"""Scores on the held-out split during training: loss per token, and the accuracy of every task with one label.
 
-The same questions are asked every time: one a clip, drawn as in training, with nothing hidden beyond the task. Where
-the split is large, `data.eval_clips` of its clips are asked, always the same ones. A clip whose label no training clip
-has cannot be answered rightly and is left out, with a notice.
+Every scoring asks the same questions: one per clip, drawn as in training, without hidden modalities other than the
+task's. Of a large split, `data.eval_clips` clips are used, always the same ones. A clip whose label no training clip
+has cannot be answered correctly; it is left out, with a notice.
 
-Where a run keeps the weights that each half of the clips chooses (`data.halves`), the score of each half is formed
-besides: the mean accuracy on its clips, or the negative loss where no task has one label a clip.
+Where a run keeps the best weights per half of the clips (`data.halves`), each half has a score too: the mean accuracy
+on its clips, or the negative loss where no task has one label per clip.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from fusion_train.run_context import RunContext
 from fusion_train.seeding import generator
 
 MAX_CLASSES = 20
-"""Labels named in a line of class counts."""
+"""Number of labels in a line of class counts."""
 
 
 HALF = "score/half-"
-"""What the score of a half is called, with its number from 1."""
+"""Prefix of the name of a half's score; its number, from 1, follows."""
 
 
 @dataclass
@@ -61,16 +61,18 @@ class Losses:
     def add(self, batch: Any, output: Any) -> None:
         self.total += float(output.loss_sum)
         self.tokens += batch.num_supervised
-        for clip_id, asked, loss in zip(batch.clip_ids, batch.sample_stats, output.sample_losses.tolist(), strict=True):
-            self.of_clip[clip_id] = loss, asked.num_supervised
+        for clip_id, sample, loss in zip(
+            batch.clip_ids, batch.sample_stats, output.sample_losses.tolist(), strict=True
+        ):
+            self.of_clip[clip_id] = loss, sample.num_supervised
 
     def mean(self) -> float:
-        """Per supervised token."""
+        """Mean loss per supervised token."""
         return self.total / self.tokens
 
     def mean_of(self, clip_ids: Container[str]) -> float | None:
-        """The same over some of the clips; None where none of them was asked."""
-        chosen = [each for clip_id, each in self.of_clip.items() if clip_id in clip_ids]
+        """Mean loss per supervised token over some clips; None where none of them was scored."""
+        chosen = [loss_and_tokens for clip_id, loss_and_tokens in self.of_clip.items() if clip_id in clip_ids]
         return sum(loss for loss, _ in chosen) / sum(tokens for _, tokens in chosen) if chosen else None
 
 
@@ -156,7 +158,7 @@ class Validation:
         return scores
 
     def batches(self) -> Iterator[Any]:
-        """The questions whose loss is taken, one a clip."""
+        """Batches of the questions whose loss is computed, one per clip."""
         for start in range(0, len(self._stream), EVAL_BATCH_SIZE):
             indices = range(start, min(start + EVAL_BATCH_SIZE, len(self._stream)))
             yield self.context.collator([self._stream.draw(index) for index in indices])
@@ -176,7 +178,7 @@ class Validation:
 
 
 def _score_of(half: Container[str], answers: Mapping[str, Evaluation], losses: Losses) -> float | None:
-    """What a half chooses weights by; None where it has no clips."""
+    """The score of a half, which selects its weights; None for a half without clips."""
     accuracies = []
     for task, answered in answers.items():
         rows = [row for row in answered.predictions if row["id"] in half]
@@ -195,38 +197,38 @@ def not_finite_clips(batch: Any, sample_losses: torch.Tensor) -> list[str]:
 
 
 def _with_known_labels(context: RunContext, clips: ClipList) -> tuple[ClipList, list[str]]:
-    """Clips without those whose label training lacks, and a notice about these.
+    """Return the clips whose labels occur in training, and notices about the other clips.
 
-    A language model is asked about a dataset that training lacks all the same; a probe has no classes for it.
+    A language model answers questions on a dataset without training clips too; a probe has no classes for it.
     """
     tasks = [task for task in map(find_task, context.config.data.tasks) if task.answer == "label"]
     unknown: Counter[str] = Counter()
-    kept: list[Clip] = []
+    usable: list[Clip] = []
     for clip in clips:
         foreign = ""
         for task in tasks:
-            known, label = closed_set(context.label_sets, clip, task), answer_of(clip, task)
-            if label is not None and label not in known and (known or isinstance(context.model, Probe)):
-                foreign = f"{task.name} {label}" + ("" if known or not clip.dataset else f" of {clip.dataset}")
+            known_labels, label = closed_set(context.label_sets, clip, task), answer_of(clip, task)
+            if label is not None and label not in known_labels and (known_labels or isinstance(context.model, Probe)):
+                foreign = f"{task.name} {label}" + ("" if known_labels or not clip.dataset else f" of {clip.dataset}")
         unknown.update([foreign] if foreign else [])
-        kept += [] if foreign else [clip]
+        usable += [] if foreign else [clip]
     if not unknown:
         return clips, []
-    named = ", ".join(f"{label} ({count})" for label, count in sorted(unknown.items()))
+    listed = ", ".join(f"{label} ({count})" for label, count in sorted(unknown.items()))
     split = f'split "{context.config.data.eval_split}"'
-    if not kept:
+    if not usable:
         raise DataError(
             split,
             expected="clips with labels that training clips have",
-            got=f"only {named}",
+            got=f"only {listed}",
             next_step="Add such clips to the training split, or set data.eval_split=null.",
         )
-    left_out = f"{len(clips) - len(kept)} of {len(clips)} clips are not scored"
-    return ClipList(kept), [f"{split}: {left_out}, since no training clip has their label: {named}"]
+    left_out = f"{len(clips) - len(usable)} of {len(clips)} clips are not scored"
+    return ClipList(usable), [f"{split}: {left_out}, since no training clip has their label: {listed}"]
 
 
 def summarise(context: RunContext, stream: SampleStream, validation: Validation | None) -> list[str]:
-    """Lines about the clips, said before every training: held-out notices, tasks without a clip, classes by split."""
+    """Lines to print before training: notices on held-out clips, tasks without a clip, classes by split."""
     data = context.config.data
     splits: dict[str, Iterable[Clip]] = {data.train_split: stream.pool.clips}
     if validation is not None:
@@ -242,7 +244,7 @@ def _tasks_without_sample(data: DataConfig, stream: SampleStream) -> list[str]:
 
 
 def class_counts(context: RunContext, splits: Mapping[str, Iterable[Clip]]) -> list[str]:
-    """One line for every label task in use and split: how many clips have each label, the most frequent first."""
+    """One line per label task and split: the number of clips per label, most frequent first."""
     tasks = dict.fromkeys(find_task(name).label_key for name in context.config.data.tasks)
     lines = []
     for task in tasks:
@@ -264,9 +266,9 @@ def _labels(clips: Iterable[Clip], task: str) -> Counter[str]:
 
 
 def overall(scores: dict[str, float]) -> float | None:
-    """What picks the best checkpoint: mean accuracy, or the negative loss where no task has one label a clip.
+    """The score that selects the best checkpoint: mean accuracy, or the negative loss without a closed task.
 
-    NaN is no score.
+    None where a score is NaN or infinite.
     """
     if not all(map(math.isfinite, scores.values())):
         return None

@@ -1,9 +1,9 @@
-"""Train, kill, resume, and compare every trained tensor with a run that was left alone.
+"""Train, kill, resume, and compare every trained tensor with an uninterrupted run.
 
-Both runs are processes of their own (this module run as a program). The second is ended by SIGKILL as often as asked,
-and started again each time: at steps drawn over the whole run, half of them within a step, a quarter as the step's
-checkpoint is written, a quarter while the process starts. What must agree to the bit: trained parameters, their
-average, and the optimizer's state.
+Both runs are separate processes (this module run as a program). The second is killed by SIGKILL a given number of times
+and started again: at steps drawn over the whole run, half of them within a step, a quarter as the step's
+checkpoint is written, a quarter while the process starts. Trained parameters, their average and
+the state of the optimizer must agree to the bit.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from fusion_train.run import Run
 from fusion_train.yaml_settings import parse_yaml
 
 CONFIG = "config.yaml"
-SAID = "said.txt"
-"""What the newest process has said."""
+OUTPUT = "said.txt"
+"""Output of the newest process."""
 READY = "trained parameters"
-"""In what `train` says before its first step."""
+"""Text that `train` prints before its first step."""
 CHECKPOINTS = 7
-"""Of a run."""
+"""Number of checkpoints of a run."""
 POLL_S = 0.005
 TAIL_BYTES = 1 << 16
-"""Of a journal, in which its newest line lies."""
+"""Bytes at the end of a metrics log that hold its newest line."""
 PATIENCE_S = 600.0
-"""Longest wait for a step of a run that is to be killed."""
+"""Longest wait for a step of a run that will be killed."""
 
 
 Where = Literal["in a step", "at a checkpoint", "at the start"]
@@ -48,18 +48,18 @@ Where = Literal["in a step", "at a checkpoint", "at the start"]
 
 @dataclass(frozen=True)
 class Kill:
-    """When to end a process."""
+    """When to kill a process."""
 
     step: int
-    """Once so many steps are in the journal."""
+    """Number of logged steps after which the kill falls."""
     where: Where
     part: float
-    """Of the duration of a step, or of the start, that is let pass."""
+    """Share of the duration of a step, or of the start, before the kill."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Of the run that was left alone."""
+    """Speed of the uninterrupted run."""
 
     start_s: float
     step_s: float
@@ -67,10 +67,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared and what differs."""
+    """Result of a comparison of both runs."""
 
     kills: list[int]
-    """Newest step in the journal when the process was killed."""
+    """Newest logged step when the process was killed, per kill."""
     tensors: int
     differing: list[str]
     """`file: name, largest difference`."""
@@ -90,10 +90,10 @@ def verify_resume(
     """Train `steps` steps twice, the second time killed `kills` times; both runs are left in `folder`.
 
     Raises:
-        CheckpointError: a process failed by itself; its last words are quoted.
+        CheckpointError: a process failed without a kill; its last output is quoted.
     """
     every = max(1, steps // CHECKPOINTS)
-    short = config.model_copy(
+    shortened = config.model_copy(
         update={
             "optim": config.optim.model_copy(update={"steps": steps}),
             "checkpoint": config.checkpoint.model_copy(update={"every": every}),
@@ -101,23 +101,23 @@ def verify_resume(
         }
     )
     make_folder(folder)
-    replace_bytes(folder / CONFIG, short.to_yaml().encode())
-    whole, parts = Run(folder / "whole"), Run(folder / "killed")
+    replace_bytes(folder / CONFIG, shortened.to_yaml().encode())
+    uninterrupted, interrupted = Run(folder / "whole"), Run(folder / "killed")
     say(f"training {steps} steps without a break")
-    pace = _leave_alone(folder, whole, store, clips, steps)
+    speed = _leave_alone(folder, uninterrupted, store, clips, steps)
     killed: list[int] = []
     for kill in draw_kills(steps, kills, every, seed):
-        if not _killed(kill, _start(folder, parts, store, clips), folder / SAID, parts, pace):
+        if not _killed(kill, _start(folder, interrupted, store, clips), folder / OUTPUT, interrupted, speed):
             say(f"finished before kill {len(killed) + 1}")
             break
-        killed.append(newest_step(parts))
+        killed.append(newest_step(interrupted))
         say(
-            f"kill {len(killed)} of {kills}: {kill.where}, {killed[-1]} steps in the journal, "
-            f"{len(checkpoint.published(parts.checkpoints))} checkpoints"
+            f"kill {len(killed)} of {kills}: {kill.where}, {killed[-1]} steps logged, "
+            f"{len(checkpoint.published(interrupted.checkpoints))} checkpoints"
         )
-    if not parts.finished:
-        _finish(_start(folder, parts, store, clips))
-    return compare(whole, parts, killed)
+    if not interrupted.finished:
+        _finish(_start(folder, interrupted, store, clips))
+    return compare(uninterrupted, interrupted, killed)
 
 
 def draw_kills(steps: int, kills: int, every: int, seed: int) -> list[Kill]:
@@ -125,11 +125,11 @@ def draw_kills(steps: int, kills: int, every: int, seed: int) -> list[Kill]:
     chance = random.Random(seed)
     drawn = sorted(chance.randrange(max(1, steps * 9 // 10)) for _ in range(kills))
     kinds: tuple[Where, ...] = ("in a step", "at a checkpoint", "in a step", "at the start")
-    found = []
+    kills_drawn = []
     for step, where in zip(drawn, itertools.cycle(kinds), strict=False):
         saved = every * min(max(1, -(-step // every)), CHECKPOINTS - 1)
-        found.append(Kill(saved if where == "at a checkpoint" else step, where, chance.random()))
-    return found
+        kills_drawn.append(Kill(saved if where == "at a checkpoint" else step, where, chance.random()))
+    return kills_drawn
 
 
 def compare(first: Run, second: Run, kills: Sequence[int] = ()) -> Verification:
@@ -152,7 +152,7 @@ def compare(first: Run, second: Run, kills: Sequence[int] = ()) -> Verification:
 
 
 def newest_step(run: Run) -> int:
-    """Last step in a run's journal, 0 where there is none; a line torn by a kill is skipped."""
+    """Last logged step of a run, 0 without a log; a line torn by a kill is skipped."""
     return max((int(row["step"]) for row in run.metric_rows()), default=0)
 
 
@@ -166,14 +166,14 @@ def _start(folder: Path, run: Run, store: str, clips: str) -> subprocess.Popen[s
         clips,
         str(run.folder),
     ]
-    with (folder / SAID).open("w") as said:
+    with (folder / OUTPUT).open("w") as said:
         return subprocess.Popen(command, stdout=said, stderr=subprocess.PIPE, text=True)
 
 
 def _leave_alone(folder: Path, run: Run, store: str, clips: str, steps: int) -> Pace:
     began = time.monotonic()
     process = _start(folder, run, store, clips)
-    _wait(process, lambda: _ready(folder / SAID))
+    _wait(process, lambda: _ready(folder / OUTPUT))
     ready = time.monotonic()
     _finish(process)
     return Pace(ready - began, (time.monotonic() - ready) / steps)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_together import tensors
 from test_train import run_training
+from test_trial_groups import tensors
 from toy import make_config
 
 from featurecache.interrupt import Interrupted

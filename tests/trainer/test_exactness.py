@@ -141,7 +141,7 @@ def test_kills_are_spread_over_the_run_and_over_what_a_process_does():
     assert [kill.step for kill in draw_kills(2, 2, 1, seed=0)] == [0, 1]
 
 
-def test_a_kill_while_the_journal_drops_lines_costs_no_earlier_one(tmp_path, monkeypatch):
+def test_a_kill_while_the_metrics_log_drops_lines_costs_no_earlier_one(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "accuracy/emotion": step / 10}) for step in (1, 2, 3)]
     path.write_text("\n".join([*lines, '{"step": 4, "acc']))

@@ -44,7 +44,7 @@ def test_a_fresh_process_without_our_packages_answers_as_the_run_did(exported):
     assert {row["task"] for row in rows.values()} == {"emotion", "reason"}
 
 
-def test_a_trial_trained_in_company_is_exported_with_its_certificate(trained, llama, tmp_path):
+def test_a_trial_trained_in_a_group_is_exported_with_its_certificate(trained, llama, tmp_path):
     requests = [
         RunRequest(make_config(llama, "optim.steps=3", f"model.fusion.name={fusion}"), Run(tmp_path / fusion))
         for fusion in ("conv", "attention")

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from test_train import run_training
 from toy import make_config
 
+from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.run import Run
 from fusion_train.training.run_report import read_rows, write_report
@@ -31,12 +32,19 @@ def test_the_page_holds_curves_scores_and_settings_and_fetches_nothing(run, tmp_
     assert not any(word in page for word in ("<script", 'src="http', "<link"))
 
 
+def test_the_best_checkpoint_is_the_bold_row_of_the_scores(run, tmp_path):
+    page = write_report(run, tmp_path / "page.html")[0].read_text()
+    best = int(checkpoint.best(run.checkpoints).name.rpartition("-")[2])
+    bold = [row.split("</td>")[0].rpartition(">")[2] for row in page.split('<tr class="strong">')[1:]]
+    assert bold == [str(best)]
+
+
 def test_the_same_run_gives_the_same_bytes(run, tmp_path):
     pages = [write_report(run, tmp_path / f"{name}.html")[0].read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
 
 
-def test_the_numbers_are_those_of_the_journal(run, tmp_path):
+def test_the_numbers_are_those_of_the_metrics_log(run, tmp_path):
     _, numbers = write_report(run, tmp_path / "page.html")
     rows = list(csv.DictReader(numbers.read_text().splitlines()))
     logged = read_rows(run)

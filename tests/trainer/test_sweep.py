@@ -59,7 +59,7 @@ def test_a_trial_that_fails_is_kept_and_taken_up_again_on_request(sweep, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_company_that_breaks_is_taken_apart(sweep, tmp_path, monkeypatch):
+def test_a_group_that_fails_is_split(sweep, tmp_path, monkeypatch):
     real = worker.train_runs
 
     def breaks(requests, **rest):
@@ -181,7 +181,7 @@ def test_unknown_keys_and_equal_variants_are_refused(tmp_path):
             load_sweep(str(tmp_path / "mine.yaml"), None, ())
 
 
-def test_companies_hold_what_takes_the_same_batches_and_fits(tmp_path):
+def test_groups_hold_what_takes_the_same_batches_and_fits(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "seeds: [0, 1]\nvariants:\n  a: {}\n  b: {optim: {lr: 1e-3}}\n  c: {model: {lora: {r: 8}}}\n"

@@ -57,7 +57,7 @@ class Scripted:
         self.begun: list[list[str]] = []
         self.at_work: dict[int, TrialGroup] = {}
 
-    def room(self) -> DeviceCapacity:
+    def capacity(self) -> DeviceCapacity:
         return DeviceCapacity(1 << 30, 1e12)
 
     def begin(self, worker: int, group: TrialGroup) -> None:

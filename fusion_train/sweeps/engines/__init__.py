@@ -1,11 +1,11 @@
-"""Where groups are trained: in this process, in worker processes on this machine, or on a Ray cluster.
+"""Executors, which train groups of trials: in this process, in worker processes, or on a Ray cluster.
 
-    here         one after another, in this process: for debugging, since whatever ends a trial's process ends the sweep
-    processes    one worker process a device; a worker that the system kills takes its group alone with it
-    ray          actors of a Ray cluster; a machine that is lost has its group trained again elsewhere
+    here         groups one after another in this process, for debugging: a crash of one trial ends the sweep
+    processes    one worker process per device; when the system kills one, only its group fails
+    ray          actors of a Ray cluster; the group of a lost machine trains again elsewhere
 
-All run the same `Worker` and answer with the same values; the table of a sweep is written by the driver alone. A driver
-of workers elsewhere imports no torch, so that it is there at once and takes little memory beside them.
+All run the same `Worker` and return the same values; only the driver writes the table of a sweep. A driver of other
+processes imports no torch, so that it starts at once and takes little memory.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ POLL_S = 0.2
 
 
 class Executor(Protocol):
-    """Workers, numbered from 0, each of which trains one group at a time."""
+    """Workers, numbered from 0; each trains one group at a time."""
 
     count: int
-    """How many there are."""
+    """Number of workers."""
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was requested; workers save and stop after the step that they are at."""
+        """Whether a stop was requested; workers then save and stop after their current step."""
         ...
 
     def check(self, sweep: Sweep) -> dict[str, Cost | None]:
-        """Have one of them look at every variant before anything starts; see `check`, also for what is raised."""
+        """Check every variant on one worker before any trial starts; returns costs by variant, raises as `check`."""
         ...
 
-    def room(self) -> DeviceCapacity:
-        """What each worker has for itself; the least of all."""
+    def capacity(self) -> DeviceCapacity:
+        """The memory and speed that every worker has at least."""
         ...
 
     def begin(self, worker: int, group: TrialGroup) -> None:
-        """Have an idle worker train a group; one whose process is gone or damaged is replaced first."""
+        """Start a group on an idle worker; a worker that ended or is damaged is replaced first."""
         ...
 
     def answers(self) -> list[tuple[int, GroupResult]]:
-        """What workers have answered since, with their numbers; waits a moment where there is nothing yet."""
+        """Return (worker, result) pairs that arrived since the last call; waits a moment where there is none."""
         ...

@@ -24,7 +24,7 @@ ORPHANED = 3
 
 
 class Inbox:
-    """Reads what the driver sends, on a thread of its own."""
+    """Receives the driver's messages on a thread."""
 
     def __init__(self, stream: Connection) -> None:
         self.stop_requested = False
@@ -32,7 +32,7 @@ class Inbox:
         threading.Thread(target=self._read, args=(stream,), name="driver", daemon=True).start()
 
     def next(self) -> Any:
-        return pickle.loads(self._messages.get())  # from our own driver, through a socket that nobody else has
+        return pickle.loads(self._messages.get())  # sent by the driver, over a socket that no other process has
 
     def _read(self, stream: Connection) -> None:
         while True:
@@ -47,7 +47,7 @@ class Inbox:
 
 
 def main(descriptor: int) -> None:
-    """Do what the driver asks until it ends the stream."""
+    """Serve the driver until it closes the stream."""
     stream = Connection(descriptor)
     inbox = Inbox(stream)
     start: WorkerStart = inbox.next()
@@ -66,10 +66,10 @@ def main(descriptor: int) -> None:
         )
         stream.send(CheckResult({}, refusal))
         return
-    stream.send(worker.room())
+    stream.send(worker.capacity())
     while True:
-        asked = inbox.next()
-        stream.send(_checked(worker, asked) if isinstance(asked, Sweep) else worker.answer(asked))
+        message = inbox.next()
+        stream.send(_checked(worker, message) if isinstance(message, Sweep) else worker.answer(message))
 
 
 def _checked(worker: Any, sweep: Sweep) -> CheckResult:

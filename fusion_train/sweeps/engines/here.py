@@ -10,29 +10,29 @@ from fusion_train.sweeps.sweep_file import Sweep
 
 
 class InProcessExecutor:
-    """A crew of one, which trains when it is asked for its answer."""
+    """One worker in this process, which trains when `answers` is called."""
 
     count = 1
     stopping = False
-    """Signals are taken by the training loop itself."""
+    """Always False: the training loop itself handles signals."""
 
     def __init__(self, work: SweepSettings, say: Callable[[str], None]) -> None:
         from fusion_train.sweeps.worker import Worker  # with torch, which drivers of other engines do without
 
         self._worker = Worker(work, say)
-        self._given: list[TrialGroup] = []
+        self._queued: list[TrialGroup] = []
 
     def check(self, sweep: Sweep) -> dict[str, Cost | None]:
         return self._worker.check(sweep)
 
-    def room(self) -> DeviceCapacity:
-        return self._worker.room()
+    def capacity(self) -> DeviceCapacity:
+        return self._worker.capacity()
 
     def begin(self, worker: int, group: TrialGroup) -> None:
-        self._given.append(group)
+        self._queued.append(group)
 
     def answers(self) -> list[tuple[int, GroupResult]]:
-        return [(0, self._worker.answer(self._given.pop()))]
+        return [(0, self._worker.answer(self._queued.pop()))]
 
 
 @contextmanager

@@ -1,7 +1,10 @@
-"""What a worker process and its driver say to each other over a socket, pickled; both are of this installation.
+"""Messages between a worker process and its driver: pickled, over a socket; both run the same installation.
 
-To the worker: Start; a Sweep to be checked; Groups, one at a time; STOP at any time. The end of the stream ends it.
-To the driver: the Room there is; Checked; one Answer a group; Said at any time.
+To the worker: WorkerStart; a Sweep to check; TrialGroups, one at a time; STOP at any time. The end of the stream ends
+it.
+To the driver: its DeviceCapacity; CheckResult; one GroupResult per group; LogLine at any time.
+
+A module of its own: a class of `child`, which runs as `__main__`, would have another name in the driver.
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ STOP = b"stop"
 
 @dataclass(frozen=True)
 class WorkerStart:
+    """The first message to a worker."""
+
     work: SweepSettings
     device: str
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Costs by variant, or why the sweep cannot run."""
+    """Costs by variant, or the error that keeps the sweep from running."""
 
     costs: Mapping[str, Cost | None]
     error: FeatureCacheError | None = None
@@ -31,6 +36,6 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class LogLine:
-    """A line for the user."""
+    """A line to print for the user."""
 
     line: str

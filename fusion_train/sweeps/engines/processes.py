@@ -1,8 +1,8 @@
-"""Train groups in worker processes on this machine, one a device.
+"""Train groups in worker processes on this machine, one per device.
 
-A worker sees its own device alone (CUDA_VISIBLE_DEVICES). It has a session of its own, so that Ctrl-C reaches the
-driver, which has all workers save and stop. A worker that dies (out of memory, a segmentation fault) is said to be
-gone, and a fresh process takes its place.
+A worker sees only its own device (CUDA_VISIBLE_DEVICES). It runs in its own session, so that Ctrl-C reaches only the
+driver, which tells all workers to save and stop. When a worker dies (out of memory, a segmentation fault), its group
+fails with that reason and a new process replaces it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from fusion_train.sweeps.job import Cost, DeviceCapacity, GroupResult, SweepSett
 from fusion_train.sweeps.sweep_file import Sweep
 
 END_S = 10.0
-"""How long a worker may take to end before it is killed."""
+"""Seconds that a worker has to end before it is killed."""
 
 
 class ProcessExecutor:
-    """A crew of worker processes."""
+    """Worker processes, one per device."""
 
     def __init__(
         self, work: SweepSettings, devices: Sequence[str], say: Callable[[str], None], request: StopRequest
     ) -> None:
         self.count = len(devices)
         self._devices, self._say, self._request = list(devices), say, request
-        self._told = False
+        self._stop_sent = False
         self._workers = [WorkerProcess(work, device, environment(device, devices)) for device in devices]
 
     @property
@@ -47,81 +47,82 @@ class ProcessExecutor:
     def check(self, sweep: Sweep) -> dict[str, Cost | None]:
         return dict(self._workers[0].check(sweep, self._say).costs)
 
-    def room(self) -> DeviceCapacity:
+    def capacity(self) -> DeviceCapacity:
         """Workers on one device, or in this machine's memory, share what there is.
 
         Raises:
             ConfigError: a worker cannot use its device.
         """
-        rooms = [(worker.room(self._say), self._devices.count(worker.device)) for worker in self._workers]
+        capacities = [(worker.capacity(self._say), self._devices.count(worker.device)) for worker in self._workers]
         return DeviceCapacity(
-            min(room.free_bytes // sharing for room, sharing in rooms), min(room.peak_flops for room, _ in rooms)
+            min(capacity.free_bytes // sharing for capacity, sharing in capacities),
+            min(capacity.peak_flops for capacity, _ in capacities),
         )
 
     def begin(self, worker: int, group: TrialGroup) -> None:
         self._workers[worker].begin(group)
 
     def answers(self) -> list[tuple[int, GroupResult]]:
-        if self.stopping and not self._told:
-            self._told = True
+        if self.stopping and not self._stop_sent:
+            self._stop_sent = True
             self._say("stopping: every worker saves after the step it is at; interrupt again to end without")
             for worker in self._workers:
                 worker.send(STOP)
-        found = []
+        results = []
         readable = wait([worker.stream for worker in self._workers if worker.busy], timeout=POLL_S)
         for number, worker in enumerate(self._workers):
-            if worker.stream in readable and (answer := worker.receive(self._say)) is not None:
-                found.append((number, answer))
-        return found
+            if worker.stream in readable and (result := worker.receive(self._say)) is not None:
+                results.append((number, result))
+        return results
 
     def close(self) -> None:
-        """End all, at once if they are at work."""
+        """End all worker processes, those at work too."""
         for worker in self._workers:
             worker.end()
 
 
 class WorkerProcess:
-    """One worker: started at once, started anew for the next group once it is gone or damaged."""
+    """One worker process; a new one starts for the next group when the process ended or is damaged."""
 
     def __init__(self, work: SweepSettings, device: str, variables: Mapping[str, str]) -> None:
         self.device, self.busy = device, False
         self._start_message, self._variables = WorkerStart(work, device), variables
-        self._fitting_size: DeviceCapacity | None = None
+        self._usableting_size: DeviceCapacity | None = None
         self._checked: CheckResult | None = None
         self._start()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        driver_end, worker_end = socket.socketpair()
+        with worker_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", child.__name__, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
+                [sys.executable, "-m", child.__name__, str(worker_end.fileno())],
+                pass_fds=(worker_end.fileno(),),
                 env=self._variables,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self.stream = Connection(ours.detach())
-        self._fit = True
+        self.stream = Connection(driver_end.detach())
+        self._usable = True
         self.send(pickle.dumps(self._start_message))
 
     def send(self, message: bytes) -> None:
-        """Nothing is said of a worker that is gone: its stream ends when it is read."""
+        """Send a message. Ignores a dead worker: the next read from its stream reports it."""
         try:
             self.stream.send_bytes(message)
         except OSError:
-            self._fit = False
+            self._usable = False
 
-    def room(self, say: Callable[[str], None]) -> DeviceCapacity:
-        """What it found when it was first started, before it had loaded anything; waits until it is."""
-        while self._fitting_size is None:
+    def capacity(self, say: Callable[[str], None]) -> DeviceCapacity:
+        """Wait until the worker has started; returns what its device offered before anything was loaded."""
+        while self._usableting_size is None:
             self._await(say)
-        return self._fitting_size
+        return self._usableting_size
 
     def check(self, sweep: Sweep, say: Callable[[str], None]) -> CheckResult:
-        """Have it look at a sweep.
+        """Check a sweep in the worker.
 
         Raises:
-            FeatureCacheError: what it found wrong, or it cannot use its device.
+            FeatureCacheError: the sweep cannot run, or the worker cannot use its device.
         """
         self.send(pickle.dumps(sweep))
         while self._checked is None:
@@ -129,19 +130,19 @@ class WorkerProcess:
         return self._checked
 
     def _await(self, say: Callable[[str], None]) -> None:
-        if (gone := self.receive(say)) is not None:
-            if gone.stopped:
+        if (result := self.receive(say)) is not None:
+            if result.stopped:
                 raise Interrupted("stopped. Go on with the same command.")
-            raise ConfigError(f"device {self.device}", expected="a worker that starts", got=gone.error)
+            raise ConfigError(f"device {self.device}", expected="a worker that starts", got=result.error)
 
     def begin(self, group: TrialGroup) -> None:
-        if not self._fit or self._process.poll() is not None:  # it may have died while it was idle
+        if not self._usable or self._process.poll() is not None:  # the process may have died while it was idle
             self._restart()
         self.busy = True
         self.send(pickle.dumps(group))
 
     def receive(self, say: Callable[[str], None]) -> GroupResult | None:
-        """Take one message; an answer is returned, and one is made for a worker that has died.
+        """Read one message; returns the result of a group, or one that reports the death of the worker.
 
         Raises:
             FeatureCacheError: the sweep cannot run, or the worker cannot use its device.
@@ -149,13 +150,13 @@ class WorkerProcess:
         try:
             message = self.stream.recv()
         except (EOFError, OSError):
-            self._fit = self.busy = False
-            if -self._process.wait() in SIGNALS:  # somebody stopped it before it was training: no trial's fault
+            self._usable = self.busy = False
+            if -self._process.wait() in SIGNALS:  # stopped by a signal before it trained: no trial is at fault
                 say(f"a worker {_how(self._process.returncode)}")
                 return GroupResult(stopped=True)
             return GroupResult(error=f"its process {_how(self._process.wait())}", damaged=True)
         if isinstance(message, DeviceCapacity):
-            self._fitting_size = self._fitting_size or message
+            self._usableting_size = self._usableting_size or message
         elif isinstance(message, CheckResult):
             if message.error is not None:
                 raise message.error
@@ -163,7 +164,7 @@ class WorkerProcess:
         elif isinstance(message, LogLine):
             say(message.line)
         else:
-            self._fit, self.busy = not message.damaged, False
+            self._usable, self.busy = not message.damaged, False
             return message
         return None
 
@@ -184,7 +185,7 @@ class WorkerProcess:
 def executor(
     work: SweepSettings, say: Callable[[str], None], devices: Sequence[str] = ("auto",)
 ) -> Iterator[ProcessExecutor]:
-    """Workers on `devices`, one each, that end with the block.
+    """Open one worker per device; the workers end with the block.
 
     Raises:
         ConfigError: a device that this machine does not have, when it is first used.
@@ -198,7 +199,7 @@ def executor(
 
 
 def environment(device: str, devices: Sequence[str]) -> dict[str, str]:
-    """The environment of a worker that is to see `device` alone, one of the `devices` of this machine in use.
+    """Return the environment of a worker that sees only `device`, one of the `devices` in use.
 
     Raises:
         ConfigError: another form than auto, cpu, cuda or cuda:N, or a number that CUDA_VISIBLE_DEVICES does not have.

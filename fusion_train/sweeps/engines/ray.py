@@ -1,8 +1,8 @@
-"""Train groups on a Ray cluster: actors hold a worker each, one a GPU, or one a node where there is none.
+"""Train groups on a Ray cluster: one actor with a worker per GPU, or per node where no node has a GPU.
 
-Store, clip list, models and the sweep's folder must be reachable from every node under the paths that they have here;
-actors work in the driver's folder. An actor that dies is said to be gone; where its node went with it, the group is
-said to be lost, which is no fault of the group. Needs the extra `ray`.
+Every node must reach store, clip list, models and the sweep's folder under the paths of the driver; actors work in the
+driver's folder. When an actor dies, its group fails; when its node is lost too, the group trains again on another node.
+Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fusion_train.sweeps.sweep_file import Sweep
 
 
 class WorkerActor:
-    """A worker on the cluster; `train` runs on one thread of it, the other calls on a second."""
+    """A worker on the cluster; `train` runs on one thread, the other methods on a second one."""
 
     def __init__(self, work: SweepSettings, folder: str) -> None:
         from fusion_train.sweeps.worker import Worker
@@ -32,13 +32,13 @@ class WorkerActor:
         self._worker = Worker(work, self._lines.append, lambda: self._stop)
 
     def place(self) -> tuple[str, DeviceCapacity]:
-        """The node, and what it has."""
+        """Return the node and its capacity."""
         import ray
 
-        return ray.get_runtime_context().get_node_id(), self._worker.room()
+        return ray.get_runtime_context().get_node_id(), self._worker.capacity()
 
     def check(self, sweep: Sweep) -> tuple[dict[str, Cost | None], FeatureCacheError | None]:
-        """Costs by variant, or why the sweep cannot run."""
+        """Return costs by variant, or the error that keeps the sweep from running."""
         try:
             return self._worker.check(sweep), None
         except FeatureCacheError as error:
@@ -48,17 +48,17 @@ class WorkerActor:
         return self._worker.answer(group)
 
     def lines(self) -> list[str]:
-        """What it has to say since it was asked last."""
-        said, self._lines[:] = list(self._lines), []
-        return said
+        """Return the lines printed since the last call."""
+        lines, self._lines[:] = list(self._lines), []
+        return lines
 
     def stop(self) -> None:
-        """Save and stop after the step that it is at."""
+        """Save and stop after the current step."""
         self._stop = True
 
 
 class RayExecutor:
-    """A crew of actors."""
+    """Actors of a Ray cluster, one worker each."""
 
     def __init__(
         self, ray: Any, work: SweepSettings, actors: int | None, say: Callable[[str], None], request: StopRequest
@@ -69,12 +69,12 @@ class RayExecutor:
         self.count = actors or gpus or nodes
         self._on_gpus = bool(gpus)
         self._options = {"num_gpus": 1 if gpus else 0, "num_cpus": max(1, cpus // self.count), "max_concurrency": 2}
-        self._told = False
+        self._stop_sent = False
         self._actors = [self._start() for _ in range(self.count)]
         self._places: dict[int, tuple[str, DeviceCapacity]] = {}
         self._damaged: set[int] = set()
         self._training: dict[Any, int] = {}
-        self._asked: dict[int, Any] = {}
+        self._line_requests: dict[int, Any] = {}
 
     @property
     def stopping(self) -> bool:
@@ -87,13 +87,16 @@ class RayExecutor:
             raise error
         return costs
 
-    def room(self) -> DeviceCapacity:
+    def capacity(self) -> DeviceCapacity:
         """Actors on one node without GPUs share its memory."""
         for number in range(self.count):
             self._place(number)
         nodes = [node for node, _ in self._places.values()]
-        free = [room.free_bytes // (1 if self._on_gpus else nodes.count(node)) for node, room in self._places.values()]
-        return DeviceCapacity(min(free), min(room.peak_flops for _, room in self._places.values()))
+        free_bytes = [
+            capacity.free_bytes // (1 if self._on_gpus else nodes.count(node))
+            for node, capacity in self._places.values()
+        ]
+        return DeviceCapacity(min(free_bytes), min(capacity.peak_flops for _, capacity in self._places.values()))
 
     def begin(self, worker: int, group: TrialGroup) -> None:
         if worker in self._damaged:
@@ -101,21 +104,21 @@ class RayExecutor:
             self._actors[worker] = self._start()
             self._damaged.discard(worker)
             self._places.pop(worker, None)
-        self._place(worker)  # which node is lost with it, should it be
+        self._place(worker)  # remembers the node, to tell later whether it is lost
         self._training[self._actors[worker].train.remote(group)] = worker
 
     def answers(self) -> list[tuple[int, GroupResult]]:
-        if self.stopping and not self._told:
-            self._told = True
+        if self.stopping and not self._stop_sent:
+            self._stop_sent = True
             for actor in self._actors:
                 actor.stop.remote()
-        found = []
+        results = []
         for future in self._ray.wait(list(self._training), num_returns=len(self._training), timeout=POLL_S)[0]:
             number = self._training.pop(future)
-            found.append((number, self._answer(number, future)))
+            results.append((number, self._answer(number, future)))
         for number in self._training.values():
             self._pass_on(number)
-        return found
+        return results
 
     def close(self) -> None:
         for actor in self._actors:
@@ -131,26 +134,26 @@ class RayExecutor:
 
     def _answer(self, number: int, future: Any) -> GroupResult:
         try:
-            answer: GroupResult = self._ray.get(future)
-            if number in self._asked:
+            result: GroupResult = self._ray.get(future)
+            if number in self._line_requests:
                 self._pass_on(number, last=True)
             self._pass_on(number, last=True)
         except self._ray.exceptions.RayActorError as error:
             lost = self._place(number)[0] not in {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-            answer = GroupResult(error=str(error).strip().partition("\n")[0], damaged=True, lost=lost)
+            result = GroupResult(error=str(error).strip().partition("\n")[0], damaged=True, lost=lost)
         except self._ray.exceptions.RayTaskError as error:
-            answer = GroupResult(error=f"{type(error.cause).__name__}: {error.cause}", damaged=True)
-        if answer.damaged:
+            result = GroupResult(error=f"{type(error.cause).__name__}: {error.cause}", damaged=True)
+        if result.damaged:
             self._damaged.add(number)
-            self._asked.pop(number, None)
-        return answer
+            self._line_requests.pop(number, None)
+        return result
 
     def _pass_on(self, number: int, last: bool = False) -> None:
-        """Say what an actor has said; one question under way at a time; the `last` one is waited for."""
-        if number not in self._asked:
-            self._asked[number] = self._actors[number].lines.remote()
-        if last or self._ray.wait([self._asked[number]], timeout=0)[0]:
-            for line in self._ray.get(self._asked.pop(number)):
+        """Print an actor's lines; one request is under way at a time, and `last` waits for it."""
+        if number not in self._line_requests:
+            self._line_requests[number] = self._actors[number].lines.remote()
+        if last or self._ray.wait([self._line_requests[number]], timeout=0)[0]:
+            for line in self._ray.get(self._line_requests.pop(number)):
                 self._say(line)
 
 
@@ -158,7 +161,7 @@ class RayExecutor:
 def executor(
     work: SweepSettings, say: Callable[[str], None], address: str | None = None, actors: int | None = None
 ) -> Iterator[RayExecutor]:
-    """Actors on the cluster at `address`, on one that is found, or on a local one, that end with the block.
+    """Start actors on the cluster at `address`, a cluster that is found, or a local one; they end with the block.
 
     Raises:
         MissingExtraError: ray is not installed.

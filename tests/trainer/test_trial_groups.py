@@ -1,4 +1,4 @@
-"""Trials trained in company are the runs that they would be alone."""
+"""Trials trained in a group equal the runs that they would be alone."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def alone(llama, material, tmp_path_factory) -> dict[str, Run]:
 
 @pytest.fixture(scope="module")
 def group(llama, material, tmp_path_factory) -> dict[str, Run]:
-    folder = tmp_path_factory.mktemp("company")
+    folder = tmp_path_factory.mktemp("group")
     together(requests_in(folder, llama), material)
     return {name: Run(folder / name) for name in SETTINGS}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_trial_in_company_equals_the_run_alone_to_the_bit(name, alone, group):
+def test_a_trial_in_a_group_equals_the_run_alone_to_the_bit(name, alone, group):
     assert equal(alone[name], group[name])
     assert group[name].result["step"] == alone[name].result["step"]
     assert group[name].result["scores"] == pytest.approx(alone[name].result["scores"], abs=1e-6)
 
 
-def test_its_journal_tells_the_same_losses(alone, group):
+def test_it_logs_the_same_losses(alone, group):
     def losses(run: Run) -> list[float]:
         return [row["loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
 
@@ -129,7 +129,7 @@ def test_finished_trials_are_not_asked_again_what_their_best_weights_answered(ll
     assert [each.predictions for each in kept] == [each.predictions for each in anew]
 
 
-def test_stopped_at_a_rung_it_goes_on_alone_or_in_company(llama, material, tmp_path, alone):
+def test_stopped_at_a_rung_it_goes_on_alone_or_in_a_group(llama, material, tmp_path, alone):
     paused = together(requests_in(tmp_path, llama), material, until=3)
     assert [member.finished for member in paused] == [False] * 4
     assert all(member.logger.scores_at(3) for member in paused)

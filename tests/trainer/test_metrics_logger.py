@@ -44,7 +44,7 @@ def run(llama, material, tmp_path_factory):
         "log.tensorboard=true",
         "data.hide_modality_p=0.5",
     )
-    return run_training(config, material, tmp_path_factory.mktemp("journal") / "run")
+    return run_training(config, material, tmp_path_factory.mktemp("metrics") / "run")
 
 
 def test_a_line_has_the_loss_by_dataset_and_task(run):
