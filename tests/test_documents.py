@@ -5,12 +5,14 @@ Python blocks are run by `tests/trainer/test_document_examples.py`, and shell bl
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote
@@ -190,6 +192,42 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
     )
     assert site.site_links("[d](docs/guides/sweeps.md)", "index.md") == "[d](guides/sweeps.md)"
     assert site.site_links("```\n[e](README.md)\n```", "index.md") == "```\n[e](README.md)\n```"
+
+
+OTHER_WORDS = {
+    "company": "trial group", "lane": "device pipeline", "lanes": "device pipeline", "desk": "work queue",
+    "crew": "executor", "tally": "metrics accumulator", "journal": "metrics logger", "workbench": "run context",
+    "arena": "batch buffer", "rival": "baseline", "rivals": "baselines", "doubles": "duplicates",
+    "assemble": "build", "spool": "buffer", "garbage": "leftovers", "doubt": "doubtful label",
+}  # fmt: skip
+"""Word that is no name in the code -> the word of the glossary for the same thing."""
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+
+
+def test_names_in_the_code_use_the_words_of_the_glossary() -> None:
+    modules = [path for package in ("featurecache", "fusion_train") for path in (ROOT / package).rglob("*.py")]
+    assert len(modules) > 100
+    wrong = []
+    for path in modules:
+        for name in {path.stem, *names_in(ast.parse(path.read_text(encoding="utf-8")))}:
+            words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+            wrong += [f"{path.name}: {name}; say {OTHER_WORDS[word]}" for word in words & set(OTHER_WORDS)]
+    assert not wrong
+
+
+def test_the_glossary_defines_the_words_in_place_of_others() -> None:
+    glossary = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").partition("## Glossary")[2]
+    defined = set(re.findall(r"\*\*([\w -]+)\*\*", glossary))
+    assert {"clip", "token", "feature", "spec", "fingerprint", "shard", "commit record", "work unit", "run context",
+            "trial group", "metrics logger", "baseline", "cross-fitting", "certificate"} <= defined  # fmt: skip
 
 
 @pytest.mark.slow
