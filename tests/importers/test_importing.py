@@ -257,7 +257,7 @@ def test_json_of_another_form_is_an_error_that_names_the_file(tmp_path: Path, br
 
 
 def test_the_importer_that_the_documentation_shows_works(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "datasets.md").read_text("utf-8")
     module: dict[str, Importer] = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], module)
     write(tmp_path / "labels.csv", [["name", "feeling"], ["01", "Happy"], ["02", ""]])
@@ -439,6 +439,6 @@ def test_npy_features_of_a_set_get_the_ids_of_its_imported_list(tmp_path: Path) 
 
 
 def test_every_importer_has_a_row_in_the_documentation() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "datasets.md").read_text("utf-8")
     missing = [name for name in registered() if f"`{name}`" not in page]
     assert not missing
