@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.files.jsonl import CHECKSUM, line_checksum, parse_object
+from featurecache.files.jsonl import parse_object
+from featurecache.files.line_checksum import CHECKSUM, line_checksum
 from featurecache.outside_text import json_text
 
 Row = Mapping[str, float]

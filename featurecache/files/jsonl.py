@@ -3,7 +3,7 @@
 Only a line feed ends a line: U+2028 and U+0085 are ordinary characters. A byte order mark at the beginning, carriage
 returns and empty lines are ignored. A key that occurs twice in one object is an error. NaN is read as the float (older
 files and other programs contain it) and is never written. A killed process leaves at most one torn line: the
-last, without a line feed. A line may carry a checksum (`line_checksum`).
+last, without a line feed. A line may carry a checksum: see `line_checksum`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
 from featurecache.errors import FeatureCacheError
 from featurecache.outside_text import json_text
-from featurecache.spec import canonical_json
 
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -101,16 +98,3 @@ def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_repeated_key)
-
-
-CHECKSUM = "crc32c"
-"""Key of the checksum in a line; it is the last key."""
-
-
-def line_checksum(row: Mapping[str, Any]) -> str:
-    """Return the CRC-32C of the canonical JSON of all other keys of a line, as 8 hex digits.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    return f"{google_crc32c.value(canonical_json(dict(row)).encode()):08x}"

@@ -1,4 +1,4 @@
-"""Read the rows of CSV files and of xlsx workbooks.
+"""Read the rows of CSV files.
 
 A CSV file has a header and is UTF-8, with or without a byte order mark. Three faults are reported with their line: a
 column name that occurs twice, a row with more or fewer cells than the header (often an unquoted comma in a text), and
@@ -12,10 +12,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from zipfile import BadZipFile
 
-from featurecache.errors import SpreadsheetError
-from featurecache.extras import require
 from featurecache.files.jsonl import WIDE_MARKS
 
 MAX_CELL_CHARACTERS = 1 << 24
@@ -77,26 +74,3 @@ def _line_of(path: Path) -> int:
             except UnicodeDecodeError:
                 return number
     return 1
-
-
-def first_sheet(path: Path, *, extra: str) -> Iterator[tuple[object, ...]]:
-    """Yield the cell values of each row of a workbook's first sheet: None for a blank cell, a formula's last result.
-
-    Raises:
-        MissingExtraError: openpyxl is not installed; `extra` brings it.
-        SpreadsheetError: the file cannot be opened, or is not an xlsx workbook.
-    """
-    require(extra, "openpyxl", subject=str(path))
-    from openpyxl import load_workbook
-    from openpyxl.utils.exceptions import InvalidFileException
-
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except (OSError, KeyError, ValueError, BadZipFile, InvalidFileException) as error:
-        raise SpreadsheetError(
-            str(path), expected="an xlsx workbook", got=f"{type(error).__name__}: {error}"
-        ) from error
-    try:
-        yield from book.worksheets[0].iter_rows(values_only=True)
-    finally:
-        book.close()

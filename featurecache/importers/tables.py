@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import DatasetError
-from featurecache.files.table_rows import first_sheet
+from featurecache.files.spreadsheet import first_sheet
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 csv.field_size_limit(1 << 24)  # texts of language models may exceed the default of 128 KiB

@@ -15,8 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from featurecache.files.jsonl import CHECKSUM, dump_lines, line_checksum, parse_object, require_objects
+from featurecache.files.jsonl import dump_lines, parse_object, require_objects
 from featurecache.files.lease import beside, sole_writer
+from featurecache.files.line_checksum import CHECKSUM, line_checksum
 from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from featurecache.machine import sync
 from featurecache.outside_text import json_text

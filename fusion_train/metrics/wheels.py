@@ -25,7 +25,8 @@ from typing import Any, Literal
 import yaml
 
 from featurecache.errors import suggest
-from featurecache.files.table_rows import first_sheet, read_csv
+from featurecache.files.spreadsheet import first_sheet
+from featurecache.files.table_rows import read_csv
 from fusion_train.errors import DataError
 from fusion_train.metrics.labels import label_list, parse_list
 
