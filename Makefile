@@ -74,6 +74,7 @@ constraints-lowest.txt: pyproject.toml
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The documentation as a static site in build/site; a warning is an error.
 docs: $(STAMP)

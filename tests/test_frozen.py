@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-FILLED_IN = {"Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts", "Losses"}
+FILLED_IN = {
+    "Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts", "Losses", "Scored", "Learner", "TrainingRun"
+}  # fmt: skip
 """Those that are filled in after they are made, or moved to a device."""
 ROOMS = ("metrics", "data", "models", "training", "statistics")
 FOLDERS = ["featurecache/files", "featurecache/store", *(f"fusion_train/{name}" for name in ROOMS)]

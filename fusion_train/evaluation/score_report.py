@@ -199,7 +199,8 @@ def _add_set(page: Page, score: SetScore) -> None:
     if score.also:
         table = Table(["metric of the same answers", "figure", "value"])
         for name, other in score.also.items():
-            table.rows += [[name, figure, value * scale_of(other)] for figure, value in other.figures.items()]
+            for figure, value in other.figures.items():
+                table.add([name, figure, value * scale_of(other)])
         page.table(table)
     if score.subsets:
         page.table(_subsets(score.subsets))
