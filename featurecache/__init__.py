@@ -20,4 +20,4 @@ from featurecache.spec import Spec
 from featurecache.store import open_store
 
 __all__ = ["Clip", "ClipList", "FeatureCacheError", "MissingFeatureError", "Spec", "load_clips", "open_store"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

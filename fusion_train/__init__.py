@@ -5,4 +5,4 @@ import logging
 # peft imports bitsandbytes if it is installed, and bitsandbytes warns that its faster 4-bit kernel for CPUs is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

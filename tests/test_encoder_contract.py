@@ -276,6 +276,9 @@ class Minimal(RegisteredEncoder):
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(batch)[:, None]
 
+    def pool(self, tokens: torch.Tensor, valid: object = None) -> torch.Tensor:
+        return tokens.float()
+
 
 def register(monkeypatch: pytest.MonkeyPatch, kind: object) -> None:
     class Point:
@@ -288,15 +291,21 @@ def register(monkeypatch: pytest.MonkeyPatch, kind: object) -> None:
     monkeypatch.setattr("featurecache.encoders.entry_points", lambda group: [Point] if group == ENTRY_POINTS else [])
 
 
-def test_an_encoder_of_another_package_inherits_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, Minimal)
+@pytest.mark.parametrize("derived", [True, False], ids=["derived", "by its members alone"])
+def test_an_encoder_of_another_package_may_leave_out_what_has_a_default(
+    monkeypatch: pytest.MonkeyPatch, derived: bool
+) -> None:
+    members = {name: value for name, value in vars(Minimal).items() if not name.startswith("_")}
+    register(monkeypatch, Minimal if derived else type("Foreign", (), members))
     encoder = open_encoder("minimal")
     assert (encoder.needs_valid, encoder.notices) == (False, ())
     assert encoder_class("minimal").plan_shape(None, {}) == (1, 1)
     assert encoder_class("minimal").plan_notices(None, {}) == ()
 
 
-def test_a_class_without_the_protocol_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, type("Foreign", (), dict(vars(Minimal))))
-    with pytest.raises(EncoderError, match=r"derives from featurecache\.encoders\.RegisteredEncoder"):
-        open_encoder("minimal")
+def test_a_class_without_a_method_that_it_needs_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {name: value for name, value in vars(Minimal).items() if name != "pool" and not name.startswith("_")}
+    for bases in ((), (RegisteredEncoder,)):
+        register(monkeypatch, type("Foreign", bases, members))
+        with pytest.raises(EncoderError, match=r"one without pool.*RegisteredEncoder"):
+            open_encoder("minimal")

@@ -13,12 +13,13 @@ Three protocols, each with all members that its callers use:
 
 Shapes: B clips, F frames, H W pixels, S audio samples, T encoder tokens, K pooled tokens, D encoder width.
 
-An encoder of another package is a class that derives from `RegisteredEncoder`, named under the entry point group
-`featurecache.encoders`. It inherits the members that have a default here.
+An encoder of another package is a class, named under the entry point group `featurecache.encoders`. It derives from
+`RegisteredEncoder`, or defines the same members; those that have a default here may be left out in both cases.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -51,6 +52,11 @@ __all__ = [
 ]
 ENTRY_POINTS = "featurecache.encoders"
 
+REQUIRED = ("open", "spec", "preprocess", "forward", "pool")
+"""Methods that the class of an encoder has to define."""
+OPTIONAL = ("needs_valid", "notices", "num_valid", "plan_shape", "plan_notices")
+"""Members with a default."""
+
 FRAMES_IMPLEMENTATION = 2
 """`implementation` in the specs of this package's encoders of frames.
 
@@ -73,10 +79,12 @@ class Encoder(Protocol):
     notices: Sequence[str] = ()
     """Lines about the loaded encoder for the user; the command line prints them."""
 
+    @abstractmethod
     def spec(self, stored_dtype: str) -> Spec:
         """Return everything that decides the stored bytes."""
         ...
 
+    @abstractmethod
     def preprocess(self, view: np.ndarray) -> np.ndarray:
         """Turn the view of one clip, (S,) float32 or (F, H, W, 3) uint8, into the network's input without batch axis.
 
@@ -85,6 +93,7 @@ class Encoder(Protocol):
         """
         ...
 
+    @abstractmethod
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """Encode (B, …) preprocessed inputs to (B, T, D) encoder tokens on the encoder's device."""
         ...
@@ -93,6 +102,7 @@ class Encoder(Protocol):
         """Return how many of the T tokens the clip fills, at least 1; called only if `needs_valid`."""
         raise NotImplementedError(f"{self.name}: needs_valid without num_valid")
 
+    @abstractmethod
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average (B, T, D) encoder tokens to (B, K, D) float32 on the device.
 
@@ -109,6 +119,7 @@ class RegisteredEncoder(Encoder, Protocol):
     """Checkpoint folder or hub id that `open` loads if the user names no weights."""
 
     @classmethod
+    @abstractmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> Encoder:
         """Load every weight of the network, or fail.
 
@@ -223,8 +234,8 @@ def encoder_class(name: str) -> type[RegisteredEncoder]:
     """Return the class that is registered under a name, without loading weights.
 
     Raises:
-        EncoderError: no encoder of this name (the nearest name is suggested), or its class does not derive from
-            `RegisteredEncoder`.
+        EncoderError: no encoder of this name (the nearest name is suggested), or a class without the members that an
+            encoder has to define.
     """
     point = next((point for point in entry_points(group=ENTRY_POINTS) if point.name == name), None)
     if point is None:
@@ -236,13 +247,29 @@ def encoder_class(name: str) -> type[RegisteredEncoder]:
             next_step=suggest(name, names).strip() or None,
         )
     encoder = point.load()
-    if not isinstance(encoder, type) or RegisteredEncoder not in encoder.__mro__:
+    missing = [member for member in REQUIRED if not _defines(encoder, member)]
+    if not isinstance(encoder, type) or missing:
         raise EncoderError(
-            f'encoder "{name}"',
-            expected="a class that derives from featurecache.encoders.RegisteredEncoder",
-            got=point.value,
-            next_step="Add RegisteredEncoder to the bases of the class, which then inherits the optional members.",
+            f'encoder "{name}": {point.value}',
+            expected="a class with " + ", ".join(REQUIRED),
+            got="one without " + ", ".join(missing) if isinstance(encoder, type) else type(encoder).__name__,
+            next_step="Derive it from featurecache.encoders.RegisteredEncoder, which describes every member.",
         )
+    return _with_defaults(encoder)
+
+
+def _defines(encoder: object, member: str) -> bool:
+    """Whether a class has a method, and not only the abstract one of its base."""
+    method = getattr(encoder, member, None)
+    return callable(method) and not getattr(method, "__isabstractmethod__", False)
+
+
+def _with_defaults(encoder: type) -> type[RegisteredEncoder]:
+    """Give a class that does not derive from `RegisteredEncoder` the members that have a default there."""
+    for base in (Encoder, RegisteredEncoder):
+        for member in OPTIONAL:
+            if member in vars(base) and not hasattr(encoder, member):
+                setattr(encoder, member, vars(base)[member])
     return encoder
 
 
