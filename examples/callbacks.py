@@ -19,7 +19,10 @@ from fusion_train.training.training_run import TrainingRun
 
 
 class LabelSmoothing(Callback):
-    """Train on targets smoothed by 0.1; scores and `eval_loss` use the same loss."""
+    """Train a language model on targets smoothed by 0.1; `eval_loss` uses the same loss.
+
+    Not for the stage `probe`: its logits are minus infinity for labels of other sets, and so smoothing is infinite.
+    """
 
     def on_start(self, run: TrainingRun) -> None:
         run.context.model.token_loss = partial(F.cross_entropy, reduction="none", label_smoothing=0.1)

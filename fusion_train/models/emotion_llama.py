@@ -84,6 +84,15 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
+def checked_losses(token_loss: TokenLoss, logits: Tensor, targets: Tensor) -> Tensor:
+    """Compute the losses (S,), and refuse a loss of a user's own that returns another shape."""
+    losses = token_loss(logits, targets)
+    if losses.shape != targets.shape:
+        got = tuple(losses.shape)
+        raise ValueError(f"token_loss: expected one loss per target, {tuple(targets.shape)}, got {got}. Do not reduce.")
+    return losses
+
+
 class EmotionLlama(nn.Module):
     """Fusion, projectors and language model; everything except the LLM's base weights is trained."""
 
@@ -215,7 +224,7 @@ class EmotionLlama(nn.Module):
             targets: (S,) token ids.
             owners: (S,) number of the sample that each token belongs to.
         """
-        losses = self.token_loss(logits[0].float(), targets)  # [s]
+        losses = checked_losses(self.token_loss, logits[0].float(), targets)  # [s]
         by_sample = torch.zeros(num_samples, device=losses.device).index_add(0, owners, losses)
         return ModelOutput(losses.sum(), by_sample)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fusion_train.models.emotion_llama import ModelOutput, TokenLoss, cross_entropy
+from fusion_train.models.emotion_llama import ModelOutput, TokenLoss, checked_losses, cross_entropy
 from fusion_train.models.fusion_inputs import fusion_inputs
 
 
@@ -49,5 +49,5 @@ class Probe(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], present: Tensor, allowed: Tensor, targets: Tensor) -> ModelOutput:
         """Compute the loss of the class `targets` (B,) of each clip; other arguments as in `logits`."""
-        losses = self.token_loss(self.logits(features, present, allowed), targets)
+        losses = checked_losses(self.token_loss, self.logits(features, present, allowed), targets)
         return ModelOutput(losses.sum(), losses)

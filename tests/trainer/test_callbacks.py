@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from test_train import run_training
 from test_trial_groups import tensors
@@ -61,6 +62,15 @@ def test_label_smoothing_in_a_file_of_its_own_changes_the_weights_and_is_recorde
     assert any(not (tensors(plain)[name] == tensor).all() for name, tensor in tensors(smooth).items()), losses
     assert list(smooth.record().callbacks) == ["LabelSmoothing"]
     assert plain.record().callbacks == {}
+
+
+def test_a_loss_that_is_reduced_is_refused_with_the_shape_that_is_expected(llama, material, tmp_path):
+    class Reduced(Callback):
+        def on_start(self, run) -> None:
+            run.context.model.token_loss = torch.nn.functional.cross_entropy
+
+    with pytest.raises(ValueError, match=r"expected one loss per target, \(\d+,\), got \(\)\. Do not reduce"):
+        run_training(make_config(llama), material, tmp_path / "run", callbacks=[Reduced()])
 
 
 def test_a_custom_stop_ends_the_run_scored_and_finished(llama, material, tmp_path):
