@@ -46,7 +46,7 @@ def test_a_wheel_holds_every_configuration_and_finds_it(installed, tmp_path):
         path.relative_to(installed / "fusion_train/configs")
         for path in installed.glob("fusion_train/configs/**/*.yaml")
     } == shipped
-    code = "import fusion_train.config as c; c.load_config('demo', 'cognition'); print(c.preset_dir())"
+    code = "import fusion_train.presets as c; c.load_config('demo', 'cognition'); print(c.preset_dir())"
     found = run(sys.executable, "-P", "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(installed)})
     assert Path(found.strip()) == installed / "fusion_train" / "configs"
 

@@ -126,7 +126,7 @@ def test_requests_are_answered_in_turn(served, trained, opened, monkeypatch):
     """Two at once: one waits for the other, and neither fails."""
     client = pytest.importorskip("gradio_client")
     running, most = [0], [0]
-    real = page.answer_one
+    real = page.answer_upload
 
     def counted(*given):
         running[0] += 1
@@ -137,7 +137,7 @@ def test_requests_are_answered_in_turn(served, trained, opened, monkeypatch):
         finally:
             running[0] -= 1
 
-    monkeypatch.setattr(page, "answer_one", counted)
+    monkeypatch.setattr(page, "answer_upload", counted)
     found = []
 
     def ask(clip: str) -> None:
