@@ -16,6 +16,7 @@ Shapes: R rows of one layout, L tokens per row, A heads, D width per head. Knows
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -235,7 +236,13 @@ def _attend_varlen(
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # [r * l, a, d]
     if index.keys is not None:
         k, v = k[index.keys], v[index.keys]
-    out = _varlen()(
+    varlen_attention, grouped = _varlen(), q.shape[1] != k.shape[1]
+    arguments: dict[str, Any] = {}
+    if grouped and "enable_gqa" in inspect.signature(varlen_attention).parameters:
+        arguments["enable_gqa"] = True
+    elif grouped:  # torch 2.11 takes as many heads of keys as of queries
+        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
+    out = varlen_attention(
         q,
         k,
         v,
@@ -245,21 +252,19 @@ def _attend_varlen(
         index.longest_k,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **arguments,
     )
     return out.unflatten(0, (query.shape[0], layout.length))
 
 
 @lru_cache(maxsize=1)
 def _varlen() -> Any:
-    """Return torch's variable-length attention if it has windows and grouped heads (2.12 and later), else None."""
-    import inspect
-
+    """Return torch's variable-length attention if it has scale and windows (2.11 and later), else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn if {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys() else None
+    return varlen_attn if {"window_size", "scale"} <= inspect.signature(varlen_attn).parameters.keys() else None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -187,15 +187,22 @@ def reference_varlen(
     return torch.cat(outputs)
 
 
+def ungrouped_varlen(q, k, v, ends_q, ends_k, longest_q, longest_k, *, scale=None, window_size=(-1, -1)):
+    """That of torch 2.11, which has no grouped heads."""
+    assert q.shape[1] == k.shape[1]
+    return reference_varlen(q, k, v, ends_q, ends_k, longest_q, longest_k, scale=scale, window_size=window_size)
+
+
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_variable_length_attention_sees_what_segments_see(monkeypatch, window, heads):
+@pytest.mark.parametrize("varlen", [reference_varlen, ungrouped_varlen])
+def test_variable_length_attention_sees_what_segments_see(monkeypatch, window, heads, varlen):
     layout = Layout(
         (RowSegment(0, 5), RowSegment(5, 9, prefix=(0, 5)), RowSegment(9, 12, prefix=(0, 5)), RowSegment(12, 19))
     )
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, count, layout.length, 8) for count in (heads[0], heads[1], heads[1]))
-    monkeypatch.setattr(packed_attention, "_varlen", lambda: reference_varlen)
+    monkeypatch.setattr(packed_attention, "_varlen", lambda: varlen)
     quick = packed_attention._attend_varlen(query, key, value, layout, 0.3, window)
     slow = packed_attention._attend_by_segment(query, key, value, layout, 0.3, 0.0, window)
     torch.testing.assert_close(quick, slow)
