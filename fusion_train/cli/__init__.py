@@ -15,6 +15,7 @@ Commands parse, call the library, print. torch is imported by the library, not h
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def main(
     fusion-train --stage perception --store features.zarr --clips clips.jsonl
     fusion-train --stage cognition
     """
+    # Rows of many lengths fragment GPU memory less with segments that grow. torch reads this when it is imported.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if ctx.invoked_subcommand is not None:
         for parameter in ctx.command.params:
             if parameter.expose_value and ctx.params[parameter.name or ""]:

@@ -40,6 +40,12 @@ def make_accelerator(optim: OptimConfig) -> Accelerator:
         ) from error
 
 
+def use_deterministic_kernels() -> None:
+    """Choose deterministic kernels; call before the first kernel runs, since cuBLAS reads its setting only then."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def device_name(accelerator: Accelerator) -> str:
     """Such as `cuda`, or `2 × cpu` for two processes."""
     kind = accelerator.device.type
@@ -54,9 +60,6 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: To
         DeviceMemoryError: the model alone is larger than the device's memory.
     """
     optim = config.optim
-    if optim.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        torch.use_deterministic_algorithms(True, warn_only=True)
     with fitting("the model", lambda: SMALLER_BASE):
         model.to(accelerator.device)
     model.train()  # transformers loads in evaluation mode, where checkpointing does nothing

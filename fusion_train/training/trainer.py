@@ -38,7 +38,7 @@ from fusion_train.run import Run, RunRecord, absolute
 from fusion_train.run_context import RunContext
 from fusion_train.training.callbacks import described, refuse_other_callbacks
 from fusion_train.training.clip_list_changes import check_lists
-from fusion_train.training.devices import device_name, make_accelerator
+from fusion_train.training.devices import device_name, make_accelerator, use_deterministic_kernels
 from fusion_train.training.non_finite_steps import keep_for_replay
 from fusion_train.training.parallel import any_process
 from fusion_train.training.resume import (
@@ -142,6 +142,8 @@ def train_runs(
     for request in requests:
         refuse_other_configuration(request.run, request.config)
         refuse_missing_tracker(request.config.log)
+    if any(request.config.optim.deterministic for request in requests):
+        use_deterministic_kernels()
     accelerators = [make_accelerator(request.config.optim) for request in requests]
     with ExitStack() as stack:
         if accelerators[0].is_main_process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -209,6 +210,25 @@ def test_the_best_weights_are_kept_though_no_checkpoint_was_due(llama, material,
     run = run_training(config, material, tmp_path / "run")
     assert [folder.name[-1] for folder in checkpoint.published(run.checkpoints)] == ["4", "8"]
     assert checkpoint.choose(run.checkpoints, "best").name[-1] == "4"
+
+
+def test_deterministic_kernels_are_chosen_before_anything_is_opened(llama, material, tmp_path, monkeypatch):
+    chosen = []
+
+    def opened(*_, **__):
+        chosen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        raise KeyError("no further")
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr("fusion_train.training.trainer.open_contexts", opened)
+    try:
+        for setting in ("false", "true"):
+            with pytest.raises(KeyError, match="no further"):
+                run_training(make_config(llama, f"optim.deterministic={setting}"), material, tmp_path / setting)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert chosen == [(False, None), (True, ":4096:8")]
 
 
 @pytest.mark.parametrize(
