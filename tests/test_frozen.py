@@ -9,7 +9,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 FILLED_IN = {
-    "Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts", "Losses", "Scored", "Learner", "TrainingRun"
+    "Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts", "Losses", "Scored", "Learner", "TrainingRun", "_Opening"
 }  # fmt: skip
 """Those that are filled in after they are made, or moved to a device."""
 ROOMS = ("metrics", "data", "models", "training", "statistics")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from featurecache.terminal import show_progress
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
+from fusion_train.data.halves import Halves
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.data.pool import Pool, StoredClips
 from fusion_train.errors import DivergedError
@@ -168,6 +169,54 @@ def train_runs(
     return trainer.runs
 
 
+@dataclass
+class _Opening:
+    """One run on its way to its first step."""
+
+    request: RunRequest
+    accelerator: Accelerator
+    context: RunContext
+    existing: RunRecord | None
+    """The record in the run's folder; None for a new run."""
+    changed: RunRecord | None = None
+    """The record after an accepted change of the clip list."""
+    halves: Halves = ()
+    initial: dict[str, Any] | None = None
+    """Description of the weights that the run starts from."""
+
+    @property
+    def record(self) -> RunRecord | None:
+        return self.changed or self.existing
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the clips that the run draws from have to be saved."""
+        return self.existing is None or self.changed is not None
+
+    def compare_lists(self, first: RunContext, *, accept: bool, say: Callable[[str], None]) -> None:
+        """Compare the clip list with that of the record, and find the halves of the held-out clips."""
+        if self.existing is not None:
+            self.changed = check_lists(self.request.run, self.existing, first, accept=accept, say=say)
+        self.halves = halves_of(self.request.run, first, self.record, self.request.per_half)
+
+    def load_initial(self) -> None:
+        """Load the weights that the run starts from, as requested or as recorded."""
+        initial = self.request.initial
+        if self.existing is not None and self.existing.initial is not None:
+            initial = Run(absolute(self.existing.initial["run"], self.request.run.folder))
+        if initial is not None:
+            self.initial = start_from(initial, self.request.run, self.context.model, self.existing)
+
+    def write_record(self, store: str, clips: str, pool_sha256: str, callbacks: Sequence[Callback]) -> None:
+        """Create the run's folder, or record an accepted change of its clip list."""
+        run = self.request.run
+        if self.existing is None:
+            record = make_record(self.context, store, clips, run, self.initial, self.halves)
+            run.create(self.request.config, replace(record, pool_sha256=pool_sha256, callbacks=described(callbacks)))
+        elif self.changed is not None:
+            run.keep(replace(self.changed, pool_sha256=pool_sha256))
+
+
 class Trainer:
     """Runs that are ready to train, and the loop over their steps."""
 
@@ -196,63 +245,53 @@ class Trainer:
         """
         self._until, self._say, self._accelerator = until, say, accelerators[0]
         self._clock = time.perf_counter()
-        records = [request.run.record() if request.run.exists else None for request in requests]
-        for request, record in zip(requests, records, strict=True):
+        existing = [request.run.record() if request.run.exists else None for request in requests]
+        for request, record in zip(requests, existing, strict=True):
             refuse_other_draws(request.run, record)
             refuse_other_callbacks(request.run, record, callbacks)
         contexts = open_contexts(requests, [None] * len(requests), store=store, clips=clips, base=base)
         self._context = contexts[0]
-        config = self._context.config
-        # A record after an accepted change of the clip list replaces the one that the run began with.
-        changed = [
-            check_lists(request.run, record, self._context, accept=clips_changed, say=say) if record else None
-            for request, record in zip(requests, records, strict=True)
-        ]
-        current = [new or record for new, record in zip(changed, records, strict=True)]
-        halves = [
-            halves_of(request.run, self._context, record, request.per_half)
-            for request, record in zip(requests, current, strict=True)
-        ]
-        budget = choose_budget(config, self._context.model, self._accelerator.device)
+        openings = [_Opening(*parts) for parts in zip(requests, accelerators, contexts, existing, strict=True)]
+        for opening in openings:
+            opening.compare_lists(self._context, accept=clips_changed, say=say)
+        budget = choose_budget(self._context.config, self._context.model, self._accelerator.device)
         self._checkpointing = budget.checkpointing
         self._models = _model_set(contexts, base, checkpointing=budget.checkpointing)
-        kept_pool = requests[0].run.pool if records[0] and not any(changed) else None
-        self._stream = make_stream(self._context, say, kept=kept_pool)
+        # Clips that the first run saved serve all, unless some run accepted another clip list.
+        reusable = existing[0] is not None and not any(opening.changed for opening in openings)
+        self._stream = make_stream(self._context, say, kept=requests[0].run.pool if reusable else None)
         row_tokens = budget.tokens // len(requests) if self._models.stacked else budget.tokens
         self._loader = PrefetchingLoader(
-            config,
+            self._context.config,
             self._stream,
             self._context.collator,
             num_processes=self._accelerator.num_processes,
             process=self._accelerator.process_index,
             budget=max(row_tokens, 1),
         )
-        loaded = [
-            _load_initial(request, record, context)
-            for request, record, context in zip(requests, records, contexts, strict=True)
-        ]
+        for opening in openings:
+            opening.load_initial()
         summary = self._summary()
         if self._accelerator.is_main_process:
-            for request, record in zip(requests, current, strict=True):
-                refuse_other_pool(request.run, record, self._stream.pool)
-            for place, request in enumerate(requests):
-                self._keep_clips(request.run, summary, fresh=records[place] is None or changed[place] is not None)
-                record = current[place] or replace(
-                    make_record(contexts[place], store, clips, request.run, loaded[place], halves[place]),
-                    callbacks=described(callbacks),
-                )
-                record = replace(record, pool_sha256=self._stream.pool.sha256)
-                if records[place] is None:
-                    request.run.create(request.config, record)
-                elif changed[place] is not None:
-                    request.run.keep(record)
+            for opening in openings:
+                refuse_other_pool(opening.request.run, opening.record, self._stream.pool)
+            for opening in openings:
+                self._keep_clips(opening.request.run, summary, fresh=opening.fresh)
+                opening.write_record(store, clips, self._stream.pool.sha256, callbacks)
         self.runs = [
-            TrainingRun.open(request.run, context, accelerator, budget, record, run_halves, callbacks, stack)
-            for request, context, accelerator, record, run_halves in zip(
-                requests, contexts, accelerators, records, halves, strict=True
+            TrainingRun.open(
+                opening.request.run,
+                opening.context,
+                opening.accelerator,
+                budget,
+                opening.existing,
+                opening.halves,
+                callbacks,
+                stack,
             )
+            for opening in openings
         ]
-        self._say_start(summary, resumed=records[0] is not None)
+        self._say_start(summary, resumed=existing[0] is not None)
 
     def train(self, stop: Callable[[], bool]) -> None:
         """Train all runs to their ends, or to the step at which they pause.
@@ -460,14 +499,6 @@ def _model_set(
     llm = base.plain(config.model.llm or "", config.model.llm_dtype)
     # Checkpointing would recompute dropout from another member's random stream, so members run one after another.
     return ModelGroup(llm, [context.model for context in contexts], stacked=False if checkpointing else None)
-
-
-def _load_initial(request: RunRequest, record: RunRecord | None, context: RunContext) -> dict[str, Any] | None:
-    """Load the weights that a run starts from; returns what its record holds of them."""
-    initial = request.initial
-    if record is not None and record.initial is not None:
-        initial = Run(absolute(record.initial["run"], request.run.folder))
-    return start_from(initial, request.run, context.model, record) if initial else None
 
 
 @contextmanager
