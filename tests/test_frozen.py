@@ -9,8 +9,17 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 FILLED_IN = {
-    "Inspection", "Batch", "ModelOutput", "ProbeBatch", "Counts", "Losses", "Scored", "Learner", "TrainingRun", "_Opening"
-}  # fmt: skip
+    "Batch",
+    "Counts",
+    "Inspection",
+    "Learner",
+    "Losses",
+    "ModelOutput",
+    "ProbeBatch",
+    "Scored",
+    "TrainingRun",
+    "_Opening",
+}
 """Those that are filled in after they are made, or moved to a device."""
 ROOMS = ("metrics", "data", "models", "training", "statistics")
 FOLDERS = ["featurecache/files", "featurecache/store", *(f"fusion_train/{name}" for name in ROOMS)]

@@ -434,7 +434,9 @@ def test_a_ray_cluster_trains_the_same_weights_though_an_actor_is_killed(command
 
     def kill_one() -> None:
         wait_until(lambda: list((tmp_path / "sweep").glob("*/checkpoints/step-*/state.json")))
-        actors = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.read_bytes().startswith(b"ray::Actor")]
+        actors = [
+            path for path in Path("/proc").glob("[0-9]*/cmdline") if path.read_bytes().startswith(b"ray::WorkerActor")
+        ]
         os.kill(int(actors[0].parent.name), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)

@@ -33,6 +33,7 @@ from featurecache.engines.local import run as run_local
 from featurecache.extract.job import EncoderSettings, ExtractionJob
 from featurecache.extract.pipeline import pool_tokens, stack_inputs
 from featurecache.extract.prepare import prepare, prepare_all
+from featurecache.extract.run import extract
 from featurecache.files.jsonl import dump_lines
 from featurecache.media.decode import decode_each
 
@@ -252,9 +253,7 @@ class Benchmark:
 def run_extract(work: ExtractionJob, clips: ClipList, encoders: Mapping[str, Encoder], fresh: bool = False) -> Any:
     """Extract with encoders that are open already; `fresh` takes a store of its own each time."""
     location = work.store + f"-{time.perf_counter_ns()}" if fresh else work.store
-    return featurecache.extract.run.extract(
-        featurecache.open_store(location, "a"), clips, encoders, **work.extract_options
-    )
+    return extract(featurecache.open_store(location, "a"), clips, encoders, **work.extract_options)
 
 
 def _batches(clips: ClipList, encoders: Mapping[str, Encoder]) -> dict[str, list[np.ndarray]]:
