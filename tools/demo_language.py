@@ -195,4 +195,6 @@ def _collate(
                 strength[row, first + k] = rng.uniform(0.3, 1.5)
     text = table(ids.clamp(min=0)) * (1 - soft)
     targets = torch.where(ids == SOFT_TOKEN, -100, ids)
-    return text + strength * meanings[shown_cue] + noise, positions, targets, is_answer
+    # Not meanings[shown_cue]: its gradient adds up in another order with every run, where there are several threads.
+    shown_meanings = nn.functional.embedding(shown_cue, meanings)
+    return text + strength * shown_meanings + noise, positions, targets, is_answer
