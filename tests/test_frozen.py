@@ -18,7 +18,7 @@ FILLED_IN = {
     "ProbeBatch",
     "Scored",
     "TrainingRun",
-    "_Opening",
+    "Opening",
 }
 """Those that are filled in after they are made, or moved to a device."""
 ROOMS = ("metrics", "data", "models", "training", "statistics")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from featurecache.terminal import show_progress
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
-from fusion_train.data.halves import Halves
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.data.pool import Pool, StoredClips
 from fusion_train.errors import DivergedError
@@ -35,20 +33,17 @@ from fusion_train.models.model_group import ModelGroup, OneModel
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.cautions import cautions
 from fusion_train.planning.memory_budget import advise, choose_budget, fitting
-from fusion_train.run import Run, RunRecord, absolute
+from fusion_train.run import Run
 from fusion_train.run_context import RunContext
-from fusion_train.training.callbacks import described, refuse_other_callbacks
-from fusion_train.training.clip_list_changes import check_lists
+from fusion_train.training.callbacks import refuse_other_callbacks
 from fusion_train.training.devices import device_name, make_accelerator, use_deterministic_kernels
 from fusion_train.training.non_finite_steps import keep_for_replay
+from fusion_train.training.opening import Opening
 from fusion_train.training.parallel import any_process
 from fusion_train.training.resume import (
-    halves_of,
-    make_record,
     refuse_other_configuration,
     refuse_other_draws,
     refuse_other_pool,
-    start_from,
 )
 from fusion_train.training.sample_stream import keep_pool, make_stream
 from fusion_train.training.shared_base import RunRequest, SharedBase, open_contexts
@@ -169,54 +164,6 @@ def train_runs(
     return trainer.runs
 
 
-@dataclass
-class _Opening:
-    """One run on its way to its first step."""
-
-    request: RunRequest
-    accelerator: Accelerator
-    context: RunContext
-    existing: RunRecord | None
-    """The record in the run's folder; None for a new run."""
-    changed: RunRecord | None = None
-    """The record after an accepted change of the clip list."""
-    halves: Halves = ()
-    initial: dict[str, Any] | None = None
-    """Description of the weights that the run starts from."""
-
-    @property
-    def record(self) -> RunRecord | None:
-        return self.changed or self.existing
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the clips that the run draws from have to be saved."""
-        return self.existing is None or self.changed is not None
-
-    def compare_lists(self, first: RunContext, *, accept: bool, say: Callable[[str], None]) -> None:
-        """Compare the clip list with that of the record, and find the halves of the held-out clips."""
-        if self.existing is not None:
-            self.changed = check_lists(self.request.run, self.existing, first, accept=accept, say=say)
-        self.halves = halves_of(self.request.run, first, self.record, self.request.per_half)
-
-    def load_initial(self) -> None:
-        """Load the weights that the run starts from, as requested or as recorded."""
-        initial = self.request.initial
-        if self.existing is not None and self.existing.initial is not None:
-            initial = Run(absolute(self.existing.initial["run"], self.request.run.folder))
-        if initial is not None:
-            self.initial = start_from(initial, self.request.run, self.context.model, self.existing)
-
-    def write_record(self, store: str, clips: str, pool_sha256: str, callbacks: Sequence[Callback]) -> None:
-        """Create the run's folder, or record an accepted change of its clip list."""
-        run = self.request.run
-        if self.existing is None:
-            record = make_record(self.context, store, clips, run, self.initial, self.halves)
-            run.create(self.request.config, replace(record, pool_sha256=pool_sha256, callbacks=described(callbacks)))
-        elif self.changed is not None:
-            run.keep(replace(self.changed, pool_sha256=pool_sha256))
-
-
 class Trainer:
     """Runs that are ready to train, and the loop over their steps."""
 
@@ -251,7 +198,7 @@ class Trainer:
             refuse_other_callbacks(request.run, record, callbacks)
         contexts = open_contexts(requests, [None] * len(requests), store=store, clips=clips, base=base)
         self._context = contexts[0]
-        openings = [_Opening(*parts) for parts in zip(requests, accelerators, contexts, existing, strict=True)]
+        openings = [Opening(*parts) for parts in zip(requests, accelerators, contexts, existing, strict=True)]
         for opening in openings:
             opening.compare_lists(self._context, accept=clips_changed, say=say)
         budget = choose_budget(self._context.config, self._context.model, self._accelerator.device)
