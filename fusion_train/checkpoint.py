@@ -292,11 +292,11 @@ def _states(checkpoints: Path) -> list[tuple[Path, State]]:
 
 
 def _retain(checkpoints: Path, keep: int, keep_every: int | None) -> None:
-    kept = {*published(checkpoints)[-keep:], *(best(checkpoints, half) for half in (None, 0, 1))}
+    retained = {*published(checkpoints)[-keep:], *(best(checkpoints, half) for half in (None, 0, 1))}
     if keep_every is not None:
-        kept |= {folder for folder, state in _states(checkpoints) if state.step % keep_every == 0}
+        retained |= {folder for folder, state in _states(checkpoints) if state.step % keep_every == 0}
     for folder in published(checkpoints):
-        if folder not in kept:
+        if folder not in retained:
             (folder / "state.json").unlink()  # first: a folder without it is no checkpoint, if this is interrupted
             shutil.rmtree(folder)
 

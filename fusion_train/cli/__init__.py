@@ -22,11 +22,10 @@ from typing import Any
 import click
 
 from featurecache.console import HELP, CommandGroup, OutputPath, say
-from fusion_train.cli.evaluate import contrast_command, evaluate_command, score_command
+from fusion_train.cli.evaluate import agreement, contrast_command, evaluate_command, rate, score_command
 from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, SET, STORE
 from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
-from fusion_train.cli.rating import agreement, rate
 from fusion_train.cli.runs import replay, report, verify_resume_command
 from fusion_train.cli.sweep import sweep
 

@@ -156,7 +156,7 @@ class _Check:
         if noise > 4 * self.tolerance:
             raise self._refused("logits that do not depend on later tokens", "others")
         self.tolerance = max(self.tolerance, min(NOISE_FACTOR * float(noise), 4 * self.tolerance))
-        kept = torch.tensor([1, len(ids) - 1], device=self.device)
+        chosen = torch.tensor([1, len(ids) - 1], device=self.device)
         mask = torch.ones(1, len(ids), dtype=torch.long, device=self.device)
         embedded = self.model.embed(self._row(ids))
         logits = self.llm(
@@ -164,9 +164,9 @@ class _Check:
             attention_mask=mask,
             position_ids=positions(mask),
             use_cache=False,
-            logits_to_keep=kept,
+            logits_to_keep=chosen,
         ).logits
-        if logits.shape[1] != len(kept) or not self._near(logits[0], alone[kept]):
+        if logits.shape[1] != len(chosen) or not self._near(logits[0], alone[chosen]):
             raise self._refused("logits at chosen places, with positions counted from 0", "others")
 
     def _prompt(self) -> list[int]:
@@ -192,8 +192,8 @@ class _Check:
     def _middle_logits(self, packed: Packed) -> Tensor:
         """Return the logits of a row at the answers of its second and third sample."""
         embedded = self.model.embed(packed.token_ids.to(self.device))
-        places, kept = packed.layout.position_ids().to(self.device), packed.kept.to(self.device)
-        logits = row_logits(self.llm, embedded, places, kept, packed.layout, together=True)[0]
+        places, with_logits = packed.layout.position_ids().to(self.device), packed.kept.to(self.device)
+        logits = row_logits(self.llm, embedded, places, with_logits, packed.layout, together=True)[0]
         return logits[(packed.owners == 1) | (packed.owners == 2)]
 
     def _scored(self, batching: bool) -> bool:

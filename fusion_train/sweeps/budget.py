@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from featurecache.terminal import duration
 from fusion_train.errors import ConfigError
 from fusion_train.planning.costs import DEFAULT_UTILISATION
-from fusion_train.sweeps.halving import rung_steps
+from fusion_train.sweeps.early_stopping import rung_steps
 from fusion_train.sweeps.job import Cost
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import WAITING, TrialTable

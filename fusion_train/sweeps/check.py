@@ -13,11 +13,10 @@ from fusion_train.planning.costs import DEFAULT_UTILISATION
 from fusion_train.planning.plan import Lengths, make_plan
 from fusion_train.processes import this_process
 from fusion_train.run_context import build_context
+from fusion_train.sweeps.early_stopping import announce, rung_steps
 from fusion_train.sweeps.expected_power import power_notice
 from fusion_train.sweeps.grouping import batch_key
-from fusion_train.sweeps.halving import rung_steps
 from fusion_train.sweeps.job import Cost
-from fusion_train.sweeps.probe_tier import announce
 from fusion_train.sweeps.scored_weights import choosing_splits, optimism_notice, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep
 

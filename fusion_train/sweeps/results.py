@@ -20,7 +20,7 @@ from fusion_train.metrics.registry import METRICS
 from fusion_train.run import absolute
 from fusion_train.statistics.comparison import Comparison, compare_all
 from fusion_train.sweeps.compared_metric import ComparedMetric, Rows, choose_metric
-from fusion_train.sweeps.halving import rank_correlation
+from fusion_train.sweeps.early_stopping import rank_correlation
 from fusion_train.sweeps.job import ABOUT, PREDICTIONS, PREDICTIONS_SHA256
 from fusion_train.sweeps.scored_weights import BEST, CROSS_FITTED, optimism_notice
 from fusion_train.sweeps.sweep_file import PROBE

@@ -1,6 +1,6 @@
 """Run a sweep: check it, then per round group the trials, train them, record results and stop variants that are behind.
 
-    sweep -> rounds (halving) -> trial groups -> workers (dispatch, engines) -> table -> judge -> next round
+    sweep -> rounds (early_stopping) -> trial groups -> workers (`dispatch`, engines) -> table -> judge -> next round
 
 A trial that fails is recorded in the table, and the others go on. A group that fails as a whole (a user's fusion
 raises, memory runs out, the system kills its process) is split: its trials train one by one, so that only the trial at
@@ -9,14 +9,17 @@ fault is recorded as failed. The same command resumes a sweep. Only this module 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featurecache.files.lease import sole_writer
 from featurecache.files.publish import make_folder
+from featurecache.interrupt import Interrupted
 from featurecache.terminal import duration
 from fusion_train.data.pool import CLIP_LIST, list_hashes
 from fusion_train.data.samples import DRAW_RULE
@@ -24,13 +27,18 @@ from fusion_train.documents import read_document, write_document
 from fusion_train.errors import DataError, ListChangedError
 from fusion_train.run import LOCK, Run, relative
 from fusion_train.sweeps.budget import admitted, estimate, used_up, waiting_seeds
-from fusion_train.sweeps.dispatch import dispatch
+from fusion_train.sweeps.early_stopping import (
+    SweepRound,
+    probe_round,
+    probes_of,
+    rounds,
+    stop_by_probe,
+    stop_those_behind,
+)
 from fusion_train.sweeps.engines import Executor, here
 from fusion_train.sweeps.expected_power import power_notice
 from fusion_train.sweeps.grouping import group_trials, shares_base
-from fusion_train.sweeps.halving import SweepRound, rounds, stop_those_behind
 from fusion_train.sweeps.job import ABOUT, PREDICTIONS, Cost, GroupResult, SweepSettings, TrialGroup, TrialResult
-from fusion_train.sweeps.probe_tier import probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.scored_weights import BEST, choosing_splits, refuse_without_halves, resolve_scoring
 from fusion_train.sweeps.sweep_file import Sweep, Trial
 from fusion_train.sweeps.trials import DONE, FAILED, WAITING, Outcome, TrialTable
@@ -264,3 +272,54 @@ def _keep_trial(running: SweepProgress, trial: Trial, group: TrialGroup, trained
         running.table.write(trial, state=DONE, scores=trained.scores, **values)
     elif values:
         running.table.write(trial, **values)
+
+
+def dispatch(
+    executor: Executor,
+    groups: Iterable[TrialGroup],
+    say: Callable[[str], None],
+    used_up: Callable[[float], bool] = lambda at_work_s: False,
+) -> Iterator[tuple[TrialGroup, GroupResult, float]]:
+    """Train groups, as many at once as there are workers; yields each group with its result and its seconds.
+
+    A group of several trials that failed, or whose worker died, is split: its trials train one by one, so that the
+    trial at fault is found.
+
+    Args:
+        used_up: receives the total running time of active groups; when it returns True, no new group starts.
+
+    Raises:
+        FeatureCacheError: an error that is no trial's fault, such as a full disk; active groups resume from their
+        checkpoints.
+        Interrupted: a stop was requested; all active groups are saved.
+    """
+    queue = deque(groups)
+    active: dict[int, tuple[TrialGroup, float]] = {}
+    stopped = False
+    while True:
+        idle = [worker for worker in range(executor.count) if worker not in active]
+        now = time.perf_counter()
+        while (
+            idle
+            and queue
+            and not executor.stopping
+            and not used_up(sum(now - start_s for _, start_s in active.values()))
+        ):
+            worker, group = idle.pop(0), queue.popleft()
+            active[worker] = group, now
+            executor.begin(worker, group)
+        if not active:
+            break
+        for worker, result in executor.answers():
+            group, start_s = active.pop(worker)
+            if result.halt is not None:
+                raise result.halt
+            if result.lost:
+                queue.appendleft(group)
+            elif result.error is not None and len(group.trials) > 1:
+                say(f"{len(group.trials)} together failed ({result.error}); one by one now")
+                queue.extendleft(replace(group, trials=(trial,)) for trial in reversed(group.trials))
+            stopped = stopped or result.stopped
+            yield group, result, time.perf_counter() - start_s
+    if stopped or (queue and executor.stopping):
+        raise Interrupted("stopped. Go on with the same command.")

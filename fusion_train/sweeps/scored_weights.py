@@ -124,8 +124,8 @@ def answers_in(clips: ClipList, split: str, task: str) -> bool:
 def _clusters_per_half(sweep: Sweep, clips: ClipList, split: str) -> tuple[list[int], str]:
     """How many clusters of clips each half chooses by, and their name."""
     halves = split_halves(clips.in_split(split))
-    asked = with_answers(clips.in_split(split), find_task(sweep.task))
-    counts, name = num_clusters(asked, halves)
+    answered = with_answers(clips.in_split(split), find_task(sweep.task))
+    counts, name = num_clusters(answered, halves)
     limits = [trial.config.data.eval_clips for trial in sweep.trials if trial.config.data.eval_clips]
     return [min([count, *(limit // len(halves) for limit in limits)]) for count in counts], name
 

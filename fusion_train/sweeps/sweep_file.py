@@ -9,8 +9,8 @@
     seeds: [0, 1, 2]            every variant is trained with each
     reference: conv-attention   what the others are compared with; default: the last variant
     settings: {...}             laid over the recipe
-    probe: {steps: 300, keep: 0.5}           see probe_tier.py; default: none
-    halving: {at: [0.25, 0.5], keep: 0.5}    see halving.py; default: none
+    probe: {steps: 300, keep: 0.5}           see early_stopping.py; default: none
+    halving: {at: [0.25, 0.5], keep: 0.5}    see early_stopping.py; default: none
     budget: {hours: 4}          device time, or {trials: 12}; see budget.py; default: none
     assume: {seed_sd: 1.0, disagreement: 0.2}    see expectation.py; what is said before the run, in points
     pilot: sweeps/earlier       an earlier sweep whose variances are taken instead; default: none

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fusion_train.errors import ConfigError
+from fusion_train.sweeps.early_stopping import announce, distinguishable, probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.job import SweepSettings
-from fusion_train.sweeps.probe_tier import announce, distinguishable, probe_round, probes_of, stop_by_probe
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import TrialTable
 from fusion_train.sweeps.worker import Worker

@@ -12,8 +12,8 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.run import Run
 from fusion_train.sweeps import worker
+from fusion_train.sweeps.early_stopping import rank_correlation, rung_steps, survivors
 from fusion_train.sweeps.grouping import group_trials
-from fusion_train.sweeps.halving import rank_correlation, rung_steps, survivors
 from fusion_train.sweeps.job import Cost
 from fusion_train.sweeps.results import read_results
 from fusion_train.sweeps.sweep_file import Halving, load_sweep

@@ -26,11 +26,11 @@ from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.run import Run
 from fusion_train.sweeps.budget import TimeEstimate, admitted, estimate, share_of_steps, used_up
-from fusion_train.sweeps.dispatch import dispatch
+from fusion_train.sweeps.early_stopping import stop_those_behind
 from fusion_train.sweeps.engines.processes import environment, executor
 from fusion_train.sweeps.grouping import group_trials
-from fusion_train.sweeps.halving import stop_those_behind
 from fusion_train.sweeps.job import Cost, DeviceCapacity, GroupResult, SweepSettings, TrialGroup, TrialResult
+from fusion_train.sweeps.running import dispatch
 from fusion_train.sweeps.sweep_file import Sweep, load_sweep
 from fusion_train.sweeps.trials import DONE, FAILED, STOPPED, WAITING, Outcome, TrialTable
 

@@ -18,7 +18,7 @@ from fusion_train.evaluation.evaluate import evaluate
 from fusion_train.models.model_group import ModelGroup
 from fusion_train.run import Run
 from fusion_train.run_context import load_context
-from fusion_train.sweeps import final_scores as final
+from fusion_train.sweeps import worker
 from fusion_train.sweeps.job import PREDICTIONS, SweepSettings
 from fusion_train.training.shared_base import RunRequest, SharedBase
 from fusion_train.training.trainer import train, train_runs
@@ -98,12 +98,12 @@ def test_it_is_an_ordinary_run(material, group):
 @pytest.mark.parametrize("task", ["emotion", "reason"])
 @pytest.mark.parametrize("stacked", [False, True], ids=["in turns", "stacked"])
 def test_finished_trials_asked_together_answer_as_each_alone(stacked, task, llama, material, group, monkeypatch):
-    monkeypatch.setattr(final, "ModelGroup", partial(ModelGroup, stacked=stacked))
+    monkeypatch.setattr(worker, "ModelGroup", partial(ModelGroup, stacked=stacked))
     monkeypatch.setattr("fusion_train.evaluation.evaluate.MAX_NEW_TOKENS", 6)
     folder = group["plain"].folder.parent
     work = SweepSettings(**places(material), out=folder, task=task, split="val")
     requests, base = requests_in(folder, llama), SharedBase()
-    together = final.evaluate_finished(requests, [None] * len(requests), work, base)
+    together = worker.evaluate_finished(requests, [None] * len(requests), work, base)
     for each, found in zip(requests, together, strict=True):
         context = load_context(each.run, **places(material))
         expected = evaluate(context, context.clips.in_split("val"), task)
@@ -120,12 +120,12 @@ def test_finished_trials_are_not_asked_again_what_their_best_weights_answered(ll
     requests = requests_in(tmp_path, llama, ("conv", "fast"))
     members = together(requests, material)
     work = SweepSettings(**places(material), out=tmp_path, task="emotion", split="val")
-    anew = final.evaluate_finished(requests, [None, None], work, SharedBase())
+    anew = worker.evaluate_finished(requests, [None, None], work, SharedBase())
     other = SweepSettings(**places(material), out=tmp_path, task="emotion", split="train")
-    assert len(final.evaluate_finished(requests, members, other, SharedBase())[0].predictions) == 36, "other clips"
+    assert len(worker.evaluate_finished(requests, members, other, SharedBase())[0].predictions) == 36, "other clips"
     for name in ("evaluate", "evaluate_together"):
-        monkeypatch.setattr(final, name, None)
-    kept = final.evaluate_finished(requests, members, work, SharedBase())
+        monkeypatch.setattr(worker, name, None)
+    kept = worker.evaluate_finished(requests, members, work, SharedBase())
     assert [each.predictions for each in kept] == [each.predictions for each in anew]
 
 

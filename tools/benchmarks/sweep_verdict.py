@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.sweep import timed
 from fusion_train.presets import load_config, read_yaml
-from fusion_train.sweeps.halving import rank_correlation
+from fusion_train.sweeps.early_stopping import rank_correlation
 from fusion_train.sweeps.results import Results, read_results
 
 EARLY = ("halving", "probe")

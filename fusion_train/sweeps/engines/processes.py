@@ -87,7 +87,7 @@ class WorkerProcess:
     def __init__(self, work: SweepSettings, device: str, variables: Mapping[str, str]) -> None:
         self.device, self.busy = device, False
         self._start_message, self._variables = WorkerStart(work, device), variables
-        self._usableting_size: DeviceCapacity | None = None
+        self._capacity: DeviceCapacity | None = None
         self._checked: CheckResult | None = None
         self._start()
 
@@ -114,9 +114,9 @@ class WorkerProcess:
 
     def capacity(self, say: Callable[[str], None]) -> DeviceCapacity:
         """Wait until the worker has started; returns what its device offered before anything was loaded."""
-        while self._usableting_size is None:
+        while self._capacity is None:
             self._await(say)
-        return self._usableting_size
+        return self._capacity
 
     def check(self, sweep: Sweep, say: Callable[[str], None]) -> CheckResult:
         """Check a sweep in the worker.
@@ -156,7 +156,7 @@ class WorkerProcess:
                 return GroupResult(stopped=True)
             return GroupResult(error=f"its process {_how(self._process.wait())}", damaged=True)
         if isinstance(message, DeviceCapacity):
-            self._usableting_size = self._usableting_size or message
+            self._capacity = self._capacity or message
         elif isinstance(message, CheckResult):
             if message.error is not None:
                 raise message.error
