@@ -1,5 +1,8 @@
 """Read and write the lines of a run's `metrics.jsonl`: a step and numbers, with a checksum at the end of each line.
 
+`line_checksum` serves predictions too (`evaluation.append_only`). It is not part of `featurecache.files.jsonl`, because
+the exporter copies that module into an exported model, which must run without google-crc32c.
+
     {"step": 10, "loss": 1.25, "lr": 0.0001, "crc32c": "1f2e3d4c"}     CRC-32C of the canonical JSON of all other keys
 
 A number that is NaN or infinite, such as the gradient norm of a step that the gradient scaler skipped, is written as
@@ -13,10 +16,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import google_crc32c
 
 from featurecache.files.jsonl import parse_object
-from featurecache.files.line_checksum import CHECKSUM, line_checksum
 from featurecache.outside_text import json_text
+from featurecache.spec import canonical_json
+
+CHECKSUM = "crc32c"
+"""Key of the checksum in a line; it is the last key."""
+
+
+def line_checksum(row: Mapping[str, Any]) -> str:
+    """Return the CRC-32C of the canonical JSON of all other keys of a line, as 8 hex digits.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return f"{google_crc32c.value(canonical_json(dict(row)).encode()):08x}"
+
 
 Row = Mapping[str, float]
 

@@ -14,7 +14,7 @@ import pytest
 import recordings as rec
 
 from featurecache.clips.clip_list import Clip
-from featurecache.explore.augment import AUGMENTATIONS, augment
+from featurecache.explore.calibration_run import AUGMENTATIONS, augment
 from featurecache.media.decode import decode, decode_each
 from featurecache.media.waveform import WaveformCollector
 from featurecache.views import AudioView

@@ -19,7 +19,7 @@ from stub_encoders import StubEncoder, stub_encoders
 
 from featurecache.clips.clip_list import Clip
 from featurecache.errors import MediaError
-from featurecache.explore.augment import AUGMENTATIONS, augment
+from featurecache.explore.calibration_run import AUGMENTATIONS, augment
 from featurecache.extract.prepare import prepare
 from featurecache.media.container import FORMATS, open_container, unreadable_tags
 from featurecache.media.decode import decode, decode_each, header_problem

@@ -19,7 +19,7 @@ from featurecache.files.jsonl import dump_lines
 from featurecache.files.publish import replace_bytes
 
 if TYPE_CHECKING:
-    from featurecache.explore.audit import LabelAudit
+    from featurecache.explore.labels import LabelAudit
 
 
 @click.command()
@@ -47,7 +47,7 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **value
     if values["decisions"] is not None:
         _corrections(values["decisions"], listed, values["corrections"])
         return
-    from featurecache.explore.audit import audit as run
+    from featurecache.explore.labels import audit as run
     from featurecache.media.durations import differences_in_words, length_differences
 
     opened = featurecache.open_store(store)
@@ -59,7 +59,7 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **value
     if values["out"] is None:
         say("--out audit writes a sheet to review them on.")
         return
-    from featurecache.explore.audit import review_sheet
+    from featurecache.explore.labels import review_sheet
 
     folder: Path = values["out"]
     sheet = folder / "review.html"

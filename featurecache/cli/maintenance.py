@@ -28,7 +28,7 @@ from featurecache.store.formats import FORMATS
 from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
-    from featurecache.maintenance.recompute import Recompute
+    from featurecache.maintenance.repair import Recompute
     from featurecache.store.local import LocalStore
 
 ENCODER_OPTIONS = with_options(STORE, CLIPS, NAMES, WEIGHTS, OPTIONS, MEDIA_ROOT, DEVICE)
@@ -222,7 +222,7 @@ def _to_change(store: str) -> LocalStore:
 def _recompute_from(place: str, store: LocalStore) -> Recompute:
     """Return the function that reads lost rows from a copy of the store, or from the files of its import."""
     from featurecache.importers.npy import recompute_from_files
-    from featurecache.maintenance.recompute import recompute_from_copy
+    from featurecache.maintenance.repair import recompute_from_copy
 
     try:
         copy = featurecache.open_store(place)

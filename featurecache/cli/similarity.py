@@ -278,7 +278,7 @@ def compared_clips(
     source = ready(store, features, files, OVERALL if colon else way)
     if not colon:
         return Compared(source, source, lambda vectors: vectors)
-    from featurecache.explore.label_projection import label_neighbourhood
+    from featurecache.explore.labels import label_neighbourhood
 
     neighbourhood, project = label_neighbourhood(source, clips, task)
     return Compared(source, neighbourhood, project)

@@ -3,7 +3,7 @@
 Only a line feed ends a line: U+2028 and U+0085 are ordinary characters. A byte order mark at the beginning, carriage
 returns and empty lines are ignored. A key that occurs twice in one object is an error. NaN is read as the float (older
 files and other programs contain it) and is never written. A killed process leaves at most one torn line: the
-last, without a line feed. A line may carry a checksum: see `line_checksum`.
+last, without a line feed.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 
 from featurecache.errors import FingerprintError, StoreError, StoreNotFoundError
 from featurecache.files.hashing import file_sha256
-from featurecache.maintenance.recompute import Recompute, RecomputedClip
+from featurecache.maintenance.repair import Recompute, RecomputedClip
 from featurecache.spec import Spec
 from featurecache.store.layout import id_problem
 from featurecache.store.local import LocalStore

@@ -17,7 +17,7 @@ from featurecache.extract.job import OpenEncoder
 from featurecache.extract.prepare import current_source
 from featurecache.extract.run import extract
 from featurecache.extract.stats import ExtractionStats
-from featurecache.maintenance.recompute import Recompute, RecomputedClip, copied_clip
+from featurecache.maintenance.repair import Recompute, RecomputedClip, copied_clip
 from featurecache.store import open_store
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status

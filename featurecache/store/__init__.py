@@ -10,9 +10,11 @@ from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.extras import require
 from featurecache.store.formats import FORMATS, format_for_name, formats_present
 from featurecache.store.local import LocalStore
-from featurecache.store.shard_cache import DEFAULT_CACHE_BYTES
 
 __all__ = ["FORMATS", "LocalStore", "open_store"]
+
+DEFAULT_CACHE_BYTES = 64 << 30
+"""Upper bound for the cache of shards of stores at a URL."""
 
 
 def open_store(

@@ -1,27 +1,173 @@
 """List, read and copy files at a URL through fsspec. Safe to use after a fork.
 
 A request that fails is repeated, then reported as one error; a missing file is not an error. Every read has a size
-limit, whatever size the server states (`http_files` counts the bytes; object stores give sizes first), and every
-request has a time limit.
+limit, whatever size the server states, and every request has a time limit. Object stores give sizes first.
+
+For http(s), the session, with its headers and accounts, is that of fsspec's HTTP file system; the bodies are read here.
+They are read and counted in pieces, so a wrong Content-Length, an endless body or a small body that decompresses to
+gigabytes cannot fill the memory. After the first `WAIT_S` seconds, a body must arrive at `LEAST_BYTES_PER_S` at least.
+Servers are asked not to compress; gzip and deflate are decompressed nevertheless.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
 
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
 
 from featurecache.errors import CorruptStoreError, FeatureCacheError, StoreError
 from featurecache.files.publish import TemporaryFile, write_error
-from featurecache.store import http_files
+
+WAIT_S = 60.0
+"""Time limit for the connection, for the response, and for the first piece of the body."""
+LEAST_BYTES_PER_S = 16 << 10
+PIECE_BYTES = 64 << 10
+CONCURRENT = 8
+MAX_LISTING_BYTES = 64 << 20
+GONE = (404, 410)
+
+_LINK = re.compile(rb"""<a\s(?:[^>]*?\s)?href\s*=\s*["']([^"']{1,4096})["']""", re.IGNORECASE)
+
+
+def http_session_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fsspec's storage options with time limits and without automatic decompression."""
+    import aiohttp
+
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=WAIT_S, sock_read=WAIT_S)
+    headers = {"Accept-Encoding": "identity", **options.get("headers", {})}
+    client = {"timeout": limits, **options.get("client_kwargs", {}), "auto_decompress": False}
+    return {**options, "headers": headers, "client_kwargs": client}
+
+
+async def http_get(fs: Any, url: str, max_bytes: int, write: Callable[[bytes], object]) -> None:
+    """Pass the body of a file to `write`, piece by piece.
+
+    Raises:
+        FileNotFoundError: the server has no such file.
+        CorruptStoreError: the file is larger than `max_bytes`, or compressed in an unknown way.
+        TimeoutError: the server does not answer, or sends more slowly than `LEAST_BYTES_PER_S`.
+    """
+
+    def too_large(got: str) -> CorruptStoreError:
+        return CorruptStoreError(url, expected=f"at most {max_bytes} bytes", got=got)
+
+    session = await fs.set_session()
+    async with asyncio.timeout(2 * WAIT_S):
+        response = await session.get(fs.encode_url(url), **fs.kwargs)
+    try:
+        if response.status in GONE:
+            raise FileNotFoundError(url)
+        response.raise_for_status()
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding == "identity" and (response.content_length or 0) > max_bytes:
+            raise too_large(str(response.content_length))
+        length = 0
+        async for piece in _decoded(_pieces(response.content), encoding, url):
+            length += len(piece)
+            if length > max_bytes:
+                raise too_large("more")
+            write(piece)
+    finally:
+        response.close()
+
+
+async def _pieces(body: Any) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body; TimeoutError if they arrive too slowly."""
+    began, length = time.monotonic(), 0
+    while True:
+        allowed_s = WAIT_S + length / LEAST_BYTES_PER_S - (time.monotonic() - began)
+        async with asyncio.timeout(max(0.0, allowed_s)):
+            piece = await body.read(PIECE_BYTES)
+        if not piece:
+            return
+        length += len(piece)
+        yield piece
+
+
+async def _decoded(pieces: AsyncIterator[bytes], encoding: str, url: str) -> AsyncIterator[bytes]:
+    """Yield the decompressed content of a body, at most `PIECE_BYTES` at a time."""
+    if encoding in ("", "identity"):
+        async for piece in pieces:
+            yield piece
+        return
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise CorruptStoreError(url, expected="a body that is not compressed", got=encoding)
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        async for piece in pieces:
+            while piece:
+                if inflater.eof:  # a body may consist of several gzip members
+                    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                unpacked = inflater.decompress(piece, PIECE_BYTES)
+                piece = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+                yield unpacked
+        while not inflater.eof and (rest := inflater.decompress(b"", PIECE_BYTES)):
+            yield rest
+    except zlib.error as error:
+        raise CorruptStoreError(url, expected=f"a body packed by {encoding}", got=str(error)) from error
+    if not inflater.eof:
+        raise CorruptStoreError(url, expected=f"a whole body packed by {encoding}", got="one that was cut short")
+
+
+async def http_get_all(fs: Any, urls: Mapping[str, str], max_bytes: int, total_bytes: int) -> dict[str, bytes]:
+    """Return the bodies of existing files by the keys of `urls`. Several requests run at once.
+
+    Raises:
+        CorruptStoreError: a file is larger than `max_bytes`, or all together than `total_bytes`.
+    """
+    slots = asyncio.Semaphore(CONCURRENT)
+    bodies: dict[str, bytearray] = {}
+    length = 0
+
+    async def fetch(key: str, url: str) -> None:
+        body = bytearray()
+
+        def write(piece: bytes) -> None:
+            nonlocal length
+            length += len(piece)
+            if length > total_bytes:
+                raise CorruptStoreError(url, expected=f"files of at most {total_bytes} bytes together", got="more")
+            body.extend(piece)
+
+        async with slots:
+            try:
+                await http_get(fs, url, max_bytes, write)
+            except FileNotFoundError:
+                return
+        bodies[key] = body
+
+    async with asyncio.TaskGroup() as group:
+        for key, url in urls.items():
+            group.create_task(fetch(key, url))
+    return {key: bytes(bodies[key]) for key in urls if key in bodies}
+
+
+async def http_names_below(fs: Any, url: str) -> list[str] | None:
+    """Return the names below a folder that its page links to; None if the page has no such links."""
+    page = bytearray()
+    url = url.rstrip("/") + "/"
+    await http_get(fs, url, MAX_LISTING_BYTES, page.extend)
+    place = urlsplit(url)
+    names = set()
+    for link in _LINK.findall(bytes(page)):
+        target = urlsplit(urljoin(url, link.decode("utf-8", "replace")))
+        below = target.path.removeprefix(place.path).strip("/")
+        if target.netloc == place.netloc and target.path.startswith(place.path) and below and "/" not in below:
+            names.add(unquote(below))
+    return sorted(names) or None
+
 
 ATTEMPTS = 3
 MAX_METADATA_BYTES = 2 << 30
@@ -77,7 +223,7 @@ class RemoteFiles:
         def request(fs: Any, base: str) -> dict[str, bytes]:
             if self._is_http:
                 urls = {path: f"{base}/{path}" for path in sizes}
-                bodies: dict[str, bytes] = sync(fs.loop, http_files.get_all, fs, urls, max_bytes, MAX_METADATA_BYTES)
+                bodies: dict[str, bytes] = sync(fs.loop, http_get_all, fs, urls, max_bytes, MAX_METADATA_BYTES)
                 return bodies
             unknown = {path: _size(fs, f"{base}/{path}") for path, size in sizes.items() if size is None}
             for path, size in unknown.items():
@@ -103,13 +249,13 @@ class RemoteFiles:
 
         def request(fs: Any, place: str) -> dict[str, int | None] | None:
             if self._is_http:
-                names = sync(fs.loop, http_files.names_below, fs, place)
+                names = sync(fs.loop, http_names_below, fs, place)
                 return None if names is None else dict.fromkeys(names)
             listed = fs.ls(place, detail=True, refresh=True)
             return {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]: entry.get("size") for entry in listed}
 
         try:
-            return self._request(path, request, _seconds_for(http_files.MAX_LISTING_BYTES))
+            return self._request(path, request, _seconds_for(MAX_LISTING_BYTES))
         except (FileNotFoundError, NotImplementedError, NotADirectoryError):
             return None
 
@@ -129,7 +275,7 @@ class RemoteFiles:
                 return
             os.ftruncate(file.fd, 0)
             os.lseek(file.fd, 0, os.SEEK_SET)
-            sync(fs.loop, http_files.get, fs, place, num_bytes, file.write)
+            sync(fs.loop, http_get, fs, place, num_bytes, file.write)
 
         try:
             self._request(path, request, _seconds_for(num_bytes))
@@ -186,7 +332,7 @@ class RemoteFiles:
             try:
                 from fsspec.core import url_to_fs
 
-                options = http_files.session_options(self._options) if self._is_http else self._options
+                options = http_session_options(self._options) if self._is_http else self._options
                 self._fs, base = url_to_fs(self.url, skip_instance_cache=self._pid != 0, **options)
             except ImportError as error:
                 raise StoreError(
@@ -238,7 +384,7 @@ def _size(fs: Any, place: str) -> int | None:
 
 def _seconds_for(num_bytes: int) -> float:
     """Return the time limit for a transfer."""
-    return 3 * http_files.WAIT_S + num_bytes / http_files.LEAST_BYTES_PER_S
+    return 3 * WAIT_S + num_bytes / LEAST_BYTES_PER_S
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:

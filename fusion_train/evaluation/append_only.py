@@ -17,11 +17,11 @@ from typing import Any
 
 from featurecache.files.jsonl import dump_lines, parse_object, require_objects
 from featurecache.files.lease import beside, sole_writer
-from featurecache.files.line_checksum import CHECKSUM, line_checksum
 from featurecache.files.publish import make_folder, replace_bytes, sync_folder, writing
 from featurecache.machine import sync
 from featurecache.outside_text import json_text
 from fusion_train.errors import DataError
+from fusion_train.metric_lines import CHECKSUM, line_checksum
 
 SHOWN_CHARACTERS = 100
 """Length to which a damaged line is cut in an error message."""

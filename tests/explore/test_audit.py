@@ -22,7 +22,7 @@ from featurecache.clips.corrections import (
     load_corrections,
 )
 from featurecache.errors import ClipListError
-from featurecache.explore.audit import audit, concluded_label, response_agreements
+from featurecache.explore.labels import audit, concluded_label, response_agreements
 from featurecache.explore.search import open_neighbourhood, update_indices
 
 COUNT = 120
@@ -98,7 +98,7 @@ def test_the_sheet_names_media_relative_to_itself_and_its_decisions_come_back(he
 
 
 def test_a_script_in_the_words_of_a_clip_stays_words(folder: Path) -> None:
-    from featurecache.explore.audit import ClassNoise, LabelAudit, LabelIssue, review_sheet
+    from featurecache.explore.labels import ClassNoise, LabelAudit, LabelIssue, review_sheet
 
     clip = Clip("x", video=Path("x.mp4"), text="</script><script>alert(1)</script>", labels={"emotion": "a"})
     found = LabelAudit(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from featurecache.cli import main
 from featurecache.clips.clip_list import ClipList
-from featurecache.explore.label_projection import label_neighbourhood
+from featurecache.explore.labels import label_neighbourhood
 from featurecache.explore.projection import CONTENT, COPIES, OVERALL
 from featurecache.explore.search import Neighbourhood, open_neighbourhood, update_indices
 

@@ -16,8 +16,7 @@ from featurecache.clips.clip_list import Clip
 from featurecache.errors import CorruptStoreError
 from featurecache.explore import calibration as cal
 from featurecache.explore import calibration_run
-from featurecache.explore.augment import AUGMENTATIONS, augment
-from featurecache.explore.calibration_run import known_calibration
+from featurecache.explore.calibration_run import AUGMENTATIONS, augment, known_calibration
 from featurecache.explore.duplicates import Duplicates, Pair, find_duplicates, find_leaks, groups, near_pairs
 from featurecache.explore.index_files import CALIBRATION, IndexFiles
 from featurecache.explore.projection import COPIES

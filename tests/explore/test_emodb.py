@@ -15,8 +15,8 @@ import pytest
 
 from featurecache.clips.clip_list import Clip
 from featurecache.explore.agreement import agreement, time_series
-from featurecache.explore.augment import AUGMENTATIONS, augment
 from featurecache.explore.calibration import UNCALIBRATED_AGREEMENT
+from featurecache.explore.calibration_run import AUGMENTATIONS, augment
 
 FOLDER = Path(os.environ.get("EMODB", ""))
 RECORDINGS = sorted(FOLDER.glob("*.wav")) if os.environ.get("EMODB") else []

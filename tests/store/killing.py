@@ -22,8 +22,7 @@ from featurecache.explore.search import update_indices
 from featurecache.importers.npy import import_npy
 from featurecache.maintenance.convert import convert_store
 from featurecache.maintenance.gc import remove_leftovers
-from featurecache.maintenance.recompute import RecomputedClip
-from featurecache.maintenance.repair import repair_store
+from featurecache.maintenance.repair import RecomputedClip, repair_store
 from featurecache.maintenance.retry import retry
 from featurecache.store.formats import FORMATS
 from featurecache.store.protocols import Status

@@ -18,7 +18,7 @@ from small_stores import build, clip_ids
 
 import featurecache
 from featurecache.errors import CorruptStoreError, StoreError
-from featurecache.store import http_files, remote_files
+from featurecache.store import remote_files
 
 pytest.importorskip("aiohttp")
 
@@ -142,7 +142,7 @@ class Server(http.server.ThreadingHTTPServer):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Serves a small store at its root; patience is short."""
-    monkeypatch.setattr(http_files, "WAIT_S", 0.4)
+    monkeypatch.setattr(remote_files, "WAIT_S", 0.4)
     monkeypatch.setattr(remote_files, "PAUSE_S", 0.001)
     store = build(tmp_path / "features.zarr")
     with Server(store.root) as serving:
@@ -167,7 +167,7 @@ def read(server: Server, cache: Path) -> bytes:
 def test_a_hostile_answer_is_refused_in_time_and_in_little_memory(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, answer: Callable[[Handler], None]
 ) -> None:
-    for name in ("remote.MAX_RECORD_BYTES", "remote.MAX_PLAN_BYTES", "http_files.MAX_LISTING_BYTES"):
+    for name in ("remote.MAX_RECORD_BYTES", "remote.MAX_PLAN_BYTES", "remote_files.MAX_LISTING_BYTES"):
         monkeypatch.setattr(f"featurecache.store.{name}", 1 << 20)
     server.path, server.answer = path, answer
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -180,7 +180,7 @@ def test_a_hostile_answer_is_refused_in_time_and_in_little_memory(
     assert server.asked.count(path) <= remote_files.ATTEMPTS
     assert not [each for each in (tmp_path / "cache").rglob(".tmp-*") if each.is_file()]
     server.path = ""
-    monkeypatch.setattr(http_files, "WAIT_S", 60.0)
+    monkeypatch.setattr(remote_files, "WAIT_S", 60.0)
     assert read(server, tmp_path / "cache")  # nothing of it was kept
 
 
@@ -223,8 +223,8 @@ def test_answers_packed_by_gzip_are_read(server: Server, tmp_path: Path) -> None
 def test_a_transport_that_never_returns_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
-    monkeypatch.setattr(http_files, "WAIT_S", 0.05)
-    monkeypatch.setattr(http_files, "LEAST_BYTES_PER_S", 1 << 40)
+    monkeypatch.setattr(remote_files, "WAIT_S", 0.05)
+    monkeypatch.setattr(remote_files, "LEAST_BYTES_PER_S", 1 << 40)
     monkeypatch.setattr(remote_files, "PAUSE_S", 0.001)
     waiting = threading.Event()
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", lambda *_, **__: waiting.wait(120))

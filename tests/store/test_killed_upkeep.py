@@ -26,8 +26,7 @@ from small_stores import KINDS, contents
 import featurecache
 from featurecache.errors import CorruptStoreError, SpecError, StoreNotFoundError
 from featurecache.maintenance.gc import remove_leftovers
-from featurecache.maintenance.recompute import recompute_from_copy
-from featurecache.maintenance.repair import repair_store
+from featurecache.maintenance.repair import recompute_from_copy, repair_store
 from featurecache.maintenance.verify import verify_store
 from featurecache.store.formats import FORMATS
 

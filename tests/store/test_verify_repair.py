@@ -13,8 +13,7 @@ from small_stores import KINDS, build, clip_ids, contents, fill, make_spec, sour
 
 import featurecache
 from featurecache.errors import CorruptStoreError, SpecError
-from featurecache.maintenance.recompute import Recompute, RecomputedClip
-from featurecache.maintenance.repair import repair_store
+from featurecache.maintenance.repair import Recompute, RecomputedClip, repair_store
 from featurecache.maintenance.verify import VerifyReport, verify_store
 from featurecache.store.formats import FORMATS
 from featurecache.store.protocols import Status

@@ -25,7 +25,7 @@ from benchmarks.store_read import BATCH, make_tokens
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.explore.calibration_run import known_calibration
 from featurecache.explore.duplicates import find_duplicates
-from featurecache.explore.label_projection import label_neighbourhood
+from featurecache.explore.labels import label_neighbourhood
 from featurecache.explore.projection import CONTENT, COPIES, OVERALL
 from featurecache.explore.search import (
     Neighbourhood,
@@ -257,7 +257,7 @@ def planted_noise(demo: Path) -> dict[str, Any]:
     """Wrong labels among the demo's training clips: precision of the top of the list, accuracy gained on test clips."""
     from sklearn.linear_model import LogisticRegression
 
-    from featurecache.explore.audit import PROBE_C, audit
+    from featurecache.explore.labels import PROBE_C, audit
 
     found = open_neighbourhood(featurecache.open_store(demo / "features.zarr"))
     clips = featurecache.load_clips(demo / "clips.jsonl")

@@ -1,13 +1,21 @@
-"""Label audit: find doubtful labels by out-of-fold predictions, and write an HTML sheet on which a person decides.
+"""What the stored tokens say about a label: clips projected on its directions, and an audit of doubtful labels.
 
-The out-of-fold probabilities of two classifiers are averaged: the labels of the nearest clips, weighted by
-similarity, and a linear probe on the vectors. Clips of one dialogue (or speaker) are in the same fold. Confident
-learning (Northcutt et al. 2021, by cleanlab) turns the probabilities into ranked label issues and an estimate of the
-mislabelled share of each class. Each dataset is audited separately, because label sets differ. Shapes: N clips, R
-axes, C classes.
+Both train a linear probe on the vectors of all features and score labelled clips out-of-fold: by a probe that was not
+trained on the clip, nor on other clips of its dialogue, or else of its speaker.
 
-The sheet plays the clips by paths relative to the sheet, shows the evidence against each label, and has one button per
-label. The browser keeps the decisions and saves them as `decisions.json`; `fcache audit --decisions` reads this file.
+Projection (`label_neighbourhood`): the probe gives every clip one score per class. A clip's vector is its scores,
+standardised over the clips and normalised to length 1. Because labelled clips are scored out-of-fold, similar clips are
+similar to the probe and do not only have the same label. Clips without the label are scored by a probe that was trained
+on all labelled clips.
+
+Audit (`audit`): the probabilities of the probe are averaged with those of the labels of the nearest clips, weighted by
+similarity. Confident learning (Northcutt et al. 2021, by cleanlab) turns them into ranked label issues and an estimate
+of the mislabelled share of each class. Each dataset is audited separately, because label sets differ. `review_sheet` is
+an HTML page on which a person decides: it plays the clips by paths relative to the page, shows the evidence against
+each label, and has one button per label. The browser saves the decisions as `decisions.json`, which
+`fcache audit --decisions` reads.
+
+Shapes: N clips, R axes of all features, C classes; (N, R) in, (N, C) out.
 """
 
 from __future__ import annotations
@@ -16,8 +24,9 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +36,96 @@ import numpy as np
 from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.clips.responses import named_texts
 from featurecache.errors import ClipListError
-from featurecache.explore.label_projection import PROBE_C, grouped_folds, of_frequent_classes
 from featurecache.explore.search import Neighbour, Neighbourhood, nearest_rows
 from featurecache.extras import require
 from featurecache.outside_text import script_json
+
+NUM_FOLDS = 5
+PROBE_C = 10.0
+MIN_CLIPS_PER_CLASS = NUM_FOLDS
+"""Fewer clips of a class cannot be in every fold."""
+
+Project = Callable[[np.ndarray], np.ndarray]
+"""(Q, R) vectors of the source neighbourhood -> (Q, C) vectors of the label's."""
+
+
+def label_neighbourhood(
+    source: Neighbourhood, clips: ClipList, task: str, *, seed: int = 0
+) -> tuple[Neighbourhood, Project]:
+    """Project all clips of `source` on the directions of `labels.<task>`; return them, and the projection for queries.
+
+    Raises:
+        ClipListError: fewer than two classes have enough clips with tokens; the message names the classes.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    require("explore", "sklearn", subject=f"--compare label:{task}")
+    labelled = [clip for clip in clips if isinstance(clip.labels.get(task), str) and clip.id in source]
+    labelled = of_frequent_classes(labelled, task)
+    rows = np.array([source.row_of(clip.id) for clip in labelled])
+    labels = np.array([clip.labels[task] for clip in labelled])
+    classes = sorted(set(labels.tolist()))
+    out_of_fold = np.zeros((len(labelled), len(classes)))
+    for train, test in grouped_folds(labelled, labels, seed):
+        out_of_fold[test] = _scores(source.vectors[rows[train]], labels[train], source.vectors[rows[test]], classes)
+    scores = _scores(source.vectors[rows], labels, source.vectors, classes)
+    scores[rows] = out_of_fold
+    mean, deviation = out_of_fold.mean(0), np.maximum(out_of_fold.std(0), 1e-9)
+
+    def unit(class_scores: np.ndarray) -> np.ndarray:
+        standard = ((class_scores - mean) / deviation).astype(np.float32)
+        return standard / np.maximum(np.linalg.norm(standard, axis=1, keepdims=True), 1e-12)
+
+    name = f"label:{task}"
+    neighbourhood = Neighbourhood({name: (source.ids, unit(scores))}, {name: 1.0}, name)
+    train_vectors = source.vectors[rows]
+    return neighbourhood, lambda vectors: unit(_scores(train_vectors, labels, vectors, classes))
+
+
+def of_frequent_classes(clips: Sequence[Clip], task: str) -> list[Clip]:
+    """Return the clips of classes with at least `MIN_CLIPS_PER_CLASS` clips.
+
+    Raises:
+        ClipListError: fewer than two such classes.
+    """
+    counts = Counter(clip.labels[task] for clip in clips)
+    frequent = {label for label, count in counts.items() if count >= MIN_CLIPS_PER_CLASS}
+    if len(frequent) < 2:
+        raise ClipListError(
+            f"--label {task}" + (f", dataset {clips[0].dataset}" if clips and clips[0].dataset else ""),
+            expected=f"two classes of at least {MIN_CLIPS_PER_CLASS} clips with tokens",
+            got=", ".join(f"{label} {count}" for label, count in counts.most_common()) or "none",
+            next_step="Extract more clips, or choose another label.",
+        )
+    return [clip for clip in clips if clip.labels[task] in frequent]
+
+
+def grouped_folds(clips: Sequence[Clip], labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return train and test rows of every fold; clips of one dialogue, or else of one speaker, are in the same fold."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    groups = [clip.dialogue or clip.speaker or clip.id for clip in clips]
+    if len(set(groups)) < 2:
+        groups = [clip.id for clip in clips]
+    folds = StratifiedGroupKFold(min(NUM_FOLDS, len(set(groups))), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # Grouping may leave a fold without a rare class.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return list(folds.split(np.zeros(len(clips)), labels, groups))
+
+
+def _scores(vectors: np.ndarray, labels: np.ndarray, others: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Train a probe on (n, R) and labels; score (N, R) as (N, C) log probabilities, the lowest for missing classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    present = set(labels.tolist())
+    if len(present) < 2:
+        return np.zeros((len(others), len(classes)))
+    probe = LogisticRegression(C=PROBE_C, max_iter=1000).fit(vectors, labels)
+    log_odds = np.log(np.maximum(probe.predict_proba(others), 1e-6))
+    scores = np.full((len(others), len(classes)), log_odds.min())
+    scores[:, [classes.index(label) for label in probe.classes_]] = log_odds
+    return scores
+
 
 NUM_NEIGHBOURS = 15
 NUM_EVIDENCE = 5
