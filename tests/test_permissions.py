@@ -97,9 +97,10 @@ def test_temporary_files_of_other_users_are_left_to_them(tmp_path: Path, monkeyp
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return opened(path, *arguments)
 
-    monkeypatch.setattr(publish.os, "open", guarded)
-    assert sweep(tmp_path, shared=True) == [own]
-    replace_bytes(tmp_path / "page.html", b"page")
+    with monkeypatch.context() as patch:
+        patch.setattr(publish.os, "open", guarded)
+        assert sweep(tmp_path, shared=True) == [own]
+        replace_bytes(tmp_path / "page.html", b"page")
     assert theirs.exists()
 
 
