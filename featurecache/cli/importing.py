@@ -1,4 +1,4 @@
-"""`fcache import`: write the clip list of a dataset and print a summary."""
+"""`fcache import` and `fcache split`: write the clip list of a dataset, divide a list, and print a summary."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from featurecache.console import counted, say, tables
+from featurecache.cli.options import CLIPS, MEDIA_ROOT
+from featurecache.clips.splitting import DEFAULT_SHARES, GROUP_KEYS, Splitting, is_shares, parse_shares
+from featurecache.console import OutputPath, counted, say, tables
 from featurecache.errors import DatasetError
+from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
     from featurecache.importers import Importer
@@ -18,13 +21,28 @@ if TYPE_CHECKING:
 
 SHOWN_EXAMPLES = 3
 MAX_SHOWN_LABELS = 40
+GROUP = click.option(
+    "--group",
+    type=click.Choice(GROUP_KEYS),
+    help="Keep clips together that have the same value: no speaker in two splits.",
+)
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the division.")
 
 
 @click.command("import")
 @click.argument("name", required=False)
 @click.argument("source", required=False)
 @click.option("--out", default="clips.jsonl", show_default=True, help="The clip list to write.")
-@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
+@click.option("--labels", default=None, metavar="TABLE", help="Table of labels; short for --option labels=TABLE.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NAME|SHARES",
+    help="Only this split, may be repeated; or divide anew: 70/15/15 into train, val and test.",
+)
+@GROUP
+@SEED
 @click.option("--fold", type=click.IntRange(1), default=None, help="Cross-validation fold, where the dataset has them.")
 @click.option("--option", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the importer.")
 @click.option("--prefix", default="", help="Put before every id: datasets of one list must not share ids.")
@@ -39,7 +57,8 @@ def import_clips(name: str | None, source: str | None, **values: Any) -> None:
     Without a name, lists the importers; without a source, says what an importer reads.
 
     \b
-    Example: fcache import meld datasets/MELD --out datasets/meld.jsonl
+    Examples: fcache import folder clips/ --labels labels.csv --split 70/15/15 --group speaker
+              fcache import meld datasets/MELD --out datasets/meld.jsonl
     """
     from featurecache.importers import Request, find_importer, registered
     from featurecache.importers.importing import Target, import_dataset
@@ -51,16 +70,80 @@ def import_clips(name: str | None, source: str | None, **values: Any) -> None:
     if source is None:
         _describe(importer)
         return
-    request = Request(
-        Path(source), tuple(values["splits"]), values["fold"] or 0, _options(values["settings"]), values["encoding"]
-    )
-    root = Path(values["media_root"]) if values["media_root"] else None
+    splits = tuple(value for value in values["splits"] if not is_shares(value))
+    shares = [value for value in values["splits"] if is_shares(value)]
+    options = _options(values["settings"]) | ({"labels": values["labels"]} if values["labels"] else {})
     target = Target(
-        Path(values["out"]), root, values["prefix"], values["keep_missing"], values["lenient"], values["overwrite"]
+        Path(values["out"]),
+        Path(values["media_root"]) if values["media_root"] else None,
+        values["prefix"],
+        values["keep_missing"],
+        values["lenient"],
+        values["overwrite"],
+        _splitting(shares[-1] if shares else None, values["group"], values["seed"]),
     )
-    summary = import_dataset(importer, request, target)
-    _print(summary)
+    request = Request(Path(source), splits, values["fold"] or 0, options, values["encoding"])
+    with show_progress("read headers", "files") as progress:
+        summary = import_dataset(importer, request, target, progress)
+    print_import(summary)
     raise click.exceptions.Exit(1 if summary.missing and not summary.kept_missing else 0)
+
+
+@click.command("split")
+@CLIPS
+@click.option(
+    "--shares", default=DEFAULT_SHARES, show_default=True, help="Percents of train, val and test, or of train and test."
+)
+@GROUP
+@SEED
+@click.option("--of", "of_split", default=None, metavar="SPLIT", help="Divide the clips of this split only.")
+@click.option("--out", type=OutputPath("file"), default=None, help="The list to write.  [default: the list itself]")
+@click.option("--overwrite", is_flag=True, help="Replace the splits that the list has.")
+@MEDIA_ROOT
+def split(
+    clips: str,
+    shares: str,
+    group: str | None,
+    seed: int,
+    of_split: str | None,
+    out: Path | None,
+    overwrite: bool,
+    media_root: str | None,
+) -> None:
+    """Divide the clips of a list into train, val and test: each class in equal shares, groups together.
+
+    The same list, shares and seed give the same splits. A run refuses to go on with a list that was divided anew.
+
+    \b
+    Examples: fcache split --shares 80/20 --group speaker
+              fcache split --of train --shares 85/15/0     a validation set out of the training clips
+    """
+    from featurecache.clips.class_counts import class_notes, count_clips
+    from featurecache.clips.splitting import divide_list, split_notes
+
+    splitting = Splitting(parse_shares(shares), group, seed)
+    target = out or Path(clips).with_suffix(".jsonl")
+    divided, written = divide_list(
+        Path(clips), target, splitting, of_split, None if media_root is None else Path(media_root), overwrite=overwrite
+    )
+    by_split, _, by_label = count_clips(written)
+    splits = sorted(by_split, key=lambda name: ("train", "val", "test", name).index(name))
+    table = Table("split", "clips")
+    for name in splits:
+        table.add_row(name or "(none)", str(by_split[name]))
+    tables().print(table)
+    for task, counts in sorted(by_label.items()):
+        _print_counts(task, counts, splits)
+    for note in (*split_notes(divided, splitting), *class_notes(written)):
+        say(f"note: {note}")
+    say(f"{counted(len(written), 'clip')} in {target}")
+
+
+def _splitting(shares: str | None, group: str | None, seed: int) -> Splitting | None:
+    """Return the division that the options ask for; None if they ask for none."""
+    if shares is None and group is None:
+        return None
+    return Splitting(parse_shares(shares or DEFAULT_SHARES), group, seed)
 
 
 def _options(settings: Sequence[str]) -> dict[str, str]:
@@ -96,15 +179,16 @@ def _describe(importer: Importer) -> None:
     say(f"Rights: {importer.licence}")
 
 
-def _print(summary: ImportSummary) -> None:
+def print_import(summary: ImportSummary) -> None:
+    """Print the counts of an import by split and label, what was left out, and notes."""
     from featurecache.media.durations import differences_in_words
 
     splits = summary.splits
-    table = Table("split", "clips", "media missing", "in the tables")
-    for split in splits:
-        written, read = summary.by_split[split], summary.read[split]
-        absent = "" if summary.kept_missing else str(read - written)
-        table.add_row(split or "(none)", str(written), absent, str(read))
+    table = Table("split", "clips", *(("media missing", "in the tables") if summary.missing else ()))
+    for name in splits:
+        written, read = summary.by_split[name], summary.read[name]
+        absent = ("" if summary.kept_missing else str(read - written), str(read)) if summary.missing else ()
+        table.add_row(name or "(none)", str(written), *absent)
     tables().print(table)
     if len(summary.by_dataset) > 1:
         _print_counts("dataset", summary.by_dataset, splits)
@@ -144,4 +228,4 @@ def _print_counts(heading: str, counts: dict[str, Any], splits: Sequence[str]) -
         say(f"… and {len(ordered) - MAX_SHOWN_LABELS} more of {heading}")
 
 
-COMMANDS = [import_clips]
+COMMANDS = [import_clips, split]

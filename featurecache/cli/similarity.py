@@ -33,7 +33,7 @@ from featurecache.terminal import show_progress
 if TYPE_CHECKING:
     import numpy as np
 
-    from featurecache.clips.clip_list import Clip, ClipList
+    from featurecache.clips.clip_list import ClipList
     from featurecache.explore.calibration import Calibration
     from featurecache.explore.duplicates import Duplicates
     from featurecache.explore.index_files import IndexFiles
@@ -51,8 +51,6 @@ COMPARE = click.option(
     help="How clips sound and look as a whole; what is said or shown; or what a probe of a label tells apart.",
 )
 NUM_SHOWN = 20
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @click.command()
@@ -115,9 +113,10 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **val
         vector = neighbourhood.vectors[neighbourhood.row_of(query)][None]
         query_clip = listed.by_id(query)
     else:
+        from featurecache.clips.media_files import file_clip
         from featurecache.explore.media_vectors import media_vectors
 
-        query_clip = _file_clip(Path(query))
+        query_clip = file_clip(Path(query), Path(query).name)
         open_for = encoder_opener(values)
         encoders = {name: open_for(opened.spec(name)) for name in compared.source.names}
         _, vector, _ = media_vectors(opened, compared.source, [query_clip], encoders, files)
@@ -332,17 +331,6 @@ def _update(store: LocalStore, names: Sequence[str], files: IndexFiles) -> int:
         why = f"{files.root} cannot be written ({files.refused.got})"
         say(f"{why}: the index is kept in memory; --index DIR keeps it in another folder", err=True)
     return count
-
-
-def _file_clip(path: Path) -> Clip:
-    """Return a clip of one media file, whose ending decides the kind."""
-    from featurecache.clips.clip_list import Clip
-
-    if path.suffix.lower() in AUDIO_SUFFIXES:
-        return Clip(id=path.name, audio=path)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Clip(id=path.name, image=path)
-    return Clip(id=path.name, video=path)
 
 
 def _clips_of_side(clips: ClipList, side: str) -> list[str]:

@@ -92,6 +92,8 @@ class Importer:
     options: Mapping[str, Option] = field(default_factory=dict)
     any_option: bool = False
     """Whether `read` accepts options of any name and checks them itself."""
+    default_shares: str = ""
+    """Shares of the splits that are made if neither the data nor the user names any (`70/15/15`); empty for none."""
 
 
 def registered() -> list[str]:

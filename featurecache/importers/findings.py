@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from featurecache.errors import suggest
@@ -39,7 +39,9 @@ class Vocabulary:
 class Findings:
     """Findings that an importer collects while it reads; the summary prints them."""
 
-    def __init__(self) -> None:
+    def __init__(self, advance: Callable[[int, int], None] = lambda done, total: None) -> None:
+        self.advance = advance
+        """Receives (files read, all files) from an importer that reads many files."""
         self.left_out: dict[str, list[str]] = {}
         """Reason -> rows that give no clip."""
         self.unknown: list[str] = []

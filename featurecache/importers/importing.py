@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from featurecache.clips.class_counts import class_notes, count_clips
 from featurecache.clips.clip_list import MEDIA_KINDS, Clip, with_media_found
+from featurecache.clips.splitting import Splitting, parse_shares, split_clips, split_notes
 from featurecache.clips.writing import write_clips
 from featurecache.errors import ClipListError, DatasetError, suggest
 from featurecache.files.publish import require_writable
@@ -37,6 +39,8 @@ class Target:
     lenient: bool = False
     """Leave out rows with an unknown label or a repeated id; otherwise such a row is an error."""
     overwrite: bool = False
+    splitting: Splitting | None = None
+    """How to divide the clips anew, whatever splits the dataset has."""
 
 
 @dataclass
@@ -90,18 +94,24 @@ class ImportSummary:
         return rows
 
 
-def import_dataset(importer: Importer, request: Request, target: Target) -> ImportSummary:
-    """Read a dataset and write its clip list.
+def import_dataset(
+    importer: Importer,
+    request: Request,
+    target: Target,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> ImportSummary:
+    """Read a dataset and write its clip list; `advance` receives (files read, all files).
 
     Raises:
         DatasetError: the importer lacks the option, split or fold; the folder has another layout; a label is outside
             the vocabulary; there is no clip, or no media file of any clip.
-        ClipListError: the list exists already, or would be invalid.
+        ClipListError: the list exists already, would be invalid, or has fewer clips or groups than splits.
         WriteError: the list cannot be written.
     """
     require_writable(target.path)
     request = _checked_request(importer, request)
-    findings = Findings()
+    _refuse_existing(target)
+    findings = Findings(advance)
     clips = [clip for clip in importer.read(request, findings) if not clip.split or request.wants(clip.split)]
     if findings.unknown and not target.lenient:
         raise DatasetError(
@@ -128,15 +138,19 @@ def import_dataset(importer: Importer, request: Request, target: Target) -> Impo
             problems=missing[:3],
         )
     written = [replace(clip, id=target.prefix + clip.id) for clip in (clips if target.keep_missing else present)]
+    written, notes = _with_splits(written, importer, target)
+    written = [clip for clip in written if not clip.split or request.wants(clip.split)]
     media_root = _media_root(target, request.source)
-    _write(written, target, media_root)
+    write_clips(written, target.path, media_root)
     summary = ImportSummary(importer, target.path, media_root, missing=missing, kept_missing=target.keep_missing)
-    summary.read.update(clip.split or "" for clip in clips)
-    summary.left_out, summary.notes = findings.left_out, [*findings.notes, *listed.notices]
+    with_media = {clip.id for clip in present}
+    lost = [] if target.keep_missing else [clip for clip in clips if clip.id not in with_media]
+    summary.read.update(clip.split or "" for clip in (*written, *lost))
+    summary.left_out, summary.notes = findings.left_out, [*findings.notes, *listed.notices, *notes]
     summary.lengths = length_differences(written)
     summary.published = dict(importer.published) | findings.published
     summary.published_labels = dict(importer.published_labels) | findings.published_labels
-    _count(summary, written)
+    summary.by_split, summary.by_dataset, summary.by_label = count_clips(written)
     return summary
 
 
@@ -230,25 +244,29 @@ def _media_root(target: Target, source: Path) -> Path | None:
     return None if source.is_relative_to(folder) else source if source.is_dir() else source.parent
 
 
-def _write(clips: Sequence[Clip], target: Target, media_root: Path | None) -> None:
+def _refuse_existing(target: Target) -> None:
     if target.path.exists() and not target.overwrite:
         raise ClipListError(
             str(target.path), expected="a new file", got="one that is there", next_step="Replace it with --overwrite."
         )
-    write_clips(clips, target.path, media_root)
 
 
-def _count(summary: ImportSummary, clips: Sequence[Clip]) -> None:
-    """Count the written clips by split, dataset and label; scores are not counted."""
-    for clip in clips:
-        split = clip.split or ""
-        summary.by_split[split] += 1
-        summary.by_dataset.setdefault(clip.dataset or "", Counter())[split] += 1
-        for task, value in clip.labels.items():
-            if isinstance(value, int | float):
-                continue
-            for label in value if isinstance(value, list) else [value]:
-                summary.by_label.setdefault(task, {}).setdefault(label, Counter())[split] += 1
+def _with_splits(clips: Sequence[Clip], importer: Importer, target: Target) -> tuple[list[Clip], list[str]]:
+    """Divide the clips as the user asks; where nothing names a split, as the importer proposes.
+
+    Returns:
+        The clips, and notes about the division and its classes.
+    """
+    splitting, made = target.splitting, bool(target.splitting)
+    if splitting is None and importer.default_shares and not any(clip.split for clip in clips):
+        splitting = Splitting(parse_shares(importer.default_shares))
+        made = len(clips) >= len(splitting.shares)
+    if splitting is None:
+        return list(clips), class_notes(clips) if importer.default_shares else []
+    if not made:
+        return list(clips), ["too few clips to divide into splits", *class_notes(clips)]
+    divided = split_clips(clips, splitting)
+    return divided, [*split_notes(divided, splitting), *class_notes(divided)]
 
 
 def options_text(options: Mapping[str, Option]) -> list[str]:

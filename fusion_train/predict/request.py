@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.clips.clip_list import Clip, ClipList, load_clips
+from featurecache.clips.media_files import MEDIA_SUFFIXES, file_clip, media_files
 from featurecache.errors import ClipListError, suggest
 from fusion_train.errors import ConfigError
 from fusion_train.prompts.prompt import Task, find_task
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
 
 CLIP_LIST_SUFFIXES = (".jsonl", ".csv", ".parquet")
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-AUDIO_SUFFIXES = (".aac", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma")
 MAX_NEW_TOKENS = 200
-VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
 def collect_clips(paths: Sequence[Path], *, split: str | None = None, text: str | None = None) -> ClipList:
@@ -40,29 +38,19 @@ def collect_clips(paths: Sequence[Path], *, split: str | None = None, text: str 
         elif path.is_dir():
             clips += _clips_in(path, text)
         elif path.is_file():
-            clips.append(_clip(path, path.name, text))
+            clips.append(file_clip(path, path.name, text))
         else:
             raise ClipListError(str(path), expected="a media file, a folder or a clip list", got="no such file")
     return ClipList(clips)
 
 
 def _clips_in(folder: Path, text: str | None) -> list[Clip]:
-    suffixes = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    files = media_files(folder)
     if not files:
         raise ClipListError(
-            str(folder), expected="media files (" + ", ".join(suffixes) + ")", got="none in this folder"
+            str(folder), expected="media files (" + ", ".join(MEDIA_SUFFIXES) + ")", got="none in this folder"
         )
-    return [_clip(path, path.relative_to(folder).as_posix(), text) for path in files]
-
-
-def _clip(path: Path, clip_id: str, text: str | None) -> Clip:
-    suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return Clip(id=clip_id, text=text, image=path)
-    if suffix in AUDIO_SUFFIXES:
-        return Clip(id=clip_id, text=text, audio=path)
-    return Clip(id=clip_id, text=text, video=path)
+    return [file_clip(path, path.relative_to(folder).as_posix(), text) for path in files]
 
 
 @dataclass(frozen=True)
