@@ -55,16 +55,25 @@ class Lease:
         return None
 
     @staticmethod
-    def sweep(folder: Path) -> None:
-        """Remove the lease files of dead processes. Lease files have numbers as names; other files stay."""
+    def sweep(folder: Path, *, dry_run: bool = False) -> list[Path]:
+        """Remove the lease files of dead processes and return them; with `dry_run` only return them.
+
+        Lease files have numbers as names; other files stay.
+        """
+        removed: list[Path] = []
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if not path.name.isdigit():
                 continue
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                if lock_now(fd):
-                    os.unlink(path)
-                os.close(fd)
+                try:
+                    if lock_now(fd):
+                        removed.append(path)
+                        if not dry_run:
+                            os.unlink(path)
+                finally:
+                    os.close(fd)
+        return removed
 
     def renew(self) -> None:
         """Update the modification time of the lease file, at most every `RENEW_EVERY_S` seconds."""

@@ -1,21 +1,26 @@
 """Garbage collection: find and remove temporary files of dead writers, and shards without a commit record.
 
 `find_leftovers` changes nothing; `remove_leftovers` removes the files that it finds. Files of running writers are never
-removed: writers lock their temporary files, and a shard without a record ("orphan") is removed under the commit lock,
-after a second check that it has no record. Foreign files are listed and stay. Rows that a retry superseded stay too;
-`fcache convert --compact` leaves them out.
+removed: writers lock their temporary files, leases and in-flight files, and a shard without a record ("orphan") is
+removed under the commit lock, after a second check that it has no record. The in-flight file of a dead process stays
+while a clip that it names has a slot without a commit: the next extraction decodes that clip in a child process.
+Foreign files are listed and stay. Rows that a retry superseded stay too; `fcache convert --compact` leaves them out.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featurecache.files.lease import Lease
 from featurecache.files.publish import sweep as sweep_temporary
 from featurecache.files.publish import writing
 from featurecache.maintenance.verify import inspect_store, root_problems
+from featurecache.media.crash_guard import clips_of_dead_processes
 from featurecache.store.feature import StoredFeature
+from featurecache.store.inspection import Inspection
 from featurecache.store.local import LocalStore
 from featurecache.store.writer import commit_lock
 
@@ -39,8 +44,11 @@ def find_leftovers(store: LocalStore) -> Leftovers:
     leftovers = Leftovers()
     leftovers.foreign = [problem.path for problem in root_problems(store) if problem.kind == "foreign" and problem.path]
     leftovers.temporary = sweep_temporary(store.root, dry_run=True)
-    for inspection in inspect_store(store):
+    inspections = list(inspect_store(store))
+    leftovers.temporary += _decided_in_flight_files(inspections)
+    for inspection in inspections:
         leftovers.temporary += sweep_temporary(inspection.folder.temporary, dry_run=True)
+        leftovers.temporary += Lease.sweep(inspection.folder.leases, dry_run=True)
         for problem in inspection.problems:
             if problem.path is None:
                 continue
@@ -64,8 +72,11 @@ def remove_leftovers(store: LocalStore) -> Leftovers:
     leftovers = find_leftovers(store)
     with writing(store.location):
         sweep_temporary(store.root)
+        for path in _decided_in_flight_files(list(inspect_store(store))):
+            path.unlink(missing_ok=True)
         for name in store.names:
             sweep_temporary(store.folder(name).temporary)
+            Lease.sweep(store.folder(name).leases)
     for name, path in leftovers.orphans:
         folder = store.folder(name)
         if not folder.records.is_dir():
@@ -77,6 +88,29 @@ def remove_leftovers(store: LocalStore) -> Leftovers:
             if path in orphans:  # its writer may have committed in the meantime
                 _remove(path, store.root)
     return leftovers
+
+
+def _decided_in_flight_files(inspections: Sequence[Inspection]) -> list[Path]:
+    """Return the in-flight files of dead processes whose clips have no slot without a commit.
+
+    A joint extraction of several features names its clips in the folder of one of them, so that a clip counts as
+    decided when it waits in no feature.
+    """
+    if any(problem.kind in ("plan", "spec") for inspection in inspections for problem in inspection.problems):
+        return []  # the planned clips cannot be read
+    waiting = {
+        data.decode()
+        for inspection in inspections
+        for shard, (segment, first, end) in inspection.planned().items()
+        if shard not in inspection.records
+        for data in segment.encoded_ids(first, end)
+    }
+    return [
+        path
+        for inspection in inspections
+        for path, clip_ids in clips_of_dead_processes(inspection.folder.leases).items()
+        if waiting.isdisjoint(clip_ids)
+    ]
 
 
 def _remove(path: Path, root: Path) -> None:

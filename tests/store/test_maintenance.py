@@ -18,6 +18,7 @@ from featurecache.importers.npy import import_npy
 from featurecache.maintenance.describe import describe_clip, draw_clip, statistics, store_info
 from featurecache.maintenance.diff import compare_stores
 from featurecache.maintenance.gc import find_leftovers, remove_leftovers
+from featurecache.media.crash_guard import PREFIX, InFlightFile, clips_of_dead_processes
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import Status
 
@@ -181,6 +182,29 @@ def test_leftovers_are_listed_and_then_removed(small_store: LocalStore) -> None:
     assert contents(small_store.root) == before | {"mine.txt": b"12345"}
     assert not (small_store.root / "whisper/c/9").exists()
     assert leftovers.superseded_bytes == 0  # the retried clip had failed: it had no row
+
+
+def test_files_of_dead_writers_are_removed_but_not_the_names_of_clips_that_may_crash_the_next_one(
+    small_store: LocalStore,
+) -> None:
+    before = contents(small_store.root)
+    waiting, committed = "not extracted yet", clip_ids(1)[0]
+    writer = small_store.writer("whisper", small_store.spec("whisper"))
+    writer.plan([waiting])
+    planned = contents(small_store.root)
+    assert planned != before
+    leases = small_store.folder("whisper").leases
+    leases.mkdir(exist_ok=True)
+    (leases / "00000007").touch()
+    for number, clip_id in enumerate((committed, waiting)):
+        (leases / f"{PREFIX}{number}").write_bytes(bytes([len(clip_id)]) + clip_id.encode())
+    alive = InFlightFile(leases, slots=1)
+    with alive.holding(committed):
+        leftovers = remove_leftovers(small_store)
+        assert sorted(path.name for path in leftovers.temporary) == ["00000007", "decoding-0"]
+        assert len(list(leases.iterdir())) == 2  # of the waiting clip, and of this process
+    alive.close()
+    assert clips_of_dead_processes(leases) == {leases / "decoding-1": {waiting}}
 
 
 def test_the_commands_convert_compare_verify_and_mend(tmp_path: Path) -> None:
