@@ -35,7 +35,7 @@ def random_views(view: View) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     if isinstance(view, AudioView):
         seconds = (1.0, 0.11, 0.4 * view.max_duration_s, view.max_duration_s)
-        lengths = [round(view.sampling_rate * min(each, view.max_duration_s)) for each in seconds]
+        lengths = [round(view.sampling_rate * min(length_s, view.max_duration_s)) for length_s in seconds]
         return [(0.1 * random.standard_normal(length)).astype(np.float32) for length in lengths]
     return [random.integers(0, 256, (view.count, *FRAME_SHAPE), np.uint8) for _ in range(NUM_CLIPS)]
 

@@ -233,11 +233,11 @@ def calibrate(
     # Opened first, so that wrong or missing weights are an error before any clip is altered.
     encoders = {name: open_for(store.spec(name)) for name in neighbourhood.names}
     numbers = np.random.default_rng(seed).choice(len(usable), min(num_clips, len(usable)), replace=False)
-    chosen = [usable[number] for number in sorted(numbers)]
+    sampled = [usable[number] for number in sorted(numbers)]
     specs = {name: store.spec(name) for name in neighbourhood.names}
     scorer = PairScorer(neighbourhood, specs)
     with tempfile.TemporaryDirectory(prefix="fcache-altered-") as folder:
-        copies, augmentations, originals = _alter(chosen, Path(folder), advance)
+        copies, augmentations, originals = _alter(sampled, Path(folder), advance)
         ids, vectors, _ = media_vectors(store, neighbourhood, copies, encoders, files)
         encoded = set(ids)
         usable_copies = [n for n, clip in enumerate(copies) if clip.id in encoded]
@@ -246,7 +246,7 @@ def calibrate(
         copy_agreement = np.array([_number(agree(originals[n], copies[n].id)) for n in usable_copies])
     copy_of = np.array([neighbourhood.row_of(originals[n]) for n in usable_copies])
     copy_similarity, copy_floor = scorer(neighbourhood.split(vectors), neighbourhood.by_feature(copy_of))
-    negatives = _hard_negatives(store, neighbourhood, clips, chosen)
+    negatives = _hard_negatives(store, neighbourhood, clips, sampled)
     left = np.array([neighbourhood.row_of(a) for a, _, _ in negatives])
     right = np.array([neighbourhood.row_of(b) for _, b, _ in negatives])
     false_similarity, false_floor = scorer(neighbourhood.by_feature(left), neighbourhood.by_feature(right))
@@ -277,7 +277,7 @@ def _number(agreement: float | None) -> float:
 
 
 def _hard_negatives(
-    store: LocalStore, neighbourhood: Neighbourhood, clips: ClipList, chosen: Sequence[Clip]
+    store: LocalStore, neighbourhood: Neighbourhood, clips: ClipList, sampled: Sequence[Clip]
 ) -> list[tuple[str, str, bool]]:
     """Return pairs of different clips that a rule could take for copies: both ids, and whether they have the same text.
 
@@ -285,16 +285,18 @@ def _hard_negatives(
     text or speaker is unknown, the nearest clips. Exact copies are left out. Clips of the same speaker with the same
     text are left out too, because they may be near copies.
     """
-    listed = {clip.id: clip for clip in clips if clip.id in neighbourhood}
+    clip_by_id = {clip.id: clip for clip in clips if clip.id in neighbourhood}
     copies: dict[str, set[str]] = {}
-    for pair in exact_pairs(store, neighbourhood.names, listed.__contains__):
+    for pair in exact_pairs(store, neighbourhood.names, clip_by_id.__contains__):
         copies.setdefault(pair.a, set()).add(pair.b)
         copies.setdefault(pair.b, set()).add(pair.a)
-    rows = [neighbourhood.row_of(clip.id) for clip in chosen]
+    rows = [neighbourhood.row_of(clip.id) for clip in sampled]
     _, nearest = nearest_rows(neighbourhood.vectors[rows], neighbourhood.vectors, len(neighbourhood))
     pairs: list[tuple[str, str, bool]] = []
-    for clip, row in zip(chosen, nearest.tolist(), strict=True):
-        others = [listed[neighbourhood.ids[other_row]] for other_row in row if neighbourhood.ids[other_row] in listed]
+    for clip, row in zip(sampled, nearest.tolist(), strict=True):
+        others = [
+            clip_by_id[neighbourhood.ids[other_row]] for other_row in row if neighbourhood.ids[other_row] in clip_by_id
+        ]
         others = [other for other in others if other.id != clip.id and other.id not in copies.get(clip.id, ())]
         same_text = [other for other in others if _same_text(clip, other) and _other_speaker(clip, other)]
         other_text = [

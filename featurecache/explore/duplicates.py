@@ -214,9 +214,9 @@ def find_duplicates(
 ) -> Duplicates:
     """Find duplicates among the clips of the list; `neighbourhood` has the comparison `copies`."""
     ids = [clip.id for clip in clips if clip.id in neighbourhood]
-    listed = set(ids)
+    compared_ids = set(ids)
     specs = {name: store.spec(name) for name in neighbourhood.names}
-    exact = list(exact_pairs(store, neighbourhood.names, listed.__contains__))
+    exact = list(exact_pairs(store, neighbourhood.names, compared_ids.__contains__))
     near = near_pairs(
         neighbourhood, specs, calibration, TimeAgreement(clips.by_id), ids, known=_id_pairs(exact), advance=advance
     )

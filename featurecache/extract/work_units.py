@@ -122,7 +122,7 @@ def refuse_changed_media(
 def _prior_records(
     name: str, writer: FeatureWriter, units: Iterable[WorkUnit], clips: ClipList
 ) -> Iterator[tuple[Clip, ClipRecord]]:
-    listed = set(clips.ids)
+    listed_ids = set(clips.ids)
     for unit in units:
         to_do = unit.to_do(name)
         committed = dict.fromkeys(
@@ -130,7 +130,7 @@ def _prior_records(
         )
         for clip_id in committed:
             # A clip to be retried has a record, and is to do all the same.
-            if clip_id in listed and clip_id not in to_do:
+            if clip_id in listed_ids and clip_id not in to_do:
                 record = writer.record(clip_id)
                 if record is not None:
                     yield clips.by_id(clip_id), record

@@ -126,8 +126,8 @@ def import_dataset(
         of_splits = f" of split {', '.join(request.splits)}" if request.splits else ""
         raise DatasetError(str(request.source), expected=f"clips{of_splits}", got="none", problems=reasons)
     clips = _without_repetitions(clips, request.source, findings, lenient=target.lenient)
-    listed = with_media_found(clips)
-    clips = list(listed)
+    resolved = with_media_found(clips)
+    clips = list(resolved)
     present, missing = _split_by_media(clips)
     if not present and not target.keep_missing:
         raise DatasetError(
@@ -146,7 +146,7 @@ def import_dataset(
     with_media = {clip.id for clip in present}
     lost = [] if target.keep_missing else [clip for clip in clips if clip.id not in with_media]
     summary.read.update(clip.split or "" for clip in (*written, *lost))
-    summary.left_out, summary.notes = findings.left_out, [*findings.notes, *listed.notices, *notes]
+    summary.left_out, summary.notes = findings.left_out, [*findings.notes, *resolved.notices, *notes]
     summary.lengths = length_differences(written)
     summary.published = dict(importer.published) | findings.published
     summary.published_labels = dict(importer.published_labels) | findings.published_labels

@@ -56,8 +56,10 @@ def read_table(
     indices = _column_indices(header, columns)
     missing = [name for name in columns if name not in indices]
     if missing:
-        wanted = ", ".join(" or ".join(columns[name]) for name in missing)
-        raise DatasetError(str(path), expected=f"a column {wanted}", got="columns " + (", ".join(header) or "none"))
+        missing_columns = ", ".join(" or ".join(columns[name]) for name in missing)
+        raise DatasetError(
+            str(path), expected=f"a column {missing_columns}", got="columns " + (", ".join(header) or "none")
+        )
     indices |= _column_indices(header, optional or {})
     rows, incomplete = [], []
     for number, cells in lines[1:]:
@@ -96,18 +98,18 @@ def find_tables(root: Path, layouts: Sequence[Columns], encoding: str = "utf-8-s
     paths = sorted(
         path for path in root.rglob("*") if path.suffix.lower() in TABLE_SUFFIXES and path.name[0] not in ".~"
     )
-    matches, others = [], []
+    matches, other_tables = [], []
     for path in paths:
         header = header_of(path, encoding)
         layout = next((columns for columns in layouts if len(_column_indices(header, columns)) == len(columns)), None)
         if layout is None:
-            others.append(f"{path.relative_to(root)}: {', '.join(header)}")
+            other_tables.append(f"{path.relative_to(root)}: {', '.join(header)}")
         else:
             matches.append((path, layout))
     if not matches:
-        wanted = " or of ".join(", ".join(names[0] for names in layout.values()) for layout in layouts)
+        expected_columns = " or of ".join(", ".join(names[0] for names in layout.values()) for layout in layouts)
         got = f"{len(paths)} tables of other columns" if paths else "no table"
-        raise DatasetError(str(root), expected=f"a table of {wanted}", got=got, problems=others)
+        raise DatasetError(str(root), expected=f"a table of {expected_columns}", got=got, problems=other_tables)
     return matches
 
 

@@ -61,8 +61,8 @@ def retry(
     writers = {name: store.writer(name, store.spec(name)) for name in names}
     _plan_retry(writers, clips, encoders, ids)
     for name, writer in writers.items():
-        wanted = {clip_id for shard in writer.pending() for clip_id in shard.ids}
-        pending = ClipList(clip for clip in clips if clip.id in wanted)
+        pending_ids = {clip_id for shard in writer.pending() for clip_id in shard.ids}
+        pending = ClipList(clip for clip in clips if clip.id in pending_ids)
         # first_clips: all these clips may fail for the same reason again, which must not stop the retry.
         options = {"stored_dtype": store.spec(name).stored_dtype, "first_clips": None, **extract_options}
         stats = extract(store, pending, {name: encoders[name]}, **options)
@@ -108,16 +108,16 @@ def recompute_by_extraction(
             return
         if name not in encoders:
             encoders[name] = open_for(spec)
-        wanted = set(ids)
-        lost = ClipList(clip for clip in clips if clip.id in wanted)
+        lost_ids = set(ids)
+        lost = ClipList(clip for clip in clips if clip.id in lost_ids)
         with tempfile.TemporaryDirectory(prefix="fcache-repair-") as folder:
             temporary = open_store(Path(folder) / "features.zarr", "a")
             if len(lost):
                 options = {"first_clips": None, **extract_options}
                 extract(temporary, lost, {name: encoders[name]}, stored_dtype=spec.stored_dtype, **options)
-            listed = set(lost.ids)
+            listed_ids = set(lost.ids)
             for clip_id in ids:
-                if clip_id in listed:
+                if clip_id in listed_ids:
                     yield copied_clip(temporary[name], clip_id)
                 else:
                     yield RecomputedClip(clip_id, Status.FAILED, "", reason="not in the clip list", tried=False)

@@ -68,7 +68,7 @@ def open_store(
         folder = None if cache is None else Path(cache)
         return RemoteStore(address, verify, folder, cache_bytes, dict(storage_options or {}))
     root = Path(address)
-    present = [known.name for known in formats_present(lambda path: (root / path).is_file())]
+    present = [shard_format.name for shard_format in formats_present(lambda path: (root / path).is_file())]
     if present and format not in (None, *present):
         raise StoreError(
             address,

@@ -21,14 +21,16 @@ def format_for_name(location: str) -> ShardFormat:
     """Return the format of a new store: the one whose ending its name has, the default for any other name."""
     name = location.rstrip("/")
     default, *_ = FORMATS.values()
-    return next((known for known in FORMATS.values() if name.endswith(known.endings)), default)
+    return next((shard_format for shard_format in FORMATS.values() if name.endswith(shard_format.endings)), default)
 
 
 def formats_present(is_file: Callable[[str], bool]) -> Iterator[ShardFormat]:
     """Yield the formats of which some root file exists; `is_file` answers for a path below the store's root."""
-    return (known for known in FORMATS.values() if any(is_file(path) for path in known.root_files()))
+    return (
+        shard_format for shard_format in FORMATS.values() if any(is_file(path) for path in shard_format.root_files())
+    )
 
 
 def is_shard_of_any_format(relative: str) -> bool:
     """Return whether a path inside a feature's folder is one of a shard, in any registered format."""
-    return any(known.is_shard(relative) for known in FORMATS.values())
+    return any(shard_format.is_shard(relative) for shard_format in FORMATS.values())

@@ -312,16 +312,18 @@ def _is_older(inspection: Inspection, path: Path, current: bytes, plan: ShardPla
 def _inspect_files(inspection: Inspection) -> None:
     """Report every file that belongs to no record and to no other part of the store."""
     damaged = {problem.path for problem in inspection.problems}
-    known = {inspection.folder.spec}
-    known |= {inspection.folder.segment(number) for number in numbered(inspection.folder.plan, SEGMENT_DIGITS)}
+    expected_paths = {inspection.folder.spec}
+    expected_paths |= {inspection.folder.segment(number) for number in numbered(inspection.folder.plan, SEGMENT_DIGITS)}
     records = numbered(inspection.folder.records, RECORD_DIGITS)
-    known |= {inspection.folder.record(shard) for shard in records}
-    known |= {path for shard in records for path in inspection.format.paths(inspection.folder, shard, inspection.parts)}
+    expected_paths |= {inspection.folder.record(shard) for shard in records}
+    expected_paths |= {
+        path for shard in records for path in inspection.format.paths(inspection.folder, shard, inspection.parts)
+    }
     for folder in inspection.format.folders(inspection.folder, inspection.parts):
-        known.add(folder / inspection.format.spec_copy)
+        expected_paths.add(folder / inspection.format.spec_copy)
         for path in sorted(folder.rglob("*")):
             relative = path.relative_to(folder).as_posix()
-            if path in known or path in damaged or inspection.folder.leases in path.parents:
+            if path in expected_paths or path in damaged or inspection.folder.leases in path.parents:
                 continue
             if path.is_dir() and not path.is_symlink():
                 continue

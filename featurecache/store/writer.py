@@ -137,7 +137,7 @@ class StoredFeatureWriter(StoredFeature):
         self._plan.refresh()
         if segment.number == len(self._plan.segments):
             self._publish_segment(replace(segment, codec=self.codec))
-        existing = next((known for known in self._plan.segments if known.number == segment.number), None)
+        existing = next((planned for planned in self._plan.segments if planned.number == segment.number), None)
         if existing is None or replace(existing, codec=segment.codec).pack() != segment.pack():
             raise StoreError(
                 self.subject,
