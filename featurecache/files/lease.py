@@ -102,7 +102,7 @@ def sole_writer(file: Path, subject: str | Path) -> Iterator[None]:
         WriteError: another process holds the lock, or the lock file cannot be created.
     """
     with writing(file):
-        created_folders = make_folder(file.parent, sync=False)
+        made = make_folder(file.parent, sync=False)
         lease = Lease.take(file.parent, file.name, lease_s=math.inf)
     if lease is None:
         raise WriteError(
@@ -115,7 +115,7 @@ def sole_writer(file: Path, subject: str | Path) -> Iterator[None]:
         yield
     finally:
         lease.release()
-        for folder in created_folders:
+        for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -128,8 +128,8 @@ def beside(path: Path) -> Path:
 def _same_file(path: Path, fd: int) -> bool:
     """Return whether the path still names the open file."""
     try:
-        path_stat = os.stat(path)
+        named = os.stat(path)
     except FileNotFoundError:
         return False
-    fd_stat = os.fstat(fd)
-    return (path_stat.st_dev, path_stat.st_ino) == (fd_stat.st_dev, fd_stat.st_ino)
+    opened = os.fstat(fd)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
