@@ -201,11 +201,13 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
         CheckpointError: a damaged file.
     """
     tensors = _load(folder, "optimizer.safetensors")
+    fused = any(group.get("fused") for group in optimizer.param_groups)  # this AdamW counts its steps on the device
     for name, parameter in trained_parameters(model).items():
         state = {key: tensors[f"{key}.{name}"] for key in OPTIMIZER_STATE if f"{key}.{name}" in tensors}
         if state:  # a parameter that never had a gradient has no state
             optimizer.state[parameter] = {
-                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()
+                key: tensor if key == "step" and not fused else tensor.to(parameter.device)
+                for key, tensor in state.items()
             }
 
 

@@ -22,6 +22,7 @@ from fusion_train.data.samples import Sample, SampleStats
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.emotion_llama import fusion_token_count
 from fusion_train.models.fusions import build_fusion
+from fusion_train.models.host_copies import to_device
 from fusion_train.models.probe import Probe
 from fusion_train.prompts.prompt import Task, find_task
 from fusion_train.seeding import derive
@@ -85,10 +86,10 @@ class ProbeBatch:
         return {"features": self.features, "present": self.present, "allowed": self.allowed, "targets": self.targets}
 
     def to(self, device: torch.device) -> ProbeBatch:
-        """Copy to a device."""
+        """Copy to a device, without waiting for the copy."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            return to_device(tensor, device)
 
         features = {name: move(tensor) for name, tensor in self.features.items()}
         return replace(

@@ -184,8 +184,12 @@ class EmotionLlama(nn.Module):
         """Replace SOFT_TOKEN by the soft tokens: ids (B, L), soft (B, N, H), mask (B, N) -> embeddings (B, L, H)."""
         places = token_ids == SOFT_TOKEN
         embed = self.llm.get_input_embeddings()
-        embeddings: Tensor = embed(token_ids.masked_fill(places, 0))  # [b, l, h]
-        return embeddings.masked_scatter(places.unsqueeze(-1), soft[soft_mask].to(embeddings.dtype))
+        # One row more than there are tokens: soft tokens without a place are written there.
+        ids = F.pad(token_ids.masked_fill(places, 0).flatten(), (0, 1))
+        rows: Tensor = embed(ids[None])[0]  # [b * l + 1, h]
+        target = _rows_of_soft_tokens(places.flatten(), soft_mask.flatten())
+        rows = rows.index_copy(0, target, soft.flatten(0, 1).to(rows.dtype))
+        return rows[:-1].unflatten(0, token_ids.shape)
 
     def embed(self, token_ids: Tensor, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Return the LLM's `inputs_embeds` (B, L, H) for prompts (B, L) and the features of their clips."""
@@ -227,6 +231,18 @@ class EmotionLlama(nn.Module):
         losses = checked_losses(self.token_loss, logits[0].float(), targets)  # [s]
         by_sample = torch.zeros(num_samples, device=losses.device).index_add(0, owners, losses)
         return ModelOutput(losses.sum(), by_sample)
+
+
+def _rows_of_soft_tokens(places: Tensor, soft_mask: Tensor) -> Tensor:
+    """Return the row that each soft token goes to: places (R,) bool, mask (S,) bool -> (S,) int64.
+
+    The soft tokens of the mask go to the places in order, the others to row R. Selecting by the masks would give the
+    same, but the host would wait for a GPU to learn the number of selected rows.
+    """
+    torch._assert_async(places.sum() == soft_mask.sum(), "as many places in the prompts as soft tokens")
+    in_order = torch.argsort(~places, stable=True)  # the rows of the places come first
+    rank = (soft_mask.cumsum(0) - 1).clamp(min=0)
+    return torch.where(soft_mask, in_order[rank], len(places))
 
 
 def fusion_token_count(shapes: FeatureShapes) -> int:

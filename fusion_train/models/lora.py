@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fusion_train.errors import ConfigError
@@ -69,7 +70,7 @@ def add_lora(llm: Any, *, r: int, alpha: float, dropout: float, targets: Sequenc
             "ignore", message="fan_in_fan_out is set to"
         )  # models with Linear and Conv1D: peft sets it per layer
         try:
-            return get_peft_model(llm, config)
+            adapted = get_peft_model(llm, config)
         except ValueError as error:  # such as `out_proj` of Mamba: its kernel bypasses the layer
             raise ConfigError(
                 "model.lora.targets",
@@ -77,3 +78,17 @@ def add_lora(llm: Any, *, r: int, alpha: float, dropout: float, targets: Sequenc
                 got=" ".join(str(error).split()),
                 next_step="Choose others of: " + ", ".join(sorted(linear)) + ".",
             ) from error
+    layer: Any
+    for layer in adapted.modules():
+        if hasattr(layer, "lora_A"):
+            layer._cast_input_dtype = adapter_input
+    return adapted
+
+
+def adapter_input(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the input of an adapter whose weights have `dtype`; every LoRA layer calls it in place of peft's own cast.
+
+    Under autocast x stays as it is: peft would copy it to float32, drop out of the copy, and the first product would
+    cast the copy back.
+    """
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fusion_train.models.answering import plain_generation
 from fusion_train.models.emotion_llama import EmotionLlama, ModelOutput
+from fusion_train.models.lora import adapter_input
 from fusion_train.models.packed_attention import row_logits, use_packed_attention
 
 ADAPTER = "default"
@@ -245,7 +246,7 @@ class _StackedLora(nn.Module):
         if first is None:
             return result
         rows = x.unflatten(0, (count, -1)).flatten(1, -2)  # [n, b * l, in]
-        rows = rows.to(first.lora_A[ADAPTER].weight.dtype)
+        rows = adapter_input(rows, first.lora_A[ADAPTER].weight.dtype)
         deltas = _lora_products(self._with_dropout(rows, adapters), adapters)
         by_member = result.reshape(count, -1, result.shape[-1])
         sums = [output if delta is None else output + delta for output, delta in zip(by_member, deltas, strict=True)]

@@ -28,6 +28,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fusion_train.models.host_copies import to_device
+
 PACKED = "packed"
 """Name of this attention in transformers."""
 
@@ -84,9 +86,12 @@ class Layout:
                 ]
                 lengths_q.append(s.stop - s.start)
                 lengths_k.append(s.stop - s.start + end - begin)
-        ends = [F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(device) for lengths in (lengths_q, lengths_k)]
+        ends = [
+            to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), device)
+            for lengths in (lengths_q, lengths_k)
+        ]
         shared = any(s.prefix for s in self.segments)
-        index = torch.cat(keys).to(device) if shared else None
+        index = to_device(torch.cat(keys), device) if shared else None
         return VarlenIndex(index, ends[0], ends[1], max(lengths_q), max(lengths_k))
 
 
@@ -123,7 +128,7 @@ def attention_arguments(llm: Any, layout: Layout, inputs: Tensor) -> dict[str, A
     if llm.config.get_text_config()._attn_implementation == PACKED:
         # transformers passes a mask with four axes on as it is; this empty one saves the making of an (L, L) mask.
         return {"layout": layout, "attention_mask": torch.empty(1, 1, 0, 0, device=inputs.device)}
-    seen = layout.mask().to(inputs.device)
+    seen = to_device(layout.mask(), inputs.device)
     if llm.config.get_text_config()._attn_implementation == "sdpa":
         return {"attention_mask": seen}
     lowest = torch.finfo(inputs.dtype).min

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion_train.models.emotion_llama import ModelOutput
+from fusion_train.models.host_copies import to_device
 
 LossPer = Literal["sample", "token"]
 LOSS_PER: tuple[LossPer, ...] = ("sample", "token")
@@ -31,4 +32,4 @@ def loss_of(output: ModelOutput, batch: Any, per: LossPer) -> Tensor:
     if per == "token":
         return output.loss_sum
     lengths = torch.tensor([max(stats.num_supervised, 1) for stats in batch.sample_stats], dtype=torch.float32)
-    return (output.sample_losses / lengths.to(output.sample_losses.device, non_blocking=True)).sum()
+    return (output.sample_losses / to_device(lengths, output.sample_losses.device)).sum()

@@ -21,6 +21,9 @@ from fusion_train.models.parts import PARTS, learning_parameters, part_of
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """Return AdamW with two groups per part: matrices with weight decay, biases and norms (one dimension) without.
 
+    On a GPU it is the fused AdamW: one kernel for many parameters, and a gradient scaler skips a step on the device,
+    where it would otherwise wait for the device.
+
     Raises:
         ConfigError: every part is frozen.
     """
@@ -34,7 +37,8 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         for chosen, decay in ((matrices, optim.weight_decay), (vectors, 0.0)):
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "part": part})
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    fused = True if all(parameter.is_cuda for parameter in learning.values()) else None  # None: torch chooses
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:
@@ -55,21 +59,22 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, optim: Optim
     return rates
 
 
-def gradient_norms(model: nn.Module, max_norm: float | None = None) -> dict[str, float]:
-    """Norm of the gradients by part, and of all as "all"; then clip all of them together to `max_norm`.
+def gradient_norms(model: nn.Module, max_norm: float | None = None) -> dict[str, Tensor]:
+    """Norm of the gradients by part, and of all as "all", scalars on the device; clip all together to `max_norm`.
 
     Gradients must be unscaled. Parts without a gradient are left out.
     """
     by_part: dict[str, list[Tensor]] = {}
-    for name, parameter in learning_parameters(model).items():
+    learning = learning_parameters(model)
+    for name, parameter in learning.items():
         if parameter.grad is not None:
             by_part.setdefault(part_of(name) or "", []).append(parameter.grad)
     norms = {part: _whole(get_total_norm(gradients)) for part, gradients in by_part.items()}
-    total = torch.stack(list(norms.values())).norm() if norms else torch.zeros(())
+    device = next(iter(learning.values())).device
+    total = torch.stack(list(norms.values())).norm() if norms else torch.zeros((), device=device)
     if max_norm is not None:
         clip_grads_with_norm_([p for p in model.parameters() if p.requires_grad], max_norm, total)
-    values = torch.stack([*norms.values(), total]).tolist()  # one copy from the device
-    return dict(zip([*norms, "all"], values, strict=True))
+    return {**norms, "all": total}
 
 
 def _whole(norm: Tensor) -> Tensor:

@@ -9,36 +9,46 @@ processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_train.errors import ConfigError
 from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.host_copies import to_device
 from fusion_train.models.parts import decoder_layers, trained_parameters
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their mean over all processes; a parameter without a gradient on any process keeps none."""
+def average_gradients(parameters: Iterable[nn.Parameter]) -> Tensor | None:
+    """Replace gradients by their mean over all processes; one that only other processes have counts as zeros.
+
+    Returns:
+        (P,) float32 on the device: how many processes used each parameter, for `drop_unused`; None for one process.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
+        return None
     chosen = list(parameters)
-    device = chosen[0].device
-    used = torch.tensor([p.grad is not None for p in chosen], dtype=torch.int32, device=device)
-    dist.all_reduce(used)
-    shared = [p for p, count in zip(chosen, used.tolist(), strict=True) if count]
-    for parameter in shared:
+    used = to_device(torch.tensor([float(p.grad is not None) for p in chosen]), chosen[0].device)
+    for parameter in chosen:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in shared if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    gradients = [parameter.grad for parameter in chosen if parameter.grad is not None]
+    flat = torch.cat([used, *(gradient.flatten() for gradient in gradients)])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    used, *parts = flat.split([len(chosen), *(gradient.numel() for gradient in gradients)])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient)).div_(dist.get_world_size())
+    return used
+
+
+def drop_unused(parameters: Iterable[nn.Parameter], used: Sequence[float]) -> None:
+    """Remove the gradients of parameters that no process used, as on one process."""
+    for parameter, count in zip(parameters, used, strict=True):
+        if not count:
+            parameter.grad = None
 
 
 def any_process(accelerator: Accelerator, value: bool) -> bool:

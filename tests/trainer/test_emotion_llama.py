@@ -72,6 +72,28 @@ def test_soft_tokens_stand_in_the_published_order(model):
     torch.testing.assert_close(soft[:, -1], model.projectors["audio"](features(2)["audio"][:, -1]))
 
 
+def test_soft_tokens_of_the_mask_go_to_the_places_in_order_and_the_others_get_no_gradient(model):
+    soft = torch.randn(2, 5, 32, requires_grad=True)
+    mask = torch.tensor([[True, False, True, True, False], [False, False, True, False, True]])
+    ids = torch.tensor([[3, SOFT_TOKEN, SOFT_TOKEN, 4, SOFT_TOKEN, 5], [SOFT_TOKEN, 6, 7, 8, 9, SOFT_TOKEN]])
+    spliced = model.splice(ids, soft, mask)
+    words = model.llm.get_input_embeddings()(ids.clamp(min=0))
+    expected = words.detach().masked_scatter((ids == SOFT_TOKEN).unsqueeze(-1), soft[mask])
+    assert torch.equal(spliced, expected)
+    upstream = torch.randn_like(spliced)
+    (found,) = torch.autograd.grad(spliced, soft, upstream)
+    (wanted,) = torch.autograd.grad(expected, soft, upstream)
+    assert torch.equal(found, wanted)
+    assert not found[~mask].any()
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_as_many_places_as_soft_tokens_are_demanded(model, places):
+    ids = torch.tensor([[SOFT_TOKEN] * places + [5] * 4])
+    with pytest.raises(RuntimeError, match="as many places"):
+        model.splice(ids, torch.zeros(1, 2, 32), torch.ones(1, 2, dtype=torch.bool))
+
+
 def test_a_stream_can_be_zeroed_or_left_out_of_a_trained_model(model):
     counts = model.soft_counts
     whole, _ = model.soft_tokens(features(2), all_present(2))

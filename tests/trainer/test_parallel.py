@@ -127,11 +127,13 @@ def test_gradients_are_means_over_processes_also_of_a_part_that_one_of_them_did_
     """The other process has 4 where this one has 2, 1 where this one has none, and none where neither has."""
     here, absent_here, nowhere = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     here.grad = torch.tensor([2.0, 6.0])
-    of_other = iter([torch.tensor([1, 1, 0], dtype=torch.int32), torch.tensor([4.0, 0.0, 1.0, 3.0])])
+    of_other = iter([torch.tensor([1.0, 1, 0, 4, 0, 1, 3, 0, 0])])
     monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(parallel.dist, "all_reduce", lambda tensor: tensor.add_(next(of_other)))
-    parallel.average_gradients([here, absent_here, nowhere])
+    used = parallel.average_gradients([here, absent_here, nowhere])
+    assert used.tolist() == [2.0, 1.0, 0.0]
+    parallel.drop_unused([here, absent_here, nowhere], used.tolist())
     assert here.grad.tolist() == [3.0, 3.0]
     assert absent_here.grad.tolist() == [0.5, 1.5]
     assert nowhere.grad is None
