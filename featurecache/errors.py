@@ -6,6 +6,7 @@
     ├── MediaError                    one clip's media cannot be decoded (recorded, never fatal in extraction)
     ├── EncoderError                  unknown encoder, or an option it does not have
     ├── WeightsError                  weights missing, incomplete or of another architecture
+    ├── ProjectError                  the project file featurecache.toml
     ├── MissingExtraError             packages of an extra are not installed; `pip install` with the extra adds them
     ├── BrokenPackageError            an installed package of another project cannot be imported
     ├── SpreadsheetError              a file is not an xlsx workbook
@@ -94,6 +95,10 @@ class EncoderError(FeatureCacheError):
 
 class WeightsError(FeatureCacheError):
     """Weights that are missing, incomplete, or of another architecture."""
+
+
+class ProjectError(FeatureCacheError):
+    """The project file `featurecache.toml` is no TOML, or has unknown keys or values of another kind."""
 
 
 class MissingExtraError(FeatureCacheError):

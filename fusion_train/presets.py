@@ -42,19 +42,25 @@ def stage_names() -> list[str]:
     )
 
 
-def load_config(config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    config: str | Path | None = None,
+    stage: str | None = None,
+    overrides: Iterable[str] = (),
+    llm: str | None = None,
+) -> Config:
     """Resolve a configuration.
 
     Args:
         config: a YAML file, or the name of a shipped preset; None: `DEFAULT`.
         stage: name of a file in `configs/stages/`.
         overrides: texts `a.b=c`; c is read as YAML.
+        llm: language model of the defaults, in place of the published one; a `config` names its own.
 
     Raises:
         ConfigError: no such file, invalid YAML, unknown keys or wrong values; all are listed with their dotted keys.
     """
     overrides = list(overrides)
-    values = layered_settings(config, stage, overrides)
+    values = layered_settings(config, stage, overrides, llm)
     fit_to_length(values, own_settings(config, stage, overrides))
     resolved = validate(values, str(config or DEFAULT))
     refuse_probe_with_llm(resolved)
@@ -62,11 +68,16 @@ def load_config(config: str | Path | None = None, stage: str | None = None, over
 
 
 def layered_settings(
-    config: str | Path | None = None, stage: str | None = None, overrides: Iterable[str] = ()
+    config: str | Path | None = None,
+    stage: str | None = None,
+    overrides: Iterable[str] = (),
+    llm: str | None = None,
 ) -> dict[str, Any]:
     """Merge the layers of a configuration, as in `load_config`, without `fit_to_length` and without validation."""
     values = read_yaml(config if config is not None else DEFAULT)
     values.pop("stages", None)
+    if llm is not None and config is None:
+        merge(values, {"model": {"llm": llm}})
     if stage is not None:
         merge(values, stage_settings(config, stage))
     for text in overrides:

@@ -69,9 +69,10 @@ LAYERS = {
     "featurecache": (
         ("machine", "outside_text", "views", "interrupt"),
         ("errors",),
-        ("extras", "spec", "terminal"),
+        ("extras", "project", "spec", "terminal"),
         ("files",),
         ("console",),
+        ("console_project",),
         ("clips", "encoders"),
         ("store", "testing"),
         ("", "media"),

@@ -35,6 +35,7 @@ from pydantic import BaseModel
 
 from featurecache import load_clips
 from featurecache.cli import main as fcache
+from featurecache.project import read_project
 from fusion_train.cli import main as trainer
 from fusion_train.config import Config
 from fusion_train.evaluation.benchmarks import load_benchmark
@@ -150,7 +151,11 @@ def test_every_json_block_is_a_line_of_a_clip_list(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("toml"), ids=str)
-def test_every_toml_block_registers_under_a_group_that_the_project_reads(block: Block) -> None:
+def test_every_toml_block_is_a_project_file_or_registers_under_a_group_that_is_read(block: Block) -> None:
+    if "project" not in tomllib.loads(block.text):
+        Path("featurecache.toml").write_text(block.text, encoding="utf-8")
+        assert read_project(Path("featurecache.toml").absolute()).present()
+        return
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = tomllib.loads(block.text)["project"]["entry-points"]
     assert groups

@@ -15,7 +15,9 @@ import click
 from rich.table import Table
 
 from featurecache.console import OutputPath, TrainerTool, say, tables
+from featurecache.console_project import ProjectOption
 from fusion_train.cli.predict import encoder_places
+from fusion_train.cli.run_weights import project_weights
 
 
 @click.command(cls=TrainerTool, context_settings={"max_content_width": 100})
@@ -24,6 +26,9 @@ from fusion_train.cli.predict import encoder_places
 @click.option("--verify", type=click.Path(path_type=Path), help="Measure an exported folder again; writes nothing.")
 @click.option(
     "--weights",
+    cls=ProjectOption,
+    project_key="weights",
+    fills=False,
     multiple=True,
     metavar="NAME=PATH_OR_ID",
     help="Checkpoint of an encoder, where it is not the hub id in its spec; repeatable.",
@@ -70,6 +75,8 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
     from fusion_train.run import Run
 
     run = Run(folder) if folder else None
+    if run is not None and verify is None:
+        named = {**project_weights(run, given["store"]), **named}
     sources = ExportSources(
         given["store"],
         given["clips"],

@@ -8,10 +8,10 @@ from __future__ import annotations
 import click
 
 import featurecache
-from featurecache.cli import audit, extract, importing, inspect_store, maintenance, similarity
+from featurecache.cli import audit, extract, importing, inspect_store, maintenance, project, similarity
 from featurecache.console import HELP, CommandGroup
 
-MODULES = (extract, importing, inspect_store, maintenance, similarity, audit)
+MODULES = (project, extract, importing, inspect_store, maintenance, similarity, audit)
 EXPLORE = {command.name for module in (similarity, audit) for command in module.COMMANDS}
 """Commands that need nothing beyond the extra `explore`."""
 

@@ -21,6 +21,7 @@ from featurecache.cli.options import (
     with_options,
 )
 from featurecache.console import say, size_text, tables
+from featurecache.console_project import ProjectOption
 from featurecache.errors import EncoderError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
 from featurecache.outside_text import json_text
@@ -49,6 +50,8 @@ EXTRACTION_OPTIONS = with_options(
     click.option(
         "--encoder",
         "encoders",
+        cls=ProjectOption,
+        project_key="encoders",
         multiple=True,
         required=True,
         metavar="[FEATURE=]ENCODER",

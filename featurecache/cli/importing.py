@@ -12,6 +12,7 @@ from rich.table import Table
 from featurecache.cli.options import CLIPS, MEDIA_ROOT
 from featurecache.clips.splitting import DEFAULT_SHARES, GROUP_KEYS, Splitting, is_shares, parse_shares
 from featurecache.console import OutputPath, counted, say, tables
+from featurecache.console_project import ProjectOption
 from featurecache.errors import DatasetError
 from featurecache.terminal import show_progress
 
@@ -32,7 +33,14 @@ SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed
 @click.command("import")
 @click.argument("name", required=False)
 @click.argument("source", required=False)
-@click.option("--out", default="clips.jsonl", show_default=True, help="The clip list to write.")
+@click.option(
+    "--out",
+    cls=ProjectOption,
+    project_key="clips",
+    default="clips.jsonl",
+    show_default=True,
+    help="The clip list to write.",
+)
 @click.option("--labels", default=None, metavar="TABLE", help="Table of labels; short for --option labels=TABLE.")
 @click.option(
     "--split",

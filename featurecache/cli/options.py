@@ -8,17 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurecache.console_project import ProjectOption, project
 from featurecache.errors import EncoderError
 
 if TYPE_CHECKING:
     from featurecache.extract.job import OpenEncoder
 
-STORE = click.option("--store", default="features.zarr", show_default=True, help="Where the features are kept.")
-CLIPS = click.option("--clips", default="clips.jsonl", show_default=True, help="The clip list.")
+STORE = click.option(
+    "--store",
+    cls=ProjectOption,
+    project_key="store",
+    default="features.zarr",
+    show_default=True,
+    help="Where the features are kept.",
+)
+CLIPS = click.option(
+    "--clips", cls=ProjectOption, project_key="clips", default="clips.jsonl", show_default=True, help="The clip list."
+)
 NAMES = click.option("--name", "names", multiple=True, help="A feature; may be repeated. Every feature by default.")
-MEDIA_ROOT = click.option("--media-root", default=None, help="Folder of the media, where it is not the list's own.")
+MEDIA_ROOT = click.option(
+    "--media-root",
+    cls=ProjectOption,
+    project_key="media_root",
+    default=None,
+    help="Folder of the media, where it is not the list's own.",
+)
 WEIGHTS = click.option(
-    "--weights", multiple=True, metavar="[NAME=]PATH_OR_ID", help="Checkpoint for every encoder, or for one of them."
+    "--weights",
+    cls=ProjectOption,
+    project_key="weights",
+    fills=False,
+    multiple=True,
+    metavar="[NAME=]PATH_OR_ID",
+    help="Checkpoint for every encoder, or for one of them.",
 )
 OPTIONS = click.option(
     "--option", "settings", multiple=True, metavar="NAME.KEY=VALUE", help="An option of an encoder: whisper.tokens=32."
@@ -57,6 +79,8 @@ def listed(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 def weights_of(encoders: Sequence[str], values: Sequence[str]) -> dict[str, str | None]:
     """Return encoder name -> checkpoint; a value without NAME= is for every encoder that is not named.
 
+    Where neither is given, the project file's weights are taken.
+
     Raises:
         EncoderError: a value names an encoder that the command does not use.
     """
@@ -71,7 +95,9 @@ def weights_of(encoders: Sequence[str], values: Sequence[str]) -> dict[str, str 
             raise EncoderError(f"--weights {value}", expected=expected, got=name)
         else:
             for_all = value
-    return {encoder: named.get(encoder, for_all) for encoder in encoders}
+    found = project()
+    known = {} if found is None else found.weights
+    return {encoder: named.get(encoder) or for_all or known.get(encoder) for encoder in encoders}
 
 
 def settings_of(encoders: Sequence[str], values: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from featurecache.encoders.hub import hub_answers, no_answer, way_out
 from featurecache.errors import EncoderError, WeightsError, suggest
 from featurecache.files.hashing import file_sha256
 
@@ -48,21 +49,22 @@ class Checkpoint:
         self.weights, self.encoder = weights, encoder
         self._folder = Path(weights).expanduser()
         self._is_folder = self._folder.is_dir()
-        looks_local = weights.startswith((".", "/", "~")) or weights.count("/") != 1
+        self._looks_local = weights.startswith((".", "/", "~")) or weights.count("/") != 1
         self.single_file = self._folder if self._folder.suffix == LAVIS_SUFFIX and self._folder.is_file() else None
         """The weight file, if the checkpoint is one file without a config.json (LAVIS' eva_vit_g.pth)."""
-        if not self._is_folder and looks_local and self.single_file is None:
+        if not self._is_folder and self._looks_local and self.single_file is None:
             raise self.error(
                 expected="a checkpoint folder", got="a file" if self._folder.exists() else "no such folder"
             )
 
     def error(self, *, expected: str, got: str, problems: tuple[str, ...] | list[str] = ()) -> WeightsError:
         """Return an error about this checkpoint; its next step is always to name another checkpoint."""
+        local_copy = f"Point --weights {self.encoder}=FOLDER to a local copy with config.json and *.safetensors."
         return WeightsError(
             f'{self.encoder}: weights "{self.weights}"',
             expected=expected,
             got=got,
-            next_step=f"Point --weights {self.encoder}=FOLDER to a local copy with config.json and *.safetensors.",
+            next_step=local_copy if self._is_folder or self._looks_local else way_out(f"--weights {self.encoder}="),
             problems=problems,
         )
 
@@ -86,17 +88,19 @@ class Checkpoint:
             return local_path if local_path.is_file() else None
         from transformers.utils import cached_file
 
+        answers = hub_answers()
         try:
             with quiet_transformers():
                 path = cached_file(
                     self.weights,
                     name,
+                    local_files_only=not answers,
                     _raise_exceptions_for_missing_entries=required,
                     _raise_exceptions_for_connection_errors=required,
                 )
         except (OSError, ValueError) as error:
-            first_line = str(error).strip().partition("\n")[0].rstrip(".")
-            raise self.error(expected="a folder, or a model of the hub that can be fetched", got=first_line) from error
+            got = str(error).strip().partition("\n")[0].rstrip(".") if answers else no_answer()
+            raise self.error(expected="a folder, or a model of the hub that can be fetched", got=got) from error
         return None if path is None else Path(path)
 
     def json(self, name: str) -> dict[str, Any]:
@@ -191,6 +195,15 @@ class Checkpoint:
                     if key.startswith(prefix):
                         tensors[key.removeprefix(prefix)] = opened.get_tensor(key)
         return tensors, prefix
+
+
+def holds_weights(place: str, hashes: Mapping[str, str]) -> bool:
+    """Return whether a folder, or one weight file, has all files of these names and sha256; False for a hub id."""
+    path = Path(place).expanduser()
+    files = {name: path / name if path.is_dir() else path for name in hashes}
+    if not files or not all(file.is_file() and file.name == name for name, file in files.items()):
+        return False
+    return all(file_sha256(file) == hashes[name] for name, file in files.items())
 
 
 def read_options(encoder: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from featurecache.console import HELP, CommandGroup, OutputPath, say
 from fusion_train.cli.evaluate import agreement, contrast_command, evaluate_command, rate, score_command
-from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, SET, STORE
+from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, RUN_CLIPS, RUN_STORE, SET, STORE, project_model
 from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
 from fusion_train.cli.runs import replay, report, verify_resume_command
@@ -57,8 +58,8 @@ def main(
     ctx: click.Context,
     stage: str | None,
     config: str | None,
-    store: str | None,
-    clips: str | None,
+    store: str,
+    clips: str,
     init: Path | None,
     out: Path | None,
     overrides: tuple[str, ...],
@@ -74,7 +75,7 @@ def main(
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if ctx.invoked_subcommand is not None:
         for parameter in ctx.command.params:
-            if parameter.expose_value and ctx.params[parameter.name or ""]:
+            if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"write {parameter.opts[0]} after {ctx.invoked_subcommand}")
         return
     if stage is None:
@@ -85,7 +86,7 @@ def main(
     from fusion_train.training.callbacks import load_callbacks
     from fusion_train.training.trainer import train
 
-    settings = load_config(config, stage, overrides)
+    settings = load_config(config, stage, overrides, project_model())
     for line in replaced_settings(config, stage, overrides):
         say(line)
     run = Run(out or RUNS / stage)
@@ -97,8 +98,8 @@ def main(
         run.folder,
         train(
             settings,
-            store=store or "features.zarr",
-            clips=clips or "clips.jsonl",
+            store=store,
+            clips=clips,
             run=run,
             initial=initial,
             say=say,
@@ -109,8 +110,8 @@ def main(
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@STORE
-@CLIPS
+@RUN_STORE
+@RUN_CLIPS
 @click.option("--clips-changed", is_flag=True, help="Continue although the clip list changed; the run records it.")
 @CALLBACK
 def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool, callbacks: tuple[str, ...]) -> None:
@@ -152,8 +153,8 @@ def import_released_command(
     out: Path,
     stage: str,
     config: str,
-    store: str | None,
-    clips: str | None,
+    store: str,
+    clips: str,
     overrides: tuple[str, ...],
 ) -> None:
     """Make a run from a checkpoint of the released code or of MiniGPT-v2; no code in its file is run.
@@ -166,8 +167,7 @@ def import_released_command(
     from fusion_train.run import Run
 
     settings = load_config(config, stage, overrides)
-    places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
-    import_released(file, settings, **places, run=Run(out), say=say)
+    import_released(file, settings, store=store, clips=clips, run=Run(out), say=say)
     say(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
 
 

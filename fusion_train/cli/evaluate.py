@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from featurecache.console import OutputPath, say, tables
-from fusion_train.cli.options import CLIPS, STORE
+from fusion_train.cli.options import RUN_CLIPS, RUN_STORE
 
 _SCORING = (
     click.option("--wheels", type=click.Path(path_type=Path), help="Folder of the emotion wheels (wheel1..5.xlsx, …)."),
@@ -55,8 +55,8 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting of prompt or evaluation.")
 @click.option("--answer", type=click.Choice(["choose", "generate"]), help="How one label is answered, in every set.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
-@STORE
-@CLIPS
+@RUN_STORE
+@RUN_CLIPS
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips asked at once.")
 @click.option("--again", is_flag=True, help="Delete existing answers first.")
 @scoring_options

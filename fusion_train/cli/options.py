@@ -6,10 +6,35 @@ from pathlib import Path
 
 import click
 
-STORE = click.option("--store", help="Feature store: folder or URL.  [default: features.zarr]")
-CLIPS = click.option("--clips", help="Clip list: JSONL, CSV or Parquet.  [default: clips.jsonl]")
+from featurecache.console_project import ProjectOption, project
+
+STORE = click.option(
+    "--store",
+    cls=ProjectOption,
+    project_key="store",
+    default="features.zarr",
+    show_default=True,
+    help="Feature store: folder or URL.",
+)
+CLIPS = click.option(
+    "--clips",
+    cls=ProjectOption,
+    project_key="clips",
+    default="clips.jsonl",
+    show_default=True,
+    help="Clip list: JSONL, CSV or Parquet.",
+)
+RUN_STORE = click.option("--store", help="Feature store.  [default: that of the run]")
+RUN_CLIPS = click.option("--clips", help="Clip list.  [default: that of the run]")
 SET = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override one setting; repeatable.")
-CONFIG = click.option("--config", help="YAML file or shipped preset.  [default: emotion_llama_v2]")
+CONFIG = click.option(
+    "--config",
+    cls=ProjectOption,
+    project_key="model",
+    fills=False,
+    unless="config",
+    help="YAML file or shipped preset.  [default: emotion_llama_v2]",
+)
 CALLBACK = click.option(
     "--callback",
     "callbacks",
@@ -18,3 +43,9 @@ CALLBACK = click.option(
     help="Your own code in the training loop: a subclass of Callback; repeatable.",
 )
 INIT = click.option("--init", type=click.Path(path_type=Path), help="Run to start from.")
+
+
+def project_model() -> str | None:
+    """Return the language model that the project file names; None without one."""
+    found = project()
+    return None if found is None else found.model

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from featurecache.console import say, tables
-from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
+from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE, project_model
 
 if TYPE_CHECKING:
     from fusion_train.planning.plan import TrainingPlan
@@ -34,8 +34,8 @@ from featurecache.console import OutputPath
 def plan(
     stage: str,
     config: str | None,
-    store: str | None,
-    clips: str | None,
+    store: str,
+    clips: str,
     gpu: str,
     utilisation: float,
     overrides: tuple[str, ...],
@@ -49,12 +49,10 @@ def plan(
     from fusion_train.planning.plan import make_plan
     from fusion_train.presets import load_config, replaced_settings
 
-    settings = load_config(config, stage, overrides)
+    settings = load_config(config, stage, overrides, project_model())
     for line in replaced_settings(config, stage, overrides):
         say(line)
-    training_plan = make_plan(
-        settings, store or "features.zarr", clips or "clips.jsonl", gpu=gpu, utilisation=utilisation, say=say
-    )
+    training_plan = make_plan(settings, store, clips, gpu=gpu, utilisation=utilisation, say=say)
     console = tables()
     for table in _tables(training_plan, settings.optim.micro_batch_size):
         console.print(table)
@@ -64,7 +62,7 @@ def plan(
         f"{training_plan.hours:.3g} hours of one {card.name} at {training_plan.utilisation:.0%} of its published "
         f"{card.bf16_tflops:g} TFLOP/s"
     )
-    for line in cautions(settings, on_cpu=False, **split_sizes(settings, clips or "clips.jsonl")):
+    for line in cautions(settings, on_cpu=False, **split_sizes(settings, clips)):
         say(line)
     if training_plan.advice:
         say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {training_plan.advice}")
@@ -117,7 +115,7 @@ def _table(title: str, first: str, second: str) -> Table:
 @click.option("--weights", help="Checkpoint that made the feature, if the store does not record it.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--out", type=OutputPath("file"), default="zero-image.safetensors", show_default=True)
-def zero_image(store: str | None, name: str, weights: str | None, device: str, out: Path) -> None:
+def zero_image(store: str, name: str, weights: str | None, device: str, out: Path) -> None:
     """Encode an all-zero image once, for runs in which the model sees absent modalities (--config released).
 
     \b
@@ -125,4 +123,4 @@ def zero_image(store: str | None, name: str, weights: str | None, device: str, o
     """
     from fusion_train.export.encoders import make_zero_image
 
-    make_zero_image(store or "features.zarr", name, out, weights=weights, device=device, say=say)
+    make_zero_image(store, name, out, weights=weights, device=device, say=say)

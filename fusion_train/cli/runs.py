@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from featurecache.console import OutputPath, say
-from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
+from fusion_train.cli.options import CLIPS, CONFIG, RUN_CLIPS, RUN_STORE, SET, STORE, project_model
 
 
 @click.command("verify-resume")
@@ -23,8 +23,8 @@ from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE
 def verify_resume_command(
     stage: str,
     config: str | None,
-    store: str | None,
-    clips: str | None,
+    store: str,
+    clips: str,
     overrides: tuple[str, ...],
     steps: int,
     kills: int,
@@ -38,12 +38,12 @@ def verify_resume_command(
     from fusion_train.presets import load_config
     from fusion_train.training.verify_resume import verify_resume
 
-    settings = load_config(config, stage, overrides)
+    settings = load_config(config, stage, overrides, project_model())
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
         comparison = verify_resume(
             settings,
-            store=store or "features.zarr",
-            clips=clips or "clips.jsonl",
+            store=store,
+            clips=clips,
             folder=Path(folder),
             steps=steps,
             kills=kills,
@@ -61,8 +61,8 @@ def verify_resume_command(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@STORE
-@CLIPS
+@RUN_STORE
+@RUN_CLIPS
 def replay(run: Path, store: str | None, clips: str | None) -> None:
     """Compute the samples of a diverged step one by one.
 

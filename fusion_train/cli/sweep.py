@@ -10,7 +10,7 @@ import click
 
 from featurecache.cli.options import listed
 from featurecache.console import OutputPath, say, tables
-from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE
+from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE, project_model
 
 if TYPE_CHECKING:
     from fusion_train.sweeps.results import Results
@@ -67,8 +67,8 @@ def _budget(ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ..
 def sweep(
     file: str,
     config: str | None,
-    store: str | None,
-    clips: str | None,
+    store: str,
+    clips: str,
     init: Path | None,
     out: Path | None,
     retry: bool,
@@ -95,8 +95,8 @@ def sweep(
     from fusion_train.sweeps.running import run_sweep
     from fusion_train.sweeps.sweep_file import load_sweep
 
-    definition = load_sweep(file, config, overrides, budget)
-    places = {"store": store or "features.zarr", "clips": clips or "clips.jsonl"}
+    definition = load_sweep(file, config, overrides, budget, project_model())
+    places = {"store": store, "clips": clips}
     if check_only:
         from fusion_train.sweeps.check import check
 

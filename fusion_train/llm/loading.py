@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from featurecache.console import say
 from featurecache.encoders.checkpoint import quiet_transformers
+from featurecache.encoders.hub import hub_answers, no_answer, way_out
 from featurecache.encoders.network import align
 from featurecache.outside_text import one_line
 from featurecache.terminal import Screen
@@ -75,7 +76,7 @@ def llm_config(name: str) -> Any:
     if name in KNOWN_SIZES and not Path(name).exists():
         return LlamaConfig(**KNOWN_SIZES[name])
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **_reading(name))
     except (OSError, ValueError) as error:
         raise _unavailable(name, error) from error
 
@@ -100,7 +101,7 @@ def load_tokenizer(name: str) -> Any:
         ModelError: there is no such tokenizer, or it has no end-of-sequence token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **_reading(name))
     except (OSError, ValueError) as error:
         raise _unavailable(name, error) from error
     if tokenizer.eos_token_id is None:
@@ -146,7 +147,9 @@ def load_llm(name: str, dtype: str) -> Any:
     loaded: Any  # the stubs of transformers do not know that the information makes it a pair
     try:
         with loading_weights("language model", name):
-            loaded = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                name, dtype=getattr(torch, dtype), output_loading_info=True, **_reading(name)
+            )
     except (OSError, ValueError) as error:
         raise _unavailable(name, error) from error
     llm, info = loaded
@@ -214,9 +217,15 @@ def _refuse_patches_left_over(config: Config, shapes: FeatureShapes) -> None:
 
 def _unavailable(name: str, error: Exception) -> ModelError:
     local = Path(name).exists()
+    reached = local or hub_answers()
     return ModelError(
         f'model.llm "{name}"',
         expected="a causal language model of transformers" if local else "a local folder or a reachable hub id",
-        got=" ".join(str(error).split())[:300],
-        next_step="Set it with --set model.llm=FOLDER.",
+        got=" ".join(str(error).split())[:300] if reached else no_answer(),
+        next_step="Set it with --set model.llm=FOLDER." if local else way_out("--set model.llm="),
     )
+
+
+def _reading(name: str) -> dict[str, bool]:
+    """Return arguments of `from_pretrained`: a hub that does not answer is not asked again for each file."""
+    return {"local_files_only": True} if not Path(name).exists() and not hub_answers() else {}

@@ -182,12 +182,16 @@ class Sweep:
 
 
 def load_sweep(
-    file: str, config: str | None, overrides: Iterable[str], budget: Mapping[str, Any] | None = None
+    file: str,
+    config: str | None,
+    overrides: Iterable[str],
+    budget: Mapping[str, Any] | None = None,
+    llm: str | None = None,
 ) -> Sweep:
     """Read a sweep file, or a shipped one by name, and build every trial's configurations.
 
     Args:
-        config, overrides: the recipe that variants are laid over, as for training.
+        config, overrides, llm: the recipe that variants are laid over, as for training.
         budget: laid over the file's.
 
     Raises:
@@ -203,7 +207,7 @@ def load_sweep(
     def recipe(stage: str, only: bool) -> dict[str, Any]:
         """Settings of a stage; the probe of a chain leaves out the language model that --set names for the others."""
         without = [] if only or stage != PROBE else ["model.llm=null"]
-        return layered_settings(config, stage, [*overrides, *without])
+        return layered_settings(config, stage, [*overrides, *without], llm)
 
     trials: list[Trial] = []
     probes: dict[str, tuple[Trial, ...]] = {}
