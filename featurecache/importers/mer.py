@@ -1,27 +1,33 @@
-"""MER challenges: MER2023, MER2024, EMER, and OV-MERD, OV-MERD+ and MER-Caption+ of MER2025.
+"""MER challenges: MER2023, MER2024, EMER, MERR, and OV-MERD, OV-MERD+ and MER-Caption+ of MER2025.
 
-Sources: the MER 2023, 2024 and 2025 challenges, MER-UniBench, AffectGPT (arXiv 2306.15401) for EMER. The clips come
-from Chinese films and series. Subtitles are in a separate table whose file name varies.
+Sources: the MER 2023, 2024 and 2025 challenges, MER-UniBench, AffectGPT (arXiv 2306.15401) for EMER, Emotion-LLaMA
+(NeurIPS 2024) for MERR. The clips come from Chinese films and series. Subtitles are in a separate table whose file name
+varies.
 
     MER2023              six emotions and a valence; split test3 has no valence
     MER2024              labelled clips, and the SEMI track, whose labels were published after the challenge
     EMER                 100 clips of MER2023, each with a rationale that people wrote
+    MERR                 unlabelled clips of MER2023 that models annotated: text files with lines `video_name n_frames
+                         emotion valence`, and JSON objects of clip name -> descriptions. The rationale is
+                         `smp_reason_caption` (fine-grained) or `caption` (coarse); fine-grained is preferred
     OV-MERD, OV-MERD+,   any number of emotion words per clip (column `openset`, a list as Python writes it; an empty
     MER-Caption+         list means neutral) and rationales; the file name of a table says which dataset it belongs to
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from featurecache.clips.clip_list import Clip
 from featurecache.errors import DatasetError
 from featurecache.importers import Importer, Option, Request
 from featurecache.importers.findings import Findings, Vocabulary, list_of, scores, texts
 from featurecache.importers.folders import MediaFolder, any_of, contents, first_of
-from featurecache.importers.tables import Columns, has_columns, read_table, tables_in
+from featurecache.importers.tables import Columns, Row, has_columns, read_json, read_lines, read_table, tables_in
 
 LICENCE = (
     "The MER challenge organisers (Institute of Automation, CAS) give access against a signed EULA,"
@@ -53,6 +59,22 @@ def subtitles(request: Request, findings: Findings) -> dict[str, str]:
     return {}
 
 
+def _labelled_clips(
+    rows: Iterable[Row], videos: MediaFolder, text_of: Mapping[str, str], findings: Findings
+) -> Iterator[Clip]:
+    """Yield the clips of rows that have an emotion, with valence and split where the table has them."""
+    for row in rows:
+        emotion = findings.label(EMOTIONS, row["emotion"], row.place)
+        if emotion is not None:
+            yield Clip(
+                id=row["name"],
+                video=videos.path_of(row["name"]),
+                text=text_of.get(row["name"]) or None,
+                split=row["split"].lower() or None,
+                labels={"emotion": emotion, **scores(valence=row["valence"])},
+            )
+
+
 # MER2023
 
 MER2023_SPLITS = ("train", "test1", "test2", "test3")
@@ -67,17 +89,9 @@ def read_mer2023(request: Request, findings: Findings) -> Iterator[Clip]:
         table = first_of(request.source, (f"{split}-label.csv", f"{split}_label.csv"), f"labels of split {split}")
         folder = any_of(request.source, (split, f"test/{split}", f"video/{split}")) or request.source / split
         videos = MediaFolder(folder)
-        for row in read_table(table, EMOTION_COLUMNS, VALENCE_COLUMN, request.encoding):
-            emotion = findings.label(EMOTIONS, row["emotion"], row.place)
-            if emotion is not None:
-                yield Clip(
-                    id=row["name"],
-                    video=videos.path_of(row["name"]),
-                    text=text_of.get(row["name"]) or None,
-                    split=split,
-                    dataset="mer2023",
-                    labels={"emotion": emotion, **scores(valence=row["valence"])},
-                )
+        rows = read_table(table, EMOTION_COLUMNS, VALENCE_COLUMN, request.encoding)
+        for clip in _labelled_clips(rows, videos, text_of, findings):
+            yield replace(clip, split=split, dataset="mer2023")
 
 
 MER2023 = Importer(
@@ -120,18 +134,9 @@ def read_mer2024(request: Request, findings: Findings) -> Iterator[Clip]:
         rows = read_table(table, EMOTION_COLUMNS, {**VALENCE_COLUMN, **SPLIT_COLUMN}, request.encoding)
         table_split = "semi" if "semi" in table.stem.lower() or len(rows) == NUM_SEMI else "train"
         table_split = request.options["split"] or table_split
-        for row in rows:
-            emotion = findings.label(EMOTIONS, row["emotion"], row.place)
-            if emotion is not None:
-                split = row["split"].lower() or table_split
-                yield Clip(
-                    id=row["name"],
-                    video=videos.path_of(row["name"]),
-                    text=text_of.get(row["name"]) or None,
-                    split=SPLIT_NAMES.get(split, split),
-                    dataset="mer2024",
-                    labels={"emotion": emotion, **scores(valence=row["valence"])},
-                )
+        for clip in _labelled_clips(rows, videos, text_of, findings):
+            split = clip.split or table_split
+            yield replace(clip, split=SPLIT_NAMES.get(split, split), dataset="mer2024")
 
 
 MER2024 = Importer(
@@ -264,3 +269,89 @@ def _mer2025(name: str, title: str, split: str, published: dict[str, int]) -> Im
 OV_MERD = _mer2025("ov-merd", "OV-MERD", "train", {})
 OV_MERD_PLUS = _mer2025("ov-merd-plus", "OV-MERD+", "test", {"test": 532})
 MER_CAPTION_PLUS = _mer2025("mer-caption-plus", "MER-Caption+", "train", {})
+
+
+# MERR
+
+MERR_EMOTIONS = Vocabulary(
+    "emotion",
+    (*EMOTIONS.labels, "fear", "contempt", "doubt", "disgust"),
+    {**EMOTIONS.aliases, "fearful": "fear", "disgusted": "disgust"},
+)
+LABEL_FILES = ("*fine*grained*.txt", "*coarse*grained*.txt", "*relative*.txt", "MERR*.txt")
+REASON_KEYS = ("smp_reason_caption", "reason_caption", "caption")
+WORDS_PER_LINE = 4
+
+
+def read_merr(request: Request, findings: Findings) -> Iterator[Clip]:
+    """Yield every clip that the text files or the JSON files name."""
+    descriptions = _merr_descriptions(request)
+    label_files = [path for pattern in LABEL_FILES if (path := any_of(request.source, (pattern, f"*/{pattern}")))]
+    labelled: dict[str, tuple[str, list[str]]] = {}
+    for path in dict.fromkeys(label_files):
+        for place, line in read_lines(path, request.encoding):
+            words = line.split()
+            if len(words) < WORDS_PER_LINE - 1:
+                got = f"{place}: {line[:60]}"
+                raise DatasetError(str(path), expected="lines of video_name n_frames emotion valence", got=got)
+            labelled.setdefault(words[0], (place, words))
+    if not descriptions and not labelled:
+        raise DatasetError(
+            str(request.source),
+            expected="MERR_*_grained.json or " + ", ".join(LABEL_FILES),
+            got=contents(request.source),
+        )
+    text_of = subtitles(request, findings)
+    folder = any_of(request.source, ("video", "videos", "clips"))
+    videos = MediaFolder(folder or request.source, deep=True)
+    for clip_id in dict.fromkeys([*labelled, *descriptions]):
+        description = descriptions.get(clip_id, {})
+        labels = {}
+        if clip_id in labelled:
+            place, words = labelled[clip_id]
+            emotion = findings.label(MERR_EMOTIONS, words[2], place)
+            if emotion is None:
+                continue
+            labels = {"emotion": emotion, **scores(valence=words[3] if len(words) >= WORDS_PER_LINE else None)}
+        reason = next((str(description[key]) for key in REASON_KEYS if description.get(key)), None)
+        peak = str(description.get("peak_index", ""))
+        yield Clip(
+            id=clip_id,
+            video=videos.path_of(clip_id),
+            text=str(description.get("text") or "") or text_of.get(clip_id) or None,
+            split="train",
+            dataset="merr",
+            labels=labels,
+            responses=texts(reason=reason),
+            peak_frame=int(peak) if peak.isdigit() else None,
+        )
+
+
+def _merr_descriptions(request: Request) -> dict[str, Mapping[str, Any]]:
+    """Return clip name -> descriptions, fine-grained before coarse."""
+    descriptions: dict[str, Mapping[str, Any]] = {}
+    for pattern in ("*fine*grained*.json", "*coarse*grained*.json"):
+        path = any_of(request.source, (pattern, f"*/{pattern}"))
+        if path is None:
+            continue
+        for clip_id, description in read_json(path, dict, request.encoding).items():
+            if not isinstance(description, dict):
+                raise DatasetError(str(path), expected="clip name -> an object", got=f"{clip_id}: {description!r:.60}")
+            descriptions.setdefault(clip_id, description)
+    return descriptions
+
+
+MERR = Importer(
+    name="merr",
+    title="MERR",
+    read=read_merr,
+    layout=(
+        "MERR_{fine,coarse}_grained.json: clip name -> smp_reason_caption or caption, peak_index, text",
+        "MERR_{fine,coarse}_grained.txt: lines of video_name n_frames emotion valence",
+        "video/<name>.{mp4,avi}",
+    ),
+    licence="The annotations are of the authors of Emotion-LLaMA (github.com/ZebangCheng/Emotion-LLaMA); the clips are"
+    " those of MER2023. " + LICENCE,
+    splits=("train",),
+    options={"language": LANGUAGE},
+)

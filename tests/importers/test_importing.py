@@ -30,9 +30,8 @@ from featurecache.importers import Importer, Request, find_importer, registered
 from featurecache.importers.dialogues import FOUR_WAY_COUNTS, speaker_crop
 from featurecache.importers.findings import Findings, Vocabulary, list_of, score
 from featurecache.importers.folders import MediaFolder
-from featurecache.importers.image_text import most_common
+from featurecache.importers.image_text import box_answer, most_common
 from featurecache.importers.importing import Target, import_dataset
-from featurecache.importers.refcoco import box_answer
 from featurecache.importers.tables import find_tables, read_json, read_table
 
 NAMES = {"name": ("name",)}
