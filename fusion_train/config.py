@@ -242,8 +242,9 @@ class OptimConfig(Section):
     """Optimizer steps of the stage."""
     batch_size: int = Field(4, ge=1)
     """Samples (questions) per step, over all devices and accumulated micro-batches."""
-    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
-    """Samples per forward pass on one device, packed into one row; auto: as many as fit a token budget."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Samples per forward pass on one device, packed into one row; auto: as many as fit the budget of a row. null: auto
+    on a GPU, 1 on a CPU. The samples of a step and their losses stay the same; a run records what was chosen."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Token budget of a row; null: what fits the GPU by the memory model, 4096 on a CPU."""
     activation_checkpointing: bool | Literal["auto"] = "auto"

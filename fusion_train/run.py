@@ -73,6 +73,9 @@ class RunRecord:
     """Held-out clips of each half, if the run keeps the weights that each half chooses; see `data.halves`."""
     callbacks: Mapping[str, str] = field(default_factory=dict)
     """The user's own code that took part in training: class name -> sha256 of its file."""
+    rows: Mapping[str, Any] = field(default_factory=dict)
+    """How the samples of a step are divided into rows, resolved for the device that the run began on: the fields of
+    `data.loader.TokenBudget`. Empty for runs of earlier releases."""
 
 
 class Run:

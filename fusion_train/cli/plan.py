@@ -54,7 +54,7 @@ def plan(
         say(line)
     training_plan = make_plan(settings, store, clips, gpu=gpu, utilisation=utilisation, say=say)
     console = tables()
-    for table in _tables(training_plan, settings.optim.micro_batch_size):
+    for table in _tables(training_plan):
         console.print(table)
     card, total_flops = training_plan.gpu, training_plan.flops.total * training_plan.samples
     say(
@@ -68,7 +68,7 @@ def plan(
         say(f"does not fit the {card.memory_gib} GiB of one {card.name}. {training_plan.advice}")
 
 
-def _tables(plan: TrainingPlan, micro_batch: int | str) -> list[Table]:
+def _tables(plan: TrainingPlan) -> list[Table]:
     """Return the tables of a plan: parameters, tokens, FLOPs and memory."""
     trained = sum(plan.parameters.values())
     parameters = _table("trained parameters", "part", "count")
@@ -94,7 +94,7 @@ def _tables(plan: TrainingPlan, micro_batch: int | str) -> list[Table]:
     flops.add_row("rule of 4N per token", f"{plan.rule_flops / unit_flops:.2f}")
 
     unit, unit_bytes = ("GiB", 2**30) if plan.memory.total >= 2**30 else ("MiB", 2**20)
-    memory = _table(f"memory at micro-batch {micro_batch}", "kind", unit)
+    memory = _table(f"memory at micro-batch {plan.micro_batch_size}", "kind", unit)
     for kind, size in plan.memory.by_kind().items():
         memory.add_row(kind, f"{size / unit_bytes:.2f}")
     memory.add_section()

@@ -51,23 +51,41 @@ class Packed:
     """Tokens of each sample; a shared prefix counts for the first sample of its group."""
 
 
+@dataclass(frozen=True)
+class RowSize:
+    """What decides the memory of a row."""
+
+    tokens: int
+    """L; a shared prefix counts once."""
+    supervised: int
+    """S."""
+    clips: int
+    """G, the clips whose features the row reads."""
+
+
+def row_size(samples: Sequence[Encoded], *, share: bool = True) -> RowSize:
+    """Return the size of the row that `pack` makes of these samples."""
+    groups = _groups(samples, share)
+    saved = sum(common * (len(members) - 1) for members, common in groups)
+    return RowSize(
+        sum(sample.length for sample in samples) - saved, sum(len(sample.answer) for sample in samples), len(groups)
+    )
+
+
 def pack(samples: Sequence[Encoded], *, share: bool = True) -> Packed:
     """Put samples into one row, groups in the order of their first sample.
 
     Args:
         share: whether samples with the same soft tokens share the beginning of their prompts.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for number, sample in enumerate(samples):
-        groups.setdefault(sample.shared if share else number, []).append(number)
+    groups = _groups(samples, share)
     ids: list[int] = []
     kept: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
     segments: list[RowSegment] = []
     own_tokens = [0] * len(samples)
-    for members in groups.values():
-        common = _common_prefix([samples[number].prompt for number in members]) if len(members) > 1 else 0
+    for members, common in groups:
         prefix = (len(ids), len(ids) + common) if common else None
         if prefix:
             segments.append(RowSegment(*prefix))
@@ -88,9 +106,20 @@ def pack(samples: Sequence[Encoded], *, share: bool = True) -> Packed:
         torch.tensor(targets),
         torch.tensor(owners),
         Layout(tuple(segments)),
-        [members[0] for members in groups.values()],
+        [members[0] for members, _ in groups],
         own_tokens,
     )
+
+
+def _groups(samples: Sequence[Encoded], share: bool) -> list[tuple[list[int], int]]:
+    """Return the numbers of the samples of each group, and how many tokens they share."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, sample in enumerate(samples):
+        groups.setdefault(sample.shared if share else number, []).append(number)
+    return [
+        (members, _common_prefix([samples[number].prompt for number in members]) if len(members) > 1 else 0)
+        for members in groups.values()
+    ]
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

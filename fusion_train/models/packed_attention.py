@@ -7,10 +7,10 @@ the whole prefix:
      prefix of two questions    both see themselves and the prefix     sees itself
 
 Attention between segments is not computed: a GPU runs variable-length flash attention, other devices one segment after
-the other. Position ids continue from the prefix, so that a question has the positions that it has alone. A model whose
-attention function cannot be replaced gets the same pattern as a mask (L, L). A model whose layers mix segments in spite
-of a layout (recurrent or convolutional layers, ALiBi, …; `family_check` measures it) gets each sample in a forward pass
-of its own.
+the other. A shared prefix is not copied into what the backward pass keeps (`prefix_attention`). Position ids continue
+from the prefix, so that a question has the positions that it has alone. A model whose attention function cannot be
+replaced gets the same pattern as a mask (L, L). A model whose layers mix segments in spite of a layout (recurrent or
+convolutional layers, ALiBi, …; `family_check` measures it) gets each sample in a forward pass of its own.
 Shapes: R rows of one layout, L tokens per row, A heads, D width per head. Knows no tokenizer and no clip.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -29,6 +29,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fusion_train.models.host_copies import to_device
+from fusion_train.models.prefix_attention import (
+    FlashKernels,
+    Sequences,
+    TwoRanges,
+    attend_again,
+    attend_in_two_ranges,
+)
 
 PACKED = "packed"
 """Name of this attention in transformers."""
@@ -57,6 +64,11 @@ class Layout:
     @property
     def length(self) -> int:
         return self.segments[-1].stop
+
+    @property
+    def shared(self) -> bool:
+        """Whether some segment has a prefix."""
+        return any(segment.prefix for segment in self.segments)
 
     def position_ids(self) -> Tensor:
         """Return the position ids (1, L) int64."""
@@ -90,9 +102,37 @@ class Layout:
             to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), device)
             for lengths in (lengths_q, lengths_k)
         ]
-        shared = any(s.prefix for s in self.segments)
-        index = to_device(torch.cat(keys), device) if shared else None
+        index = to_device(torch.cat(keys), device) if self.shared else None
         return VarlenIndex(index, ends[0], ends[1], max(lengths_q), max(lengths_k))
+
+    @lru_cache(maxsize=4)  # noqa: B019  # as above
+    def two_ranges(self, rows: int, device: torch.device) -> TwoRanges | None:
+        """Return what the queries of `rows` rows see, where every prefix is followed by its questions; else None."""
+        own = [segment.stop - segment.start for segment in self.segments]
+        queries, keys = [], []
+        sees_prefix = torch.zeros(self.length, dtype=torch.bool)
+        before: RowSegment | None = None
+        for segment, length in zip(self.segments, own, strict=True):
+            if segment.prefix is None:  # a piece of queries without keys, and one of keys without queries
+                queries += [length, 0]
+                keys += [0, length]
+            elif before is not None and segment.prefix == (before.start, before.stop):
+                # The prefix's keys belong to the piece of the queries after it; its own keys were that piece.
+                queries[-1] = length
+                queries.append(0)
+                keys.append(length)
+            elif before is not None and segment.prefix == before.prefix:
+                queries[-2] += length
+                keys[-1] += length
+            else:
+                return None
+            sees_prefix[segment.start : segment.stop] = segment.prefix is not None
+            before = segment
+        return TwoRanges(
+            Sequences.of(own * rows, own * rows, device),
+            Sequences.of(queries * rows, keys * rows, device),
+            to_device(sees_prefix.repeat(rows), device),
+        )
 
 
 @dataclass(frozen=True)
@@ -191,13 +231,36 @@ def packed_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, dropout: float, window: int | None
 ) -> Tensor:
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
-        return _attend_varlen(query, key, value, layout, scaling, window)
-    return _attend_by_segment(query, key, value, layout, scaling, dropout, window)
+    if dropout:  # a second pass would draw another mask
+        return _attend_by_segment(query, key, value, layout, scaling, window, dropout)
+    fast = _flash_runs(query)
+    attend = partial(_attend_varlen if fast else _attend_by_segment, layout=layout, scaling=scaling, window=window)
+    if not layout.shared:
+        return attend(query, key, value)
+    if fast and window is None and query.dtype == key.dtype == value.dtype:
+        ranges = layout.two_ranges(query.shape[0], query.device)
+        if ranges is not None:
+            q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # [r * l, a, d]
+            out = attend_in_two_ranges(q, k, v, ranges, scaling, FlashKernels())
+            return out.unflatten(0, (query.shape[0], layout.length))
+    return attend_again(query, key, value, attend)
+
+
+def _flash_runs(query: Tensor) -> bool:
+    """Whether variable-length flash attention takes these queries: it needs compute capability 8.0."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or _varlen() is None:
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _attend_by_segment(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, dropout: float, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scaling: float | None,
+    window: int | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     outputs = []

@@ -186,7 +186,7 @@ class Memory:
     features: int
     """Cached tokens of a micro-batch, and their copies in the dtype of the trained parts."""
     workspace: int
-    """One quantised matrix, restored for its product."""
+    """Gradients of one layer's activations, and one quantised matrix, restored for its product."""
     reserved: int
 
     @property
@@ -205,19 +205,29 @@ def activation_bytes(
 ) -> int:
     """Return the bytes that autograd keeps of the language model's layers for a micro-batch of `tokens` tokens.
 
-    A layer keeps, per token: the input of both norms in float32; query, key, value, output and log-sum of the
-    attention; gate, activation and product of the feed-forward; a copy of the input of every adapted matrix with its
-    dropout. With checkpointing a layer keeps only its input, and one layer at a time is computed again.
+    A layer keeps, per token: the input of both norms in float32 and its scale; query, key, value, output and log-sum of
+    the attention; gate, activation and product of the feed-forward; a copy of the input of every adapted matrix with
+    its dropout. A prefix that questions share is kept once (`models.prefix_attention`). With checkpointing a layer
+    keeps only its input, and one layer at a time is computed again.
     """
     size = DTYPE_BYTES[compute]
-    norms = 2 * 4 * llm.width
+    norm = 4 * llm.width + 4
     attention = size * (2 * llm.query_width + 2 * llm.key_width) + 4 * llm.heads
     feed_forward = 3 * size * llm.intermediate
-    layer = norms + attention + feed_forward
-    adapters = lora.input_width * (size + (MASK_BYTES + size if dropout else 0)) + lora.modules * lora.r * size
+    layer = 2 * norm + attention + feed_forward
+    adapters = lora.input_width * (size + (MASK_BYTES if dropout else 0)) + lora.modules * lora.r * size
+    rotary = 2 * size * (llm.query_width // max(llm.heads, 1))
     if checkpointing:
-        return tokens * (llm.layers * size * llm.width + layer + adapters // max(llm.layers, 1))
-    return tokens * (llm.layers * layer + adapters + 4 * llm.width)
+        return tokens * (llm.layers * size * llm.width + layer + adapters // max(llm.layers, 1) + rotary)
+    return tokens * (llm.layers * layer + adapters + norm + rotary)
+
+
+def backward_bytes(llm: LlmShape, tokens: int, *, compute: str) -> int:
+    """Return the bytes of the gradients that exist at once while the backward pass runs through one layer.
+
+    They are those of gate, activation and product of the feed-forward, and of norm and residual in float32.
+    """
+    return tokens * (3 * DTYPE_BYTES[compute] * llm.intermediate + 3 * 4 * llm.width)
 
 
 def memory(
@@ -259,7 +269,8 @@ def memory(
         activations=activation_bytes(llm, lora, tokens, compute=compute, checkpointing=checkpointing),
         logits=supervised * llm.vocabulary * (DTYPE_BYTES[compute] + 8),
         features=feature_values * (2 + 4 + DTYPE_BYTES[compute]),
-        workspace=llm.width * llm.intermediate * DTYPE_BYTES[compute] if quantised else 0,
+        workspace=backward_bytes(llm, tokens, compute=compute)
+        + (llm.width * llm.intermediate * DTYPE_BYTES[compute] if quantised else 0),
         reserved=reserved,
     )
 

@@ -66,6 +66,8 @@ class TrainingPlan:
     flops: costs.SampleFlops
     rule_flops: float
     memory: costs.Memory
+    micro_batch_size: int
+    """Samples of a row; with `auto`, how many samples of mean length fit."""
     steps: int
     samples: int
     gpu: costs.Gpu
@@ -117,12 +119,16 @@ def make_plan(
         adapter=adapter_work(model),
         checkpointing=budget.checkpointing,
     )
-    micro_batch_size = config.optim.micro_batch_size
-    micro = max(1, round(budget.tokens / lengths.total)) if micro_batch_size == "auto" else micro_batch_size
+    questions = config.data.questions_per_clip
+    if isinstance(budget.micro_batch_size, int):
+        micro, tokens = budget.micro_batch_size, budget.micro_batch_size * lengths.longest
+    else:  # as many samples as the budget and the batch have
+        weight = lengths.total + budget.supervised_weight * lengths.answer + budget.clip_weight / questions
+        micro = max(min(int(budget.tokens / weight), config.optim.batch_size), 1)
+        tokens = round(micro * lengths.total)
     base = config.model.quantised or config.model.llm_dtype
     parameters = count_by_part(model)
     values = sum(shape[0] * shape[1] for name in shapes.used if (shape := getattr(shapes, name)))
-    tokens = budget.tokens if micro_batch_size == "auto" else micro * lengths.longest
     needed = costs.memory(
         llm,
         lora,
@@ -130,7 +136,7 @@ def make_plan(
         learning=sum(parameter.numel() for parameter in learning_parameters(model).values()),
         tokens=tokens,
         supervised=micro * round(lengths.answer),
-        feature_values=micro * values,
+        feature_values=-(-micro // questions) * values,
         base=base,
         compute=COMPUTE[config.optim.precision],
         checkpointing=budget.checkpointing,
@@ -145,6 +151,7 @@ def make_plan(
         flops=flops,
         rule_flops=costs.rule_flops(llm, lengths.total, checkpointing=budget.checkpointing),
         memory=needed,
+        micro_batch_size=micro,
         steps=config.optim.steps,
         samples=samples,
         gpu=card,
@@ -152,7 +159,7 @@ def make_plan(
         hours=costs.hours(flops.total * samples, card, utilisation),
         advice=None
         if fits
-        else costs.advice(needed, checkpointing=budget.checkpointing, base=base, smaller=smaller_rows(config, tokens)),
+        else costs.advice(needed, checkpointing=budget.checkpointing, base=base, smaller=smaller_rows(budget, tokens)),
     )
 
 

@@ -126,11 +126,15 @@ def cost_of(
         asked_split=asked_split,
     )
     need = plan.memory
+    row = need.activations + need.logits + need.features + need.workspace
+    # Rows of size auto shrink with the number of trials in a group, down to the questions on one clip.
+    fixed_size = isinstance(config.optim.micro_batch_size, int)
+    smallest = 1.0 if fixed_size else min(config.data.questions_per_clip / plan.micro_batch_size, 1.0)
     # The free memory is measured without the memory of the CUDA context.
     return Cost(
         trained=sum(plan.parameters.values()),
         soft_tokens=round(plan.lengths.soft),
         flops=plan.flops.total * plan.samples,
-        shared_bytes=need.base + need.workspace,
-        own_bytes=need.total - need.base - need.workspace - need.reserved,
+        shared_bytes=need.base,
+        own_bytes=need.total - need.base - need.reserved - row + round(row * smallest),
     )

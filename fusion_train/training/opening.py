@@ -6,12 +6,13 @@ The trainer takes all its runs through these steps in turn, so that an error of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
 
 from fusion_train.data.halves import Halves
+from fusion_train.data.loader import TokenBudget
 from fusion_train.run import Run, RunRecord, absolute
 from fusion_train.run_context import RunContext
 from fusion_train.training.callbacks import described
@@ -59,11 +60,14 @@ class Opening:
         if initial is not None:
             self.initial = start_from(initial, self.request.run, self.context.model, self.existing)
 
-    def write_record(self, store: str, clips: str, pool_sha256: str, callbacks: Sequence[Callback]) -> None:
+    def write_record(
+        self, store: str, clips: str, pool_sha256: str, callbacks: Sequence[Callback], budget: TokenBudget
+    ) -> None:
         """Create the run's folder, or record an accepted change of its clip list."""
         run = self.request.run
         if self.existing is None:
             record = make_record(self.context, store, clips, run, self.initial, self.halves)
-            run.create(self.request.config, replace(record, pool_sha256=pool_sha256, callbacks=described(callbacks)))
+            record = replace(record, pool_sha256=pool_sha256, callbacks=described(callbacks), rows=asdict(budget))
+            run.create(self.request.config, record)
         elif self.changed is not None:
             run.keep(replace(self.changed, pool_sha256=pool_sha256))

@@ -26,14 +26,14 @@ from featurecache.terminal import show_progress
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.data.batches import Batch
-from fusion_train.data.loader import PrefetchingLoader
+from fusion_train.data.loader import PrefetchingLoader, TokenBudget
 from fusion_train.data.pool import Pool, StoredClips
 from fusion_train.errors import DivergedError
 from fusion_train.models.model_group import ModelGroup, OneModel
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.cautions import cautions
 from fusion_train.planning.memory_budget import advise, choose_budget, fitting
-from fusion_train.run import Run
+from fusion_train.run import Run, RunRecord
 from fusion_train.run_context import RunContext
 from fusion_train.training.callbacks import refuse_other_callbacks
 from fusion_train.training.devices import device_name, make_accelerator, use_deterministic_kernels
@@ -201,20 +201,18 @@ class Trainer:
         openings = [Opening(*parts) for parts in zip(requests, accelerators, contexts, existing, strict=True)]
         for opening in openings:
             opening.compare_lists(self._context, accept=clips_changed, say=say)
-        budget = choose_budget(self._context.config, self._context.model, self._accelerator.device)
-        self._checkpointing = budget.checkpointing
+        self._budget = budget = self._chosen_budget(existing)
         self._models = _model_set(contexts, base, checkpointing=budget.checkpointing)
         # Clips that the first run saved serve all, unless some run accepted another clip list.
         reusable = existing[0] is not None and not any(opening.changed for opening in openings)
         self._stream = make_stream(self._context, say, kept=requests[0].run.pool if reusable else None)
-        row_tokens = budget.tokens // len(requests) if self._models.stacked else budget.tokens
         self._loader = PrefetchingLoader(
             self._context.config,
             self._stream,
             self._context.collator,
             num_processes=self._accelerator.num_processes,
             process=self._accelerator.process_index,
-            budget=max(row_tokens, 1),
+            budget=budget,
         )
         for opening in openings:
             opening.load_initial()
@@ -224,7 +222,7 @@ class Trainer:
                 refuse_other_pool(opening.request.run, opening.record, self._stream.pool)
             for opening in openings:
                 self._keep_clips(opening.request.run, summary, fresh=opening.fresh)
-                opening.write_record(store, clips, self._stream.pool.sha256, callbacks)
+                opening.write_record(store, clips, self._stream.pool.sha256, callbacks, budget)
         self.runs = [
             TrainingRun.open(
                 opening.request.run,
@@ -239,6 +237,15 @@ class Trainer:
             for opening in openings
         ]
         self._say_start(summary, resumed=existing[0] is not None)
+
+    def _chosen_budget(self, existing: Sequence[RunRecord | None]) -> TokenBudget:
+        """Return how rows are filled: as the runs record it, where one of them began already."""
+        recorded = next((record.rows for record in existing if record is not None and record.rows), None)
+        if recorded is not None:
+            return TokenBudget(**recorded)
+        device = self._accelerator.device
+        together = len(existing) if device.type == "cuda" else 1
+        return choose_budget(self._context.config, self._context.model, device, num_models=together)
 
     def train(self, stop: Callable[[], bool]) -> None:
         """Train all runs to their ends, or to the step at which they pause.
@@ -290,7 +297,7 @@ class Trainer:
         self._models.keep(places)
         present = [self.runs[place] for place in places]
         longest = max(batch.num_tokens for batch in batches)
-        advice = partial(advise, self._context.config, self._context.model, longest, checkpointing=self._checkpointing)
+        advice = partial(advise, self._context.config, self._context.model, longest, self._budget)
         with fitting(f"step {step}, a row of {longest} tokens", advice):
             train_step(self._models, [run.learner for run in present], places, batches, step)
         for run in present:

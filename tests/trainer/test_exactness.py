@@ -26,16 +26,14 @@ from fusion_train.training.verify_resume import draw_kills, verify_resume
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("together", [1, 2])
-def test_rows_hold_every_sample_once_and_as_many_on_every_process(processes, together):
-    lengths = [100, 90, 30, 40, 200, 20, 10, 15, 60, 70, 35, 45]
-    rows = [rows_under_budget(lengths, together, 150, processes, rank) for rank in range(processes)]
-    assert len({len(mine) for mine in rows}) == 1
-    assert sorted(number for mine in rows for row in mine for number in row) == list(range(len(lengths)))
-    for row in (row for mine in rows for row in mine):
+def test_rows_hold_every_unit_once_and_as_many_on_every_process(processes):
+    weights = [100, 90, 30.5, 40, 200, 20, 10, 15, 60, 70, 35, 45]
+    rows = [rows_under_budget(weights, 150, processes, rank) for rank in range(processes)]
+    assert len({len(rows_of_process) for rows_of_process in rows}) == 1
+    assert sorted(unit for rows_of_process in rows for row in rows_of_process for unit in row) == list(range(12))
+    for row in (row for rows_of_process in rows for row in rows_of_process):
         assert row
-        assert sum(lengths[number] for number in row) <= 150 or len(row) == together
-        assert all(number % together or number + together - 1 in row for number in row)
+        assert sum(weights[unit] for unit in row) <= 150 or row == [4]
 
 
 def test_a_fixed_micro_batch_deals_samples_out_in_runs():

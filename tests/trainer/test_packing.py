@@ -204,7 +204,7 @@ def test_variable_length_attention_sees_what_segments_see(monkeypatch, window, h
     query, key, value = (torch.randn(2, count, layout.length, 8) for count in (heads[0], heads[1], heads[1]))
     monkeypatch.setattr(packed_attention, "_varlen", lambda: varlen)
     quick = packed_attention._attend_varlen(query, key, value, layout, 0.3, window)
-    slow = packed_attention._attend_by_segment(query, key, value, layout, 0.3, 0.0, window)
+    slow = packed_attention._attend_by_segment(query, key, value, layout, 0.3, window)
     torch.testing.assert_close(quick, slow)
     seen = layout.mask()[0, 0].clone()
     if window is None:
