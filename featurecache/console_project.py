@@ -15,7 +15,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from featurecache.console import say
+from featurecache.console import note
 from featurecache.project import Project, find_project
 
 _STATE = "featurecache.project"
@@ -67,4 +67,4 @@ def _announce(ctx: click.Context, opts: Mapping[str, Any]) -> None:
     taken = {option.project_key for option in options if option.unless not in opts}
     keys = [key for key in found.present() if key in taken]
     if keys:
-        say(f"{os.path.relpath(found.path)}: {', '.join(keys)}", err=True)
+        note(f"{os.path.relpath(found.path)}: {', '.join(keys)}")

@@ -1,4 +1,4 @@
-"""Terminal output: a console that prints text unchanged, and the progress of long work.
+"""Terminal output: what the running command may print, a console that prints text unchanged, progress of long work.
 
 `Screen` prints `[laughs]` as text instead of reading it as markup of rich, and escapes control codes. Progress goes to
 standard error, with rate and remaining time: as a bar on a terminal, elsewhere as a plain line at most every
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -31,6 +34,39 @@ class Screen(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(printable(text), **(settings | {"markup": False, "emoji": False}))
 
+
+@dataclass
+class Output:
+    """How the running command prints; `console` sets it from the options of the command line."""
+
+    quiet: bool = False
+    """Whether progress and notes are left out."""
+    log: IO[str] | None = None
+    """A file that receives every line too, with its time."""
+
+    def open_log(self, path: Path) -> None:
+        """Append to a log file from now on."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.log = path.open("a", encoding="utf-8")
+
+    def close(self, last_line: str) -> None:
+        """End the log file, and return to the settings of a command without options."""
+        self.write_log(last_line)
+        if self.log is not None:
+            self.log.close()
+        self.quiet, self.log = False, None
+
+    def write_log(self, text: str) -> None:
+        """Append lines to the log file, if there is one."""
+        if self.log is None:
+            return
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.log.writelines(f"{now}  {line}\n" for line in printable(text).split("\n"))
+        self.log.flush()
+
+
+OUTPUT = Output()
+"""The settings of this process."""
 
 LINE_EVERY_S = 15.0
 SHORTEST_S = 1e-3
@@ -57,8 +93,8 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
         yield lambda done, total, note="": None
         return
     console = Screen(stderr=True)
-    if not console.is_terminal:
-        lines = _ProgressLines(title, unit, already)
+    lines = _ProgressLines(title, unit, already, _log_line if OUTPUT.quiet or console.is_terminal else _print_line)
+    if OUTPUT.quiet or not console.is_terminal:
         try:
             yield lines
         finally:
@@ -80,8 +116,12 @@ def show_progress(title: str, unit: str = "clips", already: int = 0, *, shown: b
             began[:] = began or [time.monotonic()]
             rate = _rate(done - already, time.monotonic() - began[0], unit)
             bars.update(task, completed=done, total=total, rate=rate, note=one_line(note))
+            lines(done, total, note)
 
-        yield update
+        try:
+            yield update
+        finally:
+            lines.close()
 
 
 class _ProgressBars(RichProgress):
@@ -96,10 +136,10 @@ class _ProgressBars(RichProgress):
 
 
 class _ProgressLines:
-    """Progress as plain lines, for logs."""
+    """Progress as plain lines, for logs and pipes."""
 
-    def __init__(self, title: str, unit: str, already: int) -> None:
-        self._title, self._unit, self._already = title, unit, already
+    def __init__(self, title: str, unit: str, already: int, write: Callable[[str], None]) -> None:
+        self._title, self._unit, self._already, self._write = title, unit, already, write
         self._began: float | None = None
         self._last_s = 0.0
         self._pending_line = ""
@@ -122,11 +162,20 @@ class _ProgressLines:
     def close(self) -> None:
         if self._pending_line:
             line, self._pending_line = one_line(self._pending_line), ""
-            try:
-                print(line, file=sys.stderr, flush=True)
-            except OSError as error:
-                if not terminal_is_gone(error):
-                    raise
+            self._write(line)
+
+
+def _log_line(line: str) -> None:
+    OUTPUT.write_log(line)
+
+
+def _print_line(line: str) -> None:
+    OUTPUT.write_log(line)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError as error:
+        if not terminal_is_gone(error):
+            raise
 
 
 def _rate(done: int, elapsed_s: float, unit: str) -> str:

@@ -20,7 +20,7 @@ LANGUAGES = ("sh", "python", "yaml", "toml", "json", "text")
 """`text` is output or a drawing; everything else is checked."""
 UNCHECKED = re.compile(r"<!-- unchecked: (?P<reason>.+) -->")
 """Stands before a block that no test can check, with the reason."""
-OTHER_PROGRAMS = ("git", "cd", "cat", "pre-commit", "hf")
+OTHER_PROGRAMS = ("eval", "git", "cd", "cat", "pre-commit", "hf")
 """Programs of others, in commands that are not run here."""
 
 

@@ -69,7 +69,7 @@ LAYERS = {
     "featurecache": (
         ("machine", "outside_text", "views", "interrupt"),
         ("errors",),
-        ("extras", "project", "spec", "terminal"),
+        ("extras", "project", "spec", "tables", "terminal"),
         ("files",),
         ("console",),
         ("console_project",),
@@ -81,6 +81,7 @@ LAYERS = {
         ("maintenance",),
         ("importers",),
         ("cli",),
+        ("__main__",),
     ),
     "fusion_train": (
         ("", "documents", "errors", "metric_lines", "seeding", "report"),
@@ -94,6 +95,7 @@ LAYERS = {
         ("predict", "training"),
         ("export", "released", "sweeps"),
         ("cli",),
+        ("__main__",),
     ),
 }
 """Rooms of each package, lowest first; "" is the `__init__` of the package. Rooms of one layer are independent."""

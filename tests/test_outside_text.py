@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from featurecache.console import CommandGroup, say
+from featurecache.console import CommandGroup, note, say
 from featurecache.errors import ClipListError
 from featurecache.outside_text import (
     figure_text,
@@ -59,7 +59,7 @@ def test_a_table_shows_every_character(text, terminal):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_lines_messages_and_progress_show_every_character(text, capsys):
     say(text)
-    say(f"note: {text}", err=True)
+    note(f"note: {text}")
     with show_progress(text) as progress:
         progress(1, 1, text)
     found = capsys.readouterr()

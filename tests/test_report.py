@@ -7,10 +7,9 @@ import io
 
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from fusion_train.report.page import Page
-from fusion_train.report.tables import Table, for_terminal
+from fusion_train.report.tables import Table
 
 
 @pytest.fixture
@@ -31,20 +30,6 @@ def test_csv_keeps_numbers_in_full(table):
 def test_latex_escapes_and_aligns(table):
     assert r"\begin{tabular}{lrr}" in table.latex()
     assert r"a\_b \& <c> & 0.33 & 12,000 \\" in table.latex()
-
-
-def test_the_terminal_shows_the_same_cells(table):
-    with (console := Console(width=80)).capture() as shown:
-        console.print(for_terminal(table))
-    assert "a_b & <c>" in shown.get()
-    assert "12,000" in shown.get()
-
-
-def test_the_terminal_cuts_no_name_of_a_row():
-    wide = Table(("variant", *(f"figure {number}" for number in range(8))), [("conv-attention", *[1.25] * 8)])
-    with (console := Console(width=80)).capture() as shown:
-        console.print(for_terminal(wide))
-    assert "conv-attention" in shown.get()
 
 
 def test_equal_pages_are_equal_bytes_and_fetch_nothing(table, tmp_path):

@@ -21,11 +21,12 @@ from pathlib import Path
 import click
 from make_demo_clips import make_clips
 from make_demo_models import make_models
-from rich.table import Table
 from rich.text import Text
 
+from featurecache.console import print_table
 from featurecache.errors import FeatureCacheError
 from featurecache.files.jsonl import require_objects
+from featurecache.tables import Table
 from featurecache.terminal import Screen
 
 TOOLS = Path(__file__).resolve().parent
@@ -74,13 +75,9 @@ class Journey:
             raise SystemExit(done.returncode)
 
     def summary(self) -> Table:
-        table = Table(title="what was done")
-        for column, justify in (("part", "left"), ("seconds", "right"), ("where", "left")):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for title, seconds, place in self.parts:
-            table.add_row(title, f"{seconds:.1f}", place)
-        table.add_row("in all", f"{sum(seconds for _, seconds, _ in self.parts):.1f}", "", style="bold")
-        return table
+        rows = [[title, f"{seconds:.1f}", place] for title, seconds, place in self.parts]
+        rows.append(["in all", f"{sum(seconds for _, seconds, _ in self.parts):.1f}", ""])
+        return Table(["part", "seconds", "where"], rows, "what was done", emphasised=frozenset({len(rows) - 1}))
 
 
 @click.command(help=__doc__.split("\n")[0])
@@ -96,8 +93,8 @@ def main(out: Path, num_clips: int) -> None:
     export(journey)
     ask(journey)
     draw(journey)
-    journey.console.print(journey.summary())
-    report(journey.console, hits)
+    print_table(journey.summary())
+    report(hits)
     if hits["audio and video"] < TARGET:
         raise SystemExit(1)
 
@@ -179,14 +176,9 @@ def draw(journey: Journey) -> None:
         draw_runs(runs, scores, "Demo: perception, then cognition", journey.folder / "figure.png")
 
 
-def report(console: Screen, hits: dict[str, float]) -> None:
-    table = Table(title="held-out hit rate")
-    table.add_column("shown")
-    table.add_column("right", justify="right")
-    for shown, share in hits.items():
-        table.add_row(shown, f"{share:.1%}")
-    table.add_row("chance", f"{CHANCE:.1%}", style="dim")
-    console.print(table)
+def report(hits: dict[str, float]) -> None:
+    rows = [[shown, f"{share:.1%}"] for shown, share in {**hits, "chance": CHANCE}.items()]
+    print_table(Table(["shown", "right"], rows, "held-out hit rate"))
 
 
 def script(name: str) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
-from featurecache.console import OutputPath, TrainerTool, say, tables
+from featurecache.console import OutputPath, TrainerTool, note, print_table
 from featurecache.console_project import ProjectOption
+from featurecache.tables import Table
 from fusion_train.cli.predict import encoder_places
 from fusion_train.cli.run_weights import project_weights
 
@@ -88,13 +88,9 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
         not given["merge"],
         None if number else given["check"],
     )
-    figures = verify_export(verify, sources, run, say, named) if verify else export_run(run, out, named, sources, say)  # type: ignore[arg-type]
-    table = Table(title=f"{verify or out}: every bound holds")
-    for column in ("what", "measured", "bound"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for figure in figures:
-        table.add_row(figure.name, f"{figure.measured:.2e}", f"{figure.bound:.2e}")
-    tables().print(table)
+    figures = verify_export(verify, sources, run, note, named) if verify else export_run(run, out, named, sources, note)  # type: ignore[arg-type]
+    rows = [[figure.name, f"{figure.measured:.2e}", f"{figure.bound:.2e}"] for figure in figures]
+    print_table(Table(["what", "measured", "bound"], rows, f"{verify or out}: every bound holds"))
 
 
 if __name__ == "__main__":

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 import featurecache
 from featurecache.cli.options import CLIPS, INDEX, MEDIA_ROOT, STORE
 from featurecache.cli.similarity import COMPARE, FEATURES, NUM_SHOWN, compared_clips, files_of_index, ready
-from featurecache.console import OutputPath, say, tables
+from featurecache.console import OutputPath, command, print_table, say
 from featurecache.errors import ClipListError
 from featurecache.files.jsonl import dump_lines
 from featurecache.files.publish import replace_bytes
+from featurecache.tables import Table
 
 if TYPE_CHECKING:
     from featurecache.explore.labels import LabelAudit
 
 
-@click.command()
+@command()
 @STORE
 @CLIPS
 @FEATURES
@@ -69,7 +69,7 @@ def audit(store: str, clips: str, features: tuple[str, ...], label: str, **value
     say("  fcache audit --decisions decisions.json --corrections corrections.jsonl")
 
 
-@click.command("map")
+@command("map")
 @STORE
 @CLIPS
 @FEATURES
@@ -133,17 +133,15 @@ def _corrections(decisions: Path, clips: featurecache.ClipList, out: Path) -> No
 
 
 def _print_audit(audit: LabelAudit) -> None:
-    table = Table("clip", "listed as", "judged", "believed", "nearest")
+    table = Table(["clip", "listed as", "judged", "believed", "nearest"])
     for issue in audit.issues[:NUM_SHOWN]:
         near = ", ".join(f"{label} {similarity:.2f}" for _, label, similarity in issue.evidence)
-        table.add_row(
-            issue.id, issue.given, f"{issue.suggested} ({issue.probability:.0%})", f"{issue.quality:.0%}", near
-        )
-    tables().print(table)
-    noise = Table("dataset", "class", "clips", "estimated wrong")
+        table.add([issue.id, issue.given, f"{issue.suggested} ({issue.probability:.0%})", f"{issue.quality:.0%}", near])
+    print_table(table)
+    noise = Table(["dataset", "class", "clips", "estimated wrong"])
     for class_noise in audit.noise:
-        noise.add_row(class_noise.dataset, class_noise.label, str(class_noise.num_clips), f"{class_noise.noise:.1%}")
-    tables().print(noise)
+        noise.add([class_noise.dataset, class_noise.label, class_noise.num_clips, f"{class_noise.noise:.1%}"])
+    print_table(noise)
     for agreement in audit.agreement:
         total = agreement.same + agreement.other
         share = f"{agreement.same / total:.1%} of {total}" if total else "none"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 import featurecache
 from featurecache.cli.options import (
@@ -20,13 +19,13 @@ from featurecache.cli.options import (
     weights_of,
     with_options,
 )
-from featurecache.console import say, size_text, tables
+from featurecache.console import command, json_result, note, print_table, say, size_text
 from featurecache.console_project import ProjectOption
 from featurecache.errors import EncoderError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
-from featurecache.outside_text import json_text
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.protocols import Status
+from featurecache.tables import Table
 from featurecache.terminal import duration, show_progress
 
 MAX_NOTICES = 10
@@ -81,18 +80,16 @@ EXTRACTION_OPTIONS = with_options(
     ),
 )
 """Options of the commands that extract, or plan an extraction."""
-JSON = click.option("--json", "as_json", is_flag=True, help="End with one JSON object on a line of its own.")
 
 
-@click.command()
+@command()
 @EXTRACTION_OPTIONS
 @click.option("--rank", callback=_rank, default="0/1", metavar="I/N", help="Do the I-th of N parts.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--ray-address", default=None, help="A running Ray cluster; else one found, or a local one.")
 @click.option("--ray-actors", type=click.IntRange(1), default=None, help="Processes; by default one per GPU.")
 @click.option("--max-failures", type=click.IntRange(0), default=None, help="Stop when more clips than this fail.")
-@JSON
-def extract(as_json: bool, **values: Any) -> None:
+def extract(**values: Any) -> None:
     """Bring every clip of the list into the store, for every encoder named.
 
     Running it again does what is left, and nothing twice.
@@ -103,7 +100,7 @@ def extract(as_json: bool, **values: Any) -> None:
     job = _job(values)
     with StopRequest() as stop, show_progress("extract") as progress:
         how: dict[str, Any] = {
-            "notify": lambda line: say(line, err=True),
+            "notify": note,
             "advance": progress,
             "stop": lambda: stop.requested,
         }
@@ -118,13 +115,12 @@ def extract(as_json: bool, **values: Any) -> None:
             devices = values["devices"] or [values["device"]]
             stats = local.run(job, devices, rank=values["rank"], **how)
     _print_stats(stats)
-    if as_json:
-        say(json_text(stats.to_dict(), sort_keys=True))
+    json_result(stats.to_dict())
     if stats.failed:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@command()
 @EXTRACTION_OPTIONS
 @click.option(
     "--calibrate",
@@ -142,8 +138,7 @@ def extract(as_json: bool, **values: Any) -> None:
     metavar="CLIPS",
     help="Open the media of so many clips, evenly chosen, to tell the failures; 0 for none.",
 )
-@JSON
-def plan(as_json: bool, calibrate: int, headers: int, **values: Any) -> None:
+def plan(calibrate: int, headers: int, **values: Any) -> None:
     """Say what an extraction would write, how long it would take and what would fail, before it does.
 
     \b
@@ -163,8 +158,7 @@ def plan(as_json: bool, calibrate: int, headers: int, **values: Any) -> None:
             advance=progress,
         )
     _print_forecast(expected)
-    if as_json:
-        say(json_text(expected.to_dict(), sort_keys=True))
+    json_result(expected.to_dict())
 
 
 COMMANDS = [extract, plan]
@@ -260,11 +254,11 @@ def _num_decided(job: ExtractionJob, device: str) -> dict[str, int]:
 
 
 def _print_stats(stats: ExtractionStats) -> None:
-    table = Table("feature", "ok", "failed", "absent", "done earlier", "of these failed")
+    table = Table(["feature", "ok", "failed", "absent", "done earlier", "of these failed"])
     for name, counts in stats.by_feature.items():
-        prior = str(sum(counts.prior.values())), str(counts.prior[Status.FAILED])
-        table.add_row(name, str(counts.ok), str(counts.failed), str(counts.absent), *prior)
-    tables().print(table)
+        prior = sum(counts.prior.values()), counts.prior[Status.FAILED]
+        table.add([name, counts.ok, counts.failed, counts.absent, *prior])
+    print_table(table)
     for name, counts in stats.by_feature.items():
         for reason, count in counts.reasons.most_common():
             say(f"{name}: {count} failed: {reason}")
@@ -273,10 +267,10 @@ def _print_stats(stats: ExtractionStats) -> None:
     if len(stats.notices) > MAX_NOTICES:
         say(f"notice: … and {len(stats.notices) - MAX_NOTICES} more; `--json` has them all")
     if stats.num_clips:
-        times = Table("part", "seconds", "of", "share")
+        times = Table(["part", "seconds", "of", "share"])
         for part in stats.utilizations():
-            times.add_row(part.name, f"{part.busy_s:.1f}", part.capacity, f"{part.share:.0%}")
-        tables().print(times)
+            times.add([part.name, f"{part.busy_s:.1f}", part.capacity, f"{part.share:.0%}"])
+        print_table(times)
         say(
             f"{stats.num_clips} clips in {duration(stats.wall_s)} ({stats.clips_per_s:.2f} clips/s);"
             f" the bottleneck: {stats.bottleneck}"
@@ -286,19 +280,19 @@ def _print_stats(stats: ExtractionStats) -> None:
     if stats.num_left:
         say(f"{stats.num_left} clips are left to other ranks, or to other runs at work now.")
     if stats.failed:
-        say("`fcache retry` extracts failed clips again.")
+        note("`fcache retry` extracts failed clips again.")
 
 
 def _print_forecast(forecast: Forecast) -> None:
     from featurecache.extract.forecast import total_bytes
     from featurecache.media.durations import differences_in_words
 
-    table = Table("feature", "tokens", "bytes per clip", "clips", "there already", "to write")
+    table = Table(["feature", "tokens", "bytes per clip", "clips", "there already", "to write"])
     for item in forecast.estimates:
         shape = f"{item.shape[0]} × {item.shape[1]}"
-        counts = (f"{item.clip_bytes:,}", str(item.num_clips), str(item.num_decided), size_text(item.bytes_to_write))
-        table.add_row(item.feature, shape, *counts)
-    tables().print(table)
+        counts = (item.clip_bytes, item.num_clips, item.num_decided, size_text(item.bytes_to_write))
+        table.add([item.feature, shape, *counts])
+    print_table(table)
     free = "" if forecast.free_bytes is None else f", {size_text(forecast.free_bytes)} free"
     say(f"{size_text(total_bytes(forecast.estimates))} to write{free}")
     if forecast.headers_read:

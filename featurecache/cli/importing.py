@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 from featurecache.cli.options import CLIPS, MEDIA_ROOT
 from featurecache.clips.splitting import DEFAULT_SHARES, GROUP_KEYS, Splitting, is_shares, parse_shares
-from featurecache.console import OutputPath, counted, say, tables
+from featurecache.console import OutputPath, command, counted, print_table, say
 from featurecache.console_project import ProjectOption
 from featurecache.errors import DatasetError
+from featurecache.tables import Table
 from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ GROUP = click.option(
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the division.")
 
 
-@click.command("import")
+@command("import")
 @click.argument("name", required=False)
 @click.argument("source", required=False)
 @click.option(
@@ -97,7 +97,7 @@ def import_clips(name: str | None, source: str | None, **values: Any) -> None:
     raise click.exceptions.Exit(1 if summary.missing and not summary.kept_missing else 0)
 
 
-@click.command("split")
+@command("split")
 @CLIPS
 @click.option(
     "--shares", default=DEFAULT_SHARES, show_default=True, help="Percents of train, val and test, or of train and test."
@@ -136,10 +136,10 @@ def split(
     )
     by_split, _, by_label = count_clips(written)
     splits = sorted(by_split, key=lambda name: ("train", "val", "test", name).index(name))
-    table = Table("split", "clips")
+    table = Table(["split", "clips"])
     for name in splits:
-        table.add_row(name or "(none)", str(by_split[name]))
-    tables().print(table)
+        table.add([name or "(none)", by_split[name]])
+    print_table(table)
     for task, counts in sorted(by_label.items()):
         _print_counts(task, counts, splits)
     for note in (*split_notes(divided, splitting), *class_notes(written)):
@@ -165,11 +165,11 @@ def _options(settings: Sequence[str]) -> dict[str, str]:
 
 
 def _list(importers: Sequence[Importer]) -> None:
-    table = Table("importer", "dataset", "splits")
+    table = Table(["importer", "dataset", "splits"])
     for importer in importers:
         folds = f", {importer.folds} folds" if importer.folds else ""
-        table.add_row(importer.name, importer.title, ", ".join(importer.splits) + folds)
-    tables().print(table)
+        table.add([importer.name, importer.title, ", ".join(importer.splits) + folds])
+    print_table(table)
     say("`fcache import NAME` says what an importer reads.")
 
 
@@ -192,12 +192,12 @@ def print_import(summary: ImportSummary) -> None:
     from featurecache.media.durations import differences_in_words
 
     splits = summary.splits
-    table = Table("split", "clips", *(("media missing", "in the tables") if summary.missing else ()))
+    table = Table(["split", "clips", *(("media missing", "in the tables") if summary.missing else ())])
     for name in splits:
         written, read = summary.by_split[name], summary.read[name]
-        absent = ("" if summary.kept_missing else str(read - written), str(read)) if summary.missing else ()
-        table.add_row(name or "(none)", str(written), *absent)
-    tables().print(table)
+        absent = (None if summary.kept_missing else read - written, read) if summary.missing else ()
+        table.add([name or "(none)", written, *absent])
+    print_table(table)
     if len(summary.by_dataset) > 1:
         _print_counts("dataset", summary.by_dataset, splits)
     for task, labels in sorted(summary.by_label.items()):
@@ -227,11 +227,11 @@ def print_import(summary: ImportSummary) -> None:
 
 def _print_counts(heading: str, counts: dict[str, Any], splits: Sequence[str]) -> None:
     """Print one row per label (or dataset), the most frequent first, and one column per split."""
-    table = Table(heading, *(split or "(none)" for split in splits))
+    table = Table([heading, *(split or "(none)" for split in splits)])
     ordered = sorted(counts, key=lambda name: (-sum(counts[name].values()), name))
     for name in ordered[:MAX_SHOWN_LABELS]:
-        table.add_row(name, *(str(counts[name][split]) for split in splits))
-    tables().print(table)
+        table.add([name, *(counts[name][split] for split in splits)])
+    print_table(table)
     if len(ordered) > MAX_SHOWN_LABELS:
         say(f"… and {len(ordered) - MAX_SHOWN_LABELS} more of {heading}")
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 import featurecache
 from featurecache.cli.options import INDEX, NAMES, STORE
-from featurecache.console import OutputPath, counted, say, size_text, tables
+from featurecache.console import OutputPath, command, counted, json_result, note, print_table, say, size_text
+from featurecache.tables import Table
 from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 MAX_LISTED_PER_KIND = 20
 
 
-@click.command()
+@command()
 @STORE
 def info(store: str) -> None:
     """Say what a store holds: features, clips, bytes, failures by reason.
@@ -33,24 +34,25 @@ def info(store: str) -> None:
     from featurecache.maintenance.describe import store_info
 
     result = store_info(featurecache.open_store(store))
-    table = Table("feature", "tokens", "dtype", "ok", "failed", "absent", "pending", "shards", "bytes", "fingerprint")
+    table = Table(["feature", "tokens", "dtype", "ok", "failed", "absent", "pending", "shards", "bytes", "fingerprint"])
     for feature in result.features:
         counts = (feature.num_ok, feature.num_failed, feature.num_absent, feature.num_pending, feature.num_shards)
         shape = f"{feature.shape[0]} × {feature.shape[1]}"
         size = size_text(feature.num_bytes)
-        table.add_row(feature.name, shape, feature.stored_dtype, *map(str, counts), size, feature.fingerprint[:12])
-    tables().print(table)
+        table.add([feature.name, shape, feature.stored_dtype, *counts, size, feature.fingerprint[:12]])
+    print_table(table)
     for feature in result.features:
         for reason, count in feature.failures.items():
             say(f"{feature.name}: {count} failed: {reason}")
     if any(feature.num_pending for feature in result.features):
-        say("`fcache extract` does what is pending.")
+        note("`fcache extract` does what is pending.")
+    json_result({"features": [asdict(feature) for feature in result.features], "damaged": result.damaged})
     for name, problem in result.damaged.items():
         say(f"{name}: damaged: {problem}")
     raise click.exceptions.Exit(1 if result.damaged else 0)
 
 
-@click.command()
+@command()
 @click.argument("clip_id")
 @STORE
 @click.option(
@@ -107,7 +109,7 @@ def _numbers(values: Mapping[str, float], *names: str) -> str:
     return "  ".join(text.replace("_", " ") for text in texts)
 
 
-@click.command()
+@command()
 @click.argument("names", nargs=-1)
 @STORE
 @click.option("--quick", is_flag=True, help="Plan, records, sizes and indices only; rows are not read.")
@@ -130,9 +132,25 @@ def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool, in
     _list("notice", report.notices, everything)
     rows = f"{counted(report.num_shards, 'shard')}, {counted(report.num_rows, 'row')}, {size_text(report.num_bytes)}"
     say(f"{store}: {rows} {'looked at quickly' if quick else 'checked'}: {report.verdict}")
+    json_result(
+        {
+            "verdict": report.verdict,
+            "shards": report.num_shards,
+            "rows": report.num_rows,
+            "bytes": report.num_bytes,
+            "damage": [_problem(problem) for problem in report.damage],
+            "notices": [_problem(problem) for problem in report.notices],
+        }
+    )
     if report.damage:
-        say("`fcache repair` mends it.")
+        note("`fcache repair` mends it.")
     raise click.exceptions.Exit(report.exit_code)
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    """Return a problem as JSON values."""
+    place = {"feature": problem.feature, "shard": problem.shard, "clip": problem.clip_id}
+    return {"kind": problem.kind, **place, "message": problem.message}
 
 
 def _list(title: str, problems: Sequence[Problem], everything: bool) -> None:
@@ -147,7 +165,7 @@ def _list(title: str, problems: Sequence[Problem], everything: bool) -> None:
             say(f"{title}: … and {count - MAX_LISTED_PER_KIND} more ({kind}); --all lists them")
 
 
-@click.command()
+@command()
 @click.argument("left")
 @click.argument("right")
 @NAMES
@@ -162,6 +180,7 @@ def diff(left: str, right: str, names: tuple[str, ...]) -> None:
     differences = compare_stores(featurecache.open_store(left), featurecache.open_store(right), list(names) or None)
     for difference in differences:
         say(str(difference))
+    json_result({"features": [{**asdict(difference), "same": difference.same} for difference in differences]})
     raise click.exceptions.Exit(0 if all(difference.same for difference in differences) else 1)
 
 

@@ -20,7 +20,7 @@ from featurecache.cli.options import (
     encoder_opener,
     with_options,
 )
-from featurecache.console import counted, say, size_text
+from featurecache.console import command, counted, note, say, size_text
 from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
 from featurecache.spec import STORED_DTYPES
@@ -42,7 +42,7 @@ FORMAT = click.option(
 )
 
 
-@click.command()
+@command()
 @ENCODER_OPTIONS
 @click.option("--id", "ids", multiple=True, help="Retry these clips, whatever became of them.")
 def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], **values: Any) -> None:
@@ -67,7 +67,7 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
     raise click.exceptions.Exit(1 if any(counts.failed for counts in stats.by_feature.values()) else 0)
 
 
-@click.command()
+@command()
 @ENCODER_OPTIONS
 @click.option("--recompute/--no-recompute", default=True, show_default=True, help="Compute lost rows anew.")
 @click.option(
@@ -101,7 +101,7 @@ def repair(store: str, clips: str, names: tuple[str, ...], recompute: bool, plac
     raise click.exceptions.Exit(1 if report.left or report.pending else 0)
 
 
-@click.command()
+@command()
 @STORE
 @click.option("--delete", is_flag=True, help="Remove it; without this it is only listed.")
 def gc(store: str, delete: bool) -> None:
@@ -127,7 +127,7 @@ def gc(store: str, delete: bool) -> None:
         say(f"{size_text(leftovers.num_bytes)} {'freed' if delete else 'to free; --delete frees them'}")
 
 
-@click.command()
+@command()
 @click.argument("source")
 @click.argument("target")
 @NAMES
@@ -160,7 +160,7 @@ def convert(
         say(f"{copy.name}: {counted(copy.num_clips, 'clip')} copied; {there}")
 
 
-@click.command("import-npy")
+@command("import-npy")
 @click.argument("folder")
 @STORE
 @click.option("--name", default=None, help="Feature name; by default the folder's.")
@@ -209,7 +209,7 @@ def _with_encoder(store: LocalStore, names: Sequence[str]) -> list[str]:
             next_step="Name others with --name, or install the encoder.",
         )
     if without:
-        say(f"left out, as their encoders are not installed: {without}", err=True)
+        note(f"left out, as their encoders are not installed: {without}")
     return available
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from featurecache.console import say
+from featurecache.console import command, say
 from featurecache.errors import ProjectError
 from featurecache.project import FILE_NAME, project_text, read_project
 
 
-@click.command()
+@command()
 @click.option("--store", default=None, help="Where the features are kept.")
 @click.option("--clips", default=None, help="The clip list.")
 @click.option("--media-root", default=None, help="Folder of the media, where it is not the list's own.")

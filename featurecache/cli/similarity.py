@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 import featurecache
 from featurecache.cli.options import (
@@ -22,12 +21,13 @@ from featurecache.cli.options import (
     encoder_opener,
     with_options,
 )
-from featurecache.console import OutputPath, counted, say, tables
+from featurecache.console import OutputPath, command, counted, note, print_table, say
 from featurecache.encoders.perturbation import unperturbed
 from featurecache.errors import ClipListError, StoreError
 from featurecache.files.jsonl import dump_lines
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import json_text
+from featurecache.tables import Table
 from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ COMPARE = click.option(
 NUM_SHOWN = 20
 
 
-@click.command()
+@command()
 @STORE
 @FEATURES
 @INDEX
@@ -78,7 +78,7 @@ def index(store: str, features: tuple[str, ...], index_at: Path | None) -> None:
     say(f"{count} vectors computed; {len(neighbourhood)} clips, {', '.join(weights)}: {how}; {files.root}")
 
 
-@click.command()
+@command()
 @click.argument("query")
 @STORE
 @CLIPS
@@ -144,7 +144,7 @@ def similar(query: str, store: str, clips: str, features: tuple[str, ...], **val
         _print_neighbours(rows, neighbourhood.names)
     if values["sheet"] is not None:
         contact_sheet(shown, values["sheet"], first_is_query=True)
-        say(f"contact sheet: {values['sheet']}", err=values["as_json"])
+        (note if values["as_json"] else say)(f"contact sheet: {values['sheet']}")
 
 
 PAIR_OPTIONS = with_options(
@@ -172,7 +172,7 @@ PAIR_OPTIONS = with_options(
 """Options of commands that compare pairs of clips."""
 
 
-@click.command()
+@command()
 @PAIR_OPTIONS
 def duplicates(store: str, clips: str, features: tuple[str, ...], **values: Any) -> None:
     """Find clips that are the same: exact copies, and near ones (encoded again, cropped, cut, mirrored, sped up).
@@ -191,7 +191,7 @@ def duplicates(store: str, clips: str, features: tuple[str, ...], **values: Any)
     _print_duplicates(result, listed, values, "duplicates.jsonl")
 
 
-@click.command()
+@command()
 @PAIR_OPTIONS
 @click.option("--train", required=True, metavar="[DATASET:]SPLIT", help="Training clips; their side is left out.")
 @click.option("--test", required=True, metavar="[DATASET:]SPLIT", help="Clips that are scored.")
@@ -326,10 +326,10 @@ def _update(store: LocalStore, names: Sequence[str], files: IndexFiles) -> int:
     with show_progress("index") as progress:
         count = update_indices(store, names, progress, files)
     for error in files.damaged:
-        say(f"{error.subject} was damaged and is made anew: {error.got}", err=True)
+        note(f"{error.subject} was damaged and is made anew: {error.got}")
     if files.refused is not None:
         why = f"{files.root} cannot be written ({files.refused.got})"
-        say(f"{why}: the index is kept in memory; --index DIR keeps it in another folder", err=True)
+        note(f"{why}: the index is kept in memory; --index DIR keeps it in another folder")
     return count
 
 
@@ -348,13 +348,13 @@ def _clips_of_side(clips: ClipList, side: str) -> list[str]:
 
 
 def _print_neighbours(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    table = Table("clip", "similarity", *names, "dataset", "split", "labels", "text")
+    table = Table(["clip", "similarity", *names, "dataset", "split", "labels", "text"])
     for row in rows:
         labels = ", ".join(f"{task} {value}" for task, value in row["labels"].items())
         shares = [f"{row['features'][name]:.3f}" for name in names]
         texts = (row["dataset"] or "", row["split"] or "", labels, row["text"] or "")
-        table.add_row(row["id"], f"{row['similarity']:.3f}", *shares, *texts)
-    tables().print(table)
+        table.add([row["id"], f"{row['similarity']:.3f}", *shares, *texts])
+    print_table(table)
 
 
 def _check_out(values: Mapping[str, Any], clips: str) -> None:
@@ -372,12 +372,12 @@ def _check_out(values: Mapping[str, Any], clips: str) -> None:
 def _print_duplicates(result: Duplicates, clips: ClipList, values: Mapping[str, Any], default: str) -> None:
     from featurecache.clips.writing import write_clips
 
-    table = Table("clip", "is", "as", "similarity", "in time", "confidence")
+    table = Table(["clip", "is", "as", "similarity", "in time", "confidence"])
     for pair in result.pairs[:NUM_SHOWN]:
         numbers = (f"{pair.similarity:.3f}", f"{pair.agreement:.3f}", f"{pair.confidence:.2f}")
-        table.add_row(pair.a, pair.kind, pair.b, *numbers)
+        table.add([pair.a, pair.kind, pair.b, *numbers])
     if result.pairs:
-        tables().print(table)
+        print_table(table)
     more = len(result.pairs) - NUM_SHOWN
     if more > 0:
         say(f"… and {more} more pairs")

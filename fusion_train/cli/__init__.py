@@ -22,7 +22,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from featurecache.console import HELP, CommandGroup, OutputPath, say
+from featurecache.console import HELP, CommandGroup, OutputPath, json_result, note, say
 from fusion_train.cli.evaluate import agreement, contrast_command, evaluate_command, rate, score_command
 from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, RUN_CLIPS, RUN_STORE, SET, STORE, project_model
 from fusion_train.cli.plan import plan, zero_image
@@ -88,12 +88,12 @@ def main(
 
     settings = load_config(config, stage, overrides, project_model())
     for line in replaced_settings(config, stage, overrides):
-        say(line)
+        note(line)
     run = Run(out or RUNS / stage)
     initial = Run(init) if init else None
     if initial is None and settings.init_stage is not None and not run.exists:
         initial = latest_finished(run.folder.parent, settings.init_stage)
-        say(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
+        note(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
     _print_result(
         run.folder,
         train(
@@ -102,7 +102,7 @@ def main(
             clips=clips,
             run=run,
             initial=initial,
-            say=say,
+            say=note,
             callbacks=load_callbacks(callbacks),
         ),
     )
@@ -133,7 +133,7 @@ def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool,
             store=store or absolute(record.store, run),
             clips=clips or absolute(record.clips, run),
             run=stopped,
-            say=say,
+            say=note,
             clips_changed=clips_changed,
             callbacks=load_callbacks(callbacks),
         ),
@@ -167,8 +167,8 @@ def import_released_command(
     from fusion_train.run import Run
 
     settings = load_config(config, stage, overrides)
-    import_released(file, settings, store=store, clips=clips, run=Run(out), say=say)
-    say(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
+    import_released(file, settings, store=store, clips=clips, run=Run(out), say=note)
+    note(f"score it: fusion-train eval --run {out}; start from it: fusion-train --stage {stage} --init {out}")
 
 
 COMMANDS = (
@@ -197,3 +197,4 @@ def _print_result(folder: Path, result: dict[str, Any]) -> None:
         return
     scores = "".join(f", {name} {value:.4f}" for name, value in result["scores"].items())
     say(f"{folder}: finished at step {result['step']}{scores}")
+    json_result({"run": str(folder), "step": result["step"], "scores": dict(result["scores"])})

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from rich.table import Table
 
-from featurecache.console import OutputPath, say, tables
+from featurecache.console import OutputPath, command, json_result, note, print_table, say
+from featurecache.tables import Table
 from fusion_train.cli.options import RUN_CLIPS, RUN_STORE
 
 _SCORING = (
@@ -27,7 +27,7 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("eval")
+@command("eval")
 @click.option("--run", "folder", type=click.Path(path_type=Path), required=True, help="Run to score.")
 @click.option(
     "--bench",
@@ -118,7 +118,7 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         batch_size=options["batch_size"],
         again=options["again"],
         answer=options["answer"],
-        say=say if is_main else _ignore,
+        say=note if is_main else _ignore,
     )
     if not is_main:
         return
@@ -126,12 +126,15 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         scores = score_rows(benchmark, rows, _resources(options), out)
         print_scores(scores)
     if bench_name:
-        say(f"report: {write_report(scores, out)}")
+        report = write_report(scores, out)
+        say(f"report: {report}")
+        json_result({"report": str(report)})
     else:
         say(f"predictions: {files[task]}")
+    json_result({"predictions": {name: str(file) for name, file in files.items()}})
 
 
-@click.command("score")
+@command("score")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--bench", "bench_name", help="A shipped benchmark or a file; PATH is a folder of SET.jsonl, or a file with --set."
@@ -196,7 +199,9 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
         candidates[next(iter(candidates))] if number is None else select(candidates, number, options["correlation"])
     )
     print_scores(scores)
-    say(f"report: {write_report(scores, out)}")
+    report = write_report(scores, out)
+    say(f"report: {report}")
+    json_result({"report": str(report)})
 
 
 def _answer_files(folder: Path) -> list[Path]:
@@ -234,7 +239,7 @@ def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, optio
     return benchmark, {set_name: join_references(answers, benchmark.sets[set_name], clips)}
 
 
-@click.command("contrast")
+@command("contrast")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--bench", "bench_name", required=True, help="Benchmark that all of them answer.")
 @click.option("--clips", help="Clip list with the references.  [default: those of the rows]")
@@ -251,7 +256,6 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     from fusion_train.evaluation.benchmark_runs import read_benchmark, score_rows
     from fusion_train.evaluation.benchmarks import load_benchmark
     from fusion_train.evaluation.comparison import compare_answers, comparison_page
-    from fusion_train.report.tables import for_terminal
 
     benchmark = load_benchmark(bench_name)
     clip_list = load_clips(clips) if clips else None
@@ -268,13 +272,14 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     replace_bytes(out / "contrast.csv", table.csv().encode())
     replace_bytes(out / "contrast.tex", table.latex().encode())
     page = comparison_page(table, f"{benchmark.title}: {len(folders)} sets of answers").write(out / "contrast.html")
-    tables().print(for_terminal(table, benchmark.title))
+    print_table(table, benchmark.title)
     say(f"report: {page}")
 
 
 def print_scores(scores: Any) -> None:
     """Print the scores of a benchmark: figures of every set, means, and remarks."""
     from fusion_train.evaluation.score_report import (
+        as_json,
         asked_lines,
         confusion_table,
         is_selected,
@@ -282,25 +287,24 @@ def print_scores(scores: Any) -> None:
         selection_table,
         summary_table,
     )
-    from fusion_train.report.tables import for_terminal
 
-    console = tables()
-    console.print(for_terminal(summary_table(scores), scores.benchmark.title))
+    print_table(summary_table(scores), scores.benchmark.title)
+    json_result(as_json(scores))
     for name, mean in scores.means.items():
         missing = f"not computed, without {', '.join(mean.missing)}"
         corrected = f", corrected {mean.corrected * 100:.2f}" if mean.corrected is not None else ""
         say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}{corrected}'}")
     if is_selected(scores):
-        console.print(for_terminal(selection_table(scores), "corrected for the choice among candidates"))
+        print_table(selection_table(scores), "corrected for the choice among candidates")
         for line in selection_lines(scores):
             say(line)
     for line in asked_lines(scores):
         say(line)
     for score in scores.sets.values():
-        for note in (*score.notes, *score.scored.notes):
-            say(f"{score.name}: {note}")
+        for remark in (*score.notes, *score.scored.notes):
+            say(f"{score.name}: {remark}")
         if score.scored.confusion is not None and len(scores.sets) == 1:
-            console.print(for_terminal(confusion_table(score.scored), "reference by prediction"))
+            print_table(confusion_table(score.scored), "reference by prediction")
 
 
 def _resources(options: dict[str, Any]) -> Any:
@@ -348,7 +352,7 @@ def _ignore(text: str) -> None:
     """Print nothing: only the main process prints."""
 
 
-@click.command()
+@command()
 @click.argument("answers", nargs=-1, required=True, metavar="NAME=FILE…")
 @click.option("--out", type=OutputPath("folder"), default=Path("rating"), show_default=True, help="Folder.")
 @click.option("--clips", type=click.IntRange(1), default=50, show_default=True, help="Clips on the sheet.")
@@ -376,7 +380,7 @@ def rate(answers: tuple[str, ...], out: Path, clips: int, media: str, seed: int)
     say(f"not for them:   {out / 'key.json'}; then: fusion-train agreement {out} ratings-*.json")
 
 
-@click.command()
+@command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("ratings", nargs=-1, required=True, type=click.Path(path_type=Path))
 def agreement(folder: Path, ratings: tuple[Path, ...]) -> None:
@@ -388,12 +392,14 @@ def agreement(folder: Path, ratings: tuple[Path, ...]) -> None:
     from fusion_train.evaluation.rating import agreement as import_ratings
 
     result = import_ratings(folder / "key.json", ratings)
-    table = Table(title=f"{result.num_ratings} ratings by {result.num_raters} raters, 1 to 5")
-    table.add_column("system")
-    for question in result.alpha:
-        table.add_column(question, justify="right")
-    for system, means in result.means.items():
-        table.add_row(system, *(f"{means[question]:.2f}" if question in means else "–" for question in result.alpha))
-    alphas = ("–" if alpha is None else f"{alpha:.3f}" for alpha in result.alpha.values())
-    table.add_row("alpha", *alphas, style="bold")
-    tables().print(table)
+    rows: list[list[str | float | None]] = [
+        [system, *(means.get(question) for question in result.alpha)] for system, means in result.means.items()
+    ]
+    rows.append(["alpha", *(alpha if alpha is None else f"{alpha:.3f}" for alpha in result.alpha.values())])
+    table = Table(
+        ["system", *result.alpha],
+        rows,
+        f"{result.num_ratings} ratings by {result.num_raters} raters, 1 to 5",
+        emphasised=frozenset({len(rows) - 1}),
+    )
+    print_table(table)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
-from featurecache.console import say, tables
+from featurecache.console import OutputPath, command, note, print_table, say
+from featurecache.tables import Table
 from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE, project_model
 
 if TYPE_CHECKING:
     from fusion_train.planning.plan import TrainingPlan
-from pathlib import Path
-
-from featurecache.console import OutputPath
 
 
-@click.command()
+@command()
 @click.option("--stage", default="perception", show_default=True, help="A file under configs/stages.")
 @CONFIG
 @STORE
@@ -51,11 +49,10 @@ def plan(
 
     settings = load_config(config, stage, overrides, project_model())
     for line in replaced_settings(config, stage, overrides):
-        say(line)
-    training_plan = make_plan(settings, store, clips, gpu=gpu, utilisation=utilisation, say=say)
-    console = tables()
+        note(line)
+    training_plan = make_plan(settings, store, clips, gpu=gpu, utilisation=utilisation, say=note)
     for table in _tables(training_plan):
-        console.print(table)
+        print_table(table)
     card, total_flops = training_plan.gpu, training_plan.flops.total * training_plan.samples
     say(
         f"{training_plan.steps:,} steps, {training_plan.samples:,} samples: {total_flops:.2e} FLOP, "
@@ -73,43 +70,36 @@ def _tables(plan: TrainingPlan) -> list[Table]:
     trained = sum(plan.parameters.values())
     parameters = _table("trained parameters", "part", "count")
     for part, count in plan.parameters.items():
-        parameters.add_row(part, f"{count:,}")
-    parameters.add_section()
-    parameters.add_row("all", f"{trained:,}")
-    parameters.add_row("share of all but encoders", f"{trained / (trained + plan.frozen):.2%}")
+        parameters.add([part, f"{count:,}"])
+    parameters.add(["all", f"{trained:,}"])
+    parameters.add(["share of all but encoders", f"{trained / (trained + plan.frozen):.2%}"])
 
     lengths = plan.lengths
     tokens = _table(f"tokens of a sample ({lengths.source})", "kind", "mean")
     for kind, mean in (("soft", lengths.soft), ("text", lengths.text), ("answer", lengths.answer)):
-        tokens.add_row(kind, f"{mean:.1f}")
-    tokens.add_section()
-    tokens.add_row("all", f"{lengths.total:.1f}")
+        tokens.add([kind, f"{mean:.1f}"])
+    tokens.add(["all", f"{lengths.total:.1f}"])
 
     unit, unit_flops = ("TFLOP", 1e12) if plan.flops.total >= 1e11 else ("GFLOP", 1e9)
     flops = _table(f"{unit} of a sample", "part", unit)
     for part in ("layers", "head", "attention", "trained", "recomputed"):
-        flops.add_row(part, f"{getattr(plan.flops, part) / unit_flops:.2f}")
-    flops.add_section()
-    flops.add_row("all", f"{plan.flops.total / unit_flops:.2f}")
-    flops.add_row("rule of 4N per token", f"{plan.rule_flops / unit_flops:.2f}")
+        flops.add([part, f"{getattr(plan.flops, part) / unit_flops:.2f}"])
+    flops.add(["all", f"{plan.flops.total / unit_flops:.2f}"])
+    flops.add(["rule of 4N per token", f"{plan.rule_flops / unit_flops:.2f}"])
 
     unit, unit_bytes = ("GiB", 2**30) if plan.memory.total >= 2**30 else ("MiB", 2**20)
     memory = _table(f"memory at micro-batch {plan.micro_batch_size}", "kind", unit)
     for kind, size in plan.memory.by_kind().items():
-        memory.add_row(kind, f"{size / unit_bytes:.2f}")
-    memory.add_section()
-    memory.add_row("all", f"{plan.memory.total / unit_bytes:.2f}")
+        memory.add([kind, f"{size / unit_bytes:.2f}"])
+    memory.add(["all", f"{plan.memory.total / unit_bytes:.2f}"])
     return [parameters, tokens, flops, memory]
 
 
 def _table(title: str, first: str, second: str) -> Table:
-    table = Table(title=title, title_justify="left", min_width=44)
-    table.add_column(first)
-    table.add_column(second, justify="right")
-    return table
+    return Table([first, second], caption=title)
 
 
-@click.command("zero-image")
+@command("zero-image")
 @STORE
 @click.option("--name", default="eva-global", show_default=True, help="The image feature in the store.")
 @click.option("--weights", help="Checkpoint that made the feature, if the store does not record it.")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
-from rich.text import Text
 
-from featurecache.console import OutputPath, say, tables
+from featurecache.console import OutputPath, command, note, print_table, report_error, say
 from featurecache.outside_text import file_name, json_text
+from featurecache.tables import Table
 
 if TYPE_CHECKING:
     from fusion_train.predict.opening import OpenedModel
@@ -36,7 +35,7 @@ SHOWN_LABELS = 3
 """Labels per clip in the table, the most probable ones."""
 
 
-@click.command()
+@command()
 @MODEL
 @click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CLIP…")
 @click.option("--task", help="emotion, sentiment, reason, think, …  [default: the model's first]")
@@ -88,18 +87,18 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **options: Any) 
         for answer in answers:
             say(json_text(row(answer, common_fields(opened, request))))
     elif options["out"] is None:
-        tables().print(_table(answers, request))
+        print_table(_table(answers, request))
     failures = [answer for answer in answers if answer.error is not None]
     for answer in failures:
-        say(f"error: {answer.error}", err=True)
-    say(timings.line(), err=True)
+        report_error(f"error: {answer.error}")
+    note(timings.line())
     for place, kind in ((options["out"], "answers"), (options["look"], "pictures")):
         if place is not None:
-            say(f"{kind}: {place}", err=True)
+            note(f"{kind}: {place}")
     raise SystemExit(1 if failures else 0)
 
 
-@click.command()
+@command()
 @MODEL
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: the first free one from 7860]")
@@ -178,7 +177,7 @@ def _ask(
         clips = ClipList(clip for clip in clips if clip.id not in done)
         already = total - len(clips)
         if already:
-            say(f"{already} of {total} clips were answered before", err=True)
+            note(f"{already} of {total} clips were answered before")
         stop = stack.enter_context(StopRequest())
         report = stack.enter_context(show_progress("predict", already=already))
         report(already, total)
@@ -203,23 +202,17 @@ def _ask(
 
 def _note_untrained(opened: OpenedModel, request: PredictionRequest) -> None:
     if notice := opened.processor.untrained_notice(request.task.name):
-        say(f"note: {notice}", err=True)
+        note(f"note: {notice}")
 
 
 def _table(answers: list[ClipAnswer], request: PredictionRequest) -> Table:
-    table = Table(title=request.words or request.task.name, title_justify="left")
-    table.add_column("clip", overflow="fold")
-    table.add_column("answer", overflow="fold")
     closed = any(answer.probabilities for answer in answers)
     has_evidence = any(answer.evidence is not None and answer.evidence.without for answer in answers)
-    if closed:
-        table.add_column("probabilities", overflow="fold")
-    if has_evidence:
-        table.add_column("drop without", overflow="fold")
-    table.add_column("shown")
+    optional = ["probabilities"] * closed + ["drop without"] * has_evidence
+    table = Table(["clip", "answer", *optional, "shown"], caption=request.words or request.task.name)
     for answer in answers:
         if answer.error is not None:
-            table.add_row(answer.clip.id, Text("not answered", style="red"), *[""] * (closed + has_evidence + 1))
+            table.add([answer.clip.id, "not answered", *[""] * (len(optional) + 1)])
             continue
         ranked = sorted(answer.probabilities.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
         cells = [answer.clip.id, answer.text or ""]
@@ -228,5 +221,5 @@ def _table(answers: list[ClipAnswer], request: PredictionRequest) -> Table:
         if has_evidence:
             drops = answer.evidence.drops(answer.probabilities, answer.text or "") if answer.evidence else {}
             cells.append(", ".join(f"{modality} {value:+.3f}" for modality, value in drops.items()))
-        table.add_row(*cells, ", ".join(answer.shown))
+        table.add([*cells, ", ".join(answer.shown)])
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from featurecache.console import say
+from featurecache.console import note
 from featurecache.console_project import project
 
 if TYPE_CHECKING:
@@ -36,5 +36,5 @@ def project_weights(run: Run, store: str | None) -> dict[str, str]:
         place = next((place for place in candidates if holds_weights(place, spec.weights)), None)
         if place is not None:
             places[spec.encoder if count[spec.encoder] == 1 else modality] = place
-            say(f"weights of {spec.encoder}: {place}, by their sha256", err=True)
+            note(f"weights of {spec.encoder}: {place}, by their sha256")
     return places

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from featurecache.console import OutputPath, say
+from featurecache.console import OutputPath, command, note, report_error, say
 from fusion_train.cli.options import CLIPS, CONFIG, RUN_CLIPS, RUN_STORE, SET, STORE, project_model
 
 
-@click.command("verify-resume")
+@command("verify-resume")
 @click.option("--stage", default="perception", show_default=True, help="Stage to train.")
 @CONFIG
 @STORE
@@ -48,10 +48,10 @@ def verify_resume_command(
             steps=steps,
             kills=kills,
             seed=seed,
-            say=say,
+            say=note,
         )
     for line in comparison.differing[:20]:
-        say(f"differs: {line}", err=True)
+        report_error(f"differs: {line}")
     say(
         f"{comparison.tensors} tensors after {steps} steps and {len(comparison.kills)} kills: "
         + (f"{len(comparison.differing)} differ" if comparison.differing else "all equal to the bit")
@@ -59,7 +59,7 @@ def verify_resume_command(
     raise SystemExit(1 if comparison.differing else 0)
 
 
-@click.command()
+@command()
 @click.argument("run", type=click.Path(path_type=Path))
 @RUN_STORE
 @RUN_CLIPS
@@ -88,7 +88,7 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
         say(f"not finite by themselves: {', '.join(not_finite)}; look at their stored features: fcache show ID")
 
 
-@click.command()
+@command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=OutputPath("file"), help="The page.  [default: report.html in the run's folder]")
 def report(run: Path, out: Path | None) -> None:
@@ -111,5 +111,5 @@ def report(run: Path, out: Path | None) -> None:
 
     page, numbers = write_report(Run(run), out)
     if damaged := damage(Run(run)):
-        say(f"note: {damaged}", err=True)
+        note(f"note: {damaged}")
     say(f"{page}, {numbers}")

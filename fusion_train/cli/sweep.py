@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurecache.cli.options import listed
-from featurecache.console import OutputPath, say, tables
+from featurecache.console import OutputPath, command, json_result, note, print_table, report_error, say
 from fusion_train.cli.options import CLIPS, CONFIG, INIT, SET, STORE, project_model
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def _budget(ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ..
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-@click.command()
+@command()
 @click.argument("file")
 @CONFIG
 @STORE
@@ -111,12 +111,12 @@ def sweep(
         retry=retry,
         clips_changed=clips_changed,
         open_executor=_executor(engine, devices, ray_address, ray_actors),
-        say=say,
+        say=note,
     )
     print_report(read_results(folder))
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
-        say(f"failed: {outcome.name}: {outcome.error}", err=True)
+        report_error(f"failed: {outcome.name}: {outcome.error}")
     if failed:
         raise SystemExit(1)
 
@@ -148,13 +148,13 @@ def _executor(engine: str, devices: list[str], ray_address: str | None, ray_acto
 
 def print_report(results: Results, out: Path | None = None) -> None:
     """Write the report of a sweep and print its table."""
-    from fusion_train.report.tables import for_terminal
-    from fusion_train.sweeps.report import SPREAD, VERDICT, variant_table, write_report
+    from fusion_train.sweeps.report import SPREAD, VERDICT, as_json, variant_table, write_report
 
     page = write_report(results, out)
     table = variant_table(results)
     short_table = table.only(["variant", results.measure.main, SPREAD, "seeds", "p (Holm)", "seconds"])
-    tables().print(for_terminal(short_table, results.about["name"]))
+    print_table(short_table, results.about["name"])
+    json_result({**as_json(results), "report": str(page)})
     for variant, verdict in table.only(["variant", VERDICT]).rows:
         say(f"{variant}: {verdict}")
     say(f"report: {page}; results.csv, results.tex and results.json beside {results.folder / 'sweep.json'}")

@@ -16,13 +16,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from featurecache.files.publish import replace_bytes
+from featurecache.tables import Cell
 from fusion_train.evaluation.benchmarks import Baseline
 from fusion_train.evaluation.figures import draw_confusion
 from fusion_train.evaluation.scoring import BenchmarkScores, SetScore
 from fusion_train.evaluation.wording import NOT_STATED
 from fusion_train.metrics.metric_result import MetricResult
 from fusion_train.report.page import Page
-from fusion_train.report.tables import Cell, Table
+from fusion_train.report.tables import Table
 from fusion_train.statistics.intervals import clusters_missing
 from fusion_train.statistics.selection import Selection
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from featurecache.console import say
+from featurecache.console import note
 from featurecache.encoders.checkpoint import quiet_transformers
 from featurecache.encoders.hub import hub_answers, no_answer, way_out
 from featurecache.encoders.network import align
 from featurecache.outside_text import one_line
-from featurecache.terminal import Screen
+from featurecache.terminal import OUTPUT, Screen
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError, ModelError
 from fusion_train.llm.family_check import abilities_of
@@ -49,14 +49,14 @@ def loading_weights(kind: str, place: str | Path) -> Iterator[None]:
     with quiet_transformers():
         if not this_process().is_main_process:
             yield
-        elif not sys.stderr.isatty():
-            say(f"loading {name}", err=True)
+        elif OUTPUT.quiet or not sys.stderr.isatty():
+            note(f"loading {name}")
             yield
         else:
             began = time.monotonic()
             with Screen(stderr=True).status(one_line(f"loading {name}")):
                 yield
-            say(f"{name}: loaded in {time.monotonic() - began:.1f} s", err=True)
+            note(f"{name}: loaded in {time.monotonic() - began:.1f} s")
 
 
 _LLAMA_2_7B: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Tables with three output formats: HTML to read, CSV to compute with, LaTeX (booktabs) for a paper; and terminal."""
+"""Tables of reports: HTML to read, CSV to compute with, LaTeX (booktabs) for a paper, beside the text of a terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import rich.table
-
+import featurecache.tables
 from featurecache.outside_text import html_text, one_line, printable
+from featurecache.tables import shown
 
-Cell = str | float | int | None
-"""A float is shown with two decimals, or its first digit if it is smaller; None is shown as a dash."""
 _LATEX = str.maketrans({
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "…": r"\ldots{}", "−": "$-$",
@@ -20,22 +18,11 @@ _LATEX = str.maketrans({
 
 
 @dataclass
-class Table:
-    """Rows under a header; columns of numbers are aligned to the right."""
+class Table(featurecache.tables.Table):
+    """A table of a report, which a terminal shows too."""
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]] = ()
-    caption: str = ""
-    note: str = ""
-    """A remark that is shown with the rows in every format except CSV."""
     warned: bool = False
-    """Whether the note is a warning."""
-    emphasised: frozenset[int] = frozenset()
-    """Indices of the rows in bold."""
-
-    def add(self, row: Sequence[Cell]) -> None:
-        """Append a row."""
-        self.rows = [*self.rows, row]
+    """Whether the note, which stands in every format except CSV, is a warning."""
 
     def only(self, columns: Sequence[str]) -> Table:
         """Return the table with only these columns, in this order."""
@@ -78,23 +65,6 @@ class Table:
             lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {_latex(self.note)}}} \\"]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
-    def numeric(self) -> list[bool]:
-        """Return, per column, whether it has numbers and no texts."""
-        columns = [[row[n] for row in self.rows if n < len(row)] for n in range(len(self.header))]
-        return [
-            any(isinstance(c, int | float) for c in cells) and not any(isinstance(c, str) for c in cells)
-            for cells in columns
-        ]
-
-
-def shown(cell: Cell) -> str:
-    """Return the text of a cell."""
-    if cell is None:
-        return "–"
-    if isinstance(cell, float):
-        return f"{cell:.2f}" if abs(cell) >= 0.005 or not cell else f"{cell:.1g}"
-    return f"{cell:,}" if isinstance(cell, int) else cell
-
 
 def _side(right: bool) -> str:
     return ' class="number"' if right else ""
@@ -102,20 +72,3 @@ def _side(right: bool) -> str:
 
 def _latex(text: str) -> str:
     return one_line(text).translate(_LATEX)
-
-
-MAX_UNWRAPPED = 24  # characters of a first column that stays on one line
-
-
-def for_terminal(table: Table, title: str = "") -> rich.table.Table:
-    """Return the table for `rich`; columns of numbers are aligned to the right."""
-    rich_table = rich.table.Table(
-        title=title or table.caption or None, title_justify="left", caption=table.note or None, caption_justify="left"
-    )
-    for column, (name, right) in enumerate(zip(table.header, table.numeric(), strict=True)):
-        widest = max((len(shown(row[column])) for row in table.rows), default=0)
-        no_wrap = column == 0 and widest <= MAX_UNWRAPPED  # the first column names the row
-        rich_table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=no_wrap)
-    for number, row in enumerate(table.rows):
-        rich_table.add_row(*map(shown, row), style="bold" if number in table.emphasised else None)
-    return rich_table

@@ -13,9 +13,10 @@ from matplotlib.ticker import LogFormatter
 
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
+from featurecache.tables import Cell
 from fusion_train.evaluation.wording import asked_in_training
 from fusion_train.report.page import Page
-from fusion_train.report.tables import Cell, Table
+from fusion_train.report.tables import Table
 from fusion_train.run import Run
 from fusion_train.statistics.comparison import Comparison
 from fusion_train.sweeps.results import Results

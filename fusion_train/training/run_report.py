@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
+from featurecache.tables import Cell
 from fusion_train import checkpoint
 from fusion_train.config import Config
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.metric_lines import Row, read_metrics
 from fusion_train.report.page import Page
-from fusion_train.report.tables import Cell, Table
+from fusion_train.report.tables import Table
 from fusion_train.run import Run
 
 SIZE_INCHES = (8.6, 3.0)

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from featurecache.errors import FeatureCacheError
+from featurecache.terminal import OUTPUT
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.engines.messages import STOP, CheckResult, LogLine, WorkerStart
 from fusion_train.sweeps.sweep_file import Sweep
@@ -51,6 +52,7 @@ def main(descriptor: int) -> None:
     stream = Connection(descriptor)
     inbox = Inbox(stream)
     start: WorkerStart = inbox.next()
+    OUTPUT.quiet = start.quiet
 
     import torch
 

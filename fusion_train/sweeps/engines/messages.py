@@ -24,6 +24,8 @@ class WorkerStart:
 
     work: SweepSettings
     device: str
+    quiet: bool = False
+    """Whether the worker prints no progress and no notes."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 
 from featurecache.interrupt import SIGNALS, Interrupted, StopRequest
 from featurecache.machine import usable_cores
+from featurecache.terminal import OUTPUT
 from fusion_train.errors import ConfigError
 from fusion_train.sweeps.engines import POLL_S, child
 from fusion_train.sweeps.engines.messages import STOP, CheckResult, LogLine, WorkerStart
@@ -86,7 +87,7 @@ class WorkerProcess:
 
     def __init__(self, work: SweepSettings, device: str, variables: Mapping[str, str]) -> None:
         self.device, self.busy = device, False
-        self._start_message, self._variables = WorkerStart(work, device), variables
+        self._start_message, self._variables = WorkerStart(work, device, OUTPUT.quiet), variables
         self._capacity: DeviceCapacity | None = None
         self._checked: CheckResult | None = None
         self._start()
