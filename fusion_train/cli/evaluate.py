@@ -126,7 +126,7 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
         scores = score_rows(benchmark, rows, _resources(options), out)
         print_scores(scores)
     if bench_name:
-        report = write_report(scores, out)
+        report = write_report(scores, out, context.clips)
         say(f"report: {report}")
         json_result({"report": str(report)})
     else:
@@ -199,7 +199,7 @@ def score_command(paths: tuple[Path, ...], bench_name: str | None, set_name: str
         candidates[next(iter(candidates))] if number is None else select(candidates, number, options["correlation"])
     )
     print_scores(scores)
-    report = write_report(scores, out)
+    report = write_report(scores, out, clips)
     say(f"report: {report}")
     json_result({"report": str(report)})
 

@@ -91,8 +91,13 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
 @command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=OutputPath("file"), help="The page.  [default: report.html in the run's folder]")
-def report(run: Path, out: Path | None) -> None:
-    """Write a run's curves and tables as one HTML page that opens from disk, and its numbers as CSV.
+@click.option(
+    "--clips",
+    type=click.Path(path_type=Path),
+    help="Clip list whose media are shown where an answer is wrong.  [default: that of the run, if it is there]",
+)
+def report(run: Path, out: Path | None, clips: Path | None) -> None:
+    """Write a run's scores, wrong clips and curves as one HTML page that opens from disk, and its numbers as CSV.
 
     Of a sweep: tables, differences with intervals, curves and costs, and the same as CSV, LaTeX and JSON.
 
@@ -106,10 +111,13 @@ def report(run: Path, out: Path | None) -> None:
 
         print_report(read_results(run), out)
         return
+    from featurecache.clips.clip_list import load_clips
     from fusion_train.run import Run
     from fusion_train.training.run_report import damage, write_report
 
-    page, numbers = write_report(Run(run), out)
+    if clips is None and (recorded := Path(Run(run).record().clips)).is_file():
+        clips = recorded
+    page, numbers = write_report(Run(run), out, load_clips(clips) if clips else None)
     if damaged := damage(Run(run)):
         note(f"note: {damaged}")
     say(f"{page}, {numbers}")

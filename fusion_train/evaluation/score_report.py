@@ -1,7 +1,7 @@
 """Write the report of a benchmark: report.html, scores.csv, scores.tex and scores.json in one folder.
 
 The first table compares our scores with published baselines, in per cent, with the means. Then follows each set:
-interval, counts, classes, confusion matrix, further metrics, and tagged clips against the rest.
+interval, counts, classes, confusion matrix, further metrics, tagged clips against the rest, and some wrong clips.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from featurecache.clips.clip_list import ClipList
 from featurecache.files.publish import replace_bytes
 from featurecache.tables import Cell
 from fusion_train.evaluation.benchmarks import Baseline
 from fusion_train.evaluation.figures import draw_confusion
 from fusion_train.evaluation.scoring import BenchmarkScores, SetScore
 from fusion_train.evaluation.wording import NOT_STATED
-from fusion_train.metrics.metric_result import MetricResult
+from fusion_train.evaluation.wrong_answers import SHOWN, cards
+from fusion_train.metrics.metric_result import MetricResult, mean_of
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
-from fusion_train.statistics.intervals import clusters_missing
+from fusion_train.statistics.intervals import MIN_CLUSTERS, Interval, clusters_missing, interval_of, jackknife
 from fusion_train.statistics.selection import Selection
 
 OURS = "ours"
@@ -35,13 +37,17 @@ ANSWERED = {"choose": "choose, a label among the closed set", "generate": "gener
 NO_CORRECTION = "no correction is possible from one cluster"
 
 
-def write_report(scores: BenchmarkScores, folder: Path) -> Path:
-    """Write all four files; return the path of the page."""
+def write_report(scores: BenchmarkScores, folder: Path, clips: ClipList | None = None) -> Path:
+    """Write all four files; return the path of the page.
+
+    Args:
+        clips: the clips that were scored, whose frames and sounds are shown where the answer is wrong.
+    """
     overview = overview_table(scores)
     replace_bytes(folder / "scores.csv", overview.csv().encode())
     replace_bytes(folder / "scores.tex", overview.latex().encode())
     replace_bytes(folder / "scores.json", (json.dumps(as_json(scores), indent=2, ensure_ascii=False) + "\n").encode())
-    return page_of(scores, overview).write(folder / "report.html")
+    return page_of(scores, overview, clips).write(folder / "report.html")
 
 
 def overview_table(scores: BenchmarkScores) -> Table:
@@ -158,7 +164,7 @@ def confusion_table(scored: MetricResult) -> Table:
     return table
 
 
-def page_of(scores: BenchmarkScores, overview: Table) -> Page:
+def page_of(scores: BenchmarkScores, overview: Table, clips: ClipList | None = None) -> Page:
     """Return the page: overview, remarks, then each set."""
     page = Page(scores.benchmark.title, scores.benchmark.about)
     if not scores.comparable:
@@ -175,13 +181,14 @@ def page_of(scores: BenchmarkScores, overview: Table) -> Page:
     for line in (*asked_lines(scores), *baseline_lines(scores)):
         page.text(line, "note")
     for score in scores.sets.values():
-        _add_set(page, score)
+        page.heading(score.title)
+        add_set(page, score, clips)
     return page
 
 
-def _add_set(page: Page, score: SetScore) -> None:
+def add_set(page: Page, score: SetScore, clips: ClipList | None = None) -> None:
+    """Add the scores of one set to a page, and up to `SHOWN` of its wrong clips if `clips` are at hand."""
     scored, scale = score.scored, scale_of(score.scored)
-    page.heading(score.title)
     figures = ", ".join(f"{name} {value * scale:.2f}" for name, value in scored.figures.items())
     count = len(set(score.clusters))
     page.text(f"{figures}. {scored.main}: {interval_text(score)}, over {count} clusters by {score.clustered_by}.")
@@ -192,7 +199,7 @@ def _add_set(page: Page, score: SetScore) -> None:
         page.text(f"Asked ({asked_text(score)}): {text}", "note")
     for note in scored.notes:
         page.text(note, "note" if scored.comparable else "warning")
-    panels: list[Table | Figure] = [_classes(scored)] if scored.per_class else []
+    panels: list[Table | Figure] = [_classes(score)] if scored.per_class else []
     if scored.confusion is not None:
         panels.append(_confusion(scored))
     if panels:
@@ -205,14 +212,47 @@ def _add_set(page: Page, score: SetScore) -> None:
         page.table(table)
     if score.subsets:
         page.table(_subsets(score.subsets))
+    if score.wrong and clips is not None:
+        page.heading("Wrong answers", level=3)
+        shown = score.wrong[:SHOWN]
+        page.text(f"{len(shown)} of {len(score.wrong):,}, the most frequent confusions first: label → answer.", "note")
+        page.cards(cards(shown, clips))
 
 
-def _classes(scored: MetricResult) -> Table:
+def _classes(score: SetScore) -> Table:
+    """Return the figures of each class, and the interval of its recall where the set has one label per clip."""
+    scored = score.scored
     names = list(next(iter(scored.per_class.values())))
-    table = Table(["class", *names])
+    recalls = recall_intervals(score)
+    table = Table(["class", *names, *(["recall 95 %"] if recalls else [])])
+    if None in recalls.values():
+        table.note = f"– fewer than {MIN_CLUSTERS} {score.clustered_by}s of this class, which allow no interval"
     for label, row in scored.per_class.items():
-        table.add([label, *(int(row[name]) if name == "clips" else row[name] * 100 for name in names)])
+        cells: list[Cell] = [int(row[name]) if name == "clips" else row[name] * 100 for name in names]
+        if recalls:
+            interval = recalls[label]
+            cells.append(f"{interval.low * 100:.0f} to {interval.high * 100:.0f}" if interval else None)
+        table.add([label, *cells])
     return table
+
+
+def recall_intervals(score: SetScore) -> dict[str, Interval | None]:
+    """Return the interval of each class's recall over the clusters of its clips; None with too few clusters.
+
+    Empty for a metric whose clips have no single label.
+    """
+    scored = score.scored
+    if scored.outcomes is None:
+        return {}
+    intervals: dict[str, Interval | None] = {}
+    for number, label in enumerate(scored.labels):
+        places = np.flatnonzero(scored.outcomes[:, 0] == number)
+        right = (scored.outcomes[places, 1] == number).astype(float)
+        clusters = [score.clusters[place] for place in places]
+        intervals[label] = interval_of(
+            jackknife(clusters=clusters, statistic=mean_of(right)["resample"], per_clip=right)
+        )
+    return intervals
 
 
 def _subsets(subsets: Mapping[str, MetricResult | str]) -> Table:

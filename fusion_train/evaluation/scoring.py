@@ -16,6 +16,7 @@ from featurecache.clips.clip_list import NO_VALUES
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
 from fusion_train.evaluation.wording import NOT_STATED, instructions_in_rows, wording_in_rows
+from fusion_train.evaluation.wrong_answers import WrongAnswer, wrong_answers
 from fusion_train.metrics.metric_result import MetricResult, MetricSettings
 from fusion_train.metrics.registry import score
 from fusion_train.statistics.intervals import Interval, interval_of, jackknife
@@ -48,6 +49,7 @@ class SetScore:
     instructions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """Remarks on the clips that a reader of the score needs."""
+    wrong: tuple[WrongAnswer, ...] = ()
     selection: Selection | None = None
     """Correction for choosing the best of several candidates on the same clips; None if none were chosen."""
 
@@ -113,6 +115,7 @@ def score_set(
         wording=wording,
         instructions=tuple(instructions_in_rows(rows)),
         notes=tuple(_label_count_notes(benchmark_set, rows)),
+        wrong=tuple(wrong_answers(rows, scored)),
     )
 
 

@@ -35,6 +35,8 @@ class MetricResult:
     confusion: np.ndarray | None = field(default=None, compare=False)
     """(C, C + 1) counts: references by predictions, in the order of `labels`; the last column counts other answers."""
     labels: tuple[str, ...] = ()
+    outcomes: np.ndarray | None = field(default=None, compare=False)
+    """(clips, 2) indices of reference and answer in `labels`; C for an answer outside them. None without classes."""
     notes: tuple[str, ...] = ()
     comparable: bool = True
     """Whether the figures are comparable with published scores."""

@@ -250,6 +250,7 @@ def _classes(
         **(mean_of(hits) if main in ("accuracy", "WAR") else {"resample": resample}),
         counts=counts,
         confusion=scores.confusion,
+        outcomes=scores.outcomes,
         labels=scores.labels,
         per_class={
             label.label: {

@@ -1,15 +1,19 @@
-"""A self-contained HTML page of headings, texts, tables and drawings; no scripts, nothing loaded from elsewhere.
+"""A self-contained HTML page of headings, texts, tables, drawings and cards of clips; no scripts, nothing loaded.
 
 Drawings are SVG from matplotlib, without dates or random ids, so that equal content gives equal bytes. The style covers
-print and dark mode.
+print, narrow windows and dark mode.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -32,7 +36,40 @@ td:first-child { white-space: nowrap; }
 .side { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
 figure { margin: .6rem 0; } figure svg { background: #fff; max-width: 100%; height: auto; }
 figcaption { color: GrayText; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.2rem 1rem; }
+.card { margin: 0; min-width: 0; overflow-wrap: anywhere; font-size: .85rem; }
+.card img, .card .empty { width: 100%; aspect-ratio: 4/3; object-fit: contain; background: var(--soft); }
+.card img { display: block; }
+.card .empty { display: flex; align-items: center; justify-content: center; color: GrayText; }
+.card svg { background: none; width: 100%; height: 2.2rem; display: block; color: #4477aa; }
+.card figcaption { color: inherit; } .card .name { color: GrayText; font-size: .78rem; }
+details { margin: .6rem 0; } summary { cursor: pointer; } pre { font-size: .8rem; overflow-x: auto; }
 """
+ENVELOPE_BARS = 96
+
+
+@dataclass(frozen=True)
+class Card:
+    """One clip on a page: a picture or the reason why there is none, the sound, and lines of text."""
+
+    name: str
+    lines: Sequence[str]
+    picture: bytes | None = None
+    """JPEG."""
+    reason: str = ""
+    """Why there is no picture; empty for a clip of sound only."""
+    sound: np.ndarray | None = None
+    """(S,) waveform."""
+
+    def html(self) -> str:
+        if self.picture is None:
+            picture = f'<div class="empty">{html_text(self.reason)}</div>' if self.reason else ""
+        else:
+            data = base64.b64encode(self.picture).decode()
+            picture = f'<img alt="{html_text(self.name)}" src="data:image/jpeg;base64,{data}">'
+        lines = "<br>".join(map(html_text, self.lines))
+        caption = f'<figcaption>{lines}<br><span class="name">{html_text(self.name)}</span></figcaption>'
+        return f'<figure class="card">{picture}{_envelope(self.sound)}{caption}</figure>'
 
 
 class Page:
@@ -63,6 +100,14 @@ class Page:
         rendered = [part.html() if isinstance(part, Table) else _drawing(part, "") for part in parts]
         self._parts.append(f'<div class="side">{"".join(rendered)}</div>')
 
+    def cards(self, cards: Sequence[Card]) -> None:
+        """Add cards of clips, as many per row as the window has room for."""
+        self._parts.append(f'<div class="cards">{"".join(card.html() for card in cards)}</div>')
+
+    def fold(self, title: str, text: str) -> None:
+        """Add a text of fixed width that is shown when its title is clicked."""
+        self._parts.append(f"<details><summary>{html_text(title)}</summary><pre>{html_text(text)}</pre></details>")
+
     def html(self) -> str:
         title = html_text(self.title)
         head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}'
@@ -75,6 +120,18 @@ class Page:
     def write(self, path: Path) -> Path:
         replace_bytes(path, self.html().encode())
         return path
+
+
+def _envelope(sound: np.ndarray | None) -> str:
+    """Return the loudest sample of each part of a waveform as bars of an SVG."""
+    if sound is None or not sound.size:
+        return ""
+    parts = np.array_split(np.abs(sound.astype(np.float32)), min(ENVELOPE_BARS, sound.size))
+    peaks = np.array([part.max() for part in parts])
+    heights = np.maximum(np.round(peaks / max(float(peaks.max()), 1e-9) * 18), 0.5)
+    bars = "".join(f"M{number + 0.5} {20 - height:g}v{2 * height:g}" for number, height in enumerate(heights))
+    size = f'viewBox="0 0 {len(parts)} 40" preserveAspectRatio="none"'
+    return f'<svg {size} role="img" aria-label="sound"><path d="{bars}" stroke="currentColor" stroke-width=".7"/></svg>'
 
 
 def _drawing(figure: Figure, caption: str) -> str:

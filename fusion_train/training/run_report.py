@@ -1,25 +1,31 @@
-"""The report of a run: one page with settings, scores and curves, and every logged number as CSV.
+"""The report of a run: one page with settings, scores, wrong clips and curves, and every logged number as CSV.
 
-The page opens from disk, fetches nothing and runs no script. It is a pure function of the run's files.
+The page opens from disk, fetches nothing and runs no script. It is a pure function of the run's files, and of the clips
+whose answers are wrong.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from featurecache.clips.clip_list import ClipList
 from featurecache.files.publish import replace_bytes
 from featurecache.outside_text import figure_text
 from featurecache.tables import Cell
 from fusion_train import checkpoint
 from fusion_train.config import Config
-from fusion_train.errors import DataError
-from fusion_train.evaluation.append_only import read_lines
+from fusion_train.errors import ConfigError, DataError
+from fusion_train.evaluation.benchmarks import BenchmarkSet
+from fusion_train.evaluation.prediction_rows import read_predictions
+from fusion_train.evaluation.score_report import add_set
+from fusion_train.evaluation.scoring import score_set
 from fusion_train.metric_lines import Row, read_metrics
+from fusion_train.metrics.metric_result import MetricSettings
 from fusion_train.report.page import Page
 from fusion_train.report.tables import Table
 from fusion_train.run import Run
@@ -29,11 +35,12 @@ SPEEDS = (("samples_per_s", "samples/s"), ("tokens_per_s", "tokens/s"),
           ("supervised_tokens_per_s", "supervised tokens/s"))  # fmt: skip
 
 
-def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
+def write_report(run: Run, out: Path | None = None, clips: ClipList | None = None) -> tuple[Path, Path]:
     """Write `report.html` and `metrics.csv`; returns both paths.
 
     Args:
         out: the page; default `report.html` in the run's folder. The CSV lies beside it.
+        clips: the clip list of the run, whose media are shown where an answer is wrong; None shows none.
 
     Raises:
         CheckpointError: no such run.
@@ -55,6 +62,8 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
         steps = ", ".join(str(change["step"]) for change in record.list_changes)
         page.text(f"The clip list was changed during the run, at step {steps}.", "warning")
     page.side_by_side(_settings(config), _read(record))
+    for path in sorted(run.folder.glob("predictions-*.jsonl")):
+        _add_answers(page, path, clips)
     step_rows, scored_rows = [row for row in rows if "loss" in row], [row for row in rows if "eval_loss" in row]
     page.heading("Loss")
     page.drawing(_losses(step_rows, scored_rows), "of a supervised token, mean over the steps since the last line")
@@ -83,11 +92,8 @@ def write_report(run: Run, out: Path | None = None) -> tuple[Path, Path]:
     if absent := _absent(step_rows):
         page.heading("Modalities")
         page.table(absent)
-    if predictions := _predictions(run):
-        page.heading("Scored files")
-        page.table(predictions)
     page.heading("Configuration")
-    page.table(Table(["key", "value"], [[key, value] for key, value in _flat(config)]))
+    page.fold("config.yaml, as resolved", config.to_yaml())
     target = page.write(out or run.folder / "report.html")
     numbers = target.with_name("metrics.csv")
     replace_bytes(numbers, _csv(rows).encode())
@@ -182,18 +188,22 @@ def _absent(steps: Sequence[Row]) -> Table | None:
     )
 
 
-def _predictions(run: Run) -> Table | None:
-    files = sorted(run.folder.glob("predictions-*.jsonl"))
-    rows: list[list[Cell]] = []
-    for path in files:
-        try:
-            answers = read_lines(path)
-        except DataError:
-            rows.append([path.name, "damaged", None])
-            continue
-        hits = sum(answer.get("prediction") == answer.get("reference") for answer in answers)
-        rows.append([path.name, len(answers), hits / max(1, len(answers))])
-    return Table(["file", "clips", "equal to the reference"], rows) if rows else None
+def _add_answers(page: Page, path: Path, clips: ClipList | None) -> None:
+    """Add the scores of one file of predictions, with classes, confusion matrix and wrong clips."""
+    page.heading(f"Answers: {path.stem.removeprefix('predictions-')}")
+    try:
+        rows = read_predictions(path)
+        benchmark_set = BenchmarkSet(task=str(rows[0].get("task") or "emotion"))
+        if benchmark_set.chosen_metric is None:
+            page.text(f"{len(rows):,} answers, for which there is no metric.", "note")
+            return
+        score = score_set(path.stem, benchmark_set, rows, MetricSettings())
+    except (ConfigError, DataError) as error:
+        page.text(f"{path.name}: not scored: {error}", "warning")
+        return
+    add_set(page, score, clips)
+    if score.wrong and clips is None:
+        page.text("Wrong clips are shown where the clip list is at hand: name it with --clips.", "note")
 
 
 def _summary(values: Sequence[float]) -> list[float | None]:
@@ -223,24 +233,11 @@ def _curves(
         )
     positive = all(value > 0 for _, values in curves.values() for value in values)
     axes.set(xlabel="step", ylabel=label, yscale="log" if log and positive else "linear")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(fontsize=8, ncols=min(4, len(curves)))
     return figure
-
-
-def _flat(config: Config) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-
-    def walk(values: Mapping[str, Any], prefix: str, add: Callable[[tuple[str, str]], None]) -> None:
-        for key, value in values.items():
-            if isinstance(value, Mapping) and value:
-                walk(value, f"{prefix}{key}.", add)
-            else:
-                add((prefix + key, json.dumps(value, ensure_ascii=False)))
-
-    walk(config.model_dump(mode="json"), "", found.append)
-    return found
 
 
 def _csv(rows: Sequence[Row]) -> str:
