@@ -44,6 +44,8 @@ class _JsonDocument:
     arguments: Sequence[str] | None = None
     """Of the command line; None while no command runs, as where a command line is only parsed."""
     command: str = ""
+    printed: bool = False
+    """Whether a line went to standard output."""
     requested: bool = False
     lines: list[str] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
@@ -302,6 +304,7 @@ def say(text: object = "") -> None:
         _document.lines.append(line)
     else:
         _print(line)
+        _document.printed = True
 
 
 def note(text: object = "") -> None:
@@ -322,6 +325,9 @@ def print_table(table: Table, caption: str = "") -> None:
     shown = replace(table, caption=caption or table.caption)
     if _document.requested:
         _document.tables.append({"caption": shown.caption, "rows": shown.records()})
+    elif shown.caption and _document.printed:
+        _print("")
+    _document.printed = True
     for line, bold in shown.lines(shutil.get_terminal_size((PIPE_WIDTH, 24)).columns):
         OUTPUT.write_log(line)
         if not _document.requested:

@@ -2,6 +2,7 @@
 
     printable     terminals and plain text: no control code, no direction override, no lone surrogate
     one_line      like printable, in one line, for messages
+    first_ids     the first of many ids, in one line
     html_text     HTML: element content and quoted attributes
     script_json   a JSON document inside a <script> element
     markdown_text Markdown, in one line, with its marks escaped
@@ -19,6 +20,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Collection
 from reprlib import Repr
 from typing import Any
 from urllib.parse import quote
@@ -49,6 +51,11 @@ def one_line(text: object) -> str:
 def shown(value: Any) -> str:
     """Return the shortened repr of a value, for messages."""
     return _REPR.repr(value)
+
+
+def first_ids(ids: Collection[str], count: int = 3) -> str:
+    """Return the first ids on one line, and "…" where there are more; for summaries of many clips."""
+    return ", ".join(map(one_line, list(ids)[:count])) + (", …" if len(ids) > count else "")
 
 
 def html_text(text: object) -> str:

@@ -1,8 +1,8 @@
 """Tables of text for a terminal or a log: columns under a rule, in any width, without a word that is cut.
 
-A table that is too wide folds its texts, first at spaces, then behind separators (`clips/train/a_1`), at last anywhere.
-If the columns do not fit even so, the table continues below with further columns, under its first column again. Headers
-and numbers stay whole. This module prints nothing.
+Columns without any text are left out. A table that is too wide folds its texts, first at spaces, then behind separators
+(`clips/train/a_1`), at last anywhere. If the columns do not fit even so, it continues below with further columns,
+under its first column again. Headers and numbers stay whole. This module prints nothing.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Table:
         columns = [
             _Column(one_line(name), [row[n] for row in texts], right, LONGEST_PIECE if n else LONGEST_NAME)
             for n, (name, right) in enumerate(zip(self.header, self.numeric(), strict=True))
+            if n == 0 or not texts or any(row[n] for row in texts)
         ]
         lines = [(line, False) for line in _fold(one_line(self.caption), width) if line]
         for number, part in enumerate(_parts(columns, width)):
@@ -86,14 +87,14 @@ class _Column:
     @property
     def natural(self) -> int:
         """Width in which nothing folds."""
-        return max(map(cell_len, (self.header, *self.texts)))
+        return max(1, *map(cell_len, (self.header, *self.texts)))
 
     @property
     def least(self) -> int:
         """Width in which headers, numbers and short words stay whole."""
         header = max(map(cell_len, self.header.split()), default=1)
         if self.right:
-            return max(header, *map(cell_len, self.texts))
+            return max((header, *map(cell_len, self.texts)))
         if self.natural <= self.kept_together:
             return self.natural
         pieces = (cell_len(piece.rstrip()) for text in self.texts for piece in _PIECES.findall(text))

@@ -71,7 +71,12 @@ def test_info_and_show_say_what_is_stored_and_why_something_is_not(folder: Path)
     result = fcache(*EXTRACT)
     assert result.exit_code == 1
     assert "whisper: 1 failed: expected its video file to be readable" in result.output
+    assert "(c1)" in result.output
     assert fcache(*EXTRACT).exit_code == 1  # counted, though not tried again
+    listed = fcache("info", "--failed")
+    assert re.search(r"^c1 +whisper +expected its video file", listed.output, re.MULTILINE)
+    (feature,) = json.loads(fcache("info", "--json").stdout)["features"]
+    assert list(feature["failed_ids"].values()) == [["c1"]]
     info = fcache("info")
     assert info.exit_code == 0
     assert "1 failed: expected its video file to be readable" in info.output
@@ -81,6 +86,12 @@ def test_info_and_show_say_what_is_stored_and_why_something_is_not(folder: Path)
     assert "no audio stream" in silent.output
     assert unknown.exit_code == 2
     assert "not in features.zarr" in unknown.output
+
+
+def test_the_help_of_extract_lists_the_installed_encoders() -> None:
+    text = " ".join(fcache("extract", "--help").output.split())
+    assert "Installed: eva-global, eva-temporal, hf-audio, hf-image, hf-video, whisper" in text
+    assert "--encoder" in fcache("plan", "--help").output
 
 
 def test_verify_finds_a_flipped_byte_and_leaves_a_sound_store_alone(folder: Path) -> None:
@@ -209,7 +220,14 @@ def test_extract_ends_with_a_table_of_times_and_the_same_as_json(folder: Path) -
     assert "the bottleneck: " in fcache(*EXTRACT, "--store", "again.zarr").output
     assert (told["clips"], told["devices"], told["left"]) == (3, 2, 0)
     assert set(told["parts"]) == {"hash", "decode", "preprocess", "encode", "write"}
-    assert told["features"]["whisper"] == {"ok": 2, "failed": 0, "absent": 1, "earlier": 0, "reasons": {}}
+    assert told["features"]["whisper"] == {
+        "ok": 2,
+        "failed": 0,
+        "absent": 1,
+        "earlier": 0,
+        "reasons": {},
+        "failed_ids": {},
+    }
     assert told["memory_bound_bytes"] > 0
 
 

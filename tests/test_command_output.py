@@ -62,7 +62,7 @@ def help_of(group: str, name: str, width: int) -> str:
 
 def test_results_go_to_standard_output_and_the_rest_to_standard_error() -> None:
     result = run("work")
-    assert result.stdout.split("\n") == ["one clip", "scores", "clip  score", "────  ─────", "a      0.50", ""]
+    assert result.stdout.split("\n") == ["one clip", "", "scores", "clip  score", "────  ─────", "a      0.50", ""]
     assert result.stderr.split("\n")[0] == "about to work"
     assert "work: 3/3 clips" in result.stderr
     assert "b: unreadable" in result.stderr

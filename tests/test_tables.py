@@ -69,6 +69,11 @@ def test_emphasised_rows_and_headers_are_bold() -> None:
     assert [line for line, bold in table.lines(80) if bold] == ["a", "2"]
 
 
+def test_a_column_without_any_text_is_left_out() -> None:
+    assert text_of(Table(["clip", "dataset", "n"], [["a", "", 1], ["b", "", 2]]), 80).split("\n")[0] == "clip  n"
+    assert text_of(Table(["clip", "dataset"]), 80).split("\n")[0] == "clip  dataset"
+
+
 def test_wide_characters_count_as_two_columns() -> None:
     lines = text_of(Table(["clip", "n"], [["日本語", 1], ["abc", 2]]), 80).split("\n")
     assert {cell_len(line) for line in lines[1:]} == {len("日本語") * 2 + 3}
@@ -81,8 +86,8 @@ def test_wide_characters_count_as_two_columns() -> None:
 def test_no_character_of_any_cell_is_lost(rows: list[list[str]], width: int) -> None:
     from featurecache.outside_text import one_line
 
-    table = Table(["a", "b", "c"], rows)
+    table = Table(["", "", ""], rows)
     lines = [line for line, _ in table.lines(width)]
     assert all(cell_len(line) <= width for line in lines)
-    printed, cells = "".join(lines), "".join(["abc", *(one_line(cell) for row in rows for cell in row)])
+    printed, cells = "".join(lines), "".join(one_line(cell) for row in rows for cell in row)
     assert sorted("".join(printed.replace("─", "").split())) == sorted("".join(cells.replace("─", "").split()))

@@ -23,6 +23,7 @@ from featurecache.console import command, json_result, note, print_table, say, s
 from featurecache.console_project import ProjectOption
 from featurecache.errors import EncoderError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
+from featurecache.outside_text import first_ids
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.protocols import Status
 from featurecache.tables import Table
@@ -45,11 +46,21 @@ def _rank(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
         raise click.BadParameter(f"expected I/N with I from 0 to N - 1, got {value}") from None
 
 
+class EncoderOption(ProjectOption):
+    """The option `--encoder`, whose help lists the installed encoders."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from featurecache.encoders import registered
+
+        record = super().get_help_record(ctx)
+        return record and (record[0], f"{record[1]}  Installed: {', '.join(sorted(registered()))}.")
+
+
 EXTRACTION_OPTIONS = with_options(
     click.option(
         "--encoder",
         "encoders",
-        cls=ProjectOption,
+        cls=EncoderOption,
         project_key="encoders",
         multiple=True,
         required=True,
@@ -260,8 +271,8 @@ def _print_stats(stats: ExtractionStats) -> None:
         table.add([name, counts.ok, counts.failed, counts.absent, *prior])
     print_table(table)
     for name, counts in stats.by_feature.items():
-        for reason, count in counts.reasons.most_common():
-            say(f"{name}: {count} failed: {reason}")
+        for reason, ids in counts.most_common():
+            say(f"{name}: {len(ids)} failed: {reason} ({first_ids(ids)})")
     for clip_id, notice in list(stats.notices.items())[:MAX_NOTICES]:
         say(f"notice: {clip_id}: {notice}")
     if len(stats.notices) > MAX_NOTICES:
@@ -280,7 +291,7 @@ def _print_stats(stats: ExtractionStats) -> None:
     if stats.num_left:
         say(f"{stats.num_left} clips are left to other ranks, or to other runs at work now.")
     if stats.failed:
-        note("`fcache retry` extracts failed clips again.")
+        note("`fcache info --failed` lists failed clips; `fcache retry` extracts them again.")
 
 
 def _print_forecast(forecast: Forecast) -> None:
@@ -301,7 +312,7 @@ def _print_forecast(forecast: Forecast) -> None:
         opened = f"the files of {forecast.headers_read} of {forecast.num_clips} clips opened"
         say(f"{opened}: {len(forecast.unreadable)} would fail{in_all}")
     for reason, ids in forecast.reasons().items():
-        say(f"  {len(ids)} × {reason}: {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}")
+        say(f"  {len(ids)} × {reason}: {first_ids(ids)}")
     for line in (*forecast.notices, *differences_in_words(forecast.lengths)):
         say(line)
     if forecast.seconds is not None:

@@ -13,6 +13,7 @@ from featurecache.clips.splitting import DEFAULT_SHARES, GROUP_KEYS, Splitting, 
 from featurecache.console import OutputPath, command, counted, print_table, say
 from featurecache.console_project import ProjectOption
 from featurecache.errors import DatasetError
+from featurecache.outside_text import first_ids
 from featurecache.tables import Table
 from featurecache.terminal import show_progress
 
@@ -206,8 +207,7 @@ def print_import(summary: ImportSummary) -> None:
         same = "as published" if read == published else f"{published} published"
         say(f"{subject}: {read} in the tables, {same}")
     for reason, rows in summary.left_out.items():
-        shown = ", ".join(rows[:SHOWN_EXAMPLES]) + (", …" if len(rows) > SHOWN_EXAMPLES else "")
-        say(f"left out: {counted(len(rows), 'row')}: {reason} ({shown})")
+        say(f"left out: {counted(len(rows), 'row')}: {reason} ({first_ids(rows)})")
     if summary.missing:
         treatment = "kept" if summary.kept_missing else "left out"
         say(f"media missing: {counted(len(summary.missing), 'clip')}, {treatment}")

@@ -13,11 +13,12 @@ import click
 import featurecache
 from featurecache.cli.options import INDEX, NAMES, STORE
 from featurecache.console import OutputPath, command, counted, json_result, note, print_table, say, size_text
+from featurecache.outside_text import first_ids
 from featurecache.tables import Table
 from featurecache.terminal import show_progress
 
 if TYPE_CHECKING:
-    from featurecache.maintenance.describe import ClipDescription
+    from featurecache.maintenance.describe import ClipDescription, FeatureInfo
     from featurecache.store.inspection import Problem
 
 MAX_LISTED_PER_KIND = 20
@@ -25,11 +26,13 @@ MAX_LISTED_PER_KIND = 20
 
 @command()
 @STORE
-def info(store: str) -> None:
+@click.option("--failed", "list_failed", is_flag=True, help="List every failed clip with its reason.")
+def info(store: str, list_failed: bool) -> None:
     """Say what a store holds: features, clips, bytes, failures by reason.
 
     \b
     Example: fcache info --store features.zarr
+             fcache info --failed
     """
     from featurecache.maintenance.describe import store_info
 
@@ -41,9 +44,11 @@ def info(store: str) -> None:
         size = size_text(feature.num_bytes)
         table.add([feature.name, shape, feature.stored_dtype, *counts, size, feature.fingerprint[:12]])
     print_table(table)
-    for feature in result.features:
-        for reason, count in feature.failures.items():
-            say(f"{feature.name}: {count} failed: {reason}")
+    if list_failed:
+        _print_failed(result.features)
+    for feature in () if list_failed else result.features:
+        for reason, ids in feature.failed_ids.items():
+            say(f"{feature.name}: {len(ids)} failed: {reason} ({first_ids(ids)})")
     if any(feature.num_pending for feature in result.features):
         note("`fcache extract` does what is pending.")
     json_result({"features": [asdict(feature) for feature in result.features], "damaged": result.damaged})
@@ -145,6 +150,20 @@ def verify(names: tuple[str, ...], store: str, quick: bool, everything: bool, in
     if report.damage:
         note("`fcache repair` mends it.")
     raise click.exceptions.Exit(report.exit_code)
+
+
+def _print_failed(features: Sequence[FeatureInfo]) -> None:
+    """Print one row per failed clip and feature."""
+    failed = [
+        [clip_id, feature.name, reason]
+        for feature in features
+        for reason, ids in feature.failed_ids.items()
+        for clip_id in ids
+    ]
+    if failed:
+        print_table(Table(["clip", "feature", "reason"], failed, "failed clips"))
+    else:
+        say("no clip failed")
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from featurecache.cli.options import (
 from featurecache.console import command, counted, note, say, size_text
 from featurecache.errors import StoreError, StoreNotFoundError
 from featurecache.interrupt import StopRequest
+from featurecache.outside_text import first_ids
 from featurecache.spec import STORED_DTYPES
 from featurecache.store.formats import FORMATS
 from featurecache.terminal import show_progress
@@ -62,8 +63,8 @@ def retry(store: str, clips: str, names: tuple[str, ...], ids: tuple[str, ...], 
         stats = retry_clips(opened, listed, chosen, open_for, ids or None, **how)
     for name, counts in stats.by_feature.items():
         say(f"{name}: {counts.ok} ok, {counts.failed} failed, {counts.absent} absent")
-        for reason, count in counts.reasons.most_common():
-            say(f"  {count} failed: {reason}")
+        for reason, failed in counts.most_common():
+            say(f"  {len(failed)} failed: {reason} ({first_ids(failed)})")
     raise click.exceptions.Exit(1 if any(counts.failed for counts in stats.by_feature.values()) else 0)
 
 

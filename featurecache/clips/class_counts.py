@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from featurecache.clips.clip_list import Clip
+from featurecache.outside_text import first_ids
 
 ByName = dict[str, Counter[str]]
 """Name -> clips by split; "" is no split."""
@@ -65,7 +66,7 @@ def class_notes(clips: Sequence[Clip]) -> list[str]:
             notes.append(f'{task}: only one class, "{next(iter(counts))}". A model needs two or more.')
     unlabelled = [clip.id for clip in clips if not clip.labels]
     if unlabelled:
-        shown = ", ".join(unlabelled[:3]) + (", …" if len(unlabelled) > 3 else "")
+        shown = first_ids(unlabelled)
         notes.append(f"no label: {len(unlabelled)} of {len(clips)} clips ({shown})")
     return notes
 

@@ -34,7 +34,7 @@ from featurecache.clips.crop import Crop, parse_crop
 from featurecache.clips.responses import Response, is_missing, response_problem, without_nulls
 from featurecache.errors import ClipListError, suggest
 from featurecache.files.jsonl import read_objects
-from featurecache.outside_text import shown
+from featurecache.outside_text import first_ids, shown
 
 MEDIA_KINDS = ("video", "audio", "image")
 MAX_ID_BYTES = 255
@@ -221,7 +221,7 @@ def with_media_found(clips: Iterable[Clip]) -> ClipList:
     count = len(respelt_ids)
     notices = [
         f"media of {count} clip{'s' if count > 1 else ''} found whose names are spelt in another Unicode"
-        f" form (as macOS does): {', '.join(respelt_ids[:3])}{', …' if count > 3 else ''}"
+        f" form (as macOS does): {first_ids(respelt_ids)}"
     ]
     return ClipList(resolved, notices if respelt_ids else ())
 

@@ -27,6 +27,7 @@ from featurecache.clips.class_counts import clip_classes
 from featurecache.clips.clip_list import Clip, load_clips
 from featurecache.clips.writing import write_clips
 from featurecache.errors import ClipListError
+from featurecache.outside_text import first_ids
 
 GROUP_KEYS = ("speaker", "dialogue", "person", "dataset")
 SHARES = re.compile(r"\d+(\.\d+)?(/\d+(\.\d+)?){1,2}")
@@ -213,6 +214,6 @@ def split_notes(clips: Sequence[Clip], splitting: Splitting) -> list[str]:
     notes = [f"divided into {shares}; {together}; seed {splitting.seed}"]
     alone = [clip.id for clip in clips if key and not getattr(clip, key)]
     if alone:
-        shown = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
+        shown = first_ids(alone)
         notes.append(f"no {key}: {len(alone)} clips ({shown}), each divided by itself")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from featurecache.extract.job import ExtractionJob, encoder_notices
@@ -21,12 +22,15 @@ def run(
 ) -> ExtractionStats:
     """Run the job on `devices`, which share the batches; a device named twice runs two batches at a time.
 
-    `notify` receives the notices of the clip list and of the encoders. Raises the errors of `extract`.
+    `notify` receives the notices of the clip list and of the encoders, and a line about the loaded weights. Raises the
+    errors of `extract`.
     """
     clips = job.load_clips()
     for line in clips.notices:
         notify(line)
+    began = time.monotonic()
     encoders, *replicas = job.open_encoders(devices)
+    notify(f"weights loaded in {time.monotonic() - began:.1f} s: {job.origins(encoders)}")
     for line in encoder_notices(encoders):
         notify(line)
     return extract(

@@ -59,7 +59,7 @@ def media_vectors(
                 vectors.append(neighbourhood.join(by_feature)[0])
     assert stats is not None
     if not ids:
-        reasons = [reason for counts in stats.by_feature.values() for reason in counts.reasons]
+        reasons = [reason for counts in stats.by_feature.values() for reason in counts.failed_ids]
         raise MediaError(
             ", ".join(clip.id for clip in clips[:3]),
             expected="media that the features' encoders can read",

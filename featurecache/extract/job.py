@@ -64,6 +64,11 @@ class ExtractionJob:
         """Return the encoders by feature name, once per device."""
         return [{name: settings.open(device) for name, settings in self.features.items()} for device in devices]
 
+    def origins(self, encoders: Mapping[str, Encoder]) -> str:
+        """Return the folder, hub id or file of the weights of each feature, without paths, as one line."""
+        provenance = {name: encoder.spec(self.stored_dtype).provenance for name, encoder in encoders.items()}
+        return ", ".join(f"{name} from {'; '.join(map(str, origin.values()))}" for name, origin in provenance.items())
+
     @property
     def extract_options(self) -> dict[str, Any]:
         """Keyword arguments of `extract` that every process of the extraction shares."""

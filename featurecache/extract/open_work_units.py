@@ -339,7 +339,7 @@ class _OpenShard:
         if failure:
             self._writer.fail(slot, failure, encoder_input.source)
             self._counts.failed += 1
-            self._counts.reasons[failure] += 1
+            self._counts.failed_ids.setdefault(failure, []).append(self._shard.ids[slot])
         elif tokens is None:
             self._writer.absent(slot, encoder_input.absent, encoder_input.source)
             self._counts.absent += 1

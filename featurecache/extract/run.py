@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,6 +28,7 @@ from featurecache.extract.work_units import count_prior_records, plan_work_units
 from featurecache.interrupt import Interrupted
 from featurecache.machine import usable_cores
 from featurecache.media.crash_guard import CrashGuard, notes_folder
+from featurecache.outside_text import first_ids
 from featurecache.spec import STORED_BYTES
 from featurecache.store.layout import default_shard_rows
 from featurecache.store.protocols import FeatureWriter, Store
@@ -200,13 +200,13 @@ def check_max_failures(max_failures: int | None, stats: ExtractionStats) -> None
     """Raise MediaError with all reasons if more than `max_failures` clips failed in this run."""
     num_failed = sum(counts.failed for counts in stats.by_feature.values())
     if max_failures is not None and num_failed > max_failures:
-        reasons = sum((counts.reasons for counts in stats.by_feature.values()), Counter())
+        failures = [failure for counts in stats.by_feature.values() for failure in counts.most_common()]
         raise MediaError(
             "extraction",
             expected=f"at most {max_failures} failed clips (--max-failures)",
             got=f"{num_failed}",
             next_step="Mend the media or raise the limit, then run the same command.",
-            problems=[f"{count} × {reason}" for reason, count in reasons.most_common()],
+            problems=[f"{len(ids)} × {reason} ({first_ids(ids)})" for reason, ids in failures],
         )
 
 

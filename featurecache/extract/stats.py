@@ -22,19 +22,28 @@ class ClipCounts:
     ok: int = 0
     failed: int = 0
     absent: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Number of failed clips by reason."""
+    failed_ids: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of failed clips, by reason."""
     prior: Counter[Status] = field(default_factory=Counter)
     """Clips of the list that earlier runs decided, by status."""
-    prior_reasons: Counter[str] = field(default_factory=Counter)
-    """Failed clips of earlier runs, by reason."""
+    prior_failed_ids: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of failed clips of earlier runs, by reason."""
 
     def since(self, before: ClipCounts) -> ClipCounts:
         """Return what was decided between two counts of prior records: `before`, and this one."""
         new = self.prior - before.prior
-        reasons = self.prior_reasons - before.prior_reasons
+        known = {clip_id for ids in before.prior_failed_ids.values() for clip_id in ids}
+        by_reason = {
+            reason: [clip_id for clip_id in ids if clip_id not in known]
+            for reason, ids in self.prior_failed_ids.items()
+        }
+        failed_ids = {reason: ids for reason, ids in by_reason.items() if ids}
         counts = (new[Status.OK], new[Status.FAILED], new[Status.ABSENT])
-        return ClipCounts(*counts, reasons, before.prior, before.prior_reasons)
+        return ClipCounts(*counts, failed_ids, before.prior, before.prior_failed_ids)
+
+    def most_common(self) -> list[tuple[str, list[str]]]:
+        """Return (reason, ids of failed clips), the most frequent reason first."""
+        return sorted(self.failed_ids.items(), key=lambda item: -len(item[1]))
 
 
 @dataclass
@@ -139,7 +148,8 @@ class ExtractionStats:
                     "failed": counts.failed,
                     "absent": counts.absent,
                     "earlier": sum(counts.prior.values()),
-                    "reasons": dict(counts.reasons),
+                    "reasons": {reason: len(ids) for reason, ids in counts.most_common()},
+                    "failed_ids": counts.failed_ids,
                 }
                 for name, counts in self.by_feature.items()
             },

@@ -84,10 +84,10 @@ def plan_work_units(writers: Mapping[str, FeatureWriter], clips: ClipList) -> li
 def count_prior_records(name: str, writer: FeatureWriter, units: Iterable[WorkUnit], clips: ClipList) -> ClipCounts:
     """Count the prior records of one feature for the clips of `units`, by status, and the failed ones by reason."""
     counts = ClipCounts()
-    for _, record in _prior_records(name, writer, units, clips):
+    for clip, record in _prior_records(name, writer, units, clips):
         counts.prior[record.status] += 1
         if record.status is Status.FAILED:
-            counts.prior_reasons[record.reason] += 1
+            counts.prior_failed_ids.setdefault(record.reason, []).append(clip.id)
     return counts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,8 +40,13 @@ class FeatureInfo:
     num_shards: int
     num_bytes: int
     """Bytes of the shard files."""
-    failures: dict[str, int]
-    """Number of failed clips by reason, most frequent first."""
+    failed_ids: dict[str, list[str]]
+    """Ids of failed clips in row order, by reason; the most frequent reason first."""
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Number of failed clips by reason."""
+        return {reason: len(ids) for reason, ids in self.failed_ids.items()}
 
 
 def feature_info(feature: StoredFeature) -> FeatureInfo:
@@ -52,10 +56,11 @@ def feature_info(feature: StoredFeature) -> FeatureInfo:
         CorruptStoreError: the plan is damaged.
     """
     counts = feature.counts
-    failures: Counter[str] = Counter()
-    if counts[Status.FAILED]:
-        failures.update(clip.reason for clip in feature.records() if clip.status is Status.FAILED)
-    committed = {record.shard for record in feature.committed}
+    failed_ids: dict[str, list[str]] = {}
+    for record in feature.records() if counts[Status.FAILED] else ():
+        if record.status is Status.FAILED:
+            failed_ids.setdefault(record.reason, []).append(record.id)
+    committed = {shard.shard for shard in feature.committed}
     return FeatureInfo(
         name=feature.name,
         fingerprint=feature.fingerprint,
@@ -68,7 +73,7 @@ def feature_info(feature: StoredFeature) -> FeatureInfo:
         num_pending=_num_pending(feature, committed),
         num_shards=len(committed),
         num_bytes=sum(sum(record.file_bytes) for record in feature.committed),
-        failures=dict(failures.most_common()),
+        failed_ids=dict(sorted(failed_ids.items(), key=lambda item: -len(item[1]))),
     )
 
 

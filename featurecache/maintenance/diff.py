@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from featurecache.outside_text import first_ids
 from featurecache.store.feature import StoredFeature
 from featurecache.store.local import LocalStore
 from featurecache.store.protocols import ClipRecord, Status
@@ -52,7 +53,7 @@ class FeatureDifference:
             ("media differ", self.source),
         ):
             if clips:
-                sentences.append(f"{label}: {len(clips)} ({', '.join(clips[:3])}{', …' if len(clips) > 3 else ''})")
+                sentences.append(f"{label}: {len(clips)} ({first_ids(clips)})")
         if self.unequal:
             sentences.append(f"tokens differ: {len(self.unequal)}, by at most {self.largest:.3g} ({self.largest_clip})")
         return f"{self.name}: " + ("; ".join([*sentences, f"{self.num_equal} clips equal"]))

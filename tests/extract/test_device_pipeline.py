@@ -222,10 +222,10 @@ def test_stats_of_several_processes_add_up() -> None:
     whole = merge_stats(parts)
     assert (whole.num_clips, whole.workers, whole.devices, whole.writers) == (6, 4, 2, 2)
     assert (whole.encode_s, whole.wall_s) == (2.0, 4)
-    before = ClipCounts(prior=Counter({Status.OK: 1, Status.FAILED: 1}), prior_reasons=Counter({"x": 1}))
-    after = ClipCounts(prior=Counter({Status.OK: 4, Status.FAILED: 2}), prior_reasons=Counter({"x": 1, "y": 1}))
+    before = ClipCounts(prior=Counter({Status.OK: 1, Status.FAILED: 1}), prior_failed_ids={"x": ["a"]})
+    after = ClipCounts(prior=Counter({Status.OK: 4, Status.FAILED: 2}), prior_failed_ids={"x": ["a"], "y": ["b"]})
     fresh = after.since(before)
-    assert (fresh.ok, fresh.failed, fresh.absent, fresh.reasons) == (3, 1, 0, Counter({"y": 1}))
+    assert (fresh.ok, fresh.failed, fresh.absent, fresh.failed_ids) == (3, 1, 0, {"y": ["b"]})
 
 
 @dataclass

@@ -106,6 +106,8 @@ def test_info_counts_clips_bytes_and_failures(small_store: LocalStore) -> None:
     (info,) = store_info(small_store).features
     assert (info.num_ok, info.num_failed, info.num_absent, info.num_shards) == (10, 1, 1, 5)
     assert info.failures == {"the decoder gave up": 1}
+    (failed,) = [record.id for record in small_store["whisper"].records() if record.reason == "the decoder gave up"]
+    assert info.failed_ids == {"the decoder gave up": [failed]}
     assert info.num_pending == 0
     assert info.num_bytes == sum(path.stat().st_size for path in small_store.root.glob("whisper/c/*/0/0"))
 
