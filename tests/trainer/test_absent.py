@@ -13,9 +13,11 @@ from toy import SHAPES, make_config
 
 import featurecache
 from featurecache.encoders import open_encoder
+from featurecache.files.hashing import file_sha256
 from fusion_train.cli import main
 from fusion_train.config import Config
 from fusion_train.data.absent import read_zero_image, write_zero_image
+from fusion_train.data.pool import list_hashes
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.evaluate import evaluate
@@ -70,6 +72,14 @@ def test_training_and_scoring_see_the_same(llama, material, zero_image, tmp_path
     context = open_bench(run.config(), material)
     rows = evaluate(context, context.clips.in_split("val"), "emotion", modalities=["audio"]).predictions
     assert len(rows) == 12
+
+
+def test_a_zero_image_is_part_of_what_a_run_read_only_where_it_is_shown(llama, material, zero_image):
+    config = visible(llama, zero_image)
+    clips = material / "clips.jsonl"
+    plain = list_hashes(make_config(llama), clips)
+    assert list_hashes(config, clips) == plain | {str(zero_image): file_sha256(zero_image)}
+    assert list_hashes(make_config(llama, f"features.zero_image={zero_image}"), clips) == plain
 
 
 def test_a_stand_in_of_another_feature_is_refused(llama, material, tmp_path):

@@ -108,9 +108,20 @@ def test_early_stopping_ends_the_run_where_scores_no_longer_rise(llama, material
         "log.patience=2",
         "optim.min_lr=1e-9",
     )
-    run = run_training(config, material, tmp_path / "run")
+    said: list[str] = []
+    run = run_training(config, material, tmp_path / "run", say=said.append)
     assert run.result["step"] == 6, "the first scoring, and two that are no better"
+    assert [text for text in said if "training ends" in text] == [
+        "step 6: no better accuracy (or loss, without one) in 2 scorings; training ends, and the best weights are kept"
+    ]
     assert run_training(config, material, tmp_path / "run").result == run.result
+
+
+def test_a_run_that_reaches_its_last_step_is_not_said_to_have_stopped_early(llama, material, tmp_path):
+    said: list[str] = []
+    run_training(make_config(llama, "optim.steps=2", "log.eval_every=1"), material, tmp_path / "run", say=said.append)
+    assert said
+    assert not any("training ends" in text for text in said)
 
 
 def test_scores_before_a_resume_count_for_early_stopping(config, tmp_path):

@@ -93,6 +93,7 @@ def test_a_stacked_group_agrees_up_to_rounding(batches, base):
     made, together, alone = batches
     own, others = optimizers(together), optimizers(alone)
     group = ModelGroup(base, together, stacked=True)
+    assert group.stacked
     for number, tensors in enumerate(made):
         step_together(group, own, tensors, seed=number)
         for pair in zip(alone, others, strict=True):
@@ -106,6 +107,7 @@ def test_a_stacked_group_agrees_up_to_rounding(batches, base):
 def test_who_leaves_does_not_change_the_others(batches, base):
     made, together, alone = batches
     group, own = ModelGroup(base, together), optimizers(together)
+    assert group.stacked is False  # the default on a CPU
     group.keep([0, 2])
     losses = step_together(group, own, made[0], seed=1)
     assert losses == [step_alone(alone[n], optimizers(alone)[n], made[0], seed=1) for n in (0, 2)]

@@ -8,7 +8,7 @@ import pytest
 
 from featurecache.clips.clip_list import Clip, ClipList, Question
 from fusion_train.data.answers import AnswerLimits, answer_of, answers_of
-from fusion_train.data.samples import SampleStream, label_sets, near_classes
+from fusion_train.data.samples import Sample, SampleStats, SampleStream, label_sets, near_classes
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.presets import load_config
 from fusion_train.prompts.prompt import PromptFormat, find_task
@@ -253,3 +253,9 @@ def test_the_shipped_stages_weigh_and_fall_back_as_published():
         load_config(None, "cognition", ["data.fallback.toy=think"])
     with pytest.raises(ConfigError, match=r'task_weights\.toy: no task "thinks".*Did you mean "think"'):
         load_config(None, "cognition", ["data.task_weights.toy.thinks=2"])
+
+
+def test_a_modality_is_missing_or_hidden_or_shown():
+    sample = Sample(Clip(id="a", dataset="d"), find_task("emotion"), (), "sad", hidden=("audio", "video"))
+    stats = SampleStats.of(sample, {"audio": False, "image": True, "video": True}, 7, 2)
+    assert stats == SampleStats("d", "emotion", 7, 2, missing=("audio",), hidden=("video",))

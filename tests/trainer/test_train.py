@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,14 @@ from fusion_train.training.optimizer import learning_rate
 from fusion_train.training.trainer import train
 
 
-def run_training(config: Config, material: Path, folder: Path, **rest) -> Run:
+def run_training(config: Config, material: Path, folder: Path, say=lambda text: None, **rest) -> Run:
     run = Run(folder)
     train(
         config,
         store=str(material / "features.zarr"),
         clips=str(material / "clips.jsonl"),
         run=run,
-        say=lambda text: None,
+        say=say,
         **rest,
     )
     return run
@@ -129,6 +130,20 @@ def test_a_damaged_checkpoint_is_refused(config, llama, material, tmp_path):
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="Delete step-00000006"):
+        run_training(config, material, tmp_path / "run")
+
+
+def test_a_checkpoint_that_was_trained_on_other_features_is_not_resumed(config, llama, material, tmp_path, monkeypatch):
+    run_training(config, material, tmp_path / "run")
+    (tmp_path / "run/finished.json").unlink()
+    read_state = checkpoint.read_state
+
+    def of_another_run(folder: Path):
+        state = read_state(folder)
+        return replace(state, fingerprints=dict(state.fingerprints) | {"audio": "f" * 64})
+
+    monkeypatch.setattr(checkpoint, "read_state", of_another_run)
+    with pytest.raises(CheckpointError, match="trained on other features"):
         run_training(config, material, tmp_path / "run")
 
 
