@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,6 +75,14 @@ def read_into(fd: int, targets: Sequence[np.ndarray], offset: int, flags: int) -
         if len(data) < target.size:
             break
     return num_bytes
+
+
+def anonymous_file() -> int:
+    """Return the descriptor of a file without a name, in memory where the system can; its last closing removes it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("featurecache")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def command_line_of_parent() -> list[str]:

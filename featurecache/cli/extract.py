@@ -78,7 +78,14 @@ EXTRACTION_OPTIONS = with_options(
     click.option("--compile", "compiled", is_flag=True, help="torch.compile the blocks; another fingerprint."),
     DEVICE,
     click.option("--devices", callback=listed, metavar="D,D…", help="Several at once: cuda:0,cuda:1."),
-    click.option("--workers", type=click.IntRange(1), default=None, help="Decoding threads; by default one per core."),
+    click.option("--workers", type=click.IntRange(1), default=None, help="Decode workers; by default one per core."),
+    click.option(
+        "--decode-in",
+        type=click.Choice(["auto", "threads", "processes"]),
+        default="auto",
+        show_default=True,
+        help="What decode workers are; auto: processes for a long list.",
+    ),
     click.option("--batch-size", type=click.IntRange(1), default=None, help="Clips per batch; by default what fits."),
     click.option("--shard-clips", type=click.IntRange(1), default=None, help="Clips per shard, for a new feature."),
     click.option(
@@ -214,6 +221,7 @@ def _job(values: dict[str, Any]) -> ExtractionJob:
         media_root=values["media_root"],
         stored_dtype=values["dtype"],
         workers=values["workers"] or default_workers(),
+        decode_in=values["decode_in"],
         shard_clips=values["shard_clips"],
         clip_limit_s=values["clip_limit"] or None,
         max_failures=values.get("max_failures"),

@@ -54,7 +54,7 @@ ENTRY_POINTS = "featurecache.encoders"
 
 REQUIRED = ("open", "spec", "preprocess", "forward", "pool")
 """Methods that the class of an encoder has to define."""
-OPTIONAL = ("needs_valid", "notices", "num_valid", "plan_shape", "plan_notices")
+OPTIONAL = ("needs_valid", "notices", "num_valid", "without_network", "plan_shape", "plan_notices")
 """Members with a default."""
 
 FRAMES_IMPLEMENTATION = 2
@@ -101,6 +101,14 @@ class Encoder(Protocol):
     def num_valid(self, view: np.ndarray) -> int:
         """Return how many of the T tokens the clip fills, at least 1; called only if `needs_valid`."""
         raise NotImplementedError(f"{self.name}: needs_valid without num_valid")
+
+    def without_network(self) -> Encoder | None:
+        """Return a copy without the network, which can be pickled; None, the default, if there is no such copy.
+
+        Decode workers that are processes use its `view`, `needs_valid`, `preprocess` and `num_valid`. Without it, clips
+        are decoded and preprocessed in threads.
+        """
+        return None
 
     @abstractmethod
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
@@ -219,6 +227,11 @@ class _PerturbedEncoder(Encoder):
     def num_valid(self, view: np.ndarray) -> int:
         """Return the encoder's number of valid tokens; a perturbation does not change the length of a view."""
         return self._encoder.num_valid(view)
+
+    def without_network(self) -> Encoder | None:
+        """Return a perturbing copy of the encoder's copy without a network."""
+        encoder = self._encoder.without_network()
+        return None if encoder is None else _PerturbedEncoder(encoder, self._perturbation)
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average as the encoder does."""

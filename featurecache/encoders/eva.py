@@ -34,6 +34,7 @@ from featurecache.encoders.network import (
     block_count,
     choose_batch_size,
     compiled_fields,
+    copy_without,
     load_once,
     required,
     resolve_compute_dtype,
@@ -154,6 +155,10 @@ class _EvaEncoder(ExportableEncoder):
         """Resize (F, H, W, 3) uint8 to (F, pixels, pixels, 3) uint8 without keeping the aspect ratio."""
         size = (self.pixels, self.pixels)
         return np.stack([np.asarray(Image.fromarray(frame).resize(size, self.resample)) for frame in view])
+
+    def without_network(self) -> _EvaEncoder:
+        """Return a copy for preprocessing only."""
+        return copy_without(self, "network", "_tower", "_mean", "_std")
 
     def _run_blocks(self, frames: np.ndarray | torch.Tensor, num_blocks: int) -> torch.Tensor:
         """Run `num_blocks` blocks on (N, pixels, pixels, 3) uint8: (N, 1 + patches, D); call inside `running`."""

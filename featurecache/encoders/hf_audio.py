@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from featurecache.encoders import Encoder, RegisteredEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import AUDIO, TappedNetwork, find_family, open_tapped
-from featurecache.encoders.network import COMPILE, choose_batch_size
+from featurecache.encoders.network import COMPILE, choose_batch_size, copy_without
 from featurecache.encoders.pooling import average_sound
 from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
 from featurecache.encoders.whisper import WhisperEncoder
@@ -56,6 +56,7 @@ class HfAudioEncoder(RegisteredEncoder):
     def __init__(self, tapped: TappedNetwork, preprocessor: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self.network, self._tapped, self._options = tapped.network, tapped, options
         config = tapped.loaded.config
+        self._convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.sampling_rate = int(preprocessor.get("sampling_rate", 16_000))
         self.view = AudioView(self.sampling_rate, float(options["seconds"]), options["channels"])
         self._samples = options["seconds"] * self.sampling_rate
@@ -150,10 +151,13 @@ class HfAudioEncoder(RegisteredEncoder):
         return max(1, self._num_tokens(min(len(view), self._samples)))
 
     def _num_tokens(self, samples: int) -> int:
-        config = self._tapped.loaded.config
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        for kernel, stride in self._convolutions:
             samples = (samples - kernel) // stride + 1
         return samples
+
+    def without_network(self) -> HfAudioEncoder:
+        """Return a copy for preprocessing only."""
+        return copy_without(self, "network", "_tapped")
 
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """Encode (B, samples) float32 to (B, T, D)."""
@@ -163,7 +167,7 @@ class HfAudioEncoder(RegisteredEncoder):
                 return self._tapped.module(torch.nan_to_num(values)).last_hidden_state
             # One more token, always masked: transformers drops a mask without masked positions. Then the kernel, and
             # so the last bits of a clip, would depend on whether the other clips of the batch have padding.
-            values = F.pad(values, (0, math.prod(self._tapped.loaded.config.conv_stride)), value=math.nan)
+            values = F.pad(values, (0, math.prod(stride for _, stride in self._convolutions)), value=math.nan)
             is_sound = ~torch.isnan(values)
             is_sound[:, :1] = True
             tokens = self._tapped.module(torch.nan_to_num(values), attention_mask=is_sound.long()).last_hidden_state

@@ -23,7 +23,7 @@ from PIL import Image
 from featurecache.encoders import FRAMES_IMPLEMENTATION, RegisteredEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
 from featurecache.encoders.huggingface import IMAGE, VIDEO, TappedNetwork, find_family, open_tapped
-from featurecache.encoders.network import COMPILE, choose_batch_size
+from featurecache.encoders.network import COMPILE, choose_batch_size, copy_without
 from featurecache.encoders.pooling import average_over_grid
 from featurecache.errors import EncoderError
 from featurecache.spec import Spec
@@ -114,6 +114,10 @@ class _HfVisionEncoder(RegisteredEncoder):
     def preprocess(self, view: np.ndarray) -> np.ndarray:
         """Resize and crop (F, H, W, 3) uint8 to (F, height, width, 3) uint8."""
         return np.stack([self._transform(frame) for frame in view])
+
+    def without_network(self) -> _HfVisionEncoder:
+        """Return a copy for preprocessing only."""
+        return copy_without(self, "network", "_tapped", "_mean", "_std")
 
     def _pixels(self, batch: np.ndarray) -> torch.Tensor:
         """Normalise (…, H, W, 3) uint8 to (…, 3, H, W) float32."""

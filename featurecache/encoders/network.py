@@ -17,13 +17,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from featurecache.errors import EncoderError, suggest
 
+T = TypeVar("T")
 COMPUTE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ALIGNMENT_BYTES = 64  # torch aligns its own allocations to this
 
@@ -109,6 +110,8 @@ class FrozenNetwork:
     ) -> None:
         """Move `network` to the device; blocks in the list at the dotted path `compiled_blocks` are compiled."""
         self.device, self.compute_dtype = device, compute_dtype
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        """Stream of copies to the device, which so run beside its kernels."""
         self._dtype = COMPUTE_DTYPES[compute_dtype]
         self.module = round_products(network.requires_grad_(False).eval(), compute_dtype)
         align(self.module.to(device))
@@ -129,9 +132,14 @@ class FrozenNetwork:
         if isinstance(batch, torch.Tensor):
             return batch.to(self.device)
         host = torch.from_numpy(np.ascontiguousarray(batch))
-        if self.device.type == "cuda":
-            return host.pin_memory().to(self.device, non_blocking=True)
-        return host.to(self.device)
+        if self._copies is None:
+            return host.to(self.device)
+        with torch.cuda.stream(self._copies):
+            on_device = host.pin_memory().to(self.device, non_blocking=True)
+        kernels = torch.cuda.current_stream(self.device)
+        kernels.wait_stream(self._copies)
+        on_device.record_stream(kernels)  # its memory is that of the other stream, which must not take it back earlier
+        return on_device
 
 
 _BACKEND_FLAGS: tuple[tuple[Any, str], ...] = (
@@ -177,6 +185,13 @@ def required(network: FrozenNetwork | None) -> FrozenNetwork:
     if network is None:
         raise RuntimeError("expected an encoder with a network, got one that only preprocesses")
     return network
+
+
+def copy_without(encoder: T, *attributes: str) -> T:
+    """Return a shallow copy of an encoder with None in `attributes`, those that hold its network or device tensors."""
+    copied = copy.copy(encoder)
+    vars(copied).update(dict.fromkeys(attributes))
+    return copied
 
 
 def choose_batch_size(network: FrozenNetwork | None, batch_option: int | None, on_gpu: int) -> int:

@@ -25,6 +25,7 @@ from featurecache.encoders.network import (
     block_count,
     choose_batch_size,
     compiled_fields,
+    copy_without,
     load_once,
     required,
     resolve_compute_dtype,
@@ -96,6 +97,7 @@ class WhisperEncoder(ExportableEncoder):
         if network is not None:
             module = network.module
             self._tapped = module if whole else tapped_network(module, "layers", self.num_blocks, removed_norm)
+        self._log_mel = LogMel(extractor, network.device) if network is not None and mel == "device" else None
         self._loaded: LoadedNetwork | None = None
         """Refers to the shared network, so that `load_once` finds it for the next encoder of these weights."""
 
@@ -243,10 +245,10 @@ class WhisperEncoder(ExportableEncoder):
         network = required(self.network)
         assert self._tapped is not None
         inputs = network.tensor(batch)
-        if self.mel == "device":
+        if self._log_mel is not None:
             with torch.inference_mode():
                 # Clip by clip: in a product over several clips, the last bits depend on the number of clips.
-                inputs = torch.stack([log_mel(waveform, self._extractor) for waveform in inputs.float()])
+                inputs = torch.stack([self._log_mel(waveform) for waveform in inputs.float()])
         with network.running():
             return self._tapped(inputs).last_hidden_state
 
@@ -254,6 +256,10 @@ class WhisperEncoder(ExportableEncoder):
         """Return how many of the T tokens an (S,) waveform fills; the last of them may be filled in part."""
         samples_per_token = self._extractor.hop_length * MEL_FRAMES_PER_TOKEN
         return max(1, -(-min(len(view), self._samples) // samples_per_token))
+
+    def without_network(self) -> WhisperEncoder:
+        """Return a copy for preprocessing only."""
+        return copy_without(self, "network", "_tapped", "_log_mel", "_loaded")
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average (B, T, D) to (B, K, D) float32; pooling "valid" averages the first `valid[b]` tokens of clip b.
@@ -264,11 +270,17 @@ class WhisperEncoder(ExportableEncoder):
         return average_sound(tokens, self.shape[0], valid, over_valid=self.needs_valid, encoder=self.name)
 
 
-def log_mel(waveform: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:
-    """Return the (mel bins, mel frames) log-mel of (S,) float32 on any device, as the feature extractor computes it."""
-    window = torch.hann_window(extractor.n_fft, device=waveform.device)
-    spectrum = torch.stft(waveform, extractor.n_fft, extractor.hop_length, window=window, return_complex=True)
-    power = spectrum[:, :-1].abs().square().contiguous()  # the product of a strided view is slow on CPUs
-    filters = torch.from_numpy(extractor.mel_filters).to(waveform.device, torch.float32)
-    level = (filters.T @ power).clamp(min=1e-10).log10()
-    return (torch.maximum(level, level.max() - 8.0) + 4.0) / 4.0
+class LogMel:
+    """Computes what the feature extractor computes on any device, where its window and filters stay."""
+
+    def __init__(self, extractor: WhisperFeatureExtractor, device: torch.device) -> None:
+        self._n_fft, self._hop_length = extractor.n_fft, extractor.hop_length
+        self._window = torch.hann_window(extractor.n_fft, device=device)
+        self._filters = torch.from_numpy(extractor.mel_filters).to(device, torch.float32)
+
+    def __call__(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Return the (mel bins, mel frames) log-mel of (S,) float32."""
+        spectrum = torch.stft(waveform, self._n_fft, self._hop_length, window=self._window, return_complex=True)
+        power = spectrum[:, :-1].abs().square().contiguous()  # the product of a strided view is slow on CPUs
+        level = (self._filters.T @ power).clamp(min=1e-10).log10()
+        return (torch.maximum(level, level.max() - 8.0) + 4.0) / 4.0

@@ -12,7 +12,7 @@ from typing import Any
 from featurecache.clips.clip_list import ClipList, load_clips
 from featurecache.encoders import Encoder, open_encoder
 from featurecache.errors import FingerprintError
-from featurecache.extract.prepare import CLIP_LIMIT_S
+from featurecache.extract.prepare import CLIP_LIMIT_S, DecodeIn
 from featurecache.spec import Spec
 
 
@@ -52,7 +52,9 @@ class ExtractionJob:
     media_root: str | None = None
     stored_dtype: str = "float16"
     workers: int = 4
-    """Decode threads per process."""
+    """Decode workers per process that encodes."""
+    decode_in: DecodeIn = "auto"
+    """Whether decode workers are threads or processes; see `extract`."""
     shard_clips: int | None = None
     clip_limit_s: float | None = CLIP_LIMIT_S
     max_failures: int | None = None
@@ -75,6 +77,7 @@ class ExtractionJob:
         return {
             "stored_dtype": self.stored_dtype,
             "workers": self.workers,
+            "decode_in": self.decode_in,
             "shard_clips": self.shard_clips,
             "clip_limit_s": self.clip_limit_s,
         }

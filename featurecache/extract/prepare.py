@@ -1,8 +1,9 @@
-"""Prepare clips on threads: hash the media, decode once for all encoders, preprocess.
+"""Prepare clips: hash the media, decode once for all encoders, preprocess.
 
 The result per clip and feature is an `EncoderInput`: the network's input, or the reason why there is none. Clips are
 yielded in the order of submission, and only a bounded number is in flight, so memory does not grow with the list.
-This module knows no store.
+Threads prepare clips themselves (`prepare`), or each lets a process do it (`decode_processes`). This module knows no
+store.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import contextlib
 import errno
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -23,10 +25,11 @@ from featurecache.errors import EncoderError, FeatureCacheError, MediaError
 from featurecache.files.hashing import Identity, file_identity
 from featurecache.media.container import machine_at_fault
 from featurecache.media.crash_guard import CrashGuard
-from featurecache.media.decode import Absent, clip_source, decode_each, media_files
-from featurecache.media.frames import FRAME_MEMORY, Reservation
+from featurecache.media.decode import Absent, Decoded, clip_source, decode_each, media_files
+from featurecache.media.frames import FRAME_MEMORY
 from featurecache.views import View
 
+DecodeIn = Literal["auto", "threads", "processes"]
 CLIP_LIMIT_S = 300.0
 """A clip that takes longer to decode fails; ordinary long clips take seconds."""
 
@@ -81,33 +84,41 @@ def prepare(
     Raises:
         Exception: any error that the clip's media did not cause, with a note that names the clip.
     """
+    with named_in_errors(clip), FRAME_MEMORY.reserve() as memory:
+
+        def decode(views: Sequence[View], notices: list[str]) -> Sequence[Decoded | MediaError]:
+            with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as isolated_decoder:
+                if isolated_decoder is None:
+                    return decode_each(clip, views, limit_s, memory, notices)
+                return isolated_decoder.decode_each(clip, views, limit_s, notices)
+
+        return prepare_with(decode, clip, encoders, sharing or {})
+
+
+@contextlib.contextmanager
+def named_in_errors(clip: Clip) -> Iterator[None]:
+    """Add a note with the clip's name to an error that leaves the block."""
     try:
-        with FRAME_MEMORY.reserve() as memory:
-            return _prepare(clip, encoders, sharing or {}, limit_s, memory, guard)
+        yield
     except Exception as error:
         error.add_note(f'This happened while clip "{clip.id}" was prepared; its media are not at fault.')
         raise
 
 
-def _prepare(
+def prepare_with(
+    decode: Callable[[Sequence[View], list[str]], Sequence[Decoded | MediaError]],
     clip: Clip,
     encoders: Mapping[str, Encoder],
     sharing: Mapping[str, str],
-    limit_s: float | None,
-    memory: Reservation,
-    guard: CrashGuard | None,
 ) -> ClipInputs:
+    """Prepare a clip; `decode` receives its views and a list for notices, and returns what they show, or an error."""
     began = time.perf_counter()
     views = [encoder.view for encoder in encoders.values()]
     identities = _identities(clip, views)
     notices: list[str] = []
-    with contextlib.nullcontext() if guard is None else guard.decoding(clip.id) as isolated_decoder:
-        if isolated_decoder is None:
-            decoded = decode_each(clip, views, limit_s, memory, notices)
-        else:
-            decoded = isolated_decoder.decode_each(clip, views, limit_s, notices)
+    decoded = decode(views, notices)
     decoded_at = time.perf_counter()
-    sources = {view: _source_or_error(clip, view) for view in dict.fromkeys(views)}
+    sources = {view: source_or_error(clip, view) for view in dict.fromkeys(views)}
     if _identities(clip, views) != identities:  # the hash may not be that of the decoded bytes
         sources = dict.fromkeys(views, OSError(errno.EBUSY, "a file that changes while it is read"))
     hashed_at = time.perf_counter()
@@ -143,21 +154,20 @@ def _identities(clip: Clip, views: Sequence[View]) -> list[Identity | None]:
 
 PreparationTask = tuple[Clip, Mapping[str, Encoder]]
 """A clip and the encoders that need it, by feature name."""
+PrepareClip = Callable[[Clip, Mapping[str, Encoder]], ClipInputs]
 
 
 def prepare_all(
     tasks: Iterable[PreparationTask],
     pool: ThreadPoolExecutor,
     in_flight: int,
-    sharing: Mapping[str, str] | None = None,
-    limit_s: float | None = None,
-    guard: CrashGuard | None = None,
+    prepare_clip: PrepareClip = prepare,
 ) -> Generator[ClipInputs, None, None]:
-    """Prepare clips on the pool and yield them in order; at most `in_flight` are held at once."""
+    """Prepare clips on the threads of `pool` and yield them in order; at most `in_flight` are held at once."""
     waiting: deque[Future[ClipInputs]] = deque()
     try:
         for clip, encoders in tasks:
-            waiting.append(pool.submit(prepare, clip, encoders, sharing, limit_s, guard))
+            waiting.append(pool.submit(prepare_clip, clip, encoders))
             if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:
@@ -175,7 +185,7 @@ def current_source(clip: Clip, view: View) -> str:
         return ""
 
 
-def _source_or_error(clip: Clip, view: View) -> str | OSError:
+def source_or_error(clip: Clip, view: View) -> str | OSError:
     """Return the clip's source hash, or the error of reading its file. An error of the machine is raised."""
     try:
         return clip_source(clip, view)

@@ -1,7 +1,9 @@
 """Extraction: clips in, committed shards of tokens out.
 
-    clip -> decode, preprocess (threads) -> batch of fixed size -> forward -> pool -> (K, D) -> shard -> commit record
+    clip -> decode, preprocess (workers) -> batch of fixed size -> forward -> pool -> (K, D) -> shard -> commit record
             `prepare`                       `open_work_units`      `pipeline`: one thread per device, one writer thread
+
+Decode workers are threads, or processes that as many threads wait for (`decode_processes`).
 
 All steps overlap, also across work units; queues are bounded, so memory does not grow with the list. The work is
 divided into `work_units`, in which a clip is decoded once for all features. On one kind of device and at one batch
@@ -15,14 +17,16 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from featurecache.clips.clip_list import ClipList
 from featurecache.encoders import Encoder
 from featurecache.errors import FeatureCacheError, MediaError, WriteError
+from featurecache.extract.decode_processes import DecodeProcesses, can_use_processes
 from featurecache.extract.first_failures import FIRST_CLIPS, FirstFailures
 from featurecache.extract.open_work_units import OpenWorkUnit, OpenWorkUnits
 from featurecache.extract.pipeline import BATCHES_WAITING, DevicePipeline, forward_key
-from featurecache.extract.prepare import CLIP_LIMIT_S, ClipInputs, prepare_all
+from featurecache.extract.prepare import CLIP_LIMIT_S, ClipInputs, DecodeIn, PrepareClip, prepare, prepare_all
 from featurecache.extract.stats import ExtractionStats
 from featurecache.extract.work_units import count_prior_records, plan_work_units, refuse_changed_media
 from featurecache.interrupt import Interrupted
@@ -32,6 +36,9 @@ from featurecache.outside_text import first_ids
 from featurecache.spec import STORED_BYTES
 from featurecache.store.layout import default_shard_rows
 from featurecache.store.protocols import FeatureWriter, Store
+
+MIN_CLIPS_FOR_PROCESSES = 500
+"""Shorter lists are decoded in threads: starting processes takes some seconds (docs/benchmarks.md)."""
 
 
 def extract(
@@ -43,6 +50,7 @@ def extract(
     rank: tuple[int, int] = (0, 1),
     assign_units: Callable[[int], Iterable[int]] | None = None,
     workers: int = 4,
+    decode_in: DecodeIn = "auto",
     max_failures: int | None = None,
     shard_clips: int | None = None,
     replicas: Sequence[Mapping[str, Encoder]] = (),
@@ -60,14 +68,19 @@ def extract(
     encoders on further devices, which share the batches. A clip whose decoding takes longer than `clip_limit_s`
     fails. `advance` receives (clips done, clips to do), first with 0 done; `stop` is called after every clip. Memory
     holds the inputs of at most `ExtractionStats.max_clips_held` clips, and one clip's frames per worker. However a
-    run ends, the clips that are finished are committed. A clip whose decoder crashes this process fails in the next
-    one, which finds the clip's name in the store's folder, or where `guard` keeps its notes.
+    run ends, the clips that are finished are committed.
+
+    `decode_in` says whether the `workers` are threads or processes; "auto" takes processes for several workers and at
+    least `MIN_CLIPS_FOR_PROCESSES` clips, if every encoder has a copy without its network. Stored bytes are the same.
+    A clip whose decoder crashes a worker process fails. A crash in a thread ends this process, and the clip fails in
+    the next one, which finds the clip's name in the store's folder, or where `guard` keeps its notes.
 
     Raises:
         FingerprintError: a feature was made by another spec, or clips in it from other media.
         MediaError: more than `max_failures` clips failed; or, without `max_failures`, the first `first_clips` of a
             feature all failed for the same reason, and none of them is recorded.
         WriteError: the disk is full or refuses.
+        EncoderError: `decode_in` is "processes", and an encoder has no copy without its network.
         Interrupted: `stop` returned True; the same call resumes.
         Exception: any error of an encoder or of this program, which no clip's media caused.
     """
@@ -83,9 +96,12 @@ def extract(
         refuse_changed_media(writers, encoders, units, clips)
     assigned = units if assign_units is None else (units[number] for number in assign_units(len(units)))
     total = sum(unit.num_clips for unit in units)
+    in_processes = _in_processes(decode_in, workers, total, encoders)
     in_flight = workers + max(workers, *(encoder.batch_size for encoder in encoders.values()))
     stats.workers, stats.devices, stats.writers = workers, 1 + len(replicas), 1
+    stats.decode_in = "processes" if in_processes else "threads"
     stats.max_clips_held = in_flight + _clips_in_pipeline(encoders, sharing, stats.devices)
+    stats.max_clips_held += workers if in_processes else 0  # a process holds what it has prepared last
     first_failures = FirstFailures(first_clips if max_failures is None else None)
     work = OpenWorkUnits(
         assigned, lambda unit: OpenWorkUnit(unit, writers, encoders, clips, stats, sharing, first_failures)
@@ -93,14 +109,20 @@ def extract(
     note_folders = [*(writer.work_folder for writer in writers.values()), notes_folder(store.location)]
     crash_guard = guard or CrashGuard(note_folders, workers)
     pipeline = DevicePipeline([encoders, *replicas], stats)
+    prepare_clip: PrepareClip = partial(prepare, sharing=sharing, limit_s=clip_limit_s, guard=crash_guard)
     advance(0, total)
     try:
         with (
             ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
-            contextlib.closing(
-                prepare_all(work.tasks(), pool, in_flight, sharing, clip_limit_s, crash_guard)
-            ) as prepared_clips,
+            contextlib.ExitStack() as stack,
         ):
+            if in_processes:
+                processes = DecodeProcesses(encoders, workers, sharing, clip_limit_s)
+                stack.callback(processes.close)  # before `pool` waits for its threads, which wait for the processes
+                prepare_clip = processes.prepare
+            prepared_clips = stack.enter_context(
+                contextlib.closing(prepare_all(work.tasks(), pool, in_flight, prepare_clip))
+            )
             for inputs in prepared_clips:
                 for batch in work.decide(inputs):
                     pipeline.submit(batch)
@@ -134,6 +156,13 @@ def extract(
         )
     stats.wall_s = time.perf_counter() - began
     return stats
+
+
+def _in_processes(decode_in: DecodeIn, workers: int, num_clips: int, encoders: Mapping[str, Encoder]) -> bool:
+    """Return whether decode workers are processes."""
+    if decode_in != "auto":
+        return decode_in == "processes" and num_clips > 0
+    return workers > 1 and num_clips >= MIN_CLIPS_FOR_PROCESSES and can_use_processes(encoders)
 
 
 def _commit_finished(work: OpenWorkUnits, pipeline: DevicePipeline, *, failed: bool) -> int:
@@ -211,7 +240,7 @@ def check_max_failures(max_failures: int | None, stats: ExtractionStats) -> None
 
 
 def default_workers() -> int:
-    """Return the default number of decode threads: one per core, at most 16."""
+    """Return the default number of decode workers: one per core, at most 16."""
     return min(16, usable_cores())
 
 

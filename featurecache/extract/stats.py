@@ -1,6 +1,6 @@
 """Statistics of one extraction: clips per status, and how busy each part of the pipeline was.
 
-The share of a part is its busy time divided by the time in which it could have been busy: threads × wall time for
+The share of a part is its busy time divided by the time in which it could have been busy: workers × wall time for
 hashing, decoding and preprocessing, devices × wall time for the encoder, wall time for the writer. The part whose
 share is nearest to 1 is the bottleneck.
 """
@@ -54,7 +54,7 @@ class Utilization:
     busy_s: float
     capacity_s: float
     capacity: str
-    """The threads or devices that could have been busy, as text."""
+    """The workers or devices that could have been busy, as text."""
 
     @property
     def share(self) -> float:
@@ -70,7 +70,7 @@ class ExtractionStats:
     num_clips: int = 0
     """Clips prepared in this run; a clip counts once, for any number of features."""
     hash_s: float = 0.0
-    """Summed over threads, like decode_s and preprocess_s."""
+    """Summed over workers, like decode_s and preprocess_s."""
     decode_s: float = 0.0
     preprocess_s: float = 0.0
     encode_s: float = 0.0
@@ -78,7 +78,9 @@ class ExtractionStats:
     write_s: float = 0.0
     wall_s: float = 0.0
     workers: int = 0
-    """Threads that decode."""
+    """Threads or processes that decode."""
+    decode_in: str = "threads"
+    """What the workers are: threads or processes."""
     devices: int = 0
     writers: int = 0
     num_forwards: int = 0
@@ -103,13 +105,14 @@ class ExtractionStats:
 
     def utilizations(self) -> list[Utilization]:
         """Busy time of each part, in the order of the pipeline."""
-        threads_s, threads = self.workers * self.wall_s, _counted(self.workers, "decode thread")
+        worker = "decode process" if self.decode_in == "processes" else "decode thread"
+        workers_s, workers = self.workers * self.wall_s, _counted(self.workers, worker)
         devices_s, devices = self.devices * self.wall_s, _counted(self.devices, "device")
         writers_s, writers = self.writers * self.wall_s, _counted(self.writers, "writer")
         return [
-            Utilization("hash", self.hash_s, threads_s, threads),
-            Utilization("decode", self.decode_s, threads_s, threads),
-            Utilization("preprocess", self.preprocess_s, threads_s, threads),
+            Utilization("hash", self.hash_s, workers_s, workers),
+            Utilization("decode", self.decode_s, workers_s, workers),
+            Utilization("preprocess", self.preprocess_s, workers_s, workers),
             Utilization("encode", self.encode_s, devices_s, devices),
             Utilization("write", self.write_s, writers_s, writers),
         ]
@@ -137,6 +140,7 @@ class ExtractionStats:
                 for part in self.utilizations()
             },
             "workers": self.workers,
+            "decode_in": self.decode_in,
             "devices": self.devices,
             "forwards": self.num_forwards,
             "memory_bound_bytes": self.input_bytes * self.max_clips_held,
@@ -167,6 +171,7 @@ def merge_stats(runs: Sequence[ExtractionStats]) -> ExtractionStats:
             setattr(merged, field_name, getattr(merged, field_name) + getattr(stats, field_name))
         merged.input_bytes = max(merged.input_bytes, stats.input_bytes)
         merged.notices |= stats.notices
+        merged.decode_in = stats.decode_in
         merged.wall_s = max(merged.wall_s, stats.wall_s)
     return merged
 
@@ -187,4 +192,5 @@ SUMMED_FIELDS = (
 
 
 def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number > 1 else ''}"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural if number > 1 else ''}"

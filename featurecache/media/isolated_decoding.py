@@ -97,10 +97,9 @@ class IsolatedDecoder:
                 code = self._wait()
             if code >= 0:
                 raise RuntimeError(f"the process that decodes apart ended with {code}")
-            name = signal.Signals(-code).name
             if -code in FAULTS:
-                return MediaError(f'clip "{clip.id}"', got=f"the decoder crashed ({name})")
-        return MediaError(f'clip "{clip.id}"', got=f"the decoder was killed twice ({name}), perhaps for want of memory")
+                break
+        return crash_error(clip, code)
 
     def _wait(self) -> int:
         """Close the pipes of the child that has ended or was killed, and return its exit code."""
@@ -111,6 +110,16 @@ class IsolatedDecoder:
             with contextlib.suppress(BrokenPipeError):  # a flush of unsent bytes
                 stream.close()
         return child.wait()
+
+
+def crash_error(clip: Clip, code: int, what: str = "the decoder") -> MediaError:
+    """Return the error of a clip that ended a process with the exit code `code`, minus the number of a signal.
+
+    A fault is the clip's at once; another signal only if it ended two processes.
+    """
+    name = signal.Signals(-code).name
+    killed = f"{what} was killed twice ({name}), perhaps for want of memory"
+    return MediaError(f'clip "{clip.id}"', got=f"{what} crashed ({name})" if -code in FAULTS else killed)
 
 
 def _start() -> subprocess.Popen[bytes]:
