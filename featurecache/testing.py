@@ -14,6 +14,7 @@ Shapes: B clips of a batch, K pooled tokens of width D.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -83,6 +84,18 @@ class EncoderContract:
         encoder = open_encoder()
         inputs = [encoder.preprocess(view) for view in random_views(encoder.view)]
         assert len({(array.shape, array.dtype) for array in inputs}) == 1
+
+    def test_a_copy_for_other_processes_preprocesses_alike(self, open_encoder: OpenEncoder) -> None:
+        encoder = open_encoder()
+        without_network = encoder.without_network()
+        if without_network is None:  # clips are decoded in threads
+            return
+        copy = pickle.loads(pickle.dumps(without_network))
+        assert (copy.view, copy.needs_valid) == (encoder.view, encoder.needs_valid)
+        for view in random_views(encoder.view):
+            mine, other = encoder.preprocess(view), copy.preprocess(view)
+            assert (mine.dtype, mine.shape, mine.tobytes()) == (other.dtype, other.shape, other.tobytes())
+            assert not encoder.needs_valid or copy.num_valid(view) == encoder.num_valid(view)
 
     def test_clips_that_differ_have_different_tokens(self, open_encoder: OpenEncoder) -> None:
         encoder = open_encoder()

@@ -48,6 +48,9 @@ class StubEncoder(Encoder):
         flat = view.reshape(-1).astype(np.float32)
         return flat[np.linspace(0, len(flat) - 1, 12).astype(int)] / 255
 
+    def without_network(self) -> StubEncoder:
+        return self
+
     def forward(self, batch: np.ndarray) -> np.ndarray:
         return batch.reshape(-1, 4, 3)
 

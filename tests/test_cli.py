@@ -152,17 +152,17 @@ def test_media_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPath
 
 
 def test_the_first_signal_stops_the_run_and_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featurecache.extract import prepare as preparation
+    from featurecache.extract import run as extraction
 
-    prepare = preparation.prepare
+    prepare = extraction.prepare
     signals = iter([signal.SIGTERM])
 
-    def interrupted(*given):  # type: ignore[no-untyped-def]
+    def interrupted(*given, **options):  # type: ignore[no-untyped-def]
         for number in signals:
             os.kill(os.getpid(), number)
-        return prepare(*given)
+        return prepare(*given, **options)
 
-    monkeypatch.setattr(preparation, "prepare", interrupted)
+    monkeypatch.setattr(extraction, "prepare", interrupted)
     stopped = fcache(*EXTRACT, "--shard-clips", "1", "--workers", "1")
     assert stopped.exit_code == 1
     assert "Run the same command to go on." in stopped.output

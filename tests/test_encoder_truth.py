@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from featurecache.encoders import open_encoder
+from featurecache.encoders.network import FrozenNetwork
 
 EPS = 1e-6
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -99,3 +100,32 @@ def test_a_mel_computed_by_the_device_is_that_of_the_decode_workers(whisper_fold
     inputs = [device.preprocess(clip) for clip in clips]
     first = [device.forward(np.stack([inputs[0], other]))[0] for other in inputs]
     assert torch.equal(*first)  # no clip's level is another's floor
+
+
+def test_the_window_and_the_filters_of_a_mel_are_copied_to_the_device_once(
+    whisper_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = open_encoder("whisper", weights=str(whisper_folder), options={"mel": "device"})
+    batch = encoder.preprocess(np.zeros(4_000, np.float32))[None]
+    expected = encoder.forward(batch)
+    monkeypatch.setattr(torch, "hann_window", None)
+    monkeypatch.setattr(encoder._extractor, "mel_filters", None)
+    assert torch.equal(encoder.forward(batch), expected)
+
+
+@pytest.mark.gpu
+def test_a_copy_to_a_gpu_runs_beside_kernels_and_is_complete_when_they_read_it() -> None:
+    network = FrozenNetwork(torch.nn.Linear(1, 1), torch.device("cuda"), "float32")
+    random = np.random.default_rng(0)
+    batches = [random.integers(0, 256, (32, 224, 224, 3), np.uint8) for _ in range(8)]
+    sums = []
+    for batch in batches:  # the memory of one batch is free for the next but one, while kernels still wait
+        torch.cuda._sleep(10_000_000)
+        sums.append(network.tensor(batch).sum(dtype=torch.int64))
+    assert [int(found) for found in sums] == [int(batch.sum()) for batch in batches]
+    torch.cuda._sleep(2_000_000_000)
+    network.tensor(batches[0])
+    assert network._copies is not None
+    network._copies.synchronize()
+    assert not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()

@@ -135,7 +135,7 @@ def test_progress_in_a_terminal_that_closed_does_not_stop_the_work(monkeypatch: 
 def test_a_retry_stops_at_a_shard_when_the_terminal_closes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whisper_folder: Path
 ) -> None:
-    from featurecache.extract import prepare as preparation
+    from featurecache.extract import run as extraction
 
     shutil.copytree(whisper_folder, tmp_path / "whisper")
     monkeypatch.chdir(tmp_path)
@@ -147,14 +147,14 @@ def test_a_retry_stops_at_a_shard_when_the_terminal_closes(
     assert CliRunner().invoke(main, extract).exit_code == 1
     for name in names:
         rec.write_clip(tmp_path / f"{name}.mp4", sound=rec.sine(1.0, 300))
-    prepare, signals = preparation.prepare, iter([signal.SIGHUP])
+    prepare, signals = extraction.prepare, iter([signal.SIGHUP])
 
-    def interrupted(*given):  # type: ignore[no-untyped-def]
+    def interrupted(*given, **options):  # type: ignore[no-untyped-def]
         for number in signals:
             send(number)
-        return prepare(*given)
+        return prepare(*given, **options)
 
-    monkeypatch.setattr(preparation, "prepare", interrupted)
+    monkeypatch.setattr(extraction, "prepare", interrupted)
     stopped = CliRunner().invoke(main, ["retry", "--weights", "whisper"])
     assert stopped.exit_code == 1
     assert "un the same command to go on" in stopped.output

@@ -236,9 +236,10 @@ class _Worker:
             except (EOFError, OSError):
                 code = self._ended()
                 if code >= 0:
-                    raise RuntimeError(f"a decode worker ended with {code}; its own error is printed above") from None
+                    raise RuntimeError(f"a decode worker ended with {code}") from None
                 return _Ended(crash_error(clip, code, self._what), again=True)
         if "error" in message:
+            self._ended()
             raise _raised(message["error"])
         return self._read(clip, message["inputs"])
 
@@ -275,9 +276,9 @@ class _Worker:
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             self._number = self._template.fork(theirs, self._file)
-        return Connection(ours.detach())
+            return Connection(ours.detach())
 
     def _ended(self) -> int:
         """Return the exit code of the worker, which has closed its end."""

@@ -10,7 +10,7 @@ its next clip overwrites, and describes them in its last message:
     {"take": n}        the clip needs n bytes for frames; the worker waits until the other side has reserved them
     {"decoded": true}  from here on, no time limit holds
     {"inputs": …}      `ClipInputs`, with place, shape and dtype of each array
-    {"error": …}       an error that the clip's media did not cause, with its traceback
+    {"error": …}       an error that the clip's media did not cause, with its traceback; the worker ends
 
 What decodes hostile files only sends JSON: nothing that a worker says is unpickled.
 """
@@ -98,28 +98,25 @@ def _fork(control: socket.socket, preparation: Preparation, descriptors: Sequenc
     code = 1
     try:
         control.close()
-        _work(preparation, Connection(descriptors[0]), descriptors[1])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        raise
+        channel = Connection(descriptors[0])
+        try:
+            _work(preparation, channel, descriptors[1])
+            code = 0
+        except Exception as error:
+            _send(channel, error=_described_error(error))
+            raise
     finally:
-        sys.stderr.flush()
         os._exit(code)
 
 
 def _work(preparation: Preparation, channel: Connection, file: int) -> None:
-    """Prepare clips until the parent closes its end."""
+    """Prepare clips until the parent closes its end. Raises every error that a clip's media did not cause."""
     while True:
         try:
             clip, names = channel.recv()  # pickled by the parent
         except EOFError:
             return
-        try:
-            message = {"inputs": _described(_prepare(preparation, channel, clip, names), file)}
-        except Exception as error:  # noqa: BLE001 -- the parent raises it
-            message = {"error": _described_error(error)}
-        _send(channel, **message)
+        _send(channel, inputs=_described(_prepare(preparation, channel, clip, names), file))
 
 
 def _prepare(preparation: Preparation, channel: Connection, clip: Clip, names: Sequence[str]) -> ClipInputs:

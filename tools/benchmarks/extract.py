@@ -1,13 +1,14 @@
 """Extraction beside its limits: the bare encoder, the reference procedure, one worker, a GPU's matrix peak.
 
 Every ratio comes from one run, with contestants in turns and the best pass of each. Parts can be measured one by one
-with --only. On a CPU `pipeline` and `ray` use encoders large enough to be the bottleneck, `decode`, `scaling` and
-`memory` tiny ones. With --device cuda (the default where there is one) `pipeline` runs the full-size networks in
-float16, with random weights.
+with --only. On a CPU `pipeline` and `ray` use encoders large enough to be the bottleneck, `decode`, `decode_workers`,
+`scaling` and `memory` tiny ones. With --device cuda (the default where there is one) `pipeline` runs the full-size
+networks in float16, with random weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,13 @@ import numpy as np
 import torch
 
 import featurecache
-from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.clip_list import Clip, ClipList, load_clips
 from featurecache.encoders import Encoder
 from featurecache.engines.local import run as run_local
+from featurecache.extract.decode_processes import DecodeProcesses
 from featurecache.extract.job import EncoderSettings, ExtractionJob
 from featurecache.extract.pipeline import pool_tokens, stack_inputs
-from featurecache.extract.prepare import prepare, prepare_all
+from featurecache.extract.prepare import PrepareClip, prepare, prepare_all
 from featurecache.extract.run import extract
 from featurecache.files.jsonl import dump_lines
 from featurecache.media.decode import decode_each
@@ -42,24 +44,29 @@ TURNS = 5
 SIZE, SECONDS = (1280, 720), 4.0
 NAMES = ("whisper", "eva-global", "eva-temporal")
 CLIPS_TO_DO = 130_000
-PARTS = ("decode", "pipeline", "procedure", "scaling", "ray", "memory")
+MAX_RECORDINGS = 8
+"""Recordings of each kind that `decode_workers` takes out of --recordings."""
+PARTS = ("decode", "decode_workers", "pipeline", "procedure", "scaling", "ray", "memory")
 SLOW_PARTS = ("full_size",)
 
 OPTIONS = [
     click.Option(["--only"], type=click.Choice(PARTS + SLOW_PARTS), multiple=True, help="A part; may be repeated."),
     click.Option(["--device"], default=None, help="cpu or cuda."),
     click.Option(["--clips", "num_clips"], type=int, default=8, show_default=True, help="Clips of the slow parts."),
-    click.Option(["--workers"], type=int, default=None, help="Decode threads; one a core by default."),
+    click.Option(["--workers"], type=int, default=None, help="Decode workers; one a core by default."),
+    click.Option(["--recordings"], default=None, help="A folder of recordings of your own, for `decode_workers`."),
 ]
 
 
-def measure(only: tuple[str, ...], device: str | None, num_clips: int, workers: int | None) -> dict[str, Any]:
+def measure(
+    only: tuple[str, ...], device: str | None, num_clips: int, workers: int | None, recordings: str | None
+) -> dict[str, Any]:
     """All figures of the parts asked for."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     workers = workers or os.cpu_count() or 1
     figures: dict[str, Any] = {"device": _device_name(device), "cores": os.cpu_count(), "workers": workers}
     with tempfile.TemporaryDirectory(prefix="extract-") as place:
-        bench = Benchmark(Path(place), device, num_clips, workers)
+        bench = Benchmark(Path(place), device, num_clips, workers, recordings)
         for part in only or PARTS:
             found = getattr(bench, part)()
             click.echo(f"{part}: {json.dumps(found)}", err=True)  # kept though a later part is stopped
@@ -70,8 +77,9 @@ def measure(only: tuple[str, ...], device: str | None, num_clips: int, workers: 
 class Benchmark:
     """Material in a folder, and a method a part."""
 
-    def __init__(self, root: Path, device: str, num_clips: int, workers: int) -> None:
+    def __init__(self, root: Path, device: str, num_clips: int, workers: int, recordings: str | None) -> None:
         self.root, self.device, self.num_clips, self.workers = root, device, num_clips, workers
+        self.recordings = None if recordings is None else Path(recordings).resolve()
         peaks = [material.write_clip(root / f"{number}.mp4", number, SIZE, SECONDS) for number in range(NUM_FILES)]
         self.peaks = dict(enumerate(peaks))
         self._weights: dict[str, dict[str, str]] = {}
@@ -177,27 +185,55 @@ class Benchmark:
         return figures
 
     def scaling(self) -> dict[str, Any]:
-        """Decode-bound: preparing on one thread and on two; one rank on one core and two ranks on two."""
-        count = 4 * NUM_FILES
-        work = self.work("tiny", count, "scaling.zarr")
-        encoders, clips = work.open_encoders(["cpu"])[0], work.load_clips()
-
-        def prepared(threads: int) -> None:
-            with ThreadPoolExecutor(threads) as pool:
-                for _ in prepare_all(((clip, encoders) for clip in clips), pool, 2 * threads):
-                    pass
-
-        threads_before = torch.get_num_threads()
-        torch.set_num_threads(1)  # of the mel spectrogram
-        (one_s, _), (two_s, _) = _in_turns(lambda: prepared(1), lambda: prepared(2), passes=3)
-        torch.set_num_threads(threads_before)
+        """One rank on one core and two ranks on two, with encoders so small that decoding decides."""
         ranks = {count: self._ranks(count) for count in (1, 2)}
         return {
-            "two_threads_over_one": round(one_s / two_s, 2),
             "two_ranks_over_one": round(ranks[1] / ranks[2], 2),
             "one_rank_s": round(ranks[1], 2),
             "two_ranks_s": round(ranks[2], 2),
         }
+
+    def decode_workers(self) -> dict[str, Any]:
+        """Clips per second that are hashed, decoded and preprocessed by one worker and by several, as threads and as
+        processes, in turns; on the generated clips, and on the recordings of --recordings."""
+        work = self.work("tiny", 2 * NUM_FILES, "none")
+        encoders = work.open_encoders(["cpu"])[0]
+        lists = {"generated": work.load_clips()} | ({"recordings": self._recorded()} if self.recordings else {})
+        figures: dict[str, Any] = {}
+        with contextlib.ExitStack() as stack:
+            prepare_by: dict[tuple[str, int], PrepareClip] = {}
+            for count in (1, self.workers):
+                began = time.perf_counter()
+                processes = DecodeProcesses(encoders, count, {}, None)
+                stack.callback(processes.close)
+                processes.prepare(lists["generated"][0], encoders)
+                figures["processes_start_s"] = round(time.perf_counter() - began, 1)
+                prepare_by |= {("threads", count): prepare, ("processes", count): processes.prepare}
+            for name, clips in lists.items():
+                rates: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in prepare_by}
+                for _ in range(TURNS):
+                    for (kind, count), prepare_clip in prepare_by.items():
+                        rates[kind, count].append(_prepared_per_s(clips, encoders, count, prepare_clip))
+                figures |= {f"{name}_{kind}_{count}_clips_per_s": _spread_of(r) for (kind, count), r in rates.items()}
+                for count in (1, self.workers):
+                    pairs = zip(rates["processes", count], rates["threads", count], strict=True)
+                    figures[f"{name}_{count}_processes_over_threads"] = _spread_of([a / b for a, b in pairs])
+                for kind in ("threads", "processes"):
+                    pairs = zip(rates[kind, self.workers], rates[kind, 1], strict=True)
+                    figures[f"{name}_{self.workers}_{kind}_over_1"] = _spread_of([a / b for a, b in pairs])
+        return figures
+
+    def _recorded(self) -> ClipList:
+        """A list of all recordings below the folder of --recordings, at most `MAX_RECORDINGS` of each kind."""
+        assert self.recordings is not None
+        rows, folder = list[dict[str, object]](), self.recordings
+        for kind, suffixes in (("video", {".mp4", ".mkv"}), ("audio", {".wav", ".flac"})):
+            paths = [path for path in sorted(folder.rglob("*")) if path.suffix in suffixes]
+            paths = paths[:: max(1, -(-len(paths) // MAX_RECORDINGS))]
+            rows += [{"id": f"{kind}-{n}", kind: str(p.relative_to(folder))} for n, p in enumerate(paths)]
+        path = self.root / "recordings.jsonl"
+        path.write_bytes(dump_lines(rows))
+        return load_clips(path, folder)
 
     def _ranks(self, num_ranks: int) -> float:
         """Seconds of the slowest of `num_ranks` processes, each on a core of its own."""
@@ -279,6 +315,20 @@ def _forward_all(encoders: Mapping[str, Encoder], batches: Mapping[str, list[np.
     ]
     for each in pooled:
         each.cpu()
+
+
+def _prepared_per_s(clips: ClipList, encoders: Mapping[str, Encoder], workers: int, prepare_clip: PrepareClip) -> float:
+    """Clips per second."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in prepare_all(((clip, encoders) for clip in clips), pool, 2 * workers, prepare_clip):
+            pass
+    return len(clips) / (time.perf_counter() - began)
+
+
+def _spread_of(values: Sequence[float]) -> list[float]:
+    """Least, median and greatest."""
+    return [round(value, 2) for value in (min(values), statistics.median(values), max(values))]
 
 
 def _matmul_tflops(device: str, dtype: torch.dtype) -> float:
