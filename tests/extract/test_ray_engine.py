@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-import types
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import recordings as rec
 from click.testing import CliRunner
+from in_process_ray import ActorDies, InProcessRay
 from stored_rows import file_hashes
 
 from featurecache import open_store
 from featurecache.cli import main
 from featurecache.encoders import Encoder
 from featurecache.engines import local as local_engine
-from featurecache.errors import FeatureCacheError, WeightsError
+from featurecache.engines import ray as engine
+from featurecache.engines.cluster import cluster
+from featurecache.errors import EncoderError, FeatureCacheError, MediaError, WeightsError
 from featurecache.extract.job import EncoderSettings, ExtractionJob
+from featurecache.extract.stats import ClipCounts, ExtractionStats
+from featurecache.interrupt import Interrupted
 from featurecache.store.protocols import Status
 
 NUM_CLIPS = 12
 
 
 def test_the_work_queue_assigns_every_unit_once_and_the_units_of_a_dead_worker_again() -> None:
-    from featurecache.engines.ray import WorkQueue
-
-    queue = WorkQueue()
+    queue = engine.WorkQueue()
     queue.begin(4)
     assert [queue.next(0), queue.next(1), queue.next(0)] == [0, 1, 2]
     assert not queue.report(0, 20)
@@ -64,48 +69,16 @@ def work(tmp_path: Path, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-class InProcessRay(types.ModuleType):
-    """The part of Ray's interface that the engine uses; actors live in this process and answer at once."""
-
-    class exceptions:  # noqa: N801 -- the name in Ray
-        RayActorError = RayTaskError = type("RayError", (Exception,), {})
-
-    def is_initialized(self) -> bool:
-        return True
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
-
-    def remote(self, **resources: object) -> Callable[[type], types.SimpleNamespace]:
-        return lambda actor: types.SimpleNamespace(remote=lambda *values: InProcessActor(actor(*values)))
-
-    def get(self, future: Callable[[], object]) -> object:
-        return future()
-
-    def wait(self, futures: list[object], **limits: object) -> tuple[list[object], list[object]]:
-        return futures[:1], futures[1:]
-
-
-class InProcessActor:
-    """An actor whose methods run when they are called."""
-
-    def __init__(self, actor: object) -> None:
-        self._actor = actor
-
-    def __getattr__(self, name: str) -> types.SimpleNamespace:
-        def remote(*values: object) -> Callable[[], object]:
-            result = getattr(self._actor, name)(*values)
-            return lambda: result
-
-        return types.SimpleNamespace(remote=remote)
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> InProcessRay:
+    module = InProcessRay()
+    monkeypatch.setitem(sys.modules, "ray", module)
+    return module
 
 
 def test_the_ray_engine_shows_every_notice_once_and_gives_the_bytes_of_a_local_run(
-    work: ExtractionJob, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch
+    work: ExtractionJob, whisper_folder: Path, ray: InProcessRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = InProcessRay("ray")
-    ray.__spec__ = ModuleSpec("ray", None)
-    monkeypatch.setitem(sys.modules, "ray", ray)
     open_encoders = ExtractionJob.open_encoders
 
     def with_notices(job: ExtractionJob, devices: Sequence[str]) -> list[dict[str, Encoder]]:
@@ -125,13 +98,191 @@ def test_the_ray_engine_shows_every_notice_once_and_gives_the_bytes_of_a_local_r
     assert file_hashes(Path("ray.zarr")) == file_hashes(Path("local.zarr"))
 
 
+def test_units_of_a_worker_that_dies_are_done_by_the_one_that_replaces_it(
+    work: ExtractionJob, ray: InProcessRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, deaths = engine.ExtractionWorker.run, ["run", "prior_counts"]
+
+    def run(worker: engine.ExtractionWorker) -> ExtractionStats | int:
+        if "run" in deaths:
+            deaths.remove("run")
+            assert [engine._get(worker._queue.next.remote(worker._number)) for _ in range(2)] == [0, 1]
+            raise ActorDies
+        return whole(worker)
+
+    def prior_counts(worker: engine.ExtractionWorker) -> dict[str, ClipCounts]:
+        if "prior_counts" in deaths:
+            deaths.remove("prior_counts")
+            raise ActorDies
+        return counts(worker)
+
+    counts = engine.ExtractionWorker.prior_counts
+    monkeypatch.setattr(engine.ExtractionWorker, "run", run)
+    monkeypatch.setattr(engine.ExtractionWorker, "prior_counts", prior_counts)
+    monkeypatch.setattr(engine, "LEASE_S", -engine.RETRY_S)  # nothing is left to wait for
+    seen: list[tuple[int, int]] = []
+    stats = engine.run(work, actors=1, advance=lambda done, total: seen.append((done, total)))
+    assert deaths == []
+    assert len(ray.actor_options) == 1 + 1 + 2  # the queue, the worker, and the two that replace it
+    assert (stats.num_clips, stats.by_feature["whisper"].ok, stats.by_feature["whisper"].failed) == (12, 11, 1)
+    assert seen[0] == (0, NUM_CLIPS)
+    assert seen[-1] == (NUM_CLIPS, NUM_CLIPS)
+    local_engine.run(replace(work, store="local.zarr"), ["cpu"])
+    assert file_hashes(Path("ray.zarr")) == file_hashes(Path("local.zarr"))
+
+
+def test_shards_that_a_lost_node_still_holds_are_waited_for(
+    work: ExtractionJob, ray: InProcessRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is cut off keeps its lease for a while; the driver tries again until it has ended."""
+    encoders = work.open_encoders(["cpu"])[0]
+    writer = engine.open_writers(open_store(work.store, "a"), encoders, work.stored_dtype, work.shard_clips)["whisper"]
+    writer.plan(work.load_clips().ids)
+    held = writer.claim(next(iter(writer.pending())))
+    assert held is not None
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        lease.close()
+
+    whole, deaths = engine.ExtractionWorker.run, ["run"]
+
+    def run(worker: engine.ExtractionWorker) -> ExtractionStats | int:
+        if deaths:
+            deaths.pop()
+            raise ActorDies
+        return whole(worker)
+
+    monkeypatch.setattr(engine.ExtractionWorker, "run", run)
+    monkeypatch.setattr(engine, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    with contextlib.ExitStack() as lease:
+        lease.enter_context(held)
+        stats = engine.run(work, actors=1)
+    assert waits == [engine.RETRY_S]
+    assert stats.by_feature["whisper"].ok == NUM_CLIPS - 1
+    assert stats.num_left == 0
+
+
+def test_workers_that_die_again_and_again_end_the_run(
+    work: ExtractionJob, ray: InProcessRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(worker: engine.ExtractionWorker) -> None:
+        raise ActorDies
+
+    monkeypatch.setattr(engine.ExtractionWorker, "open", dies)
+    with pytest.raises(EncoderError, match="expected workers that live, got The actor died unexpectedly"):
+        engine.run(work, actors=2)
+    assert len(ray.actor_options) == 1 + engine.MAX_DEATHS_PER_WORKER * 2 + 1
+
+
+def test_an_error_in_a_worker_stops_the_others_and_is_raised_as_itself(work: ExtractionJob, ray: InProcessRay) -> None:
+    with pytest.raises(MediaError, match="at most 0 failed clips"):
+        engine.run(replace(work, max_failures=0), actors=2)
+    with pytest.raises(WeightsError):
+        engine.run(replace(work, features={"whisper": EncoderSettings("whisper", "nowhere/at/all")}))
+
+
+def test_a_failure_of_each_worker_counts_in_the_end(
+    work: ExtractionJob, ray: InProcessRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During the run the limit holds per worker; at the end over all of them."""
+    checked: list[int] = []
+    monkeypatch.setattr(
+        engine, "check_max_failures", lambda limit, stats: checked.append(stats.by_feature["whisper"].failed)
+    )
+    engine.run(replace(work, max_failures=5), actors=1)
+    assert checked == [1]
+
+
+def test_a_stop_on_ray_keeps_what_is_finished_and_the_same_call_goes_on(
+    work: ExtractionJob, ray: InProcessRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = engine.WorkQueue.report
+
+    def stopping(queue: engine.WorkQueue, worker: int, num_clips: int) -> bool:
+        if num_clips >= 4:
+            queue.stop()
+        return report(queue, worker, num_clips)
+
+    monkeypatch.setattr(engine.WorkQueue, "report", stopping)
+    with pytest.raises(Interrupted) as caught:
+        engine.run(work, actors=1, stop=lambda: True)
+    monkeypatch.setattr(engine.WorkQueue, "report", report)
+    clips = caught.value.num_finished
+    assert 3 <= clips < NUM_CLIPS
+    assert str(caught.value) == f"Stopped; {clips} clips that are finished are kept. Run the same command to go on."
+    stats = engine.run(work, actors=1)
+    counts = stats.by_feature["whisper"]
+    assert (counts.ok + counts.failed, sum(counts.prior.values())) == (NUM_CLIPS - clips, clips)
+
+
+@pytest.mark.parametrize(
+    ("resources", "actors", "expected"),
+    [
+        ({"CPU": 16.0, "GPU": 2.0}, None, [{"num_gpus": 1, "num_cpus": 6}] * 2),
+        ({"CPU": 16.0}, None, [{"num_gpus": 0, "num_cpus": 6}] * 2),
+        ({"CPU": 16.0}, 4, [{"num_gpus": 0, "num_cpus": 4}] * 4),
+        ({"CPU": 1.0}, None, [{"num_gpus": 0, "num_cpus": 1}]),
+    ],
+)
+def test_a_worker_per_gpu_or_as_many_as_the_cores_allow(
+    resources: dict[str, float],
+    actors: int | None,
+    expected: list[dict[str, int]],
+    work: ExtractionJob,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = InProcessRay(resources)
+    driver = engine._Driver(ray, replace(work, workers=6), actors, lambda line: None)
+    monkeypatch.setattr(engine.ExtractionWorker, "open", lambda worker: [])
+    for number in range(driver._num_workers):
+        driver._start(number)
+    assert ray.actor_options[1:] == expected
+
+
+def test_the_address_of_a_cluster_a_running_one_or_a_local_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = InProcessRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with cluster(None) as connected:  # one that the caller connected to stays
+        assert connected is ray
+    assert (ray.connections, ray.connected) == ([], True)
+    ray.connected = False
+    with cluster("ray://head:10001"):
+        assert ray.connected
+    assert not ray.connected
+    with cluster(None):
+        pass
+    ray.running_cluster = True
+    with cluster(None):
+        pass
+    assert [address for address, _ in ray.connections] == [("ray://head:10001",), ("auto",), (), ("auto",)]
+
+
+def test_paths_are_absolute_for_workers_in_other_folders_and_addresses_stay(
+    work: ExtractionJob, tmp_path: Path
+) -> None:
+    features = {
+        "a": EncoderSettings("whisper", "openai/whisper-large-v3"),
+        "b": EncoderSettings("whisper", "clips.jsonl"),
+    }
+    job = engine._with_absolute_paths(replace(work, store="s3://bucket/s.zarr", features=features, media_root="."))
+    assert (job.store, job.clips, job.media_root) == (
+        "s3://bucket/s.zarr",
+        str(tmp_path / "clips.jsonl"),
+        str(tmp_path),
+    )
+    assert [each.weights for each in job.features.values()] == [
+        "openai/whisper-large-v3",
+        str(tmp_path / "clips.jsonl"),
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")
 def test_a_ray_cluster_gives_the_bytes_of_a_local_run_though_its_workers_are_killed(work: ExtractionJob) -> None:
     ray = pytest.importorskip("ray")
-    from dataclasses import replace
-
     from featurecache.engines.ray import run
 
     local_engine.run(replace(work, store="local.zarr"), ["cpu"])
