@@ -80,7 +80,8 @@ def read_into(fd: int, targets: Sequence[np.ndarray], offset: int, flags: int) -
 def anonymous_file() -> int:
     """Return the descriptor of a file without a name, in memory where the system can; its last closing removes it."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("featurecache")
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            return os.memfd_create("featurecache")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

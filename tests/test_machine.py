@@ -115,3 +115,20 @@ def test_windows_is_told_what_is_supported_when_it_is_imported():
         "ImportError: featurecache: expected Linux or macOS, got Windows, which has no fcntl. "
         "Install it in WSL 2 (wsl --install)."
     )
+
+
+@pytest.mark.parametrize("memfd", ["there", "forbidden", "missing"])
+def test_a_file_without_a_name_can_be_had_where_memfd_is_missing(memfd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(name: str) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    if memfd == "forbidden":
+        monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+    elif memfd == "missing":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    descriptor = machine.anonymous_file()
+    assert os.pwrite(descriptor, b"abc", 5) == 3
+    assert os.pread(descriptor, 8, 0) == bytes(5) + b"abc"
+    assert os.fstat(descriptor).st_nlink == 0
+    assert not os.get_inheritable(descriptor)
+    os.close(descriptor)
