@@ -174,7 +174,7 @@ def load_clips(path: str | Path, media_root: str | Path | None = None) -> ClipLi
             str(path),
             expected="a clip list",
             got="a folder" if path.is_dir() else "no such file",
-            next_step='Write one JSON object a line, like {"id": "a1", "video": "a1.mp4"}, and name it with --clips.',
+            next_step='Write one JSON object per line, like {"id": "a1", "video": "a1.mp4"}, and name it with --clips.',
         )
     readers = {".jsonl": read_objects, ".csv": csv_rows, ".parquet": parquet_rows}
     reader = readers.get(path.suffix.lower())

@@ -120,12 +120,12 @@ def load_segment(path: Path, number: int | None) -> PlanSegment:
     if not isinstance(first, int) or not 0 <= first <= MAX_SHARDS or packed["counts"].size > MAX_SHARDS:
         raise corrupt(f"at most {MAX_SHARDS} shards", f"first shard {first!r} of {packed['counts'].size}")
     if not isinstance(rows, int) or not 1 <= rows <= MAX_SHARD_ROWS:
-        raise corrupt(f"1 to {MAX_SHARD_ROWS} rows a shard", repr(rows))
+        raise corrupt(f"1 to {MAX_SHARD_ROWS} rows per shard", repr(rows))
     if not isinstance(codec, str):
         raise corrupt("a codec", repr(codec))
     counts = packed["counts"]
     if counts.size and int(counts.max()) > rows:
-        raise corrupt(f"at most {rows} clips a shard", int(counts.max()))
+        raise corrupt(f"at most {rows} clips per shard", int(counts.max()))
     columns.check_texts(packed, "ids", int(counts.sum(dtype=np.int64)), str(path), NEXT_STEP)
     return PlanSegment(number, first, rows, codec, counts, packed["ids"], packed["ids_starts"])
 

@@ -261,7 +261,7 @@ def check_record(
         header.get("reasons"),
     )
     if not _is_count(rows, MAX_SHARD_ROWS) or not 1 <= count <= rows:
-        raise corrupt(f"1 to {MAX_SHARD_ROWS} rows a shard", f"{rows!r} with {count} clips")
+        raise corrupt(f"1 to {MAX_SHARD_ROWS} rows per shard", f"{rows!r} with {count} clips")
     if not _is_count(row_bytes, MAX_ROW_BYTES):
         raise corrupt(f"rows of 1 to {MAX_ROW_BYTES} bytes", repr(row_bytes))
     if not _are_file_sizes(file_bytes):

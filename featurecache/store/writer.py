@@ -60,7 +60,7 @@ class StoredFeatureWriter(StoredFeature):
         row_bytes = self.parts[0].row_bytes
         if row_bytes > MAX_ROW_BYTES:
             raise SpecError(
-                "shape", expected=f"at most {MAX_ROW_BYTES} bytes a clip", got=f"{row_bytes} for {spec.shape}"
+                "shape", expected=f"at most {MAX_ROW_BYTES} bytes per clip", got=f"{row_bytes} for {spec.shape}"
             )
         with writing(self.subject):
             sweep(folder.temporary)

@@ -336,7 +336,7 @@ def interval_text(score: SetScore) -> str:
 def figure_name(scored: MetricResult) -> str:
     """Return the name of the main figure, with the labels predicted per clip if the metric does not punish many."""
     labels = scored.counts.get("labels predicted a clip")
-    return scored.main if labels is None else f"{scored.main}, {labels:.2f} labels a clip"
+    return scored.main if labels is None else f"{scored.main}, {labels:.2f} labels per clip"
 
 
 def scale_of(scored: MetricResult) -> int:

@@ -127,7 +127,7 @@ def _settings(config: Config) -> Table:
         ["LoRA r / alpha", f"{model.lora.r} / {model.lora.alpha:g}" if model.llm else "–"],
         ["frozen parts", ", ".join(model.frozen) or "none"],
         ["tasks", ", ".join(config.data.tasks)],
-        ["batch", f"{optim.batch_size} samples a step"],
+        ["batch", f"{optim.batch_size} samples per step"],
         ["learning rate", f"{optim.lr:g}, {optim.warmup_steps:,} steps of warm-up"],
         ["moving average", f"{optim.ema_decay:g}" if optim.ema_decay else "none"],
         ["seed", str(config.seed)],

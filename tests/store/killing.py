@@ -37,7 +37,7 @@ def new_tokens(clip_id: str) -> np.ndarray:
 
 
 def prepare_store(place: Path, kind: str) -> None:
-    """A store of ten clips, one failed, one absent, one retried with other media; four rows a shard."""
+    """A store of ten clips, one failed, one absent, one retried with other media; four rows per shard."""
     writer = featurecache.open_store(place, mode="a").writer("whisper", make_spec(), shard_rows=4, codec=KINDS[kind][1])
     writer.plan(clip_ids(10))
     fill(writer, failed=[FAILED], absent=[ABSENT])
@@ -165,7 +165,7 @@ def run_import_retry(folder: Path, kind: str) -> None:
 
 
 def prepare_retry(folder: Path, kind: str) -> None:
-    """Twelve clips of which four could not be read and now can, and two whose media changed; two rows a shard."""
+    """Twelve clips of which four could not be read and now can, and two whose media changed; two rows per shard."""
     from stub_encoders import stub_encoders
 
     from featurecache.extract.run import extract

@@ -89,7 +89,7 @@ def clip_ids(count: int, first: int = 0) -> list[str]:
 def build(
     location: Path, kind: str = "zarr", stored_dtype: str = "float16", name: str = "whisper", count: int = 10
 ) -> LocalStore:
-    """A store of two segments, a failed, an absent and a retried clip; four rows a shard."""
+    """A store of two segments, a failed, an absent and a retried clip; four rows per shard."""
     ids = clip_ids(count)
     store = featurecache.open_store(location, mode="a")
     writer = store.writer(name, make_spec(stored_dtype), shard_rows=4, codec=KINDS[kind][1])

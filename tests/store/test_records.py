@@ -121,10 +121,10 @@ def test_the_largest_and_smallest_of_everything_are_read(change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"shard_rows": 2}, "1 to 65536 rows a shard, got 2 with 3 clips"),
-        ({"shard_rows": MAX_SHARD_ROWS + 1}, "rows a shard"),
-        ({"shard_rows": True}, "rows a shard"),
-        ({"shard_rows": 4.0}, "rows a shard"),
+        ({"shard_rows": 2}, "1 to 65536 rows per shard, got 2 with 3 clips"),
+        ({"shard_rows": MAX_SHARD_ROWS + 1}, "rows per shard"),
+        ({"shard_rows": True}, "rows per shard"),
+        ({"shard_rows": 4.0}, "rows per shard"),
         ({"row_bytes": 0}, "rows of 1 to"),
         ({"row_bytes": MAX_ROW_BYTES + 1}, "rows of 1 to"),
         ({"file_bytes": []}, "one or two file sizes"),

@@ -300,7 +300,7 @@ def test_predictions_of_another_system_are_scored_against_the_clip_list(folder, 
     result = invoke("score", alone, "--metric", "hit")
     assert result.exit_code == 0, result.output
     assert "not comparable" in result.output
-    assert "labels a clip" in " ".join(result.output.split())
+    assert "labels per clip" in " ".join(result.output.split())
 
 
 def candidates(folder: Path, count: int, clips: int) -> list[Path]:

@@ -43,7 +43,7 @@ OPTIONS = [
 
 
 def measure(clips: int, passes: int, cold: bool, steps: int, folder: str | None) -> dict[str, Any]:
-    """Rates in clips and bytes a second, and their ratio."""
+    """Rates in clips and bytes per second, and their ratio."""
     with tempfile.TemporaryDirectory(prefix="probe-") as temporary:
         store = Path(folder or temporary) / f"probe-{clips}.zarr"
         write_store(store, clips)
