@@ -62,7 +62,7 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 def commands(text: str) -> list[list[str]]:
     """The commands of a shell block, each as its words; comments, redirections and joined lines are resolved."""
-    found: list[list[str]] = []
+    command_lines: list[list[str]] = []
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|>")
         lexer.whitespace_split = True
@@ -70,9 +70,9 @@ def commands(text: str) -> list[list[str]]:
         while words:
             end = next((i for i, word in enumerate(words) if set(word) <= set("&;|>")), len(words))
             if words[:end]:
-                found.append(words[:end])
+                command_lines.append(words[:end])
             words = words[end + (2 if end < len(words) and ">" in words[end] else 1) :]
-    return found
+    return command_lines
 
 
 class UnknownCommandError(Exception):

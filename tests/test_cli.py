@@ -216,11 +216,11 @@ def test_version_and_help_import_no_torch() -> None:
 def test_extract_ends_with_a_table_of_times_and_the_same_as_json(folder: Path) -> None:
     result = fcache(*EXTRACT, "--devices", "cpu,cpu", "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
+    document = json.loads(result.stdout)
     assert "the bottleneck: " in fcache(*EXTRACT, "--store", "again.zarr").output
-    assert (told["clips"], told["devices"], told["left"]) == (3, 2, 0)
-    assert set(told["parts"]) == {"hash", "decode", "preprocess", "encode", "write"}
-    assert told["features"]["whisper"] == {
+    assert (document["clips"], document["devices"], document["left"]) == (3, 2, 0)
+    assert set(document["parts"]) == {"hash", "decode", "preprocess", "encode", "write"}
+    assert document["features"]["whisper"] == {
         "ok": 2,
         "failed": 0,
         "absent": 1,
@@ -228,7 +228,7 @@ def test_extract_ends_with_a_table_of_times_and_the_same_as_json(folder: Path) -
         "reasons": {},
         "failed_ids": {},
     }
-    assert told["memory_bound_bytes"] > 0
+    assert document["memory_bound_bytes"] > 0
 
 
 def test_plan_says_that_blip2_is_not_the_published_eva_and_where_that_is(folder: Path) -> None:
@@ -249,10 +249,10 @@ def test_plan_tells_hours_and_the_files_that_cannot_be_opened(folder: Path) -> N
     assert result.exit_code == 0, result.output
     assert "the files of 3 of 3 clips opened: 1 would fail" in result.output
     assert "clips/s in a trial of 2 clips" in result.output
-    told = json.loads(fcache(*command, "--json").stdout)
-    assert list(told["unreadable"]) == ["c1"]
-    assert told["hours"] is not None
-    assert told["features"]["whisper"]["bytes_to_write"] == 3 * 64 * 16 * 2
+    document = json.loads(fcache(*command, "--json").stdout)
+    assert list(document["unreadable"]) == ["c1"]
+    assert document["hours"] is not None
+    assert document["features"]["whisper"]["bytes_to_write"] == 3 * 64 * 16 * 2
     assert not Path("features.zarr").exists()
     quick = fcache(
         "plan", "--encoder", "whisper", "--weights", "whisper", "--calibrate", "0", "--headers", "0", "--json"
@@ -292,8 +292,8 @@ def test_several_token_counts_of_one_encoder_are_extracted_by_one_forward(folder
     both = ("extract", "--encoder", "short=whisper", "--encoder", "whisper", "--weights", "whisper")
     result = fcache(*both, "--option", "whisper.norm=none", "--option", "short.tokens=4", "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert told["forwards"] == 2  # of two clips with sound
+    document = json.loads(result.stdout.splitlines()[-1])
+    assert document["forwards"] == 2  # of two clips with sound
     store = open_store("features.zarr")
     assert (store["short"].shape, store["whisper"].shape) == ((4, 16), (64, 16))
     assert store["short"].spec.tap == store["whisper"].spec.tap

@@ -57,7 +57,7 @@ def test_every_field_is_read_and_paths_are_relative_to_the_list(tmp_path: Path) 
 
 
 def test_all_problems_of_all_lines_are_reported_at_once(tmp_path: Path) -> None:
-    found = problems(
+    listed_problems = problems(
         tmp_path,
         {"id": "a", "video": "a.mp4"},
         {"id": "a", "video": "b.mp4"},
@@ -67,13 +67,13 @@ def test_all_problems_of_all_lines_are_reported_at_once(tmp_path: Path) -> None:
         {"id": 7, "text": "x"},
         [1],
     )
-    assert found[0] == 'line 2: id "a" stands already on line 1'
-    assert found[1].startswith('line 3: unknown key "vidoe". Did you mean "video"?')
-    assert found[2].startswith("line 4: not JSON")
-    assert 'line 5: video: "../c.mp4" leaves the folder' in found[3]
-    assert "peak_frame: expected a whole number from 0, got -1" in found[3]
-    assert found[4] == "line 6: id: expected a string, got 7"
-    assert found[5] == "line 7: expected an object, got list"
+    assert listed_problems[0] == 'line 2: id "a" stands already on line 1'
+    assert listed_problems[1].startswith('line 3: unknown key "vidoe". Did you mean "video"?')
+    assert listed_problems[2].startswith("line 4: not JSON")
+    assert 'line 5: video: "../c.mp4" leaves the folder' in listed_problems[3]
+    assert "peak_frame: expected a whole number from 0, got -1" in listed_problems[3]
+    assert listed_problems[4] == "line 6: id: expected a string, got 7"
+    assert listed_problems[5] == "line 7: expected an object, got list"
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,11 @@ WRONG_LABELS = [3, 2.5, True, "", " ", "nan", "None", {"a": 1}, ["happy", None],
 
 @pytest.mark.parametrize("value", WRONG_LABELS)
 def test_a_label_that_names_no_class_is_refused_with_its_line(tmp_path: Path, value: object) -> None:
-    found = problems(tmp_path, {"id": "a", "text": "x"}, {"id": "b", "text": "x", "labels": {"emotion": value}})
-    assert len(found) == 1
-    assert found[0].startswith("line 2: labels.emotion: expected ")
+    listed_problems = problems(
+        tmp_path, {"id": "a", "text": "x"}, {"id": "b", "text": "x", "labels": {"emotion": value}}
+    )
+    assert len(listed_problems) == 1
+    assert listed_problems[0].startswith("line 2: labels.emotion: expected ")
 
 
 @pytest.mark.parametrize("labels", ['{"emotion": null}', '{"emotion": NaN}', "null", "NaN", '{"x_score": NaN}', "{}"])
@@ -321,10 +323,10 @@ HUGE = str(10**400)
     ids=range(18),
 )
 def test_what_no_list_should_hold_is_refused_in_one_short_line(tmp_path: Path, line: str) -> None:
-    found = problems(tmp_path, line)
-    assert len(found) == 1
-    assert found[0].startswith("line 1: ")
-    assert len(found[0]) < 600
+    listed_problems = problems(tmp_path, line)
+    assert len(listed_problems) == 1
+    assert listed_problems[0].startswith("line 1: ")
+    assert len(listed_problems[0]) < 600
 
 
 def test_a_jsonl_list_may_begin_with_a_byte_order_mark_and_have_windows_line_ends(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def scored(values, of_set: bool = False) -> MetricResult:
 
 def test_the_interval_of_two_seeds_and_six_clips_by_hand():
     mine, theirs = [[1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 1, 1]], [[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0]]
-    found = compare("a", "b", [scored(row) for row in mine], [scored(row) for row in theirs], {})
+    comparison = compare("a", "b", [scored(row) for row in mine], [scored(row) for row in theirs], {})
 
     a, b = np.array(mine, float), np.array(theirs, float)
     seeds = (a.mean(1).var(ddof=1) + b.mean(1).var(ddof=1)) / 2
@@ -36,11 +36,11 @@ def test_the_interval_of_two_seeds_and_six_clips_by_hand():
     variance = max(seeds + clips - interaction, seeds, clips)
     degrees = variance**2 / (seeds**2 / 2 + clips**2 / 5 + interaction**2 / 10)
     reach = stats.t.ppf(0.975, degrees) * np.sqrt(variance)
-    assert found.difference == pytest.approx(a.mean() - b.mean())
-    assert (found.interval.low, found.interval.high) == pytest.approx(
-        (found.difference - reach, found.difference + reach)
+    assert comparison.difference == pytest.approx(a.mean() - b.mean())
+    assert (comparison.interval.low, comparison.interval.high) == pytest.approx(
+        (comparison.difference - reach, comparison.difference + reach)
     )
-    assert found.p == pytest.approx(2 * stats.t.sf(found.difference / np.sqrt(variance), degrees))
+    assert comparison.p == pytest.approx(2 * stats.t.sf(comparison.difference / np.sqrt(variance), degrees))
 
 
 def test_a_mean_over_clips_gives_the_same_as_a_figure_of_the_set():
@@ -93,10 +93,10 @@ def seeds_of(random, share: float, count: int = 3, clips: int = 2000, noise: flo
 def test_verdicts_in_words():
     random = np.random.default_rng(1)
     plain, good, twin = seeds_of(random, 0.6), seeds_of(random, 0.7), seeds_of(random, 0.6)
-    found = compare("good", "plain", good, plain, {})
-    assert found.distinguishable
-    assert found.verdict.startswith("better by ")
-    assert "95 % interval" in found.verdict
+    comparison = compare("good", "plain", good, plain, {})
+    assert comparison.distinguishable
+    assert comparison.verdict.startswith("better by ")
+    assert "95 % interval" in comparison.verdict
     assert compare("plain", "good", plain, good, {}).verdict.startswith("worse by ")
     same = compare("twin", "plain", twin, plain, {})
     assert same.verdict.startswith("not distinguishable")
@@ -110,22 +110,22 @@ def test_verdicts_in_words():
 def test_too_few_seeds_or_clusters_give_no_verdict(seeds, clusters, lacking):
     random = np.random.default_rng(1)
     where = {f"c{n:04d}": n % clusters for n in range(200)}
-    found = compare("a", "b", *(seeds_of(random, share, seeds, 200) for share in (0.9, 0.1)), where)
-    assert (found.interval, found.p, found.distinguishable) == (None, None, False)
-    assert found.verdict.startswith(f"no verdict is possible from {lacking}")
-    assert "at least 2 seeds of each variant and 5 clusters are needed" in found.verdict
+    comparison = compare("a", "b", *(seeds_of(random, share, seeds, 200) for share in (0.9, 0.1)), where)
+    assert (comparison.interval, comparison.p, comparison.distinguishable) == (None, None, False)
+    assert comparison.verdict.startswith(f"no verdict is possible from {lacking}")
+    assert "at least 2 seeds of each variant and 5 clusters are needed" in comparison.verdict
 
 
 def test_equal_answers_are_no_evidence_and_rounding_leaves_no_difference():
     twice = [scored([0.1 + 0.2, 0.3, 0.0, 1.0, 0.5]), scored([0.3, 0.1 + 0.2, 0.0, 1.0, 0.5])]
-    found = compare("a", "b", twice, twice[::-1], {})
-    assert (found.difference, found.p, found.needed) == (0.0, 1.0, None)
-    assert "-0.0" not in found.verdict
+    comparison = compare("a", "b", twice, twice[::-1], {})
+    assert (comparison.difference, comparison.p, comparison.needed) == (0.0, 1.0, None)
+    assert "-0.0" not in comparison.verdict
 
 
 def test_a_difference_without_any_noise_is_as_likely_as_equal_signs():
-    found = compare("a", "b", [scored([1.0] * 6)] * 2, [scored([0.0] * 6)] * 2, {})
-    assert found.p == pytest.approx(2 / 2**6)
+    comparison = compare("a", "b", [scored([1.0] * 6)] * 2, [scored([0.0] * 6)] * 2, {})
+    assert comparison.p == pytest.approx(2 / 2**6)
 
 
 def test_every_variant_is_compared_and_corrected_for_all_of_them():
@@ -133,6 +133,9 @@ def test_every_variant_is_compared_and_corrected_for_all_of_them():
     reference = seeds_of(random, 0.5, clips=40)
     sides = {name: (seeds_of(random, 0.5, clips=40), reference) for name in "bcd"}
     sides["e"] = (seeds_of(random, 0.5, count=1, clips=40), reference)
-    found = compare_all("a", sides, {})
-    assert [each.variant for each in found] == ["b", "c", "d", "e"]
-    assert [each.p_holm for each in found] == [*holm([each.p for each in found[:3]]), None]
+    comparisons = compare_all("a", sides, {})
+    assert [comparison.variant for comparison in comparisons] == ["b", "c", "d", "e"]
+    assert [comparison.p_holm for comparison in comparisons] == [
+        *holm([comparison.p for comparison in comparisons[:3]]),
+        None,
+    ]

@@ -30,6 +30,6 @@ FILES = [path for folder in FOLDERS for path in sorted((PROJECT / folder).glob("
 def test_dataclasses_are_frozen(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ClassDef):
-            said = [ast.unparse(decorator) for decorator in node.decorator_list]
-            made = [text for text in said if text.startswith("dataclass")]
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            made = [text for text in decorators if text.startswith("dataclass")]
             assert node.name in FILLED_IN or all("frozen=True" in text for text in made), node.name

@@ -43,13 +43,13 @@ def test_a_number_that_json_does_not_have_is_written_as_null_and_read_as_it_stan
 def test_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"b": "\xe2\x80\xa8"}\n[1]\n{"a": 1, "a": 2}\n\xff\n{"c": 3')
-    found = list(read_objects(path))
-    assert found[:2] == [(1, {"a": 1}), (3, {"b": "\u2028"})]
-    assert found[2] == (4, "expected an object, got list")
-    assert found[3][0] == 5
-    assert 'the key "a" stands twice' in str(found[3][1])
-    assert found[4] == (6, "expected UTF-8, got byte 0xff at byte 1")
-    assert found[5][0] == 7
+    rows = list(read_objects(path))
+    assert rows[:2] == [(1, {"a": 1}), (3, {"b": "\u2028"})]
+    assert rows[2] == (4, "expected an object, got list")
+    assert rows[3][0] == 5
+    assert 'the key "a" stands twice' in str(rows[3][1])
+    assert rows[4] == (6, "expected UTF-8, got byte 0xff at byte 1")
+    assert rows[5][0] == 7
     assert [number for number, _ in read_objects(path, torn=True)] == [1, 3, 4, 5, 6]
 
 

@@ -60,7 +60,7 @@ def test_extraction_says_which_clips_end_before_their_end(tmp_path: Path, record
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("stated", "message"),
     [
         ({"duration_s": 284.0}, "the table says 284.00 s, its file holds 2.00 s"),
         ({"duration_s": 0.9}, "the table says 0.90 s, its file holds 2.00 s"),
@@ -71,9 +71,9 @@ def test_extraction_says_which_clips_end_before_their_end(tmp_path: Path, record
         ({}, None),
     ],
 )
-def test_lengths_that_differ_greatly_are_named(recording: Path, stated: dict[str, float], said: str | None) -> None:
+def test_lengths_that_differ_greatly_are_named(recording: Path, stated: dict[str, float], message: str | None) -> None:
     difference = length_difference(Clip("a", video=recording, **stated))
-    assert difference is None if said is None else difference is not None and difference == said
+    assert difference is None if message is None else difference is not None and difference == message
 
 
 def test_many_differences_are_counted_and_three_are_named(recording: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_clip_in_a_batch_has_the_same_tokens_whatever_its_neighbours_are(
     random = np.random.default_rng(0)
     encoder = opened(kind, checkpoints, device)[:2][-1]
     if isinstance(encoder.view, AudioView):
-        views = [(0.1 * random.standard_normal(round(16_000 * each))).astype(np.float32) for each in SECONDS]
+        views = [(0.1 * random.standard_normal(round(16_000 * seconds))).astype(np.float32) for seconds in SECONDS]
     else:
         shape = (encoder.view.count, 40, 60, 3)
         views = [random.integers(0, 256, shape, np.uint8) for _ in SECONDS]

@@ -42,7 +42,7 @@ def test_low_light_keeps_black_black_and_darkens_white_as_linear_light() -> None
 def test_a_dropped_frame_shows_the_one_before_it() -> None:
     frames = pictures()
     dropped = parse_perturbation("drop-frames:0.5").apply(frames)
-    source = [int(np.flatnonzero((frames == each).all(axis=(1, 2, 3)))[0]) for each in dropped]
+    source = [int(np.flatnonzero((frames == frame).all(axis=(1, 2, 3)))[0]) for frame in dropped]
     assert source == sorted(source)
     assert 1 < len(set(source)) < len(frames)
     assert len(np.unique(parse_perturbation("drop-frames:1").apply(frames), axis=0)) == 1
@@ -52,14 +52,14 @@ def test_a_dropped_frame_shows_the_one_before_it() -> None:
 @pytest.mark.parametrize("text", ["noise:10", "low-light:0.2", "drop-frames:0.5"])
 def test_what_is_drawn_depends_on_the_content_alone(text: str) -> None:
     view = SOUND if text.startswith("noise") else pictures()
-    kept = view.copy()
+    original = view.copy()
     first, second = (parse_perturbation(text).apply(view) for _ in range(2))
     assert np.array_equal(first, second)
-    assert np.array_equal(view, kept)
+    assert np.array_equal(view, original)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("nois:10", 'Did you mean "noise"?'),
         ("noise", "snr_db"),
@@ -67,8 +67,8 @@ def test_what_is_drawn_depends_on_the_content_alone(text: str) -> None:
         ("low-light:2", "from 0 to 1"),
     ],
 )
-def test_what_cannot_be_applied_is_refused(text: str, said: str) -> None:
-    with pytest.raises(EncoderError, match=said.replace("?", r"\?")):
+def test_what_cannot_be_applied_is_refused(text: str, message: str) -> None:
+    with pytest.raises(EncoderError, match=message.replace("?", r"\?")):
         parse_perturbation(text)
 
 

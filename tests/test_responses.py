@@ -73,15 +73,15 @@ def test_a_struct_of_parquet_has_a_null_for_label_tasks_without_a_text(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("response", "said"),
+    ("response", "message"),
     [(3, "got 3"), ([], r"got \[\]"), (["a", 3], "got 3"), ({"intent": 3}, "for every label task, got 3"),
      ({"intent": {"emotion": "x"}}, "a text or a list of texts for every label task")],
 )  # fmt: skip
-def test_other_values_are_refused_with_their_line(tmp_path, response, said):
+def test_other_values_are_refused_with_their_line(tmp_path, response, message):
     with pytest.raises(ClipListError) as caught:
         load_clips(write(tmp_path, responses={"think": response}))
     assert "line 1: responses.think: expected a text" in str(caught.value)
-    assert re.search(said, str(caught.value))
+    assert re.search(message, str(caught.value))
 
 
 def test_a_person_is_a_text(tmp_path):

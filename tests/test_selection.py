@@ -47,7 +47,7 @@ def simulate(clusters: int, size: int, count: int, correlation: float, kind: str
             found = correct(candidates, members)
             true = truth[found.best]
         else:
-            best = int(np.argmax([each.value for each in candidates]))
+            best = int(np.argmax([candidate.value for candidate in candidates]))
             found, true = bound(candidates[best], members, count), truth[best]
         rows.append(
             [

@@ -130,9 +130,9 @@ def test_a_missing_feature_is_a_key_error_whose_text_is_readable() -> None:
 
 
 def test_every_exception_descends_from_the_root_and_has_an_exit_code() -> None:
-    found = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
-    assert len(found) > 8
-    assert all(issubclass(each, FeatureCacheError) and each.exit_code in (1, 2) for each in found)
+    exceptions = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert len(exceptions) > 8
+    assert all(issubclass(value, FeatureCacheError) and value.exit_code in (1, 2) for value in exceptions)
 
 
 def test_the_nearest_name_is_suggested_or_none() -> None:

@@ -99,11 +99,11 @@ def test_png_of_16_bits_is_read_in_every_colour_type(tmp_path: Path, color_type:
     assert np.abs(picture.astype(int) - wanted).max() <= 1
 
 
-@pytest.mark.parametrize(("mode", "said"), [("I", "32-bit numbers"), ("F", "floating-point numbers")])
-def test_numbers_whose_white_is_not_stated_are_refused(tmp_path: Path, mode: str, said: str) -> None:
+@pytest.mark.parametrize(("mode", "message"), [("I", "32-bit numbers"), ("F", "floating-point numbers")])
+def test_numbers_whose_white_is_not_stated_are_refused(tmp_path: Path, mode: str, message: str) -> None:
     Image.fromarray(LEVELS.astype(np.int32 if mode == "I" else np.float32)).save(tmp_path / "a.tif")
     reason = refusal(tmp_path / "a.tif")
-    assert "expected 8 or 16 bits a channel in its image file, got " + said in reason
+    assert "expected 8 or 16 bits a channel in its image file, got " + message in reason
     assert "save it with 8 bits a channel" in reason
 
 

@@ -58,7 +58,9 @@ def require_objects(path: Path, error: type[FeatureCacheError], *, torn: bool = 
     except OSError as failure:
         raise error(str(path), expected="a file that can be read", got=failure.strerror or str(failure)) from failure
     if problems:
-        raise error(str(path), expected="one JSON object per line", got=f"{len(problems)} other lines", problems=problems)
+        raise error(
+            str(path), expected="one JSON object per line", got=f"{len(problems)} other lines", problems=problems
+        )
     return rows
 
 

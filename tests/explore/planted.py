@@ -39,9 +39,9 @@ def tokens(clip_id: str, name: str, label: str) -> np.ndarray:
     count, width = SHAPES[name]
     of_class = np.random.default_rng([LABELS.index(label), width]).standard_normal(width)
     random = np.random.default_rng([*clip_id.encode(), width])
-    found = CLASS_STRENGTH * of_class + random.standard_normal(width) + 0.3 * random.standard_normal((count, width))
-    found[:, 0] += 40
-    return found.astype(np.float32)
+    values = CLASS_STRENGTH * of_class + random.standard_normal(width) + 0.3 * random.standard_normal((count, width))
+    values[:, 0] += 40
+    return values.astype(np.float32)
 
 
 def label_of(number: int) -> str:
@@ -77,9 +77,9 @@ def write_store(
                         open_shard.absent(slot, "no audio stream")
                         continue
                     origin, noise = like.get(clip_id, (clip_id, 0.0))
-                    found = tokens(origin, name, label_of(int(origin[1:])))
-                    added = noise * np.random.default_rng(list(clip_id.encode())).standard_normal(found.shape)
-                    open_shard.put(slot, (found + added).astype(np.float32), f"{int(clip_id[1:]) + 1:064x}")
+                    clip_tokens = tokens(origin, name, label_of(int(origin[1:])))
+                    added = noise * np.random.default_rng(list(clip_id.encode())).standard_normal(clip_tokens.shape)
+                    open_shard.put(slot, (clip_tokens + added).astype(np.float32), f"{int(clip_id[1:]) + 1:064x}")
                 open_shard.commit()
     return featurecache.open_store(location)
 

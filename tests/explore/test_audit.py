@@ -60,15 +60,15 @@ def fcache(*arguments: str) -> str:
 def test_planted_wrong_labels_lead_the_list_with_the_right_ones_suggested(folder: Path) -> None:
     import featurecache
 
-    found = audit(
+    label_audit = audit(
         open_neighbourhood(featurecache.open_store(folder / "features.zarr")), ClipList(mislabelled()), "emotion"
     )
-    top = [issue.id for issue in found.issues[: len(FLIPPED)]]
+    top = [issue.id for issue in label_audit.issues[: len(FLIPPED)]]
     assert len(FLIPPED & set(top)) >= len(FLIPPED) - 1
     truth = {clip.id: clip.labels["emotion"] for clip in planted.planted_clips(COUNT)}
-    assert all(issue.suggested == truth[issue.id] for issue in found.issues if issue.id in FLIPPED)
-    assert all(issue.id not in [other for other, _, _ in issue.evidence] for issue in found.issues)
-    assert 0.02 < np.mean([each.noise for each in found.noise]) < 0.2
+    assert all(issue.suggested == truth[issue.id] for issue in label_audit.issues if issue.id in FLIPPED)
+    assert all(issue.id not in [other for other, _, _ in issue.evidence] for issue in label_audit.issues)
+    assert 0.02 < np.mean([class_noise.noise for class_noise in label_audit.noise]) < 0.2
 
 
 def test_too_few_clips_of_every_class_is_said(folder: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_script_in_the_words_of_a_clip_stays_words(folder: Path) -> None:
     from featurecache.explore.labels import ClassNoise, LabelAudit, LabelIssue, review_sheet
 
     clip = Clip("x", video=Path("x.mp4"), text="</script><script>alert(1)</script>", labels={"emotion": "a"})
-    found = LabelAudit(
+    label_audit = LabelAudit(
         "emotion", 1, (LabelIssue("x", "", "a", "b", 0.1, 0.9, ()),), (ClassNoise("", "a", 1, 0.0),), 0.0, ()
     )
-    page = review_sheet(found, ClipList([clip]), Path("review.html"))
+    page = review_sheet(label_audit, ClipList([clip]), Path("review.html"))
     assert page.count("</script>") == 1
 
 
@@ -162,16 +162,16 @@ def test_sources_of_annotation_are_compared() -> None:
         Clip("b", text="", labels={"emotion": "happy"}, responses={"reason": "So: sad."}),
         Clip("c", text="", labels={"emotion": "happy"}, responses={"reason": "Who knows."}),
     ]
-    (found,) = response_agreements(ClipList(clips), "emotion")
-    assert (found.same, found.other, found.silent) == (1, 1, 1)
+    (agreement,) = response_agreements(ClipList(clips), "emotion")
+    assert (agreement.same, agreement.other, agreement.silent) == (1, 1, 1)
 
 
 def test_a_rationale_is_compared_with_the_label_task_that_it_argues_for() -> None:
     labels = {"emotion": "sad", "intent": "agreeing"}
     clip = Clip("a", text="", labels=labels, responses={"think": {"intent": "So: agreeing.", "emotion": "Sad."}})
     for task in ("emotion", "intent"):
-        (found,) = response_agreements(ClipList([clip]), task)
-        assert (found.response, found.same, found.other, found.silent) == ("think", 1, 0, 0)
+        (agreement,) = response_agreements(ClipList([clip]), task)
+        assert (agreement.response, agreement.same, agreement.other, agreement.silent) == ("think", 1, 0, 0)
 
 
 def test_a_map_is_a_picture_and_a_page(here: Path) -> None:

@@ -45,8 +45,8 @@ def spoken(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 PLANTED = {frozenset((way, f"s{sentence}p{speaker}")) for way, (sentence, speaker) in voices.COPIES.items()}
 
 
-def pairs_of(found: Duplicates) -> set[frozenset[str]]:
-    return {frozenset((pair.a, pair.b)) for pair in found.pairs}
+def pairs_of(duplicates: Duplicates) -> set[frozenset[str]]:
+    return {frozenset((pair.a, pair.b)) for pair in duplicates.pairs}
 
 
 def test_one_sentence_by_many_speakers_is_no_pair_and_its_copies_are(spoken) -> None:  # type: ignore[no-untyped-def]
@@ -62,8 +62,8 @@ def test_one_sentence_by_many_speakers_is_no_pair_and_its_copies_are(spoken) -> 
 def pairs_by_averages(store, neighbourhood, clips, rule) -> set[frozenset[str]]:  # type: ignore[no-untyped-def]
     specs = {name: store.spec(name) for name in neighbourhood.names}
     anything = dataclasses.replace(rule, agreement=-1.0)
-    found = near_pairs(neighbourhood, specs, anything, lambda a, b: 1.0, clips.ids)
-    return {frozenset((pair.a, pair.b)) for pair in found.pairs}
+    near = near_pairs(neighbourhood, specs, anything, lambda a, b: 1.0, clips.ids)
+    return {frozenset((pair.a, pair.b)) for pair in near.pairs}
 
 
 def test_without_a_calibration_near_pairs_are_shown_and_not_left_out(spoken) -> None:  # type: ignore[no-untyped-def]
@@ -80,36 +80,36 @@ def test_leaks_are_judged_in_time_too(spoken) -> None:  # type: ignore[no-untype
     store, clips, neighbourhood = spoken
     rule = dataclasses.replace(known_calibration(store, neighbourhood), num_clips=40)
     originals = [clip.id for clip in clips if clip.id not in voices.COPIES]
-    found = find_leaks(store, neighbourhood, clips, originals, list(voices.COPIES), rule)
-    assert pairs_of(found) == PLANTED
-    assert set(found.exclusion) == {f"s{sentence}p{speaker}" for sentence, speaker in voices.COPIES.values()}
+    leaks = find_leaks(store, neighbourhood, clips, originals, list(voices.COPIES), rule)
+    assert pairs_of(leaks) == PLANTED
+    assert set(leaks.exclusion) == {f"s{sentence}p{speaker}" for sentence, speaker in voices.COPIES.values()}
 
 
 def test_false_positives_are_counted_on_the_same_text_by_other_speakers(spoken) -> None:  # type: ignore[no-untyped-def]
     store, clips, neighbourhood = spoken
     chosen = [clips.by_id("s1p1"), clips.by_id("s3p4")]
     pairs = calibration_run._hard_negatives(store, neighbourhood, clips, chosen)
-    said = [(clips.by_id(a), clips.by_id(b)) for a, b, same_text in pairs if same_text]
-    assert len(said) >= 10
-    assert all(a.text == b.text and a.speaker != b.speaker for a, b in said)
+    same_text_pairs = [(clips.by_id(a), clips.by_id(b)) for a, b, same_text in pairs if same_text]
+    assert len(same_text_pairs) >= 10
+    assert all(a.text == b.text and a.speaker != b.speaker for a, b in same_text_pairs)
     assert all(clips.by_id(a).text != clips.by_id(b).text for a, b, same_text in pairs if not same_text)
 
 
 def test_media_that_cannot_be_compared_are_counted_and_no_pair(planted_store, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     store, clips = planted_store
     listed = planted.write_list(tmp_path / "clips.jsonl", planted.planted_clips(COUNT))
-    found = find_duplicates(store, clips, listed, known_calibration(store, clips))
-    assert [(pair.a, pair.b, pair.kind) for pair in found.pairs] == [("c002", "c050", "same content")]
-    assert found.exclusion == ["c050"]
-    assert found.undecided >= 1
+    duplicates = find_duplicates(store, clips, listed, known_calibration(store, clips))
+    assert [(pair.a, pair.b, pair.kind) for pair in duplicates.pairs] == [("c002", "c050", "same content")]
+    assert duplicates.exclusion == ["c050"]
+    assert duplicates.undecided >= 1
 
 
 def test_an_exact_leak_is_reported_with_the_training_side_first(planted_store, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     store, clips = planted_store
     listed = planted.write_list(tmp_path / "clips.jsonl", planted.planted_clips(COUNT))
-    found = find_leaks(store, clips, listed, ["c001", "c050"], ["c002", "c003"], known_calibration(store, clips))
-    assert [(pair.a, pair.b, pair.kind) for pair in found.pairs] == [("c050", "c002", "same content")]
-    assert found.exclusion == ["c050"]
+    leaks = find_leaks(store, clips, listed, ["c001", "c050"], ["c002", "c003"], known_calibration(store, clips))
+    assert [(pair.a, pair.b, pair.kind) for pair in leaks.pairs] == [("c050", "c002", "same content")]
+    assert leaks.exclusion == ["c050"]
 
 
 def test_equal_media_are_found_without_any_likeness(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_equal_media_are_found_without_any_likeness(tmp_path: Path) -> None:
     update_indices(store)
     clips = open_neighbourhood(store, comparison=COPIES)
     listed = planted.write_list(tmp_path / "clips.jsonl", planted.planted_clips(30))
-    found = find_duplicates(store, clips, listed, known_calibration(store, clips))
-    assert [(pair.a, pair.b, pair.kind) for pair in found.pairs] == [("c004", "c009", "same media")]
+    duplicates = find_duplicates(store, clips, listed, known_calibration(store, clips))
+    assert [(pair.a, pair.b, pair.kind) for pair in duplicates.pairs] == [("c004", "c009", "same media")]
 
 
 def test_groups_join_what_hangs_together() -> None:

@@ -51,9 +51,9 @@ def test_overall_similarity_is_that_of_standardised_summaries() -> None:
 def test_the_nearest_are_those_of_brute_force(tmp_path: Path) -> None:
     store = planted.write_store(tmp_path / "s.zarr", planted.planted_clips(60))
     assert update_indices(store) == 120
-    found = open_neighbourhood(store)
-    similarities, places = found.search(found.vectors, 5)
-    brute = found.vectors.astype(np.float64) @ found.vectors.T.astype(np.float64)
+    neighbourhood = open_neighbourhood(store)
+    similarities, places = neighbourhood.search(neighbourhood.vectors, 5)
+    brute = neighbourhood.vectors.astype(np.float64) @ neighbourhood.vectors.T.astype(np.float64)
     np.testing.assert_allclose(similarities, -np.sort(-brute, axis=1)[:, :5], atol=1e-5)
     assert (places[:, 0] == np.arange(60)).all()
 
@@ -146,14 +146,14 @@ def test_a_clip_without_a_modality_is_compared_by_what_it_has(tmp_path: Path) ->
         tmp_path / "s.zarr", planted.planted_clips(40), like={"c009": ("c002", 0.1)}, silent=("c009",)
     )
     update_indices(store)
-    found = open_neighbourhood(store)
-    row = found.row_of("c009")
-    assert found.has[row].tolist() == [name != "voice" for name in found.names]
-    assert np.isclose(np.linalg.norm(found.vectors[row]), 1)
-    _, places = found.search(found.vectors[[row]], 2)
-    assert [found.ids[place] for place in places[0]] == ["c009", "c002"]
+    neighbourhood = open_neighbourhood(store)
+    row = neighbourhood.row_of("c009")
+    assert neighbourhood.has[row].tolist() == [name != "voice" for name in neighbourhood.names]
+    assert np.isclose(np.linalg.norm(neighbourhood.vectors[row]), 1)
+    _, places = neighbourhood.search(neighbourhood.vectors[[row]], 2)
+    assert [neighbourhood.ids[place] for place in places[0]] == ["c009", "c002"]
     with pytest.raises(MissingFeatureError, match="nowhere"):
-        found.row_of("nowhere")
+        neighbourhood.row_of("nowhere")
 
 
 def test_weights_decide_whose_likeness_counts(tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_an_approximate_index_measures_its_recall(tmp_path: Path, monkeypatch: p
     index, measured = build_approximate(clips)
     assert measured["recall_at_10"] >= search.WANTED_RECALL
     assert measured["lists_read"] < measured["lists"]
-    found = index.search(vectors[:50], 10)[1]
-    assert search.recall_at(clips.search(vectors[:50], 10)[1], found) > 0.9
+    rows = index.search(vectors[:50], 10)[1]
+    assert search.recall_at(clips.search(vectors[:50], 10)[1], rows) > 0.9
 
 
 def test_a_large_store_keeps_its_approximate_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,11 +185,11 @@ def test_a_large_store_keeps_its_approximate_index(tmp_path: Path, monkeypatch: 
     update_indices(store)
     clips = open_neighbourhood(store)
     first = search.approximate_index(store, clips)
-    kept = sorted((tmp_path / "s.zarr.similar" / "approximate").iterdir())
-    assert [path.suffix for path in kept] == [".faiss", ".stated"]
+    index_paths = sorted((tmp_path / "s.zarr.similar" / "approximate").iterdir())
+    assert [path.suffix for path in index_paths] == [".faiss", ".stated"]
     again = search.approximate_index(store, clips)
     assert again.nprobe == first.nprobe
-    assert sorted((tmp_path / "s.zarr.similar" / "approximate").iterdir()) == kept
+    assert sorted((tmp_path / "s.zarr.similar" / "approximate").iterdir()) == index_paths
 
 
 def test_clips_that_are_all_equal_have_no_projection(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_batches_of_a_fixed_shape_do_not_depend_on_which_neighbours_failed(
     assert {shape[0] for shape in shapes} == {4}
     assert len(shapes) == 4
     for clip_id in ("c0", "c1", "c2"):
-        first, second = (open_store(tmp_path / each)["whisper"][clip_id] for each in ("with", "without"))
+        first, second = (open_store(tmp_path / store_name)["whisper"][clip_id] for store_name in ("with", "without"))
         assert np.array_equal(first, second)
 
 

@@ -103,8 +103,8 @@ class TestEveryImporter:
             (tmp_path / "data" / name).unlink()
         with pytest.raises(DatasetError, match=rf"media of {total} clips, got none of them.*--keep-missing"):
             run(dataset, source, tmp_path / "none.jsonl")
-        kept = run(dataset, source, tmp_path / "kept.jsonl", keep_missing=True)
-        assert len(kept.missing) == len(load_clips(tmp_path / "kept.jsonl")) == total
+        summary_of_all = run(dataset, source, tmp_path / "kept.jsonl", keep_missing=True)
+        assert len(summary_of_all.missing) == len(load_clips(tmp_path / "kept.jsonl")) == total
 
     def test_a_table_that_is_not_there_is_an_error(self, dataset: DatasetFixture, source: Path, tmp_path: Path) -> None:
         needed = tmp_path / "data" / dataset.needed

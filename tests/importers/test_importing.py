@@ -99,7 +99,7 @@ def test_wrong_use_is_one_message_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     dialogue.MELD.build(tmp_path / "MELD")
-    result = fcache("import", *(each.format("MELD") for each in arguments))
+    result = fcache("import", *(argument.format("MELD") for argument in arguments))
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not list(tmp_path.glob("clips*"))
@@ -267,7 +267,7 @@ def test_the_importer_that_the_documentation_shows_works(tmp_path: Path) -> None
 
 
 def test_a_users_own_importer_is_a_module_with_one_object(tmp_path: Path) -> None:
-    mine = Importer(
+    importer = Importer(
         "mine",
         "my clips",
         lambda request, found: iter([Clip("a", video=request.source / "a.mp4")]),
@@ -275,7 +275,7 @@ def test_a_users_own_importer_is_a_module_with_one_object(tmp_path: Path) -> Non
         "mine.",
     )
     write(tmp_path / "a.mp4", "media")
-    import_dataset(mine, Request(tmp_path), Target(tmp_path / "c.jsonl"))
+    import_dataset(importer, Request(tmp_path), Target(tmp_path / "c.jsonl"))
     assert load_clips(tmp_path / "c.jsonl").ids == ["a"]
 
 
@@ -339,17 +339,17 @@ def test_xlsx_numbers_are_read_as_they_are_shown_and_without_openpyxl_the_comman
 
 
 def test_labels_are_found_whatever_their_case_and_unknown_ones_are_kept_for_the_message() -> None:
-    found = Findings()
+    findings = Findings()
     vocabulary = Vocabulary("emotion", ("happy", "sad"), {"joy": "happy"})
-    assert [found.label(vocabulary, cell, "row") for cell in ("Happy ", "JOY", "", "nan", "hapy")] == [
+    assert [findings.label(vocabulary, cell, "row") for cell in ("Happy ", "JOY", "", "nan", "hapy")] == [
         "happy",
         "happy",
         None,
         None,
         None,
     ]
-    assert found.unknown == ['row: emotion "hapy". Did you mean "happy"?']
-    assert {reason: len(rows) for reason, rows in found.left_out.items()} == {
+    assert findings.unknown == ['row: emotion "hapy". Did you mean "happy"?']
+    assert {reason: len(rows) for reason, rows in findings.left_out.items()} == {
         "no emotion": 2,
         "emotion outside the vocabulary": 1,
     }

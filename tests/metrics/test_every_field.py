@@ -93,10 +93,10 @@ def test_clues_count_repeated_words_and_labels_do_not():
 def test_clips_of_one_side_alone_are_counted_named_and_suggested():
     with pytest.raises(DataError) as caught:
         classification_scores({"clip1": "a", "clip2": "a"}, {"clip1": "a", "clip3": "a", "x": "a"})
-    said = str(caught.value)
-    assert 'one for each of 2 clips, got 1 missing, 2 for other clips. Did you mean "clip2"' in said
-    assert "missing: clip2" in said
-    assert "unknown: clip3" in said
+    message = str(caught.value)
+    assert 'one for each of 2 clips, got 1 missing, 2 for other clips. Did you mean "clip2"' in message
+    assert "missing: clip2" in message
+    assert "unknown: clip3" in message
     with pytest.raises(DataError, match="got no references"):
         classification_scores({}, {})
     with pytest.raises(DataError, match="1 missing, 0 for other clips"):

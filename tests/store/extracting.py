@@ -48,23 +48,23 @@ def extract_all(clip_list: Path, location: Path) -> int:
     return extract(store, load_clips(clip_list), stub_encoders(), shard_clips=SHARD_CLIPS, workers=2).num_clips
 
 
-def _extract_and_tell(clip_list: Path, location: Path, told: object) -> None:
-    told.send(extract_all(clip_list, location))  # type: ignore[attr-defined]
+def _extract_and_tell(clip_list: Path, location: Path, connection: object) -> None:
+    connection.send(extract_all(clip_list, location))  # type: ignore[attr-defined]
 
 
 @contextmanager
 def extraction(clip_list: Path, location: Path) -> Iterator[tuple[BaseProcess, object]]:
     """A child that extracts; and the end of a pipe that tells how many clips it prepared."""
-    ours, theirs = _context.Pipe(duplex=False)
-    process = _context.Process(target=_extract_and_tell, args=(clip_list, location, theirs))
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_extract_and_tell, args=(clip_list, location, sender))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        yield process, ours
+        yield process, receiver
     finally:
         process.join()
         process.close()
-        ours.close()
+        receiver.close()
 
 
 def committed(location: Path) -> int:

@@ -225,21 +225,21 @@ def _die_at(number: int) -> Callable[[], int]:
     return lambda: count
 
 
-def _child(job: str, folder: Path, kind: str, number: int, told: object) -> None:
+def _child(job: str, folder: Path, kind: str, number: int, connection: object) -> None:
     changes = _die_at(number)
     JOBS[job][1](folder, kind)
-    told.send(changes())  # type: ignore[attr-defined]
+    connection.send(changes())  # type: ignore[attr-defined]
 
 
 def run_until(job: str, folder: Path, kind: str, number: int = 0) -> int | None:
     """Run a job in a child that dies before its `number`-th change (0: never); how many changes it made, or None."""
-    ours, theirs = _context.Pipe(duplex=False)
-    process = _context.Process(target=_child, args=(job, folder, kind, number, theirs))
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_child, args=(job, folder, kind, number, sender))
     process.start()
-    theirs.close()
+    sender.close()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-    count = ours.recv() if process.exitcode == 0 else None
+    count = receiver.recv() if process.exitcode == 0 else None
     process.close()
-    ours.close()
+    receiver.close()
     return count

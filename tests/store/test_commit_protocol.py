@@ -248,17 +248,17 @@ def test_a_full_disk_at_any_write_is_a_clear_error_and_resumable(
             return real(*arguments, **named)
 
         monkeypatch.setattr(os, call, failing)
-        said = ""
+        message = ""
         try:
             uninterrupted(location, 8)
         except WriteError as error:
-            said = str(error)
+            message = str(error)
         monkeypatch.setattr(os, call, real)
         if calls <= instant:
             break  # every call was made to fail once
-        if said:
-            assert "the disk is full" in said
-            assert "Free space and run the same command again" in said
+        if message:
+            assert "the disk is full" in message
+            assert "Free space and run the same command again" in message
         else:
             assert contents(location) == expected  # a folder that was there already
         if location.exists():

@@ -104,8 +104,8 @@ def test_kept_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(copying, "_blocks", {})
     for size in range(1, 40):
         empty((size << 20,), np.dtype(np.uint8))
-    kept = sum(size * len(blocks) for size, blocks in copying._blocks.items())
-    assert kept <= copying.KEPT_BYTES
+    kept_bytes = sum(size * len(blocks) for size, blocks in copying._blocks.items())
+    assert kept_bytes <= copying.KEPT_BYTES
 
 
 def test_quantised_tokens_are_restored_alike_with_and_without_torch(monkeypatch):

@@ -92,17 +92,17 @@ def test_a_shard_that_is_being_written_is_not_taken_over_however_long_it_takes(p
     monkeypatch.setattr(lease.time, "monotonic", lambda: clock[0])
     writer = featurecache.open_store(place, "a").writer("whisper", make_spec())
     writer.plan(["a", "b", "c"])
-    held = writer.claim(writer.pending()[0])
-    with held:
+    claimed = writer.claim(writer.pending()[0])
+    with claimed:
         (file,) = writer.folder.leases.iterdir()
-        for slot, decide in enumerate((held.fail, held.absent)):
+        for slot, decide in enumerate((claimed.fail, claimed.absent)):
             os.utime(file, (0, time.time() - 2 * lease.LEASE_S))
             clock[0] += lease.RENEW_EVERY_S + 1
             decide(slot, "a reason")
             assert time.time() - file.stat().st_mtime < lease.LEASE_S, "a clip was decided: the lease is fresh"
         os.utime(file, (0, time.time() - 2 * lease.LEASE_S))
         clock[0] += lease.RENEW_EVERY_S + 1
-        held.put(2, tokens_of("c"), "00" * 32)
+        claimed.put(2, tokens_of("c"), "00" * 32)
         assert time.time() - file.stat().st_mtime < lease.LEASE_S
         assert lease.Lease.take(file.parent, file.name) is None
-        held.commit()
+        claimed.commit()

@@ -54,13 +54,13 @@ def whole(clip_list: Path, tmp_path: Path, name: str) -> dict[str, bytes]:
 
 def lasting_s(clip_list: Path, location: Path) -> float:
     """How long a child takes for everything, once the fork server is up."""
-    taken = []
+    seconds = []
     for number in range(3):
         began = time.monotonic()
         with extraction(clip_list, location.with_name(f"timed-{number}-{location.name}")):
             pass
-        taken.append(time.monotonic() - began)
-    return min(taken)
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
 
 
 def undamaged(location: Path) -> bool:
@@ -113,13 +113,13 @@ def test_a_signal_ends_it_with_what_is_finished_kept_and_said(
                 if number == signal.SIGHUP:  # shell and kernel both send one
                     child.send_signal(number)
                 break
-        said = child.stderr.read()
+        message = child.stderr.read()
     assert child.returncode == 1
-    kept = int(re.search(r"Stopped; (\d+) clips that are finished are kept", said)[1])
-    assert 5 <= kept < NUM_CLIPS
-    assert [len(rows) for rows in rows_of(location).values()] == [kept, kept]
+    num_finished = int(re.search(r"Stopped; (\d+) clips that are finished are kept", message)[1])
+    assert 5 <= num_finished < NUM_CLIPS
+    assert [len(rows) for rows in rows_of(location).values()] == [num_finished, num_finished]
     assert undamaged(location)
-    assert extract_all(clip_list, location) == NUM_CLIPS - kept
+    assert extract_all(clip_list, location) == NUM_CLIPS - num_finished
     assert rows_of(location) == rows_of(tmp_path / "whole" / name)
 
 
@@ -163,8 +163,8 @@ def test_a_stopped_extraction_that_wakes_after_another_took_over_does_no_harm(
             time.sleep(whole_s * randomness.uniform(0.2, 0.9))
             send(process, signal.SIGSTOP)
             stopped += committed(location) < NUM_SHARDS
-            if said := refusal(clip_list, location):  # stopped with the commit lock in hand
-                assert "another process holds it" in said
+            if message := refusal(clip_list, location):  # stopped with the commit lock in hand
+                assert "another process holds it" in message
                 in_commit += 1
             else:
                 assert kept(location) == whole
@@ -203,10 +203,10 @@ def test_extractions_at_the_same_time_do_every_clip_exactly_once(
     for number in range(1 if extractors < 8 else 10):
         location = tmp_path / str(number) / name
         running = [extraction(clip_list, location) for _ in range(extractors)]
-        children = [each.__enter__() for each in running]
-        prepared = [told.recv() for _, told in children]  # type: ignore[attr-defined]
-        for each in running:
-            each.__exit__(None, None, None)
+        children = [context.__enter__() for context in running]
+        prepared = [receiver.recv() for _, receiver in children]  # type: ignore[attr-defined]
+        for context in running:
+            context.__exit__(None, None, None)
         assert sum(prepared) == NUM_CLIPS
         assert contents(location) == whole
 
@@ -243,12 +243,12 @@ def test_a_disk_that_is_full_after_any_page_is_a_clear_error_and_resumable(
     for pages in range(1, 400):
         location = small_disk / name
         resize(small_disk, pages)
-        said = refusal(clip_list, location)
-        if not said:
+        message = refusal(clip_list, location)
+        if not message:
             break
         refused += 1
-        assert "the disk is full" in said
-        assert "run the same command again" in said
+        assert "the disk is full" in message
+        assert "run the same command again" in message
         resize(small_disk, 4096)
         assert undamaged(location)
         extract_all(clip_list, location)

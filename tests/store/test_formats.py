@@ -80,17 +80,17 @@ def test_webdataset_reads_what_we_read(tmp_path: Path, stored_dtype: str) -> Non
     shards = [str(path) for path in sorted((store.root / "whisper").glob("*.tar"))]
     seen = []
     for sample in by_webdataset(shards):
-        told = sample["json"]
-        assert sample["__key__"] == tar_key(told["id"])
-        if told["status"] != "ok":
-            assert told["reason"]
+        document = sample["json"]
+        assert sample["__key__"] == tar_key(document["id"])
+        if document["status"] != "ok":
+            assert document["reason"]
             assert "whisper.npy" not in sample
             continue
-        rows, _ = feature.disk_rows(told["id"])
+        rows, _ = feature.disk_rows(document["id"])
         assert sample["whisper.npy"].tobytes() == rows[0].tobytes()
         if len(rows) == 2:
             assert sample["whisper.scales.npy"].tobytes() == rows[1].tobytes()
-        seen.append(told["id"])
+        seen.append(document["id"])
     assert seen == list(feature.ids)
 
 
@@ -117,7 +117,7 @@ def test_conversion_there_and_back_gives_the_same_bytes(tmp_path: Path, stored_d
     convert_store(tar, packed, codec=ARCHIVE_CODEC)
     convert_store(packed, back)
     for store in (tar, packed, back):
-        assert all(each.same for each in compare_stores(original, store))
+        assert all(difference.same for difference in compare_stores(original, store))
         assert not verify_store(store).problems
         assert store["whisper"].fingerprint == original["whisper"].fingerprint
     assert contents(back.root) == contents(original.root)
@@ -139,7 +139,7 @@ def test_a_compact_copy_leaves_out_what_was_superseded(tmp_path: Path) -> None:
     feature = copy["whisper"]
     assert sum(len(record) for record in feature.committed) == 12
     assert feature.counts == original["whisper"].counts
-    assert all(each.same for each in compare_stores(original, copy))
+    assert all(difference.same for difference in compare_stores(original, copy))
     with pytest.raises(StoreError, match="plan"):
         convert_store(original, copy)
 
@@ -223,7 +223,7 @@ def test_archives_are_smaller_where_there_is_something_to_gain(tmp_path: Path) -
 
 
 def test_a_foreign_reader_finds_the_spec_in_the_attributes(small_store) -> None:
-    ours = dict(zarr.open_group(small_store.location, mode="r")["whisper"].attrs)["featurecache"]
-    assert ours["fingerprint"] == small_store["whisper"].fingerprint
-    assert ours["spec"]["encoder"] == "whisper"
-    assert json.loads(small_store.folder("whisper").spec.read_text()) == ours["spec"]
+    attributes = dict(zarr.open_group(small_store.location, mode="r")["whisper"].attrs)["featurecache"]
+    assert attributes["fingerprint"] == small_store["whisper"].fingerprint
+    assert attributes["spec"]["encoder"] == "whisper"
+    assert json.loads(small_store.folder("whisper").spec.read_text()) == attributes["spec"]

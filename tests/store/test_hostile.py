@@ -106,8 +106,8 @@ def test_a_header_longer_than_its_file_is_refused() -> None:
 )
 def test_absurd_plans_are_refused(small_store, header: dict) -> None:
     path = small_store.folder("whisper").segment(0)
-    stated, found = columns.unpack(path.read_bytes(), plan.MAGIC, "plan", "")
-    path.write_bytes(columns.pack(plan.MAGIC, stated | header, found))
+    stated, arrays = columns.unpack(path.read_bytes(), plan.MAGIC, "plan", "")
+    path.write_bytes(columns.pack(plan.MAGIC, stated | header, arrays))
     with little_memory(), pytest.raises(CorruptStoreError):
         small_store.writer("whisper", make_spec())
     assert verify_store(small_store).damage
@@ -115,9 +115,9 @@ def test_absurd_plans_are_refused(small_store, header: dict) -> None:
 
 def test_a_plan_that_promises_billions_of_clips_is_refused(small_store) -> None:
     path = small_store.folder("whisper").segment(0)
-    stated, found = columns.unpack(path.read_bytes(), plan.MAGIC, "plan", "")
+    stated, arrays = columns.unpack(path.read_bytes(), plan.MAGIC, "plan", "")
     counts = np.full(1000, 4, "<u4")
-    path.write_bytes(columns.pack(plan.MAGIC, stated, dict(found) | {"counts": counts}))
+    path.write_bytes(columns.pack(plan.MAGIC, stated, dict(arrays) | {"counts": counts}))
     with little_memory(), pytest.raises(CorruptStoreError, match="texts inside"):
         small_store.writer("whisper", make_spec())
 
@@ -141,9 +141,9 @@ def test_absurd_shapes_are_refused(tmp_path: Path, shape: str) -> None:
 def test_offsets_outside_the_file_are_refused(tmp_path: Path) -> None:
     store = build(tmp_path / "s.wds", "webdataset")
     path = store.folder("whisper").record(0)
-    stated, found = columns.unpack(path.read_bytes(), records.MAGIC, "record", "")
+    stated, arrays = columns.unpack(path.read_bytes(), records.MAGIC, "record", "")
     for offset in (2**63, 10**9):
-        changed = dict(found) | {"offset": np.full(4, offset, "<u8")}
+        changed = dict(arrays) | {"offset": np.full(4, offset, "<u8")}
         path.write_bytes(columns.pack(records.MAGIC, stated, changed))
         with little_memory(), pytest.raises(CorruptStoreError):
             featurecache.open_store(store.location)["whisper"].read(["set/clip_000"])
@@ -186,8 +186,8 @@ def test_no_bytes_at_all_do_more_than_be_refused(data: bytes, sound: bool) -> No
     if sound:
         data += struct.pack("<I", google_crc32c.value(data))
     try:
-        header, found = columns.unpack(data, records.MAGIC, "record", "")
-        records.check_record(header, found, "record", 0, "")
+        header, arrays = columns.unpack(data, records.MAGIC, "record", "")
+        records.check_record(header, arrays, "record", 0, "")
     except CorruptStoreError:
         pass
 
@@ -200,10 +200,10 @@ IDS = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"
 def test_texts_survive_packing(ids: list[str]) -> None:
     encoded = [clip_id.encode() for clip_id in ids]
     text, starts = columns.pack_texts(encoded)
-    header, found = columns.unpack(
+    header, arrays = columns.unpack(
         columns.pack(plan.MAGIC, {"a": 1}, {"ids": text, "ids_starts": starts}), plan.MAGIC, "x", ""
     )
-    columns.check_texts(found, "ids", len(ids), "x", "")
-    segment = plan.PlanSegment(0, 0, 4, "none", np.zeros(0, "<u4"), found["ids"], found["ids_starts"])
+    columns.check_texts(arrays, "ids", len(ids), "x", "")
+    segment = plan.PlanSegment(0, 0, 4, "none", np.zeros(0, "<u4"), arrays["ids"], arrays["ids_starts"])
     assert header == {"a": 1}
     assert segment.encoded_ids() == encoded

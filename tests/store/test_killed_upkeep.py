@@ -53,9 +53,9 @@ def test_killed_and_run_again_equals_undisturbed(tmp_path: Path, job: str, kind:
             remove_leftovers(featurecache.open_store(tried / KINDS[kind][0], "a"))
         else:
             run_until(job, tried, kind)
-        found = comparable(tried)
-        assert found.keys() == expected.keys(), instant
-        assert found == expected, (instant, [name for name in found if found[name] != expected[name]])
+        content = comparable(tried)
+        assert content.keys() == expected.keys(), instant
+        assert content == expected, (instant, [name for name in content if content[name] != expected[name]])
 
 
 def comparable(folder: Path) -> dict[str, object]:

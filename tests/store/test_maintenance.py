@@ -41,13 +41,13 @@ def run(*arguments: str | Path) -> Result:
 def test_a_folder_of_npy_becomes_a_store_that_says_its_origin_is_unverified(tmp_path: Path, npy_folder: Path) -> None:
     store = featurecache.open_store(tmp_path / "s.zarr", "a")
     done = import_npy(npy_folder, store)
-    assert [(each.name, each.num_ok) for each in done] == [("EVA-ViT-G", 5), ("whisper-large-v3", 5)]
+    assert [(imported.name, imported.num_ok) for imported in done] == [("EVA-ViT-G", 5), ("whisper-large-v3", 5)]
     feature = store["whisper-large-v3"]
     assert feature.spec.preprocessing["origin"] == "unverified"
     assert not feature.spec.weights
     assert np.array_equal(feature["0003"], tokens_of("whisper-large-v3 3").astype(np.float16))
     np.save(npy_folder / "whisper-large-v3/new.npy", tokens_of("new"))  # (K, D) is read too
-    assert [each.num_ok for each in import_npy(npy_folder / "whisper-large-v3", store)] == [1]
+    assert [imported.num_ok for imported in import_npy(npy_folder / "whisper-large-v3", store)] == [1]
     assert len(featurecache.open_store(store.location)["whisper-large-v3"]) == 6
 
 
@@ -118,7 +118,7 @@ def test_info_tells_of_pending_clips_and_of_features_that_cannot_be_read(small_s
     record = small_store.folder("whisper").record(0)
     record.write_bytes(record.read_bytes()[:-1])
     found = store_info(featurecache.open_store(small_store.location))
-    assert [(each.name, each.num_pending) for each in found.features] == [("eva", 7)]
+    assert [(feature.name, feature.num_pending) for feature in found.features] == [("eva", 7)]
     assert "fcache repair" in found.damaged["whisper"]
     result = run("info", "--store", small_store.root)
     assert result.exit_code == 1

@@ -26,11 +26,11 @@ def planned(tmp_path: Path, *segments) -> ShardPlan:
 
 
 def written(tmp_path: Path, change: dict, counts=None) -> Path:
-    header, found = columns.unpack(make_segment(2, 5, 3, "none", IDS).pack(), MAGIC, "segment", "")
+    header, arrays = columns.unpack(make_segment(2, 5, 3, "none", IDS).pack(), MAGIC, "segment", "")
     if counts is not None:
-        found = found | {"counts": np.array(counts, "<u4")}
+        arrays = arrays | {"counts": np.array(counts, "<u4")}
     path = tmp_path / "00002"
-    path.write_bytes(columns.pack(MAGIC, header | change, found))
+    path.write_bytes(columns.pack(MAGIC, header | change, arrays))
     return path
 
 
@@ -71,7 +71,7 @@ def test_the_largest_and_smallest_plans_are_read(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"first_shard": -1}, "at most 10000000 shards, got first shard -1 of 3"),
         ({"first_shard": MAX_SHARDS + 1}, "at most 10000000 shards"),
@@ -85,8 +85,8 @@ def test_the_largest_and_smallest_plans_are_read(tmp_path, change):
         ({"number": 3}, "segment 2, got segment 3"),
     ],
 )
-def test_a_segment_that_contradicts_itself_is_refused(tmp_path, change, said):
-    with pytest.raises(CorruptStoreError, match=said):
+def test_a_segment_that_contradicts_itself_is_refused(tmp_path, change, message):
+    with pytest.raises(CorruptStoreError, match=message):
         load_segment(written(tmp_path, change), 2)
 
 
@@ -117,15 +117,15 @@ def test_a_planned_shard_without_clips_is_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "message"),
     [
         (make_segment(1, 1, 3, "none", IDS), "shards from 2, 3 rows each, got from 1, 3 rows each"),
         (make_segment(1, 2, 4, "none", IDS), "shards from 2, 3 rows each, got from 2, 4 rows each"),
         (make_segment(2, 2, 3, "none", IDS), "segment 1 before it"),
     ],
 )
-def test_segments_that_overlap_or_leave_one_out_are_refused(tmp_path, second, said):
-    with pytest.raises(CorruptStoreError, match=said):
+def test_segments_that_overlap_or_leave_one_out_are_refused(tmp_path, second, message):
+    with pytest.raises(CorruptStoreError, match=message):
         planned(tmp_path, make_segment(0, 0, 3, "none", IDS[:4]), second)
 
 

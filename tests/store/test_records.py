@@ -33,9 +33,9 @@ def make_builder(optional=QUANTISED_COLUMNS) -> RecordBuilder:
 
 def checked(change=None, replaced=None, drop=(), shard: int = 7, fingerprint: str = "f" * 64):
     """The record written and read again, its header and columns changed in between."""
-    header, found = columns.unpack(make_builder().build((240, 24)).pack(), MAGIC, "record", "")
-    kept = {name: column for name, column in (found | (replaced or {})).items() if name not in drop}
-    return check_record(header | (change or {}), kept, "record", shard, fingerprint)
+    header, arrays = columns.unpack(make_builder().build((240, 24)).pack(), MAGIC, "record", "")
+    chosen_arrays = {name: column for name, column in (arrays | (replaced or {})).items() if name not in drop}
+    return check_record(header | (change or {}), chosen_arrays, "record", shard, fingerprint)
 
 
 def test_every_field_of_every_clip_is_read_back():
@@ -69,7 +69,7 @@ def test_a_record_without_measured_errors_states_none():
 
 
 @pytest.mark.parametrize(
-    ("slot", "source", "said"),
+    ("slot", "source", "message"),
     [
         (-1, "", "slot -1: expected 0 to 2"),
         (3, "", "slot 3: expected 0 to 2"),
@@ -78,10 +78,10 @@ def test_a_record_without_measured_errors_states_none():
         (0, "", "slot 0: decided before"),
     ],
 )
-def test_slots_are_decided_once_and_inside_the_shard(slot, source, said):
+def test_slots_are_decided_once_and_inside_the_shard(slot, source, message):
     builder = RecordBuilder(7, IDS, 4, "f" * 64, "none", 60)
     builder.set(0, Status.OK, "")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         builder.set(slot, Status.OK, source)
     assert builder.decided.tolist() == [True, False, False]
     with pytest.raises(ValueError, match="2 slots are undecided"):
@@ -119,7 +119,7 @@ def test_the_largest_and_smallest_of_everything_are_read(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"shard_rows": 2}, "1 to 65536 rows per shard, got 2 with 3 clips"),
         ({"shard_rows": MAX_SHARD_ROWS + 1}, "rows per shard"),
@@ -139,13 +139,13 @@ def test_the_largest_and_smallest_of_everything_are_read(change):
         ({"format": 2}, "format 1, got 2. Install the release of featurecache that wrote it."),
     ],
 )
-def test_a_header_that_contradicts_its_shard_is_refused(change, said):
-    with pytest.raises(CorruptStoreError, match=said):
+def test_a_header_that_contradicts_its_shard_is_refused(change, message):
+    with pytest.raises(CorruptStoreError, match=message):
         checked(change)
 
 
 @pytest.mark.parametrize(
-    ("replaced", "said"),
+    ("replaced", "message"),
     [
         ({"status": np.array([0, 3, 0], "|u1")}, "known reasons and statuses"),
         ({"crc32c": np.zeros(2, "<u4")}, "3 items of <u4 in crc32c, got 2 of <u4"),
@@ -159,8 +159,8 @@ def test_a_header_that_contradicts_its_shard_is_refused(change, said):
         ({"scales_length": np.array([0, 0, 241], "<u8")}, "rows inside files"),
     ],
 )
-def test_columns_that_do_not_fit_their_shard_are_refused(replaced, said):
-    with pytest.raises(CorruptStoreError, match=said):
+def test_columns_that_do_not_fit_their_shard_are_refused(replaced, message):
+    with pytest.raises(CorruptStoreError, match=message):
         checked(replaced=replaced)
 
 

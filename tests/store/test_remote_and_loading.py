@@ -188,24 +188,24 @@ def test_a_server_that_fails_for_a_while_is_asked_again(
         store["whisper"][store["whisper"].ids[-1]]
 
 
-def _read_all(url: str, cache: Path, ids: list[str], cache_bytes: int, told: Any) -> None:
+def _read_all(url: str, cache: Path, ids: list[str], cache_bytes: int, connection: Any) -> None:
     for _ in range(5):
         feature = featurecache.open_store(url, cache=cache, cache_bytes=cache_bytes)["whisper"]
-        told.send(b"".join(feature.read([clip_id]).tobytes() for clip_id in ids))
+        connection.send(b"".join(feature.read([clip_id]).tobytes() for clip_id in ids))
 
 
 @contextlib.contextmanager
 def reading(url: str, cache: Path, ids: list[str], cache_bytes: int = 1 << 30) -> Iterator[tuple[BaseProcess, Any]]:
     """A child that reads a store behind a URL again and again."""
     context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_read_all, args=(url, cache, ids, cache_bytes, theirs))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_read_all, args=(url, cache, ids, cache_bytes, sender))
     process.start()
-    theirs.close()
-    yield process, ours
+    sender.close()
+    yield process, receiver
     process.join()
     process.close()
-    ours.close()
+    receiver.close()
 
 
 def test_a_fetch_that_is_killed_leaves_no_half_shard_and_others_fetch_it_once(
@@ -222,7 +222,7 @@ def test_a_fetch_that_is_killed_leaves_no_half_shard_and_others_fetch_it_once(
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(reading(server.url, cache, ids)) for _ in range(3)]
         expected = small_store["whisper"].read(ids).tobytes()
-        assert all(told.recv() == expected for _, told in children for _ in range(5))
+        assert all(receiver.recv() == expected for _, receiver in children for _ in range(5))
     assert server.asked == 2  # the killed one, and one of the three
     assert not list((cache / "tmp").iterdir())
 
@@ -234,7 +234,7 @@ def test_processes_that_take_each_others_room_still_read_what_is_right(
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(reading(server.url, cache, ids, cache_bytes=1)) for _ in range(3)]
         expected = small_store["whisper"].read(ids).tobytes()
-        assert all(told.recv() == expected for _, told in children for _ in range(5))
+        assert all(receiver.recv() == expected for _, receiver in children for _ in range(5))
 
 
 def test_what_is_too_large_is_refused_before_it_is_read(
@@ -264,7 +264,7 @@ def test_a_remote_store_is_looked_at_compared_and_copied_but_not_verified(
     copy = featurecache.open_store(tmp_path / "copy.zarr", "a")
     convert_store(remote_store, copy)
     assert contents(copy.root) == contents(small_store.root)
-    assert all(each.same for each in compare_stores(remote_store, small_store))
+    assert all(difference.same for difference in compare_stores(remote_store, small_store))
     with pytest.raises(StoreError, match="where it lies"):
         verify_store(remote_store)
 

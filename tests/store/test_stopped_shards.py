@@ -43,30 +43,30 @@ def begun(writer):  # type: ignore[no-untyped-def]
 def test_what_is_decided_is_committed_and_nothing_else(writer, failed: bool) -> None:  # type: ignore[no-untyped-def]
     whole_plan = writer.pending()
     ids = clip_ids(12)
-    kept = begun(writer).commit_partial(failed=failed)
-    assert kept == [ids[slot] for slot in ((1, 2, 5, 6) if failed else (1, 5, 6))]
+    partial_shard = begun(writer).commit_partial(failed=failed)
+    assert partial_shard == [ids[slot] for slot in ((1, 2, 5, 6) if failed else (1, 5, 6))]
     feature = featurecache.open_store(writer.location)["whisper"]
     assert list(feature.ids) == [ids[1], ids[5]]
     assert feature.record(ids[6]).status is Status.ABSENT
     assert (feature.record(ids[2]) is not None) == failed
     assert [shard.number for shard in writer.pending()] == [shard.number for shard in whole_plan]
-    assert writer.superseded(whole_plan[0]) == set(kept)
+    assert writer.superseded(whole_plan[0]) == set(partial_shard)
     assert writer.superseded(whole_plan[1]) == set()
     report = verify_store(featurecache.open_store(writer.location))
     assert not report.damage
     assert [notice.message for notice in report.notices if notice.kind == "pending"] == [
-        f"{8 - len(kept)} planned clips are not extracted",
+        f"{8 - len(partial_shard)} planned clips are not extracted",
         "4 planned clips are not extracted",
     ]
 
 
 def test_rows_are_those_of_a_shard_that_was_not_stopped(writer) -> None:  # type: ignore[no-untyped-def]
     ids = clip_ids(12)
-    kept = begun(writer).commit_partial()
+    partial_shard = begun(writer).commit_partial()
     first, second = writer.pending()
     with writer.begin(first) as shard_writer:
         for slot, clip_id in enumerate(first.ids):
-            if clip_id in kept:
+            if clip_id in partial_shard:
                 shard_writer.mark_superseded(slot)
             else:
                 shard_writer.put(slot, tokens_of(clip_id), source_of(clip_id))

@@ -87,9 +87,9 @@ def test_records_say_what_became_of_each_clip(place: Path, kind: str) -> None:
     assert ok.absmax == pytest.approx(np.abs(tokens_of(ids[0])).max(), rel=1e-3)
     assert feature.record("nothing") is None
     assert sorted(record.id for record in feature.records()) == sorted(ids)
-    asked = ["nothing", *ids[::-1], "zzz"]
+    queried_ids = ["nothing", *ids[::-1], "zzz"]
     expected = [-1, *(feature.record(clip_id).status for clip_id in ids[::-1]), -1]
-    assert feature.statuses(asked).tolist() == expected
+    assert feature.statuses(queried_ids).tolist() == expected
     assert feature.statuses([]).tolist() == []
 
 

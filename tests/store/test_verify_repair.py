@@ -231,8 +231,8 @@ def test_oddities_are_told_and_are_no_damage(tmp_path: Path) -> None:
         "orphan",
         "temporary",
     }
-    said = [problem for problem in report.notices if problem.kind == "equal"]
-    assert [(problem.clip_id, problem.message) for problem in said] == [("rest", "its 5 tokens are all equal")]
+    equal_rows = [problem for problem in report.notices if problem.kind == "equal"]
+    assert [(problem.clip_id, problem.message) for problem in equal_rows] == [("rest", "its 5 tokens are all equal")]
 
 
 def test_lost_plans_of_shards_that_were_not_extracted_are_planned_again(tmp_path: Path) -> None:

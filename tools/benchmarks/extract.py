@@ -53,7 +53,7 @@ OPTIONS = [
     click.Option(["--only"], type=click.Choice(PARTS + SLOW_PARTS), multiple=True, help="A part; may be repeated."),
     click.Option(["--device"], default=None, help="cpu or cuda."),
     click.Option(["--clips", "num_clips"], type=int, default=8, show_default=True, help="Clips of the slow parts."),
-    click.Option(["--workers"], type=int, default=None, help="Decode workers; one a core by default."),
+    click.Option(["--workers"], type=int, default=None, help="Decode workers; one per core by default."),
     click.Option(["--recordings"], default=None, help="A folder of recordings of your own, for `decode_workers`."),
 ]
 
