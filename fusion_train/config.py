@@ -250,8 +250,8 @@ class OptimConfig(Section):
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations a second time to save memory; auto: if the memory model requires it."""
     compile: bool = False
-    """Apply torch.compile to the layers of the language model in training, without attention; rows of all layouts share
-    one graph."""
+    """Apply torch.compile to the layers of the language model in training, without attention: it fuses norms, rotary
+    positions, activations and casts. Rows of all layouts share one graph. Needs a compiler, and on a GPU triton."""
     loss_per: Literal["sample", "token"] = "token"
     """Mean of the loss over samples (as published: every answer has the same weight) or over supervised tokens."""
     shard_base: bool = False

@@ -93,6 +93,19 @@ def test_a_waveform_of_any_length_fills_the_same_input(whisper_folder: Path, wav
         assert np.isfinite(mel).all()
 
 
+@pytest.mark.parametrize("seconds", [0.3, 5.0])
+@pytest.mark.parametrize("mel", ["host", "device"])
+def test_tokens_of_a_device_and_its_log_mel_are_those_of_the_feature_extractor_on_a_cpu(
+    whisper_folder: Path, waveform: np.ndarray, device: torch.device, mel: str, seconds: float
+) -> None:
+    sound = np.resize(waveform, round(seconds * 16_000)).astype(np.float32)
+    weights, options = str(whisper_folder), {"batch": 1}
+    expected = open_encoder("whisper", weights=weights, device="cpu", options=options)
+    found = open_encoder("whisper", weights=weights, device=str(device), options={**options, "mel": mel})
+    one, other = (encoder.forward(encoder.preprocess(sound)[None]).cpu() for encoder in (expected, found))
+    torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
+
+
 def test_eva_temporal_equals_the_vision_model_of_transformers(eva_folder: Path, frames: np.ndarray) -> None:
     encoder = open_encoder("eva-temporal", weights=str(eva_folder))
     assert encoder.view == FramesView(16, "uniform", still=False)

@@ -59,6 +59,11 @@ def plan(
         f"{training_plan.hours:.3g} hours of one {card.name} at {training_plan.utilisation:.0%} of its published "
         f"{card.bf16_tflops:g} TFLOP/s"
     )
+    say(
+        "layers: norms, rotary positions, activations and casts in kernels of torch.compile"
+        if settings.optim.compile
+        else "layers: kernels of transformers; optim.compile=true fuses norms, rotary positions, activations and casts"
+    )
     for line in cautions(settings, on_cpu=False, **split_sizes(settings, clips)):
         say(line)
     if training_plan.advice:

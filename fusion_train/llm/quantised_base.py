@@ -15,9 +15,11 @@ from torch import nn
 
 from featurecache.extras import require
 from fusion_train.errors import ConfigError
-from fusion_train.models.fp8_linear import Fp8Linear
+from fusion_train.models.fp8_linear import Fp8Linear, SharedInput
 
 Quantised = Literal["fp8", "int8", "nf4"]
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that read the same tensor, in all families of transformers that have layers of these names."""
 
 
 def quantise_base(llm: Any, kind: Quantised, device: torch.device, compute: torch.dtype) -> None:
@@ -46,10 +48,24 @@ def quantise_base(llm: Any, kind: Quantised, device: torch.device, compute: torc
     for name, module in chosen:
         parent, _, own = name.rpartition(".")
         setattr(llm.get_submodule(parent), own, quantise(module, device, compute))
+    if kind == "fp8":
+        _share_inputs(llm)
 
 
 def _fp8(linear: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Module:
     return Fp8Linear(linear.to(device))
+
+
+def _share_inputs(llm: Any) -> None:
+    """Have the FP8 layers that read the same tensor quantise it once; adapters stay between a layer and its name."""
+    for parent in llm.modules():
+        for names in SAME_INPUT:
+            children = [getattr(parent, name) for name in names if hasattr(parent, name)]
+            layers = [getattr(child, "base_layer", child) for child in children]
+            layers = [layer for layer in layers if isinstance(layer, Fp8Linear)]
+            shared = SharedInput(len(layers))
+            for layer in layers:
+                layer.share_input(shared)
 
 
 def _int8(linear: nn.Linear, device: torch.device, compute: torch.dtype) -> nn.Module:

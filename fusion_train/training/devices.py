@@ -13,6 +13,7 @@ from torch import nn
 from fusion_train.config import Config, OptimConfig
 from fusion_train.errors import ConfigError
 from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.kernels import missing_for_kernels
 from fusion_train.models.parts import decoder_layers, trained_parameters
 from fusion_train.planning.memory_budget import TokenBudget, fitting
 from fusion_train.planning.sizes import measured_peak_flops
@@ -60,6 +61,14 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: To
         DeviceMemoryError: the model alone is larger than the device's memory.
     """
     optim = config.optim
+    missing = missing_for_kernels(accelerator.device.type) if optim.compile else None
+    if missing is not None:
+        raise ConfigError(
+            "optim.compile",
+            expected=f"what torch.compile needs for {accelerator.device.type}: {missing}",
+            got="none",
+            next_step="Install it, or use --set optim.compile=false.",
+        )
     with fitting("the model", lambda: SMALLER_BASE):
         model.to(accelerator.device)
     model.train()  # transformers loads in evaluation mode, where checkpointing does nothing
@@ -75,6 +84,8 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: To
             base.activation_checkpointing_enable({"use_reentrant": False})
         else:
             base.gradient_checkpointing_enable({"use_reentrant": False})
+    # One way to fused kernels, for every family: norms, rotary positions, activations and the casts of adapters. Liger
+    # has faster ones for some of them, but replaces classes of transformers family by family, and only for GPUs.
     if optim.compile:  # parts of layers: a checkpointed layer would be compiled whole, and attention is left out
         for layer in decoder_layers(model.llm)[1]:
             for part in layer.children():

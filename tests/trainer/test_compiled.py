@@ -10,6 +10,28 @@ from test_train import run_training
 from torch._dynamo.utils import counters
 from toy import make_config
 
+from fusion_train.errors import ConfigError
+from fusion_train.models import kernels
+
+
+def test_a_compiled_run_without_a_compiler_is_refused_before_it_begins(llama, material, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"a C\+\+ compiler \(g\+\+ or clang\+\+\).* optim.compile=false"):
+        run_training(make_config(llama, "optim.compile=true"), material, tmp_path / "run")
+
+
+def test_a_gpu_needs_triton_and_a_c_compiler(monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    assert kernels.missing_for_kernels("cuda") == "the package triton"
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert kernels.missing_for_kernels("cuda") == "a C compiler (gcc or clang)"
+    monkeypatch.setenv("CC", "mycc")
+    assert kernels.missing_for_kernels("cuda") is None
+
+
 MOST_GRAPHS = 8
 """Norm, queries to values, output and MLP, some of them twice; a graph a layout would be many more."""
 
@@ -38,7 +60,7 @@ def test_a_compiled_run_learns_the_same_and_rows_of_any_layout_share_its_graphs(
     one, two = ([json.loads(line) for line in run.metrics.read_text().splitlines()] for run in (plain, compiled))
     for name in ("loss", "eval_loss"):
         expected, losses = ([row[name] for row in rows if name in row] for rows in (one, two))
-        assert losses == pytest.approx(
-            expected, abs=1e-4 if quantised == "null" else 2e-2
-        )  # a last bit moves a rounding
+        # A last bit moves a rounding to 8 bits, and training goes on from there.
+        assert losses == pytest.approx(expected, abs=1e-4 if quantised == "null" else 1e-1)
+        assert losses[0] == pytest.approx(expected[0], abs=1e-4 if quantised == "null" else 1e-2)
     assert 0 < counters["stats"]["unique_graphs"] <= MOST_GRAPHS

@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 
 from fusion_train.llm.loading import build_model
 from fusion_train.llm.quantised_base import quantise_base
-from fusion_train.models.fp8_linear import Fp8Linear, quantise_rows
+from fusion_train.models import fp8_linear
+from fusion_train.models.fp8_linear import Fp8Linear, SharedInput, quantise_rows
 from fusion_train.models.parts import learning_parameters
 from fusion_train.models.token_streams import FeatureShapes
 
@@ -66,6 +67,86 @@ def test_an_fp8_layer_is_the_same_operation_where_it_is_compiled(monkeypatch):
         found.append((y.detach(), x.grad))
     for eager, compiled in zip(*found, strict=True):
         assert torch.equal(eager, compiled)
+
+
+def test_layers_that_read_one_tensor_quantise_it_once_and_compute_the_same(llama, monkeypatch):
+    config = make_config(llama, "model.lora.dropout=0")
+    calls: list[torch.Size] = []
+    found = []
+    plain = fp8_linear.quantise_rows
+    for shares in (True, False):
+        model = build_model(config, LlamaForCausalLM.from_pretrained(llama), SHAPES).train()
+        quantise_base(model.llm, "fp8", torch.device("cpu"), torch.float32)
+        layers = [module for module in model.llm.modules() if isinstance(module, Fp8Linear)]
+        if not shares:
+            for layer in layers:
+                layer.share_input(SharedInput(1))
+        calls.clear()
+        monkeypatch.setattr(fp8_linear, "quantise_rows", lambda x: (calls.append(x.shape), plain(x))[1])
+        embedded = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        logits = model.llm(inputs_embeds=embedded).logits
+        # Two decoder layers: queries, keys and values; output; gate and up; down.
+        assert len(calls) == 2 * (4 if shares else 7)
+        logits.square().sum().backward()
+        assert len(calls) == 2 * (4 if shares else 7) + 2 * 7  # each gradient is another one
+        monkeypatch.setattr(fp8_linear, "quantise_rows", plain)
+        assert all(layer._shared._last is None for layer in layers), "no copy outlives its last reader"
+        found.append((logits.detach(), embedded.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_shared_input_is_quantised_anew_where_it_changed():
+    shared = SharedInput(3)
+    x = torch.randn(2, 16)
+    first = shared.quantise(x, torch.float32)
+    assert shared.quantise(x, torch.float32) is first
+    x[0] = 5
+    changed = shared.quantise(x, torch.float32)
+    assert torch.equal(changed[1], quantise_rows(x)[1])
+    assert shared.quantise(x.clone(), torch.float32) is not changed
+    with torch.inference_mode():
+        answer = torch.ones(1, 16)
+        assert shared.quantise(answer, torch.float32) is shared.quantise(answer, torch.float32)
+
+
+def test_native_products_accumulate_fast_forward_and_exactly_backward(monkeypatch):
+    """`torch._scaled_mm` as a Hopper card computes it, but for its rounding of sums."""
+    calls = []
+
+    def scaled_mm(a, b, scale_a, scale_b, *, out_dtype, use_fast_accum):
+        assert (a.dtype, b.dtype) == (fp8_linear.FP8, fp8_linear.FP8)
+        assert a.is_contiguous()
+        assert b.t().is_contiguous()
+        assert (scale_a.shape, scale_b.shape) == ((a.shape[0], 1), (1, b.shape[1]))
+        calls.append(use_fast_accum)
+        return (a.float() @ b.float() * scale_a * scale_b).to(out_dtype)
+
+    torch.manual_seed(0)
+    layer = Fp8Linear(nn.Linear(64, 48, bias=False))
+    x = torch.randn(2, 5, 64, requires_grad=True)
+    expected = layer(x)
+    expected.sum().backward()
+    gradient, x.grad = x.grad, None
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+    layer.native = True
+    found = layer(x)
+    found.sum().backward()
+    assert calls == [True, False]
+    assert relative_error(found.detach(), expected.detach()) < 2**-8  # rounded to bfloat16
+    assert relative_error(x.grad, gradient) < 2**-8
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch, about itself
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_kernel_quantises_as_the_operators_do(dtype):
+    """The kernel of a GPU, made for a CPU; rows of any number share it."""
+    compiled = torch.compile(quantise_rows, dynamic=True)
+    for rows in (3, 70):
+        x = torch.randn(rows, 48, generator=torch.Generator().manual_seed(rows)).to(dtype)
+        for one, other in zip(compiled(x), quantise_rows(x), strict=True):
+            assert torch.equal(one.float(), other.float())
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("fp8", 0.2), ("int8", 0.05), ("nf4", 0.8)])
