@@ -141,11 +141,14 @@ def _measure(learner: Learner, loss: Tensor) -> dict[str, Tensor]:
 
 def _update(learner: Learner, measured: Mapping[str, Sequence[float]], step: int) -> str | None:
     """Step and average; returns what is not finite, in which case the weights stay."""
-    if USED in measured:
-        drop_unused(learning_parameters(learner.model).values(), measured[USED])
-    with_gradient = {part_of(name) for name, p in learning_parameters(learner.model).items() if p.grad is not None}
     (learner.loss,) = measured[LOSS]
-    learner.norms = {part: measured[part][0] for part in measured if part in with_gradient or part == "all"}
+    learner.norms = {part: values[0] for part, values in measured.items() if part not in (LOSS, USED)}
+    if USED in measured:
+        learning = learning_parameters(learner.model)
+        drop_unused(learning.values(), measured[USED])
+        unused = set(learner.norms) - {part_of(name) for name, p in learning.items() if p.grad is not None} - {"all"}
+        for part in unused:
+            del learner.norms[part]
     problem = None
     if not math.isfinite(learner.loss):
         problem = "loss"
