@@ -88,7 +88,7 @@ def seen_by(layout: Layout, window: int | None) -> torch.Tensor:
     return seen
 
 
-def refuse_segments(*arguments):
+def refuse_segments(*arguments, **named):
     raise AssertionError("attention ran segment by segment")
 
 
