@@ -3,6 +3,7 @@
 #   make test EXTRAS=test-all   with all packages that some test needs: none is skipped for want of one
 #   make test-lowest            with the lowest versions that pyproject.toml allows
 #   make test-highest           with the newest
+#   make test-gpu-versions      with those of constraints-gpu.txt, on Python 3.12 and a CPU
 #   make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ PIP_OPTIONS =
 # Without an NVIDIA GPU, the CPU build of torch: it is 200 MB instead of several GB.
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-extras test-slow test-lowest test-highest coverage mutants lint docs clean
+.PHONY: demo test test-extras test-slow test-lowest test-highest test-gpu-versions gpu-wheels coverage mutants lint docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
@@ -64,6 +65,22 @@ test-lowest: constraints-lowest.txt
 test-highest:
 	$(MAKE) .venv-highest/tested VENV=.venv-highest PIP_OPTIONS='--upgrade --upgrade-strategy eager'
 
+# The versions of the GPU machines that docs/internals/gpu.md is about.
+PYTHON312 ?= python3.12
+test-gpu-versions:
+	$(MAKE) .venv-gpu/tested VENV=.venv-gpu PYTHON=$(PYTHON312) PIP_OPTIONS='-c constraints-gpu.txt'
+
+# What such a machine lacks, and the project itself, into build/gpu-wheels.
+GPU_WHEELS = annotated-types av braceexpand donfig et-xmlfile google-crc32c msgspec numcodecs openpyxl pydantic \
+  pydantic-core typing-inspection webdataset zarr
+GPU_PLATFORMS = manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+gpu-wheels:
+	rm -rf build/gpu-wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  $(addprefix --platform ,$(GPU_PLATFORMS)) -c constraints-gpu.txt -d build/gpu-wheels $(GPU_WHEELS)
+	$(PYTHON) -m pip wheel --quiet --no-deps -w build/gpu-wheels .
+	du -sm build/gpu-wheels
+
 .PHONY: $(VENV)/tested
 $(VENV)/tested: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -82,4 +99,4 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-highest demo
+	rm -rf $(VENV) .venv-lowest .venv-highest .venv-gpu demo

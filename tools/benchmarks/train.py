@@ -1,4 +1,4 @@
-"""What training costs beside what it must: feeding, packing, prefix sharing, compiling, resuming; on a GPU 7B shapes.
+"""What training costs beside what it must, on any machine: feeding, packing, prefix sharing, compiling, resuming.
 
 Feeding: steps whose batches come from the store, against as many on one batch that stays in memory, in turns.
 Packing: the same samples padded to the longest of each batch, and packed. Sharing: questions on one clip apart, and
@@ -49,20 +49,17 @@ PAIRS = 3
 WALL, CPU = 0, 1
 Taken = tuple[float, float]
 """Seconds of wall time, and of the processor by all threads."""
-PARTS = ("feeding", "packing", "sharing", "compiling", "quantising", "resuming", "gpu")
+PARTS = ("feeding", "packing", "sharing", "compiling", "quantising", "resuming")
 OPTIONS = [
     click.Option(["--steps"], type=int, default=16, show_default=True, help="Steps of each contestant."),
     click.Option(["--width"], type=int, default=256, show_default=True, help="Width of the language model."),
     click.Option(["--layers"], type=int, default=4, show_default=True),
     click.Option(["--clips", "num_clips"], type=int, default=128, show_default=True, help="Clips in the store."),
     click.Option(["--only"], type=click.Choice(PARTS), multiple=True, help="Parts to measure.  [default: all]"),
-    click.Option(
-        ["--tiny"], is_flag=True, help="Run the part gpu on a CPU with small sizes, to see that all of it runs."
-    ),
 ]
 
 
-def measure(steps: int, width: int, layers: int, num_clips: int, only: tuple[str, ...], tiny: bool) -> dict[str, Any]:
+def measure(steps: int, width: int, layers: int, num_clips: int, only: tuple[str, ...]) -> dict[str, Any]:
     """All figures, or those of some parts."""
     figures: dict[str, Any] = {}
     parts = only or PARTS
@@ -84,12 +81,6 @@ def measure(steps: int, width: int, layers: int, num_clips: int, only: tuple[str
             figures |= quantising(llm, store, uniform, kind, steps)
         if "resuming" in parts:
             figures |= resuming(root, llm)
-    if "gpu" in parts and (tiny or torch.cuda.is_available()):
-        import train_gpu
-
-        figures |= train_gpu.figures(tiny=tiny)
-    elif "gpu" in parts:
-        figures["gpu"] = "not measured: no CUDA device; --only gpu --tiny runs it on a CPU with small sizes"
     return figures
 
 
