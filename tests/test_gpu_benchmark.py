@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import click
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
+import bounds
 from benchmarks.gpu.cases import CASES, Case
 from benchmarks.gpu.conclusions import CONCLUSIONS, conclusions, figures_of
 from benchmarks.gpu.runner import environment, run_cases
@@ -217,3 +221,36 @@ def test_every_case_runs_on_a_cpu(tmp_path):
     assert (resume["differing"], resume["first_differing"]) == (0, "")
     values = [value for line in lines for value in line["figures"].values() if isinstance(value, float)]
     assert all(value == value and value >= 0 for value in values)
+
+
+def pinned() -> dict[str, str]:
+    """Package -> version of constraints-gpu.txt."""
+    lines = [line for line in (ROOT / "constraints-gpu.txt").read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+
+
+def test_the_versions_of_gpu_machines_are_within_the_bounds_of_the_project():
+    versions, required = pinned(), [Requirement(line) for line in bounds.requirements(ROOT)]
+    outside = [
+        f"{requirement}: {versions[canonicalize_name(requirement.name)]}"
+        for requirement in required
+        if versions.get(canonicalize_name(requirement.name), "")
+        and versions[canonicalize_name(requirement.name)] not in requirement.specifier
+    ]
+    assert outside == []
+    assert (versions["torch"], versions["transformers"], versions["accelerate"]) == ("2.11.0", "5.17.0", "1.15.0")
+
+
+def test_what_travels_to_a_gpu_machine_is_pinned_and_documented():
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (names,) = re.findall(r"^GPU_WHEELS = (.*)$", makefile, re.MULTILINE)
+    assert set(names.split()) - pinned().keys() == set()
+    document = (ROOT / "docs" / "internals" / "gpu.md").read_text()
+    (sentence,) = re.findall(r"These are (.*?)\. The checkout", document, re.DOTALL)
+    assert set(re.findall(r"`([^`]+)`", sentence)) == set(names.split())
+    assert f"{len(names.split())} packages" in document
+
+
+def test_every_case_is_documented_in_its_order():
+    document = (ROOT / "docs" / "internals" / "gpu.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", document, re.MULTILINE) == list(CASES)

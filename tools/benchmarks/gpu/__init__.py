@@ -22,7 +22,11 @@ OPTIONS = [
     ),
     click.Option(["--minutes"], type=float, default=8.0, show_default=True, help="Time for all cases together."),
     click.Option(
-        ["--only"], type=click.Choice(list(CASES)), multiple=True, help="A case; may be repeated.  [default: all]"
+        ["--only"],
+        type=click.Choice(list(CASES)),
+        multiple=True,
+        metavar="CASE",
+        help=f"May be repeated: {', '.join(CASES)}.  [default: all, in this order]",
     ),
     click.Option(["--tiny"], is_flag=True, help="Run the cases on a CPU with small sizes; the figures mean nothing."),
 ]
