@@ -170,7 +170,7 @@ def test_conclusions_are_ratios_predictions_and_hours():
         "encoders.whisper.clips_per_s": 100.0,
         "encoders.eva-global.clips_per_s": 100.0,
         "encoders.eva-temporal.clips_per_s": 50.0,
-        "pipeline.clips_per_s": 24.0,
+        "pipeline.processes.clips_per_s": 24.0,
         "trials.0.5k.stacked_over_in_turn": 2.5,
         "trials.8k.stacked_over_in_turn": 1.1,
     }

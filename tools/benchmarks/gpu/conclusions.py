@@ -76,9 +76,9 @@ CONCLUSIONS: dict[str, Conclusion] = {
         least=1.3,
     ),
     "pipeline_over_bare_encoders": Conclusion(
-        lambda figures: figures["pipeline.clips_per_s"] / _bare_encoders(figures), least=0.95
+        lambda figures: figures["pipeline.processes.clips_per_s"] / _bare_encoders(figures), least=0.95
     ),
-    "hours_of_130k_clips_three_views": Conclusion(_hours(CLIPS, "pipeline.clips_per_s"), most=1.5),
+    "hours_of_130k_clips_three_views": Conclusion(_hours(CLIPS, "pipeline.processes.clips_per_s"), most=1.5),
     "four_bit_memory_over_packed": Conclusion(_over("four_bit", "packed", "peak_memory_GiB")),
 }
 

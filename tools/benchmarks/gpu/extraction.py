@@ -7,6 +7,7 @@ hashed first. The recordings are drawn faces of 720p with grain and sound, 4 s e
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ from featurecache.encoders.eva import EvaGlobalEncoder, EvaTemporalEncoder
 from featurecache.encoders.network import FrozenNetwork, LoadedNetwork, resolve_compute_dtype
 from featurecache.encoders.whisper import WhisperEncoder
 from featurecache.extract.pipeline import pool_tokens
+from featurecache.extract.prepare import DecodeIn
 from featurecache.extract.run import default_workers, extract
+from featurecache.extract.stats import ExtractionStats
 from fusion_train.planning.sizes import measured_peak_flops
 
 WEIGHTS = {"random": "00" * 32}
@@ -41,7 +44,8 @@ def measure(material: Material, case: str) -> Iterator[tuple[str, dict[str, Any]
         for name, encoder in encoders.items():
             yield name, alone(material, name, encoder)
     else:
-        yield "", pipeline(material, encoders)
+        for decode_in in ("processes", "threads"):
+            yield decode_in, pipeline(material, encoders, decode_in)
 
 
 def random_encoders(material: Material) -> dict[str, Encoder]:
@@ -116,34 +120,44 @@ def clips_per_s(material: Material, forward: Callable[[], Any], batch_size: int)
     return count / seconds, seconds
 
 
-def pipeline(material: Material, encoders: dict[str, Encoder]) -> dict[str, Any]:
-    """`extract` with as many workers as `fcache extract` has: a short pass that warms up, and a long one."""
-    largest = max(encoder.batch_size for encoder in encoders.values())
-    guess = GUESSED_CLIPS_PER_S[material.device.type]
-    first = run_extract(material, encoders, 0, max(2 * largest, round(guess * material.measured_s / 4)))
-    rate = first.num_clips / first.wall_s
-    count = max(2 * largest, round(rate * min(material.measured_s, material.left_s / 2)))
-    second = run_extract(material, encoders, 1, count)
+def pipeline(material: Material, encoders: dict[str, Encoder], decode_in: DecodeIn) -> dict[str, Any]:
+    """`extract` with as many workers as `fcache extract` has: a short pass that warms up, and a long one.
+
+    Starting the workers is left out: the rate is that of the clips after the first quarter.
+    """
+    guess = GUESSED_CLIPS_PER_S[material.device.type] * material.measured_s / 4
+    warm_rate, _ = run_extract(material, encoders, guess, decode_in)
+    rate, stats = run_extract(material, encoders, warm_rate * min(material.measured_s, material.left_s / 4), decode_in)
     tflop = sum(forward_tflop("tiny" if material.tiny else "full").values())
-    rate = second.num_clips / second.wall_s
-    summary = second.to_dict()
-    busy = {f"{part}_busy": round(parts["share"], 3) for part, parts in summary["parts"].items()}
+    summary = stats.to_dict()
     return {
         "clips_per_s": round(rate, 2),
-        "clips": second.num_clips,
-        "failed": sum(counts.failed for counts in second.by_feature.values()),
-        "workers": second.workers,
+        "clips": stats.num_clips,
+        "failed": sum(counts.failed for counts in stats.by_feature.values()),
+        "workers": stats.workers,
         "tflops": round(rate * tflop, 2),
         "bottleneck": summary["bottleneck"],
-        **busy,
-        "seconds": round(second.wall_s, 1),
+        **{f"{part}_busy": round(busy["share"], 3) for part, busy in summary["parts"].items()},
+        "seconds": round(stats.wall_s, 1),
     }
 
 
-def run_extract(material: Material, encoders: dict[str, Encoder], number: int, count: int) -> Any:
-    """One extraction of `count` clips into a store of its own."""
-    store = featurecache.open_store(str(material.root / f"extracted-{number}.zarr"), "a")
-    return extract(store, clip_list(material.recordings, count), encoders, workers=default_workers())
+def run_extract(
+    material: Material, encoders: dict[str, Encoder], num_clips: float, decode_in: DecodeIn
+) -> tuple[float, ExtractionStats]:
+    """Extract into a store of its own; returns clips per second after the first quarter, and the statistics."""
+    count = max(2 * max(encoder.batch_size for encoder in encoders.values()), round(num_clips))
+    first = count // 4
+    moments: list[float] = []
+
+    def advance(done: int, total: int) -> None:
+        if done == first:
+            moments.append(time.perf_counter())
+
+    store = featurecache.open_store(tempfile.mkdtemp(dir=material.root, suffix=".zarr"), "a")
+    clips = clip_list(material.recordings, count)
+    stats = extract(store, clips, encoders, workers=default_workers(), decode_in=decode_in, advance=advance)
+    return (count - first) / (time.perf_counter() - moments[-1]), stats
 
 
 def clip_list(folder: Path, count: int) -> ClipList:
