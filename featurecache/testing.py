@@ -14,13 +14,14 @@ Shapes: B clips of a batch, K pooled tokens of width D.
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from featurecache.encoders import Encoder
+from featurecache.encoders import EXPORTING, Encoder
 from featurecache.errors import FeatureCacheError
 from featurecache.spec import STORED_DTYPES, Spec
 from featurecache.views import AudioView, View
@@ -140,6 +141,27 @@ class EncoderContract:
         if self.batch_options:
             usual = open_encoder().spec("float16").fingerprint
             assert open_encoder(**self.batch_options).spec("float16").fingerprint != usual
+
+    def test_an_exportable_encoder_is_rebuilt_from_its_spec_and_its_weights(self, open_encoder: OpenEncoder) -> None:
+        """Nothing to hold for an encoder whose class lacks a member of `ExportableEncoder`."""
+        encoder: Any = open_encoder(**self.changed_options)
+        kind: Any = type(encoder)
+        if not all(hasattr(kind, member) for member in EXPORTING):
+            return
+        from featurecache.encoders.network import FrozenNetwork
+
+        spec, settings = encoder.spec("float16"), json.loads(json.dumps(encoder.settings))
+        network = kind.empty_network(settings)
+        network.load_state_dict(encoder.network.module.state_dict())
+        frozen = FrozenNetwork(network, encoder.network.device, spec.compute_dtype)
+        rebuilt, without_network = kind.from_spec(spec, settings, frozen), kind.from_spec(spec, settings, None)
+        assert rebuilt.spec("float16") == spec
+        view = random_views(encoder.view)[0]
+        assert np.array_equal(encode_batch(rebuilt, {0: view})[0], encode_batch(encoder, {0: view})[0])
+        for member in ("view", "shape", "needs_valid"):
+            assert getattr(without_network, member) == getattr(encoder, member)
+        assert np.array_equal(without_network.preprocess(view), encoder.preprocess(view), equal_nan=True)
+        assert open_encoder(**kind.options_of(spec)).spec("float16").fingerprint == spec.fingerprint
 
     def test_an_unknown_option_is_refused(self, open_encoder: OpenEncoder) -> None:
         refusal: FeatureCacheError | None = None

@@ -6,9 +6,9 @@ inherits `EncoderContract`. Without them its tests fail.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,9 +21,9 @@ from hf_networks import AUDIO, CROPPED, PICTURE, SPEECH, save
 from featurecache.encoders import (
     ENTRY_POINTS,
     Encoder,
-    ExportableEncoder,
     RegisteredEncoder,
     encoder_class,
+    exportable_class,
     open_encoder,
     registered,
 )
@@ -34,7 +34,6 @@ from featurecache.testing import EncoderContract
 from featurecache.views import AudioView, View
 
 OURS = sorted(name for name, value in registered().items() if value.startswith("featurecache."))
-EXPORTABLE = [name for name in OURS if ExportableEncoder in encoder_class(name).__mro__]
 VIDEO = {**PICTURE, "num_frames": 4, "tubelet_size": 2, "use_mean_pooling": False}
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "whisper": save_whisper,
@@ -233,27 +232,6 @@ def test_a_perturbed_encoder_passes_on_every_member(name: str, folders: dict[str
     assert torch.equal(pooled(perturbed, batch, view), pooled(encoder, batch, view))
 
 
-@pytest.mark.parametrize("name", EXPORTABLE)
-def test_an_exportable_encoder_rebuilt_from_its_spec_is_the_same_without_its_checkpoint(
-    name: str, folders: dict[str, Path]
-) -> None:
-    encoder = opened(name, folders[name])
-    kind = encoder_class(name)
-    spec, settings = encoder.spec("float16"), json.loads(json.dumps(encoder.settings))
-    rebuilt = kind.from_spec(spec, settings, encoder.network)
-    assert rebuilt.spec("float16") == spec
-    bare = kind.from_spec(spec, settings, None)
-    assert (bare.view, bare.shape, bare.needs_valid) == (encoder.view, encoder.shape, encoder.needs_valid)
-    batch = bare.preprocess(sample(encoder.view))[None]
-    assert torch.equal(rebuilt.forward(batch), encoder.forward(batch))
-    empty = kind.empty_network(settings)
-    assert {key: tensor.shape for key, tensor in empty.state_dict().items()} == {
-        key: tensor.shape for key, tensor in encoder.network.module.state_dict().items()
-    }
-    again = kind.open(str(folders[name]), "cpu", "float32", kind.options_of(spec))
-    assert again.spec("float16").fingerprint == spec.fingerprint
-
-
 class Minimal(RegisteredEncoder):
     """The least that an encoder of another package has to define."""
 
@@ -282,10 +260,12 @@ class Minimal(RegisteredEncoder):
 
 def register(monkeypatch: pytest.MonkeyPatch, kind: object) -> None:
     class Point:
-        name, value = "minimal", "package.module:Minimal"
+        name, value, dist = "minimal", "package.module:Minimal", None
 
         @staticmethod
         def load() -> object:
+            if isinstance(kind, Exception):
+                raise kind
             return kind
 
     monkeypatch.setattr("featurecache.encoders.entry_points", lambda group: [Point] if group == ENTRY_POINTS else [])
@@ -309,3 +289,50 @@ def test_a_class_without_a_method_that_it_needs_is_refused_by_its_name(monkeypat
         register(monkeypatch, type("Foreign", bases, members))
         with pytest.raises(EncoderError, match=r"one without pool.*RegisteredEncoder"):
             open_encoder("minimal")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_an_encoder_is_opened_on_a_resolved_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    devices = []
+
+    class OnDevice(Minimal):
+        @classmethod
+        def open(cls, weights: str | None, device: str, compute_dtype: str, options: object) -> Minimal:
+            devices.append(device)
+            return cls()
+
+    register(monkeypatch, OnDevice)
+    open_encoder("minimal", device=device)
+    assert devices == ["cuda" if device == "auto" and torch.cuda.is_available() else "cpu"]
+    with pytest.raises(EncoderError, match='device "cpux"'):
+        open_encoder("minimal", device="cpux")
+    assert len(devices) == 1
+
+
+def test_every_encoder_of_this_package_can_be_exported() -> None:
+    assert [exportable_class(name).name for name in OURS] == OURS
+
+
+def test_an_encoder_without_the_members_that_an_export_needs_is_refused_by_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register(monkeypatch, Minimal)
+    with pytest.raises(EncoderError, match=r"got one without from_spec, empty_network, options_of, settings\. Derive"):
+        exportable_class("minimal")
+
+
+def test_two_classes_of_one_name_are_refused_with_the_packages_that_register_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = [EntryPoint("twin", f"package_{n}:Encoder", ENTRY_POINTS) for n in range(2)]
+    monkeypatch.setattr("featurecache.encoders.entry_points", lambda group: points)
+    with pytest.raises(EncoderError, match="package_0:Encoder of no package and package_1:Encoder of no package"):
+        open_encoder("twin")
+
+
+def test_an_encoder_whose_package_cannot_be_imported_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register(monkeypatch, ImportError("No module named 'librosa'"))
+    with pytest.raises(EncoderError, match=r"minimal.*No module named 'librosa'\. Install its package again"):
+        open_encoder("minimal")

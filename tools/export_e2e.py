@@ -31,7 +31,14 @@ from fusion_train.cli.run_weights import project_weights
     fills=False,
     multiple=True,
     metavar="NAME=PATH_OR_ID",
-    help="Checkpoint of an encoder, where it is not the hub id in its spec; repeatable.",
+    help="Checkpoint of an encoder, by its name or modality, where it is not the hub id in its spec; repeatable.",
+)
+@click.option(
+    "--require",
+    "required",
+    multiple=True,
+    metavar="ENCODER",
+    help="Name the package of this encoder, which the folder then needs, and do not copy its code; repeatable.",
 )
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @click.option(
@@ -63,6 +70,7 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
     python tools/export_e2e.py --run runs/cognition --out exported
     python tools/export_e2e.py --run runs/cognition --out exported --weights whisper=models/whisper
     python tools/export_e2e.py --run runs/cognition --out adapter --adapter
+    python tools/export_e2e.py --run runs/cognition --out exported --require log-mel
     python tools/export_e2e.py --verify exported
     """
     if (verify is None) == (out is None) or (out is not None and folder is None):
@@ -87,6 +95,7 @@ def main(folder: Path | None, out: Path | None, verify: Path | None, weights: tu
         given["device"],
         not given["merge"],
         None if number else given["check"],
+        given["required"],
     )
     figures = verify_export(verify, sources, run, note, named) if verify else export_run(run, out, named, sources, note)  # type: ignore[arg-type]
     rows = [[figure.name, f"{figure.measured:.2e}", f"{figure.bound:.2e}"] for figure in figures]

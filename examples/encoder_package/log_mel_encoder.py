@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from featurecache.encoders import RegisteredEncoder
+from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.checkpoint import read_options
-from featurecache.encoders.network import FrozenNetwork, resolve_compute_dtype, resolve_device
+from featurecache.encoders.network import FrozenNetwork, required, resolve_compute_dtype, resolve_device
 from featurecache.encoders.pooling import average_over_time
 from featurecache.spec import Spec
 from featurecache.views import AudioView
@@ -55,15 +55,14 @@ class LogMel(torch.nn.Module):
         return torch.log(power @ self.filters.T + FLOOR)  # [b, t, d]
 
 
-class LogMelEncoder(RegisteredEncoder):
+class LogMelEncoder(ExportableEncoder):
     """The encoder that the entry point `log-mel` names."""
 
     name = "log-mel"
     default_weights = "none"
 
-    def __init__(self, device: str, compute_dtype: str, options: Mapping[str, Any]) -> None:
-        place = resolve_device(device)
-        self.network = FrozenNetwork(LogMel(), place, resolve_compute_dtype(compute_dtype, place))
+    def __init__(self, network: FrozenNetwork | None, options: Mapping[str, Any]) -> None:
+        self.network = network
         self.view = AudioView(SAMPLING_RATE, SECONDS)
         self.shape = (options["tokens"], NUM_BANDS)
         self.batch_size = options["batch"]
@@ -75,14 +74,36 @@ class LogMelEncoder(RegisteredEncoder):
         Options: `tokens` (64), `batch` (1, the clips of a forward pass).
 
         Raises:
-            EncoderError: an unknown option, device or dtype.
+            EncoderError: an unknown option or dtype.
         """
-        return cls(device, compute_dtype, read_options(cls.name, options, KNOWN_OPTIONS))
+        place = resolve_device(device)
+        network = FrozenNetwork(LogMel(), place, resolve_compute_dtype(compute_dtype, place))
+        return cls(network, read_options(cls.name, options, KNOWN_OPTIONS))
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
         """Return (K, D) for `fcache plan`."""
         return read_options(cls.name, options, KNOWN_OPTIONS)["tokens"], NUM_BANDS
+
+    @classmethod
+    def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> LogMelEncoder:
+        """Build the encoder of a spec around a loaded network, or around none for preprocessing."""
+        return cls(network, cls.options_of(spec))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON values that `from_spec` and `empty_network` need beside the spec: none, for a network of fixed size."""
+        return {}
+
+    @classmethod
+    def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        """Return the network into which an exported model loads its weights, here the buffers of `LogMel`."""
+        return LogMel()
+
+    @classmethod
+    def options_of(cls, spec: Spec) -> dict[str, Any]:
+        """Return the options with which `open` gives an encoder of this spec."""
+        return {"tokens": spec.pooling["tokens"], "batch": spec.architecture["batch"]}
 
     def spec(self, stored_dtype: str) -> Spec:
         """Return everything that decides the stored bytes; another value is another fingerprint."""
@@ -100,7 +121,7 @@ class LogMelEncoder(RegisteredEncoder):
                 "hop": HOP,
             },
             pooling={"rule": "adaptive average over time", "tokens": self.shape[0]},
-            compute_dtype=self.network.compute_dtype,
+            compute_dtype=required(self.network).compute_dtype,
             stored_dtype=stored_dtype,
             shape=self.shape,
         )
@@ -111,10 +132,11 @@ class LogMelEncoder(RegisteredEncoder):
         padded[: len(view)] = view[: len(padded)]
         return padded
 
-    def forward(self, batch: np.ndarray) -> torch.Tensor:
-        """(B, 30 s of samples) in, (B, T, D) out."""
-        with self.network.running():
-            return self.network.module(self.network.tensor(batch))
+    def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """(B, 30 s of samples) in, (B, T, D) out; an exported model passes tensors."""
+        network = required(self.network)
+        with network.running():
+            return network.module(network.tensor(batch))
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """(B, T, D) in, (B, K, D) float32 out; `valid` is for encoders with `needs_valid`."""

@@ -14,7 +14,8 @@ Three protocols, each with all members that its callers use:
 Shapes: B clips, F frames, H W pixels, S audio samples, T encoder tokens, K pooled tokens, D encoder width.
 
 An encoder of another package is a class, named under the entry point group `featurecache.encoders`. It derives from
-`RegisteredEncoder`, or defines the same members; those that have a default here may be left out in both cases.
+`RegisteredEncoder` or `ExportableEncoder`, or defines the same members; those that have a default here may be left out
+in both cases. An encoder can be exported if its class defines the members of `ExportableEncoder`; no list names it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -47,6 +48,8 @@ __all__ = [
     "RegisteredEncoder",
     "View",
     "encoder_class",
+    "encoder_entry_point",
+    "exportable_class",
     "open_encoder",
     "registered",
 ]
@@ -54,6 +57,8 @@ ENTRY_POINTS = "featurecache.encoders"
 
 REQUIRED = ("open", "spec", "preprocess", "forward", "pool")
 """Methods that the class of an encoder has to define."""
+EXPORTING = ("from_spec", "empty_network", "options_of", "settings")
+"""Further members that the class of an encoder has to define to be exported; `network` is one of its instances."""
 OPTIONAL = ("needs_valid", "notices", "num_valid", "without_network", "plan_shape", "plan_notices")
 """Members with a default."""
 
@@ -131,9 +136,12 @@ class RegisteredEncoder(Encoder, Protocol):
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> Encoder:
         """Load every weight of the network, or fail.
 
+        Args:
+            device: a torch device of this machine, such as cpu or cuda:1; callers resolve "auto".
+
         Raises:
             WeightsError: the weights are missing, incomplete or of another architecture.
-            EncoderError: unknown option, device or dtype.
+            EncoderError: unknown option or dtype.
         """
         ...
 
@@ -151,29 +159,35 @@ class RegisteredEncoder(Encoder, Protocol):
 class ExportableEncoder(RegisteredEncoder, Protocol):
     """An encoder that an exported model runs, from a spec and a network with weights, without a checkpoint.
 
-    `fusion_train.remote.encoding.EXPORTABLE` lists the exportable classes: an exported folder cannot read entry points.
+    The exporter copies the module of the class and all modules of its package that it imports. From elsewhere these may
+    import this package, torch, transformers, PyAV, NumPy, Pillow, safetensors and the standard library. The weights of
+    the network are its parameters and persistent buffers.
     """
 
     network: FrozenNetwork | None
     """The network that the exported model holds; None after `from_spec` without a network."""
 
     @classmethod
+    @abstractmethod
     def open(
         cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]
     ) -> ExportableEncoder:
         """Load as `RegisteredEncoder.open`."""
         ...
 
+    @abstractmethod
     def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Encode as `Encoder.forward`; an exported model passes tensors."""
         ...
 
     @property
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """JSON values from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
         ...
 
     @classmethod
+    @abstractmethod
     def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> ExportableEncoder:
         """Build the encoder of a spec around a loaded network.
 
@@ -182,11 +196,13 @@ class ExportableEncoder(RegisteredEncoder, Protocol):
         ...
 
     @classmethod
+    @abstractmethod
     def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
         """Return the network without its weights."""
         ...
 
     @classmethod
+    @abstractmethod
     def options_of(cls, spec: Spec) -> dict[str, Any]:
         """Return the options with which `open` gives an encoder of this spec."""
         ...
@@ -247,19 +263,19 @@ def encoder_class(name: str) -> type[RegisteredEncoder]:
     """Return the class that is registered under a name, without loading weights.
 
     Raises:
-        EncoderError: no encoder of this name (the nearest name is suggested), or a class without the members that an
-            encoder has to define.
+        EncoderError: no encoder of this name (the nearest name is suggested), several of it, or a class that cannot be
+            imported or lacks members that an encoder has to define.
     """
-    point = next((point for point in entry_points(group=ENTRY_POINTS) if point.name == name), None)
-    if point is None:
-        names = sorted(registered())
+    point = encoder_entry_point(name)
+    try:
+        encoder = point.load()
+    except (ImportError, AttributeError) as error:
         raise EncoderError(
-            f'encoder "{name}"',
-            expected="one of " + ", ".join(names),
-            got="no such encoder",
-            next_step=suggest(name, names).strip() or None,
-        )
-    encoder = point.load()
+            f'encoder "{name}": {point.value}',
+            expected="a class that can be imported",
+            got=str(error).partition("\n")[0].rstrip("."),
+            next_step="Install its package again, with what it needs.",
+        ) from error
     missing = [member for member in REQUIRED if not _defines(encoder, member)]
     if not isinstance(encoder, type) or missing:
         raise EncoderError(
@@ -271,10 +287,54 @@ def encoder_class(name: str) -> type[RegisteredEncoder]:
     return _with_defaults(encoder)
 
 
+def encoder_entry_point(name: str) -> EntryPoint:
+    """Return the entry point of a registered name.
+
+    Raises:
+        EncoderError: no encoder of this name; the nearest name is suggested. Two classes of this name.
+    """
+    points = {point.value: point for point in entry_points(group=ENTRY_POINTS) if point.name == name}
+    if not points:
+        names = sorted(registered())
+        raise EncoderError(
+            f'encoder "{name}"',
+            expected="one of " + ", ".join(names),
+            got="no such encoder",
+            next_step=suggest(name, names).strip() or None,
+        )
+    if len(points) > 1:
+        owners = [f"{value} of {point.dist.name if point.dist else 'no package'}" for value, point in points.items()]
+        raise EncoderError(
+            f'encoder "{name}"',
+            expected="one class of this name",
+            got=" and ".join(sorted(owners)),
+            next_step="Uninstall all of these packages but one.",
+        )
+    return next(iter(points.values()))
+
+
+def exportable_class(name: str) -> type[ExportableEncoder]:
+    """Return the class of a registered encoder that can be exported.
+
+    Raises:
+        EncoderError: as `encoder_class`, or a class without the members of `ExportableEncoder`.
+    """
+    encoder: Any = encoder_class(name)
+    missing = [member for member in EXPORTING if not _defines(encoder, member)]
+    if missing:
+        raise EncoderError(
+            f'encoder "{name}"',
+            expected="a class with " + ", ".join(EXPORTING) + ", to be exported",
+            got="one without " + ", ".join(missing),
+            next_step="Derive it from featurecache.encoders.ExportableEncoder, which describes every member.",
+        )
+    return encoder
+
+
 def _defines(encoder: object, member: str) -> bool:
-    """Whether a class has a method, and not only the abstract one of its base."""
-    method = getattr(encoder, member, None)
-    return callable(method) and not getattr(method, "__isabstractmethod__", False)
+    """Whether a class has a method or property, and not only the abstract one of its base."""
+    value = getattr(encoder, member, None)
+    return (callable(value) or isinstance(value, property)) and not getattr(value, "__isabstractmethod__", False)
 
 
 def _with_defaults(encoder: type) -> type[RegisteredEncoder]:
@@ -296,17 +356,23 @@ def open_encoder(
 ) -> Encoder:
     """Load an encoder by its registered name, or by name and checkpoint: `hf-audio:facebook/hubert-base-ls960`.
 
+    `device` may be "auto"; the encoder is given the device that this stands for.
+
     Every encoder has the option `perturb`, which degrades the view before `preprocess` (`perturbation`).
 
     Raises:
-        EncoderError: no encoder of this name; the nearest name is suggested. An unknown perturbation.
+        EncoderError: no encoder of this name; the nearest name is suggested. An unknown perturbation or device.
         WeightsError: the weights are missing, incomplete or of another architecture.
     """
     registered_name, _, checkpoint = name.partition(":")
     encoder_options = dict(options or {})
     perturb = encoder_options.pop(PERTURB_OPTION, None)
     perturbation = None if perturb is None else parse_perturbation(str(perturb))
-    encoder = encoder_class(registered_name).open(weights or checkpoint or None, device, compute_dtype, encoder_options)
+    opened_class = encoder_class(registered_name)
+    from featurecache.encoders.network import resolve_device  # imports torch, which naming an encoder does not need
+
+    resolved = str(resolve_device(device))
+    encoder = opened_class.open(weights or checkpoint or None, resolved, compute_dtype, encoder_options)
     return encoder if perturbation is None else _perturbed(encoder, perturbation)
 
 

@@ -16,10 +16,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from featurecache.encoders import Encoder, RegisteredEncoder
+from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
-from featurecache.encoders.huggingface import AUDIO, TappedNetwork, find_family, open_tapped
-from featurecache.encoders.network import COMPILE, choose_batch_size, copy_without
+from featurecache.encoders.huggingface import (
+    AUDIO,
+    TappedNetwork,
+    empty_network,
+    find_family,
+    open_tapped,
+    settings_of,
+    tapped_of_spec,
+)
+from featurecache.encoders.network import COMPILE, FrozenNetwork, choose_batch_size, copy_without, required
 from featurecache.encoders.pooling import average_sound
 from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
 from featurecache.encoders.whisper import WhisperEncoder
@@ -46,7 +54,7 @@ Implementation 1 could average a clip over one token only, if the same run also 
 """
 
 
-class HfAudioEncoder(RegisteredEncoder):
+class HfAudioEncoder(ExportableEncoder):
     """A speech network of transformers."""
 
     name = "hf-audio"
@@ -55,6 +63,7 @@ class HfAudioEncoder(RegisteredEncoder):
 
     def __init__(self, tapped: TappedNetwork, preprocessor: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self.network, self._tapped, self._options = tapped.network, tapped, options
+        self._preprocessor = preprocessor
         config = tapped.loaded.config
         self._convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.sampling_rate = int(preprocessor.get("sampling_rate", 16_000))
@@ -69,7 +78,9 @@ class HfAudioEncoder(RegisteredEncoder):
         self.batch_size = choose_batch_size(self.network, options["batch"], DEFAULT_BATCH)
 
     @classmethod
-    def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> Encoder:
+    def open(
+        cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]
+    ) -> ExportableEncoder:
         """Load every weight of the network, or fail.
 
         Options: `tokens` (64), `pooling` (valid or padded), `seconds` (30, the longest part of a clip that is encoded),
@@ -83,8 +94,7 @@ class HfAudioEncoder(RegisteredEncoder):
         if checkpoint.json("config.json").get("model_type") == "whisper":
             return WhisperEncoder.open(weights, device, compute_dtype, options)
         settings = read_options(cls.name, options, KNOWN_OPTIONS)
-        tap = {key: settings[key] for key in ("layer", "norm", "compile")}
-        tapped = open_tapped(checkpoint, AUDIO, device, compute_dtype, **tap)
+        tapped = open_tapped(checkpoint, AUDIO, device, compute_dtype, settings)
         return cls(tapped, checkpoint.json("preprocessor_config.json"), settings)
 
     @classmethod
@@ -95,6 +105,22 @@ class HfAudioEncoder(RegisteredEncoder):
         if document.get("model_type") == "whisper":
             return read_options("whisper", options, WHISPER_OPTIONS)["tokens"], int(document["d_model"])
         return read_options(cls.name, options, KNOWN_OPTIONS)["tokens"], find_family(checkpoint, AUDIO)[1].hidden_size
+
+    @classmethod
+    def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> HfAudioEncoder:
+        """Build the encoder of a spec around a loaded network, or around none for preprocessing."""
+        options = cls.options_of(spec)
+        return cls(tapped_of_spec(spec, settings, AUDIO, network, options), settings["preprocessor"], options)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON values from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
+        return settings_of(self._tapped, self._preprocessor)
+
+    @classmethod
+    def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        """Return the network without its weights."""
+        return empty_network(settings, AUDIO)
 
     @classmethod
     def options_of(cls, spec: Spec) -> dict[str, Any]:
@@ -131,7 +157,7 @@ class HfAudioEncoder(RegisteredEncoder):
                 "over": self._options["pooling"],
                 "tokens": self.shape[0],
             },
-            compute_dtype=self.network.compute_dtype,
+            compute_dtype=required(self.network).compute_dtype,
             stored_dtype=stored_dtype,
             shape=self.shape,
             provenance=loaded.provenance,
@@ -159,19 +185,19 @@ class HfAudioEncoder(RegisteredEncoder):
         """Return a copy for preprocessing only."""
         return copy_without(self, "network", "_tapped")
 
-    def forward(self, batch: np.ndarray) -> torch.Tensor:
+    def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Encode (B, samples) float32 to (B, T, D)."""
-        with self.network.running():
-            values = self.network.tensor(batch)
+        network = required(self.network)
+        with network.running():
+            values = network.tensor(batch)
             if not self._masked:
-                return self._tapped.module(torch.nan_to_num(values)).last_hidden_state
+                return self._tapped(torch.nan_to_num(values))
             # One more token, always masked: transformers drops a mask without masked positions. Then the kernel, and
             # so the last bits of a clip, would depend on whether the other clips of the batch have padding.
             values = F.pad(values, (0, math.prod(stride for _, stride in self._convolutions)), value=math.nan)
             is_sound = ~torch.isnan(values)
             is_sound[:, :1] = True
-            tokens = self._tapped.module(torch.nan_to_num(values), attention_mask=is_sound.long()).last_hidden_state
-            return tokens[:, :-1]
+            return self._tapped(torch.nan_to_num(values), attention_mask=is_sound.long())[:, :-1]
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average (B, T, D) to (B, K, D) float32; pooling "valid" averages the first `valid[b]` tokens of clip b.

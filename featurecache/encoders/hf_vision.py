@@ -13,19 +13,29 @@ This module knows no file of a clip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from featurecache.encoders import FRAMES_IMPLEMENTATION, RegisteredEncoder
+from featurecache.encoders import FRAMES_IMPLEMENTATION, ExportableEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
-from featurecache.encoders.huggingface import IMAGE, VIDEO, TappedNetwork, find_family, open_tapped
-from featurecache.encoders.network import COMPILE, choose_batch_size, copy_without
+from featurecache.encoders.huggingface import (
+    IMAGE,
+    VIDEO,
+    Family,
+    TappedNetwork,
+    empty_network,
+    find_family,
+    open_tapped,
+    settings_of,
+    tapped_of_spec,
+)
+from featurecache.encoders.network import COMPILE, FrozenNetwork, choose_batch_size, copy_without, required
 from featurecache.encoders.pooling import average_over_grid
-from featurecache.errors import EncoderError
+from featurecache.errors import EncoderError, WeightsError
 from featurecache.spec import Spec
 from featurecache.views import FramesView
 
@@ -44,20 +54,25 @@ VIDEO_OPTIONS = {"rule": ("uniform", "window", "peak", "middle", "first"), "grid
 class FrameTransform:
     """Resizing, cropping and normalising of frames as preprocessor_config.json describes it."""
 
-    def __init__(self, document: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    def __init__(self, document: Mapping[str, Any], refusal: Callable[..., WeightsError]) -> None:
         """Read the settings.
 
+        Args:
+            document: the checkpoint's preprocessor_config.json.
+            refusal: makes the error of what was expected and what the settings are.
+
         Raises:
-            WeightsError: a preprocessing of another kind.
+            WeightsError: a preprocessing of another kind, or frames that are not square.
         """
+        self.document = document
         size: Any = document.get("size") or {}
         size = {"shortest_edge": size} if isinstance(size, int) else size
         if document.get("do_resize", True) and not ({"shortest_edge"} <= set(size) or {"height", "width"} <= set(size)):
-            raise checkpoint.error(expected="a size of shortest_edge, or of height and width", got=repr(size))
+            raise refusal(expected="a size of shortest_edge, or of height and width", got=repr(size))
         crop: Any = document.get("crop_size") if document.get("do_center_crop") else None
         crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
         if abs(document.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise checkpoint.error(expected="rescale_factor 1/255", got=repr(document["rescale_factor"]))
+            raise refusal(expected="rescale_factor 1/255", got=repr(document["rescale_factor"]))
         normalise = document.get("do_normalize", True)
         self.size: dict[str, int] | None = size if document.get("do_resize", True) else None
         self.crop = (int(crop["height"]), int(crop["width"])) if crop else None
@@ -67,7 +82,9 @@ class FrameTransform:
         resized_shape = (int(size["height"]), int(size["width"])) if "height" in size else None
         self.out_shape = self.crop or resized_shape or (0, 0)
         if not min(self.out_shape):
-            raise checkpoint.error(expected="a crop after resizing the shortest edge", got="pictures of any shape")
+            raise refusal(expected="a crop after resizing the shortest edge", got="pictures of any shape")
+        if self.out_shape[0] != self.out_shape[1]:
+            raise refusal(expected="square pictures", got=f"{self.out_shape[0]} x {self.out_shape[1]}")
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Resize and crop (H, W, 3) uint8 to (height, width, 3) uint8."""
@@ -100,16 +117,43 @@ def _resized(picture: Image.Image, size: Mapping[str, int]) -> tuple[int, int]:
     return (short_edge, long_edge) if picture.width <= picture.height else (long_edge, short_edge)
 
 
-class _HfVisionEncoder(RegisteredEncoder):
+class _HfVisionEncoder(ExportableEncoder):
     """Shared by both encoders: preprocessing, normalising and most of the spec."""
 
     view: FramesView
+    families: Mapping[str, Family]
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
         self.network, self._tapped, self._transform, self._options = tapped.network, tapped, transform, options
-        self._mean = torch.tensor(transform.mean, device=self.network.device).view(3, 1, 1)
-        self._std = torch.tensor(transform.std, device=self.network.device).view(3, 1, 1)
+        device = "cpu" if tapped.network is None else tapped.network.device
+        self._mean = torch.tensor(transform.mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(transform.std, device=device).view(3, 1, 1)
         self.batch_size = choose_batch_size(self.network, options["batch"], DEFAULT_BATCH)
+
+    @classmethod
+    def _load(cls, weights: str | None, device: str, compute_dtype: str, settings: Mapping[str, Any]) -> Any:
+        """Load the network and the transform of a checkpoint; return the encoder with these options."""
+        checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
+        transform = FrameTransform(checkpoint.json("preprocessor_config.json"), checkpoint.error)
+        tapped = open_tapped(checkpoint, cls.families, device, compute_dtype, settings)
+        return cls(tapped, transform, settings)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> Any:
+        """Build the encoder of a spec around a loaded network, or around none for preprocessing."""
+        options = cls.options_of(spec)
+        tapped = tapped_of_spec(spec, settings, cls.families, network, options)
+        return cls(tapped, FrameTransform(settings["preprocessor"], _refusal_of_settings), options)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON values from which `from_spec` and `empty_network` build the encoder without its checkpoint."""
+        return settings_of(self._tapped, self._transform.document)
+
+    @classmethod
+    def empty_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        """Return the network without its weights."""
+        return empty_network(settings, cls.families)
 
     def preprocess(self, view: np.ndarray) -> np.ndarray:
         """Resize and crop (F, H, W, 3) uint8 to (F, height, width, 3) uint8."""
@@ -119,9 +163,9 @@ class _HfVisionEncoder(RegisteredEncoder):
         """Return a copy for preprocessing only."""
         return copy_without(self, "network", "_tapped", "_mean", "_std")
 
-    def _pixels(self, batch: np.ndarray) -> torch.Tensor:
+    def _pixels(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Normalise (…, H, W, 3) uint8 to (…, 3, H, W) float32."""
-        pixels = self.network.tensor(batch).movedim(-1, -3).float().div(255)
+        pixels = required(self.network).tensor(batch).movedim(-1, -3).float().div(255)
         return (pixels - self._mean) / self._std
 
     def _spec(self, pooling: dict[str, Any], stored_dtype: str) -> Spec:
@@ -134,7 +178,7 @@ class _HfVisionEncoder(RegisteredEncoder):
             tap={**self._tapped.tap, "asked": self._options["norm"]},
             preprocessing={"frames": self.view.count, "frame_rule": self.view.rule, **self._transform.describe()},
             pooling=pooling,
-            compute_dtype=self.network.compute_dtype,
+            compute_dtype=required(self.network).compute_dtype,
             stored_dtype=stored_dtype,
             shape=self.shape,
             provenance=loaded.provenance,
@@ -155,6 +199,7 @@ class HfImageEncoder(_HfVisionEncoder):
     """An image network of transformers that encodes frames one by one."""
 
     name = "hf-image"
+    families = IMAGE
     default_weights = "openai/clip-vit-large-patch14"
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
@@ -175,11 +220,7 @@ class HfImageEncoder(_HfVisionEncoder):
             WeightsError: the checkpoint is missing, incomplete or of another family.
             EncoderError: unknown option, device or dtype, or a CLS token that the family does not have.
         """
-        settings = read_options(cls.name, options, IMAGE_OPTIONS)
-        checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
-        transform = _square_transform(checkpoint)
-        tap = {key: settings[key] for key in ("layer", "norm", "compile")}
-        return cls(open_tapped(checkpoint, IMAGE, device, compute_dtype, **tap), transform, settings)
+        return cls._load(weights, device, compute_dtype, read_options(cls.name, options, IMAGE_OPTIONS))
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -187,7 +228,7 @@ class HfImageEncoder(_HfVisionEncoder):
         settings = read_options(cls.name, options, IMAGE_OPTIONS)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         family, config = find_family(checkpoint, IMAGE)
-        transform = FrameTransform(checkpoint.json("preprocessor_config.json"), checkpoint)
+        transform = FrameTransform(checkpoint.json("preprocessor_config.json"), checkpoint.error)
         num_patches = (transform.out_shape[0] // config.patch_size) ** 2
         return _num_image_tokens(settings, num_patches, family.prefix_tokens), config.hidden_size
 
@@ -202,17 +243,13 @@ class HfImageEncoder(_HfVisionEncoder):
         pooling = {"rule": self._options["pool"], "grid": self._options["grid"], "order": "frame, row, column"}
         return self._spec(pooling, stored_dtype)
 
-    def forward(self, batch: np.ndarray) -> torch.Tensor:
+    def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Encode (B, F, side, side, 3) uint8 to (B, F · tokens, D)."""
-        with self.network.running():
+        with required(self.network).running():
             pixels = self._pixels(batch.reshape(-1, *batch.shape[2:]))
             other_size = pixels.shape[-1] != self._tapped.loaded.config.image_size
-            hidden = (
-                self._tapped.module(pixels, interpolate_pos_encoding=True)
-                if other_size
-                else self._tapped.module(pixels)
-            )
-            return hidden.last_hidden_state.reshape(len(batch), -1, self.shape[1])
+            hidden = self._tapped(pixels, **({"interpolate_pos_encoding": True} if other_size else {}))
+            return hidden.reshape(len(batch), -1, self.shape[1])
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average (B, F · tokens, D) to (B, K, D) float32, or take the CLS tokens or all tokens."""
@@ -230,6 +267,7 @@ class HfVideoEncoder(_HfVisionEncoder):
     """A video network of transformers."""
 
     name = "hf-video"
+    families = VIDEO
     default_weights = "MCG-NJU/videomae-large"
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
@@ -250,11 +288,7 @@ class HfVideoEncoder(_HfVisionEncoder):
             WeightsError: the checkpoint is missing, incomplete or of another family.
             EncoderError: unknown option, device or dtype.
         """
-        settings = read_options(cls.name, options, VIDEO_OPTIONS)
-        checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
-        transform = _square_transform(checkpoint)
-        tap = {key: settings[key] for key in ("layer", "norm", "compile")}
-        return cls(open_tapped(checkpoint, VIDEO, device, compute_dtype, **tap), transform, settings)
+        return cls._load(weights, device, compute_dtype, read_options(cls.name, options, VIDEO_OPTIONS))
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -273,10 +307,10 @@ class HfVideoEncoder(_HfVisionEncoder):
         pooling = {"rule": "adaptive average over patches", "grid": self._options["grid"], "order": "time, row, column"}
         return self._spec(pooling, stored_dtype)
 
-    def forward(self, batch: np.ndarray) -> torch.Tensor:
+    def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Encode (B, F, side, side, 3) uint8 to (B, T, D), moment by moment."""
-        with self.network.running():
-            return self._tapped.module(self._pixels(batch)).last_hidden_state
+        with required(self.network).running():
+            return self._tapped(self._pixels(batch))
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average (B, T, D) to (B, K, D) float32."""
@@ -284,17 +318,9 @@ class HfVideoEncoder(_HfVisionEncoder):
             return average_over_grid(tokens, self.num_moments, self._options["grid"])
 
 
-def _square_transform(checkpoint: Checkpoint) -> FrameTransform:
-    """Read the transform of a checkpoint.
-
-    Raises:
-        WeightsError: a preprocessing of another kind, or frames that are not square.
-    """
-    transform = FrameTransform(checkpoint.json("preprocessor_config.json"), checkpoint)
-    height, width = transform.out_shape
-    if height != width:
-        raise checkpoint.error(expected="square pictures", got=f"{height} x {width}")
-    return transform
+def _refusal_of_settings(*, expected: str, got: str) -> WeightsError:
+    """Return the error about preprocessing settings that an exported model holds."""
+    return WeightsError("preprocessing of the exported model", expected=expected, got=got)
 
 
 def _num_image_tokens(options: Mapping[str, Any], num_patches: int, num_prefix: int) -> int:

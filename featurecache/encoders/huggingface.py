@@ -26,12 +26,12 @@ from featurecache.encoders.network import (
     block_count,
     compiled_fields,
     load_once,
-    required,
     resolve_compute_dtype,
     resolve_device,
     tapped_network,
 )
 from featurecache.files.hashing import file_sha256
+from featurecache.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,23 @@ class TappedNetwork:
     """A loaded network, truncated as one encoder runs it."""
 
     loaded: LoadedNetwork
-    network: FrozenNetwork
-    """The whole network."""
-    module: torch.nn.Module
-    """The truncated network."""
+    module: torch.nn.Module | None
+    """The truncated network; None if only preprocessing is needed."""
     family: Family
     tap: dict[str, Any]
     """The field `tap` of the spec."""
     architecture: dict[str, Any]
     """The field `architecture` of the spec, without the batch size."""
+
+    @property
+    def network(self) -> FrozenNetwork | None:
+        """The whole network."""
+        return self.loaded.network
+
+    def __call__(self, *inputs: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Run the truncated network; return its hidden states (B, T, D)."""
+        assert self.module is not None  # an encoder without a network only preprocesses
+        return self.module(*inputs, **options).last_hidden_state
 
 
 def find_family(checkpoint: Checkpoint, families: Mapping[str, Family]) -> tuple[Family, Any]:
@@ -103,10 +111,49 @@ def find_family(checkpoint: Checkpoint, families: Mapping[str, Family]) -> tuple
     model_type = document.get("model_type")
     if not isinstance(model_type, str) or model_type not in families:
         raise checkpoint.error(expected="a checkpoint of " + " | ".join(families), got=f"model_type {model_type!r}")
-    family = families[model_type]
     # CLIP and SigLIP checkpoints hold a text tower too; `vision_config` describes the tower that gives tokens.
-    config = document.get("vision_config", document) if model_type in ("clip", "siglip") else document
-    return family, getattr(transformers, family.config).from_dict(config)
+    return families[model_type], _tower_config(
+        families[model_type],
+        document.get("vision_config", document) if model_type in ("clip", "siglip") else document,
+    )
+
+
+def _tower_config(family: Family, document: Mapping[str, Any]) -> Any:
+    return getattr(transformers, family.config).from_dict(dict(document))
+
+
+def settings_of(tapped: TappedNetwork, preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON values from which `empty_network` and `tapped_of_spec` build the network without its checkpoint.
+
+    Args:
+        preprocessor: the checkpoint's preprocessor_config.json.
+    """
+    return {"config": tapped.loaded.config.to_dict(), "preprocessor": dict(preprocessor)}
+
+
+def empty_network(settings: Mapping[str, Any], families: Mapping[str, Family]) -> torch.nn.Module:
+    """Return the network of `settings_of` without its weights."""
+    family = families[settings["config"]["model_type"]]
+    config = _tower_config(family, settings["config"])
+    return getattr(transformers, family.network)(config, **(family.settings or {}))
+
+
+def tapped_of_spec(
+    spec: Spec,
+    settings: Mapping[str, Any],
+    families: Mapping[str, Family],
+    network: FrozenNetwork | None,
+    options: Mapping[str, Any],
+) -> TappedNetwork:
+    """Truncate the network of a spec that is loaded already; `network` None is enough for preprocessing.
+
+    Args:
+        options: as in `open_tapped`.
+    """
+    family = families[settings["config"]["model_type"]]
+    config = _tower_config(family, settings["config"])
+    loaded = LoadedNetwork(network, config, dict(spec.weights), dict(spec.provenance))
+    return _tap(loaded, family, spec.encoder, options)
 
 
 def open_tapped(
@@ -114,12 +161,12 @@ def open_tapped(
     families: Mapping[str, Family],
     device: str,
     compute_dtype: str,
-    *,
-    layer: int | None,
-    norm: str,
-    compile: str,
+    options: Mapping[str, Any],
 ) -> TappedNetwork:
     """Load the network of a checkpoint, or share it with an encoder that has it loaded, and truncate it.
+
+    Args:
+        options: `layer` (number of blocks, None for all), `norm` (final or none) and `compile` of the encoder.
 
     Raises:
         WeightsError: tensors of the tower missing, unexpected or of another shape, or pickled weights.
@@ -128,16 +175,21 @@ def open_tapped(
     family, config = find_family(checkpoint, families)
     torch_device = resolve_device(device)
     dtype = resolve_compute_dtype(compute_dtype, torch_device)
-    compiled_blocks = family.blocks if compile == "yes" else ""
+    compiled_blocks = family.blocks if options["compile"] == "yes" else ""
     key = (family.network, checkpoint.weights, str(torch_device), dtype, compiled_blocks)
     loaded = load_once(key, lambda: _load(checkpoint, family, config, torch_device, dtype, compiled_blocks))
-    network = required(loaded.network)
-    module: Any = network.module
-    num_blocks = block_count(checkpoint.encoder, layer, config.num_hidden_layers)
+    return _tap(loaded, family, checkpoint.encoder, options)
+
+
+def _tap(loaded: LoadedNetwork, family: Family, encoder: str, options: Mapping[str, Any]) -> TappedNetwork:
+    config, norm = loaded.config, options["norm"]
+    num_blocks = block_count(encoder, options["layer"], config.num_hidden_layers)
+    if loaded.network is None:
+        return TappedNetwork(loaded, None, family, {}, {})
+    module: Any = loaded.network.module
     final_norm = _final_norm(family, config, module)
     return TappedNetwork(
         loaded,
-        network,
         tapped_network(module, family.blocks, num_blocks, final_norm if norm == "none" else None),
         family,
         tap={
@@ -151,7 +203,7 @@ def open_tapped(
             "norm_eps": config.layer_norm_eps,
             "attention": module.config._attn_implementation,
             "residual_dtype": "float32",
-            **compiled_fields(compile),
+            **compiled_fields(options["compile"]),
         },
     )
 

@@ -43,6 +43,7 @@ SHOWN_LABELS = 3
 @click.option("--choices", help="Answers to choose among, such as yes,no.")
 @click.option("--text", help="Transcript of the clips, if no clip list has one.")
 @click.option("--split", help="Only this split of a clip list.")
+@click.option("--dataset", help="Dataset of training whose labels are meant, for clips whose list names none.")
 @click.option("--out", type=OutputPath("file"), help="File of JSON lines; the same command continues it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 @click.option("--look", type=OutputPath("folder"), help="Folder for one PNG per clip with the evidence for its answer.")
@@ -73,7 +74,7 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **options: Any) 
     from fusion_train.predict.request import collect_clips, make_request
     from fusion_train.predict.timing import Timings
 
-    chosen = collect_clips(clips, split=options["split"], text=options["text"])
+    chosen = collect_clips(clips, split=options["split"], text=options["text"], dataset=options["dataset"])
     opened = open_model(folder, device, options["base"], encoder_places(options["weights"]))
     choices = [choice.strip() for choice in (options["choices"] or "").split(",") if choice.strip()]
     request = make_request(opened.processor, options["task"], options["question"], choices, options["max_new_tokens"])

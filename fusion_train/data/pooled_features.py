@@ -16,13 +16,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from featurecache.store.copying import empty
 from featurecache.store.protocols import Feature
 from featurecache.terminal import show_progress
 from fusion_train.data.feature_reader import FeatureReader
-from fusion_train.models.fusion_inputs import resample
+from fusion_train.models.token_averages import average, kept_tokens
 
 READ_BYTES = 4 << 20
 """Bytes per read: the tokens are still in the processor's cache when they are averaged."""
@@ -51,7 +50,7 @@ class PooledFeatures:
             with show_progress(f"reading {feature.name}", "clips") as progress, _serial_operations() as threads:
                 progress(0, len(ids), "")
                 for start, tokens in _read_ahead(feature, ids):
-                    inputs = tokens[:, :1] if modality == "image" else tokens
+                    inputs = kept_tokens(modality, tokens)
                     outputs = averages[start : start + len(tokens)]
                     rows = max(1, CACHED_BYTES // (tokens[0].nbytes))
                     list(threads.map(average, inputs.split(rows), outputs.split(rows)))
@@ -81,32 +80,6 @@ class PooledFeatures:
 
     def _shape(self, modality: str, feature: Feature) -> tuple[int, int]:
         return (1 if modality == "image" else self._num_tokens), feature.shape[1]
-
-
-def average(tokens: Tensor, out: Tensor) -> None:
-    """Average tokens (n, K_m, D_m) into `out` (n, K, D_m)."""
-    share, rest = divmod(tokens.shape[1], out.shape[1])
-    if rest:
-        out.copy_(resample(tokens.float(), out.shape[1]))
-    elif share == 1:
-        out.copy_(tokens)
-    elif tokens.dtype == torch.float16 and share & (share - 1) == 0:
-        out.copy_(_average_halves(tokens, share).view_as(out))
-    else:
-        out.copy_(tokens.unflatten(1, (out.shape[1], share)).float().mean(dim=2))
-
-
-def _average_halves(tokens: Tensor, share: int) -> Tensor:
-    """Average every `share` (a power of two) rows: (n, K_m, D_m) float16 -> (n · K, D_m).
-
-    `embedding_bag` adds the rows in float32 while it reads them, which takes half the time of a conversion to float32.
-    The result is equal to the bit: `1 / share` is exact, and the sum is rounded once.
-    """
-    rows = tokens.reshape(-1, tokens.shape[2])
-    weights = torch.full((len(rows),), 1 / share, dtype=tokens.dtype)
-    return functional.embedding_bag(
-        torch.arange(len(rows)), rows, torch.arange(0, len(rows), share), mode="sum", per_sample_weights=weights
-    )
 
 
 @contextmanager

@@ -19,45 +19,14 @@ from fusion_train.data.answers import LabelSets
 from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.pooled_features import PooledFeatures
 from fusion_train.data.samples import Sample, SampleStats
-from fusion_train.errors import ConfigError, DataError
+from fusion_train.errors import ConfigError
 from fusion_train.models.emotion_llama import fusion_token_count
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.host_copies import to_device
 from fusion_train.models.probe import Probe
-from fusion_train.prompts.prompt import Task, find_task
+from fusion_train.prompts.prompt import find_task
+from fusion_train.remote.probe_classes import Classes
 from fusion_train.seeding import derive
-
-
-class Classes:
-    """The class number of every label of every dataset and label task."""
-
-    def __init__(self, sets: LabelSets) -> None:
-        keys = [
-            (dataset, task, label)
-            for dataset in sorted(sets)
-            for task in sorted(sets[dataset])
-            for label in sets[dataset][task]
-        ]
-        self._number = {key: number for number, key in enumerate(keys)}
-
-    def __len__(self) -> int:
-        return len(self._number)
-
-    def numbers(self, clip: Clip, task: Task, labels: Sequence[str]) -> list[int]:
-        """Return the class numbers of a clip's closed set.
-
-        Raises:
-            DataError: a label that training did not have.
-        """
-        keys = [(clip.dataset or "", task.key, label) for label in labels]
-        unknown = [key[2] for key in keys if key not in self._number]
-        if unknown or not keys:
-            raise DataError(
-                clip.id,
-                expected=f"labels of {task.name} of dataset {clip.dataset!r} that were trained on",
-                got=", ".join(unknown) or "none",
-            )
-        return [self._number[key] for key in keys]
 
 
 @dataclass
@@ -101,7 +70,7 @@ class ProbeCollator:
     """Samples -> ProbeBatch; all clips of a split are read when the first of them is in a batch."""
 
     def __init__(self, reader: FeatureReader, clips: ClipList, classes: Classes, num_tokens: int) -> None:
-        self._reader, self._classes = reader, classes
+        self._reader, self.classes = reader, classes
         self._pooled = PooledFeatures(reader, num_tokens)
         self._in_split: dict[str | None, list[str]] = {}
         for clip in clips:
@@ -117,10 +86,10 @@ class ProbeCollator:
         for split in {sample.clip.split for sample in samples} - self._loaded:
             self._pooled.load(self._in_split[split])
             self._loaded.add(split)
-        allowed = torch.zeros(len(samples), len(self._classes), dtype=torch.bool)
+        allowed = torch.zeros(len(samples), len(self.classes), dtype=torch.bool)
         targets = torch.full((len(samples),), -1)
         for row, sample in enumerate(samples):
-            numbers = self._classes.numbers(sample.clip, sample.task, sample.labels)
+            numbers = self.classes.numbers(sample.clip, sample.task, sample.labels)
             allowed[row, numbers] = True
             if sample.answer in sample.labels:
                 targets[row] = numbers[sample.labels.index(sample.answer)]
@@ -137,7 +106,7 @@ class ProbeCollator:
         with torch.inference_mode():
             scores = model.logits(batch.features, batch.present, batch.allowed).softmax(dim=1).cpu()
         return [
-            row[self._classes.numbers(sample.clip, sample.task, sample.labels)].tolist()
+            row[self.classes.numbers(sample.clip, sample.task, sample.labels)].tolist()
             for sample, row in zip(samples, scores, strict=True)
         ]
 

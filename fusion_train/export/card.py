@@ -29,6 +29,21 @@ print(processor.answers(model.generate(**inputs))[0])
 `text` may be left out; `audio=` and `image=` take separate files; `question=` replaces the instruction of the task.
 Lists make a batch. Needed: torch, transformers, av, numpy, pillow{needed}."""
 
+PROBE_USE = """\
+```python
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
+model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
+
+inputs = processor(video="clip.mp4", task="{task}"{dataset}).to(model.device)
+labels = processor.labels("{task}"{dataset})
+print(dict(zip(labels, model.label_probabilities(**inputs)[0].tolist())))
+```
+
+`audio=` and `image=` take separate files. Lists make a batch. It reads no text and answers no open question.
+Needed: torch, transformers, av, numpy, pillow{needed}."""
+
 ADAPTER_ARGUMENTS = ', base="BASE", encoder_weights={"whisper": "WHISPER"}'
 ADAPTER = """
 This folder holds only the trained parts: LoRA (peft's `adapter_config.json`), fusion and projectors
@@ -79,14 +94,13 @@ def card(
     """Return the text of the card; arguments as of `write_card`."""
     config, record = context.config, run.record()
     base = config.model.llm
-    assert base is not None  # a probe is refused before
     adapter = about["form"] == "adapter"
     closed = next((name for name in tasks if name in ("emotion", "sentiment", "intent")), None)
     lines = [
         "---",
         f"library_name: {'peft' if adapter else 'transformers'}",
-        "pipeline_tag: video-text-to-text",
-        *([] if Path(base).exists() else [f"base_model: {base}"]),
+        f"pipeline_tag: {'video-text-to-text' if base else 'video-classification'}",
+        *([] if base is None or Path(base).exists() else [f"base_model: {base}"]),
         "license: other",
         "tags: [emotion-recognition, multimodal, custom_code]",
         "---",
@@ -95,20 +109,27 @@ def card(
         "",
         "A multimodal language model that names and explains the emotion of a person in a short clip, from face, voice "
         "and words. Frozen encoders, a fusion module, linear projectors and a language model with LoRA, "
-        "after Emotion-LLaMAv2 (arXiv 2601.16449).",
+        "after Emotion-LLaMAv2 (arXiv 2601.16449)."
+        if base
+        else "A probe without a language model: frozen encoders, a fusion module and one linear layer give a "
+        "probability for each label of a person's emotion in a short clip. It measures what the features reveal.",
         "",
         "## Use",
         "",
-        USE.format(task=tasks[0], arguments=ADAPTER_ARGUMENTS if adapter else "", needed=", peft" if adapter else ""),
+        USE.format(task=tasks[0], arguments=ADAPTER_ARGUMENTS if adapter else "", needed=_needed(adapter, about))
+        if base
+        else PROBE_USE.format(task=tasks[0], dataset=_dataset(context), needed=_needed(adapter, about)),
         *([ADAPTER] if adapter else []),
-        LABELS.format(task=closed) if closed else "",
+        LABELS.format(task=closed) if closed and base else "",
         "",
         "## Parts",
         "",
         "| part | what | trained parameters |",
         "|---|---|---:|",
         f"| language model | {markdown_text(Path(base).name)}, {about['dtype']}, LoRA "
-        f"{'beside it' if adapter else 'merged'} | {parts.get('lora', 0):,} |",
+        f"{'beside it' if adapter else 'merged'} | {parts.get('lora', 0):,} |"
+        if base
+        else f"| head | linear, float32 | {parts.get('head', 0):,} |",
         f"| fusion | {config.model.fusion.name} | {parts.get('fusion', 0):,} |",
         *(f"| {name.replace('.', ' ')} | linear | {count:,} |" for name, count in parts.items() if "." in name),
         *(
@@ -151,6 +172,18 @@ def card(
         f"{about['versions']['featurecache']}).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _dataset(context: RunContext) -> str:
+    """Return the argument that names a dataset of training, if there are several."""
+    names = [name for name, sets in context.label_sets.items() if any(sets.values())]
+    return "" if len(names) < 2 else f", dataset={names[0]!r}"
+
+
+def _needed(adapter: bool, about: Mapping[str, Any]) -> str:
+    """Return the packages that a folder needs beside the usual ones, each after a comma."""
+    packages = [*(["peft"] if adapter else []), *about.get("packages", ())]
+    return "".join(f", {name}" for name in packages)
 
 
 def _unanswered_tasks(configured: Sequence[str], tasks: Sequence[str]) -> list[str]:

@@ -57,7 +57,6 @@ def judge(
         merged: whether the adapters of the folder are merged; otherwise merging costs nothing and is not measured.
     """
     u = ROUNDOFF[llm_dtype]
-    on_gpu = device.startswith("cuda")
     figures = [
         ParityCheck("questions whose prompt differs", _count(rows, "prompt_equal"), 0, "One tokenisation serves both."),
         ParityCheck(
@@ -85,6 +84,47 @@ def judge(
                 "move by a few u times that, and KL grows with the square of it.",
             )
         )
+    figures += _answer_checks(rows, specs, u, device, "raw and merged")
+    figures.append(
+        ParityCheck(
+            "greedy text: nats between the first tokens that differ",
+            _worst(rows, "text_margin"),
+            max(LEAST_MARGIN, 2 * LOGIT_SCALE * u),
+            f"Texts are equal, except where two tokens are tied within the rounding of {llm_dtype}.",
+        )
+    )
+    return figures
+
+
+def judge_probe(rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], *, device: str) -> list[ParityCheck]:
+    """Compare the rows of `probe_parity.compare_probe` with their bounds; other arguments as of `judge`."""
+    return [
+        ParityCheck("questions whose labels differ", _count(rows, "classes_equal"), 0, "One numbering serves both."),
+        ParityCheck(
+            "questions whose modalities differ", _count(rows, "present_equal"), 0, "Absence is decided by the media."
+        ),
+        *(_feature_check(modality, spec, rows) for modality, spec in specs.items()),
+        *_answer_checks(rows, specs, ROUNDOFF["float32"], device, "raw"),
+        ParityCheck(
+            "labels: difference of the scores of two labels where the answers differ",
+            _worst(rows, "text_margin"),
+            max(LEAST_MARGIN, 2 * LOGIT_SCALE * max(_feature_bound(spec)[0] for spec in specs.values())),
+            "Labels are equal, except where two are tied within the rounding of the features.",
+        ),
+    ]
+
+
+def _answer_checks(
+    rows: Sequence[Mapping[str, Any]], specs: Mapping[str, Spec], u: float, device: str, compared: str
+) -> list[ParityCheck]:
+    """Return the checks of logits and probabilities, which exports with and without a language model share.
+
+    Args:
+        u: unit roundoff of the dtype in which the logits are computed.
+        compared: which probabilities are compared with those of training, in words.
+    """
+    on_gpu = device.startswith("cuda")
+    figures: list[ParityCheck] = []
     reload_bound = LOGIT_SCALE * u * 4 if on_gpu else 0.0
     figures.append(
         ParityCheck(
@@ -121,20 +161,12 @@ def judge(
     if probabilities:
         figures.append(
             ParityCheck(
-                "label probabilities, raw and merged against trained",
+                f"label probabilities, {compared} against trained",
                 max(probabilities),
                 max(1e-4, raw_bound**0.5),
                 "A probability moves by less than the root of the KL divergence (Pinsker).",
             )
         )
-    figures.append(
-        ParityCheck(
-            "greedy text: nats between the first tokens that differ",
-            _worst(rows, "text_margin"),
-            max(LEAST_MARGIN, 2 * LOGIT_SCALE * u),
-            f"Texts are equal, except where two tokens are tied within the rounding of {llm_dtype}.",
-        )
-    )
     return figures
 
 
@@ -194,6 +226,7 @@ def write_certificate(
 def page(document: Mapping[str, Any]) -> str:
     """Return the certificate as Markdown."""
     rows = document["clips"]
+    probe = document.get("form") == "probe"
     clips = len({row["id"] for row in rows})
     texts = sum(row["text_equal"] for row in rows)
     equal = sum(all(f["equal"] for f in row["features"].values()) for row in rows)
@@ -204,8 +237,8 @@ def page(document: Mapping[str, Any]) -> str:
         f" of the split {markdown_text(document['split'])}, on {document['device']}; "
         f"{document['asked']} clips were requested.",
         "",
-        f"Greedy text equal on {texts} of {len(rows)} questions, features equal to the last bit on {equal}; "
-        f"merging moved no logit by more than {max(row['merge_logits'] for row in rows):.1e}.",
+        f"{'Label' if probe else 'Greedy text'} equal on {texts} of {len(rows)} questions, features equal to the last "
+        f"bit on {equal}" + (". Nothing is merged in a probe." if probe else f"; {_merging(rows)}."),
         "",
         _absence(rows),
         "",
@@ -226,6 +259,10 @@ def page(document: Mapping[str, Any]) -> str:
     lines += ["", "| file | sha256 |", "|---|---|"]
     lines += [f"| {name} | `{value}` |" for name, value in document["files"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _merging(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"merging moved no logit by more than {max(row['merge_logits'] for row in rows):.1e}"
 
 
 def _absence(rows: Sequence[Mapping[str, Any]]) -> str:

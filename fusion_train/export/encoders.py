@@ -10,7 +10,9 @@ Shapes: K tokens, D encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,13 @@ from torch import nn
 
 import featurecache
 from featurecache.encoders.eva import EvaGlobalEncoder
-from featurecache.encoders.network import required
-from featurecache.errors import suggest
+from featurecache.encoders.network import required, resolve_device
 from featurecache.spec import Spec
 from featurecache.views import View
 from fusion_train.data.absent import write_zero_image
 from fusion_train.errors import ConfigError, ExportError
-from fusion_train.remote.encoding import EXPORTABLE, as_stored, refuse_other_encoder
+from fusion_train.remote.encoding import as_stored, open_trained, place_of, refuse_other_encoder, unknown_weights
+from fusion_train.remote.vendor import encoder_package
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class AttachedEncoders:
     """The encoders of a run, in the form in which an exported model holds them."""
 
     entries: dict[str, dict[str, Any]]
-    """Modality -> {"spec": …, "network": key}, as in EmotionLlamaConfig."""
+    """Modality -> {"spec": …, "network": key, …}, as in EmotionLlamaConfig."""
     settings: dict[str, dict[str, Any]]
     """Network key -> settings from which the network is built."""
     networks: dict[str, nn.Module]
@@ -43,58 +45,56 @@ class AttachedEncoders:
     """Modality -> the view of a clip that its encoder reads."""
 
 
-def attach_encoders(specs: Mapping[str, Spec], weights: Mapping[str, str], device: str = "cpu") -> AttachedEncoders:
+def attach_encoders(
+    specs: Mapping[str, Spec], weights: Mapping[str, str], device: str = "cpu", uncopied: Collection[str] = ()
+) -> AttachedEncoders:
     """Open the encoder of every modality's spec.
 
     Args:
-        weights: encoder name -> checkpoint folder or hub id, if it differs from the provenance in the spec.
+        weights: encoder name or modality -> checkpoint folder or hub id, if it differs from the provenance in the spec.
+        uncopied: encoders whose package the export names in place of its code.
 
     Raises:
-        ExportError: an encoder that cannot be exported, or weights of unknown origin.
+        EncoderError: an encoder that is not installed or cannot be exported.
+        ExportError: weights of unknown origin.
         FingerprintError: another encoder than the one that made the features; every differing field is listed.
         WeightsError: the weights are missing or of another architecture.
     """
-    names = {spec.encoder for spec in specs.values()}
-    for name in weights:
-        if name not in names:
-            raise ExportError(
-                f"--weights {name}=…",
-                expected="one of the run's encoders: " + ", ".join(sorted(names)),
-                got="another",
-                next_step=suggest(name, names).strip() or None,
-            )
+    if problem := unknown_weights(weights, specs):
+        name, expected, advice = problem
+        raise ExportError(f"--weights {name}=…", expected=expected, got="another", next_step=advice)
     attached = AttachedEncoders({}, {}, {}, {})
     shared: dict[tuple[Any, ...], str] = {}
     for modality, spec in specs.items():
-        if spec.encoder not in EXPORTABLE:
-            raise ExportError(
-                f"{modality} feature",
-                expected="an encoder of " + ", ".join(EXPORTABLE),
-                got=f'"{spec.encoder}"',
-                next_step="Features of other encoders train and evaluate, but cannot be exported yet.",
-            )
-        encoder_class = EXPORTABLE[spec.encoder]
-        encoder = encoder_class.open(
-            weights.get(spec.encoder) or known_weights(spec),
-            device,
-            spec.compute_dtype,
-            encoder_class.options_of(spec),
-        )
-        refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
+        place = place_of(weights, modality, spec)
+        if place is None and spec.weights:
+            place = known_weights(spec)
+        encoder = open_trained(spec, place, modality, device)
         network = required(encoder.network).module
-        same = (type(network), tuple(sorted(spec.weights.items())), spec.compute_dtype)
-        key = shared.setdefault(same, f"{spec.encoder.partition('-')[0]}{_number(attached.networks, spec)}")
+        settings = json.dumps(encoder.settings, sort_keys=True)
+        same = (type(network), tuple(sorted(spec.weights.items())), spec.compute_dtype, settings)
+        key = shared.setdefault(same, _network_key(spec.encoder, attached.networks))
         attached.networks.setdefault(key, network)
         attached.views[modality] = encoder.view
         attached.settings.setdefault(key, encoder.settings)
         attached.entries[modality] = {"spec": as_document(spec), "network": key}
+        package = encoder_package(spec.encoder)
+        if not package.is_ours:
+            attached.entries[modality] |= {
+                "package": package.requirement,
+                "required": spec.encoder in uncopied,
+            }
     return attached
 
 
-def _number(networks: Mapping[str, nn.Module], spec: Spec) -> str:
-    """Return the suffix of a network key: `_2` for a second network of a family, from another checkpoint."""
-    family = spec.encoder.partition("-")[0]
-    return "" if family not in networks else f"_{1 + sum(key.startswith(family) for key in networks)}"
+def _network_key(encoder: str, networks: Mapping[str, nn.Module]) -> str:
+    """Return a new key for the network of an encoder, which is part of the names of its weights."""
+    family = "eva" if encoder.startswith("eva-") else re.sub(r"\W", "_", encoder)
+    key, number = family, 1
+    while key in networks:
+        number += 1
+        key = f"{family}_{number}"
+    return key
 
 
 def as_document(spec: Spec) -> dict[str, Any]:
@@ -137,7 +137,8 @@ def make_zero_image(
     if spec.encoder != EvaGlobalEncoder.name:
         raise ConfigError(f"{store}/{name}", expected=f"a feature of {EvaGlobalEncoder.name}", got=spec.encoder)
     options = EvaGlobalEncoder.options_of(spec)
-    encoder = EvaGlobalEncoder.open(weights or known_weights(spec), device, spec.compute_dtype, options)
+    place = weights or known_weights(spec)
+    encoder = EvaGlobalEncoder.open(place, str(resolve_device(device)), spec.compute_dtype, options)
     refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, "image")
     side = encoder.pixels
     mean_colour = np.asarray(encoder.mean, np.float32) * 255

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from featurecache.clips.clip_list import load_clips
-from featurecache.encoders import Encoder
+from featurecache.encoders import Encoder, exportable_class
 from featurecache.encoders.checkpoint import quiet_transformers
 from featurecache.encoders.network import resolve_device
+from featurecache.errors import suggest
 from featurecache.files.lease import beside, sole_writer
 from featurecache.files.publish import (
     make_folder,
@@ -34,26 +35,32 @@ from featurecache.files.publish import (
 from featurecache.spec import Spec
 from featurecache.views import View
 from fusion_train import checkpoint
+from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.errors import ExportError, ParityError
 from fusion_train.export.card import trained_parts, write_card
-from fusion_train.export.certificate import ParityCheck, judge, write_certificate
+from fusion_train.export.certificate import ParityCheck, judge, judge_probe, write_certificate
 from fusion_train.export.encoders import attach_encoders
 from fusion_train.export.folder import write_folder
 from fusion_train.export.parity import (
+    ForeignPackages,
     ReferenceAnswer,
     answer_logits,
     ask_exported,
     choose_questions,
     compare,
+    foreign_packages,
     num_clips,
     reference_answers,
     refuse_other_media,
 )
+from fusion_train.export.probe_parity import compare_probe, probe_references
 from fusion_train.export.provenance import trained_tasks, weights_chosen
 from fusion_train.export.weights import merge_lora
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
+from fusion_train.remote.exportability import refuse_foreign_media
 from fusion_train.remote.integrity import PAGE_NAME, file_hashes, read_certificate, refuse_changed_files
+from fusion_train.remote.vendor import CACHE, encoder_package, vendored_code
 from fusion_train.run import Run, absolute, relative
 from fusion_train.run_context import RunContext, load_context
 
@@ -80,6 +87,8 @@ class ExportSources:
     """Export only the trained parts, with references to base and encoders; else one model with merged adapters."""
     check_list: str | None = None
     """Clip list whose clips are all checked; None: `num_clips` of `split`."""
+    required: tuple[str, ...] = ()
+    """Encoders of other packages whose package the folder names; the code of the others is copied."""
 
 
 def export_run(
@@ -88,7 +97,7 @@ def export_run(
     """Write the exported folder `out`; return the checks of its certificate.
 
     Args:
-        weights: encoder name -> checkpoint, if it differs from the provenance of the features.
+        weights: encoder name or modality -> checkpoint, if it differs from the provenance of the features.
 
     Raises:
         CheckpointError, StoreError, DataError: the run or what it read cannot be opened.
@@ -106,27 +115,29 @@ def export_run(
 def _export_run(
     run: Run, out: Path, weights: Mapping[str, str], sources: ExportSources, say: Callable[[str], None]
 ) -> list[ParityCheck]:
+    refuse_unexportable(run, sources)
     context, step = open_run(run, sources)
-    attached = attach_encoders(context.reader.specs, weights)
+    refuse_unfit_adapter(context, sources)
+    attached = attach_encoders(context.reader.specs, weights, uncopied=sources.required)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
     tasks = trained_tasks(run, context)
     split, references = ask_trained(context, attached.views, sources, tasks)
     parts = trained_parts(context)
-    refuse_unfit_adapter(context, sources)
-    if not sources.adapter:
+    if not sources.adapter and context.tokenizer is not None:
         merge_and_ask(context, references, sources.dtype)
-    about = describe(run, context, sources, step, split)
+    about = describe(run, context, sources, step, split) | required_packages(attached.entries)
     make_folder(out.parent)
     temporary = make_temporary_folder(out.parent, f".{out.name}-")
     try:
         say(f"writing {out}")
         with writing(out), quiet_transformers():
-            write_folder(temporary, context, attached, tasks)
+            write_folder(temporary, context, attached, tasks, sources.required)
             write_card(temporary, run, context, tasks, parts, about | {"num_clips": num_clips(references)})
         about |= {"files": file_hashes(temporary), "where": locate(run, context, weights, sources, out)}
         specs, places = context.reader.specs, referred(context, weights) if sources.adapter else {}
+        packages = foreign_packages(attached.entries)
         del context, attached
-        figures, rows = measure(temporary, references, specs, about, places, say)
+        figures, rows = measure(temporary, references, specs, about, places, packages, say)
         write_certificate(temporary, about, figures, rows)
         if not publish_folder(temporary, out):
             refuse_occupied(out)
@@ -184,30 +195,44 @@ def verify_export(
     context, step = open_run(run, sources)
     views = {modality: rebuild(out, modality).view for modality in context.reader.modalities}
     split, references = ask_trained(context, views, sources, trained_tasks(run, context))
-    if not sources.adapter:
+    if not sources.adapter and context.tokenizer is not None:
         merge_and_ask(context, references, sources.dtype)
     specs, about = context.reader.specs, describe(run, context, sources, step, split)
     places = referred(context, encoder_places) if sources.adapter else {}
     del context
-    figures, _ = measure(out, references, specs, about, places, say)
+    packages = foreign_packages(json.loads((out / "config.json").read_text(encoding="utf-8"))["encoders"])
+    figures, _ = measure(out, references, specs, about, places, packages, say)
     raise_where_failed(out, figures)
     return figures
 
 
-def open_run(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
-    """Load a run with the weights of a checkpoint onto the device; also return the step of the checkpoint.
+def refuse_unexportable(run: Run, sources: ExportSources) -> None:
+    """Check what the encoders and the fusion variant of a run allow, before the run is loaded.
 
     Raises:
-        ExportError: the run is a probe, which has no language model.
+        EncoderError: an encoder that is not installed or cannot be exported.
+        ExportError: code that cannot be copied, or an unknown name in `sources.required`.
     """
-    config = run.config()
-    if config.model.llm is None:
-        raise ExportError(
-            str(run.folder),
-            expected="a run with a language model",
-            got="a probe",
-            next_step=f"Start one from it: fusion-train --stage perception --init {run.folder}.",
-        )
+    config, store = run.config(), sources.store or absolute(run.record().store, run.folder)
+    specs = FeatureReader.open(store, config.features.used).specs
+    names = [spec.encoder for spec in specs.values()]
+    foreign = [name for name in names if not encoder_package(name).is_ours]
+    for name in sources.required:
+        if name not in foreign:
+            raise ExportError(
+                f"--require {name}",
+                expected="an encoder of another package that the run reads: " + (", ".join(foreign) or "it reads none"),
+                got="another",
+                next_step=suggest(name, foreign).strip() or None,
+            )
+    for modality, spec in specs.items():
+        refuse_foreign_media(spec, modality)
+        exportable_class(spec.encoder)
+    vendored_code(config.model.fusion.name, names, sources.required)
+
+
+def open_run(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
+    """Load a run with the weights of a checkpoint onto the device; also return the step of the checkpoint."""
     context = load_context(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
     context.model.eval().to(resolve_device(sources.device))
     return context, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
@@ -215,8 +240,11 @@ def open_run(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
 
 def ask_trained(
     context: RunContext, views: Mapping[str, View], sources: ExportSources, tasks: Sequence[str]
-) -> tuple[str, list[ReferenceAnswer]]:
-    """Choose the clips and ask the trained model; return the name of their split and the reference answers."""
+) -> tuple[str, list[Any]]:
+    """Choose the clips and ask the trained model; return the name of their split and the reference answers.
+
+    These are `ReferenceAnswer`s, or `ProbeReference`s for a run without a language model.
+    """
     if sources.check_list is not None:
         clips = load_clips(sources.check_list)
         split, count = "(a list of its own)", len(clips)
@@ -225,7 +253,8 @@ def ask_trained(
         clips, count = context.clips.in_split(split), sources.num_clips
     samples = choose_questions(context, clips, count, tasks)
     refuse_other_media(context, samples, views)
-    return split, reference_answers(context, samples)
+    asked = probe_references if context.tokenizer is None else reference_answers
+    return split, asked(context, samples)
 
 
 def merge_and_ask(context: RunContext, references: Sequence[ReferenceAnswer], dtype: str | None) -> None:
@@ -237,10 +266,11 @@ def merge_and_ask(context: RunContext, references: Sequence[ReferenceAnswer], dt
 
 def measure(
     folder: Path,
-    references: Sequence[ReferenceAnswer],
+    references: Sequence[Any],
     specs: Mapping[str, Spec],
     about: Mapping[str, Any],
     places: Mapping[str, Any],
+    packages: ForeignPackages,
     say: Callable[[str], None],
 ) -> tuple[list[ParityCheck], list[dict[str, Any]]]:
     """Ask the exported folder and compare its answers; return the checks, and the measurements of every question.
@@ -254,14 +284,18 @@ def measure(
         f"asking the exported model {len(references)} questions on {num_clips(references)} raw clips, "
         f"in a fresh process on {about['device']}"
     )
-    answers = ask_exported(folder, references, about["device"], places)
-    rows = [compare(reference, out) for reference, out in zip(references, answers, strict=True)]
+    answers = ask_exported(folder, references, about["device"], places, packages)
+    probe = about["form"] == "probe"
+    rows = [(compare_probe if probe else compare)(*pair) for pair in zip(references, answers, strict=True)]
+    if probe:
+        return judge_probe(rows, specs, device=about["device"]), rows
     merged = about["form"] == "merged"
     return judge(rows, specs, llm_dtype=about["dtype"], device=about["device"], merged=merged), rows
 
 
 def describe(run: Run, context: RunContext, sources: ExportSources, step: int, split: str) -> dict[str, Any]:
     """Return the fields of a certificate that describe its origin; they contain no path."""
+    probe = context.tokenizer is None
     return {
         "run": {
             "name": run.name,
@@ -271,17 +305,34 @@ def describe(run: Run, context: RunContext, sources: ExportSources, step: int, s
             "weights": weights_chosen(run, sources.which),
         },
         "fingerprints": context.reader.fingerprints,
-        "form": "adapter" if sources.adapter else "merged",
-        "dtype": sources.dtype or context.config.model.llm_dtype,
-        "device": next(context.model.projectors.parameters()).device.type,
+        "form": "probe" if probe else "adapter" if sources.adapter else "merged",
+        "dtype": "float32" if probe else sources.dtype or context.config.model.llm_dtype,
+        "device": context.device.type,
         "split": split,
         "asked": sources.num_clips,
         "versions": {name: version(name) for name in ("torch", "transformers", "av", "featurecache")},
     }
 
 
+def required_packages(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the field `packages` of a certificate: those that the folder imports, as name==version; else nothing.
+
+    An encoder's package imports `featurecache`, which is then not copied either.
+    """
+    packages = sorted({entry["package"] for entry in entries.values() if entry.get("required")})
+    return {"packages": [f"{CACHE}=={version(CACHE)}", *packages]} if packages else {}
+
+
 def refuse_unfit_adapter(context: RunContext, sources: ExportSources) -> None:
     """Raise ExportError if the run or the dtype does not fit the adapter-only form."""
+    probe = context.tokenizer is None
+    if probe and (sources.adapter or sources.dtype not in (None, "float32")):
+        raise ExportError(
+            "--adapter" if sources.adapter else f"--dtype {sources.dtype}",
+            expected="a run with a language model",
+            got="a probe, which is small and computes in float32",
+            next_step="Leave it out.",
+        )
     if sources.adapter and not context.config.model.lora.r:
         raise ExportError("--adapter", expected="a run with LoRA", got="model.lora.r: 0", next_step="Export it merged.")
     if sources.adapter and sources.dtype not in (None, context.config.model.llm_dtype):
@@ -296,7 +347,7 @@ def refuse_unfit_adapter(context: RunContext, sources: ExportSources) -> None:
 def referred(context: RunContext, weights: Mapping[str, str]) -> dict[str, Any]:
     """Return `base` and `encoder_weights` for the loader of an adapter-only folder: where they are now."""
     base = context.config.model.llm
-    assert base is not None  # `open_run` refuses a probe
+    assert base is not None  # `refuse_unfit_adapter` refuses a probe
     return {"base": _resolved(base), "encoder_weights": {name: _resolved(place) for name, place in weights.items()}}
 
 

@@ -14,7 +14,7 @@ the matrices of each encoder in the compute dtype of its features. No absolute p
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,16 @@ from transformers import GenerationConfig
 from fusion_train.data.retrieval import RecalledTokens, recall_state
 from fusion_train.evaluation.evaluate import MAX_NEW_TOKENS
 from fusion_train.export.encoders import AttachedEncoders
-from fusion_train.export.vendor import vendored_code
 from fusion_train.export.weights import align_file
 from fusion_train.models.fusions import fusion_variant, taken_options
 from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
+from fusion_train.remote.configuration_emotion_probe import EmotionProbeConfig
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+from fusion_train.remote.modeling_emotion_probe import EmotionProbe
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.remote.processing_emotion_probe import EmotionProbeProcessor
+from fusion_train.remote.vendor import PROBE_ENTRY_MODULES, vendored_code
 from fusion_train.run_context import RunContext
 
 MAX_SHARD_SIZE = "5GB"
@@ -43,6 +46,12 @@ AUTO_MAP = {
     "AutoConfig": "configuration_emotion_llama.EmotionLlamaConfig",
     "AutoModelForCausalLM": "modeling_emotion_llama.EmotionLlamaForCausalLM",
     "AutoProcessor": "processing_emotion_llama.EmotionLlamaProcessor",
+}
+
+PROBE_AUTO_MAP = {
+    "AutoConfig": "configuration_emotion_probe.EmotionProbeConfig",
+    "AutoModel": "modeling_emotion_probe.EmotionProbe",
+    "AutoProcessor": "processing_emotion_probe.EmotionProbeProcessor",
 }
 
 
@@ -55,22 +64,16 @@ def make_config(
         tasks: tasks that the run was trained on.
         recall: settings that `retrieval.recall_state` returns; None without retrieval.
     """
-    settings = context.config.model.fusion
-    options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": context.model.fusion_tokens}
-    options = taken_options(fusion_variant(settings.name), options)
     llm = context.model.llm.config
     text_config = llm.to_dict() | {"dtype": None, "_name_or_path": ""}
     return EmotionLlamaConfig(
         text_config={key: value for key, value in text_config.items() if not key.startswith("_")},
         encoders=attached.entries,
         networks=attached.settings,
-        shapes={name: getattr(context.reader.shapes, name) for name in ("audio", "image", "video")},
-        fusion={"name": settings.name, "options": options, "tokens": context.model.fusion_tokens},
+        shapes=_shapes(context),
+        fusion=_fusion(context),
         prompt=context.config.prompt.model_dump(),
-        label_sets={
-            dataset: {task: list(labels) for task, labels in tasks.items()}
-            for dataset, tasks in context.label_sets.items()
-        },
+        label_sets=_label_sets(context),
         stage=context.config.stage,
         tasks=tasks,
         recall=recall,
@@ -79,6 +82,26 @@ def make_config(
         tie_word_embeddings=bool(llm.tie_word_embeddings),
         architectures=["EmotionLlamaForCausalLM"],
     )
+
+
+def _shapes(context: RunContext) -> dict[str, Any]:
+    return {name: getattr(context.reader.shapes, name) for name in ("audio", "image", "video")}
+
+
+def _fusion(context: RunContext) -> dict[str, Any]:
+    settings, count = context.config.model.fusion, context.model.fusion_tokens
+    options = settings.model_dump(mode="json", exclude={"name"}) | {"num_tokens": count}
+    return {
+        "name": settings.name,
+        "options": taken_options(fusion_variant(settings.name), options),
+        "tokens": count,
+    }
+
+
+def _label_sets(context: RunContext) -> dict[str, dict[str, list[str]]]:
+    return {
+        dataset: {task: list(labels) for task, labels in tasks.items()} for dataset, tasks in context.label_sets.items()
+    }
 
 
 def make_model(
@@ -114,11 +137,57 @@ def generation_defaults(context: RunContext) -> GenerationConfig:
     return settings
 
 
-def write_folder(folder: Path, context: RunContext, attached: AttachedEncoders, tasks: Sequence[str]) -> None:
+def write_folder(
+    folder: Path,
+    context: RunContext,
+    attached: AttachedEncoders,
+    tasks: Sequence[str],
+    required: Collection[str] = (),
+) -> None:
     """Write everything but the certificate and the model card.
 
     A model whose adapters are not merged is written in the adapter-only form.
+
+    Args:
+        required: encoders whose package the folder names in place of its code.
     """
+    encoders = [spec.encoder for spec in context.reader.specs.values()]
+    if context.config.model.llm is None:
+        _write_probe(folder, context, attached, tasks)
+        code = vendored_code(context.config.model.fusion.name, encoders, required, PROBE_ENTRY_MODULES)
+    else:
+        _write_language_model(folder, context, attached, tasks)
+        code = vendored_code(context.config.model.fusion.name, encoders, required)
+    for name, text in code.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_probe(folder: Path, context: RunContext, attached: AttachedEncoders, tasks: Sequence[str]) -> None:
+    """Write weights, configuration and processor of a run without a language model."""
+    config = EmotionProbeConfig(
+        encoders=attached.entries,
+        networks=attached.settings,
+        shapes=_shapes(context),
+        fusion=_fusion(context),
+        label_sets=_label_sets(context),
+        stage=context.config.stage,
+        tasks=tasks,
+        architectures=["EmotionProbe"],
+        dtype="float32",
+    )
+    config.auto_map = PROBE_AUTO_MAP
+    with torch.device("meta"):
+        model = EmotionProbe(config)
+    model.probe, model.networks = context.model, nn.ModuleDict(attached.networks)
+    model.eval().save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    for shard in folder.glob("*.safetensors"):
+        align_file(shard)
+    processor = EmotionProbeProcessor(config.encoders, config.networks, config.label_sets, config.tasks)
+    processor.auto_map = {"AutoProcessor": PROBE_AUTO_MAP["AutoProcessor"]}  # type: ignore[attr-defined]  # as below
+    processor.save_pretrained(folder)
+
+
+def _write_language_model(folder: Path, context: RunContext, attached: AttachedEncoders, tasks: Sequence[str]) -> None:
     recall, constants = constants_of(context)
     config = make_config(context, attached, tasks, recall)
     config.auto_map = AUTO_MAP
@@ -143,8 +212,6 @@ def write_folder(folder: Path, context: RunContext, attached: AttachedEncoders, 
     )
     processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}  # type: ignore[attr-defined]  # transformers writes it
     processor.save_pretrained(folder)
-    for name, text in vendored_code(context.config.model.fusion.name).items():
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _write_adapter(folder: Path, context: RunContext, config: EmotionLlamaConfig, constants: Constants) -> None:

@@ -4,7 +4,8 @@
 
 REQUEST is a folder. It holds `request.json` and, for each question n, `n.in.safetensors` with the cached features and
 the token ids of the reference answer. The script writes `n.out.safetensors`, and `done.json` last. It imports nothing
-of this project, and hides the packages of the project, and peft, from everything it loads.
+of this project, and hides the packages of the project, those of copied encoders, and peft, from everything it loads.
+An encoder whose package the folder names is found where it is installed, with `featurecache`, which it needs.
 """
 
 from __future__ import annotations
@@ -32,19 +33,25 @@ class HidingFinder:
 def main(folder: Path) -> None:
     """Answer every question of a request."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    hidden = [name for name in HIDDEN if name != "peft" or not request["places"]]
+    needed = {"peft": bool(request["places"]), "featurecache": request["needs_featurecache"]}
+    hidden = [name for name in HIDDEN if not needed.get(name)] + request["hidden"]
+    sys.path[:0] = request["found"]
     sys.meta_path[:] = [HidingFinder(finder, hidden) for finder in sys.meta_path]
     import torch
-    from transformers import AutoModelForCausalLM, AutoProcessor
+    from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.set_num_threads(request["threads"])
     processor = AutoProcessor.from_pretrained(request["model"], trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(request["model"], trust_remote_code=True, **request["places"])
+    kind = AutoModel if request["probe"] else AutoModelForCausalLM
+    model = kind.from_pretrained(request["model"], trust_remote_code=True, **request["places"])
     model = model.to(request["device"]).eval()
     for number, question in enumerate(request["questions"]):
-        answer(processor, model, folder / str(number), question, request["max_new_tokens"])
+        if request["probe"]:
+            classify(processor, model, folder / str(number), question)
+        else:
+            answer(processor, model, folder / str(number), question, request["max_new_tokens"])
     loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(hidden))
     (folder / "done.json").write_text(json.dumps({"hidden_but_loaded": loaded}))
 
@@ -59,11 +66,7 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
     from safetensors.torch import load_file, save_file
 
     reference = load_file(f"{place}.in.safetensors")
-    cached = {
-        name.removeprefix("features."): tensor.to(model.device)
-        for name, tensor in reference.items()
-        if name.startswith("features.")
-    }
+    cached = cached_features(reference, model.device)
     argument_names = ("text", "task", "dataset", "peak_frame", "start_s", "end_s", "crop", "person")
     inputs = processor(**question["media"], **{name: question[name] for name in argument_names})
     inputs = inputs.to(model.device)
@@ -92,6 +95,36 @@ def answer(processor, model, place: Path, question: dict, max_new_tokens: int) -
     if labels and question["closed"]:
         out["probabilities"] = model.label_probabilities(processor.label_ids(labels), **prompt, features=raw)[0]
     save_file({name: tensor.cpu().contiguous() for name, tensor in out.items()}, f"{place}.out.safetensors")
+
+
+def classify(processor, model, place: Path, question: dict) -> None:
+    """Ask a probe one question; write classes, features, logits on raw and on cached features, probabilities.
+
+    Args:
+        place: path of the question's files without `.in.safetensors`.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    cached = cached_features(load_file(f"{place}.in.safetensors"), model.device)
+    argument_names = ("task", "dataset", "peak_frame", "start_s", "end_s", "crop")
+    inputs = processor(**question["media"], **{name: question[name] for name in argument_names}).to(model.device)
+    asked = {name: inputs.pop(name) for name in ("present", "classes")}
+    for modality in question["withheld"]:
+        asked = model.leave_out(modality, **asked)
+    with torch.inference_mode():
+        raw = model.encode(asked["present"], **inputs)
+        out = asked | {f"features.{name}": tensor for name, tensor in raw.items()}
+        for kind, features in (("raw", raw), ("cached", cached)):
+            out[f"logits.{kind}"] = model(**asked, features=features).logits
+    out["probabilities"] = model.label_probabilities(**asked, features=raw)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in out.items()}, f"{place}.out.safetensors")
+
+
+def cached_features(tensors: dict, device) -> dict:
+    """Return modality -> features from the store, on the device."""
+    prefix = "features."
+    return {name.removeprefix(prefix): tensor.to(device) for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 if __name__ == "__main__":

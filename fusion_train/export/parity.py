@@ -14,6 +14,7 @@ Shapes: T tokens of the answer, V vocabulary, C labels, M modalities.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,11 +39,35 @@ from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError, DivergedError, ParityError
 from fusion_train.models.answering import greedy_text, label_log_probabilities, positions
 from fusion_train.prompts.prompt import encode_answer, find_task
+from fusion_train.remote.vendor import encoder_package
 from fusion_train.run_context import RunContext
 
 MAX_NEW_TOKENS = 64
 """Maximum length of the greedy texts that are compared."""
 SCRIPT = Path(__file__).with_name("fresh_process.py")
+
+
+@dataclass(frozen=True)
+class ForeignPackages:
+    """Packages, other than this project's, that the encoders of an exported folder come from."""
+
+    copied: tuple[str, ...]
+    """Top-level names of modules whose code the folder has; the fresh process does not find them."""
+    required: tuple[str, ...]
+    """Top-level names of modules that the folder imports from where they are installed."""
+
+
+def foreign_packages(entries: Mapping[str, Mapping[str, Any]]) -> ForeignPackages:
+    """Return the packages of the encoders.
+
+    Args:
+        entries: field `encoders` of the configuration.
+    """
+    roots: dict[bool, set[str]] = {False: set(), True: set()}
+    for entry in entries.values():
+        if "package" in entry:
+            roots[entry["required"]].add(encoder_package(entry["spec"]["encoder"]).root)
+    return ForeignPackages(tuple(sorted(roots[False])), tuple(sorted(roots[True])))
 
 
 @dataclass
@@ -67,6 +92,21 @@ class ReferenceAnswer:
     """A's probabilities (C,) of the closed set."""
     merged: Tensor | None = None
     """B's logits (T, V) float32."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the fresh process reads."""
+        features = {f"features.{modality}": tensor.contiguous() for modality, tensor in self.features.items()}
+        return features | {"answer_ids": torch.tensor(self.answer_ids)}
+
+
+class Reference(Protocol):
+    """The trained model's answer to one question: a `ReferenceAnswer`, or a `ProbeReference` of a probe."""
+
+    sample: Sample
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the fresh process reads."""
+        ...
 
 
 def choose_questions(context: RunContext, clips: ClipList, count: int, trained: Sequence[str]) -> list[Sample]:
@@ -187,12 +227,17 @@ def answer_logits(context: RunContext, reference: ReferenceAnswer) -> Tensor:
 
 
 def ask_exported(
-    folder: Path, references: Sequence[ReferenceAnswer], device: str, places: Mapping[str, Any]
+    folder: Path,
+    references: Sequence[Reference],
+    device: str,
+    places: Mapping[str, Any],
+    packages: ForeignPackages,
 ) -> list[dict[str, Tensor]]:
     """Ask C: the exported folder, in a fresh process that cannot import this package.
 
     Args:
         places: `base` and `encoder_weights` of an adapter-only folder, which needs peft too; else empty.
+        packages: of its encoders; `required` ones are found, and `featurecache`, which they need.
 
     Raises:
         ParityError: the process fails, or loads a package that an exported folder must not need.
@@ -200,14 +245,14 @@ def ask_exported(
     with tempfile.TemporaryDirectory(prefix="export-parity-") as name:
         request_folder = Path(name)
         for number, reference in enumerate(references):
-            tensors = {f"features.{modality}": tensor.contiguous() for modality, tensor in reference.features.items()}
-            save_file(
-                tensors | {"answer_ids": torch.tensor(reference.answer_ids)},
-                request_folder / f"{number}.in.safetensors",
-            )
+            save_file(reference.tensors(), request_folder / f"{number}.in.safetensors")
         request = {
             "model": str(folder.resolve()),
             "places": dict(places),
+            "probe": not isinstance(references[0], ReferenceAnswer),
+            "hidden": list(packages.copied),
+            "found": [_folder_of(root) for root in (*packages.required, *(["featurecache"] * bool(packages.required)))],
+            "needs_featurecache": bool(packages.required),
             "device": device,
             "threads": torch.get_num_threads(),
             "max_new_tokens": MAX_NEW_TOKENS,
@@ -236,6 +281,14 @@ def ask_exported(
         return [load_file(request_folder / f"{number}.out.safetensors") for number in range(len(references))]
 
 
+def _folder_of(root: str) -> str:
+    """Return the folder in which an installed module or package lies, for the path of another process."""
+    spec = importlib.util.find_spec(root)
+    assert spec is not None  # its encoder was opened
+    place = next(iter(spec.submodule_search_locations or ()), None) or spec.origin
+    return str(Path(str(place)).resolve().parent)
+
+
 def _question(sample: Sample) -> dict[str, Any]:
     clip = sample.clip
     media = {name: str(path.resolve()) for name in ("video", "audio", "image") if (path := getattr(clip, name))}
@@ -250,16 +303,16 @@ def _question(sample: Sample) -> dict[str, Any]:
         "crop": clip.crop and clip.crop.as_json(),
         "person": clip.person,
         "closed": sample.task.answer == "label",
-        "withheld": _withheld(sample),
+        "withheld": withheld(sample),
     }
 
 
-def _withheld(sample: Sample) -> list[str]:
+def withheld(sample: Sample) -> list[str]:
     """Return the modalities of the task that are hidden in this question."""
     return [name for name in sample.hidden if name in sample.task.modalities]
 
 
-def num_clips(references: Sequence[ReferenceAnswer]) -> int:
+def num_clips(references: Sequence[Reference]) -> int:
     """Return the number of different clips among the questions."""
     return len({reference.sample.clip.id for reference in references})
 
@@ -270,6 +323,22 @@ def divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(dim=-1).clamp(min=0)
 
 
+def feature_differences(
+    features: Mapping[str, Tensor], present: Sequence[bool], out: Mapping[str, Tensor]
+) -> dict[str, dict[str, Any]]:
+    """Return how far the encoded features of each present modality are from those of the store."""
+    differences = {}
+    for name in (name for name, has in zip(features, present, strict=True) if has):
+        cached, encoded = features[name][0].double(), out[f"features.{name}"][0].double()
+        gap = (encoded - cached).abs()
+        differences[name] = {
+            "equal": bool((gap == 0).all()),
+            "rms": float(gap.norm() / cached.norm().clamp(min=1e-30)),
+            "max": float(gap.max() / cached.abs().max().clamp(min=1e-30)),
+        }
+    return differences
+
+
 def compare(reference: ReferenceAnswer, out: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return all measurements of one question; `certificate.judge` compares them with bounds.
 
@@ -278,15 +347,7 @@ def compare(reference: ReferenceAnswer, out: Mapping[str, Tensor]) -> dict[str, 
     """
     names = list(reference.features)
     absent = [name for name, present in zip(names, reference.present, strict=True) if not present]
-    features = {}
-    for name in (name for name in names if name not in absent):
-        cached, encoded = reference.features[name][0].double(), out[f"features.{name}"][0].double()
-        gap = (encoded - cached).abs()
-        features[name] = {
-            "equal": bool((gap == 0).all()),
-            "rms": float(gap.norm() / cached.norm().clamp(min=1e-30)),
-            "max": float(gap.max() / cached.abs().max().clamp(min=1e-30)),
-        }
+    features = feature_differences(reference.features, reference.present, out)
     end = reference.answer_ids[-1]
     text = out["text"].tolist()
     text = text[: text.index(end)] if end in text else text
@@ -295,7 +356,7 @@ def compare(reference: ReferenceAnswer, out: Mapping[str, Tensor]) -> dict[str, 
         "id": reference.sample.clip.id,
         "task": reference.sample.task.name,
         "absent": absent,
-        "withheld": _withheld(reference.sample),
+        "withheld": withheld(reference.sample),
         "stand_ins": {
             name: torch.equal(out[f"features.{name}"], reference.features[name])
             for name, seen in zip(names, reference.seen, strict=True)

@@ -14,19 +14,24 @@ from fusion_train import checkpoint
 from fusion_train.data.pool import Pool
 from fusion_train.data.samples import SampleStream
 from fusion_train.errors import CheckpointError
+from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run, absolute
 from fusion_train.run_context import RunContext
 from fusion_train.training.sample_stream import make_stream
 
 
 def trained_tasks(run: Run, context: RunContext) -> tuple[str, ...]:
-    """Return the configured tasks of which the run, or a run that it started from, had samples.
+    """Return the configured tasks of which the run, or a run that it started from, had samples; of a probe, those for
+    which it has classes.
 
     Runs that it started from are skipped if they are missing or damaged.
 
     Raises:
         CheckpointError: the pool of the run itself is damaged.
     """
+    if context.config.model.llm is None:
+        keys = {key for sets in context.label_sets.values() for key, labels in sets.items() if labels}
+        return tuple(name for name in context.config.data.tasks if find_task(name).closed_key in keys)
     sampled = _sampled_tasks(run, context)
     if sampled is None:  # earlier releases wrote no pool; draw from the clip list instead
         sampled = set(make_stream(context, _ignore_notice).sampled_tasks())

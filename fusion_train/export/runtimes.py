@@ -128,6 +128,8 @@ def _write_parts(
 def make_graphs(opened: OpenedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     """Return name -> module and the inputs to trace it with: random media of the right shape, one clip."""
     model = opened.model
+    if not opened.answers_in_text:
+        raise ExportError(opened.name, expected="an exported model with a language model", got="a probe")
     random = np.random.default_rng(0)
     graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
     features = []

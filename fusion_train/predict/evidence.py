@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from featurecache.views import AudioView
 from fusion_train.predict.opening import OpenedModel
-from fusion_train.remote.processing_emotion_llama import ClipInputs
+from fusion_train.remote.clip_processor import ClipInputs
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def gather_evidence(
     """Return the evidence for every clip of a batch.
 
     Args:
-        prompt: `input_ids`, `attention_mask` and `present` of the batch.
+        prompt: tensors of the batch that no encoder reads: `present`, and the prompt or the classes.
         features: modality -> encoded features of the batch.
         labels: the closed set; empty for an open question, which has no probabilities to compare.
     """
@@ -75,7 +76,8 @@ def gather_evidence(
         if not rows_with_modality:
             continue
         reduced = model.leave_out(modality, **prompt)
-        rows = model.label_probabilities(opened.processor.label_ids(labels), **reduced, features=features).tolist()
+        asked = reduced | opened.processor.label_inputs(labels)
+        rows = model.label_probabilities(**asked, features=features).tolist()
         for row in rows_with_modality:
             if all(map(math.isfinite, rows[row])):
                 without[row][modality] = dict(zip(labels, rows[row], strict=True))
@@ -85,7 +87,7 @@ def gather_evidence(
             _weights_by_modality(weights, row, modalities, clip),
             without[row],
             _audio_timing(opened, clip),
-            model.emotion_llama.fusion_tokens,
+            model.fusion_tokens,
         )
         for row, clip in enumerate(clips)
     ]
@@ -98,10 +100,12 @@ def _audio_timing(opened: OpenedModel, clip: ClipInputs) -> AudioTiming | None:
     """
     if "audio" not in clip.views:
         return None
-    spec = opened.model.config.specs["audio"]
-    rate, capacity = spec.preprocessing["sampling_rate"], spec.preprocessing["samples"]
+    encoder = opened.model.encoders()["audio"]
+    view, num_tokens = encoder.view, encoder.shape[0]
+    assert isinstance(view, AudioView)
+    capacity = round(view.max_duration_s * view.sampling_rate)
     samples = min(len(clip.views["audio"]), capacity) if "audio" in clip.valid else capacity
-    return AudioTiming(rate, spec.shape[0], samples / rate / spec.shape[0])
+    return AudioTiming(view.sampling_rate, num_tokens, samples / view.sampling_rate / num_tokens)
 
 
 def _weights_by_modality(

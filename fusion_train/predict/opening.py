@@ -12,31 +12,42 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
+from featurecache.encoders import registered
 from featurecache.encoders.network import resolve_device
 from fusion_train.errors import ExportError
 from fusion_train.llm.loading import loading_weights
-from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
+from fusion_train.remote.configuration_emotion_probe import EmotionProbeConfig
 from fusion_train.remote.integrity import read_certificate, refuse_changed_files
 from fusion_train.remote.modeling_emotion_llama import EmotionLlamaForCausalLM
+from fusion_train.remote.modeling_emotion_probe import EmotionProbe
 from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.remote.processing_emotion_probe import EmotionProbeProcessor
 
 
 @dataclass(frozen=True)
 class OpenedModel:
     """An exported model, ready to answer."""
 
-    model: EmotionLlamaForCausalLM
-    processor: EmotionLlamaProcessor
+    model: Any
+    """An `EmotionLlamaForCausalLM`, or an `EmotionProbe` without a language model."""
+    processor: Any
+    """An `EmotionLlamaProcessor` or an `EmotionProbeProcessor`."""
     name: str
     identity: str
     """Hash of all files of the folder, 16 hex digits; every answer carries it."""
     load_s: float
     """Seconds that opening took."""
+
+    @property
+    def answers_in_text(self) -> bool:
+        """Whether there is a language model; a probe has labels and probabilities only."""
+        return isinstance(self.model, EmotionLlamaForCausalLM)
 
     @property
     def device(self) -> torch.device:
@@ -61,10 +72,14 @@ def open_model(
     began = time.perf_counter()
     certificate = read_certificate(folder)
     refuse_changed_files(folder, certificate)
+    refuse_missing_encoders(folder)
     target = resolve_device(device)
     try:
         with loading_weights("exported model", folder):
-            model = EmotionLlamaForCausalLM.from_pretrained(folder, base=base, encoder_weights=encoder_weights)
+            if is_probe(folder):
+                model = EmotionProbe.from_pretrained(folder)
+            else:
+                model = EmotionLlamaForCausalLM.from_pretrained(folder, base=base, encoder_weights=encoder_weights)
             model = model.to(target).eval()
         processor = open_processor(folder, model.config)
     except (OSError, ValueError, SafetensorError) as error:
@@ -79,8 +94,36 @@ def open_model(
     return OpenedModel(model, processor, certificate["run"]["name"], identity, time.perf_counter() - began)
 
 
-def open_processor(folder: Path, config: EmotionLlamaConfig) -> EmotionLlamaProcessor:
-    """Load the processor without the folder's own code, which `EmotionLlamaProcessor.from_pretrained` would run."""
+def refuse_missing_encoders(folder: Path) -> None:
+    """Raise ExportError if an encoder of another package is not installed here; its copy in the folder is not run."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    installed = registered()
+    missing = {
+        entry["spec"]["encoder"]: entry["package"]
+        for entry in config.get("encoders", {}).values()
+        if "package" in entry and entry["spec"]["encoder"] not in installed
+    }
+    if missing:
+        raise ExportError(
+            str(folder),
+            expected="its encoders to be installed: " + ", ".join(missing),
+            got="none of these names",
+            next_step=f"pip install {' '.join(sorted(set(missing.values())))}; or load the folder in Python with "
+            "trust_remote_code=True, which runs its own copy if it has one.",
+        )
+
+
+def is_probe(folder: Path) -> bool:
+    """Whether an exported folder holds a probe, by its configuration."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("model_type") == EmotionProbeConfig.model_type
+
+
+def open_processor(folder: Path, config: PreTrainedConfig) -> EmotionLlamaProcessor | EmotionProbeProcessor:
+    """Load the processor without the folder's own code, which `from_pretrained` of its class would run."""
+    if isinstance(config, EmotionProbeConfig):
+        settings, _ = EmotionProbeProcessor.get_processor_dict(folder)
+        return EmotionProbeProcessor(**settings)
     settings, _ = EmotionLlamaProcessor.get_processor_dict(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     return EmotionLlamaProcessor(tokenizer, **settings)

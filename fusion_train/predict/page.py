@@ -113,9 +113,19 @@ def build_page(opened: OpenedModel, limits: PageLimits, examples: Sequence[Clip]
                 clip = gr.Video(
                     label="Clip", sources=["upload", "webcam"], include_audio=True, height=300, elem_id="clip"
                 )
-                words = gr.Textbox(label="What is said", placeholder="may be left empty", elem_id="words")
+                words = gr.Textbox(
+                    label="What is said",
+                    placeholder="may be left empty",
+                    elem_id="words",
+                    visible=opened.answers_in_text,
+                )
                 task = gr.Dropdown(tasks, value=tasks[0], label="Task", elem_id="task")
-                question = gr.Textbox(label="Question", placeholder="in place of the task's own", elem_id="question")
+                question = gr.Textbox(
+                    label="Question",
+                    placeholder="in place of the task's own",
+                    elem_id="question",
+                    visible=opened.answers_in_text,
+                )
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=3):
                 answer_text = gr.Markdown("Choose a clip and ask.", label="Answer", elem_id="answer")

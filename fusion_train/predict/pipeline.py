@@ -37,7 +37,7 @@ from fusion_train.predict.evidence import Evidence, gather_evidence
 from fusion_train.predict.opening import OpenedModel
 from fusion_train.predict.request import PredictionRequest
 from fusion_train.predict.timing import Timings, timing_answers
-from fusion_train.remote.processing_emotion_llama import ClipInputs
+from fusion_train.remote.clip_processor import ClipInputs
 
 BATCHES_AHEAD = 2
 """Encoded batches that wait for the language model."""
@@ -269,7 +269,7 @@ def _encode(prediction: Prediction, batch: _Batch) -> _Encoded:
     opened = prediction.opened
     with prediction.timings.spent("encode"):
         inputs = opened.processor.collate([clip_inputs for _, clip_inputs in batch.clips]).to(opened.device)
-        prompt = {name: inputs.pop(name) for name in ("input_ids", "attention_mask", "present")}
+        prompt = {name: inputs.pop(name) for name in opened.processor.prompt_names}
         features = opened.model.encode(prompt["present"], **inputs)
         if opened.device.type == "cuda":
             torch.cuda.synchronize(opened.device)
@@ -283,14 +283,19 @@ def _answer(
     model, processor = opened.model, opened.processor
     closed = request.closed(labels)
     probabilities: list[list[float]] = [[] for _ in batch.clips]
-    watch = NotFinite(processor.tokenizer.eos_token_id)
-    with timing_answers(model.emotion_llama.llm, prediction.timings):
+    timing = (
+        timing_answers(model.emotion_llama.llm, prediction.timings)
+        if opened.answers_in_text
+        else prediction.timings.spent("prefix")
+    )
+    with timing:
         if closed:
-            ids = processor.label_ids(labels)
-            probabilities = model.label_probabilities(ids, **prompt, features=features).tolist()
+            asked = prompt | processor.label_inputs(labels)
+            probabilities = model.label_probabilities(**asked, features=features).tolist()
             texts = [labels[max(range(len(labels)), key=row.__getitem__)] for row in probabilities]
             not_finite = [not all(map(math.isfinite, row)) for row in probabilities]
         else:
+            watch = NotFinite(processor.tokenizer.eos_token_id)
             tokens = model.generate(
                 **prompt,
                 features=features,

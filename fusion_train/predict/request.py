@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurecache.clips.clip_list import Clip, ClipList, load_clips
@@ -11,13 +11,16 @@ from featurecache.clips.media_files import MEDIA_SUFFIXES, file_clip, media_file
 from featurecache.errors import ClipListError, suggest
 from fusion_train.errors import ConfigError
 from fusion_train.prompts.prompt import Task, find_task
-from fusion_train.remote.processing_emotion_llama import EmotionLlamaProcessor
+from fusion_train.remote.clip_processor import ClipProcessor
+from fusion_train.remote.processing_emotion_probe import EmotionProbeProcessor
 
 CLIP_LIST_SUFFIXES = (".jsonl", ".csv", ".parquet")
 MAX_NEW_TOKENS = 200
 
 
-def collect_clips(paths: Sequence[Path], *, split: str | None = None, text: str | None = None) -> ClipList:
+def collect_clips(
+    paths: Sequence[Path], *, split: str | None = None, text: str | None = None, dataset: str | None = None
+) -> ClipList:
     """Return the clips of every path, in order.
 
     The id of a clip is the name of its file, or its path inside the folder that was named.
@@ -26,6 +29,7 @@ def collect_clips(paths: Sequence[Path], *, split: str | None = None, text: str 
         paths: media files, folders of media files, or clip lists.
         split: split of the clip lists; None takes every clip.
         text: transcript of the clips that do not come from a clip list.
+        dataset: dataset of training whose labels are meant, for clips whose list names none.
 
     Raises:
         ClipListError: a missing path, a folder without media, an invalid list, or two clips with one id.
@@ -41,7 +45,7 @@ def collect_clips(paths: Sequence[Path], *, split: str | None = None, text: str 
             clips.append(file_clip(path, path.name, text))
         else:
             raise ClipListError(str(path), expected="a media file, a folder or a clip list", got="no such file")
-    return ClipList(clips)
+    return ClipList(clip if clip.dataset else replace(clip, dataset=dataset) for clip in clips)
 
 
 def _clips_in(folder: Path, text: str | None) -> list[Clip]:
@@ -64,7 +68,7 @@ class PredictionRequest:
     """Answers to choose among. Empty: the labels of the clip's dataset in training, if the task has labels."""
     max_new_tokens: int = MAX_NEW_TOKENS
 
-    def labels(self, processor: EmotionLlamaProcessor, clip: Clip) -> tuple[str, ...]:
+    def labels(self, processor: ClipProcessor, clip: Clip) -> tuple[str, ...]:
         """Return the closed set that the prompt names: of the clip's dataset if training had it, else of all
         datasets."""
         if self.choices:
@@ -78,7 +82,7 @@ class PredictionRequest:
 
 
 def make_request(
-    processor: EmotionLlamaProcessor,
+    processor: ClipProcessor,
     task: str | None,
     words: str | None = None,
     choices: Sequence[str] = (),
@@ -92,7 +96,7 @@ def make_request(
         choices: answers to choose among.
 
     Raises:
-        ConfigError: no such task.
+        ConfigError: no such task, or one that a model without a language model cannot answer.
     """
     trained = processor.tasks or ["emotion"]
     name = task or trained[0]
@@ -105,4 +109,24 @@ def make_request(
             got="no such task",
             next_step=suggest(name, trained).strip() or None,
         ) from error
-    return PredictionRequest(checked_task, (words or "").strip() or None, tuple(choices), max_new_tokens)
+    request = PredictionRequest(checked_task, (words or "").strip() or None, tuple(choices), max_new_tokens)
+    if isinstance(processor, EmotionProbeProcessor):
+        _refuse_unknown_to_a_probe(processor, request)
+    return request
+
+
+def _refuse_unknown_to_a_probe(processor: EmotionProbeProcessor, request: PredictionRequest) -> None:
+    """Raise ConfigError if a request is more than a choice among labels of training."""
+    known = {label for sets in processor.label_sets.values() for label in sets.get(request.task.closed_key or "", ())}
+    unknown = [choice for choice in request.choices if choice not in known]
+    if request.words or unknown or request.task.full_name not in processor.tasks:
+        raise ConfigError(
+            "this model, a probe without a language model",
+            expected="one of the tasks " + ", ".join(processor.tasks) + ", with labels of its training",
+            got="a question"
+            if request.words
+            else "the labels " + ", ".join(unknown)
+            if unknown
+            else f"the task {request.task.full_name}",
+            next_step="Ask with --task, without --question, or export a run with a language model.",
+        )

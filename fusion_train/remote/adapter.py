@@ -21,11 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from featurecache.encoders.checkpoint import Checkpoint
 from featurecache.encoders.network import align, required
-from featurecache.errors import FingerprintError, WeightsError, suggest
+from featurecache.errors import FingerprintError, WeightsError
 from featurecache.files.hashing import file_sha256
 from fusion_train.models.answering import plain_generation
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
-from fusion_train.remote.encoding import EXPORTABLE, refuse_other_encoder
+from fusion_train.remote.encoding import open_trained, place_of, unknown_weights
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_WEIGHTS = "fusion.safetensors"
@@ -46,7 +46,7 @@ def load_adapter_model(
 
     Args:
         base: folder or hub id of the base model, if it differs from the name in the configuration.
-        encoder_weights: encoder name -> folder or hub id, if it differs from the hub id in its spec.
+        encoder_weights: encoder name or modality -> folder or hub id, if it differs from the hub id in its spec.
 
     Raises:
         WeightsError: a base of another size, missing or unexpected weights, or peft is not installed.
@@ -117,26 +117,20 @@ def open_networks(config: EmotionLlamaConfig, weights: Mapping[str, str]) -> nn.
     """Load every encoder of the configuration and check its fingerprint.
 
     Args:
-        weights: encoder name -> folder or hub id, if it differs from the hub id in its spec.
+        weights: encoder name or modality -> folder or hub id, if it differs from the hub id in its spec.
 
     Raises:
         WeightsError: the location of the weights is unknown, or they are incomplete.
         FingerprintError: another encoder than the one that made the features.
     """
     specs = config.specs
-    names = {spec.encoder for spec in specs.values()}
-    for name in weights:
-        if name not in names:
-            raise WeightsError(
-                f'encoder weights of "{name}"',
-                expected="one of " + ", ".join(sorted(names)),
-                got="another",
-                next_step=suggest(name, names).strip() or None,
-            )
+    if problem := unknown_weights(weights, specs):
+        name, expected, advice = problem
+        raise WeightsError(f'encoder weights of "{name}"', expected=expected, got="another", next_step=advice)
     networks = nn.ModuleDict()
     for modality, spec in specs.items():
-        place = weights.get(spec.encoder) or spec.provenance.get("hub")
-        if place is None:
+        place = place_of(weights, modality, spec)
+        if place is None and spec.weights:
             raise WeightsError(
                 f"weights of {spec.encoder}",
                 expected="the checkpoint that made the features",
@@ -144,9 +138,7 @@ def open_networks(config: EmotionLlamaConfig, weights: Mapping[str, str]) -> nn.
                 next_step=f'Say where it is with encoder_weights={{"{spec.encoder}": FOLDER}} (--weights on a command '
                 "line).",
             )
-        encoder_class = EXPORTABLE[spec.encoder]
-        encoder = encoder_class.open(str(place), "cpu", spec.compute_dtype, encoder_class.options_of(spec))
-        refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
+        encoder = open_trained(spec, place, modality)
         key = config.encoders[modality]["network"]
         if key not in networks:
             networks[key] = required(encoder.network).module

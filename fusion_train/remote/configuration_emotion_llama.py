@@ -48,7 +48,8 @@ class EmotionLlamaConfig(PreTrainedConfig):
 
         Args:
             text_config: configuration of the language model.
-            encoders: modality -> {"spec": Spec.to_json as a mapping, "network": key of `networks`}.
+            encoders: modality -> {"spec": Spec.to_json as a mapping, "network": key of `networks`}; for an encoder of
+                another package also "package": name==version, "required": whether it is imported and not copied.
             networks: key -> settings from which the network of an encoder is built.
             shapes: modality -> [K, D] or None.
             fusion: {"name": …, "options": {…}}.

@@ -14,19 +14,11 @@ from typing import Any
 import torch
 
 from featurecache.encoders import ExportableEncoder
-from featurecache.encoders.eva import EvaGlobalEncoder, EvaTemporalEncoder
-from featurecache.encoders.network import FrozenNetwork
-from featurecache.encoders.whisper import WhisperEncoder
-from featurecache.errors import FingerprintError
+from featurecache.encoders.network import FrozenNetwork, resolve_device
+from featurecache.errors import FingerprintError, suggest
 from featurecache.spec import Spec
+from fusion_train.remote.chosen_encoders import chosen_encoder
 
-EXPORTABLE: dict[str, type[ExportableEncoder]] = {
-    encoder.name: encoder for encoder in (WhisperEncoder, EvaGlobalEncoder, EvaTemporalEncoder)
-}
-"""Name -> class of every encoder that an exported model can hold.
-
-A list in code, because an exported folder cannot read entry points; a test compares it with them.
-"""
 INPUTS = {"audio": "input_features", "image": "image_frames", "video": "video_frames"}
 """Modality -> name of its input of the model."""
 READ_AS = {
@@ -45,7 +37,39 @@ GROUP_TOKENS = 32
 
 def rebuild_encoder(spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None = None) -> ExportableEncoder:
     """Return the encoder of a spec, around a loaded network, or around none if it only preprocesses."""
-    return EXPORTABLE[spec.encoder].from_spec(spec, settings, network)
+    return chosen_encoder(spec.encoder).from_spec(spec, settings, network)
+
+
+def open_trained(spec: Spec, place: str | None, modality: str, device: str = "cpu") -> ExportableEncoder:
+    """Open the encoder of a spec with its weights.
+
+    Args:
+        place: checkpoint folder or hub id; None for an encoder without weights.
+
+    Raises:
+        EncoderError: no such encoder is installed, or it cannot be exported.
+        WeightsError: the weights are missing or of another architecture.
+        FingerprintError: another encoder than the one that made the features; every differing field is listed.
+    """
+    kind = chosen_encoder(spec.encoder)
+    encoder = kind.open(place, str(resolve_device(device)), spec.compute_dtype, kind.options_of(spec))
+    refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, modality)
+    return encoder
+
+
+def place_of(weights: Mapping[str, str], modality: str, spec: Spec) -> str | None:
+    """Return the named place of an encoder's weights, by modality or by name; else the hub id in its spec, or None."""
+    return weights.get(modality) or weights.get(spec.encoder) or spec.provenance.get("hub")
+
+
+def unknown_weights(weights: Mapping[str, str], specs: Mapping[str, Spec]) -> tuple[str, str, str | None] | None:
+    """Return a name in `weights` that is neither a modality nor an encoder, what is, and advice; None if all are."""
+    encoders = sorted({spec.encoder for spec in specs.values()})
+    for name in weights:
+        if name not in (*encoders, *specs):
+            expected = f"one of the encoders {', '.join(encoders)}, or of the modalities {', '.join(specs)}"
+            return name, expected, suggest(name, [*encoders, *specs]).strip() or None
+    return None
 
 
 def encode(
@@ -68,8 +92,8 @@ def refuse_other_encoder(opened: Spec, trained: Spec, modality: str) -> None:
             f"{modality} encoder ({trained.encoder})",
             expected=f"fingerprint {trained.fingerprint[:12]}…, which the run was trained on",
             got=f"{opened.fingerprint[:12]}…",
-            next_step=f"Name the weights that made the features with --weights {trained.encoder}=FOLDER. "
-            "Opened != trained on:",
+            next_step=f"Name the weights that made the features with --weights {trained.encoder}=FOLDER (or "
+            f"{modality}=FOLDER). Opened != trained on:",
             problems=opened.differences(trained),
         )
 

@@ -25,12 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from featurecache.encoders import ExportableEncoder
-from featurecache.encoders.network import FrozenNetwork, align, round_products
-from featurecache.errors import WeightsError
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
 from fusion_train.models.emotion_llama import Abilities, AbsentConstants, EmotionLlama, llm_width
 from fusion_train.models.recall import Recall
@@ -38,7 +35,7 @@ from fusion_train.models.token_streams import IGNORED_LABEL, SOFT_TOKEN
 from fusion_train.remote.adapter import is_adapter_folder, load_adapter_model
 from fusion_train.remote.chosen_fusion import chosen_fusion
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig, parity_notice
-from fusion_train.remote.encoding import EXPORTABLE, INPUTS, READ_AS, encode, rebuild_encoder
+from fusion_train.remote.exported_model import ExportedModel, empty_networks
 
 logger = logging.getLogger(__name__)
 PASSED_ON = (
@@ -52,7 +49,7 @@ PASSED_ON = (
 """Class attributes by which a model tells transformers how to load and place it."""
 
 
-class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
+class EmotionLlamaForCausalLM(ExportedModel, GenerationMixin):
     """Frozen encoders, fusion, projectors and the language model, with merged adapters or adapters of peft."""
 
     config_class = EmotionLlamaConfig
@@ -81,16 +78,10 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
             fusion_tokens=config.fusion.get("tokens"),
             abilities=Abilities(batching=config.answers_in_batches),
         )
-        specs = {entry["network"]: entry["spec"] for entry in config.encoders.values()}
-        self.networks = nn.ModuleDict()
-        for key, settings in config.networks.items():
-            # Created in the dtypes of the file, not in that of the language model, so loading converts nothing.
-            empty = EXPORTABLE[specs[key]["encoder"]].empty_network(settings).float()
-            self.networks[key] = round_products(empty, specs[key]["compute_dtype"])
+        self.networks = empty_networks(config.encoders, config.networks)
         self.recall = Recall(config.recall) if config.recall else None
         self.stand_ins = AbsentConstants(shapes) if config.absent == "visible" else None
         self._specs = config.specs
-        self._encoders_on: tuple[torch.device, dict[str, ExportableEncoder]] | None = None
         self._announce_language_model()
         self.post_init()
 
@@ -106,9 +97,7 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load strictly; transformers alone would fill missing weights with random numbers.
-
-        A failed bound in the certificate of the folder is logged as a warning.
+        """Load strictly, as `ExportedModel`.
 
         Args:
             base, encoder_weights: for a folder of the adapter-only form, see `adapter.load_adapter_model`.
@@ -116,34 +105,23 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             WeightsError: weights missing, unexpected or of another shape.
         """
-        if args and (notice := parity_notice(args[0])):
-            logger.warning(notice)
-        with_info = kwargs.pop("output_loading_info", False)
         places = {name: kwargs.pop(name, None) for name in ("base", "encoder_weights")}
         if args and is_adapter_folder(args[0]):
+            if notice := parity_notice(args[0]):
+                logger.warning(notice)
+            kwargs.pop("output_loading_info", None)
             return load_adapter_model(cls, Path(args[0]), **places)
-        loaded: Any = super().from_pretrained(*args, **kwargs, output_loading_info=True)
-        model, info = loaded
-        problems = [
-            f"{kind.replace('_', ' ')}: {item}"
-            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-            for item in sorted(map(str, info[kind]))
-        ]
-        if problems:
-            raise WeightsError(
-                "exported model",
-                expected="weights for every parameter, and no others",
-                got=f"{len(problems)} that differ",
-                next_step="Export the run again.",
-                problems=problems,
-            )
-        align(model)
-        return (model, info) if with_info else model
+        return super().from_pretrained(*args, **kwargs)
 
     def constants(self) -> dict[str, nn.Module]:
         """Return name -> module for the constants of the model, which are neither trained nor part of an encoder."""
         modules = {"recall": self.recall, "stand_ins": self.stand_ins}
         return {name: module for name, module in modules.items() if module is not None}
+
+    @property
+    def fusion_tokens(self) -> int:
+        """The number of tokens of the fusion."""
+        return self.emotion_llama.fusion_tokens
 
     @property
     def _llm(self) -> Any:
@@ -158,59 +136,6 @@ class EmotionLlamaForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self._llm.get_output_embeddings()
-
-    def train(self, mode: bool = True) -> EmotionLlamaForCausalLM:
-        """Set the mode of all modules but the encoders, which stay in evaluation mode."""
-        super().train(mode)
-        self.networks.eval()
-        return self
-
-    def encoders(self) -> dict[str, ExportableEncoder]:
-        """Return modality -> encoder on the device of this model, rebuilt after a move.
-
-        Raises:
-            WeightsError: the spec of an encoder differs from that of training.
-        """
-        device = next(self.networks.parameters()).device if len(self.networks) else self.device
-        if self._encoders_on is None or self._encoders_on[0] != device:
-            encoders = {}
-            for modality, entry in self.config.encoders.items():
-                spec, key = self._specs[modality], entry["network"]
-                network = FrozenNetwork(self.networks[key], device, spec.compute_dtype)
-                encoder = rebuild_encoder(spec, self.config.networks[key], network)
-                if differing := encoder.spec(spec.stored_dtype).differences(spec):
-                    raise WeightsError(
-                        f"{modality} encoder",
-                        expected="the spec that the model was trained with",
-                        got=f"{len(differing)} differing fields",
-                        problems=differing,
-                    )
-                encoders[modality] = encoder
-            self._encoders_on = (device, encoders)
-        return self._encoders_on[1]
-
-    def encode(self, present: Tensor, valid: Tensor | None = None, **inputs: Tensor | None) -> dict[str, Tensor]:
-        """Encode preprocessed inputs; return modality -> features (B, K, D).
-
-        Rows for which `present` (B, M) is False are zero and have no effect.
-
-        Args:
-            valid: (B, M) encoder tokens that each clip fills; the processor returns it if a pooling needs it.
-        """
-        features = {}
-        for m, (modality, encoder) in enumerate(self.encoders().items()):
-            spec = self._specs[modality]
-            dtype = READ_AS[spec.stored_dtype]
-            features[modality] = torch.zeros((len(present), *spec.shape), dtype=dtype, device=present.device)
-            rows = present[:, m].nonzero().flatten()
-            if len(rows):
-                modality_inputs = inputs.get(INPUTS[modality])
-                if modality_inputs is None:
-                    raise ValueError(f"present: {modality} is marked present, but {INPUTS[modality]} is not given")
-                num_valid = None if valid is None else valid[rows.to(valid.device), m].tolist()
-                tokens = encode(encoder, spec, modality_inputs[rows.to(modality_inputs.device)], num_valid)
-                features[modality][rows] = tokens.to(present.device)
-        return features
 
     def seen(self, features: Mapping[str, Tensor], present: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         """Return the features that the language model sees, and which modalities these are, (B, M).

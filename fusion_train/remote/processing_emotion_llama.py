@@ -9,51 +9,29 @@ Shapes: B clips, L tokens of the longest prompt (padded on the left), M modaliti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
 from transformers.utils import logging
 
 from featurecache.clips.clip_list import Clip
-from featurecache.clips.crop import parse_crop
-from featurecache.errors import MediaError
-from featurecache.media.decode import Absent, Decoded, decode_each
-from featurecache.views import View
-from fusion_train.errors import DataError
+from featurecache.media.decode import decode_each
 from fusion_train.models.answering import pad_left
 from fusion_train.models.recall import RECALL_TOKEN
 from fusion_train.prompts.limits import PromptLimits, TooLong
-from fusion_train.prompts.prompt import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt, find_task
-from fusion_train.remote.configuration_emotion_llama import read_spec
-from fusion_train.remote.encoding import INPUTS, rebuild_encoder
+from fusion_train.prompts.prompt import MAX_PROMPT_TOKENS, PromptFormat, Task, encode_answer, encode_prompt
+from fusion_train.remote.clip_processor import ClipInputs, ClipProcessor, Decode, clips_of
 
 logger = logging.get_logger(__name__)
 
-Decode = Callable[[Clip, Sequence[View], float | None], list[Decoded | MediaError]]
-"""Signature of `media.decode_each` without its optional arguments."""
 
-
-@dataclass(frozen=True)
-class ClipInputs:
-    """Inputs of one clip, ready for a batch; modalities that the clip lacks or the task hides are not among them."""
-
-    id: str
-    prompt_ids: list[int]
-    views: Mapping[str, np.ndarray]
-    """Modality -> decoded frames (F, H, W, 3) uint8 or waveform (S,) float32."""
-    inputs: Mapping[str, np.ndarray]
-    """Modality -> preprocessed input of the network."""
-    valid: Mapping[str, int]
-    """Modality -> number of encoder tokens that the clip fills, for encoders whose pooling needs it."""
-
-
-class EmotionLlamaProcessor(ProcessorMixin):
+class EmotionLlamaProcessor(ClipProcessor):
     """Decodes and preprocesses media, and tokenises prompts."""
+
+    prompt_names = ("input_ids", "attention_mask", "present")
+    """Tensors of `collate` that no encoder reads."""
 
     def __init__(
         self,
@@ -79,15 +57,10 @@ class EmotionLlamaProcessor(ProcessorMixin):
             too_long: "cut" shortens the text of a clip with a longer prompt, as in training; other values refuse it.
         """
         super().__init__(tokenizer)
-        self.encoders, self.networks = dict(encoders or {}), dict(networks or {})
+        self._set_clips(encoders, networks, label_sets, tasks)
         self.soft_counts, self.prompt = dict(soft_counts or {}), dict(prompt or {})
-        self.label_sets, self.tasks, self.recall_keys = dict(label_sets or {}), list(tasks), list(recall_keys)
-        self.absent = absent
+        self.recall_keys, self.absent = list(recall_keys), absent
         self.max_prompt_tokens, self.too_long = max_prompt_tokens, too_long
-        self._preprocess: dict[str, Any] = {
-            modality: rebuild_encoder(read_spec(entry["spec"]), self.networks[entry["network"]])
-            for modality, entry in self.encoders.items()
-        }
 
     def __call__(
         self,
@@ -138,7 +111,7 @@ class EmotionLlamaProcessor(ProcessorMixin):
         if labels is None:
             labels = self.labels(task, dataset)
         task = self._task(task, dataset).full_name
-        clips = [replace(clip, dataset=dataset) for clip in _clips(values)]
+        clips = [replace(clip, dataset=dataset) for clip in clips_of(values)]
         return self.collate([self.prepare(clip, task, question, labels) for clip in clips])
 
     def prepare(
@@ -161,56 +134,22 @@ class EmotionLlamaProcessor(ProcessorMixin):
             DataError: a prompt longer than its limit.
         """
         clip_task = self._task(task, clip.dataset if clip.dataset in self.label_sets else None)
-        encoders = {name: encoder for name, encoder in self._preprocess.items() if name in clip_task.modalities}
-        results = decode(clip, [encoder.view for encoder in encoders.values()], limit_s)
-        views: dict[str, np.ndarray] = {}
-        for name, result in zip(encoders, results, strict=True):
-            if isinstance(result, MediaError):
-                raise result
-            if not isinstance(result, Absent):
-                views[name] = result
-        inputs = {name: encoders[name].preprocess(view) for name, view in views.items()}
-        valid = {name: encoders[name].num_valid(view) for name, view in views.items() if encoders[name].needs_valid}
-        prompt_ids = self._prompt_ids(clip, clip_task, list(views), labels, question)
-        return ClipInputs(clip.id, prompt_ids, views, inputs, valid)
+        prepared = self.decoded(clip, clip_task, limit_s, decode)
+        prompt_ids = self._prompt_ids(clip, clip_task, list(prepared.views), labels, question)
+        return replace(prepared, prompt_ids=prompt_ids)
 
     def collate(self, clips: Sequence[ClipInputs]) -> BatchFeature:
         """Stack prepared clips into the input tensors of the model."""
         ids, mask = pad_left([clip.prompt_ids for clip in clips], "cpu")
-        present = [[modality in clip.inputs for modality in self.encoders] for clip in clips]
-        data = {"input_ids": ids, "attention_mask": mask, "present": torch.tensor(present, dtype=torch.bool)}
-        for modality in self.encoders:
-            inputs = _stack([clip.inputs.get(modality) for clip in clips])
-            if inputs is not None:
-                data[INPUTS[modality]] = inputs
-        if any(encoder.needs_valid for encoder in self._preprocess.values()):
-            data["valid"] = torch.tensor([[clip.valid.get(name, 0) for name in self.encoders] for clip in clips])
-        return BatchFeature(data)
-
-    def labels(self, task: str, dataset: str | None = None) -> tuple[str, ...]:
-        """Return the sorted labels of a task in training, of one dataset or of all; empty for an open task."""
-        key = self._task(task, dataset).closed_key
-        if key is None:
-            return ()
-        return tuple(sorted({label for sets in self._label_sets(dataset) for label in sets.get(key, ())}))
-
-    def _label_sets(self, dataset: str | None) -> list[Mapping[str, Any]]:
-        """Return mappings label task -> closed set: of one dataset, or one per dataset."""
-        return list(self.label_sets.values()) if dataset is None else [self.label_sets.get(dataset, {})]
-
-    def _task(self, task: str, dataset: str | None) -> Task:
-        """Return the task; a rationale is about a label task that training had."""
-        return find_task(task).among(label_task for sets in self._label_sets(dataset) for label_task in sets)
-
-    def untrained_notice(self, task: str) -> str | None:
-        """Return a remark on a task without training samples; None for a task that the model was trained on."""
-        if not self.tasks or task.partition(":")[0] in self.tasks:
-            return None
-        return f"this model was not trained on the task {task}; it was on {', '.join(self.tasks)}"
+        return BatchFeature({"input_ids": ids, "attention_mask": mask} | self.stacked(clips))
 
     def label_ids(self, labels: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each label, for `model.label_probabilities`."""
         return [encode_answer(self.tokenizer, label) for label in labels]
+
+    def label_inputs(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments of `model.label_probabilities` beside the tensors of a batch."""
+        return {"label_ids": self.label_ids(labels)}
 
     def answers(self, token_ids: Any) -> list[str]:
         """Decode generated token ids (B, T) into texts."""
@@ -241,31 +180,3 @@ class EmotionLlamaProcessor(ProcessorMixin):
 
         limits = PromptLimits(too_long=self.too_long)
         return limits.fit(encoded, clip.text or "", self.max_prompt_tokens, clip.id)
-
-
-def _clips(values: Mapping[str, Any]) -> list[Clip]:
-    """Return the clips of a call: one, or as many as the lists among the arguments have entries."""
-    lengths = {name: len(value) for name, value in values.items() if isinstance(value, list | tuple)}
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise DataError("processor", expected="lists of one length", got=counts)
-    clips = []
-    for row in range(next(iter(lengths.values()), 1)):
-        fields = {name: value[row] if name in lengths else value for name, value in values.items()}
-        media = {name: Path(fields[name]) for name in ("video", "audio", "image") if fields[name] is not None}
-        if not media and fields["text"] is None:
-            raise DataError("processor", expected="video, audio, image or text", got="none of them")
-        name = next((path.name for path in media.values()), f"clip {row}")
-        problem, crop = ("", None) if fields["crop"] is None else parse_crop(fields["crop"])
-        if problem:
-            raise DataError(name, got=problem)
-        clips.append(Clip(id=name, **{**fields, **media, "crop": crop}))
-    return clips
-
-
-def _stack(inputs: Sequence[np.ndarray | None]) -> torch.Tensor | None:
-    """Stack inputs to (B, …); clips without input get zeros, which the model does not use. None if no clip has any."""
-    example = next((array for array in inputs if array is not None), None)
-    if example is None:
-        return None
-    return torch.from_numpy(np.stack([np.zeros_like(example) if array is None else array for array in inputs]))

@@ -33,6 +33,7 @@ from fusion_train.models.model_group import ModelGroup, OneModel
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.cautions import cautions
 from fusion_train.planning.memory_budget import advise, choose_budget, fitting
+from fusion_train.remote.exportability import export_notices
 from fusion_train.run import Run, RunRecord
 from fusion_train.run_context import RunContext
 from fusion_train.training.callbacks import refuse_other_callbacks
@@ -198,6 +199,8 @@ class Trainer:
             refuse_other_callbacks(request.run, record, callbacks)
         contexts = open_contexts(requests, [None] * len(requests), store=store, clips=clips, base=base)
         self._context = contexts[0]
+        for notice in export_notices(self._context.reader.specs, {r.config.model.fusion.name for r in requests}):
+            say(notice)
         openings = [Opening(*parts) for parts in zip(requests, accelerators, contexts, existing, strict=True)]
         for opening in openings:
             opening.compare_lists(self._context, accept=clips_changed, say=say)

@@ -65,6 +65,20 @@ def exported(trained: Trained) -> Path:
 
 
 @pytest.fixture(scope="session")
+def probe(tmp_path_factory, whisper_folder, eva_folder) -> Trained:
+    """A run without a language model on features of tiny encoders, to be exported."""
+    return train_run(tmp_path_factory.mktemp("probe") / "material", whisper_folder, eva_folder, None)
+
+
+@pytest.fixture(scope="session")
+def exported_probe(probe: Trained) -> Path:
+    """Its exported folder, certified."""
+    out = probe.folder / "exported"
+    export_run(probe.run, out, probe.weights, ExportSources(), say=lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="session")
 def model(exported: Path) -> EmotionLlamaForCausalLM:
     return EmotionLlamaForCausalLM.from_pretrained(exported).eval()
 

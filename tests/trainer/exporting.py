@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from recordings import sine, write_clip
 from toy import LABELS, make_config
 
 import featurecache
-from featurecache.encoders import open_encoder
+from featurecache.encoders import Encoder, open_encoder
 from featurecache.explore.search import update_indices
 from featurecache.extract.run import extract
 from fusion_train.export.encoders import make_zero_image
@@ -63,15 +64,34 @@ def train_run(
     folder: Path,
     whisper: Path,
     eva: Path,
-    llama: Path,
+    llama: Path | None,
     *overrides: str,
     compute_dtype: str = "float32",
     stored_dtype: str = "float16",
 ) -> Trained:
-    """Write clips, extract, train a few steps at a rate that moves every part."""
-    write_clips(folder)
+    """Train on features of Whisper and both EVA encoders, whose tiny checkpoints lie in these folders."""
     weights = dict(zip(ENCODERS, map(str, (whisper, eva, eva)), strict=True))
     encoders = {name: open_encoder(name, weights=path, compute_dtype=compute_dtype) for name, path in weights.items()}
+    return train_on(folder, encoders, weights, llama, *overrides, stored_dtype=stored_dtype)
+
+
+def train_on(
+    folder: Path,
+    encoders: dict[str, Encoder],
+    weights: dict[str, str],
+    llama: Path | None,
+    *overrides: str,
+    stored_dtype: str = "float16",
+    say: Callable[[str], None] = lambda _: None,
+) -> Trained:
+    """Write clips, extract, train a few steps at a rate that moves every part.
+
+    Args:
+        encoders: feature -> encoder.
+        weights: encoder name or modality -> checkpoint, for the export.
+        llama: the language model; None trains a probe.
+    """
+    write_clips(folder)
     store = featurecache.open_store(folder / "features.zarr", mode="a")
     extract(store, featurecache.load_clips(folder / "clips.jsonl"), encoders, stored_dtype=stored_dtype, workers=2)
     if any(override.startswith("retrieval.") for override in overrides):
@@ -80,16 +100,24 @@ def train_run(
         overrides += ("features.zero_image=zero-image.safetensors",)  # found beside the clip list
         out = folder / "zero-image.safetensors"
         make_zero_image(
-            str(folder / "features.zarr"), "eva-global", out, weights=str(eva), device="cpu", say=lambda _: None
+            str(folder / "features.zarr"),
+            "eva-global",
+            out,
+            weights=weights["eva-global"],
+            device="cpu",
+            say=lambda _: None,
         )
+    tasks = "[emotion, sentiment, reason]" if llama else "[emotion]"
     config = make_config(
-        llama,
+        llama or Path("unused"),
+        *(() if llama else ("model.llm=null",)),
         "optim.steps=8",
         "optim.lr=0.02",
-        "data.tasks=[emotion, sentiment, reason]",
+        f"data.tasks={tasks}",
         "checkpoint.every=8",
         *overrides,
+        stage="perception" if llama else "probe",
     )
     run = Run(folder / "run")
-    train(config, store=str(folder / "features.zarr"), clips=str(folder / "clips.jsonl"), run=run, say=lambda _: None)
+    train(config, store=str(folder / "features.zarr"), clips=str(folder / "clips.jsonl"), run=run, say=say)
     return Trained(folder, run, weights)

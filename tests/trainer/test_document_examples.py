@@ -100,13 +100,16 @@ def test_the_first_steps_lead_from_clips_to_answers(place: Place) -> None:
 
 
 @pytest.fixture
-def material(trained: Trained, exported: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def material(
+    trained: Trained, exported: Path, exported_probe: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """What Python blocks name: a store with a clip a1, an exported model, an adapter and its checkpoints."""
     monkeypatch.chdir(tmp_path)
     adapter = trained.folder / "my-adapter"
     if not adapter.exists():
         export_run(trained.run, adapter, trained.weights, ExportSources(adapter=True), say=lambda _: None)
     names = {"my-model": exported, "my-adapter": adapter, "llama-2-7b-chat": llama, "features.zarr": None}
+    names |= {"my-probe": exported_probe}
     names |= {"whisper-large-v3": Path(trained.weights["whisper"]), "eva-vit-g": Path(trained.weights["eva-global"])}
     for name, target in names.items():
         (tmp_path / name).symlink_to(target or trained.folder / "features.zarr")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from exporting import train_run
 import featurecache
 from featurecache import cli as cache_cli
 from fusion_train import cli as trainer_cli
+from fusion_train.errors import ExportError
 from fusion_train.export.export_run import ExportSources, export_run
+from fusion_train.predict.opening import open_model
 from fusion_train.run import Run
 from fusion_train.sweeps.sweep_file import load_sweep
 
@@ -67,7 +70,9 @@ def test_the_tests_of_an_example_package_pass(package, installed):
     assert " passed" in done.stdout
 
 
-def test_the_encoder_extracts_and_its_feature_trains(on_the_path, tmp_path, monkeypatch):
+@pytest.fixture
+def probe_run(on_the_path, tmp_path, monkeypatch) -> Run:
+    """A probe on features of the encoder, made by the commands."""
     monkeypatch.chdir(tmp_path)
     rows = []
     for number in range(8):
@@ -78,13 +83,86 @@ def test_the_encoder_extracts_and_its_feature_trains(on_the_path, tmp_path, monk
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_command(cache_cli.main, "plan", "--encoder", "log-mel", "--calibrate", 2)
     run_command(cache_cli.main, "extract", "--encoder", "log-mel")
+    only_sound = ("features.audio=log-mel", "features.image=null", "features.video=null")
+    settings = [word for setting in (*SHORT, *only_sound) for word in ("--set", setting)]
+    said = run_command(trainer_cli.main, "--stage", "probe", *settings)
+    assert "not exported" not in said
+    return Run(tmp_path / "runs" / "probe")
+
+
+def test_the_encoder_extracts_and_its_feature_trains(probe_run):
     feature = featurecache.open_store("features.zarr")["log-mel"]
     assert feature.read([f"c{number}" for number in range(8)]).shape == (8, 64, 40)
     assert len(np.unique(feature.read(["c0", "c1"])[:, 0], axis=0)) == 2
-    only_sound = ("features.audio=log-mel", "features.image=null", "features.video=null")
-    settings = [word for setting in (*SHORT, *only_sound) for word in ("--set", setting)]
-    run_command(trainer_cli.main, "--stage", "probe", *settings)
-    assert Run(tmp_path / "runs" / "probe").config().features.used == {"audio": "log-mel"}
+    assert probe_run.config().features.used == {"audio": "log-mel"}
+
+
+LOADS = """
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from importlib.util import find_spec
+folder, script, hidden_not = sys.argv[1:]
+sys.path.insert(0, script)
+from fresh_process import HIDDEN, HidingFinder
+sys.path.pop(0)
+sys.meta_path[:] = [HidingFinder(finder, {*HIDDEN} - {*hidden_not.split()}) for finder in sys.meta_path]
+assert find_spec("log_mel_encoder") is None and (hidden_not or find_spec("featurecache") is None)
+from transformers import AutoModel, AutoProcessor
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+print(processor.labels("emotion"), model.label_probabilities(**processor(audio="7.wav"))[0].tolist())
+"""
+
+
+def load_elsewhere(folder: Path, tmp_path: Path, *found: str) -> subprocess.CompletedProcess[str]:
+    """Load an exported folder where neither this project, but for `found`, nor the example package is installed."""
+    scripts = Path(export_run.__code__.co_filename).parent
+    return subprocess.run(
+        [sys.executable, "-I", "-c", LOADS, str(folder), str(scripts), " ".join(found)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_a_run_on_the_encoder_is_exported_with_a_copy_of_its_code_and_licence(probe_run, tmp_path):
+    figures = export_run(probe_run, tmp_path / "model", {}, ExportSources(), say=lambda _: None)
+    assert all(figure.passed for figure in figures)
+    licence = ROOT / "examples" / "encoder_package" / "LICENSE"
+    assert (tmp_path / "model" / "featurecache-log-mel.LICENSE").read_text() == licence.read_text()
+    assert "class LogMelEncoder" in (tmp_path / "model" / "log_mel_encoder.py").read_text()
+    done = load_elsewhere(tmp_path / "model", tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = run_command(trainer_cli.main, "predict", "--model", tmp_path / "model", tmp_path / "7.wav", "--json")
+    (line,) = [line for line in said.splitlines() if line.startswith("{")]
+    probabilities = json.loads(line)["probabilities"]
+    labels, _, values = done.stdout.strip().rpartition(") ")
+    assert labels == "('happy', 'sad'"
+    assert list(probabilities.values()) == pytest.approx(json.loads(values), abs=1e-6)
+
+
+def test_an_export_may_name_the_package_of_the_encoder(probe_run, tmp_path):
+    sources = ExportSources(required=("log-mel",))
+    figures = export_run(probe_run, tmp_path / "model", {}, sources, say=lambda _: None)
+    assert all(figure.passed for figure in figures)
+    assert not list((tmp_path / "model").glob("*log?mel*"))
+    needed = "featurecache-log-mel==0.1.0"
+    cache = f"featurecache=={version('featurecache')}"
+    assert f"numpy, pillow, {cache}, {needed}." in (tmp_path / "model" / "README.md").read_text()
+    assert json.loads((tmp_path / "model" / "certificate.json").read_text())["packages"] == [cache, needed]
+    done = load_elsewhere(tmp_path / "model", tmp_path, "featurecache")
+    assert done.returncode
+    assert f'This model needs the encoder "log-mel" of {needed}: pip install {needed}.' in done.stderr
+
+
+def test_predict_names_the_package_of_an_encoder_that_is_not_installed(probe_run, tmp_path, monkeypatch):
+    export_run(probe_run, tmp_path / "model", {}, ExportSources(), say=lambda _: None)
+    monkeypatch.setattr("fusion_train.predict.opening.registered", dict)
+    with pytest.raises(ExportError, match=r"log-mel, got none .*pip install featurecache-log-mel==0\.1\.0; or load"):
+        open_model(tmp_path / "model")
 
 
 def test_the_fusion_variant_trains_and_stands_in_a_sweep(on_the_path, material, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -15,30 +16,28 @@ from click.testing import CliRunner
 from exporting import train_run
 from toy import save_llama
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from featurecache.encoders import ExportableEncoder, encoder_class, registered
+from featurecache.encoders import registered
+from featurecache.importers.npy import unverified_spec
 from featurecache.spec import Spec
 from featurecache.store.quantize import dequantise, quantise
 from fusion_train.errors import ExportError
 from fusion_train.export import folder as export_folder
-from fusion_train.export import vendor
 from fusion_train.export.certificate import judge
 from fusion_train.export.export_run import ExportSources, export_run
 from fusion_train.export.weights import merge_lora
 from fusion_train.models.lora import add_lora
-from fusion_train.remote.encoding import EXPORTABLE, as_stored
+from fusion_train.remote import vendor
+from fusion_train.remote.encoding import as_stored
+from fusion_train.remote.exportability import export_notices
 
 VARIANTS = sorted(point.name for point in entry_points(group=vendor.ENTRY_POINTS))
 
 
-def test_every_registered_encoder_that_can_be_exported_is_in_the_list_of_an_exported_model():
-    classes = {name: encoder_class(name) for name in registered()}
-    assert {name: kind for name, kind in classes.items() if ExportableEncoder in kind.__mro__} == EXPORTABLE
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_copied_code_imports_no_package_of_ours(variant):
-    files = vendor.vendored_code(variant)
+    files = vendor.vendored_code(variant, sorted(registered()))
     for name, text in files.items():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom):
@@ -53,7 +52,7 @@ def test_the_copied_code_imports_no_package_of_ours(variant):
 
 def test_the_copied_code_is_that_of_the_modules_but_for_imports():
     source = Path(vendor.__file__).parents[1] / "models" / "emotion_llama.py"
-    copied = vendor.vendored_code("conv-attention")["fusion_train_models_emotion_llama.py"].splitlines()
+    copied = vendor.vendored_code("conv-attention", ["whisper"])["fusion_train_models_emotion_llama.py"].splitlines()
     own = source.read_text().splitlines()
     differing = [line for line, other in zip(own, copied, strict=True) if line != other]
     assert differing
@@ -85,6 +84,107 @@ def test_a_variant_that_needs_other_packages_is_refused_with_the_line(monkeypatc
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ExportError, match="an installed variant"):
         vendor.vendored_code("no-such")
+
+
+def own_encoder(monkeypatch, tmp_path: Path, root: str, files: dict[str, str], licence: str | None = "Free.") -> None:
+    """Install a package `root` with these modules, which registers its class `net:Mine` as the encoder `mine`."""
+    for name, text in files.items():
+        path = tmp_path / root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    information = tmp_path / f"{root}-2.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {root.replace('_', '-')}\nVersion: 2.0\n")
+    (information / "entry_points.txt").write_text(f"[featurecache.encoders]\nmine = {root}.net:Mine\n")
+    recorded = ["METADATA", "entry_points.txt"]
+    if licence is not None:
+        (information / "licenses").mkdir()
+        (information / "licenses" / "LICENSE").write_text(licence)
+        recorded.append("licenses/LICENSE")
+    (information / "RECORD").write_text("".join(f"{information.name}/{name},,\n" for name in recorded))
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_an_encoder_of_several_modules_is_copied_whole_with_its_licence(monkeypatch, tmp_path):
+    files = {
+        "__init__.py": "",
+        "net.py": (
+            "from . import blocks, sizes as small\nfrom .blocks.deep import Deep\nfrom mine_whole.sizes import (\n"
+            "    SIDE,\n)\nfrom featurecache.encoders.pooling import average_over_time\n\n\nclass Mine:\n    pass\n"
+        ),
+        "blocks/__init__.py": "from torch import nn\n",
+        "blocks/deep.py": "from ..sizes import SIDE\n\n\nclass Deep:\n    side = SIDE\n",
+        "sizes.py": "SIDE = 7\n",
+        "unused.py": "import scipy\n",
+    }
+    own_encoder(monkeypatch, tmp_path, "mine_whole", files)
+    copied = vendor.vendored_code("conv", ["mine", "whisper"])
+    assert copied["mine-whole.LICENSE"] == "Free."
+    assert {name for name in copied if name.startswith("mine_")} == {
+        "mine_whole_net.py",
+        "mine_whole_blocks.py",
+        "mine_whole_blocks_deep.py",
+        "mine_whole_sizes.py",
+    }
+    assert "featurecache_encoders_pooling.py" in copied
+    folder = tmp_path / "copied_here"
+    folder.mkdir()
+    for name, text in copied.items():
+        (folder / name).write_text(text)
+    (folder / "__init__.py").write_text("")
+    from copied_here import mine_whole_net as net
+
+    assert (net.SIDE, net.small.SIDE, net.Deep.side) == (7, 7, 7)
+    assert net.blocks.__name__ == "copied_here.mine_whole_blocks"
+    # What transformers copies with it.
+    assert {Path(file).name for file in get_relative_import_files(str(folder / "mine_whole_net.py"))} >= {
+        "mine_whole_blocks.py",
+        "mine_whole_blocks_deep.py",
+        "mine_whole_sizes.py",
+    }
+
+
+def test_the_code_of_a_package_without_licence_file_is_not_copied_but_may_be_named(monkeypatch, tmp_path):
+    own_encoder(monkeypatch, tmp_path, "mine_unlicensed", {"net.py": "class Mine:\n    pass\n"}, licence=None)
+    with pytest.raises(ExportError, match=r"mine-unlicensed==2\.0 without one.*--require mine"):
+        vendor.vendored_code("conv", ["mine"])
+    copied = vendor.vendored_code("conv", ["mine"], required=["mine"])
+    assert not any(name.startswith("mine") for name in copied)
+    chosen = copied["fusion_train_remote_chosen_encoders.py"]
+    assert "pip install mine-unlicensed==2.0" in chosen
+    assert "from mine_unlicensed.net import Mine as encoder_0" in chosen
+
+
+def test_an_encoder_that_needs_other_packages_is_refused_with_every_line(monkeypatch, tmp_path):
+    text = "import scipy.signal\nimport mine_needy.other\n\n\nclass Mine:\n    pass\n"
+    own_encoder(monkeypatch, tmp_path, "mine_needy", {"net.py": text, "other.py": ""})
+    with pytest.raises(ExportError, match="or name the encoder's package with --require") as caught:
+        vendor.vendored_code("conv", ["mine"])
+    assert caught.value.problems == [
+        "mine_needy.net, line 1: imports scipy.signal",
+        "mine_needy.net, line 2: write `from mine_needy.other import …`",
+    ]
+
+
+def test_an_encoder_that_imports_a_module_of_the_project_with_other_packages_is_refused(monkeypatch, tmp_path):
+    text = "from featurecache.store.zarr_store import ZarrStore\n\n\nclass Mine:\n    pass\n"
+    own_encoder(monkeypatch, tmp_path, "mine_storing", {"net.py": text})
+    with pytest.raises(ExportError, match=r"line \d+: imports (zarr|numcodecs|google).*"):
+        vendor.vendored_code("conv", ["mine"])
+
+
+def test_training_says_at_its_start_what_cannot_be_exported(monkeypatch, tmp_path):
+    own_encoder(monkeypatch, tmp_path, "mine_trained", {"net.py": "class Mine:\n    pass\n"})
+    perturbed = replace(SPEC, preprocessing={"perturbation": {"name": "noise"}})
+    unknown = replace(SPEC, encoder="whispr")
+    imported = unverified_spec("whisper", (4, 12), "float16")
+    specs = {"audio": perturbed, "image": unknown, "video": replace(SPEC, encoder="mine")}
+    notices = export_notices(specs, ["conv"])
+    assert all(line.startswith("note: this run can be trained, but not exported as it is: ") for line in notices)
+    for notice, words in zip(notices, ("perturbed", 'Did you mean "whisper"?', "a class with open"), strict=True):
+        assert words in notice
+    assert ".npy" in export_notices({"audio": imported}, ["conv"])[0]
+    assert export_notices({"audio": SPEC}, ["conv-attention"]) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gated_sum_fusion import GatedSum
 
-from fusion_train.export.vendor import vendored_code
 from fusion_train.models.fusions import build_fusion
+from fusion_train.remote.vendor import vendored_code
 from fusion_train.testing import DIMS, FusionContract, random_features
 
 
