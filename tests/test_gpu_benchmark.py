@@ -104,7 +104,8 @@ def test_a_run_that_is_cut_keeps_its_lines_and_leaves_no_process_of_a_case(tmp_p
         f"t.run(Path({str(tmp_path)!r}), 'good', 'hangs', 'packed')"
     )
     process = subprocess.Popen([sys.executable, "-c", program], env=environment(tiny=True))
-    while not (tmp_path / "begun").exists():
+    written = tmp_path / "gpu.jsonl"
+    while not (written.exists() and "hangs" in written.read_text()):
         assert process.poll() is None
         time.sleep(0.02)
     process.terminate()
