@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from featurecache.encoders import Encoder
 from featurecache.engines import local as local_engine
 from featurecache.engines import ray as engine
 from featurecache.engines.cluster import cluster
-from featurecache.errors import EncoderError, FeatureCacheError, MediaError, WeightsError
+from featurecache.errors import EncoderError, FeatureCacheError, FingerprintError, MediaError, WeightsError
 from featurecache.extract.job import EncoderSettings, ExtractionJob
 from featurecache.extract.stats import ClipCounts, ExtractionStats
 from featurecache.interrupt import Interrupted
@@ -96,6 +97,19 @@ def test_the_ray_engine_shows_every_notice_once_and_gives_the_bytes_of_a_local_r
         assert result.exit_code == 1, result.output  # one clip is bad
         assert result.stderr.count("whisper: trained on another language") == 1
     assert file_hashes(Path("ray.zarr")) == file_hashes(Path("local.zarr"))
+
+
+def test_both_engines_show_the_notices_of_the_clip_list_once(work: ExtractionJob, ray: InProcessRay) -> None:
+    Path("0.mp4").rename(unicodedata.normalize("NFD", "é.mp4"))
+    row = {"id": "c0", "video": unicodedata.normalize("NFC", "é.mp4")}
+    Path("one.jsonl").write_text(json.dumps(row) + "\n")
+    one = replace(work, clips="one.jsonl")
+    here: list[str] = []
+    there: list[str] = []
+    local_engine.run(replace(one, store="local.zarr"), ["cpu"], notify=here.append)
+    engine.run(one, actors=2, notify=there.append)
+    assert sum("another Unicode form" in line for line in here) == 1
+    assert [line for line in here if "Unicode" in line] == there
 
 
 def test_units_of_a_worker_that_dies_are_done_by_the_one_that_replaces_it(
@@ -176,9 +190,15 @@ def test_workers_that_die_again_and_again_end_the_run(
     assert len(ray.actor_options) == 1 + engine.MAX_DEATHS_PER_WORKER * 2 + 1
 
 
-def test_an_error_in_a_worker_stops_the_others_and_is_raised_as_itself(work: ExtractionJob, ray: InProcessRay) -> None:
+@pytest.mark.parametrize("actors", [1, 2])
+def test_an_error_in_a_worker_stops_the_others_and_is_raised_as_itself(
+    actors: int, work: ExtractionJob, ray: InProcessRay
+) -> None:
     with pytest.raises(MediaError, match="at most 0 failed clips"):
-        engine.run(replace(work, max_failures=0), actors=2)
+        engine.run(replace(work, max_failures=0), actors=actors)
+    settings = replace(work.features["whisper"], options={"tokens": 32})
+    with pytest.raises(FingerprintError, match="tokens"):
+        engine.run(replace(work, features={"whisper": settings}), actors=actors)
     with pytest.raises(WeightsError):
         engine.run(replace(work, features={"whisper": EncoderSettings("whisper", "nowhere/at/all")}))
 

@@ -87,6 +87,17 @@ def test_a_group_is_answered_with_its_result_and_its_lines_are_passed_on(opened,
     assert len(ray.killed) == 2  # the actors end with the block
 
 
+@pytest.mark.parametrize("unready", [1, 2])
+def test_lines_of_a_group_that_still_trains_are_passed_on_once(opened, ray, unready: int) -> None:
+    with opened() as (executor, lines):
+        executor.begin(0, group("conv"))
+        ray.unready = unready  # the group; and the lines of its actor too
+        assert executor.answers() == []
+        assert lines == (["conv begins", "conv ends"] if unready == 1 else [])
+        assert len(executor.answers()) == 1
+    assert lines == ["conv begins", "conv ends"]
+
+
 def test_a_sweep_is_checked_by_one_actor_and_its_refusal_is_raised_as_itself(opened) -> None:
     with opened() as (executor, lines):
         assert executor.check("good") == {"a": COST}

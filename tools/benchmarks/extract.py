@@ -25,6 +25,7 @@ import click
 import extract_material as material
 import extract_reference as reference
 import numpy as np
+import psutil
 import torch
 
 import featurecache
@@ -211,10 +212,15 @@ class Benchmark:
                 prepare_by |= {("threads", count): prepare, ("processes", count): processes.prepare}
             for name, clips in lists.items():
                 rates: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in prepare_by}
+                core_ms: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in prepare_by}
                 for _ in range(TURNS):
                     for (kind, count), prepare_clip in prepare_by.items():
-                        rates[kind, count].append(_prepared_per_s(clips, encoders, count, prepare_clip))
-                figures |= {f"{name}_{kind}_{count}_clips_per_s": _spread_of(r) for (kind, count), r in rates.items()}
+                        wall_s, core_s = _preparing(clips, encoders, count, prepare_clip)
+                        rates[kind, count].append(len(clips) / wall_s)
+                        core_ms[kind, count].append(1e3 * core_s / len(clips))
+                for (kind, count), measured in rates.items():
+                    figures[f"{name}_{kind}_{count}_clips_per_s"] = _spread_of(measured)
+                    figures[f"{name}_{kind}_{count}_core_ms_per_clip"] = _spread_of(core_ms[kind, count])
                 for count in (1, self.workers):
                     pairs = zip(rates["processes", count], rates["threads", count], strict=True)
                     figures[f"{name}_{count}_processes_over_threads"] = _spread_of([a / b for a, b in pairs])
@@ -317,13 +323,21 @@ def _forward_all(encoders: Mapping[str, Encoder], batches: Mapping[str, list[np.
         each.cpu()
 
 
-def _prepared_per_s(clips: ClipList, encoders: Mapping[str, Encoder], workers: int, prepare_clip: PrepareClip) -> float:
-    """Clips per second."""
-    began = time.perf_counter()
+def _preparing(
+    clips: ClipList, encoders: Mapping[str, Encoder], workers: int, prepare_clip: PrepareClip
+) -> tuple[float, float]:
+    """Wall seconds, and processor seconds of this process and those below it."""
+    began, began_core_s = time.perf_counter(), _processor_s()
     with ThreadPoolExecutor(workers) as pool:
         for _ in prepare_all(((clip, encoders) for clip in clips), pool, 2 * workers, prepare_clip):
             pass
-    return len(clips) / (time.perf_counter() - began)
+    return time.perf_counter() - began, _processor_s() - began_core_s
+
+
+def _processor_s() -> float:
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 def _spread_of(values: Sequence[float]) -> list[float]:
