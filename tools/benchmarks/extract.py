@@ -227,6 +227,7 @@ class Benchmark:
                 for kind in ("threads", "processes"):
                     pairs = zip(rates[kind, self.workers], rates[kind, 1], strict=True)
                     figures[f"{name}_{self.workers}_{kind}_over_1"] = _spread_of([a / b for a, b in pairs])
+                click.echo(f"{name}: {json.dumps(figures)}", err=True)  # kept though the next list is stopped
         return figures
 
     def _recorded(self) -> ClipList:
