@@ -37,7 +37,7 @@ from featurecache.spec import STORED_BYTES
 from featurecache.store.layout import default_shard_rows
 from featurecache.store.protocols import FeatureWriter, Store
 
-MIN_CLIPS_FOR_PROCESSES = 500
+MIN_CLIPS_FOR_PROCESSES = 1000
 """Shorter lists are decoded in threads: starting processes takes some seconds (docs/benchmarks.md)."""
 
 
