@@ -84,6 +84,8 @@ def test_info_and_show_say_what_is_stored_and_why_something_is_not(folder: Path)
     assert "whisper: ok, shard 0 slot 0" in good.output
     assert open_store("features.zarr")["whisper"].fingerprint in good.output
     assert "no audio stream" in silent.output
+    (described,) = json.loads(fcache("show", "c0", "--json").stdout)["features"]
+    assert (described["feature"], described["status"], described["slot"]) == ("whisper", "ok", 0)
     assert unknown.exit_code == 2
     assert "not in features.zarr" in unknown.output
 

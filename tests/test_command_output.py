@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -123,6 +126,19 @@ def test_a_log_file_that_cannot_be_written_is_refused_before_any_work(tmp_path: 
     assert result.exit_code == 1
     assert "a file where a folder should be" in result.output
     assert "one clip" not in result.output
+
+
+@pytest.mark.parametrize(("package", "program"), [("featurecache", "fcache"), ("fusion_train", "fusion-train")])
+def test_a_package_runs_as_a_module_and_completes_words_in_a_shell(package: str, program: str) -> None:
+    command_line = [sys.executable, "-m", package]
+    shown = subprocess.run([*command_line, "--help"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith(f"Usage: {program} ")
+    words = {"COMP_WORDS": f"{program} pl", "COMP_CWORD": "1"}
+    variable = f"_{program.upper().replace('-', '_')}_COMPLETE"
+    completed = subprocess.run(
+        command_line, capture_output=True, text=True, env={**os.environ, **words, variable: "bash_complete"}, check=True
+    )
+    assert completed.stdout == "plain,plan\n"
 
 
 @pytest.mark.parametrize(("group", "name"), COMMANDS)

@@ -75,7 +75,21 @@ def show(clip_id: str, store: str, plot: Path | None) -> None:
     """
     from featurecache.maintenance.describe import describe_clip, draw_clip
 
-    for clip in describe_clip(featurecache.open_store(store), clip_id):
+    described = describe_clip(featurecache.open_store(store), clip_id)
+    json_result(
+        {
+            "features": [
+                {
+                    "feature": clip.feature.name,
+                    **asdict(clip.record),
+                    "status": clip.record.status.name.lower(),
+                    "statistics": clip.statistics,
+                }
+                for clip in described
+            ]
+        }
+    )
+    for clip in described:
         record = clip.record
         say(f"{clip.feature.name}: {record.status.name.lower()}, shard {record.shard} slot {record.slot}")
         for label, text in _description_lines(clip):
