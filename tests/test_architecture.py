@@ -94,6 +94,7 @@ LAYERS = {
         ("evaluation",),
         ("predict", "training"),
         ("export", "released", "sweeps"),
+        ("quick",),
         ("cli",),
         ("__main__",),
     ),

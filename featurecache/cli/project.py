@@ -24,7 +24,7 @@ from featurecache.project import FILE_NAME, project_text, read_project
 def init(overwrite: bool, weights: tuple[str, ...], **values: Any) -> None:
     """Write featurecache.toml, which holds what all commands in this folder use: weights, store, clip list, model.
 
-    Options of a command still win. Without options here, every line is a comment to fill in.
+    Options of a command still win. Keys that get no value here are comments to fill in.
 
     \b
     Example: fcache init --encoder whisper --weights whisper=openai/whisper-base

@@ -1,5 +1,6 @@
 """`fusion-train`: train from a feature store, sweep variants, score runs.
 
+    fusion-train quick clips/                  from a folder of clips to a report, by the commands below
     fusion-train plan --gpu h200               parameters, memory and hours, before anything is loaded
     fusion-train --stage probe                 fusion and a linear head, no language model: a first look in minutes
     fusion-train --stage perception            train (or resume) runs/perception
@@ -27,6 +28,7 @@ from fusion_train.cli.evaluate import agreement, contrast_command, evaluate_comm
 from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, RUN_CLIPS, RUN_STORE, SET, STORE, project_model
 from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
+from fusion_train.cli.quick import quick
 from fusion_train.cli.runs import replay, report, verify_resume_command
 from fusion_train.cli.sweep import sweep
 
@@ -178,6 +180,7 @@ COMMANDS = (
     evaluate_command,
     plan,
     predict,
+    quick,
     rate,
     replay,
     report,

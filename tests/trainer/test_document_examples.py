@@ -41,7 +41,9 @@ class Place:
         """A command of a page with small checkpoints and few steps in place of the published ones."""
         words = [str(self.whisper) if word == "openai/whisper-base" else word for word in words]
         name = " ".join(words[:2])
-        if name in ("fcache plan", "fcache extract") and "--weights" not in words:
+        if name == "fusion-train quick":
+            words += ["--weights", f"whisper={self.whisper}", "--weights", f"eva-global={self.eva}", "--yes"]
+        elif name in ("fcache plan", "fcache extract") and "--weights" not in words:
             checkpoints = zip(ENCODERS, (self.whisper, self.eva, self.eva), strict=True)
             words += [word for encoder, path in checkpoints for word in ("--weights", f"{encoder}={path}")]
         elif name == "fusion-train --stage":
@@ -67,6 +69,9 @@ def place(tmp_path_factory, whisper_folder: Path, eva_folder: Path, llama: Path)
         entry = {"id": f"a{number}", "video": video, "text": f"Number {number}.", "split": split}
         lines.append(json.dumps(entry | {"labels": {"emotion": label}, "responses": {"reason": f"It is {label}."}}))
     (folder / "clips.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [json.loads(line) for line in lines]
+    table = ["file,label", *(f"{row['id']},{row['labels']['emotion']}" for row in rows)]
+    (folder / "labels.csv").write_text("\n".join(table) + "\n")
     shutil.copyfile(folder / "clips/a1.mp4", folder / "clip.mp4")
     return Place(folder, whisper_folder, eva_folder, llama)
 
