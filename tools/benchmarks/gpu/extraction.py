@@ -44,8 +44,11 @@ def measure(material: Material, case: str) -> Iterator[tuple[str, dict[str, Any]
         for name, encoder in encoders.items():
             yield name, alone(material, name, encoder)
     else:
-        for decode_in in ("processes", "threads"):
-            yield decode_in, pipeline(material, encoders, decode_in)
+        guess = GUESSED_CLIPS_PER_S[material.device.type] * material.measured_s / 4
+        warm_rate, _ = run_extract(material, encoders, guess, "threads")
+        ways: tuple[DecodeIn, ...] = ("processes", "threads")
+        for decode_in in ways:
+            yield decode_in, pipeline(material, encoders, decode_in, warm_rate * material.measured_s)
 
 
 def random_encoders(material: Material) -> dict[str, Encoder]:
@@ -120,14 +123,12 @@ def clips_per_s(material: Material, forward: Callable[[], Any], batch_size: int)
     return count / seconds, seconds
 
 
-def pipeline(material: Material, encoders: dict[str, Encoder], decode_in: DecodeIn) -> dict[str, Any]:
-    """`extract` with as many workers as `fcache extract` has: a short pass that warms up, and a long one.
+def pipeline(material: Material, encoders: dict[str, Encoder], decode_in: DecodeIn, num_clips: float) -> dict[str, Any]:
+    """`extract` with as many workers as `fcache extract` has.
 
     Starting the workers is left out: the rate is that of the clips after the first quarter.
     """
-    guess = GUESSED_CLIPS_PER_S[material.device.type] * material.measured_s / 4
-    warm_rate, _ = run_extract(material, encoders, guess, decode_in)
-    rate, stats = run_extract(material, encoders, warm_rate * min(material.measured_s, material.left_s / 4), decode_in)
+    rate, stats = run_extract(material, encoders, num_clips, decode_in)
     tflop = sum(forward_tflop("tiny" if material.tiny else "full").values())
     summary = stats.to_dict()
     return {
