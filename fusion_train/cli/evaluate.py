@@ -57,7 +57,9 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
 @RUN_STORE
 @RUN_CLIPS
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Clips asked at once.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Clips asked at once.  [default: as many as fit a GPU; 8 on a CPU]"
+)
 @click.option("--again", is_flag=True, help="Delete existing answers first.")
 @scoring_options
 @click.option("--out", type=OutputPath("name"), help="Predictions file, or folder of a benchmark.")

@@ -12,6 +12,7 @@ from featurecache.tables import Table
 from fusion_train.cli.options import CLIPS, CONFIG, SET, STORE, project_model
 
 if TYPE_CHECKING:
+    from fusion_train.planning.costs import MemoryKinds
     from fusion_train.planning.plan import TrainingPlan
 
 
@@ -92,12 +93,18 @@ def _tables(plan: TrainingPlan) -> list[Table]:
     flops.add(["all", f"{plan.flops.total / unit_flops:.2f}"])
     flops.add(["rule of 4N per token", f"{plan.rule_flops / unit_flops:.2f}"])
 
-    unit, unit_bytes = ("GiB", 2**30) if plan.memory.total >= 2**30 else ("MiB", 2**20)
-    memory = _table(f"memory at micro-batch {plan.micro_batch_size}", "kind", unit)
-    for kind, size in plan.memory.by_kind().items():
-        memory.add([kind, f"{size / unit_bytes:.2f}"])
-    memory.add(["all", f"{plan.memory.total / unit_bytes:.2f}"])
-    return [parameters, tokens, flops, memory]
+    training = _memory_table(f"memory at micro-batch {plan.micro_batch_size}", plan.memory)
+    scoring = _memory_table(f"memory of scoring, {plan.scored_clips} clips at once", plan.scoring)
+    return [parameters, tokens, flops, training, scoring]
+
+
+def _memory_table(title: str, memory: MemoryKinds) -> Table:
+    unit, unit_bytes = ("GiB", 2**30) if memory.total >= 2**30 else ("MiB", 2**20)
+    table = _table(title, "kind", unit)
+    for kind, size in memory.by_kind().items():
+        table.add([kind, f"{size / unit_bytes:.2f}"])
+    table.add(["all", f"{memory.total / unit_bytes:.2f}"])
+    return table
 
 
 def _table(title: str, first: str, second: str) -> Table:

@@ -20,7 +20,7 @@ from featurecache.terminal import show_progress
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
-from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, hidden_modalities, questions
+from fusion_train.evaluation.evaluate import hidden_modalities, questions
 from fusion_train.evaluation.prediction_rows import read_predictions, with_references
 from fusion_train.evaluation.predictions import QuestionSet, ask
 from fusion_train.evaluation.scoring import BenchmarkScores, score_benchmark
@@ -57,7 +57,7 @@ def ask_benchmark(
     files: Mapping[str, Path],
     *,
     modalities: Sequence[str] | None = None,
-    batch_size: int = EVAL_BATCH_SIZE,
+    batch_size: int | None = None,
     again: bool = False,
     answer: AnswerMode | None = None,
     say: Callable[[str], None] = print,
@@ -67,6 +67,7 @@ def ask_benchmark(
     Args:
         files: set name -> file of its answers.
         modalities: as of `evaluate.hidden_modalities`.
+        batch_size: as of `evaluate.evaluate`.
         again: discard existing answers.
         answer: how one label is answered; overrides the benchmark and the configuration.
 

@@ -1,9 +1,9 @@
 """Ask a model about held-out clips and score the answers.
 
-A closed label set needs no generation: every label is scored as a continuation of one shared prompt, and the most
-probable label is chosen. Open answers are generated greedily, in batches, with the key-value cache. `evaluate` keeps
-all answers in memory, for validation during training and in sweeps. `predictions` writes answers to disk as they come,
-for benchmarks.
+A closed label set needs no generation: every label is scored as a continuation of one shared prompt
+(`models.answering`), and the most probable label is chosen. Open answers are generated greedily, in batches, with the
+key-value cache. `evaluate` keeps all answers in memory, for validation during training and in sweeps. `predictions`
+writes answers to disk as they come, for benchmarks.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.model_group import GroupAnswering, ModelGroup, OneModel
+from fusion_train.planning.scoring_batch import clips_at_once
 from fusion_train.prompts.limits import MAX_NEW_TOKENS
 from fusion_train.prompts.prompt import Task, encode_answer, find_task
 from fusion_train.run_context import RunContext
 
-EVAL_BATCH_SIZE = 8
 NO_MODALITIES = "none"
 """Value of `--modalities` that hides every modality."""
 
@@ -70,12 +70,13 @@ def evaluate(
     task_name: str,
     *,
     modalities: Sequence[str] | None = None,
-    batch_size: int = EVAL_BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Ask the task `task_name` about every clip that has a reference answer to it.
 
     Args:
         modalities: shown to the model; the others are hidden (the token ablation). Default: the modalities of the task.
+        batch_size: clips asked at once; None: as many as fit a GPU, see `planning.scoring_batch`.
 
     Raises:
         DataError: no clip has a reference answer to the task, or an unknown modality.
@@ -88,7 +89,7 @@ def evaluate(
     context.model.eval()
     predictions: list[dict[str, Any]] = []
     not_finite: list[str] = []
-    for group in groups(samples, batch_size):
+    for group in groups(samples, batch_size or clips_at_once(context.config, context.model, context.device)):
         for sample, answer_fields in zip(group, answer(context, group), strict=True):
             if answer_fields is None:
                 not_finite.append(sample.clip.id)
@@ -298,7 +299,8 @@ def evaluate_together(
     group_context = replace(context, model=GroupAnswering(models, cast("Sequence[EmotionLlama]", members)))
     rows: list[list[dict[str, Any]]] = [[] for _ in members]
     not_finite: list[str] = []
-    for batch in groups(samples, EVAL_BATCH_SIZE):
+    at_once = max(clips_at_once(context.config, context.model, context.device) // count, 1)
+    for batch in groups(samples, at_once):
         answers = list(answer(group_context, [*batch] * count))
         for place, member_rows in enumerate(rows):
             member_answers = answers[place * len(batch) : (place + 1) * len(batch)]

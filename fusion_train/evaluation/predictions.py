@@ -23,7 +23,8 @@ from featurecache.interrupt import Interrupted
 from fusion_train.data.samples import Sample
 from fusion_train.errors import DataError
 from fusion_train.evaluation.append_only import AppendedLines, read_lines, sealed_lines
-from fusion_train.evaluation.evaluate import EVAL_BATCH_SIZE, answer, groups, prompt_hash, refuse_not_finite, row_of
+from fusion_train.evaluation.evaluate import answer, groups, prompt_hash, refuse_not_finite, row_of
+from fusion_train.planning.scoring_batch import clips_at_once
 from fusion_train.processes import this_process
 from fusion_train.run_context import RunContext
 
@@ -41,7 +42,8 @@ class QuestionSet:
     """Clip id -> reference answer of the clip list."""
     path: Path
     how: Literal["choose", "generate"] = "choose"
-    batch_size: int = EVAL_BATCH_SIZE
+    batch_size: int | None = None
+    """Clips asked at once; None: as many as fit a GPU, see `planning.scoring_batch`."""
     wording: Mapping[str, Any] | None = None
     """`Wording.as_json`; None for a probe, which has no prompt."""
     by: Mapping[str, Any] = field(init=False)
@@ -157,12 +159,14 @@ def _answer_share(
     stop: Callable[[], bool],
 ) -> None:
     """Answer the samples of this process and append the answers to its part file."""
-    was_training = questions.context.model.training
-    questions.context.model.eval()
+    context = questions.context
+    was_training = context.model.training
+    context.model.eval()
+    at_once = questions.batch_size or clips_at_once(context.config, context.model, context.device)
     num_answered, not_finite = 0, []
     with AppendedLines(questions.path.with_suffix(f"{PART}{rank}.jsonl")) as lines:
-        for group in groups(samples, questions.batch_size):
-            answers = answer(questions.context, group, generate=questions.how == "generate")
+        for group in groups(samples, at_once):
+            answers = answer(context, group, generate=questions.how == "generate")
             pairs = list(zip(group, answers, strict=True))
             lines.append(_row(questions, sample, fields) for sample, fields in pairs if fields is not None)
             not_finite += [sample.clip.id for sample, fields in pairs if fields is None]
@@ -172,7 +176,7 @@ def _answer_share(
                 raise Interrupted(
                     f"{questions.path}: {num_answered} of {len(samples)} answered. Run the same command to go on."
                 )
-    questions.context.model.train(was_training)
+    context.model.train(was_training)
     refuse_not_finite(str(questions.path), not_finite, len(samples))
 
 

@@ -199,7 +199,7 @@ class _Check:
     def _scored(self, batching: bool) -> bool:
         """Whether the log-probabilities of labels equal those of plain forward passes."""
         prompts, labels = [self._prompt(), self._ids(4, 11)], [self._ids(3, 12), self._ids(2, 13)]
-        self.model.abilities = Abilities(batching=batching)
+        self.model.abilities = Abilities(packing=False, batching=batching)  # rows are measured by `_packed`
         present = torch.ones(len(prompts), 1, dtype=torch.bool, device=self.device)
         scores = label_log_probabilities(self.model, prompts, {}, present, labels)
         for row, prompt in enumerate(prompts):
@@ -234,6 +234,7 @@ class _SoftTokenModel:
     def __init__(self, llm: Any) -> None:
         self.llm: Any = llm
         self.abilities = Abilities()
+        self.num_models = 1
 
     def embed(
         self, token_ids: Tensor, features: Mapping[str, Tensor] | None = None, present: Tensor | None = None

@@ -96,6 +96,9 @@ def checked_losses(token_loss: TokenLoss, logits: Tensor, targets: Tensor) -> Te
 class EmotionLlama(nn.Module):
     """Fusion, projectors and language model; everything except the LLM's base weights is trained."""
 
+    num_models = 1
+    """See `answering.AnsweringModel`."""
+
     def __init__(
         self,
         llm: Any,

@@ -198,6 +198,7 @@ class GroupAnswering:
     def __init__(self, group: ModelGroup, members: Sequence[EmotionLlama]) -> None:
         self.llm: Any = group.llm
         self.abilities = members[0].abilities
+        self.num_models = len(members)
         self._members = members
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

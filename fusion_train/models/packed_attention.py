@@ -163,9 +163,14 @@ def use_packed_attention(llm: Any) -> bool:
     return config._attn_implementation == PACKED
 
 
+def attends_by_layout(llm: Any) -> bool:
+    """Whether the attention of `llm` takes a layout instead of a mask."""
+    return bool(llm.config.get_text_config()._attn_implementation == PACKED)
+
+
 def attention_arguments(llm: Any, layout: Layout, inputs: Tensor) -> dict[str, Any]:
     """Return keyword arguments of the forward pass that make `llm` attend by `layout` over `inputs` (R, L, H)."""
-    if llm.config.get_text_config()._attn_implementation == PACKED:
+    if attends_by_layout(llm):
         # transformers passes a mask with four axes on as it is; this empty one saves the making of an (L, L) mask.
         return {"layout": layout, "attention_mask": torch.empty(1, 1, 0, 0, device=inputs.device)}
     seen = to_device(layout.mask(), inputs.device)

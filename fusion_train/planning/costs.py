@@ -13,7 +13,7 @@ This module knows no configuration, no file and no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fusion_train.errors import refuse_unknown
 
@@ -168,8 +168,22 @@ def sample_flops(
     )
 
 
+class MemoryKinds:
+    """Memory of one device in bytes by kind, the fields of a derived dataclass."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds."""
+        return sum(self.by_kind().values())
+
+    def by_kind(self) -> dict[str, int]:
+        """Return kind -> bytes, the largest first."""
+        kinds: dict[str, int] = dict(vars(self))
+        return dict(sorted(kinds.items(), key=lambda item: -item[1]))
+
+
 @dataclass(frozen=True)
-class Memory:
+class Memory(MemoryKinds):
     """Memory of one device at the peak of a step, in bytes by kind."""
 
     base: int
@@ -189,15 +203,24 @@ class Memory:
     """Gradients of one layer's activations, and one quantised matrix, restored for its product."""
     reserved: int
 
-    @property
-    def total(self) -> int:
-        """Bytes of all kinds."""
-        return sum(getattr(self, field.name) for field in fields(self))
 
-    def by_kind(self) -> dict[str, int]:
-        """Return kind -> bytes, the largest first."""
-        kinds = {field.name: getattr(self, field.name) for field in fields(self)}
-        return dict(sorted(kinds.items(), key=lambda item: -item[1]))
+@dataclass(frozen=True)
+class ScoringMemory(MemoryKinds):
+    """Memory of one device while held-out clips are answered during training, in bytes by kind."""
+
+    base: int
+    trained: int
+    """LoRA, fusion and projectors, float32."""
+    optimizer: int
+    """AdamW's moments and the moving average, which training keeps meanwhile."""
+    activations: int
+    """Of one layer, over the tokens of one pass; nothing is kept for a backward pass."""
+    cache: int
+    """Keys and values of all layers, for answers that are generated."""
+    logits: int
+    """Logits at the scored places of a pass, and their float32 copy."""
+    features: int
+    reserved: int
 
 
 def activation_bytes(
@@ -255,13 +278,10 @@ def memory(
         base: dtype of the frozen matrices, a key of `BASE_BYTES`; only the layers are quantised.
         compute: dtype of the activations.
     """
-    plain_bytes = BASE_BYTES[base] if base in DTYPE_BYTES else DTYPE_BYTES["bfloat16"]
     learning = trained if learning is None else learning
     quantised = base not in DTYPE_BYTES
     return Memory(
-        base=round(
-            llm.layer_parameters * BASE_BYTES[base] + (llm.head_parameters + llm.other_parameters) * plain_bytes
-        ),
+        base=_base_bytes(llm, base),
         trained=TRAINED_BYTES * trained,
         gradients=TRAINED_BYTES * learning,
         optimizer=2 * TRAINED_BYTES * learning,
@@ -273,6 +293,47 @@ def memory(
         + (llm.width * llm.intermediate * DTYPE_BYTES[compute] if quantised else 0),
         reserved=reserved,
     )
+
+
+def scoring_memory(
+    llm: LlmShape,
+    *,
+    trained: int,
+    learning: int,
+    row_tokens: int,
+    cached_tokens: int,
+    scored: int,
+    feature_values: int,
+    base: str,
+    ema: bool = False,
+    reserved: int = RESERVED_BYTES,
+) -> ScoringMemory:
+    """Count the memory of answering held-out clips during training.
+
+    Args:
+        trained, learning, feature_values, base: as in `memory`.
+        row_tokens: tokens of one pass over the layers.
+        cached_tokens: tokens whose keys and values are kept, of all clips that are answered at once.
+        scored: places of a pass whose logits are computed.
+    """
+    size = DTYPE_BYTES.get(base, DTYPE_BYTES["bfloat16"])
+    layer = 2 * 4 * llm.width + size * (2 * llm.width + 2 * llm.query_width + 2 * llm.key_width + 3 * llm.intermediate)
+    return ScoringMemory(
+        base=_base_bytes(llm, base),
+        trained=TRAINED_BYTES * trained,
+        optimizer=(3 if ema else 2) * TRAINED_BYTES * learning,
+        activations=row_tokens * layer,
+        cache=cached_tokens * 2 * size * llm.key_width * llm.layers,
+        logits=scored * llm.vocabulary * (size + 8),
+        features=feature_values * (2 + 4 + size),
+        reserved=reserved,
+    )
+
+
+def _base_bytes(llm: LlmShape, base: str) -> int:
+    """Return the bytes of the frozen weights; only the layers are quantised."""
+    plain_bytes = BASE_BYTES[base] if base in DTYPE_BYTES else DTYPE_BYTES["bfloat16"]
+    return round(llm.layer_parameters * BASE_BYTES[base] + (llm.head_parameters + llm.other_parameters) * plain_bytes)
 
 
 def hours(flops: float, gpu: Gpu, utilisation: float = DEFAULT_UTILISATION, *, fp8: bool = False) -> float:

@@ -27,6 +27,7 @@ from fusion_train.models.parts import count_by_part, learning_parameters
 from fusion_train.models.token_streams import FeatureShapes
 from fusion_train.planning import costs
 from fusion_train.planning.memory_budget import COMPUTE, SAFETY, smaller_rows, within
+from fusion_train.planning.scoring_batch import clips_within, memory_by_clips
 from fusion_train.planning.sizes import adapter_work, llm_shape, lora_shape, model_skeleton
 from fusion_train.prompts.limits import PromptLimits
 
@@ -66,6 +67,9 @@ class TrainingPlan:
     flops: costs.SampleFlops
     rule_flops: float
     memory: costs.Memory
+    scoring: costs.ScoringMemory
+    scored_clips: int
+    """Held-out clips that are answered at once."""
     micro_batch_size: int
     """Samples of a row; with `auto`, how many samples of mean length fit."""
     steps: int
@@ -142,6 +146,7 @@ def make_plan(
         checkpointing=budget.checkpointing,
         ema=config.optim.ema_decay is not None,
     )
+    scored_clips = clips_within(config, model, int(card.memory_gib * 2**30 * SAFETY))
     samples = config.optim.steps * config.optim.batch_size
     fits = needed.total <= card.memory_gib * 2**30
     return TrainingPlan(
@@ -151,6 +156,8 @@ def make_plan(
         flops=flops,
         rule_flops=costs.rule_flops(llm, lengths.total, checkpointing=budget.checkpointing),
         memory=needed,
+        scoring=memory_by_clips(config, model)(scored_clips),
+        scored_clips=scored_clips,
         micro_batch_size=micro,
         steps=config.optim.steps,
         samples=samples,

@@ -28,7 +28,6 @@ from fusion_train.data.samples import SampleStream
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.errors import DataError
 from fusion_train.evaluation.evaluate import (
-    EVAL_BATCH_SIZE,
     Evaluation,
     classified,
     closed_tasks,
@@ -41,6 +40,10 @@ from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import RunContext
 from fusion_train.seeding import generator
 
+LOSS_BATCH_SIZE = 8
+"""Questions of a row whose loss is computed."""
+AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""`optim.precision` -> dtype of autocast; fp32 has none."""
 MAX_CLASSES = 20
 """Number of labels in a line of class counts."""
 
@@ -159,16 +162,19 @@ class Validation:
 
     def batches(self) -> Iterator[Any]:
         """Batches of the questions whose loss is computed, one per clip."""
-        for start in range(0, len(self._stream), EVAL_BATCH_SIZE):
-            indices = range(start, min(start + EVAL_BATCH_SIZE, len(self._stream)))
+        for start in range(0, len(self._stream), LOSS_BATCH_SIZE):
+            indices = range(start, min(start + LOSS_BATCH_SIZE, len(self._stream)))
             yield self.context.collator([self._stream.draw(index) for index in indices])
 
     @torch.no_grad()
     def _losses(self, models: OneModel | ModelGroup, members: Sequence[nn.Module]) -> list[Losses]:
+        """Compute the losses under the autocast of training."""
         losses = [Losses() for _ in members]
         not_finite: list[list[str]] = [[] for _ in members]
+        device, dtype = self.context.device, AUTOCAST.get(self.context.config.optim.precision)
         for batch in self.batches():
-            outputs = models.forward(batch.to(self.context.device).tensors())
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = models.forward(batch.to(device).tensors())
             for place, output in enumerate(outputs):
                 not_finite[place] += not_finite_clips(batch, output.sample_losses)
                 losses[place].add(batch, output)

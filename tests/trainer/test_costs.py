@@ -145,6 +145,8 @@ def test_the_published_plan_needs_no_network_and_no_data(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "71,536,387" in result.output
     assert "200,000 samples" in result.output
+    assert "memory of scoring, 64 clips at once" not in result.output  # 24 GiB hold fewer
+    assert "memory of scoring" in result.output
     assert "layers: kernels of transformers; optim.compile=true fuses" in " ".join(result.output.split())
     result = CliRunner().invoke(main, ["plan", "--set", "optim.compile=true"])
     assert "activations and casts in kernels of torch.compile" in " ".join(result.output.split())
