@@ -79,6 +79,7 @@ def make_config(
         recall=recall,
         absent=context.config.features.absent,
         answers_in_batches=context.model.abilities.batching,
+        scores_in_rows=context.model.abilities.packing,
         tie_word_embeddings=bool(llm.tie_word_embeddings),
         architectures=["EmotionLlamaForCausalLM"],
     )

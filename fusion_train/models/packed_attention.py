@@ -17,6 +17,8 @@ Shapes: R rows of one layout, L tokens per row, A heads, D width per head. Knows
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -161,6 +163,20 @@ def use_packed_attention(llm: Any) -> bool:
         return config._attn_implementation == PACKED
     llm.set_attn_implementation(PACKED)
     return config._attn_implementation == PACKED
+
+
+@contextmanager
+def attending_by_layout(llm: Any, allowed: bool) -> Iterator[None]:
+    """Make `llm` attend by layout inside the block, where its family and `allowed` permit it."""
+    config = llm.config.get_text_config()
+    before = config._attn_implementation
+    if allowed:
+        use_packed_attention(llm)
+    try:
+        yield
+    finally:
+        if config._attn_implementation != before:
+            llm.set_attn_implementation(before)
 
 
 def attends_by_layout(llm: Any) -> bool:

@@ -42,6 +42,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         recall: Mapping[str, Any] | None = None,
         absent: str = "hidden",
         answers_in_batches: bool = True,
+        scores_in_rows: bool = False,
         **kwargs: Any,
     ) -> None:
         """Store the fields that an export wrote.
@@ -59,6 +60,8 @@ class EmotionLlamaConfig(PreTrainedConfig):
             tasks: tasks that the model was trained on.
             base_reference: base of the adapter-only form: {"name": …, "files": {name: sha256}, "dtype": …}.
             recall: settings of the `Recall` over the training clips; None for a model without retrieval.
+            scores_in_rows: whether labels are scored as segments behind one prompt, as the run scores them; False for
+                folders of earlier releases.
             answers_in_batches: whether prompts padded on the left, and labels that continue a cache, give the same
                 answers as single prompts; False for models such as recurrent ones, which answer one by one.
             absent: "hidden", or "visible": the model sees `AbsentConstants` in place of an absent modality.
@@ -79,6 +82,7 @@ class EmotionLlamaConfig(PreTrainedConfig):
         self.recall = dict(recall) if recall else None
         self.absent = absent
         self.answers_in_batches = answers_in_batches
+        self.scores_in_rows = scores_in_rows
         super().__init__(**kwargs)
 
     @property

@@ -30,6 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fusion_train.models.answering import label_log_probabilities, pad_left, positions
 from fusion_train.models.emotion_llama import Abilities, AbsentConstants, EmotionLlama, llm_width
+from fusion_train.models.packed_attention import attending_by_layout
 from fusion_train.models.recall import Recall
 from fusion_train.models.token_streams import IGNORED_LABEL, SOFT_TOKEN
 from fusion_train.remote.adapter import is_adapter_folder, load_adapter_model
@@ -76,7 +77,7 @@ class EmotionLlamaForCausalLM(ExportedModel, GenerationMixin):
             fusion_width=config.fusion["options"].get("out_dim", 0),
             llm_width=llm_width(llm),
             fusion_tokens=config.fusion.get("tokens"),
-            abilities=Abilities(batching=config.answers_in_batches),
+            abilities=Abilities(packing=config.scores_in_rows, batching=config.answers_in_batches),
         )
         self.networks = empty_networks(config.encoders, config.networks)
         self.recall = Recall(config.recall) if config.recall else None
@@ -253,7 +254,9 @@ class EmotionLlamaForCausalLM(ExportedModel, GenerationMixin):
         features = features or self.encode(present, **inputs)
         input_ids, attention_mask = self.fill_recall(input_ids, attention_mask, features, present)
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-        scores = label_log_probabilities(self.emotion_llama, prompts, *self.seen(features, present), label_ids)
+        seen = self.seen(features, present)
+        with attending_by_layout(self.emotion_llama.llm, self.config.scores_in_rows):
+            scores = label_log_probabilities(self.emotion_llama, prompts, *seen, label_ids)
         return scores.softmax(dim=1)
 
     @torch.inference_mode()
