@@ -1,23 +1,22 @@
 """Time and memory of what shares a prefix: label scores, and training rows with several questions on one clip.
 
-    python tools/benchmarks/prefix_memory.py labels --llm MODEL --count 26    # 26 labels for each of 8 clips
-    python tools/benchmarks/prefix_memory.py questions --llm MODEL --count 4  # forward and backward of one row
+    python tools/bench.py prefix-memory --llm MODEL --count 26                     # 26 labels for each of 8 clips
+    python tools/bench.py prefix-memory --what questions --llm MODEL --count 4     # forward and backward of one row
 
 MODEL is a folder of transformers; fusion and projectors are untrained, and features are random, of the published shapes
-(448 soft tokens). Prints one JSON line: processor seconds, tokens of the row, bytes that autograd keeps for the
-backward pass (weights not counted), and the growth of the resident memory of the process at its peak. It runs on
-earlier commits too, so that two of them can be compared by PYTHONPATH.
+(448 soft tokens). The figures: processor seconds, tokens of the row, bytes that autograd keeps for the backward pass
+(weights not counted), and the growth of the resident memory of the process at its peak. It runs on earlier commits
+too, so that two of them can be compared by PYTHONPATH.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from fusion_train.data.packing import Encoded, pack
@@ -127,19 +126,18 @@ def measure_questions(model: EmotionLlama, count: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("labels", "questions"))
-    parser.add_argument("--llm", required=True, help="folder of a causal language model of transformers")
-    parser.add_argument("--count", type=int, default=4, help="labels, or questions on the clip")
-    arguments = parser.parse_args()
+MEASURES = {"labels": measure_labels, "questions": measure_questions}
+OPTIONS = [
+    click.Option(["--what"], type=click.Choice(list(MEASURES)), default="labels", show_default=True),
+    click.Option(["--llm"], required=True, help="Folder of a causal language model of transformers."),
+    click.Option(["--count"], type=int, default=4, show_default=True, help="Labels, or questions on the clip."),
+]
+
+
+def measure(what: str, llm: str, count: int) -> dict[str, Any]:
+    """Measure one kind on an untrained fusion."""
     torch.set_num_threads(1)
-    settings = [f"model.llm={arguments.llm}", "model.llm_dtype=float32", "optim.precision=fp32", "data.mixture=null"]
+    settings = [f"model.llm={llm}", "model.llm_dtype=float32", "optim.precision=fp32", "data.mixture=null"]
     config = load_config(overrides=settings)
-    model = build_model(config, load_llm(arguments.llm, "float32"), FeatureShapes())
-    measure = measure_labels if arguments.what == "labels" else measure_questions
-    print(json.dumps({"what": arguments.what, "count": arguments.count} | measure(model, arguments.count)))
-
-
-if __name__ == "__main__":
-    main()
+    model = build_model(config, load_llm(llm, "float32"), FeatureShapes())
+    return {"what": what, "count": count} | MEASURES[what](model, count)
