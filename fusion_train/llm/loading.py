@@ -206,11 +206,11 @@ def build_model(config: Config, llm: Any, shapes: FeatureShapes) -> EmotionLlama
 
 def _refuse_patches_left_over(config: Config, shapes: FeatureShapes) -> None:
     tokens = shapes.image[0] if shapes.image else 1
-    if tokens > PATCHES_PER_TOKEN and (tokens - 1) % PATCHES_PER_TOKEN:
+    if (tokens - 1) % PATCHES_PER_TOKEN:
         raise ConfigError(
             f"features.image={config.features.image}",
             expected=f"a CLS token and patches in groups of {PATCHES_PER_TOKEN} (197, 577, 1025 tokens), or CLS alone",
-            got=f"{tokens} tokens a picture",
+            got=f"{tokens} tokens per picture",
             next_step="Extract it under another name with --option NAME.pool=all, or pool=cls.",
         )
 

@@ -184,8 +184,10 @@ def test_the_same_seed_gives_the_same_first_weights(llama):
     assert not torch.equal(first.projectors["audio"].weight, other.projectors["audio"].weight)
 
 
-@pytest.mark.parametrize(("tokens", "fits"), [(1, True), (5, True), (197, True), (16, False), (196, False)])
+@pytest.mark.parametrize(
+    ("tokens", "fits"), [(1, True), (5, True), (197, True), (2, False), (4, False), (16, False), (196, False)]
+)
 def test_a_picture_whose_patches_do_not_group_is_refused_before_training(llama, tokens, fits):
     shapes = FeatureShapes(audio=None, image=(tokens, 8), video=None)
-    with nullcontext() if fits else pytest.raises(ConfigError, match=f"got {tokens} tokens a picture.*pool=all"):
+    with nullcontext() if fits else pytest.raises(ConfigError, match=f"got {tokens} tokens per picture.*pool=all"):
         build_model(make_config(llama), LlamaForCausalLM.from_pretrained(llama), shapes)
