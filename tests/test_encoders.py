@@ -252,7 +252,7 @@ def test_weights_that_are_absent_pickled_damaged_or_of_another_model_are_refused
 
 
 def test_an_unreachable_hub_says_how_to_name_a_folder() -> None:
-    with pytest.raises(WeightsError, match="Point --weights whisper=FOLDER"):
+    with pytest.raises(WeightsError, match=r"Name a local copy .*--weights whisper=FOLDER"):
         open_encoder("whisper", weights="no-such-owner/no-such-model")
 
 

@@ -2,13 +2,15 @@
 
     python tools/demo.py [--out demo] [--clips 480]
 
-Every step is the command a user would type, run here and printed. Nothing is downloaded: the clips are drawn and
-spoken by `make_demo_clips.py`, the small encoders and language model are built by `make_demo_models.py` in the
-checkpoint layouts of the real ones. A second run does only what is missing.
+Every step is the command a user would type, run here and printed; the first line printed changes into the folder, so
+that all lines with a "$" can be pasted into a shell, in order, from the folder where the demo was started. Nothing is
+downloaded: the clips are drawn and spoken by `make_demo_clips.py`, the small encoders and language model are built by
+`make_demo_models.py` in the checkpoint layouts of the real ones. A second run does only what is missing.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -38,10 +40,12 @@ TARGET = 0.75
 """Beyond what either modality tells alone, which is two thirds."""
 CHANCE = 1 / 6
 
-ASK = """
-import sys
-from transformers import AutoModelForCausalLM, AutoProcessor
+ASK = """import sys
 
+from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()
 folder, clip, words = sys.argv[1:4]
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -68,11 +72,22 @@ class Journey:
 
     def run(self, *arguments: str) -> None:
         """Run one command, shown as typed; its failure ends the demo with its exit code."""
-        shown = shlex.join("python" if part == sys.executable else _short(part) for part in arguments)
-        self.console.print(Text(f"$ {shown}", style="cyan"))
+        shown = shlex.join("python" if part == sys.executable else self._short(part) for part in arguments)
+        self.show(shown)
         done = subprocess.run(arguments, cwd=self.folder, check=False)
         if done.returncode:
             raise SystemExit(done.returncode)
+
+    def show(self, command: str) -> None:
+        """Print one command."""
+        self.console.print(Text(f"$ {command}", style="cyan"))
+
+    def _short(self, argument: str) -> str:
+        """Shorten a path of this checkout or of its environment to what works in the demo's folder."""
+        path = Path(argument)
+        if path.parent == TOOLS:
+            return os.path.relpath(path, self.folder)
+        return path.name if path.is_absolute() else argument
 
     def summary(self) -> Table:
         rows = [[title, f"{seconds:.1f}", place] for title, seconds, place in self.parts]
@@ -86,15 +101,19 @@ class Journey:
 def main(out: Path, num_clips: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     journey = Journey(out, Screen())
+    environment = os.path.relpath(Path(sys.executable).parent / "activate", out)
+    journey.show(f"cd {shlex.quote(str(out))} && . {shlex.quote(environment)}")
     make_material(journey, num_clips)
     extract(journey)
     train(journey)
     hits = score(journey)
+    write_report(journey)
     export(journey)
     ask(journey)
     draw(journey)
     print_table(journey.summary())
-    report(hits)
+    print_hits(hits)
+    print_next(journey)
     if hits["audio and video"] < TARGET:
         raise SystemExit(1)
 
@@ -135,6 +154,11 @@ def score(journey: Journey) -> dict[str, float]:
     return hits
 
 
+def write_report(journey: Journey) -> None:
+    with journey.part("write the report", f"{journey.folder}/runs/cognition/report.html"):
+        journey.run(script("fusion-train"), "report", "runs/cognition")
+
+
 def export(journey: Journey) -> None:
     with journey.part("export with encoders, check parity", f"{journey.folder}/model"):
         if (journey.folder / "model" / "certificate.json").is_file():
@@ -147,8 +171,9 @@ def export(journey: Journey) -> None:
 def ask(journey: Journey) -> None:
     clip = next(row for row in _rows(journey.folder / "clips.jsonl") if row["split"] == "test")
     with journey.part("ask about a raw clip", f"{journey.folder}/{clip['video']}"):
+        (journey.folder / "ask.py").write_text(ASK, encoding="utf-8")
         journey.console.print(f"{clip['video']}, labelled {clip['labels']['emotion']}; transformers alone:")
-        journey.run(sys.executable, "-c", ASK, "model", clip["video"], clip["text"])
+        journey.run(sys.executable, "ask.py", "model", clip["video"], clip["text"])
         journey.run(
             script("fusion-train"),
             "predict",
@@ -176,9 +201,21 @@ def draw(journey: Journey) -> None:
         draw_runs(runs, scores, "Demo: perception, then cognition", journey.folder / "figure.png")
 
 
-def report(hits: dict[str, float]) -> None:
+def print_hits(hits: dict[str, float]) -> None:
     rows = [[shown, f"{share:.1%}"] for shown, share in {**hits, "chance": CHANCE}.items()]
     print_table(Table(["shown", "right"], rows, "held-out hit rate"))
+
+
+def print_next(journey: Journey) -> None:
+    """Print what a user may do next, from the folder where the demo was started."""
+    folder = journey.folder
+    journey.console.print("next:")
+    for command, purpose in (
+        (f"xdg-open {folder}/runs/cognition/report.html", "scores, curves and wrong clips"),
+        (f"fusion-train predict --model {folder}/model CLIP.mp4", "ask about a clip of yours"),
+        ("fusion-train quick CLIPS/ --labels labels.csv", "the same road with your own clips"),
+    ):
+        journey.console.print(Text(f"  {command}  # {purpose}"))
 
 
 def script(name: str) -> str:
@@ -186,14 +223,7 @@ def script(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _short(argument: str) -> str:
-    path = Path(argument)
-    if argument == ASK:
-        return "…"
-    return f"tools/{path.name}" if path.parent == TOOLS else path.name if path.is_absolute() else argument
-
-
-def _rows(path: Path) -> list[dict]:  # type: ignore[type-arg]
+def _rows(path: Path) -> list[dict]:
     return require_objects(path, FeatureCacheError)
 
 

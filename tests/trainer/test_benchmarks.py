@@ -284,7 +284,8 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def test_predictions_of_another_system_are_scored_against_the_clip_list(folder, tmp_path):
+def test_predictions_of_another_system_are_scored_against_the_clip_list(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # so that no cell is folded
     theirs = [{"id": f"faces/test{n:02d}", "prediction": ["anger", "joy", "sadness"][n % 3]} for n in range(12)]
     path = write_rows(tmp_path / "theirs.jsonl", theirs)
     result = invoke(

@@ -17,7 +17,7 @@ from fusion_train import checkpoint
 from fusion_train.cli import main
 from fusion_train.documents import document_bytes
 from fusion_train.errors import DivergedError
-from fusion_train.models import answering
+from fusion_train.evaluation import evaluate as asking
 from fusion_train.models.emotion_llama import EmotionLlama
 from fusion_train.models.probe import Probe
 from fusion_train.predict.opening import open_model
@@ -34,15 +34,13 @@ def run(llama, material, tmp_path_factory) -> Run:
 @pytest.fixture
 def poisoned(monkeypatch):
     """NaN in what the model sees of the clip v03, the one without sound; and of no other."""
-    embed = EmotionLlama.embed
+    soft_tokens = EmotionLlama.soft_tokens
 
-    def wrong(self, token_ids, features, present):
-        embedded = embed(self, token_ids, features, present)
-        rows = ~present[:, 0]
-        embedded[rows] = float("nan")
-        return embedded
+    def wrong(self, features, present):
+        soft, mask = soft_tokens(self, features, present)
+        return soft.masked_fill(~present[:, :1, None], float("nan")), mask
 
-    monkeypatch.setattr(EmotionLlama, "embed", wrong)
+    monkeypatch.setattr(EmotionLlama, "soft_tokens", wrong)
 
 
 def evaluate(run: Run, *more: str):
@@ -64,7 +62,8 @@ def test_answers_go_on_where_scores_are_finite_again(run, monkeypatch, tmp_path)
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     assert evaluate(run, "--out", str(whole)).exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(answering.F, "log_softmax", lambda logits, dim: logits * float("nan"))
+        score = asking.label_log_probabilities
+        patch.setattr(asking, "label_log_probabilities", lambda *arguments: score(*arguments) * float("nan"))
         assert evaluate(run, "--out", str(parts)).exit_code == 1
     assert evaluate(run, "--out", str(parts)).exit_code == 0
     assert parts.read_bytes() == whole.read_bytes()

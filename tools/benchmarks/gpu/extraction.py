@@ -6,7 +6,6 @@ hashed first. The recordings are drawn faces of 720p with grain and sound, 4 s e
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +25,12 @@ from featurecache.encoders import Encoder
 from featurecache.encoders.eva import EvaGlobalEncoder, EvaTemporalEncoder
 from featurecache.encoders.network import FrozenNetwork, LoadedNetwork, resolve_compute_dtype
 from featurecache.encoders.whisper import WhisperEncoder
+from featurecache.errors import FeatureCacheError
 from featurecache.extract.pipeline import pool_tokens
 from featurecache.extract.prepare import DecodeIn
 from featurecache.extract.run import default_workers, extract
 from featurecache.extract.stats import ExtractionStats
+from featurecache.files.jsonl import require_objects
 from fusion_train.planning.sizes import measured_peak_flops
 
 WEIGHTS = {"random": "00" * 32}
@@ -163,7 +164,7 @@ def run_extract(
 
 def clip_list(folder: Path, count: int) -> ClipList:
     """`count` clips over the recordings."""
-    rows = [json.loads(line) for line in (folder / RECORDINGS).read_text().splitlines()]
+    rows = require_objects(folder / RECORDINGS, FeatureCacheError)
     return ClipList(
         Clip(f"c{number:06d}", video=folder / row["video"], peak_frame=row["peak_frame"])
         for number in range(count)
