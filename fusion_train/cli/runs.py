@@ -112,10 +112,10 @@ def report(run: Path, out: Path | None, clips: Path | None) -> None:
         print_report(read_results(run), out)
         return
     from featurecache.clips.clip_list import load_clips
-    from fusion_train.run import Run
+    from fusion_train.run import Run, absolute
     from fusion_train.training.run_report import damage, write_report
 
-    if clips is None and (recorded := Path(Run(run).record().clips)).is_file():
+    if clips is None and (recorded := Path(absolute(Run(run).record().clips, run))).is_file():
         clips = recorded
     page, numbers = write_report(Run(run), out, load_clips(clips) if clips else None)
     if damaged := damage(Run(run)):

@@ -62,7 +62,7 @@ def write_report(run: Run, out: Path | None = None, clips: ClipList | None = Non
         steps = ", ".join(str(change["step"]) for change in record.list_changes)
         page.text(f"The clip list was changed during the run, at step {steps}.", "warning")
     page.side_by_side(_settings(config), _read(record))
-    for path in sorted(run.folder.glob("predictions-*.jsonl")):
+    for path in sorted(run.folder.glob("predictions-*.jsonl"), key=lambda path: path.stem):
         _add_answers(page, path, clips)
     step_rows, scored_rows = [row for row in rows if "loss" in row], [row for row in rows if "eval_loss" in row]
     page.heading("Loss")

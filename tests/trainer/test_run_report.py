@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import recordings as rec
@@ -119,6 +120,16 @@ def test_wrong_clips_are_shown_with_their_media_and_the_most_frequent_confusions
     assert "sad → neutral, p = 0.60" in by_name["clip00"]
     assert "it [rains] &lt;b&gt;" in by_name["clip00"]
     assert "10 of 10" in page
+
+
+def test_the_clip_list_of_the_run_is_found_from_anywhere(answered, tmp_path, monkeypatch):
+    """A run names it relative to its folder."""
+    monkeypatch.chdir("/")
+    shutil.copy(tmp_path / "clips.jsonl", tmp_path / "listed.jsonl")
+    answered.keep(replace(answered.record(), clips="../listed.jsonl"))
+    result = CliRunner().invoke(main, ["report", str(answered.folder)])
+    assert result.exit_code == 0, result.output
+    assert (answered.folder / "report.html").read_text().count('<figure class="card">') == 10
 
 
 def test_without_the_clip_list_the_page_says_how_wrong_clips_are_shown(answered):
