@@ -39,6 +39,17 @@ def test_a_record_of_other_clips_than_the_planned_ones_is_no_sound_record(tmp_pa
     assert any("the record's clips are not the planned ones" in problem for problem in problems), problems
 
 
+def test_a_change_of_compressed_bytes_is_found_by_their_checksum(tmp_path: Path) -> None:
+    """Decompression does not notice every change."""
+    place = build(tmp_path / "archive.zarr", "archive").root
+    path = place / "whisper/c/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1  # within the first row
+    path.write_bytes(data)
+    problems = [str(problem) for problem in verify_store(featurecache.open_store(place)).problems]
+    assert any("slot 0: compressed bytes contradict their checksum" in problem for problem in problems), problems
+
+
 def test_a_file_that_cannot_be_mapped_is_an_error_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "shard").write_bytes(b"12345678")
     file = OpenFile(tmp_path / "shard")
