@@ -39,8 +39,8 @@ class ProjectOption(click.Option):
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
         value, source = super().consume_value(ctx, opts)
-        found = _state(ctx)
-        own = getattr(found, self.project_key) if found and self.fills else None
+        project_file = _state(ctx)
+        own = getattr(project_file, self.project_key) if project_file and self.fills else None
         if own and source is ParameterSource.DEFAULT:
             return own, ParameterSource.DEFAULT_MAP
         return value, source
@@ -48,8 +48,8 @@ class ProjectOption(click.Option):
 
 def project(ctx: click.Context | None = None) -> Project | None:
     """Return the project file that the options of the current command met; None without one."""
-    found = _state(ctx or click.get_current_context())
-    return found or None
+    project_file = _state(ctx or click.get_current_context())
+    return project_file or None
 
 
 def _state(ctx: click.Context) -> Any:
@@ -59,12 +59,12 @@ def _state(ctx: click.Context) -> Any:
 
 def _announce(ctx: click.Context, opts: Mapping[str, Any]) -> None:
     """Find the project file and print which of its keys this command takes."""
-    found = find_project()
-    ctx.meta[f"{_STATE} {ctx.command_path}"] = found or False
-    if found is None:
+    project_file = find_project()
+    ctx.meta[f"{_STATE} {ctx.command_path}"] = project_file or False
+    if project_file is None:
         return
     options = [option for option in ctx.command.params if isinstance(option, ProjectOption)]
     taken = {option.project_key for option in options if option.unless not in opts}
-    keys = [key for key in found.present() if key in taken]
+    keys = [key for key in project_file.present() if key in taken]
     if keys:
-        note(f"{os.path.relpath(found.path)}: {', '.join(keys)}")
+        note(f"{os.path.relpath(project_file.path)}: {', '.join(keys)}")

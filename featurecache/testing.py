@@ -94,8 +94,8 @@ class EncoderContract:
         copy = pickle.loads(pickle.dumps(without_network))
         assert (copy.view, copy.needs_valid) == (encoder.view, encoder.needs_valid)
         for view in random_views(encoder.view):
-            mine, other = encoder.preprocess(view), copy.preprocess(view)
-            assert (mine.dtype, mine.shape, mine.tobytes()) == (other.dtype, other.shape, other.tobytes())
+            original, other = encoder.preprocess(view), copy.preprocess(view)
+            assert (original.dtype, original.shape, original.tobytes()) == (other.dtype, other.shape, other.tobytes())
             assert not encoder.needs_valid or copy.num_valid(view) == encoder.num_valid(view)
 
     def test_clips_that_differ_have_different_tokens(self, open_encoder: OpenEncoder) -> None:

@@ -95,8 +95,8 @@ def weights_of(encoders: Sequence[str], values: Sequence[str]) -> dict[str, str 
             raise EncoderError(f"--weights {value}", expected=expected, got=name)
         else:
             for_all = value
-    found = project()
-    known = {} if found is None else found.weights
+    project_file = project()
+    known = {} if project_file is None else project_file.weights
     return {encoder: named.get(encoder) or for_all or known.get(encoder) for encoder in encoders}
 
 

@@ -161,13 +161,13 @@ class _Template:
     def __init__(self, preparation: Preparation) -> None:
         self.closed = False
         self._lock = threading.Lock()
-        self._control, theirs = socket.socketpair()
-        with theirs:
+        self._control, template_end = socket.socketpair()
+        with template_end:
             # In a separate session, so that signals of the terminal reach the parent only.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(theirs.fileno())],
+                [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(template_end.fileno())],
                 stdin=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[template_end.fileno()],
                 env={**os.environ, **ONE_THREAD},
                 start_new_session=True,
             )
@@ -275,10 +275,10 @@ class _Worker:
             self._file = -1
 
     def _start(self) -> Connection:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            self._number = self._template.fork(theirs, self._file)
-            return Connection(ours.detach())
+        parent_end, worker_end = socket.socketpair()
+        with parent_end, worker_end:
+            self._number = self._template.fork(worker_end, self._file)
+            return Connection(parent_end.detach())
 
     def _ended(self) -> int:
         """Return the exit code of the worker, which has closed its end."""

@@ -135,15 +135,15 @@ def _keys_of_table(
     keys: dict[str, dict[str, Any]] = {}
     problems = []
     for row in rows:
-        found = clip_ids.get(row[file_column].removeprefix("./").replace("\\", "/"), [])
-        if not found:
+        candidates = clip_ids.get(row[file_column].removeprefix("./").replace("\\", "/"), [])
+        if not candidates:
             findings.leave_out(f"no file of this name in {request.source.name}", row[file_column] or row.place)
-        elif len(found) > 1:
-            problems.append(f"{row.place}: {row[file_column]} may be {' or '.join(found[:MAX_NAMED])}")
-        elif found[0] in keys:
+        elif len(candidates) > 1:
+            problems.append(f"{row.place}: {row[file_column]} may be {' or '.join(candidates[:MAX_NAMED])}")
+        elif candidates[0] in keys:
             problems.append(f"{row.place}: a second row for {row[file_column]}")
         else:
-            keys[found[0]] = _keys_of_row(row, tasks, others)
+            keys[candidates[0]] = _keys_of_row(row, tasks, others)
     if problems:
         raise DatasetError(str(path), expected="one row per file", got=f"{len(problems)} others", problems=problems)
     if not keys:

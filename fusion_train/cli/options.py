@@ -47,5 +47,5 @@ INIT = click.option("--init", type=click.Path(path_type=Path), help="Run to star
 
 def project_model() -> str | None:
     """Return the language model that the project file names; None without one."""
-    found = project()
-    return None if found is None else found.model
+    project_file = project()
+    return None if project_file is None else project_file.model

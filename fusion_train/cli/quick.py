@@ -97,9 +97,9 @@ def _opened(clips: Path, labels: Path | None, out: Path, options: dict[str, Any]
     from fusion_train.quick.request import QuickRun, Wanted, check_labels, file_hash, open_record
     from fusion_train.quick.steps import import_step
 
-    found = project()
+    project_file = project()
     known = {name for names in ENCODERS.values() for name in names}
-    weights = {name: place for name, place in (found.weights if found else {}).items() if name in known}
+    weights = {name: place for name, place in (project_file.weights if project_file else {}).items() if name in known}
     weights |= encoder_places(options.pop("weights"))
     device = resolve_device(options.pop("device")).type
     source, table = str(clips), str(labels) if labels else None

@@ -18,8 +18,8 @@ def project_weights(run: Run, store: str | None) -> dict[str, str]:
     A folder is recognised by the sha256 of its files. The key is the encoder's name, or the modality where two
     modalities have the same encoder.
     """
-    found = project()
-    if found is None or not found.weights:
+    project_file = project()
+    if project_file is None or not project_file.weights:
         return {}
     import featurecache
     from featurecache.encoders.checkpoint import holds_weights
@@ -31,8 +31,8 @@ def project_weights(run: Run, store: str | None) -> dict[str, str]:
     count = Counter(spec.encoder for spec in specs.values())
     places = {}
     for modality, spec in specs.items():
-        named = [key for key in found.weights if key in (spec.encoder, features[modality])]
-        candidates = dict.fromkeys(found.weights[key] for key in (*named, *found.weights))
+        named = [key for key in project_file.weights if key in (spec.encoder, features[modality])]
+        candidates = dict.fromkeys(project_file.weights[key] for key in (*named, *project_file.weights))
         place = next((place for place in candidates if holds_weights(place, spec.weights)), None)
         if place is not None:
             places[spec.encoder if count[spec.encoder] == 1 else modality] = place

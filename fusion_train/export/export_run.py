@@ -253,8 +253,8 @@ def ask_trained(
         clips, count = context.clips.in_split(split), sources.num_clips
     samples = choose_questions(context, clips, count, tasks)
     refuse_other_media(context, samples, views)
-    asked = probe_references if context.tokenizer is None else reference_answers
-    return split, asked(context, samples)
+    answers_of = probe_references if context.tokenizer is None else reference_answers
+    return split, answers_of(context, samples)
 
 
 def merge_and_ask(context: RunContext, references: Sequence[ReferenceAnswer], dtype: str | None) -> None:

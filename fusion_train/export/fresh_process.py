@@ -109,15 +109,15 @@ def classify(processor, model, place: Path, question: dict) -> None:
     cached = cached_features(load_file(f"{place}.in.safetensors"), model.device)
     argument_names = ("task", "dataset", "peak_frame", "start_s", "end_s", "crop")
     inputs = processor(**question["media"], **{name: question[name] for name in argument_names}).to(model.device)
-    asked = {name: inputs.pop(name) for name in ("present", "classes")}
+    label_inputs = {name: inputs.pop(name) for name in ("present", "classes")}
     for modality in question["withheld"]:
-        asked = model.leave_out(modality, **asked)
+        label_inputs = model.leave_out(modality, **label_inputs)
     with torch.inference_mode():
-        raw = model.encode(asked["present"], **inputs)
-        out = asked | {f"features.{name}": tensor for name, tensor in raw.items()}
+        raw = model.encode(label_inputs["present"], **inputs)
+        out = label_inputs | {f"features.{name}": tensor for name, tensor in raw.items()}
         for kind, features in (("raw", raw), ("cached", cached)):
-            out[f"logits.{kind}"] = model(**asked, features=features).logits
-    out["probabilities"] = model.label_probabilities(**asked, features=raw)
+            out[f"logits.{kind}"] = model(**label_inputs, features=features).logits
+    out["probabilities"] = model.label_probabilities(**label_inputs, features=raw)
     save_file({name: tensor.cpu().contiguous() for name, tensor in out.items()}, f"{place}.out.safetensors")
 
 

@@ -76,8 +76,8 @@ def gather_evidence(
         if not rows_with_modality:
             continue
         reduced = model.leave_out(modality, **prompt)
-        asked = reduced | opened.processor.label_inputs(labels)
-        rows = model.label_probabilities(**asked, features=features).tolist()
+        label_inputs = reduced | opened.processor.label_inputs(labels)
+        rows = model.label_probabilities(**label_inputs, features=features).tolist()
         for row in rows_with_modality:
             if all(map(math.isfinite, rows[row])):
                 without[row][modality] = dict(zip(labels, rows[row], strict=True))

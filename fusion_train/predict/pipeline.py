@@ -290,8 +290,8 @@ def _answer(
     )
     with timing:
         if closed:
-            asked = prompt | processor.label_inputs(labels)
-            probabilities = model.label_probabilities(**asked, features=features).tolist()
+            label_inputs = prompt | processor.label_inputs(labels)
+            probabilities = model.label_probabilities(**label_inputs, features=features).tolist()
             texts = [labels[max(range(len(labels)), key=row.__getitem__)] for row in probabilities]
             not_finite = [not all(map(math.isfinite, row)) for row in probabilities]
         else:

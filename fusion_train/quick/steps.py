@@ -139,12 +139,12 @@ def _flat(settings: dict[str, Any]) -> dict[str, str]:
 def best_variant(results: Results) -> str:
     """Return the variant with the highest score; of equal ones the first."""
     scores = {name: results.mean_and_spread(name, results.measure.main) for name in results.about["variants"]}
-    found = {name: score[0] for name, score in scores.items() if score is not None}
-    if not found:
+    accuracies = {name: score[0] for name, score in scores.items() if score is not None}
+    if not accuracies:
         raise ConfigError(
             str(results.folder), expected="a finished variant", got="none", next_step="The lines above say why."
         )
-    return max(found, key=found.__getitem__)
+    return max(accuracies, key=accuracies.__getitem__)
 
 
 def trained_run(run: QuickRun) -> Run:
