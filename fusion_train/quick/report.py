@@ -42,7 +42,7 @@ def write_report(run: QuickRun) -> Path:
     """
     clips, task, trained = run.load_clips(), run.wanted.task, trained_run(run)
     scores, rows = scores_of(run)
-    page = page_of(scores, overview_table(scores))
+    page = page_of(scores, overview_table(scores), clips)
     page.heading("Test clips")
     unanswered = sorted(
         {clip.id for clip in clips.in_split("test") if task in clip.labels} - {row["id"] for row in rows}

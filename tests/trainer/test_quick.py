@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from recordings import sine, write_clip, write_wav
 from featurecache.cli import main as fcache
 from featurecache.clips.clip_list import load_clips
 from fusion_train.cli import main
+from fusion_train.evaluation.append_only import read_lines
 from fusion_train.quick import steps
 from fusion_train.quick.encoder_choice import choose_encoders
 from fusion_train.quick.request import QuickRun, Wanted
@@ -77,6 +79,11 @@ def test_one_command_leads_from_a_folder_to_a_report_and_each_step_is_an_ordinar
     page = Path("quick/report.html").read_text()
     for text in ("Test clips", "Fusions compared", "Encoders", "attention", "happy", "interval"):
         assert text in page
+    answers = Path("quick/predictions-test.jsonl")
+    rows = read_lines(answers)
+    answers.write_text("".join(json.dumps(row | {"prediction": "neither"}) + "\n" for row in rows))
+    assert quick("--labels", "labels.csv", "--weights", f"hf-image={pictures}").exit_code == 0
+    assert Path("quick/report.html").read_text().count('<figure class="card"><img') == len(rows) > 0
     record = yaml.safe_load(Path("quick/project.yaml").read_text())
     assert [step["title"] for step in record["steps"]] == [
         "list clips", "plan", "extract features", "compare fusions", "score test clips",
