@@ -249,9 +249,9 @@ class OptimConfig(Section):
     """Token budget of a row; null: what fits the GPU by the memory model, 4096 on a CPU."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations a second time to save memory; auto: if the memory model requires it."""
-    compile: bool = False
-    """Apply torch.compile to the layers of the language model in training, without attention: it fuses norms, rotary
-    positions, activations and casts. Rows of all layouts share one graph. Needs a compiler, and on a GPU triton."""
+    compile: bool | None = None
+    """Compute norms, rotary positions and gated activations of the language model in one kernel each in training, by
+    torch.compile; null: on a GPU. Rows of all layouts share the kernels. Needs a compiler, and on a GPU triton."""
     loss_per: Literal["sample", "token"] = "token"
     """Mean of the loss over samples (as published: every answer has the same weight) or over supervised tokens."""
     shard_base: bool = False

@@ -124,7 +124,7 @@ def build_context(
         tokenizer,
         config.prompt.format(),
         model.soft_counts,
-        share_prefix=data.share_prefix,
+        share_prefix=data.share_prefix and model.abilities.packing,
         limits=limits,
         **recall,
     )

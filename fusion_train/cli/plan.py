@@ -61,9 +61,10 @@ def plan(
         f"{card.bf16_tflops:g} TFLOP/s"
     )
     say(
-        "layers: norms, rotary positions, activations and casts in kernels of torch.compile"
-        if settings.optim.compile
-        else "layers: kernels of transformers; optim.compile=true fuses norms, rotary positions, activations and casts"
+        "layers: operators of transformers; optim.compile=true computes norms, rotary positions and activations in one "
+        "kernel each"
+        if settings.optim.compile is False
+        else "layers: norms, rotary positions and activations in one kernel each, by torch.compile"
     )
     for line in cautions(settings, on_cpu=False, **split_sizes(settings, clips)):
         say(line)

@@ -92,7 +92,7 @@ class Collator:
         self._forms: Mapping[str, PromptFormat] = {}
         self.recalls, self.limits = recall is not None, limits or PromptLimits()
         self.recall = recall or (lambda clip, task, shown: ())
-        self._soft_counts, self._share_prefix = dict(soft_counts), share_prefix
+        self._soft_counts, self.share_prefix = dict(soft_counts), share_prefix
 
     def with_prompts(self, prompts: Mapping[str, PromptFormat]) -> Collator:
         """Return a collator with other prompt formats for the datasets that `prompts` names."""
@@ -161,7 +161,7 @@ class Collator:
     def __call__(self, samples: Sequence[Sample], encoded: Sequence[Encoded] | None = None) -> Batch:
         """Tokenise the samples unless `encoded` holds them, pack them into one row, and read each clip once."""
         encoded = encoded or [self.encode(sample) for sample in samples]
-        packed = pack(encoded, share=self._share_prefix)
+        packed = pack(encoded, share=self.share_prefix)
         groups = [samples[number] for number in packed.first_of_group]
         shown = [self.present(sample.clip, sample.hidden) for sample in groups]
         row = {

@@ -81,7 +81,7 @@ class PrefetchingLoader:
         if not isinstance(self._collator, Collator):  # all samples of a probe have one length: no budget is needed
             return [self._collator(samples[self._process :: self._num_processes])]
         encoded = [self._collator.encode(sample) for sample in samples]
-        questions, share = self._config.data.questions_per_clip, self._config.data.share_prefix
+        questions, share = self._config.data.questions_per_clip, self._collator.share_prefix
         units = [range(start, start + questions) for start in range(0, len(samples), questions)]
         weights = [self._budget.weight(row_size([encoded[n] for n in unit], share=share)) for unit in units]
         rows = [

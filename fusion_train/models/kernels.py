@@ -14,6 +14,11 @@ COMPILERS = {"cpu": ("CXX", "C++", ("g++", "clang++", "c++")), "cuda": ("CC", "C
 """Device type -> environment variable, language and usual names of the compiler."""
 
 
+def compiles(setting: bool | None, device_type: str) -> bool:
+    """Return whether `optim.compile` compiles on a device of this type; null does on a GPU that has what it needs."""
+    return setting if setting is not None else device_type == "cuda" and missing_for_kernels(device_type) is None
+
+
 def missing_for_kernels(device_type: str) -> str | None:
     """Return what torch.compile lacks to make kernels for a device of this type; None: nothing that is looked for."""
     if device_type not in COMPILERS:

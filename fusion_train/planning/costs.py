@@ -224,19 +224,27 @@ class ScoringMemory(MemoryKinds):
 
 
 def activation_bytes(
-    llm: LlmShape, lora: LoraShape, tokens: int, *, compute: str, checkpointing: bool, dropout: bool = True
+    llm: LlmShape,
+    lora: LoraShape,
+    tokens: int,
+    *,
+    compute: str,
+    checkpointing: bool,
+    dropout: bool = True,
+    fused: bool = False,
 ) -> int:
     """Return the bytes that autograd keeps of the language model's layers for a micro-batch of `tokens` tokens.
 
     A layer keeps, per token: the input of both norms in float32 and its scale; query, key, value, output and log-sum of
     the attention; gate, activation and product of the feed-forward; a copy of the input of every adapted matrix with
     its dropout. A prefix that questions share is kept once (`models.prefix_attention`). With checkpointing a layer
-    keeps only its input, and one layer at a time is computed again.
+    keeps only its input, and one layer at a time is computed again. Fused layers (`models.fused_layers`) keep the input
+    of norms in the dtype of the activations, and no activation of the feed-forward.
     """
     size = DTYPE_BYTES[compute]
-    norm = 4 * llm.width + 4
+    norm = (size if fused else 4) * llm.width + 4
     attention = size * (2 * llm.query_width + 2 * llm.key_width) + 4 * llm.heads
-    feed_forward = 3 * size * llm.intermediate
+    feed_forward = (2 if fused else 3) * size * llm.intermediate
     layer = 2 * norm + attention + feed_forward
     adapters = lora.input_width * (size + (MASK_BYTES if dropout else 0)) + lora.modules * lora.r * size
     rotary = 2 * size * (llm.query_width // max(llm.heads, 1))
@@ -265,6 +273,7 @@ def memory(
     base: str = "bfloat16",
     compute: str = "bfloat16",
     checkpointing: bool = False,
+    fused: bool = False,
     ema: bool = False,
     reserved: int = RESERVED_BYTES,
 ) -> Memory:
@@ -277,6 +286,7 @@ def memory(
         feature_values: number of values in the cached tokens of one micro-batch.
         base: dtype of the frozen matrices, a key of `BASE_BYTES`; only the layers are quantised.
         compute: dtype of the activations.
+        fused: whether the layers are those of `models.fused_layers`.
     """
     learning = trained if learning is None else learning
     quantised = base not in DTYPE_BYTES
@@ -286,7 +296,7 @@ def memory(
         gradients=TRAINED_BYTES * learning,
         optimizer=2 * TRAINED_BYTES * learning,
         ema=TRAINED_BYTES * learning if ema else 0,
-        activations=activation_bytes(llm, lora, tokens, compute=compute, checkpointing=checkpointing),
+        activations=activation_bytes(llm, lora, tokens, compute=compute, checkpointing=checkpointing, fused=fused),
         logits=supervised * llm.vocabulary * (DTYPE_BYTES[compute] + 8),
         features=feature_values * (2 + 4 + DTYPE_BYTES[compute]),
         workspace=backward_bytes(llm, tokens, compute=compute)
@@ -305,6 +315,7 @@ def scoring_memory(
     scored: int,
     feature_values: int,
     base: str,
+    fused: bool = False,
     ema: bool = False,
     reserved: int = RESERVED_BYTES,
 ) -> ScoringMemory:

@@ -18,6 +18,7 @@ from fusion_train.config import Config
 from fusion_train.data.loader import TokenBudget
 from fusion_train.errors import DeviceMemoryError
 from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.kernels import compiles
 from fusion_train.models.parts import learning_parameters, trained_parameters
 from fusion_train.planning import costs
 from fusion_train.planning.sizes import llm_shape, lora_shape
@@ -106,6 +107,7 @@ def memory_by_row(
     llm, lora = llm_shape(model.llm), lora_shape(model.llm)
     trained = sum(p.numel() for p in trained_parameters(model).values())
     learning = sum(p.numel() for p in learning_parameters(model).values())
+    fused = compiles(config.optim.compile, "cuda")
 
     def memory_for(tokens: int, supervised: int, clips: int) -> costs.Memory:
         return costs.memory(
@@ -119,6 +121,7 @@ def memory_by_row(
             base=config.model.quantised or config.model.llm_dtype,
             compute=COMPUTE[config.optim.precision],
             checkpointing=checkpointing,
+            fused=fused,
             ema=config.optim.ema_decay is not None,
         )
 

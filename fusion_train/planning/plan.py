@@ -106,6 +106,8 @@ def make_plan(
         ConfigError, ModelError: conflicting settings, or an unknown language model or GPU.
     """
     card = costs.find_gpu(gpu)
+    if config.optim.compile is None:  # this machine may have no GPU; the one of the plan has what compiling needs
+        config = config.model_copy(update={"optim": config.optim.model_copy(update={"compile": True})})
     reader = _reader(config, store, say)
     shapes = reader.shapes if reader else _published_shapes(config)
     model = model_skeleton(config, shapes)
@@ -144,6 +146,7 @@ def make_plan(
         base=base,
         compute=COMPUTE[config.optim.precision],
         checkpointing=budget.checkpointing,
+        fused=bool(config.optim.compile),
         ema=config.optim.ema_decay is not None,
     )
     scored_clips = clips_within(config, model, int(card.memory_gib * 2**30 * SAFETY))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,8 +15,9 @@ from torch import nn
 from fusion_train.config import Config, OptimConfig
 from fusion_train.errors import ConfigError
 from fusion_train.models.emotion_llama import EmotionLlama
-from fusion_train.models.kernels import missing_for_kernels
-from fusion_train.models.parts import decoder_layers, trained_parameters
+from fusion_train.models.fused_layers import fuse_layers
+from fusion_train.models.kernels import compiles, missing_for_kernels
+from fusion_train.models.parts import trained_parameters
 from fusion_train.planning.memory_budget import TokenBudget, fitting
 from fusion_train.planning.sizes import measured_peak_flops
 from fusion_train.processes import this_process
@@ -44,7 +47,27 @@ def make_accelerator(optim: OptimConfig) -> Accelerator:
 def use_deterministic_kernels() -> None:
     """Choose deterministic kernels; call before the first kernel runs, since cuBLAS reads its setting only then."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # With warn_only the backward passes of flash and memory-efficient attention add up in any order, with a warning.
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # one more pass a tensor
+
+
+@contextmanager
+def refusing_other_kernels() -> Iterator[None]:
+    """Turn torch's refusal of an operator without a deterministic kernel, in the block, into a ConfigError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error)
+        if "does not have a deterministic implementation" not in reason:
+            raise
+        raise ConfigError(
+            "optim.deterministic",
+            expected="operators with deterministic kernels on this device",
+            got=reason.partition(" does not have")[0],
+            next_step="Use --set optim.deterministic=false; a resumed run then equals an uninterrupted one up to "
+            "rounding. A run keeps its settings: name another folder with --out.",
+        ) from error
 
 
 def device_name(accelerator: Accelerator) -> str:
@@ -61,11 +84,12 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: To
         DeviceMemoryError: the model alone is larger than the device's memory.
     """
     optim = config.optim
-    missing = missing_for_kernels(accelerator.device.type) if optim.compile else None
+    kind = accelerator.device.type
+    missing = missing_for_kernels(kind) if optim.compile else None
     if missing is not None:
         raise ConfigError(
             "optim.compile",
-            expected=f"what torch.compile needs for {accelerator.device.type}: {missing}",
+            expected=f"what torch.compile needs for {kind}: {missing}",
             got="none",
             next_step="Install it, or use --set optim.compile=false.",
         )
@@ -84,12 +108,8 @@ def place(model: nn.Module, config: Config, accelerator: Accelerator, budget: To
             base.activation_checkpointing_enable({"use_reentrant": False})
         else:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-    # One way to fused kernels, for every family: norms, rotary positions, activations and the casts of adapters. Liger
-    # has faster ones for some of them, but replaces classes of transformers family by family, and only for GPUs.
-    if optim.compile:  # parts of layers: a checkpointed layer would be compiled whole, and attention is left out
-        for layer in decoder_layers(model.llm)[1]:
-            for part in layer.children():
-                part.compile(dynamic=True)
+    if compiles(optim.compile, kind):
+        fuse_layers(model.llm)
 
 
 def peak_flops(accelerator: Accelerator, config: Config) -> float:

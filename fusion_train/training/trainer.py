@@ -29,6 +29,8 @@ from fusion_train.data.batches import Batch
 from fusion_train.data.loader import PrefetchingLoader, TokenBudget
 from fusion_train.data.pool import Pool, StoredClips
 from fusion_train.errors import DivergedError
+from fusion_train.models.fused_layers import fuse_layers
+from fusion_train.models.kernels import compiles
 from fusion_train.models.model_group import ModelGroup, OneModel
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.cautions import cautions
@@ -37,7 +39,12 @@ from fusion_train.remote.exportability import export_notices
 from fusion_train.run import Run, RunRecord
 from fusion_train.run_context import RunContext
 from fusion_train.training.callbacks import refuse_other_callbacks
-from fusion_train.training.devices import device_name, make_accelerator, use_deterministic_kernels
+from fusion_train.training.devices import (
+    device_name,
+    make_accelerator,
+    refusing_other_kernels,
+    use_deterministic_kernels,
+)
 from fusion_train.training.non_finite_steps import keep_for_replay
 from fusion_train.training.opening import Opening
 from fusion_train.training.parallel import any_process
@@ -301,7 +308,7 @@ class Trainer:
         present = [self.runs[place] for place in places]
         longest = max(batch.num_tokens for batch in batches)
         advice = partial(advise, self._context.config, self._context.model, longest, self._budget)
-        with fitting(f"step {step}, a row of {longest} tokens", advice):
+        with fitting(f"step {step}, a row of {longest} tokens", advice), refusing_other_kernels():
             train_step(self._models, [run.learner for run in present], places, batches, step)
         for run in present:
             if run.learner.problem is not None:
@@ -373,7 +380,7 @@ class Trainer:
         self._models.keep(places)
         done = runs[0].done
         try:
-            with _averages(runs), fitting(f"scoring after step {done}", lambda: SCORE_LATER):
+            with _averages(runs), fitting(f"scoring after step {done}", lambda: SCORE_LATER), refusing_other_kernels():
                 models = [run.context.model for run in runs]
                 scored = self.validation.score(self._models, models, [run.halves for run in runs])
         except DivergedError:
@@ -430,6 +437,9 @@ class Trainer:
             f"{len(self._stream)} clips an epoch, {trained:,} trained parameters, {_base_name(config)}, "
             f"on {device_name(self._accelerator)}"
         )
+        abilities = getattr(run.context.model, "abilities", None)
+        if abilities is not None and not abilities.packing:
+            self._say("each sample takes a forward pass of its own: in this family, samples of one row see each other")
 
     def _progress_text(self, present: Sequence[TrainingRun]) -> str:
         if len(self.runs) > 1:
@@ -455,7 +465,10 @@ def _model_set(
     config = contexts[0].config
     llm = base.plain(config.model.llm or "", config.model.llm_dtype)
     # Checkpointing would recompute dropout from another member's random stream, so members run one after another.
-    return ModelGroup(llm, [context.model for context in contexts], stacked=False if checkpointing else None)
+    group = ModelGroup(llm, [context.model for context in contexts], stacked=False if checkpointing else None)
+    if group.stacked and compiles(config.optim.compile, contexts[0].device.type):
+        fuse_layers(group.llm)
+    return group
 
 
 @contextmanager

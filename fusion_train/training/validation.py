@@ -34,6 +34,8 @@ from fusion_train.evaluation.evaluate import (
     evaluate_together,
     refuse_not_finite,
 )
+from fusion_train.models.fused_layers import without_compiled_chains
+from fusion_train.models.kernels import compiles
 from fusion_train.models.model_group import ModelGroup, OneModel, evaluating
 from fusion_train.models.probe import Probe
 from fusion_train.prompts.prompt import find_task
@@ -138,9 +140,8 @@ class Validation:
         Raises:
             DivergedError: a score that is NaN or infinite; the clips are named.
         """
-        # Answering from cached keys would compile one graph per layer, and there are few questions.
-        compiled = self.context.config.optim.compile
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), evaluating(models):
+        compiled = compiles(self.context.config.optim.compile, self.context.device.type)
+        with without_compiled_chains() if compiled else nullcontext(), evaluating(models):
             scored = [Scored() for _ in members]
             for task in self.tasks:
                 evaluations = evaluate_together(self.context, models, members, self.clips, task)

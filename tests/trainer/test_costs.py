@@ -147,9 +147,9 @@ def test_the_published_plan_needs_no_network_and_no_data(tmp_path, monkeypatch):
     assert "200,000 samples" in result.output
     assert "memory of scoring, 64 clips at once" not in result.output  # 24 GiB hold fewer
     assert "memory of scoring" in result.output
-    assert "layers: kernels of transformers; optim.compile=true fuses" in " ".join(result.output.split())
-    result = CliRunner().invoke(main, ["plan", "--set", "optim.compile=true"])
-    assert "activations and casts in kernels of torch.compile" in " ".join(result.output.split())
+    assert "layers: norms, rotary positions and activations in one kernel each" in " ".join(result.output.split())
+    result = CliRunner().invoke(main, ["plan", "--set", "optim.compile=false"])
+    assert "layers: operators of transformers; optim.compile=true computes" in " ".join(result.output.split())
     result = CliRunner().invoke(main, ["plan", "--gpu", "t4", "--set", "optim.activation_checkpointing=false"])
     assert "does not fit the 16 GiB of one T4" in result.output
 

@@ -15,6 +15,7 @@ from fusion_train.models.packed_attention import Layout, RowSegment, attention_a
 from fusion_train.models.prefix_attention import FlashKernels, Sequences, attend_in_two_ranges
 from fusion_train.planning import costs
 from fusion_train.planning.sizes import llm_shape, lora_shape
+from fusion_train.training.devices import use_deterministic_kernels
 
 TWO_CLIPS = Layout(
     (
@@ -172,6 +173,27 @@ def test_two_ranges_say_which_queries_see_which_keys():
 def test_a_prefix_that_its_questions_do_not_follow_has_no_two_ranges():
     apart = Layout((RowSegment(0, 3), RowSegment(3, 6), RowSegment(6, 8, (0, 3))))
     assert apart.two_ranges(1, torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("questions", [1, 4])
+def test_gradients_have_the_same_bits_in_every_pass_with_deterministic_kernels(questions, dtype):
+    """Rows of several blocks of keys: flash attention adds up one block's gradients in any order."""
+    layout = row_of_questions(questions, prefix=900, tokens=300)
+    inputs, weight = random_inputs((8, 8), rows=1, dtype=dtype, device="cuda", width=64, length=layout.length)
+
+    def attention(*tensors):
+        return packed_attention._attend(*tensors, layout, 0.125, 0.0, None)
+
+    before = torch.are_deterministic_algorithms_enabled()
+    use_deterministic_kernels()
+    try:
+        first = attend(attention, *inputs, weight)
+        for _ in range(5):
+            assert all(map(torch.equal, attend(attention, *inputs, weight), first))
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def row_of_questions(questions: int, prefix: int = 448, tokens: int = 64) -> Layout:

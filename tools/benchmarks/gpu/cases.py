@@ -39,7 +39,7 @@ CASES: dict[str, Case] = {
     "one_at_a_time": Case("training", ("training",)),
     "encoders": Case("extraction"),
     "pipeline": Case("extraction", ("recordings",)),
-    "packed_compiled": Case("training", ("training",)),
+    "packed_operators": Case("training", ("training",)),
     "packed_fp8": Case("training", ("training",)),
     "trials": Case("trials", ("training",)),
     "resume": Case("resume", ("training",)),

@@ -61,7 +61,7 @@ CONCLUSIONS: dict[str, Conclusion] = {
     ),
     "hours_of_400k_draws": Conclusion(_hours(DRAWS, "packed.samples_per_s"), most=4.0),
     "hours_of_400k_draws_4_questions_per_clip": Conclusion(_hours(DRAWS, "shared_by_4.samples_per_s"), most=2.0),
-    "compiled_over_packed": Conclusion(_over("packed_compiled", "packed")),
+    "packed_over_operators": Conclusion(_over("packed", "packed_operators")),
     "fp8_over_packed": Conclusion(_over("packed_fp8", "packed"), least=1.2),
     **{
         f"trials_{size}_stacked_over_in_turn": Conclusion(

@@ -44,7 +44,7 @@ SETTINGS: dict[str, list[str]] = {
     "released": ["optim.precision=fp16", "model.llm_dtype=float16", "optim.batch_size=4", "optim.micro_batch_size=1"],
     "shared_by_4": [*BF16, *AUTO, "data.questions_per_clip=4"],
     "one_at_a_time": [*BF16, "optim.batch_size=8", "optim.micro_batch_size=1"],
-    "packed_compiled": [*BF16, *AUTO, "optim.compile=true"],
+    "packed_operators": [*BF16, *AUTO, "optim.compile=false"],
     "packed_fp8": [*BF16, *AUTO, "model.quantised=fp8"],
     "four_bit": [*BF16, *AUTO, "model.quantised=nf4"],
 }

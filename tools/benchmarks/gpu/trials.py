@@ -21,6 +21,8 @@ from fusion_train.data.batches import Batch
 from fusion_train.data.loader import PrefetchingLoader
 from fusion_train.llm.loading import build_model
 from fusion_train.models.emotion_llama import EmotionLlama
+from fusion_train.models.fused_layers import fuse_layers
+from fusion_train.models.kernels import compiles
 from fusion_train.models.model_group import ModelGroup, OneModel, shared_copy
 from fusion_train.models.parts import learning_parameters
 from fusion_train.planning.memory_budget import SAFETY, TokenBudget, choose_budget, within
@@ -63,6 +65,8 @@ def measure(material: Material, case: str) -> Iterator[tuple[str, dict[str, Any]
         optimizer = accelerator.prepare(make_optimizer(model, config.optim))
         learners.append(Learner(config, model, optimizer, accelerator, MetricsAccumulator(lambda sample: 0.0)))
     group, alone = ModelGroup(base, models, stacked=True), [OneModel(model) for model in models]
+    if compiles(config.optim.compile, accelerator.device.type):
+        fuse_layers(group.llm)
 
     def stacked(batches: list[Batch]) -> None:
         train_step(group, learners, range(NUM_TRIALS), batches, 0)
