@@ -140,6 +140,12 @@ def test_hiding_leaves_at_least_one_modality():
     assert all(1 <= len(names) <= 2 for names in hidden)
 
 
+def test_modalities_are_hidden_in_as_many_samples_as_configured():
+    drawn = stream(clips(), hide_modality_p=0.3)
+    share = sum(bool(drawn.draw(k).hidden) for k in range(1000)) / 1000
+    assert share == pytest.approx(0.3, abs=0.05)
+
+
 def test_no_words_of_an_open_vocabulary_mean_neutral_but_no_labels_of_a_closed_set_are_not_asked():
     clip = Clip("a", labels={"openset": [], "multi-label": []})
     assert answer_of(clip, find_task("openset")) == "neutral"

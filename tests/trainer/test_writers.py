@@ -15,7 +15,7 @@ from test_probe import make_probe
 import featurecache
 from featurecache.errors import WriteError
 from featurecache.explore.search import update_indices
-from featurecache.files.lease import beside, sole_writer
+from featurecache.files.lease import Lease, beside, sole_writer
 from fusion_train.evaluation.predictions import ask
 from fusion_train.export.export_run import ExportSources, export_run
 from fusion_train.run import LOCK, Run
@@ -31,6 +31,17 @@ with sole_writer(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+def test_only_lease_files_of_dead_processes_are_removed(tmp_path):
+    (tmp_path / "3").touch()
+    (tmp_path / "notes").touch()
+    with held(tmp_path / "4") as living:
+        assert Lease.sweep(tmp_path, dry_run=True) == [tmp_path / "3"]
+        assert Lease.sweep(tmp_path) == [tmp_path / "3"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "notes"]
+        living.kill()
+    assert Lease.sweep(tmp_path / "missing") == []
 
 
 def held(path: Path) -> subprocess.Popen[str]:
