@@ -55,15 +55,16 @@ def _is_rms_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm)
 
 
-def _is_gated(module: nn.Module) -> bool:
+def _is_gated(module: Any) -> bool:
     """Whether the module computes down_proj(act_fn(gate_proj(x)) * up_proj(x)), seen on a few numbers."""
     if "forward" in vars(module) or not all(hasattr(module, name) for name in PARTS):
         return False
-    weight = next(module.parameters())
-    if weight.is_meta:
+    tensors = [*module.parameters(), *module.buffers()]  # a quantised matrix is a buffer
+    if any(tensor.is_meta for tensor in tensors):
         return False
-    width = getattr(module, "hidden_size", None) or module.gate_proj.in_features
-    x = torch.linspace(-1, 1, 2 * width, device=weight.device, dtype=_computing_dtype(module)).view(1, 2, width)
+    dtype = next((t.dtype for t in tensors if t.is_floating_point() and t.element_size() > 1), torch.float32)
+    width = module.gate_proj.in_features
+    x = torch.linspace(-1, 1, 2 * width, device=tensors[0].device, dtype=dtype).view(1, 2, width)
     was_training = module.training
     module.eval()  # adapters must not drop out
     try:
@@ -73,10 +74,6 @@ def _is_gated(module: nn.Module) -> bool:
         return False
     finally:
         module.train(was_training)
-
-
-def _computing_dtype(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
