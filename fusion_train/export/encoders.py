@@ -22,12 +22,13 @@ from torch import nn
 
 import featurecache
 from featurecache.encoders.eva import EvaGlobalEncoder
-from featurecache.encoders.network import required, resolve_device
+from featurecache.encoders.network import required
 from featurecache.spec import Spec
 from featurecache.views import View
 from fusion_train.data.absent import write_zero_image
 from fusion_train.errors import ConfigError, ExportError
-from fusion_train.remote.encoding import as_stored, open_trained, place_of, refuse_other_encoder, unknown_weights
+from fusion_train.remote.encoding import as_stored, open_trained, place_of, unknown_weights
+from fusion_train.remote.exportability import refuse_foreign_media
 from fusion_train.remote.vendor import encoder_package
 
 
@@ -131,15 +132,15 @@ def make_zero_image(
     Raises:
         StoreNotFoundError: no such store or feature.
         ConfigError: a feature of another encoder than eva-global.
+        EncoderError: an imported or perturbed feature.
         FingerprintError, WeightsError: another encoder than the one that made the feature.
     """
     spec = featurecache.open_store(store)[name].spec
     if spec.encoder != EvaGlobalEncoder.name:
         raise ConfigError(f"{store}/{name}", expected=f"a feature of {EvaGlobalEncoder.name}", got=spec.encoder)
-    options = EvaGlobalEncoder.options_of(spec)
-    place = weights or known_weights(spec)
-    encoder = EvaGlobalEncoder.open(place, str(resolve_device(device)), spec.compute_dtype, options)
-    refuse_other_encoder(encoder.spec(spec.stored_dtype), spec, "image")
+    refuse_foreign_media(spec, name)
+    encoder = open_trained(spec, weights or known_weights(spec), name, device)
+    assert isinstance(encoder, EvaGlobalEncoder)
     side = encoder.pixels
     mean_colour = np.asarray(encoder.mean, np.float32) * 255
     batch = np.broadcast_to(mean_colour, (encoder.batch_size, 1, side, side, 3))

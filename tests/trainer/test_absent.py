@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -13,7 +14,9 @@ from toy import SHAPES, make_config
 
 import featurecache
 from featurecache.encoders import open_encoder
+from featurecache.errors import EncoderError
 from featurecache.files.hashing import file_sha256
+from featurecache.importers.npy import import_npy
 from fusion_train.cli import main
 from fusion_train.config import Config
 from fusion_train.data.absent import read_zero_image, write_zero_image
@@ -21,6 +24,7 @@ from fusion_train.data.pool import list_hashes
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.evaluate import evaluate
+from fusion_train.export.encoders import make_zero_image
 from fusion_train.models.token_streams import SOFT_TOKEN
 from fusion_train.prompts.prompt import find_task
 from fusion_train.run_context import build_context
@@ -125,3 +129,12 @@ def test_the_zero_image_is_what_the_encoder_gives_for_zeros(tmp_path):
     kept = read_zero_image(str(out), spec.fingerprint)
     torch.testing.assert_close(kept, wanted, atol=1e-4, rtol=1e-4)
     assert kept.abs().mean() > 0.1
+
+
+def test_the_tokens_of_an_all_zero_image_need_an_encoder_that_is_known(tmp_path):
+    (tmp_path / "eva-global").mkdir()
+    np.save(tmp_path / "eva-global" / "clip.npy", np.ones((1, 5, 8), np.float32))
+    import_npy(tmp_path, featurecache.open_store(tmp_path / "store.zarr", "a"))
+    with pytest.raises(EncoderError, match=r"got one that was imported from .npy files"):
+        make_zero_image(str(tmp_path / "store.zarr"), "eva-global", tmp_path / "out", weights=None, device="cpu")
+    assert not (tmp_path / "out").exists()
