@@ -103,6 +103,28 @@ def test_a_probe_that_gives_nan_is_refused_with_the_clips(llama, material, tmp_p
     assert train(config, run=run, **places)["scores"].keys() == {"accuracy/emotion", "eval_loss"}
 
 
+def test_weights_that_are_not_finite_are_not_kept(llama, material, tmp_path, monkeypatch):
+    logits = Probe.logits
+
+    def spoiled(self, features, present, allowed):
+        if not self.training:
+            next(self.parameters()).data.fill_(float("nan"))
+        return logits(self, features, present, allowed)
+
+    monkeypatch.setattr(Probe, "logits", spoiled)
+    run = Run(tmp_path / "run")
+    config = make_probe(llama, "optim.steps=3", "log.eval_every=2", "checkpoint.every=100")
+    with pytest.raises(DivergedError, match="NaN or infinity for 12 of 12"):
+        train(
+            config,
+            store=str(material / "features.zarr"),
+            clips=str(material / "clips.jsonl"),
+            run=run,
+            say=lambda text: None,
+        )
+    assert not checkpoint.published(run.checkpoints)
+
+
 def test_nan_is_no_score_and_never_the_best(run, tmp_path):
     assert overall({"accuracy/emotion": 0.5, "eval_loss": math.nan}) is None
     assert overall({"eval_loss": math.inf}) is None
