@@ -114,7 +114,7 @@ def test_weights_that_are_not_finite_are_not_kept(llama, material, tmp_path, mon
     monkeypatch.setattr(Probe, "logits", spoiled)
     run = Run(tmp_path / "run")
     config = make_probe(llama, "optim.steps=3", "log.eval_every=2", "checkpoint.every=100")
-    with pytest.raises(DivergedError, match="NaN or infinity for 12 of 12"):
+    with pytest.raises(DivergedError, match="NaN or infinity for"):
         train(
             config,
             store=str(material / "features.zarr"),
