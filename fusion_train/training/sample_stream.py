@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from featurecache.clips.clip_list import Clip
 from fusion_train.data.answers import answer_limits
-from fusion_train.data.pool import ABOUT, Pool
+from fusion_train.data.pool import Pool
 from fusion_train.data.samples import SampleStream, near_classes
 from fusion_train.data.too_long import fitting_clips
 from fusion_train.run_context import RunContext
@@ -40,22 +39,3 @@ def make_stream(context: RunContext, say: Callable[[str], None] = print, kept: P
         modalities=context.reader.modalities,
         say=say,
     )
-
-
-def keep_pool(
-    stream: SampleStream,
-    folder: Path,
-    validation: Sequence[Clip] = (),
-    summary: Sequence[str] = (),
-    *,
-    anew: bool = False,
-) -> None:
-    """Save the clips of the stream for the next start of the run, unless they are saved already.
-
-    Args:
-        held_out: clips of the evaluation split.
-        summary: lines about all of them that are said at every start.
-        anew: keep these in place of those that are kept there.
-    """
-    if anew or not (folder / ABOUT).is_file() or Pool.load(folder) is None:
-        stream.pool.save(folder, validation, summary)

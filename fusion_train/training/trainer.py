@@ -53,7 +53,7 @@ from fusion_train.training.resume import (
     refuse_other_draws,
     refuse_other_pool,
 )
-from fusion_train.training.sample_stream import keep_pool, make_stream
+from fusion_train.training.sample_stream import make_stream
 from fusion_train.training.shared_base import RunRequest, SharedBase, open_contexts
 from fusion_train.training.step import diverged, train_step
 from fusion_train.training.trackers import refuse_missing_tracker
@@ -323,12 +323,11 @@ class Trainer:
     def _leave(self, run: TrainingRun, batches: Sequence[Batch], step: int) -> None:
         """Keep a step that is not finite for replay; the run ends with an error."""
         replay = f"fusion-train replay {run.run.folder}"
-        next_step = f"{replay} goes sample by sample. " if len(self.runs) > 1 else ""
         subject = f"{run.run.folder}, step {step}" if len(self.runs) > 1 else f"step {step}"
-        error = diverged(run.learner, subject, batches, next_step)
+        error = diverged(run.learner, subject, batches, f"{replay} goes sample by sample. ")
         if run.leads:
             keep_for_replay(run.run, run.context, step, list(error.problems))
-            self._say(f"{run.run.name}: step {step} is kept: {replay} goes sample by sample")
+            self._say(f"{run.run.name}: step {step} is kept for {replay}")
         run.error = error
 
     def _after_step(self, places: Sequence[int], done: int, request: StopRequest) -> bool:
@@ -414,7 +413,7 @@ class Trainer:
         resumed = isinstance(self._stream.pool.clips, StoredClips)
         if fresh or not resumed or Pool.load(run.pool) is None:
             held_out = self.validation.split if self._scored else ()
-            keep_pool(self._stream, run.pool, held_out, summary, anew=True)
+            self._stream.pool.save(run.pool, held_out, summary)
 
     def _say_start(self, summary: Sequence[str], *, resumed: bool) -> None:
         for line in summary:
