@@ -7,6 +7,7 @@
     fusion-train --stage cognition             from the latest perception run
     fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
     fusion-train sweep pre_fusion              compare variants
+    fusion-train search search.yaml            thousands of small heads on averaged features, honestly selected
     fusion-train predict --model DIR clip.mp4  ask an exported model
     fusion-train demo --model DIR              the same on a web page
     fusion-train resume runs/cognition         continue a stopped run
@@ -30,6 +31,7 @@ from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
 from fusion_train.cli.quick import quick
 from fusion_train.cli.runs import replay, report, verify_resume_command
+from fusion_train.cli.search import search
 from fusion_train.cli.sweep import sweep
 
 RUNS = Path("runs")
@@ -185,6 +187,7 @@ COMMANDS = (
     replay,
     report,
     score_command,
+    search,
     sweep,
     verify_resume_command,
     zero_image,
