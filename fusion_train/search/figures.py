@@ -1,7 +1,8 @@
 """Figures of closed labels from confusion counts, for many models or many resamples at once.
 
 They equal those of `fusion_train.metrics` (tested): WAR (accuracy), UAR, weighted F1, macro F1. Classes without a
-reference enter no mean; without any clip a figure is 0. Shapes: … any, C classes; counts[…, r, a] of references r answered a. Shares, not per cent.
+reference enter no mean; without any clip a figure is 0.
+Shapes: … any, C classes; counts[…, r, a] of references r answered a. Shares, not per cent.
 """
 
 from __future__ import annotations

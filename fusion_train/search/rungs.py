@@ -30,7 +30,7 @@ from fusion_train.models.utterance_heads import build_head
 from fusion_train.search.draws import Trial
 from fusion_train.search.parts import Parts
 from fusion_train.search.search_file import SearchFile
-from fusion_train.search.stacked_training import Fit, Fitted, Schedule, Standardisation, train_stack
+from fusion_train.search.stacked_training import Fit, Fitted, Schedule, Standardisation, products_in, train_stack
 from fusion_train.search.trial_results import WHOLE, FitKey, TrialResults
 from fusion_train.search.utterance_vectors import SearchData
 from fusion_train.seeding import derive
@@ -192,6 +192,7 @@ def _train(
     running: dict[Future[tuple[list[Fitted], float]], list[FitKey]] = {}
     done = 0
     with (
+        products_in(search.precision),
         show_progress(f"rung {rung + 1}", "models") as progress,
         ThreadPoolExecutor(searching.threads, "stack", initializer=torch.set_num_threads, initargs=(1,)) as threads,
     ):

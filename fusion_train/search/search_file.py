@@ -1,27 +1,30 @@
 """The search file: features, heads, hyperparameters and how they are drawn, divided, trained and compared.
 
-task: emotion                  a label task of the clip list
-main: UAR                      or WAR, weighted F1, macro F1: the figure by which trials are compared
-split: train                   the searched clips; default: all clips with a label, but those of `submission`
-features:                      modality -> features of the store; each is averaged to one vector per clip
-  audio: [hubert, wavlm]
-  video: [clip]
-combine: [alone, together]     each feature by itself; one feature of every modality, drawn at random
-heads: [mer-attention]         or concatenation, or any fusion variant
-draws: 50                      of hyperparameters, for each feature by itself and head; and together, for each head
-hyperparameters:               a value, or {choice: […]}, {uniform: [low, high]}, {log_uniform: [low, high]}
-  hidden: {choice: [64, 128, 256]}
-folds: 5
-group: speaker                 or dialogue: its clips are in one fold; default: none
-seeds: [0]                     of the trials that reach the last rung; the rungs before use the first
-epochs: 32                     of the last rung
-patience: 8                    epochs without a better inner score after which a model stops
-halving: {first: 2, keep: 0.25}     epochs of the first rung; share of the trials that goes on
-standardise: true              features to mean 0 and deviation 1 over the training clips of each fit
-ensemble: 5                    number of trials whose probabilities are averaged
-budget: {minutes: 10}          of this search, over all runs of its command; default: none
-submission: test               a split without labels, for --submission
-columns: [name, discrete]      of the submission; default: id and the task
+    task: emotion                  a label task of the clip list
+    main: UAR                      or WAR, weighted F1, macro F1: the figure by which trials are compared
+    split: train                   the searched clips; default: all clips with a label, but those of `submission`
+    features:                      modality -> features of the store; each is averaged to one vector per clip
+      audio: [hubert, wavlm]
+      video: [clip]
+    combine: [alone, together]     each feature by itself; one feature of every modality, drawn at random
+    heads: [mer-attention]         or concatenation, or any fusion variant
+    draws: 50                      of hyperparameters, for each feature by itself and head; and together, for each head
+    hyperparameters:               a value, or {choice: […]}, {uniform: [low, high]}, {log_uniform: [low, high]}
+      hidden: {choice: [64, 128, 256]}
+    folds: 5
+    group: speaker                 or dialogue: its clips are in one fold; default: none
+    seeds: [0]                     of the trials that reach the last rung; the rungs before use the first
+    epochs: 32                     of the last rung
+    patience: 8                    epochs without a better inner score after which a model stops
+    halving: {first: 2, keep: 0.25}     epochs of the first rung; share of the trials that goes on
+    standardise: true              features to mean 0 and deviation 1 over the training clips of each fit
+    precision: float32             or bfloat16: factors of products are rounded; sums and weights stay float32
+    ensemble: 5                    number of trials whose probabilities are averaged
+    budget: {minutes: 10}          of this search, over all runs of its command; default: none
+    submission: test               a split without labels, for --submission
+    columns: [name, discrete]      of the submission; default: id and the task
+
+Only `features` is required.
 """
 
 from __future__ import annotations
@@ -118,6 +121,7 @@ class SearchFile(BaseModel):
     patience: int = Field(8, ge=1)
     halving: Halving | None = Halving()
     standardise: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
     ensemble: int = Field(5, ge=1)
     budget: SearchBudget = SearchBudget()
     submission: str | None = None

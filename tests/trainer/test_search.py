@@ -202,9 +202,9 @@ def test_the_command_prints_the_board_and_writes_report_and_submission(material,
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Leaderboard" in page
     assert "Which feature matters" in page
-    board = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
+    board = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").read_text().splitlines()))
     assert [float(row["inner"]) for row in board] == sorted((float(row["inner"]) for row in board), reverse=True)
-    answers = list(csv.reader((tmp_path / "answers.csv").open()))
+    answers = list(csv.reader((tmp_path / "answers.csv").read_text().splitlines()))
     assert answers[0] == ["name", "discrete"]
     right = [EMOTIONS[int(name[1:]) % 3] == answer for name, answer in answers[1:]]
     assert len(right) == CANDIDATES

@@ -11,7 +11,7 @@ from torch.nn import functional
 from fusion_train.metrics.classification import classification_scores
 from fusion_train.models.utterance_heads import build_head
 from fusion_train.search.figures import FIGURES, confusions, figure
-from fusion_train.search.stacked_training import Fit, Schedule, Stack, Standardisation, train_stack
+from fusion_train.search.stacked_training import Fit, Schedule, Stack, Standardisation, products_in, train_stack
 from fusion_train.seeding import derive, generator
 
 DIMS, CLASSES, CLIPS = (12, 7), 3, 90
@@ -157,3 +157,13 @@ def test_figures_are_those_of_the_metrics():
     for name in FIGURES:
         assert float(figure(name, counts)) == pytest.approx(values[name])
         np.testing.assert_allclose(figure(name, np.stack([counts, 3 * counts])), [values[name]] * 2)
+
+
+def test_products_in_bfloat16_are_close_and_end_with_the_block():
+    left, right = (torch.randn((64, 64), generator=torch.Generator().manual_seed(n)) for n in range(2))
+    exact = left @ right
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with products_in("bfloat16"):
+        rounded = torch.bmm(left[None], right[None])[0]
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.2)

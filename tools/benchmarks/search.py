@@ -24,7 +24,7 @@ from fusion_train.search.rungs import Searching, run_rungs
 from fusion_train.search.running import selected_of
 from fusion_train.search.search_file import SearchBudget, SearchFile
 from fusion_train.search.selection import FoldAnswers, Selected, select
-from fusion_train.search.stacked_training import Fit, Stack
+from fusion_train.search.stacked_training import Fit, Stack, products_in
 from fusion_train.search.trial_results import TrialResults
 from fusion_train.search.utterance_vectors import SearchData
 
@@ -43,13 +43,14 @@ OPTIONS = [
     click.Option(["--draws"], type=int, default=50, show_default=True, help="Of each of the 16 features."),
     click.Option(["--minutes"], type=float, default=10.0, show_default=True, help="Budget of the search; 0: none."),
     click.Option(["--threads"], type=int, default=2, show_default=True, help="Cores."),
+    click.Option(["--precision"], type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True),
     click.Option(["--repetitions"], type=int, default=200, show_default=True, help="Of the search without an effect."),
     click.Option(["--part", "parts"], multiple=True, type=click.Choice(["loop", "stack", "winners", "search"])),
 ]
 
 
 def measure(
-    clips: int, draws: int, minutes: float, threads: int, repetitions: int, parts: Sequence[str]
+    clips: int, draws: int, minutes: float, threads: int, precision: str, repetitions: int, parts: Sequence[str]
 ) -> dict[str, Any]:
     """Measure the parts that are asked for; none: all."""
     torch.set_num_threads(threads)
@@ -57,6 +58,7 @@ def measure(
     figures: dict[str, Any] = {
         "clips": clips,
         "threads": threads,
+        "precision": precision,
         "load_before": Path("/proc/loadavg").read_text().split()[0],
     }
     if "winners" in parts:
@@ -66,9 +68,9 @@ def measure(
         if "loop" in parts or "search" in parts:
             figures |= challenge_loop(data)
         if "stack" in parts:
-            figures |= stacks(data)
+            figures |= stacks(data, precision)
         if "search" in parts:
-            figures |= whole_search(data, draws, minutes, threads)
+            figures |= whole_search(data, draws, minutes, threads, precision)
             rate = figures["search_clips_per_s"] / figures["loop_clips_per_s"]
             figures["search_over_loop"] = round(rate, 2)
     figures["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
@@ -147,7 +149,7 @@ def _loader(dataset: ChallengeClips, rows: np.ndarray) -> Iterator[Any]:
     return iter(DataLoader(dataset, CHALLENGE_BATCH, sampler=sampler, num_workers=0, collate_fn=collate))
 
 
-def stacks(data: SearchData) -> dict[str, Any]:
+def stacks(data: SearchData, precision: str) -> dict[str, Any]:
     """Clips trained per second by the number of models in a stack, hidden width 128, on one thread."""
     torch.set_num_threads(1)
     name = next(name for name, vectors in data.vectors.items() if vectors.shape[1] == 1024)
@@ -162,7 +164,8 @@ def stacks(data: SearchData) -> dict[str, Any]:
                 data.targets,
             )
             started = time.perf_counter()
-            stack.train_epoch(0, batch)
+            with products_in(precision):
+                stack.train_epoch(0, batch)
             seconds = time.perf_counter() - started
             figures[f"stack_{size}_batch_{batch}_clips_per_s"] = round(size * len(rows) / seconds)
         alone = figures[f"stack_1_batch_{batch}_clips_per_s"]
@@ -173,13 +176,14 @@ def stacks(data: SearchData) -> dict[str, Any]:
     return figures
 
 
-def whole_search(data: SearchData, draws: int, minutes: float, threads: int) -> dict[str, Any]:
+def whole_search(data: SearchData, draws: int, minutes: float, threads: int, precision: str) -> dict[str, Any]:
     """The search itself: every feature by itself, the challenge's head, halving, five folds."""
     search = SearchFile(
         features={"all": tuple(data.vectors)},
         combine=("alone",),
         heads=("mer-attention",),
         draws=draws,
+        precision=precision,
         budget=SearchBudget(minutes=minutes or None),
     )
     parts, groups = divide(data, search.folds, None, 0)
