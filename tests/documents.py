@@ -155,7 +155,7 @@ def settings_of(words: list[str]) -> dict[str, Any] | None:
     if words[0] != "fusion-train":
         return None
     parameters = parse(words[0], words[1:])[1].params
-    if "overrides" not in parameters:
+    if not {"config", "overrides"} <= set(parameters):  # the settings of a search are those of its file
         return None
     return {name: parameters.get(name) for name in ("config", "stage")} | {"overrides": parameters["overrides"]}
 

@@ -29,6 +29,7 @@ from documents import (
     check_command,
     commands,
     pages,
+    parse,
     settings_of,
 )
 from pydantic import BaseModel
@@ -40,6 +41,7 @@ from fusion_train.cli import main as trainer
 from fusion_train.config import Config
 from fusion_train.evaluation.benchmarks import load_benchmark
 from fusion_train.presets import load_config, stage_names
+from fusion_train.search.search_file import load_search
 from fusion_train.sweeps.sweep_file import load_sweep
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -108,6 +110,9 @@ def test_every_command_is_one_that_the_programs_take(block: Block) -> None:
 )
 def test_every_setting_of_a_command_is_one_of_the_configuration(block: Block) -> None:
     for words in commands(block.text):
+        if words[:2] == ["fusion-train", "search"]:
+            Path("search.yaml").write_text("features: {audio: [hubert]}", encoding="utf-8")
+            load_search("search.yaml", parse(words[0], words[1:])[1].params["overrides"])
         settings = settings_of(words)
         if settings is None or str(settings["config"]).endswith(".yaml"):
             continue
@@ -140,6 +145,8 @@ def test_every_yaml_block_is_taken_by_its_loader(block: Block) -> None:
         assert load_sweep("file.yaml", None, ())
     elif "sets" in values:
         assert load_benchmark("file.yaml")
+    elif "draws" in values:
+        assert load_search("file.yaml")
     else:
         assert load_config("file.yaml")
 
