@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -39,12 +39,12 @@ class ClipRecord:
     """Position inside the shard, from 0. Row of the array: shard × rows per shard + slot."""
     source: str
     """Hash of the media bytes and of the part that was used, 64 hex digits; empty if the media could not be read."""
-    reason: str = ""
-    """Why the clip failed or is absent, as text for a person."""
-    crc32c: int = 0
-    absmax: float = 0.0
-    nan_count: int = 0
-    errors: Mapping[str, float] = field(default_factory=dict)
+    reason: str
+    """Why the clip failed or is absent, as text for a person; else empty."""
+    crc32c: int
+    absmax: float
+    nan_count: int
+    errors: Mapping[str, float]
     """Measured quantisation error: error_rms (relative), error_max (absolute), error_cosine."""
 
 

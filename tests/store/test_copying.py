@@ -54,6 +54,14 @@ def test_the_quickest_way_is_taken_for_memory_a_few_bytes_into_a_page(monkeypatc
     assert copying.row_copier(target, 64 * 64 * 2) is quickest
 
 
+def test_a_way_is_timed_in_several_copies_and_the_least_time_counts(monkeypatch):
+    clock, copies = iter([0.0, 5.0, 10.0, 11.0, 20.0, 24.0, 30.0, 33.0, 40.0, 42.0]), []
+    monkeypatch.setattr(copying.time, "perf_counter", lambda: next(clock))
+    source = np.ones(8, np.uint8)
+    assert copying._least_seconds(lambda *arrays: copies.append(arrays), source.copy(), source) == 1.0
+    assert len(copies) == 6, "the first one is not timed"
+
+
 @pytest.mark.parametrize("offset", [0, CACHE_LINE_BYTES, 2048, 2064])
 def test_memory_that_is_placed_well_is_copied_plainly(monkeypatch, offset):
     monkeypatch.setattr(copying, "_least_seconds", lambda *_: pytest.fail("nothing is to be measured"))

@@ -317,6 +317,7 @@ def test_batches_come_in_order_and_whole(small_store: LocalStore) -> None:
         assert batches[0]["whisper"].tobytes() == small_store["whisper"].read(ids[:2]).tobytes()
     with pytest.raises(MissingFeatureError):
         list(iterate(small_store, ["eva"], clip_ids(1)))
+    assert [len(batch["ids"]) for batch in iterate(small_store, ["eva"], ids[:2] * 5)] == [8, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
