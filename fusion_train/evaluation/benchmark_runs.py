@@ -89,13 +89,15 @@ def ask_benchmark(
             usable = context.reader.usable(with_reference, context.config.data.failed_clips)
             task = benchmark_set.question
             hidden = hidden_modalities(context, task, modalities)
-            wording = wording_of(context.config, benchmark_set, {clip.dataset for clip in usable}, answer)
+            datasets = {benchmark_set.as_dataset or clip.dataset for clip in usable}
+            wording = wording_of(context.config, benchmark_set, datasets, answer)
             # A probe has no prompt; a language model is asked in the wording of this set.
             is_probe = context.tokenizer is None
             set_context = context
             if not is_probe:
                 set_context = replace(context, collator=context.collator.with_prompts(wording.prompts))
-            samples = questions(set_context, list(usable), task, hidden=hidden, vocabulary=benchmark_set.vocabulary)
+            asked = [replace(clip, dataset=benchmark_set.as_dataset or clip.dataset) for clip in usable]
+            samples = questions(set_context, asked, task, hidden=hidden, vocabulary=benchmark_set.vocabulary)
             samples = fitting_samples(samples, set_context.collator, name, say)
             question_set = QuestionSet(
                 set_context,

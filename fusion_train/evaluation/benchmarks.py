@@ -47,7 +47,11 @@ class BenchmarkSet(Section):
     title: str = ""
     dataset: str | None = None
     """Value of `dataset` in the clip list; null uses every clip of the split."""
-    split: str | tuple[str, ...] = "test"
+    split: str | tuple[str, ...] | None = "test"
+    """Null uses every clip of the dataset, also of datasets without splits."""
+    as_dataset: str | None = None
+    """Dataset as whose clips they are asked: its labels are offered, in its wording. For runs that never saw `dataset`;
+    a probe has no other classes."""
     task: str = "emotion"
     answer: Literal["choose", "generate"] = "choose"
     """choose: the most probable label of a closed set, without generation. Answers to open tasks are always
@@ -70,6 +74,10 @@ class BenchmarkSet(Section):
     """Label space of the dataset; a reference outside it is an error, an answer outside it counts as wrong."""
     relabel: dict[str, str] = Field(default_factory=dict)
     """Label of a reference -> label that replaces it."""
+    relabel_answers: dict[str, str] = Field(default_factory=dict)
+    """Answered label -> label that replaces it, where a run answers in the words of another dataset."""
+    unmapped: tuple[str, ...] = ()
+    """Reference labels without a counterpart in `vocabulary`; their clips are not asked, and a note names them."""
     only: tuple[str, ...] = ()
     """Reference labels that are scored; clips with other labels are not asked. Empty: all."""
 
@@ -85,9 +93,20 @@ class BenchmarkSet(Section):
         if self.main is not None and self.chosen_metric and self.main not in find_metric(self.chosen_metric).figures:
             known = ", ".join(find_metric(self.chosen_metric).figures)
             raise ValueError(f'metric "{self.chosen_metric}" has the figures {known}, not "{self.main}"')
+        outside = [label for label in self.mapped_labels if self.vocabulary and label not in self.vocabulary]
+        if outside:
+            raise ValueError(f"labels that are mapped to but are not in the vocabulary: {', '.join(outside)}")
+        contradictory = sorted(set(self.unmapped) & {*self.relabel, *(self.vocabulary or ())})
+        if contradictory:
+            raise ValueError(f"labels that are mapped and named as unmapped: {', '.join(contradictory)}")
         if self.reference is not None and self.reference.partition(".")[0] not in ("labels", "responses"):
             raise ValueError(f'reference "{self.reference}" is not of the form labels.NAME or responses.NAME')
         return self
+
+    @property
+    def mapped_labels(self) -> list[str]:
+        """Labels that take the place of others in references or answers."""
+        return sorted({*self.relabel.values(), *self.relabel_answers.values()})
 
     @property
     def chosen_metric(self) -> str | None:
@@ -114,7 +133,9 @@ class BenchmarkSet(Section):
     def chosen(self, clips: ClipList) -> list[Clip]:
         """Return the clips of the set in list order; empty if the list has none of them."""
         splits = (self.split,) if isinstance(self.split, str) else self.split
-        return [clip for clip in clips if clip.split in splits and self.dataset in (None, clip.dataset)]
+        return [
+            clip for clip in clips if (splits is None or clip.split in splits) and self.dataset in (None, clip.dataset)
+        ]
 
     def references(self, clips: list[Clip]) -> dict[str, Any]:
         """Return clip id -> reference; clips without a reference, or with one that is not scored, are left out.
@@ -129,6 +150,8 @@ class BenchmarkSet(Section):
             if value is None and name == "sentiment_score":
                 value = clip.labels.get("sentiment")  # WAF uses only the sign of a score
             if isinstance(value, str):
+                if value in self.unmapped:
+                    continue
                 value = self.relabel.get(value, value)
             elif isinstance(value, list | tuple):
                 value = [self.relabel.get(str(label), label) for label in value]

@@ -17,6 +17,7 @@ from fusion_train.errors import DataError
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
 from fusion_train.evaluation.wording import NOT_STATED, instructions_in_rows, wording_in_rows
 from fusion_train.evaluation.wrong_answers import WrongAnswer, wrong_answers
+from fusion_train.metrics.labels import one_label
 from fusion_train.metrics.metric_result import MetricResult, MetricSettings
 from fusion_train.metrics.registry import score
 from fusion_train.statistics.intervals import Interval, interval_of, jackknife
@@ -99,6 +100,7 @@ def score_set(
             f'task "{benchmark_set.task}"', expected="a metric", got="none", next_step="Name one with --metric."
         )
     settings = replace(settings, vocabulary=benchmark_set.vocabulary)
+    rows = [_with_answer_relabelled(row, benchmark_set.relabel_answers) for row in rows]
     scored = _score(metric, rows, settings, benchmark_set.main)
     clustered_by, clusters = _clusters(rows, scored.clip_ids)
     answered, wording = wording_in_rows(rows)
@@ -114,7 +116,7 @@ def score_set(
         answered=answered,
         wording=wording,
         instructions=tuple(instructions_in_rows(rows)),
-        notes=tuple(_label_count_notes(benchmark_set, rows)),
+        notes=(*_label_count_notes(benchmark_set, rows), *_unmapped_notes(benchmark_set)),
         wrong=tuple(wrong_answers(rows, scored)),
     )
 
@@ -154,6 +156,20 @@ def _label_count_notes(benchmark_set: BenchmarkSet, rows: Sequence[Mapping[str, 
     published = sum(benchmark_set.counts.values())
     per_label = ", ".join(f"{label} {counts[label]} of {count}" for label, count in benchmark_set.counts.items())
     return [f"{len(rows):,} clips, where {published:,} were scored by others: {per_label}"]
+
+
+def _unmapped_notes(benchmark_set: BenchmarkSet) -> list[str]:
+    """Return a note that names the labels of the dataset that no answer could match."""
+    if not benchmark_set.unmapped:
+        return []
+    return [f"not asked: clips labelled {', '.join(benchmark_set.unmapped)}, which have no counterpart"]
+
+
+def _with_answer_relabelled(row: Mapping[str, Any], labels: Mapping[str, str]) -> Mapping[str, Any]:
+    prediction = row.get("prediction")
+    if not labels or not isinstance(prediction, str):
+        return row
+    return {**row, "prediction": labels.get(one_label(prediction), prediction)}
 
 
 def _is_missing(reference: Any) -> bool:

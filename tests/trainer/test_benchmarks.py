@@ -18,13 +18,17 @@ from test_train import run_training
 from toy import LABELS, feature_spec, make_config, write_features
 
 import featurecache
+from featurecache.clips.clip_list import Clip, ClipList
 from featurecache.encoders.perturbation import parse_perturbation
 from fusion_train.cli import main
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation import predictions as asking
 from fusion_train.evaluation.append_only import read_lines
-from fusion_train.evaluation.benchmarks import benchmark_names, load_benchmark
+from fusion_train.evaluation.benchmarks import BenchmarkSet, benchmark_names, load_benchmark
+from fusion_train.evaluation.scoring import score_set
 from fusion_train.evaluation.text_models import LocalModel, read_rating
+from fusion_train.metrics.metric_result import MetricSettings
+from fusion_train.metrics.wheels import EmotionWheels
 
 BENCH = """
 title: Toy bench
@@ -114,12 +118,82 @@ def test_every_shipped_bench_is_valid():
         ("metric: hitt", 'Did you mean "hit"'),
         ("metric: hit, main: UAR", 'not "UAR"'),
         ("reference: label.emotion", "labels.NAME or responses.NAME"),
+        ("vocabulary: [sad], relabel: {glad: happy}", "not in the vocabulary: happy"),
+        ("vocabulary: [sad], relabel_answers: {cry: sadness}", "not in the vocabulary: sadness"),
+        ("vocabulary: [sad, calm], unmapped: [calm]", "named as unmapped: calm"),
     ],
 )
 def test_a_wrong_bench_is_refused_with_the_near_name(tmp_path, change, said):
     (tmp_path / "bench.yaml").write_text(f"title: x\nsets: {{a: {{dataset: a, {change}}}}}\n")
     with pytest.raises(ConfigError, match=said):
         load_benchmark(str(tmp_path / "bench.yaml"))
+
+
+def test_the_cross_dataset_bench_maps_every_label_or_names_it_as_unmapped():
+    from featurecache.importers import acted_speech, dialogues, dimensional
+
+    sets = load_benchmark("cross-dataset").sets
+    labels = {
+        "iemocap4": dialogues.IEMOCAP_CODES.values(),
+        "omg": dimensional.OMG_LABELS,
+        "ravdess": acted_speech.RAVDESS_EMOTIONS.labels,
+    }
+    for name, known in labels.items():
+        chosen = sets[name]
+        mapped = {chosen.relabel.get(label, label) for label in known if label not in chosen.unmapped}
+        assert mapped == set(chosen.vocabulary), name
+        assert set(chosen.unmapped) <= set(known), name
+    trained = set(dialogues.MELD_EMOTIONS.labels)
+    assert all(set(sets[name].vocabulary) == trained for name in ("omg", "ravdess"))
+    clips = ClipList([Clip("a", dataset="ravdess", labels={"emotion": "calm"})])
+    assert sets["ravdess"].chosen(clips) == list(clips)  # a dataset without splits
+
+
+STAGE_BENCH = """
+title: Stage
+sets:
+  stage:
+    {dataset: stage, as_dataset: faces, split: null, metric: classification, main: accuracy,
+     vocabulary: [angry, happy, sad], relabel: {glad: happy, cross: angry}, unmapped: [calm]}
+"""
+
+
+def test_a_dataset_that_a_run_never_saw_is_asked_as_another_and_its_labels_are_mapped(run, folder, tmp_path):
+    words = {"angry": "cross", "happy": "glad", "sad": "sad"}
+    lines = []
+    for row in map(json.loads, (folder / "clips.jsonl").read_text().splitlines()):
+        if row["dataset"] == "faces" and row.pop("split") == "test":
+            emotion = "calm" if row["id"].endswith("04") else words[row["labels"]["emotion"]]
+            lines.append(json.dumps({**row, "dataset": "stage", "labels": {"emotion": emotion}}))
+    (tmp_path / "stage.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "stage.yaml").write_text(STAGE_BENCH)
+    arguments = ["--bench", tmp_path / "stage.yaml", "--clips", tmp_path / "stage.jsonl", "--out", tmp_path / "out"]
+    result = invoke("eval", "--run", run, *arguments)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path / "out/stage.jsonl")
+    assert len(rows) == 11
+    assert "faces/test04" not in {row["id"] for row in rows}
+    assert all(sorted(row["probabilities"]) == ["angry", "happy", "sad"] for row in rows)
+    assert {row["reference"] for row in rows} == {"angry", "happy", "sad"}
+    scored = json.loads((tmp_path / "out/scores.json").read_text())["sets"]["stage"]
+    assert "calm" in json.dumps(scored)
+    assert "calm" in result.output
+
+
+def test_answers_in_other_words_are_mapped_before_they_are_scored(tmp_path):
+    bench = {"dataset": "stage", "metric": "classification", "main": "accuracy", "vocabulary": ["happy", "sad"],
+             "relabel_answers": {"glee": "happy"}}  # fmt: skip
+    chosen = BenchmarkSet.model_validate(bench)
+    rows = [
+        {"id": "a", "prediction": "Glee.", "reference": "happy"},
+        {"id": "b", "prediction": "glee", "reference": "sad"},
+        {"id": "c", "prediction": "sad", "reference": "sad"},
+    ]
+    scored = score_set("stage", chosen, rows, MetricSettings(wheels=EmotionWheels.small()))
+    assert scored.scored.value == pytest.approx(2 / 3)
+    assert score_set(
+        "stage", chosen.model_copy(update={"relabel_answers": {}}), rows, MetricSettings(wheels=EmotionWheels.small())
+    ).scored.value == pytest.approx(1 / 3)
 
 
 def test_a_bench_is_asked_scored_and_reported_and_asked_only_once(run, folder, tmp_path):
