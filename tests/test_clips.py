@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from featurecache.clips.clip_list import Clip, ClipList, Question, load_clips
 from featurecache.clips.crop import Crop
+from featurecache.clips.writing import write_clips
 from featurecache.errors import ClipListError
 
 
@@ -376,3 +377,18 @@ def test_a_million_unknown_columns_are_refused_at_once(tmp_path: Path) -> None:
     assert time.process_time() - began < 20
     assert "line 2: unknown key" in caught.value.problems[0]
     assert "999997 more unknown keys" in caught.value.problems[0]
+
+
+def test_a_mute_clip_is_read_from_every_kind_of_list_and_written_only_where_it_is(tmp_path: Path) -> None:
+    clips = load_clips(write(tmp_path, {"id": "a", "video": "a.mp4", "mute": True}, {"id": "b", "video": "b.mp4"}))
+    assert [clip.mute for clip in clips] == [True, False]
+    write_clips(clips, tmp_path / "written.jsonl")
+    assert ["mute" in line for line in (tmp_path / "written.jsonl").read_text().splitlines()] == [True, False]
+    (tmp_path / "clips.csv").write_text("id,video,mute\na,a.mp4,True\nb,b.mp4,false\nc,c.mp4,\n")
+    assert [clip.mute for clip in load_clips(tmp_path / "clips.csv")] == [True, False, False]
+    (tmp_path / "clips.csv").write_text("id,video,mute\na,a.mp4,yes\n")
+    with pytest.raises(ClipListError, match="1 problem"):
+        load_clips(tmp_path / "clips.csv")
+    listed = problems(tmp_path, {"id": "a", "video": "a.mp4", "audio": "a.wav", "mute": True}, {"id": "b", "mute": 1})
+    assert "mute: a clip that is mute has no audio file" in listed[0]
+    assert "mute: expected true or false, got 1" in listed[1]

@@ -184,6 +184,7 @@ def test_what_is_decoded_apart_is_what_is_decoded_here(folder: Path) -> None:
     clips = [
         Clip("c0", video=folder / "0.mp4", start_s=0.05, end_s=0.25, peak_frame=2, crop=Crop(right=0.5)),
         Clip("words", text="Nothing else."),
+        Clip("seen", video=folder / "0.mp4", mute=True),
         Clip("gone", video=folder / "gone.mp4"),
     ]
     apart = IsolatedDecoder()

@@ -114,6 +114,9 @@ def test_a_source_depends_on_what_the_view_sees_and_nothing_else(tmp_path: Path)
     assert len(sources) == 9
     assert clip_source(Clip("a", video=video, peak_frame=4), AUDIO) == clip_source(clip, AUDIO)
     assert clip_source(Clip("a", video=video, crop=Crop(right=0.5)), AUDIO) == clip_source(clip, AUDIO)
+    mute = Clip("a", video=video, peak_frame=3, mute=True)
+    assert clip_source(mute, AUDIO) == clip_source(Clip("a", text="nothing to hear"), AUDIO) != clip_source(clip, AUDIO)
+    assert clip_source(mute, PEAK) == clip_source(clip, PEAK)
     assert clip_source(Clip("a", video=video, image=image), PEAK) == clip_source(Clip("a", image=image), PEAK)
     video.write_bytes(b"Video")
     assert clip_source(clip, PEAK) not in sources

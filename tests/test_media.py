@@ -44,6 +44,12 @@ def test_one_pass_gives_frames_and_sound_together(talking: Path) -> None:
     assert rec.frame_numbers(peak) == [7]
 
 
+def test_the_sound_of_a_mute_clip_is_absent_and_its_frames_are_as_ever(talking: Path) -> None:
+    sound, frames = decode(Clip("a", video=talking, mute=True), [AUDIO, SIXTEEN])
+    assert sound == Absent("the clip is mute: its sound is not that of the person")
+    assert np.array_equal(frames, decode(Clip("a", video=talking), [SIXTEEN])[0])
+
+
 def test_every_frame_is_the_frame_of_its_number_despite_b_frames(talking: Path) -> None:
     assert frames_of(Clip("a", video=talking)) == list(range(20))
 

@@ -205,7 +205,7 @@ def print_import(summary: ImportSummary) -> None:
         _print_counts(task, labels, splits)
     for subject, read, published in summary.against_published():
         same = "as published" if read == published else f"{published} published"
-        say(f"{subject}: {read} in the tables, {same}")
+        say(f"{subject or 'clips'}: {read} in the tables, {same}")
     for reason, rows in summary.left_out.items():
         say(f"left out: {counted(len(rows), 'row')}: {reason} ({first_ids(rows)})")
     if summary.missing:

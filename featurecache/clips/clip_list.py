@@ -6,7 +6,8 @@ A clip list is a JSONL file with one line per clip. CSV, and with pyarrow Parque
      "labels": {"emotion": "happy", "sentiment_score": 1.8}, "responses": {"reason": "…"},
      "questions": [{"task": "vqa", "question": "…", "answer": "…"}], "speaker": "Ann", "dialogue": "7",
      "person": "the woman",
-     "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "duration_s": 2.0, "crop": {"right": 0.5}}
+     "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "duration_s": 2.0, "crop": {"right": 0.5},
+     "mute": true}
 
 `id` and at least one of `video`, `audio`, `image` or `text` are required; media paths are relative to the list. A label
 is a string, a list of strings or, if its name ends in `_score`, a number; null and NaN mean that there is no label. A
@@ -88,6 +89,8 @@ class Clip:
     """Length of the clip by the dataset's table; clips whose files have a very different length are reported."""
     crop: Crop | None = None
     """The part of every picture that this clip is about."""
+    mute: bool = False
+    """Whether the sound is not that of the person, who is seen while another speaks; no encoder hears it."""
 
 
 class ClipList(Sequence[Clip]):
@@ -306,6 +309,12 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
     if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or not 0 <= peak < MAX_FRAMES):
         problems.append(f"peak_frame: expected a whole number from 0, got {shown(peak)}")
     values["peak_frame"] = peak
+    mute = False if row.get("mute") is None else row["mute"]
+    if not isinstance(mute, bool):
+        problems.append(f"mute: expected true or false, got {shown(mute)}")
+    elif mute and row.get("audio") is not None:
+        problems.append("mute: a clip that is mute has no audio file")
+    values["mute"] = mute
     problems += _time_problems(row, values)
     if not any(row.get(key) is not None for key in (*MEDIA_KINDS, "text")):
         problems.append("expected at least one of video, audio, image, text")

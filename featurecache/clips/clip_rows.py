@@ -1,8 +1,8 @@
 """Read the rows of a clip list from CSV and Parquet: pairs of line number and object, or line number and problem.
 
 Columns of CSV are flat: `labels.emotion`, `responses.reason`, `responses.think.intent` and `crop.right` name nested
-values. An empty cell is no value, numbers are read for keys that take numbers, and `tags` are separated by commas.
-Parquet may nest values or use the same flat columns. This module does not validate values.
+values. An empty cell is no value, numbers are read for keys that take numbers, true and false for `mute`, and `tags`
+are separated by commas. Parquet may nest values or use the same flat columns. This module does not validate values.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def nest(row: dict[str, Any], *, from_text: bool) -> dict[str, Any] | str:
             nested[key] = _number(value)
         elif from_text and key == "tags":
             nested[key] = [tag.strip() for tag in value.split(",") if tag.strip()]
+        elif from_text and key == "mute":
+            nested[key] = {"true": True, "false": False}.get(value.strip().lower(), value)
         else:
             nested[key] = value
     return nested

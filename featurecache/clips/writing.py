@@ -47,7 +47,7 @@ def clip_row(clip: Clip, root: Path) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for field in fields(Clip):
         value = getattr(clip, field.name)
-        if value is None or value in ({}, ()):
+        if value is None or value is False or value in ({}, ()):
             continue
         if field.name in MEDIA_KINDS:
             value = Path(os.path.relpath(os.path.abspath(value), root)).as_posix()

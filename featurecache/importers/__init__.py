@@ -86,7 +86,7 @@ class Importer:
     folds: int = 0
     default_fold: int = 1
     published: Mapping[str, int] = field(default_factory=dict)
-    """Number of clips that the authors publish, by split or by several splits joined with +."""
+    """Number of clips that the authors publish, by split or by several splits joined with +; "" without splits."""
     published_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Number of clips per label of one task, by split or by several splits joined with +."""
     options: Mapping[str, Option] = field(default_factory=dict)

@@ -1,9 +1,11 @@
-"""Emotion datasets of dialogues: IEMOCAP, MELD, MC-EIU.
+"""Emotion datasets of dialogues: IEMOCAP, MELD, EmoryNLP, MC-EIU.
 
-Sources: the IEMOCAP release of the SAIL laboratory; github.com/declare-lab/MELD; MC-EIU (Liu et al., arXiv 2407.02751).
+Sources: the IEMOCAP release of the SAIL laboratory; github.com/declare-lab/MELD, which
+also has the tables and clips of EmoryNLP (arXiv 1708.04299); MC-EIU (Liu et al., arXiv 2407.02751).
 
     IEMOCAP    two actors side by side in every picture; a clip is a part, cut by time, of the recording of a dialogue
     MELD       utterances of the series Friends with emotion and sentiment
+    EmoryNLP   other utterances of Friends, with the seven emotions of the feeling wheel
     MC-EIU     utterances of English and Chinese series with emotion and intent
 """
 
@@ -205,6 +207,57 @@ MELD = Importer(
     " github.com/declare-lab/MELD.",
     splits=SPLITS,
     published={"train": 9989, "val": 1109, "test": 2610},
+)
+
+# EmoryNLP
+
+EMORYNLP_EMOTIONS = Vocabulary("emotion", ("neutral", "joyful", "peaceful", "powerful", "scared", "mad", "sad"))
+EMORYNLP_COLUMNS = {
+    name: (name,) for name in ("Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode")
+}
+EMORYNLP_TIMES = {"StartTime": ("Start_Time", "StartTime"), "EndTime": ("End_Time", "EndTime")}
+
+
+def read_emorynlp(request: Request, findings: Findings) -> Iterator[Clip]:
+    """Yield every utterance of the tables; the speaker of a row is a list, which may name several people."""
+    for split in MELD_FOLDERS:
+        if not request.wants(plain_split(split)):
+            continue
+        name = f"emorynlp_{split}_final.csv"
+        table = first_of(request.source, (name, f"*/{name}", f"*/*/{name}"), f"the table of split {split}")
+        folder = f"emorynlp_{split}_splits"
+        videos = MediaFolder(any_of(request.source, (folder, f"*/{folder}")) or request.source / folder)
+        for row in read_table(table, EMORYNLP_COLUMNS, EMORYNLP_TIMES, request.encoding):
+            emotion = findings.label(EMORYNLP_EMOTIONS, row["Emotion"], row.place)
+            if emotion is None:
+                continue
+            scene = f"sea{row['Season']}_ep{row['Episode']}_sc{row['Scene_ID']}"
+            clip_id = f"{scene}_utt{row['Utterance_ID']}"
+            yield Clip(
+                id=clip_id,
+                video=videos.path_of(clip_id),
+                text=row["Utterance"] or None,
+                split=plain_split(split),
+                dataset="emorynlp",
+                labels={"emotion": emotion},
+                speaker=re.sub(r"[\[\]'\"]", "", row["Speaker"]) or None,
+                dialogue=scene,
+                duration_s=_duration_s(row["StartTime"], row["EndTime"]),
+            )
+
+
+EMORYNLP = Importer(
+    name="emorynlp",
+    title="EmoryNLP",
+    read=read_emorynlp,
+    layout=(
+        "emorynlp_{train,dev,test}_final.csv",
+        "emorynlp_{train,dev,test}_splits/sea{S}_ep{E}_sc{C}_utt{U}.mp4",
+    ),
+    licence="The annotations are of Emory University (github.com/emorynlp/emotion-detection); the clips are of the"
+    " series Friends and belong to its owners: github.com/declare-lab/MELD.",
+    splits=SPLITS,
+    published={"train": 7551, "val": 954, "test": 984},
 )
 
 # MC-EIU

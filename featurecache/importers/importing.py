@@ -125,6 +125,7 @@ def import_dataset(
         reasons = [f"{len(rows)} rows: {reason}" for reason, rows in findings.left_out.items()]
         of_splits = f" of split {', '.join(request.splits)}" if request.splits else ""
         raise DatasetError(str(request.source), expected=f"clips{of_splits}", got="none", problems=reasons)
+    _refuse_splits_without_any(clips, importer, request, target)
     clips = _without_repetitions(clips, request.source, findings, lenient=target.lenient)
     resolved = with_media_found(clips)
     clips = list(resolved)
@@ -146,6 +147,9 @@ def import_dataset(
     with_media = {clip.id for clip in present}
     lost = [] if target.keep_missing else [clip for clip in clips if clip.id not in with_media]
     summary.read.update(clip.split or "" for clip in (*written, *lost))
+    if not any(clip.split for clip in written):
+        by_speaker = " --group speaker" if all(clip.speaker for clip in written) else ""
+        notes.append(f"the clips have no splits; --split 70/15/15{by_speaker} divides them")
     summary.left_out, summary.notes = findings.left_out, [*findings.notes, *resolved.notices, *notes]
     summary.lengths = length_differences(written)
     summary.published = dict(importer.published) | findings.published
@@ -195,6 +199,21 @@ def _checked_request(importer: Importer, request: Request) -> Request:
     options = {name: option.default for name, option in importer.options.items()} | dict(request.options)
     fold = request.fold or (importer.default_fold if importer.folds else 0)
     return replace(request, source=Path(os.path.abspath(request.source)), options=options, fold=fold)
+
+
+def _refuse_splits_without_any(clips: Sequence[Clip], importer: Importer, request: Request, target: Target) -> None:
+    """Refuse a split by name where no clip has a split and none is made.
+
+    Raises:
+        DatasetError: so it is.
+    """
+    makes_splits = target.splitting is not None or importer.default_shares
+    if request.splits and not makes_splits and not any(clip.split for clip in clips):
+        raise DatasetError(
+            f"--split {request.splits[0]}",
+            expected=f"shares such as 70/15/15, since {importer.title} has no splits",
+            got="the name of one",
+        )
 
 
 def _without_repetitions(clips: Sequence[Clip], source: Path, findings: Findings, *, lenient: bool) -> list[Clip]:

@@ -115,6 +115,8 @@ def media_files(clip: Clip, view: View) -> list[Path]:
 def _source(clip: Clip, view: View) -> tuple[Path | None, str]:
     """Return the file that a view reads and its kind, or None and the reason why there is none."""
     if isinstance(view, AudioView):
+        if clip.mute:
+            return None, "the clip is mute: its sound is not that of the person"
         path, kind = (clip.audio, "audio") if clip.audio else (clip.video, "video")
         return path, kind if path else "no audio or video file in the clip list"
     if view.still and clip.image:

@@ -129,7 +129,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _encoded_request(clip: Clip, views: Sequence[View], limit_s: float | None) -> bytes:
-    fields = {name: getattr(clip, name) for name in ("id", "peak_frame", "start_s", "end_s")}
+    fields = {name: getattr(clip, name) for name in ("id", "peak_frame", "start_s", "end_s", "mute")}
     fields |= {kind: str(path) for kind in MEDIA_KINDS if (path := getattr(clip, kind)) is not None}
     if clip.crop is not None:
         fields["crop"] = clip.crop.as_json()

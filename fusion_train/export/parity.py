@@ -118,6 +118,8 @@ def choose_questions(context: RunContext, clips: ClipList, count: int, trained: 
     samples: list[Sample] = []
     tasks = [find_task(name) for name in trained]
     for clip in context.reader.usable(clips, "skip"):
+        if clip.mute:  # a processor hears every sound track
+            continue
         references = [answers[0] for task in tasks if (answers := answers_of(clip, task))]
         if references:
             answer = references[len(samples) % len(references)]

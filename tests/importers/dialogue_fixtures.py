@@ -1,4 +1,4 @@
-"""Dialogues: IEMOCAP, MELD, MC-EIU."""
+"""Dialogues: IEMOCAP, MELD, EmoryNLP, MC-EIU."""
 
 from __future__ import annotations
 
@@ -75,6 +75,36 @@ MELD = DatasetFixture(
     needed="dev_sent_emo.csv",
     bad_label=("test_sent_emo.csv", "anger", "angst"),
     twice="train_sent_emo.csv",
+)  # fmt: skip
+
+EMORYNLP_HEADER = ["Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode", "Start_Time",
+                   "End_Time"]  # fmt: skip
+
+EMORYNLP = DatasetFixture(
+    importer="emorynlp",
+    files={
+        "emorynlp_train_final.csv": [EMORYNLP_HEADER,
+                                     ["Coffee.", "['Rachel Green']", "Neutral", "1", "1", "1", "2", "00:00:03.795",
+                                      "00:00:05.004"]],
+        "emorynlp_dev_final.csv": [EMORYNLP_HEADER,
+                                   ["Yeah!", "['Joey Tribbiani', 'Ross Geller']", "Powerful", "12", "3", "1", "15",
+                                    "00:19:18.824", "00:19:21.159"]],
+        "emorynlp_test_final.csv": [EMORYNLP_HEADER, ["No.", "['Celia']", "Mad", "7", "2", "1", "20", "x", "y"]],
+    },
+    media=("emorynlp_train_splits/sea1_ep2_sc1_utt1.mp4", "emorynlp_dev_splits/sea1_ep15_sc12_utt3.mp4",
+           "emorynlp_test_splits/sea1_ep20_sc7_utt2.mp4"),
+    num_clips=3,
+    expected={
+        "sea1_ep2_sc1_utt1": {"video": "emorynlp_train_splits/sea1_ep2_sc1_utt1.mp4", "text": "Coffee.",
+                              "labels": {"emotion": "neutral"}, "speaker": "Rachel Green", "split": "train",
+                              "dialogue": "sea1_ep2_sc1", "dataset": "emorynlp", "duration_s": 1.209},
+        "sea1_ep15_sc12_utt3": {"speaker": "Joey Tribbiani, Ross Geller", "split": "val",
+                                "labels": {"emotion": "powerful"}},
+        "sea1_ep20_sc7_utt2": {"split": "test", "duration_s": None},
+    },
+    needed="emorynlp_dev_final.csv",
+    bad_label=("emorynlp_test_final.csv", "Mad", "Made"),
+    twice="emorynlp_train_final.csv",
 )  # fmt: skip
 
 MC_EIU = DatasetFixture(

@@ -1,4 +1,4 @@
-"""The MER challenges and what was made of their clips: EMER, OV-MERD, MER-Caption+, MERR."""
+"""The MER challenges and what was made of their clips: EMER, OV-MERD, MER-Caption+, MERR, EmoPrefer."""
 
 from __future__ import annotations
 
@@ -135,3 +135,100 @@ MERR = DatasetFixture(
     without_needed=2,
     bad_label=("MERR_coarse_grained.txt", "contempt", "contemp"),
 )  # fmt: skip
+
+MER2026_TABLES = {
+    "track1_train.csv": [["name", "discrete"], ["sample_00000001", "happy"], ["sample_00000002", "worried"]],
+    "track1_track2_candidate.csv": [["name"], ["samplenew3_00000009"]],
+    "track2_train_human.csv": [["name", "openset"], ["sample_00000001", "happy, at ease"], ["sample_00000002", ""]],
+    "track2_train_mercaptionplus.csv": [["name", "openset"], ["sample_00000002", "['sad']"],
+                                        ["samplenew_00000004", "['Nervous']"]],
+    "track3_emoprefer.csv": [["name", "a1", "a2", "preference"], ["sample_00000001", "She smiles.", "A frown.", "a1"]],
+    "track3_emopreferv2.csv": [["name", "a1", "a2", "preference"],
+                               ["samplenew_00000004", "Calm.", "Tense.", "same"],
+                               ["samplenew_00000004", "Calm.", "Sad,\nand slow.", "a2"],
+                               ["samplenew_00000004", "Calm.", "", "a1"]],
+    "track3_candidate.csv": [["name", "a1", "a2"], ["samplenew3_00000009", "Glad.", "Sad."]],
+    "subtitle_chieng.csv": [["name", "chinese", "english"], ["sample_00000001", "我明白。", "I see."],
+                            ["samplenew3_00000009", "走开", "Go away."]],
+}  # fmt: skip
+
+MER2026 = DatasetFixture(
+    importer="mer2026",
+    files=MER2026_TABLES,
+    media=("video/video_track1_train/video/sample_00000001.mp4", "video/sample_00000002.mp4",
+           "video/samplenew3_00000009.mp4"),
+    num_clips=3,
+    expected={
+        "sample_00000001": {"video": "video/video_track1_train/video/sample_00000001.mp4", "text": "I see.",
+                            "split": "train", "dataset": "mer2026", "labels": {"emotion": "happy"}, "mute": None},
+        "samplenew3_00000009": {"mute": True, "text": None, "split": "candidate", "labels": None},
+    },
+    needed="track1_train.csv",
+    bad_label=("track1_train.csv", "happy", "hapy"),
+    twice="track1_track2_candidate.csv",
+)  # fmt: skip
+
+MER2026_LISTENER_ALL = DatasetFixture(
+    importer="mer2026",
+    files=MER2026_TABLES,
+    media=MER2026.media,
+    num_clips=3,
+    expected={"samplenew3_00000009": {"mute": None, "text": "走开", "split": "candidate"}},
+    needed="track1_track2_candidate.csv",
+    options={"listener": "all", "language": "chinese"},
+)
+
+MER2026_FINE_GRAINED = DatasetFixture(
+    importer="mer2026",
+    files=MER2026_TABLES,
+    media=(*MER2026.media, "video/samplenew_00000004.mp4"),
+    num_clips=4,
+    expected={
+        "sample_00000001": {"labels": {"openset": ["happy", "at ease"]}, "dataset": "mer2026_human", "text": "I see."},
+        "sample_00000002": {"labels": {"openset": []}, "dataset": "mer2026_human"},
+        "samplenew_00000004": {"labels": {"openset": ["nervous"]}, "dataset": "mer_caption_plus", "split": "train"},
+        "samplenew3_00000009": {"mute": None, "text": "Go away.", "labels": None},
+    },
+    needed="track2_train_human.csv",
+    twice="track2_train_mercaptionplus.csv",
+    options={"track": "2"},
+    left_out={"people named its emotions too": 1},
+)
+
+MER2026_PREFERENCES = DatasetFixture(
+    importer="mer2026",
+    files=MER2026_TABLES,
+    media=("video/sample_00000001.mp4", "video/samplenew3_00000009.mp4", "video/samplenew_00000004.mp4"),
+    num_clips=4,
+    expected={
+        "sample_00000001": {"labels": {"preference": "a1"}, "responses": {"a1": "She smiles.", "a2": "A frown."},
+                            "dataset": "emoprefer", "split": "train", "text": "I see."},
+        "samplenew_00000004": {"labels": {"preference": "same"}, "dialogue": "samplenew_00000004"},
+        "samplenew_00000004#2": {"labels": {"preference": "a2"}, "video": "video/samplenew_00000004.mp4",
+                                 "responses": {"a1": "Calm.", "a2": "Sad,\nand slow."}, "dataset": "emoprefer_v2"},
+        "samplenew3_00000009": {"responses": {"a1": "Glad.", "a2": "Sad."}, "split": "candidate", "labels": None},
+    },
+    needed="track3_candidate.csv",
+    bad_label=("track3_emopreferv2.csv", "same", "sane"),
+    twice="track3_candidate.csv",
+    options={"track": "3"},
+    left_out={"a description is empty": 1},
+)  # fmt: skip
+
+EMOPREFER = DatasetFixture(
+    importer="emoprefer",
+    files={
+        "preference_emoprefer.csv": MER2026_TABLES["track3_emoprefer.csv"],
+        "preference_emoprefer_reverse.csv": MER2026_TABLES["track3_emoprefer.csv"],
+        "preference_emopreferv2.csv": [["name", "a1", "a2", "preference"], ["sample_2", "Calm.", "Tense.", "same"]],
+    },
+    media=("video/sample_00000001.mp4", "video/sample_2.mp4"),
+    num_clips=2,
+    expected={
+        "sample_00000001": {"labels": {"preference": "a1"}, "split": None, "dataset": "emoprefer"},
+        "sample_2": {"labels": {"preference": "same"}, "dataset": "emoprefer_v2"},
+    },
+    needed="preference_emopreferv2.csv",
+    bad_label=("preference_emopreferv2.csv", "same", "both"),
+    twice="preference_emopreferv2.csv",
+)

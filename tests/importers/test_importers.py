@@ -51,8 +51,9 @@ class TestEveryImporter:
         rows = rows_of(tmp_path / "clips.jsonl")
         for clip_id, expected in dataset.expected.items():
             row = rows[clip_id]
-            for kind in {"video", "image"} & expected.keys():
-                expected = {**expected, kind: f"data/{expected[kind]}"}
+            for kind in {"video", "audio", "image"} & expected.keys():
+                if expected[kind] is not None:
+                    expected = {**expected, kind: f"data/{expected[kind]}"}
             assert {key: row.get(key) for key in expected} == expected
 
     def test_importing_again_gives_the_same_bytes_and_leaves_the_dataset_as_it_was(
@@ -72,7 +73,7 @@ class TestEveryImporter:
         text = (tmp_path / "lists" / "clips.jsonl").read_text("utf-8")
         assert str(tmp_path) not in text
         clips = load_clips(tmp_path / "lists" / "clips.jsonl", summary.media_root)
-        assert all(path.is_file() for clip in clips for path in (clip.video, clip.image) if path)
+        assert all(path.is_file() for clip in clips for path in (clip.video, clip.audio, clip.image) if path)
 
     def test_another_folder_is_an_error_that_says_what_was_expected_and_found(
         self, dataset: DatasetFixture, tmp_path: Path
@@ -146,8 +147,9 @@ class TestEveryImporter:
     ) -> None:
         everything = run(dataset, source, tmp_path / "all.jsonl")
         split = sorted(everything.by_split)[0]
-        summary = run(dataset, source, tmp_path / "one.jsonl", (split,))
-        assert summary.by_split == {split: everything.by_split[split]}
+        if split:
+            summary = run(dataset, source, tmp_path / "one.jsonl", (split,))
+            assert summary.by_split == {split: everything.by_split[split]}
         with pytest.raises(DatasetError):
             run(dataset, source, tmp_path / "no.jsonl", ("nosuchsplit",))
 
