@@ -16,6 +16,7 @@ the same time, one core each; all read the same vectors.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -174,7 +175,7 @@ def _train(
     last: bool,
 ) -> None:
     """Train fits in stacks; no new stack begins once the fits of this search have taken `limit_s`."""
-    search = searching.search
+    search, stopping = searching.search, threading.Event()
     seeds = {key: _seed_of(searching, key) for key in keys}
 
     def train(stack: Sequence[FitKey]) -> tuple[list[Fitted], float]:
@@ -185,7 +186,9 @@ def _train(
             for key, trial in zip(stack, trials, strict=True)
         ]
         schedule = Schedule(search.rungs[rung], trials[0].batch_size, search.patience, search.main)
-        fitted = train_stack(lambda number: searching.network(trials[number]), fits, searching.data.targets, schedule)
+        fitted = train_stack(
+            lambda number: searching.network(trials[number]), fits, searching.data.targets, schedule, stopping.is_set
+        )
         return fitted, time.perf_counter() - started
 
     waiting = list(_stacks(searching, keys))
@@ -213,8 +216,7 @@ def _train(
                     done += len(stack)
                     progress(done, len(keys), "")
         finally:
-            for future in running:
-                future.cancel()
+            stopping.set()  # after an error or Ctrl-C; otherwise nothing runs any more
 
 
 def _seed_of(searching: Searching, key: FitKey) -> int:

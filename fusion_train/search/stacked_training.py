@@ -117,7 +117,7 @@ class Optimizer:
 
     def __init__(self, weights: Sequence[Tensor], lr: Tensor, weight_decay: Tensor) -> None:
         """`lr` and `weight_decay` are (N,)."""
-        self.weights = [tensor.detach().flatten(1) for tensor in weights]  # views: updates are seen by the model
+        self.weights = [tensor.detach() for tensor in weights]  # the same memory: the model sees the updates
         self.lr, self.weight_decay = lr, weight_decay
         self.first = [torch.zeros_like(tensor) for tensor in self.weights]
         self.second = [torch.zeros_like(tensor) for tensor in self.weights]
@@ -128,11 +128,12 @@ class Optimizer:
         rows = None if active is None else active.nonzero().flatten().tolist()
         self.steps += 1 if active is None else active.to(self.steps.dtype)
         steps = self.steps.clamp_min(1)
-        rate = (-self.lr / (1 - BETAS[0] ** steps))[:, None]
-        root = (1 - BETAS[1] ** steps).rsqrt()[:, None]
-        decay = (1 - self.lr * self.weight_decay)[:, None]
+        rates = -self.lr / (1 - BETAS[0] ** steps)
+        roots = (1 - BETAS[1] ** steps).rsqrt()
+        decays = 1 - self.lr * self.weight_decay
         for weight, gradient, first, second in zip(self.weights, gradients, self.first, self.second, strict=True):
-            gradient = gradient.flatten(1)
+            each = (-1, *[1] * (weight.ndim - 1))
+            rate, root, decay = rates.view(each), roots.view(each), decays.view(each)
             for part in _blocks(weight, rows):
                 grads, moment, square = gradient[part], first[part], second[part]
                 moment.lerp_(grads, 1 - BETAS[0])
@@ -142,15 +143,22 @@ class Optimizer:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these models; the stack gives the weights anew."""
-        self.first, self.second = ([tensor[rows] for tensor in moments] for moments in (self.first, self.second))
+        self.first, self.second = (
+            [_laid_out(tensor[rows]) for tensor in moments] for moments in (self.first, self.second)
+        )
         self.lr, self.weight_decay, self.steps = self.lr[rows], self.weight_decay[rows], self.steps[rows]
+
+
+def _laid_out(weights: Tensor) -> Tensor:
+    """Lay matrices (N, out, in) out in memory as their gradients are, by columns, so that an update reads in order."""
+    return weights.transpose(1, 2).contiguous().transpose(1, 2) if weights.ndim == 3 else weights
 
 
 def _blocks(weight: Tensor, rows: Sequence[int] | None) -> list[slice]:
     """Slices of models that are updated at a time."""
     if rows is not None:
         return [slice(row, row + 1) for row in rows]
-    count = len(weight) if weight.device.type != "cpu" else max(1, BLOCK_VALUES // weight.shape[1])
+    count = len(weight) if weight.device.type != "cpu" else max(1, BLOCK_VALUES // weight[0].numel())
     return [slice(start, start + count) for start in range(0, len(weight), count)]
 
 
@@ -180,8 +188,7 @@ class Stack:
                 (nn.Module.named_buffers, [name for name, _ in models[0].named_buffers()]),
             )
         )
-        for weight in self.weights.values():
-            weight.requires_grad_()
+        self.weights = {name: _laid_out(weight).requires_grad_() for name, weight in self.weights.items()}
         self.dropouts = _replace_dropouts(self.network)
         self.network.requires_grad_(False)
         self.fits, self.targets = list(fits), targets
@@ -253,9 +260,11 @@ class Stack:
             shape = self.dropouts[number].shape
             assert shape is not None, "a dropout that the forward pass does not use"
             count = size * shape.numel()
-            mask = np.ones((len(self), count), dtype=np.float32)
+            mask = np.empty((len(self), count), dtype=np.float32)
             for row, (stream, rate) in enumerate(zip(streams, self.rates[:, number].tolist(), strict=True)):
-                if rate:
+                if not rate:
+                    mask[row] = 1
+                else:
                     drawn = stream.random_raw(-(-count // 4)).view(np.uint16)[:count]
                     kept = drawn >= round(rate * 65536)
                     np.multiply(kept, np.float32(1 / (1 - rate)), out=mask[row], casting="unsafe")
@@ -273,10 +282,12 @@ class Stack:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these models."""
-        self.weights = {name: tensor.detach()[rows].requires_grad_() for name, tensor in self.weights.items()}
+        self.weights = {
+            name: _laid_out(tensor.detach()[rows]).requires_grad_() for name, tensor in self.weights.items()
+        }
         self.buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
         self.optimizer.keep(rows)
-        self.optimizer.weights = [tensor.detach().flatten(1) for tensor in self.weights.values()]
+        self.optimizer.weights = [tensor.detach() for tensor in self.weights.values()]
         self.class_weights, self.rates = self.class_weights[rows], self.rates[rows.cpu()]
         self.fits = [self.fits[row] for row in rows.tolist()]
 
@@ -293,9 +304,18 @@ def products_in(precision: str) -> Iterator[None]:
 
 
 def train_stack(
-    build: Callable[[int], nn.Module], fits: Sequence[Fit], targets: Tensor, schedule: Schedule
+    build: Callable[[int], nn.Module],
+    fits: Sequence[Fit],
+    targets: Tensor,
+    schedule: Schedule,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[Fitted]:
-    """Train all fits to the end of the schedule, or until their inner score stops rising; one outcome per fit."""
+    """Train all fits to the end of the schedule, or until their inner score stops rising; one outcome per fit.
+
+    Args:
+        build, targets: see `Stack`.
+        stopped: asked before each epoch; if it returns True, training ends and the outcomes must not be used.
+    """
     stack = Stack(build, fits, targets)
     fitted = [Fitted() for _ in fits]
     best = {name: tensor.detach().clone() for name, tensor in (stack.weights | stack.buffers).items()}
@@ -303,6 +323,8 @@ def train_stack(
     num_classes = stack.class_weights.shape[1]
     places = list(range(len(fits)))  # place in the stack -> number of the fit
     for epoch in range(schedule.epochs):
+        if stopped():
+            return fitted
         losses = stack.train_epoch(epoch, schedule.batch_size)
         finite = losses.isfinite().tolist()
         predicted = stack.predict([fit.inner for fit in stack.fits])

@@ -100,11 +100,11 @@ def test_a_search_that_was_killed_continues_to_the_same_results(material, whole,
     trained = []
     real = rungs.train_stack
 
-    def killed(build, fits, targets, schedule):
+    def killed(*given):
         if len(trained) == 4:
             raise KeyboardInterrupt
-        trained.append(len(fits))
-        return real(build, fits, targets, schedule)
+        trained.append(len(given[1]))
+        return real(*given)
 
     monkeypatch.setattr(rungs, "train_stack", killed)
     with pytest.raises(KeyboardInterrupt):
