@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -295,12 +296,13 @@ class Stack:
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
     """Round the factors of matrix products to bfloat16 inside the block, where the processor is faster with it."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if precision == "bfloat16" else "ieee"
+    backend: Any = torch.backends.mkldnn  # its settings of products are attributes that it makes when it is imported
+    before = backend.matmul.fp32_precision
+    backend.matmul.fp32_precision = "bf16" if precision == "bfloat16" else "ieee"
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        backend.matmul.fp32_precision = before
 
 
 def train_stack(
