@@ -19,7 +19,7 @@ from featurecache.files.hashing import file_sha256
 from featurecache.importers.npy import import_npy
 from fusion_train.cli import main
 from fusion_train.config import Config
-from fusion_train.data.absent import read_zero_image, write_zero_image
+from fusion_train.data.absent import absent_constants, read_zero_image, write_zero_image
 from fusion_train.data.pool import list_hashes
 from fusion_train.data.samples import Sample
 from fusion_train.errors import ConfigError
@@ -59,6 +59,21 @@ def test_an_absent_modality_has_its_places_and_is_read_as_the_stand_in(llama, ma
     assert not batch.features["audio"].any()
     assert not batch.features["video"].any()
     assert (batch.features["image"] == 0.25).all()
+
+
+def test_the_tokens_of_an_all_zero_image_are_found_in_the_working_directory_and_beside_the_list(
+    llama, material, zero_image, tmp_path, monkeypatch
+):
+    context = open_bench(make_config(llama), material)
+    features = visible(llama, Path(zero_image.name)).features
+    monkeypatch.chdir(tmp_path)
+    found = [absent_constants(features, context.reader, material)]
+    monkeypatch.chdir("/")
+    found.append(absent_constants(features, context.reader, tmp_path))
+    for constants in found:
+        assert (constants["image"] == 0.25).all()
+    with pytest.raises(ConfigError, match=r"zero\.safetensors"):
+        absent_constants(features, context.reader, material)
 
 
 def test_by_default_an_absent_modality_has_no_place(llama, material):

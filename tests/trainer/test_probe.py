@@ -16,6 +16,7 @@ import featurecache
 from featurecache.clips.clip_list import Clip
 from fusion_train import checkpoint
 from fusion_train.cli import main
+from fusion_train.data import pooled_features
 from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.pooled_features import PooledFeatures, average
 from fusion_train.data.probe_batches import Classes
@@ -114,7 +115,9 @@ def test_a_label_outside_the_closed_sets_is_named():
         classes.numbers(clip, find_task("emotion"), ["sad", "surprised"])
 
 
-def test_pooling_reads_each_clip_once_and_averages_over_time(tmp_path):
+@pytest.mark.parametrize("read_bytes", [pooled_features.READ_BYTES, 700])  # all clips at once, or a few per read
+def test_pooling_reads_each_clip_once_and_averages_over_time(tmp_path, monkeypatch, read_bytes):
+    monkeypatch.setattr(pooled_features, "READ_BYTES", read_bytes)
     ids = [f"c{number}" for number in range(20)]
     store = write_features(tmp_path / "features.zarr", dict.fromkeys(ids, LABELS[0]), absent={"c3": "whisper"})
     reader = FeatureReader.open(str(store), {"audio": "whisper", "image": "eva-global", "video": "eva-temporal"})

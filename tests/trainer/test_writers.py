@@ -37,10 +37,12 @@ def test_only_lease_files_of_dead_processes_are_removed(tmp_path):
     (tmp_path / "3").touch()
     (tmp_path / "notes").touch()
     with held(tmp_path / "4") as living:
-        assert Lease.sweep(tmp_path, dry_run=True) == [tmp_path / "3"]
-        assert Lease.sweep(tmp_path) == [tmp_path / "3"]
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "notes"]
-        living.kill()
+        try:
+            assert Lease.sweep(tmp_path, dry_run=True) == [tmp_path / "3"]
+            assert Lease.sweep(tmp_path) == [tmp_path / "3"]
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "notes"]
+        finally:
+            living.kill()
     assert Lease.sweep(tmp_path / "missing") == []
 
 
