@@ -33,6 +33,7 @@ from featurecache.files.publish import make_folder, make_temporary_folder, publi
 from fusion_train.documents import read_document, validate_document, write_document
 from fusion_train.errors import CheckpointError
 from fusion_train.models.parts import part_of, trained_parameters
+from fusion_train.models.token_streams import MODALITIES
 
 PARTIAL_PREFIX = ".partial-"
 MODEL, AVERAGED = "model.safetensors", "averaged.safetensors"
@@ -192,6 +193,23 @@ def load_averaged(folder: Path) -> dict[str, torch.Tensor]:
         CheckpointError: the checkpoint has none.
     """
     return _load(folder, AVERAGED)
+
+
+def read_normalisation(folder: Path, name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Read modality -> mean and scale of the features that a probe was trained on; empty if they were not normalised.
+
+    Args:
+        name: file, as in `load_model`.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in _load(folder, name).items():
+        if part_of(key) == "normalisation":
+            _, modality, statistic = key.split(".")
+            found.setdefault(modality, {})[statistic] = tensor
+    return {name: (found[name]["mean"], found[name]["scale"]) for name in MODALITIES if name in found}
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

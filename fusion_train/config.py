@@ -87,6 +87,10 @@ class FeaturesConfig(Section):
     absent: Literal["hidden", "visible"] = "hidden"
     """hidden: an absent modality has no place in the prompt. visible: the model sees zeros through its projector and
     the fusion, as in the released code; for a picture, the tokens of an all-zero image."""
+    normalise: Literal["training", "speaker"] | None = None
+    """For a probe, subtract a mean from every value of a token and divide by a standard deviation. training: those of
+    the training clips, kept with the weights. speaker: those of the clips of the same speaker and split, so a held-out
+    speaker is normalised by their own clips, without labels; such a probe cannot be exported. null: neither."""
     zero_image: str | None = None
     """safetensors file with the tokens of an all-zero image, for `absent: visible`; in the working directory or beside
     the clip list. `fusion-train zero-image` writes it."""
@@ -125,6 +129,9 @@ class DataConfig(Section):
     """What to do about datasets of the mixture that the clip list does not have: refuse, or leave_out with a notice."""
     eval_clips: int | None = Field(None, ge=1)
     """Number of clips of `eval_split` for validation during training, always the same ones; null: all."""
+    balanced: bool = False
+    """Draw the labels of each dataset equally often, by the first of `tasks` that has labels; a clip of a rare label is
+    drawn several times in the epoch of a frequent one."""
     failed_clips: Literal["refuse", "skip"] = "refuse"
     """What to do about clips whose extraction failed."""
     exclude: tuple[str, ...] = ()

@@ -106,6 +106,13 @@ def build_context(
     if config.model.llm is None:
         probe, probe_collator = build_probe(config, reader, sets, clip_list)
         return RunContext(config, clip_list, clips, reader, sets, None, probe, probe_collator)
+    if config.features.normalise is not None:
+        raise ConfigError(
+            "features.normalise",
+            expected="null, since a language model reads features as they are stored",
+            got=config.features.normalise,
+            next_step="Leave it out, or train a probe: --stage probe.",
+        )
     tokenizer = load_tokenizer(config.model.llm)
     llm = load(config.model.llm, config.model.llm_dtype)
     refuse_foreign_tokens(tokenizer, llm, config.prompt.format(), config.model.llm)

@@ -94,7 +94,7 @@ LAYERS = {
         ("evaluation",),
         ("predict", "training"),
         ("export", "released", "sweeps"),
-        ("quick", "search"),
+        ("folds", "quick", "search"),
         ("cli",),
         ("__main__",),
     ),

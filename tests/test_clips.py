@@ -33,8 +33,8 @@ FULL = {
     "id": "set/a1", "video": "v/a1.mp4", "audio": "a1.wav", "image": "a1.png", "text": "I see.", "split": "train",
     "dataset": "demo", "labels": {"emotion": "happy", "sentiment_score": 0.3, "multi-label": ["happy", "proud"]},
     "responses": {"reason": "…"},
-    "peak_frame": 12, "start_s": 0.5, "end_s": 2, "speaker": "Ann", "dialogue": "7", "crop": {"right": 0.5},
-    "tags": ["sarcasm", "noisy"],
+    "peak_frame": 12, "start_s": 0.5, "end_s": 2, "speaker": "Ann", "dialogue": "7", "session": "1",
+    "crop": {"right": 0.5}, "tags": ["sarcasm", "noisy"],
     "questions": [{"task": "caption", "answer": "A face."}, {"task": "vqa", "question": "Who?", "answer": "Ann"}],
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ A clip list is a JSONL file with one line per clip. CSV, and with pyarrow Parque
     {"id": "a1", "video": "clips/a1.mp4", "text": "I see.", "split": "train", "dataset": "demo",
      "labels": {"emotion": "happy", "sentiment_score": 1.8}, "responses": {"reason": "…"},
      "questions": [{"task": "vqa", "question": "…", "answer": "…"}], "speaker": "Ann", "dialogue": "7",
-     "person": "the woman",
+     "session": "Session1", "person": "the woman",
      "tags": ["sarcasm"], "peak_frame": 12, "start_s": 0.5, "end_s": 2.5, "duration_s": 2.0, "crop": {"right": 0.5},
      "mute": true}
 
@@ -79,6 +79,8 @@ class Clip:
     speaker: str | None = None
     dialogue: str | None = None
     """Clips of one dialogue (or speaker) depend on each other; confidence intervals are clustered by it."""
+    session: str | None = None
+    """Recording session, which several dialogues and speakers share; folds may be divided by it."""
     tags: tuple[str, ...] = ()
     """Properties of the clip (sarcasm, …); scores are also reported per tag, for clips with it and without it."""
     peak_frame: int | None = None
@@ -279,7 +281,7 @@ def parse_row(row: dict[str, Any], root: Path) -> tuple[str, Clip | None]:
                 problems.append(problem)
             else:
                 values[kind] = root / row[kind]
-    for key in ("text", "split", "dataset", "person", "speaker", "dialogue"):
+    for key in ("text", "split", "dataset", "person", "speaker", "dialogue", "session"):
         value = row.get(key)
         if value is not None and not isinstance(value, str):
             problems.append(f"{key}: expected a string, got {shown(value)}")

@@ -29,7 +29,7 @@ from featurecache.clips.writing import write_clips
 from featurecache.errors import ClipListError
 from featurecache.outside_text import first_ids
 
-GROUP_KEYS = ("speaker", "dialogue", "person", "dataset")
+GROUP_KEYS = ("speaker", "dialogue", "session", "person", "dataset")
 SHARES = re.compile(r"\d+(\.\d+)?(/\d+(\.\d+)?){1,2}")
 DEFAULT_SHARES = "70/15/15"
 PREFERENCE = ("train", "test", "val")
@@ -45,7 +45,7 @@ class Splitting:
     shares: Mapping[str, float]
     """Split -> share of the clips; the shares add up to 1 and none is 0."""
     group: str | None = None
-    """Key of clips that stay together: speaker, dialogue, person or dataset."""
+    """Key of clips that stay together, one of `GROUP_KEYS`."""
     seed: int = 0
 
 

@@ -21,7 +21,20 @@ from featurecache.importers.findings import Findings, list_of
 from featurecache.importers.tables import header_of, read_table
 
 TABLE_OPTIONS = ("delimiter",)
-KEYS = ("id", *MEDIA_KINDS, "text", "split", "dataset", "person", "speaker", "dialogue", "tags", "mute", *NUMBER_KEYS)
+KEYS = (
+    "id",
+    *MEDIA_KINDS,
+    "text",
+    "split",
+    "dataset",
+    "person",
+    "speaker",
+    "dialogue",
+    "session",
+    "tags",
+    "mute",
+    *NUMBER_KEYS,
+)
 FIELD = re.compile(r"\{([^{}]+)\}")
 CellReader = Callable[[Mapping[str, str]], str]
 """Cells of a row by column name -> the value of one key."""

@@ -106,6 +106,7 @@ def _utterances(
             labels={"emotion": emotion, **scores(valence=valence, activation=activation, dominance=dominance)},
             speaker=clip_id[:LEFT_ACTOR] + clip_id[SPEAKER],
             dialogue=evaluation.stem,
+            session=f"Session{int(clip_id[3:5])}",
             start_s=float(start),
             end_s=float(end),
             crop=speaker_crop(clip_id) if request.options["crop"] == "side" else None,

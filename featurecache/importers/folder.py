@@ -31,7 +31,7 @@ from featurecache.media.streams import NO_STREAMS, Streams, streams_of
 
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "video", "audio", "image", "clip", "name", "id")
 LABEL_COLUMNS = ("label", "class", "category", "emotion")
-CLIP_COLUMNS = ("speaker", "dialogue", "person", "dataset", "text", "split")
+CLIP_COLUMNS = ("speaker", "dialogue", "session", "person", "dataset", "text", "split")
 LABEL_PREFIX = "labels."
 HEADER_LIMIT_S = 20.0
 THREADS = 8

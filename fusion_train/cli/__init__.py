@@ -5,6 +5,7 @@
     fusion-train --stage probe                 fusion and a linear head, no language model: a first look in minutes
     fusion-train --stage perception            train (or resume) runs/perception
     fusion-train --stage cognition             from the latest perception run
+    fusion-train --stage probe --folds speaker leave one speaker out: a run per speaker, scored together
     fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
     fusion-train sweep pre_fusion              compare variants
     fusion-train search search.yaml            thousands of small heads on averaged features, honestly selected
@@ -54,6 +55,12 @@ class TrainerCommands(CommandGroup):
 @CLIPS
 @INIT
 @click.option("--out", type=OutputPath("folder"), help="Folder of the run.  [default: runs/STAGE]")
+@click.option(
+    "--folds",
+    metavar="COLUMN|K",
+    help="Cross-validate: a run per speaker, dialogue, session, person, dataset or split, or K runs; scored together.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each fold, with --folds.")
 @SET
 @CALLBACK
 @click.version_option(package_name="featurecache")
@@ -66,6 +73,8 @@ def main(
     clips: str,
     init: Path | None,
     out: Path | None,
+    folds: str | None,
+    seeds: int,
     overrides: tuple[str, ...],
     callbacks: tuple[str, ...],
 ) -> None:
@@ -74,6 +83,7 @@ def main(
     \b
     fusion-train --stage perception --store features.zarr --clips clips.jsonl
     fusion-train --stage cognition
+    fusion-train --stage probe --folds speaker
     """
     # Rows of many lengths fragment GPU memory less with segments that grow. torch reads this when it is imported.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -93,6 +103,14 @@ def main(
     settings = load_config(config, stage, overrides, project_model())
     for line in replaced_settings(config, stage, overrides):
         note(line)
+    if folds is not None:
+        from fusion_train.cli.folds import cross_validate
+
+        folder = out or RUNS / f"{stage}-folds-{folds}"
+        cross_validate(settings, store, clips, folder, folds, seeds, init, load_callbacks(callbacks))
+        return
+    if seeds > 1:
+        raise click.UsageError("--seeds needs --folds; train one run with --set seed=N")
     run = Run(out or RUNS / stage)
     initial = Run(init) if init else None
     if initial is None and settings.init_stage is not None and not run.exists:

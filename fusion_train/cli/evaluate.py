@@ -127,6 +127,8 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     if bench_name or benchmark.sets[task].chosen_metric is not None:
         scores = score_rows(benchmark, rows, _resources(options), out)
         print_scores(scores)
+        if not bench_name:
+            _print_baseline(context, scores.sets[task], rows[task])
     if bench_name:
         report = write_report(scores, out, context.clips)
         say(f"report: {report}")
@@ -243,16 +245,26 @@ def _answers(path: Path, benchmark: Any, set_name: str | None, clips: Any, optio
 
 @command("contrast")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--bench", "bench_name", required=True, help="Benchmark that all of them answer.")
+@click.option("--bench", "bench_name", help="Benchmark that all of them answer; folders of folds need none.")
 @click.option("--clips", help="Clip list with the references.  [default: those of the rows]")
 @scoring_options
 @click.option("--out", type=OutputPath("folder"), default=Path("contrast"), show_default=True, help="Folder.")
-def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | None, out: Path, **options: Any) -> None:
+def contrast_command(
+    folders: tuple[Path, ...], bench_name: str | None, clips: str | None, out: Path, **options: Any
+) -> None:
     """Compare several sets of answers to one benchmark: differences to the first, with intervals on the same clips.
 
     \b
     fusion-train contrast runs/r/eval/dfew runs/r/eval/dfew-audio runs/r/eval/dfew-without-fusion --bench dfew
+    fusion-train contrast runs/probe-folds-speaker runs/conv-folds-speaker
     """
+    if all((folder / "folds.json").is_file() for folder in folders):
+        from fusion_train.cli.folds import print_comparison
+
+        print_comparison(folders, out)
+        return
+    if bench_name is None:
+        raise click.UsageError("folders of answers need --bench; only folders of folds need none")
     from featurecache.clips.clip_list import load_clips
     from featurecache.files.publish import replace_bytes
     from fusion_train.evaluation.benchmark_runs import read_benchmark, score_rows
@@ -276,6 +288,30 @@ def contrast_command(folders: tuple[Path, ...], bench_name: str, clips: str | No
     page = comparison_page(table, f"{benchmark.title}: {len(folders)} sets of answers").write(out / "contrast.html")
     print_table(table, benchmark.title)
     say(f"report: {page}")
+
+
+def _print_baseline(context: Any, score: Any, rows: Any) -> None:
+    """Print what a linear baseline scores that was trained on the clips of a probe."""
+    from fusion_train.evaluation.benchmarks import BenchmarkSet
+    from fusion_train.evaluation.comparison import difference
+    from fusion_train.evaluation.linear_rows import linear_rows
+    from fusion_train.evaluation.scoring import score_set
+    from fusion_train.metrics.metric_result import MetricSettings
+
+    task = rows[0]["task"]
+    answers = linear_rows(context, task, rows)
+    if answers is None:
+        return
+    baseline = score_set(task, BenchmarkSet(task=task), answers, MetricSettings())
+    if baseline.scored.main != score.scored.main:
+        return
+    figures = ", ".join(f"{name} {value * 100:.2f}" for name, value in baseline.scored.figures.items())
+    gap = difference(baseline, score, task)
+    interval = gap.interval
+    bounds = "" if interval is None else f", 95 % interval {interval.low * 100:+.2f} to {interval.high * 100:+.2f}"
+    say(f"linear baseline on the same clips, trained on the same ones: {figures}")
+    say(f"probe minus baseline: {gap.value * 100:+.2f} points of {score.scored.main}{bounds}")
+    json_result({"linear_baseline": dict(baseline.scored.figures)})
 
 
 def print_scores(scores: Any) -> None:

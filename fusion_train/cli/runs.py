@@ -99,12 +99,19 @@ def replay(run: Path, store: str | None, clips: str | None) -> None:
 def report(run: Path, out: Path | None, clips: Path | None) -> None:
     """Write a run's scores, wrong clips and curves as one HTML page that opens from disk, and its numbers as CSV.
 
-    Of a sweep: tables, differences with intervals, curves and costs, and the same as CSV, LaTeX and JSON.
+    Of folds: scores per fold and pooled, beside a linear baseline. Of a sweep: tables, differences with intervals,
+    curves and costs, and the same as CSV, LaTeX and JSON.
 
     \b
     fusion-train report runs/perception
     fusion-train report sweeps/pre_fusion
+    fusion-train report runs/probe-folds-speaker
     """
+    if (run / "folds.json").is_file():
+        from fusion_train.cli.folds import print_report as print_folds
+
+        print_folds(run)
+        return
     if (run / "sweep.json").is_file():
         from fusion_train.cli.sweep import print_report
         from fusion_train.sweeps.results import read_results

@@ -15,7 +15,7 @@ Knows no store and no task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -72,6 +72,32 @@ def weigh_datasets(
             f"weight with --set data.mixture.NAME=100, or --set data.mixture=null"
         )
     return {name: weight / total for name, weight in drawn.items() if weight}
+
+
+def balance_labels(
+    places: Mapping[str, np.ndarray], shares: Mapping[str, float], labels: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Divide every dataset by label, each label with the same share of the draws of the dataset.
+
+    Args:
+        places: dataset -> places of its clips in the list.
+        shares: dataset -> share of the draws; if empty, every dataset has the share of its clips.
+        labels: label of each clip of the list.
+
+    Returns:
+        The same two for `ClipDraws`, by dataset and label.
+    """
+    drawn = shares or {name: len(numbers) / len(labels) for name, numbers in places.items()}
+    divided: dict[str, np.ndarray] = {}
+    divided_shares: dict[str, float] = {}
+    for name, share in drawn.items():
+        by_label: dict[str, list[int]] = {}
+        for place in places[name].tolist():
+            by_label.setdefault(labels[place], []).append(place)
+        for label in sorted(by_label):
+            key = f"{name}, {label}"
+            divided[key], divided_shares[key] = np.array(by_label[label]), share / len(by_label)
+    return divided, divided_shares
 
 
 class ClipDraws:

@@ -9,7 +9,7 @@ Shapes: N clips, K_m tokens of width D_m in the store, K tokens in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -21,6 +21,7 @@ from featurecache.store.copying import empty
 from featurecache.store.protocols import Feature
 from featurecache.terminal import show_progress
 from fusion_train.data.feature_reader import FeatureReader
+from fusion_train.models.normalisation import statistics_of
 from fusion_train.models.token_averages import average, kept_tokens
 
 READ_BYTES = 4 << 20
@@ -62,6 +63,24 @@ class PooledFeatures:
                 self._blocks[modality][0] if len(self._blocks[modality]) == 1 else torch.cat(self._blocks[modality])
             )
             self._blocks[modality] = [self._averages[modality]]
+
+    def of(self, clip_ids: Sequence[str]) -> dict[str, Tensor]:
+        """Return modality -> (N, K, D) float16 of those clips that have the modality, among loaded ones."""
+        return {
+            modality: self._averages[modality][[place[clip_id] for clip_id in clip_ids if clip_id in place]]
+            for modality, place in self._place.items()
+            if modality in self._averages
+        }
+
+    def normalise(self, groups: Iterable[Sequence[str]]) -> None:
+        """Normalise the loaded clips of each group by the mean and the standard deviation of the group, in place."""
+        for clip_ids in groups:
+            for modality, place in self._place.items():
+                rows = [place[clip_id] for clip_id in clip_ids if clip_id in place]
+                if rows:
+                    averages = self._averages[modality]
+                    mean, scale = statistics_of(averages[rows])
+                    averages[rows] = ((averages[rows].float() - mean) / scale).to(averages.dtype)
 
     def take(self, clip_ids: Sequence[str], present: Tensor) -> dict[str, Tensor]:
         """Return modality -> (B, K, D) float16; rows where `present` (B, M) is False are zero and must not be used."""

@@ -19,7 +19,7 @@ from fusion_train.data.answers import LabelSets
 from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.pooled_features import PooledFeatures
 from fusion_train.data.samples import Sample, SampleStats
-from fusion_train.errors import ConfigError
+from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.emotion_llama import fusion_token_count
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.host_copies import to_device
@@ -69,12 +69,17 @@ class ProbeBatch:
 class ProbeCollator:
     """Samples -> ProbeBatch; all clips of a split are read when the first of them is in a batch."""
 
-    def __init__(self, reader: FeatureReader, clips: ClipList, classes: Classes, num_tokens: int) -> None:
-        self._reader, self.classes = reader, classes
+    def __init__(
+        self, reader: FeatureReader, clips: ClipList, classes: Classes, num_tokens: int, *, by_speaker: bool = False
+    ) -> None:
+        """Args:
+        by_speaker: normalise the clips of each speaker and split by their own mean and standard deviation.
+        """
+        self._reader, self.classes, self._by_speaker = reader, classes, by_speaker
         self._pooled = PooledFeatures(reader, num_tokens)
-        self._in_split: dict[str | None, list[str]] = {}
+        self._in_split: dict[str | None, list[Clip]] = {}
         for clip in clips:
-            self._in_split.setdefault(clip.split, []).append(clip.id)
+            self._in_split.setdefault(clip.split, []).append(clip)
         self._loaded: set[str | None] = set()
 
     def present(self, clip: Clip, hidden: Sequence[str] = ()) -> list[bool]:
@@ -83,9 +88,7 @@ class ProbeCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> ProbeBatch:
         """Look up the averaged tokens and the class numbers of the labels."""
-        for split in {sample.clip.split for sample in samples} - self._loaded:
-            self._pooled.load(self._in_split[split])
-            self._loaded.add(split)
+        self._load({sample.clip.split for sample in samples})
         allowed = torch.zeros(len(samples), len(self.classes), dtype=torch.bool)
         targets = torch.full((len(samples),), -1)
         for row, sample in enumerate(samples):
@@ -99,6 +102,20 @@ class ProbeCollator:
         stats = [SampleStats.of(sample, self._reader.presence(sample.clip.id), 1, 1) for sample in samples]
         return ProbeBatch(features, present, allowed, targets, clip_ids, len(samples), stats)
 
+    def fit_normalisation(self, model: Probe, clips: Sequence[Clip]) -> None:
+        """Give the model the means and standard deviations of the features of the training clips."""
+        if model.normalisation is not None:
+            self._load({clip.split for clip in clips})
+            model.normalisation.fit(self._pooled.of([clip.id for clip in clips]))
+
+    def _load(self, splits: set[str | None]) -> None:
+        for split in splits - self._loaded:
+            clips = self._in_split[split]
+            self._pooled.load([clip.id for clip in clips])
+            if self._by_speaker:
+                self._pooled.normalise(_by_speaker(clips))
+            self._loaded.add(split)
+
     def probabilities(self, model: Probe, samples: Sequence[Sample]) -> list[list[float]]:
         """Return the probability of every label of each sample's closed set, in its order."""
         device = model.head.weight.device
@@ -109,6 +126,27 @@ class ProbeCollator:
             row[self.classes.numbers(sample.clip, sample.task, sample.labels)].tolist()
             for sample, row in zip(samples, scores, strict=True)
         ]
+
+
+def _by_speaker(clips: Sequence[Clip]) -> list[list[str]]:
+    """Return the clip ids of each speaker.
+
+    Raises:
+        DataError: clips without a speaker; all are named.
+    """
+    unnamed = [clip.id for clip in clips if not clip.speaker]
+    if unnamed:
+        raise DataError(
+            "features.normalise: speaker",
+            expected="a speaker for every clip",
+            got=f"none for {len(unnamed)} of {len(clips)}",
+            next_step="Add speakers to the clip list, or set features.normalise=training. Clips:",
+            problems=unnamed,
+        )
+    groups: dict[tuple[str | None, str | None], list[str]] = {}
+    for clip in clips:
+        groups.setdefault((clip.dataset, clip.speaker), []).append(clip.id)
+    return list(groups.values())
 
 
 def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: ClipList) -> tuple[Probe, ProbeCollator]:
@@ -134,5 +172,12 @@ def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: C
         fusion = build_fusion(settings.name, reader.shapes.fusion_dims(), **options)
         if fusion is None:
             raise ConfigError("model.fusion.name", expected="a fusion, since the probe trains nothing else", got="none")
-        probe = Probe(fusion, fusion_width=settings.out_dim, fusion_tokens=count, num_classes=len(classes))
-    return probe, ProbeCollator(reader, clips, classes, count)
+        probe = Probe(
+            fusion,
+            fusion_width=settings.out_dim,
+            fusion_tokens=count,
+            num_classes=len(classes),
+            normalised=reader.shapes.widths if config.features.normalise == "training" else None,
+        )
+    by_speaker = config.features.normalise == "speaker"
+    return probe, ProbeCollator(reader, clips, classes, count, by_speaker=by_speaker)

@@ -25,11 +25,12 @@ from fusion_train.data.answers import (
     ClipAnswer,
     LabelSets,
     answer_limits,
+    answer_of,
     answers_of,
     closed_set,
     listed_answers,
 )
-from fusion_train.data.clip_draws import ClipDraws, weigh_datasets
+from fusion_train.data.clip_draws import ClipDraws, balance_labels, weigh_datasets
 from fusion_train.data.pool import Pool
 from fusion_train.errors import DataError
 from fusion_train.prompts.prompt import TASKS, PromptFormat, Task, find_task
@@ -119,6 +120,7 @@ class SampleStream:
         seed: int,
         modalities: Sequence[str],
         mixture: Mapping[str, float] | None = None,
+        balanced: bool = False,
         on_absent_dataset: OnAbsent = "refuse",
         task_weights: Mapping[str, Mapping[str, int]] | None = None,
         fallback: Mapping[str, str] | None = None,
@@ -149,9 +151,11 @@ class SampleStream:
             name: [find_task(task) for task in tasks for _ in range(weights.get(name, {}).get(task, 1))]
             for name, tasks in self.pool.tasks.items()
         }
-        shares = weigh_datasets(mixture, self.pool.places, on_absent_dataset, say)
+        places, shares = self.pool.places, weigh_datasets(mixture, self.pool.places, on_absent_dataset, say)
         self._drawn_datasets = list(shares)
-        self._draws = ClipDraws(seed, self.pool.places, shares)
+        if balanced:
+            places, shares = balance_labels(places, shares, [self._balanced_label(clip) for clip in self._clips])
+        self._draws = ClipDraws(seed, places, shares)
 
     @classmethod
     def for_training(
@@ -173,6 +177,7 @@ class SampleStream:
             seed=config.seed,
             modalities=modalities,
             mixture=data.mixture,
+            balanced=data.balanced,
             on_absent_dataset=data.mixture_absent,
             task_weights=data.task_weights,
             fallback=data.fallback,
@@ -224,6 +229,11 @@ class SampleStream:
             )
         tasks = {name: [task.name for task in self._tasks if task.name in tasks_of[name]] for name in places}
         return Pool(chosen, {name: np.array(numbers) for name, numbers in places.items()}, tasks)
+
+    def _balanced_label(self, clip: Clip) -> str:
+        """Return the label of a clip to the first task that has one; "" for a clip without labels."""
+        answers = (answer_of(clip, task) for task in self._tasks if task.answer == "label")
+        return next((label for label in answers if label is not None), "")
 
     def __len__(self) -> int:
         """Clips per epoch."""

@@ -201,7 +201,7 @@ def add_set(page: Page, score: SetScore, clips: ClipList | None = None) -> None:
         page.text(note, "note" if scored.comparable else "warning")
     panels: list[Table | Figure] = [_classes(score)] if scored.per_class else []
     if scored.confusion is not None:
-        panels.append(_confusion(scored))
+        panels.append(confusion_figure(scored))
     if panels:
         page.side_by_side(*panels)
     if score.also:
@@ -265,7 +265,8 @@ def _subsets(subsets: Mapping[str, MetricResult | str]) -> Table:
     return table
 
 
-def _confusion(scored: MetricResult) -> Figure:
+def confusion_figure(scored: MetricResult) -> Figure:
+    """Draw references by predictions."""
     assert scored.confusion is not None
     side = 1.6 + 0.42 * len(scored.labels)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")

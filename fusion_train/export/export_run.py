@@ -58,7 +58,7 @@ from fusion_train.export.provenance import trained_tasks, weights_chosen
 from fusion_train.export.weights import merge_lora
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
-from fusion_train.remote.exportability import refuse_foreign_media
+from fusion_train.remote.exportability import refuse_foreign_media, refuse_speakers
 from fusion_train.remote.integrity import PAGE_NAME, file_hashes, read_certificate, refuse_changed_files
 from fusion_train.remote.vendor import CACHE, encoder_package, vendored_code
 from fusion_train.run import Run, absolute, relative
@@ -118,6 +118,7 @@ def _export_run(
     refuse_unexportable(run, sources)
     context, step = open_run(run, sources)
     refuse_unfit_adapter(context, sources)
+    refuse_speakers(context.config.features.normalise)
     attached = attach_encoders(context.reader.specs, weights, uncopied=sources.required)
     say(f"{run.folder}: step {step}; encoders agree with the features: " + ", ".join(attached.entries))
     tasks = trained_tasks(run, context)

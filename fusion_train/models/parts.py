@@ -1,7 +1,8 @@
 """The trained parts of a model and the decoder layers of its language model, by name.
 
-Trained parts are fusion, projectors, lora and head (the linear head of the probe); everything else is the frozen base.
-A stage may freeze a part: it stays a trained part and stays in checkpoints, but does not learn.
+Trained parts are fusion, projectors, lora, head (the linear head of the probe) and normalisation (means and scales of
+the probe's features, computed once from the training clips); everything else is the frozen base. A stage may freeze a
+part: it stays a trained part and stays in checkpoints, but does not learn. The normalisation never learns.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-PARTS = ("fusion", "projectors", "lora", "head")
+PARTS = ("fusion", "projectors", "lora", "head", "normalisation")
 
 
 def part_of(name: str) -> str | None:

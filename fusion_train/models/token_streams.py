@@ -34,6 +34,11 @@ class FeatureShapes:
     def fusion_dims(self) -> tuple[int, ...]:
         return tuple(getattr(self, name)[1] for name in self.used)
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Modality -> width of its tokens, for the modalities in use."""
+        return dict(zip(self.used, self.fusion_dims(), strict=True))
+
     def soft_counts(self, *, fusion_tokens: int) -> dict[str, int]:
         """Return stream -> soft tokens of a clip that has every modality."""
         counts = {"fusion": fusion_tokens}

@@ -16,14 +16,19 @@ from fusion_train.errors import ExportError
 from fusion_train.remote.vendor import encoder_package, refuse_uncopied, refuse_uncopied_variant
 
 
-def export_notices(specs: Mapping[str, Spec], fusions: Collection[str]) -> list[str]:
+def export_notices(specs: Mapping[str, Spec], fusions: Collection[str], normalise: str | None = None) -> list[str]:
     """Return one line per reason why a run cannot be exported, or only with an option; empty if it can.
 
     Args:
         specs: modality -> spec of the feature that the run reads.
         fusions: names of the fusion variants of the runs.
+        normalise: their setting `features.normalise`.
     """
     problems: list[FeatureCacheError] = []
+    try:
+        refuse_speakers(normalise)
+    except ExportError as error:
+        problems.append(error)
     for modality, spec in specs.items():
         try:
             refuse_foreign_media(spec, modality)
@@ -38,6 +43,17 @@ def export_notices(specs: Mapping[str, Spec], fusions: Collection[str]) -> list[
         except ExportError as error:
             problems.append(error)
     return [f"note: this run can be trained, but not exported as it is: {problem}" for problem in problems]
+
+
+def refuse_speakers(normalise: str | None) -> None:
+    """Raise ExportError if the setting `features.normalise` needs all clips of a speaker to answer about one."""
+    if normalise == "speaker":
+        raise ExportError(
+            "features.normalise",
+            expected="training or null, to be exported",
+            got="speaker, which needs other clips of the speaker",
+            next_step="Train with --set features.normalise=training.",
+        )
 
 
 def refuse_foreign_media(spec: Spec, modality: str) -> None:

@@ -45,6 +45,7 @@ class EmotionProbe(ExportedModel):
             fusion_width=options["out_dim"],
             fusion_tokens=config.fusion["tokens"],
             num_classes=len(Classes(config.label_sets)),
+            normalised=config.feature_shapes.widths if config.fusion.get("normalised") else None,
         )
         self.networks = empty_networks(config.encoders, config.networks)
         self._specs = config.specs
@@ -101,12 +102,8 @@ class EmotionProbe(ExportedModel):
         weights: Any = getattr(self.probe.fusion, "modality_weights", None)
         if weights is None:
             return None
-        averages = self.averages(features)
-        masked = {
-            name: torch.where(present[:, m, None, None], tokens, 0).float()
-            for m, (name, tokens) in enumerate(averages.items())
-        }
-        return weights(fusion_inputs(masked, self.fusion_tokens), present)
+        shown = self.probe.shown(self.averages(features), present)
+        return weights(fusion_inputs(shown, self.fusion_tokens), present)
 
     def leave_out(self, modality: str, present: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Return the question as if the clips did not have `modality`; features stay as they are."""

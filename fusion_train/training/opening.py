@@ -11,8 +11,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from featurecache.clips.clip_list import Clip
+from fusion_train.checkpoint import published
 from fusion_train.data.halves import Halves
 from fusion_train.data.loader import TokenBudget
+from fusion_train.data.probe_batches import ProbeCollator
 from fusion_train.run import Run, RunRecord, absolute
 from fusion_train.run_context import RunContext
 from fusion_train.training.callbacks import described
@@ -52,13 +55,18 @@ class Opening:
             self.changed = check_lists(self.request.run, self.existing, first, accept=accept, say=say)
         self.halves = halves_of(self.request.run, first, self.record, self.request.per_half)
 
-    def load_initial(self) -> None:
-        """Load the weights that the run starts from, as requested or as recorded."""
+    def load_initial(self, clips: Sequence[Clip]) -> None:
+        """Load the weights that the run starts from, as requested or as recorded.
+
+        A new probe that starts from none takes the statistics of its features from `clips`, which it trains on.
+        """
         initial = self.request.initial
         if self.existing is not None and self.existing.initial is not None:
             initial = Run(absolute(self.existing.initial["run"], self.request.run.folder))
         if initial is not None:
             self.initial = start_from(initial, self.request.run, self.context.model, self.existing)
+        elif isinstance(self.context.collator, ProbeCollator) and not published(self.request.run.checkpoints):
+            self.context.collator.fit_normalisation(self.context.model, clips)
 
     def write_record(
         self, store: str, clips: str, pool_sha256: str, callbacks: Sequence[Callback], budget: TokenBudget

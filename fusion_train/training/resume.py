@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from fusion_train.data.halves import Halves, split_halves
 from fusion_train.data.pool import Pool, list_hashes
 from fusion_train.data.samples import DRAW_RULE
 from fusion_train.errors import CheckpointError
+from fusion_train.models.normalisation import fold_into
 from fusion_train.models.probe import Probe
 from fusion_train.run import Run, RunRecord, relative
 from fusion_train.run_context import RunContext
@@ -46,7 +48,25 @@ def start_from(initial: Run, run: Run, model: nn.Module, known: RunRecord | None
         )
     same_kind = (initial.config().model.llm is None) == isinstance(model, Probe)
     checkpoint.load_model(folder, model, name=weights, parts=None if same_kind else ("fusion",))
+    if not same_kind:
+        _read_plain_features(folder, weights, model, initial)
     return loaded
+
+
+def _read_plain_features(folder: Path, weights: str, model: Any, initial: Run) -> None:
+    """Let a fusion that was trained on normalised features in a probe compute the same from plain ones.
+
+    Raises:
+        CheckpointError: the fusion does not begin with a linear layer per modality.
+    """
+    normalisation = checkpoint.read_normalisation(folder, weights)
+    if normalisation and not fold_into(model.fusion, normalisation):
+        raise CheckpointError(
+            str(initial.folder),
+            expected="a probe trained without features.normalise, or a fusion that begins with linear layers",
+            got="another",
+            next_step="Train the probe anew with --set features.normalise=null.",
+        )
 
 
 def make_record(

@@ -206,7 +206,8 @@ class Trainer:
             refuse_other_callbacks(request.run, record, callbacks)
         contexts = open_contexts(requests, [None] * len(requests), store=store, clips=clips, base=base)
         self._context = contexts[0]
-        for notice in export_notices(self._context.reader.specs, {r.config.model.fusion.name for r in requests}):
+        fusions, normalise = {r.config.model.fusion.name for r in requests}, self._context.config.features.normalise
+        for notice in export_notices(self._context.reader.specs, fusions, normalise):
             say(notice)
         openings = [Opening(*parts) for parts in zip(requests, accelerators, contexts, existing, strict=True)]
         for opening in openings:
@@ -225,7 +226,7 @@ class Trainer:
             budget=budget,
         )
         for opening in openings:
-            opening.load_initial()
+            opening.load_initial(self._stream.pool.clips)
         summary = self._summary()
         if self._accelerator.is_main_process:
             for opening in openings:

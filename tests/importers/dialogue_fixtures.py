@@ -32,8 +32,8 @@ IEMOCAP = DatasetFixture(
         "Ses05F_impro01_F000": {
             "video": "Session5/dialog/avi/DivX/Ses05F_impro01.avi", "text": "Excuse me.", "split": "test",
             "labels": {"emotion": "neutral", "valence_score": 2.5, "activation_score": 2.5, "dominance_score": 2.5},
-            "speaker": "Ses05F", "dialogue": "Ses05F_impro01", "start_s": 6.2901, "end_s": 8.2357,
-            "crop": {"right": 0.5},
+            "speaker": "Ses05F", "dialogue": "Ses05F_impro01", "session": "Session5",
+            "start_s": 6.2901, "end_s": 8.2357, "crop": {"right": 0.5},
         },
         "Ses01F_impro01_M001": {"split": "train", "speaker": "Ses01M", "crop": {"left": 0.5}},
     },

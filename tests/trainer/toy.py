@@ -100,6 +100,8 @@ def make_config(llama: Path, *overrides: str, stage: str = "perception") -> Conf
         "log.every=1",
         "log.eval_every=1000",
         "log.tensorboard=false",
+        "features.normalise=null",
+        "optim.ema_decay=null",
     ]
     return load_config(None, stage, [*settings, *overrides])
 
