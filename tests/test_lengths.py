@@ -146,6 +146,14 @@ def test_names_in_another_unicode_form_are_found_with_a_notice(tmp_path: Path, l
     assert imported.notices == []
 
 
+def test_a_file_that_was_renamed_since_the_list_was_read_last_is_found(tmp_path: Path) -> None:
+    (tmp_path / "clips.jsonl").write_text(json.dumps({"id": "a", "video": "\u00e9.mp4"}) + "\n")
+    (tmp_path / "other.mp4").touch()
+    assert load_clips(tmp_path / "clips.jsonl")[0].video == tmp_path / "\u00e9.mp4"
+    (tmp_path / "other.mp4").rename(tmp_path / "e\u0301.mp4")
+    assert load_clips(tmp_path / "clips.jsonl")[0].video == tmp_path / "e\u0301.mp4"
+
+
 def test_a_name_that_is_there_in_its_own_form_is_left_as_it_is(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         rec.write_clip(tmp_path / unicodedata.normalize(form, "é.mp4"), num_frames=2)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import islice
@@ -216,10 +216,13 @@ def with_media_found(clips: Iterable[Clip]) -> ClipList:
     """Return the clips with the paths of files whose names have another Unicode form, and a notice about them."""
     resolved: list[Clip] = []
     respelt_ids: list[str] = []
+    names_in = lru_cache(maxsize=256)(_names_by_nfc)  # not longer than this call: files may be renamed afterwards
     for clip in clips:
         named = {kind: path for kind in MEDIA_KINDS if (path := getattr(clip, kind)) and not str(path).isascii()}
         respelt: dict[str, Any] = {
-            kind: other for kind, path in named.items() if not path.exists() and (other := _in_other_form(path))
+            kind: other
+            for kind, path in named.items()
+            if not path.exists() and (other := _in_other_form(path, names_in))
         }
         respelt_ids += [clip.id] if respelt else []
         resolved.append(replace(clip, **respelt) if respelt else clip)
@@ -231,12 +234,16 @@ def with_media_found(clips: Iterable[Clip]) -> ClipList:
     return ClipList(resolved, notices if respelt_ids else ())
 
 
-def _in_other_form(path: Path) -> Path | None:
+NamesIn = Callable[[Path], Mapping[str, Sequence[str]]]
+"""Folder -> its names, grouped by their NFC form."""
+
+
+def _in_other_form(path: Path, names_in: NamesIn) -> Path | None:
     """Return the file or folder whose name equals `path` in NFC; None if there is none, or more than one."""
     resolved = Path(path.anchor)
     for part in path.parts[1:] if path.anchor else path.parts:
         if not (resolved / part).exists():
-            names = _names_by_nfc(resolved).get(unicodedata.normalize("NFC", part), ())
+            names = names_in(resolved).get(unicodedata.normalize("NFC", part), ())
             if len(names) != 1:
                 return None
             part = names[0]
@@ -244,7 +251,6 @@ def _in_other_form(path: Path) -> Path | None:
     return resolved
 
 
-@lru_cache(maxsize=256)
 def _names_by_nfc(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the names in a folder, grouped by their NFC form."""
     names: dict[str, tuple[str, ...]] = {}
