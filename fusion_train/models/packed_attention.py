@@ -88,6 +88,7 @@ class Layout:
         return seen.tril()[None, None]
 
     @lru_cache(maxsize=4)  # noqa: B019  # every layer needs it; few layouts are alive at a time
+    @torch.inference_mode(False)  # what answering leaves in the cache must serve training too
     def varlen(self, rows: int, device: torch.device) -> VarlenIndex:
         """Return the arguments of variable-length attention over `rows` rows."""
         keys, lengths_q, lengths_k = [], [], []
@@ -108,6 +109,7 @@ class Layout:
         return VarlenIndex(index, ends[0], ends[1], max(lengths_q), max(lengths_k))
 
     @lru_cache(maxsize=4)  # noqa: B019  # as above
+    @torch.inference_mode(False)
     def two_ranges(self, rows: int, device: torch.device) -> TwoRanges | None:
         """Return what the queries of `rows` rows see, where every prefix is followed by its questions; else None."""
         own = [segment.stop - segment.start for segment in self.segments]
@@ -311,6 +313,7 @@ def _attend_by_segment(
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """Return the causal mask (queries, keys) bool; the last query sees the last key."""
     places = torch.arange(keys, device=device)

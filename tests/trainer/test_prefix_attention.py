@@ -108,6 +108,14 @@ def test_attending_again_equals_ordinary_attention_to_the_bit(heads, window):
         assert torch.equal(got, expected)
 
 
+def test_what_attention_keeps_of_layouts_serves_training_after_answering():
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        index, ranges = TWO_CLIPS.varlen(3, cpu), TWO_CLIPS.two_ranges(3, cpu)
+        kept = [packed_attention._causal(3, 9, None, cpu), index.ends_q, index.keys, ranges.own.ends_q]
+    assert not any(tensor.is_inference() for tensor in kept)
+
+
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, True)])
 def test_attending_again_gives_gradients_only_where_they_are_needed(needed):
     inputs, weight = random_inputs((4, 2))
