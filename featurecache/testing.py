@@ -24,7 +24,7 @@ import numpy as np
 from featurecache.encoders import EXPORTING, Encoder
 from featurecache.errors import FeatureCacheError
 from featurecache.spec import STORED_DTYPES, Spec
-from featurecache.views import AudioView, View
+from featurecache.views import AudioView, TextView, View
 
 OpenEncoder = Callable[..., Encoder]
 NUM_CLIPS = 4
@@ -33,7 +33,10 @@ FRAME_SHAPE = (40, 60, 3)
 
 
 def random_views(view: View) -> list[np.ndarray]:
-    """Return what a decoder gives for four clips of different content; sounds differ in length too."""
+    """Return what a decoder gives for four clips of different content; sounds and words differ in length too."""
+    if isinstance(view, TextView):
+        words = ("I see.", "No!", "She never told me that she would leave. " * 60, "What a lovely day, isn't it?")
+        return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in words]
     random = np.random.default_rng(0)
     if isinstance(view, AudioView):
         seconds = (1.0, 0.11, 0.4 * view.max_duration_s, view.max_duration_s)

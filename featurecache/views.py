@@ -1,4 +1,4 @@
-"""Views of a clip: what an encoder reads of it, the waveform or frames chosen by a rule."""
+"""Views of a clip: what an encoder reads of it, the waveform, frames chosen by a rule, or its words."""
 
 from __future__ import annotations
 
@@ -37,4 +37,9 @@ class FramesView:
     still: bool
 
 
-View = AudioView | FramesView
+@dataclass(frozen=True)
+class TextView:
+    """The clip's words, its `text` in the clip list."""
+
+
+View = AudioView | FramesView | TextView

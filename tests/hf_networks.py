@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 SPEECH = {**SMALL, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
@@ -29,4 +30,31 @@ def save(folder: Path, family: str, settings: dict, preprocessor: dict) -> Path:
     config = getattr(transformers, family + "Config")(**settings, initializer_range=0.2)
     getattr(transformers, family + "Model")(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+SENTENCE = "i see . no ! she never told me that would leave what a lovely day , isn ' t it ?"
+WORDS = SENTENCE.split()
+READING = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def save_text(folder: Path, family: str = "Bert", head: str = "Model", **changes: object) -> Path:
+    """Save a small network of words and its tokenizer: WordPiece for BERT and ELECTRA, byte-level BPE for RoBERTa."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    if family == "Roberta":
+        vocabulary = {
+            token: n for n, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values()])
+        }
+        tokenizer = transformers.RobertaTokenizer(vocab=vocabulary, merges=[])
+        special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    else:
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+        vocabulary = {token: n for n, token in enumerate(tokens)}
+        tokenizer = transformers.BertTokenizer(vocab=vocabulary)
+        special = {"pad_token_id": 0}
+    tokenizer.save_pretrained(folder)
+    settings = {**READING, "vocab_size": len(vocabulary), "max_position_embeddings": 64, **special, **changes}
+    config = getattr(transformers, family + "Config")(**settings, initializer_range=0.2)
+    getattr(transformers, family + head)(config).save_pretrained(folder)
     return folder

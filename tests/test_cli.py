@@ -92,7 +92,7 @@ def test_info_and_show_say_what_is_stored_and_why_something_is_not(folder: Path)
 
 def test_the_help_of_extract_lists_the_installed_encoders() -> None:
     text = " ".join(fcache("extract", "--help").output.split())
-    assert "Installed: eva-global, eva-temporal, hf-audio, hf-image, hf-video, whisper" in text
+    assert "Installed: eva-global, eva-temporal, hf-audio, hf-image, hf-text, hf-video, whisper" in text
     assert "--encoder" in fcache("plan", "--help").output
 
 

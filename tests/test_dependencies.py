@@ -21,6 +21,7 @@ FOR_DEVELOPMENT = {"bench", "coverage", "dev", "docs", "mutants", "test-all"}
 
 UNDECLARED = {
     "huggingface_hub": "transformers requires it and fetches by it; its address and offline switch are asked",
+    "tokenizers": "transformers requires it; a tokenizer of an exported model is rebuilt from its JSON",
     "typing_extensions": "numcodecs and pydantic require it; pydantic asks for its TypedDict on Python 3.11",
     "umap": "`fcache map --method umap` names it, and what to install, where it is missing",
 }

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import save_eva, save_whisper
-from hf_networks import AUDIO, CROPPED, PICTURE, SPEECH, save
+from hf_networks import AUDIO, CROPPED, PICTURE, SPEECH, save, save_text
 
 from featurecache.encoders import (
     ENTRY_POINTS,
@@ -31,7 +31,7 @@ from featurecache.encoders.perturbation import unperturbed
 from featurecache.errors import EncoderError
 from featurecache.spec import Spec
 from featurecache.testing import EncoderContract
-from featurecache.views import AudioView, View
+from featurecache.views import AudioView, TextView, View
 
 OURS = sorted(name for name, value in registered().items() if value.startswith("featurecache."))
 VIDEO = {**PICTURE, "num_frames": 4, "tubelet_size": 2, "use_mean_pooling": False}
@@ -40,6 +40,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "eva-global": save_eva,
     "eva-temporal": save_eva,
     "hf-audio": lambda folder: save(folder, "Hubert", SPEECH, {"sampling_rate": 16_000, "do_normalize": True}),
+    "hf-text": save_text,
     "hf-image": lambda folder: save(folder, "CLIPVision", PICTURE, CROPPED),
     "hf-video": lambda folder: save(folder, "VideoMAE", VIDEO, CROPPED),
 }
@@ -93,6 +94,26 @@ class TestHfAudio(EncoderContract):
         return lambda **options: opener("hf-audio", folder)(**{"seconds": 2, **options})
 
 
+class TestHfText(EncoderContract):
+    encoder_name = "hf-text"
+    changed_options: ClassVar = {"tokens": 8, "special": "dropped", "length": 20, "layer": 1}
+
+    @pytest.fixture(params=["Bert", "Roberta"])
+    def open_encoder(self, request, tmp_path):
+        return opener("hf-text", save_text(tmp_path / "network", request.param))
+
+
+class TestHfTextVector(EncoderContract):
+    """One vector per clip."""
+
+    changed_options: ClassVar = {"pool": "cls", "length": 20}
+
+    @pytest.fixture
+    def open_encoder(self, tmp_path):
+        folder = save_text(tmp_path / "network", "Electra", embedding_size=16)
+        return lambda **options: opener("hf-text", folder)(**{"pool": "mean", **options})
+
+
 class TestHfImage(EncoderContract):
     encoder_name = "hf-image"
     changed_options: ClassVar = {"frames": 2, "rule": "middle", "pool": "cls", "grid": 2, "layer": 1}
@@ -133,7 +154,9 @@ def opened(name: str, folder: Path, **settings: object) -> Encoder:
 
 
 def sample(view: View, seed: int = 0) -> np.ndarray:
-    """A view of a clip: 2 s of noise, or frames of noise in large blocks."""
+    """A view of a clip: 2 s of noise, frames of noise in large blocks, or words."""
+    if isinstance(view, TextView):
+        return np.frombuffer(f"No! I see, she never told me {seed}.".encode(), np.uint8)
     random = np.random.default_rng(seed)
     if isinstance(view, AudioView):
         return (0.1 * random.standard_normal(2 * view.sampling_rate)).astype(np.float32)
@@ -221,6 +244,10 @@ def test_half_precision_stays_near_float32(name: str, dtype: str, folders: dict[
 
 def test_a_perturbed_encoder_passes_on_every_member(name: str, folders: dict[str, Path]) -> None:
     encoder = opened(name, folders[name])
+    if isinstance(encoder.view, TextView):
+        with pytest.raises(EncoderError, match=r"hf-text\.perturb: expected none, since it reads words"):
+            opened(name, folders[name], options={"perturb": "noise:5"})
+        return
     text = "noise:5" if isinstance(encoder.view, AudioView) else "low-light:0.5"
     perturbed = opened(name, folders[name], options={"perturb": text})
     for member in ("name", "view", "shape", "batch_size", "needs_valid", "notices"):

@@ -31,7 +31,7 @@ import numpy as np
 from featurecache.encoders.perturbation import PERTURB_OPTION, SPEC_KEY, Perturbation, parse_perturbation
 from featurecache.errors import EncoderError, suggest
 from featurecache.spec import Spec
-from featurecache.views import CHANNELS, AudioView, Channels, FramesView, View
+from featurecache.views import CHANNELS, AudioView, Channels, FramesView, TextView, View
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,7 @@ __all__ = [
     "ExportableEncoder",
     "FramesView",
     "RegisteredEncoder",
+    "TextView",
     "View",
     "encoder_class",
     "encoder_entry_point",
@@ -91,7 +92,10 @@ class Encoder(Protocol):
 
     @abstractmethod
     def preprocess(self, view: np.ndarray) -> np.ndarray:
-        """Turn the view of one clip, (S,) float32 or (F, H, W, 3) uint8, into the network's input without batch axis.
+        """Turn the view of one clip into the network's input without batch axis.
+
+        Args:
+            view: (S,) float32 of a waveform, (F, H, W, 3) uint8 of frames, or (bytes,) uint8, the UTF-8 of words.
 
         Raises:
             MediaError: the clip is at fault; it is recorded as failed. Any other error stops the run.
@@ -378,6 +382,9 @@ def open_encoder(
 
 def _perturbed(encoder: Encoder, perturbation: Perturbation) -> Encoder:
     view = encoder.view
+    if isinstance(view, TextView):
+        got = f'"{perturbation.name}", which is for {perturbation.medium}'
+        raise EncoderError(f"{encoder.name}.{PERTURB_OPTION}", expected="none, since it reads words", got=got)
     medium = "sound" if isinstance(view, AudioView) else "frames"
     single_frame = isinstance(view, FramesView) and view.count == 1
     needs_more_frames = perturbation.name == "drop-frames" and single_frame

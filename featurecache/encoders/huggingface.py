@@ -12,7 +12,7 @@ preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,28 +223,58 @@ def _load(
     compute_dtype: str,
     compiled_blocks: str,
 ) -> LoadedNetwork:
+    tower = family.blocks + "."
+    other_towers = ("text_model.", "decoder.")
+    network, hashes = load_pretrained(
+        checkpoint,
+        getattr(transformers, family.network),
+        config,
+        family.settings or {},
+        is_needed=lambda key: not key.endswith(TRAINING_ONLY),
+        is_read=lambda _, key: tower in key and not key.startswith(other_towers),
+    )
+    frozen = FrozenNetwork(network, device, compute_dtype, compiled_blocks)
+    return LoadedNetwork(frozen, config, hashes, checkpoint.provenance)
+
+
+def load_pretrained(
+    checkpoint: Checkpoint,
+    network_class: Any,
+    config: Any,
+    settings: Mapping[str, Any],
+    *,
+    is_needed: Callable[[str], bool],
+    is_read: Callable[[Any, str], bool],
+) -> tuple[Any, dict[str, str]]:
+    """Load a network of transformers strictly in float32; return it, and sha256 by weight file.
+
+    Args:
+        settings: further arguments of the network's class.
+        is_needed: whether the checkpoint must hold the parameter of a name.
+        is_read: whether a tensor of this name that the network lacks belongs to what it computes, and not to a head.
+
+    Raises:
+        WeightsError: tensors missing, unexpected or of another shape (all are named), or pickled weights.
+    """
     files = checkpoint.files_of()
-    settings = {"config": config, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    cls = getattr(transformers, family.network)
+    reading = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
-        with quiet_transformers():  # the error below names the missing tensors
-            network, report = cls.from_pretrained(
-                next(iter(files.values())).parent, **settings, **(family.settings or {})
+        with quiet_transformers():  # the error below names the tensors
+            network, report = network_class.from_pretrained(
+                next(iter(files.values())).parent,
+                config=config,
+                ignore_mismatched_sizes=True,  # they are named below
+                **reading,
+                **settings,
             )
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().partition("\n")[0].rstrip(".")
         raise checkpoint.error(expected="safetensors files that fit its config.json", got=first_line) from error
-    missing = [key for key in report["missing_keys"] if not key.endswith(TRAINING_ONLY)]
-    tower = family.blocks + "."
-    other_towers = ("text_model.", "decoder.")
-    unexpected = [key for key in report["unexpected_keys"] if tower in key and not key.startswith(other_towers)]
-    problems = [f"missing: {key}" for key in sorted(missing)] + [f"unexpected: {key}" for key in sorted(unexpected)]
-    problems += [
-        f"shape of {entry[0]}: expected {tuple(entry[2])}, got {tuple(entry[1])}"
-        for entry in sorted(report["mismatched_keys"])
-    ]
+    mismatched = sorted(report["mismatched_keys"])
+    differing = {entry[0] for entry in mismatched}
+    problems = [f"missing: {key}" for key in sorted(report["missing_keys"]) if is_needed(key) and key not in differing]
+    problems += [f"unexpected: {key}" for key in sorted(report["unexpected_keys"]) if is_read(network, key)]
+    problems += [f"shape of {name}: expected {tuple(own)}, got {tuple(got)}" for name, got, own in mismatched]
     if problems:
         raise checkpoint.error(expected="every tensor of its config.json", got="other ones", problems=problems)
-    hashes = {name: file_sha256(path) for name, path in files.items()}
-    frozen = FrozenNetwork(network, device, compute_dtype, compiled_blocks)
-    return LoadedNetwork(frozen, config, hashes, checkpoint.provenance)
+    return network, {name: file_sha256(path) for name, path in files.items()}

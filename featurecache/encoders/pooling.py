@@ -8,7 +8,8 @@ Averages are computed in float32, whatever the encoder's dtype. Source: arXiv 26
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,21 @@ from featurecache.errors import EncoderError
 def windows(num_tokens: int, num_pooled: int) -> list[tuple[int, int]]:
     """Return (first, one past the last) of the tokens that each of `num_pooled` averages over `num_tokens` takes."""
     return [(i * num_tokens // num_pooled, -(-(i + 1) * num_tokens // num_pooled)) for i in range(num_pooled)]
+
+
+def single_vector(encoder: str, pool: str, options: Mapping[str, Any], excluded: Iterable[str]) -> None:
+    """Check the options of an encoder that gives one vector per clip.
+
+    Raises:
+        EncoderError: one of the `excluded` options is given too: there is nothing left for it to decide.
+    """
+    given = [option for option in excluded if option in options]
+    if given:
+        raise EncoderError(
+            f"{encoder}.{given[0]}",
+            expected=f"to be left out, since pool={pool} gives one vector per clip",
+            got=repr(options[given[0]]),
+        )
 
 
 def average_over_time(tokens: torch.Tensor, num_pooled: int) -> torch.Tensor:

@@ -113,7 +113,7 @@ def refuse_changed_media(
             raise FingerprintError(
                 name,
                 expected="the media that its tokens were made from",
-                got=f"other bytes, start_s, end_s, crop, mute or peak_frame for {number}",
+                got=f"other bytes, start_s, end_s, crop, mute, peak_frame or text for {number}",
                 next_step=f"`fcache retry --name {name}` extracts them anew; or give the new media new ids.",
                 problems=changed,
             )

@@ -1,7 +1,8 @@
-"""Decode the views that encoders read of a clip: a waveform or frames.
+"""Decode the views that encoders read of a clip: a waveform, frames or words.
 
 Shapes: waveform (S,) float32 mono in [-1, 1] at the view's rate; frames (F, H, W, 3) uint8 RGB, as displayed (turned,
-mirrored and stretched as the recording states), at the size of the recording, or of the clip's crop of it.
+mirrored and stretched as the recording states), at the size of the recording, or of the clip's crop of it; words
+(bytes,) uint8, the UTF-8 of the clip's text, without a file.
 
 Each file of a clip is decoded once for all its views (`recording`). Frames are numbered in display order from 0 within
 the part of the file between `start_s` and `end_s`. A "uniform" view takes frame floor((i + 0.5)·N / F) of N frames:
@@ -32,7 +33,7 @@ from featurecache.media.frames import Reservation, frame_indices
 from featurecache.media.recording import Absent, Decoded, Recording, media_error
 from featurecache.media.still import check_still, read_still
 from featurecache.spec import canonical_json
-from featurecache.views import AudioView, FramesView, View
+from featurecache.views import AudioView, FramesView, TextView, View
 
 __all__ = ["Absent", "Decoded", "decode", "decode_each", "frame_indices", "media_files"]
 
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 def decode(clip: Clip, views: Sequence[View]) -> list[Decoded]:
-    """Decode every view of one clip: (S,) float32, (F, H, W, 3) uint8, or `Absent` per view.
+    """Decode every view of one clip: (S,) float32, (F, H, W, 3) uint8, (bytes,) uint8, or `Absent` per view.
 
     Raises:
         MediaError: the media of any view cannot be decoded.
@@ -71,6 +72,9 @@ def decode_each(
     results: dict[View, Decoded | MediaError] = {}
     from_file: dict[tuple[Path, str], list[View]] = {}
     for view in dict.fromkeys(views):
+        if isinstance(view, TextView):
+            results[view] = _words(clip)
+            continue
         source, kind = _source(clip, view)
         if source is None:
             results[view] = Absent(kind)
@@ -108,11 +112,20 @@ def header_problem(clip: Clip) -> MediaError | None:
 
 def media_files(clip: Clip, view: View) -> list[Path]:
     """Return the files that decide what `view` shows of this clip; empty if it has none."""
+    if isinstance(view, TextView):
+        return []
     source, _ = _source(clip, view)
     return [] if source is None else [source]
 
 
-def _source(clip: Clip, view: View) -> tuple[Path | None, str]:
+def _words(clip: Clip) -> Decoded:
+    """Return the UTF-8 bytes of the clip's text; text of white space only is none."""
+    if clip.text is None or not clip.text.strip():
+        return Absent("no text in the clip list")
+    return np.frombuffer(clip.text.encode("utf-8"), np.uint8)
+
+
+def _source(clip: Clip, view: AudioView | FramesView) -> tuple[Path | None, str]:
     """Return the file that a view reads and its kind, or None and the reason why there is none."""
     if isinstance(view, AudioView):
         if clip.mute:
@@ -177,11 +190,14 @@ def clip_source(clip: Clip, view: View) -> str:
 
     A store keeps this hash with the tokens. Renaming or moving a file does not change it. The bytes of the file, the
     clip's start and end, for a view of frames its crop, and for a view of the peak frame the peak frame change it;
-    text, labels and split do not. A view without media has a hash too.
+    text, labels and split do not. The hash of a view of words is that of the text only. A view without media has a hash
+    too.
 
     Raises:
         OSError: a media file cannot be read.
     """
+    if isinstance(view, TextView):
+        return hashlib.sha256(canonical_json({"text": clip.text}).encode("ascii")).hexdigest()
     files = media_files(clip, view)
     identity: dict[str, object] = {"media": [file_sha256(path) for path in files]}
     if isinstance(view, FramesView) and files and files[0] == clip.image:

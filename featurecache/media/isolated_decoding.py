@@ -28,14 +28,14 @@ from featurecache.clips.clip_list import MEDIA_KINDS, Clip
 from featurecache.clips.crop import parse_crop
 from featurecache.errors import MediaError
 from featurecache.media.decode import Absent, Decoded, decode_each, header_problem
-from featurecache.views import AudioView, FramesView, View
+from featurecache.views import AudioView, FramesView, TextView, View
 
 FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 PROGRAM = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from featurecache.media.isolated_decoding import serve
 serve()"""
-_VIEWS = {kind.__name__: kind for kind in (AudioView, FramesView)}
+_VIEWS = {kind.__name__: kind for kind in (AudioView, FramesView, TextView)}
 
 Result = Decoded | MediaError
 
@@ -129,7 +129,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _encoded_request(clip: Clip, views: Sequence[View], limit_s: float | None) -> bytes:
-    fields = {name: getattr(clip, name) for name in ("id", "peak_frame", "start_s", "end_s", "mute")}
+    fields = {name: getattr(clip, name) for name in ("id", "text", "peak_frame", "start_s", "end_s", "mute")}
     fields |= {kind: str(path) for kind in MEDIA_KINDS if (path := getattr(clip, kind)) is not None}
     if clip.crop is not None:
         fields["crop"] = clip.crop.as_json()

@@ -110,7 +110,7 @@ class Recording:
                 if isinstance(view, FramesView):
                     track = tracks["video"]
                     pickers[view] = self._picker(view, track, track.display_times(), track.missing)
-                else:
+                elif isinstance(view, AudioView):
                     limits = (view.max_duration_s, self._start_s, self._end_s)
                     collectors[view] = WaveformCollector(view.sampling_rate, *limits, view.channels)
             except MediaError as error:

@@ -35,7 +35,7 @@ from featurecache.files.publish import (
     require_writable,
     writing,
 )
-from featurecache.views import AudioView, View
+from featurecache.views import AudioView, FramesView, View
 from fusion_train.errors import ExportError
 from fusion_train.export.export_run import refuse_occupied
 from fusion_train.predict.opening import OpenedModel
@@ -161,6 +161,7 @@ def make_graphs(opened: OpenedModel) -> dict[str, tuple[nn.Module, tuple[Tensor,
 def _random_view(view: View, random: np.random.Generator) -> np.ndarray:
     if isinstance(view, AudioView):
         return random.uniform(-0.5, 0.5, view.sampling_rate).astype(np.float32)
+    assert isinstance(view, FramesView)  # an encoder of words pools over the clip's own tokens, which is refused above
     return random.integers(0, 256, (view.count, 90, 120, 3), dtype=np.uint8)
 
 

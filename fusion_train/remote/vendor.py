@@ -33,8 +33,8 @@ PROBE_ENTRY_MODULES = ("configuration_emotion_probe", "modeling_emotion_probe", 
 """Modules of `REMOTE` that `auto_map` names; they keep their short names."""
 CACHE = "featurecache"
 PROJECT = (CACHE, "fusion_train")
-PACKAGES = ("torch", "transformers", "huggingface_hub", "av", "numpy", "PIL", "safetensors")
-"""What a machine that only answers has; transformers brings huggingface_hub and safetensors."""
+PACKAGES = ("torch", "transformers", "huggingface_hub", "av", "numpy", "PIL", "safetensors", "tokenizers")
+"""What a machine that only answers has; transformers brings huggingface_hub, safetensors and tokenizers."""
 ALLOWED = frozenset(PACKAGES) | sys.stdlib_module_names
 ALLOWED_WORDS = "the project, the standard library, torch, transformers, PyAV, NumPy, Pillow"
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|AUTHORS)", re.IGNORECASE)
