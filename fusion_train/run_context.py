@@ -99,7 +99,7 @@ def build_context(
     )
     reader = FeatureReader.open(store, config.features.used, fingerprints)
     if not reader.modalities:
-        raise ConfigError("features", expected="a feature for at least one of audio, image, video", got="none")
+        raise ConfigError("features", expected="a feature for at least one of audio, image, video, text", got="none")
     reader = reader.with_absent_constants(absent_constants(config.features, reader, Path(clips).parent))
     if sets is None:
         sets = label_sets(clip_list.in_split(config.data.train_split))

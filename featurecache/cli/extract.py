@@ -30,6 +30,8 @@ from featurecache.tables import Table
 from featurecache.terminal import duration, show_progress
 
 MAX_NOTICES = 10
+ALL_LAYERS = "all"
+"""Value of the option `layer` that stands for every layer, each a feature of its own."""
 
 if TYPE_CHECKING:
     from featurecache.extract.forecast import Forecast
@@ -211,9 +213,10 @@ def _job(values: dict[str, Any]) -> ExtractionJob:
                 got=f'"{feature}" twice',
                 next_step=f"Name it: --encoder {feature}-2={encoder}.",
             )
-        features[feature] = EncoderSettings(
-            encoder, checkpoint, settings, values["compute_dtype"], values["batch_size"]
-        )
+        for layer_feature, layer_settings in _per_layer(feature, encoder, checkpoint, settings).items():
+            features[layer_feature] = EncoderSettings(
+                encoder, checkpoint, layer_settings, values["compute_dtype"], values["batch_size"]
+            )
     return ExtractionJob(
         store=values["store"],
         clips=values["clips"],
@@ -226,6 +229,30 @@ def _job(values: dict[str, Any]) -> ExtractionJob:
         clip_limit_s=values["clip_limit"] or None,
         max_failures=values.get("max_failures"),
     )
+
+
+def _per_layer(
+    feature: str, encoder: str, checkpoint: str | None, settings: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return feature -> settings: one for each layer, named `feature.L04`, if the option `layer` is "all".
+
+    Raises:
+        EncoderError: the encoder does not give all layers from one forward.
+    """
+    from featurecache.encoders import encoder_class
+
+    if settings.get("layer") != ALL_LAYERS:
+        return {feature: settings}
+    registered_name, _, named = encoder.partition(":")
+    num_layers = encoder_class(registered_name).plan_layers(checkpoint or named or None, settings)
+    if not num_layers:
+        raise EncoderError(
+            f"{encoder}.layer",
+            expected="the number of a layer, since this encoder does not give several from one forward",
+            got=repr(ALL_LAYERS),
+            next_step=f"Name one feature per layer: --encoder a={encoder} --option a.layer=1.",
+        )
+    return {f"{feature}.L{layer:02d}": {**settings, "layer": layer} for layer in range(1, num_layers + 1)}
 
 
 def _feature_and_encoder(value: str) -> tuple[str, str]:

@@ -60,7 +60,10 @@ REQUIRED = ("open", "spec", "preprocess", "forward", "pool")
 """Methods that the class of an encoder has to define."""
 EXPORTING = ("from_spec", "empty_network", "options_of", "settings")
 """Further members that the class of an encoder has to define to be exported; `network` is one of its instances."""
-OPTIONAL = ("needs_valid", "notices", "num_valid", "without_network", "plan_shape", "plan_notices")
+OPTIONAL = (
+    *("needs_valid", "notices", "output_layer", "num_valid", "without_network", "forward_layers"),
+    *("plan_shape", "plan_notices", "plan_layers"),
+)
 """Members with a default."""
 
 FRAMES_IMPLEMENTATION = 2
@@ -84,6 +87,9 @@ class Encoder(Protocol):
     """Whether `pool` averages over the clip's own duration only and therefore needs `num_valid` of every clip."""
     notices: Sequence[str] = ()
     """Lines about the loaded encoder for the user; the command line prints them."""
+    output_layer: int | None = None
+    """Number of blocks whose output `forward` returns, if `forward_layers` gives it too; else None. The spec states it
+    as `blocks` of its `tap`, and encoders that differ only in it share one forward."""
 
     @abstractmethod
     def spec(self, stored_dtype: str) -> Spec:
@@ -106,6 +112,11 @@ class Encoder(Protocol):
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """Encode (B, …) preprocessed inputs to (B, T, D) encoder tokens on the encoder's device."""
         ...
+
+    def forward_layers(self, batch: np.ndarray, layers: Sequence[int]) -> Mapping[int, torch.Tensor]:
+        """Encode as `forward`, but return layer -> its tokens (B, T, D), from one forward; called only with
+        `output_layer`."""
+        raise NotImplementedError(f"{self.name}: output_layer without forward_layers")
 
     def num_valid(self, view: np.ndarray) -> int:
         """Return how many of the T tokens the clip fills, at least 1; called only if `needs_valid`."""
@@ -158,6 +169,12 @@ class RegisteredEncoder(Encoder, Protocol):
     def plan_notices(cls, weights: str | None, options: Mapping[str, Any]) -> Sequence[str]:
         """Return `notices` for `fcache plan`, from the checkpoint's config only."""
         return ()
+
+    @classmethod
+    def plan_layers(cls, weights: str | None, options: Mapping[str, Any]) -> int:
+        """Return the number of layers that `layer=all` names, from the checkpoint's config only; 0 without
+        `forward_layers`."""
+        return 0
 
 
 class ExportableEncoder(RegisteredEncoder, Protocol):
@@ -222,6 +239,7 @@ class _PerturbedEncoder(Encoder):
         self.shape = encoder.shape
         self.needs_valid = encoder.needs_valid
         self.notices = encoder.notices
+        self.output_layer = encoder.output_layer
 
     @property
     def batch_size(self) -> int:
@@ -243,6 +261,10 @@ class _PerturbedEncoder(Encoder):
     def forward(self, batch: np.ndarray) -> torch.Tensor:
         """Encode as the encoder does."""
         return self._encoder.forward(batch)
+
+    def forward_layers(self, batch: np.ndarray, layers: Sequence[int]) -> Mapping[int, torch.Tensor]:
+        """Encode as the encoder does."""
+        return self._encoder.forward_layers(batch, layers)
 
     def num_valid(self, view: np.ndarray) -> int:
         """Return the encoder's number of valid tokens; a perturbation does not change the length of a view."""

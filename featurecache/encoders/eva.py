@@ -40,7 +40,7 @@ from featurecache.encoders.network import (
     resolve_compute_dtype,
     resolve_device,
 )
-from featurecache.encoders.pooling import average_over_grid
+from featurecache.encoders.pooling import MEAN_RULE, average_over_grid, average_patches, single_vector
 from featurecache.files.hashing import file_sha256
 from featurecache.spec import Spec
 from featurecache.views import FrameRule, FramesView
@@ -52,11 +52,18 @@ GLOBAL_NORM_EPS = 1e-5
 GLOBAL_PIXELS, TEMPORAL_PIXELS = 448, 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GLOBAL_OPTIONS = {"frame": ("peak", "middle", "first"), "layer": None, "batch": None, "compile": COMPILE}
+GLOBAL_OPTIONS = {
+    "frame": ("peak", "middle", "first"),
+    "pool": ("tokens", "mean"),
+    "layer": None,
+    "batch": None,
+    "compile": COMPILE,
+}
 TEMPORAL_OPTIONS = {
     "frames": 16,
     "rule": ("uniform", "window", "peak", "middle", "first"),
     "grid": 2,
+    "pool": ("tokens", "mean"),
     "layer": None,
     "norm": ("final", "none"),
     "batch": None,
@@ -218,10 +225,12 @@ class EvaGlobalEncoder(_EvaEncoder):
         layer: int | None = None,
         batch: int | None = None,
         compile: str = "no",
+        pool: str = "tokens",
     ) -> None:
         super().__init__(tower, compile)
         self.view = FramesView(1, frame, still=True)
-        self.shape = (1 + self.grid_side**2, tower.config.hidden_size)
+        self.one_vector = pool == "mean"
+        self.shape = (1 if self.one_vector else 1 + self.grid_side**2, tower.config.hidden_size)
         available = tower.config.num_hidden_layers
         self.num_blocks = block_count(self.name, layer or min(GLOBAL_BLOCKS, available), available)
         self.batch_size = choose_batch_size(self.network, batch, DEFAULT_BATCH[self.name])
@@ -230,7 +239,8 @@ class EvaGlobalEncoder(_EvaEncoder):
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> EvaGlobalEncoder:
         """Load every weight of the network, or fail.
 
-        Options: `frame` (peak, middle, first), `layer` (39, the number of blocks that run), `batch`, `compile`.
+        Options: `frame` (peak, middle, first), `pool` (tokens; mean: one vector, the average of the patches), `layer`
+        (39, the number of blocks that run), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
@@ -243,20 +253,21 @@ class EvaGlobalEncoder(_EvaEncoder):
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
         """Return (K, D) from the checkpoint's config only."""
-        read_options(cls.name, options, GLOBAL_OPTIONS)
+        settings = read_options(cls.name, options, GLOBAL_OPTIONS)
         config = cls._config(weights)
-        return 1 + (cls.pixels // config.patch_size) ** 2, config.hidden_size
+        return 1 if settings["pool"] == "mean" else 1 + (cls.pixels // config.patch_size) ** 2, config.hidden_size
 
     @classmethod
     def options_of(cls, spec: Spec) -> dict[str, Any]:
         """Return the options with which `open` gives an encoder of this spec."""
         options = {"frame": spec.preprocessing["frame_rule"], "layer": spec.tap["blocks"]}
-        return options | _batch_and_compile(spec)
+        return options | _batch_and_compile(spec) | _pool_of(spec)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Return everything that decides the stored bytes."""
         tap = {"blocks": self.num_blocks, "norm": f"LayerNorm without affine, eps {GLOBAL_NORM_EPS}"}
         pooling = {"rule": "none", "order": "CLS, then patches in raster order"}
+        pooling = {"rule": MEAN_RULE} if self.one_vector else pooling
         return self._spec(tap, pooling, {"frames": 1, "frame_rule": self.view.rule}, stored_dtype)
 
     def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -266,8 +277,11 @@ class EvaGlobalEncoder(_EvaEncoder):
             return F.layer_norm(hidden.float(), hidden.shape[-1:], eps=GLOBAL_NORM_EPS)
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
-        """Return all (B, K, D) tokens in float32."""
-        return tokens.float()
+        """Return all (B, K, D) tokens in float32, or the average of the patches."""
+        if not self.one_vector:
+            return tokens.float()
+        with torch.inference_mode():
+            return average_patches(tokens[:, None, 1:])
 
 
 class EvaTemporalEncoder(_EvaEncoder):
@@ -280,17 +294,18 @@ class EvaTemporalEncoder(_EvaEncoder):
         self,
         tower: LoadedNetwork,
         frames: int,
-        grid: int,
+        grid: int = 2,
         rule: FrameRule = "uniform",
         layer: int | None = None,
         norm: str = "final",
         batch: int | None = None,
         compile: str = "no",
+        pool: str = "tokens",
     ) -> None:
         super().__init__(tower, compile)
         self.view = FramesView(frames, rule, still=False)
-        self.num_frames, self.grid, self.norm = frames, grid, norm
-        self.shape = (frames * grid * grid, tower.config.hidden_size)
+        self.num_frames, self.grid, self.norm, self.one_vector = frames, grid, norm, pool == "mean"
+        self.shape = (1 if self.one_vector else frames * grid * grid, tower.config.hidden_size)
         available = tower.config.num_hidden_layers
         self.num_blocks = block_count(self.name, layer, available)
         self.batch_size = choose_batch_size(self.network, batch, DEFAULT_BATCH[self.name])
@@ -302,14 +317,15 @@ class EvaTemporalEncoder(_EvaEncoder):
     ) -> EvaTemporalEncoder:
         """Load every weight of the network, or fail.
 
-        Options: `frames` (16) and `grid` (2), which give frames × grid × grid tokens; `rule` (uniform, or consecutive
-        frames: window, peak, middle, first), `layer` (all blocks), `norm` (final or none), `batch`, `compile`.
+        Options: `frames` (16) and `grid` (2), which give frames × grid × grid tokens; `pool` (tokens; mean: one vector,
+        the average of all patches of all frames, without `grid`); `rule` (uniform, or consecutive frames: window, peak,
+        middle, first), `layer` (all blocks), `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
-        settings = read_options(cls.name, options, TEMPORAL_OPTIONS)
+        settings = _temporal_options(options)
         tower = _load_tower(weights or cls.default_weights, device, compute_dtype, cls.name, settings["compile"])
         if settings["norm"] == "final" and getattr(tower.config, "without_final_norm", False):
             raise Checkpoint(weights or cls.default_weights, cls.name).error(
@@ -320,8 +336,9 @@ class EvaTemporalEncoder(_EvaEncoder):
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
         """Return (K, D) from the checkpoint's config only."""
-        settings = read_options(cls.name, options, TEMPORAL_OPTIONS)
-        return settings["frames"] * settings["grid"] ** 2, cls._config(weights).hidden_size
+        settings = _temporal_options(options)
+        num_tokens = 1 if settings["pool"] == "mean" else settings["frames"] * settings["grid"] ** 2
+        return num_tokens, cls._config(weights).hidden_size
 
     @classmethod
     def plan_notices(cls, weights: str | None, options: Mapping[str, Any]) -> list[str]:
@@ -338,16 +355,17 @@ class EvaTemporalEncoder(_EvaEncoder):
         options = {
             "frames": spec.preprocessing["frames"],
             "rule": spec.preprocessing["frame_rule"],
-            "grid": spec.pooling["grid"],
             "layer": spec.tap["blocks"],
             "norm": "none" if spec.tap["norm"] == "none" else "final",
         }
-        return options | _batch_and_compile(spec)
+        grid = {"grid": spec.pooling["grid"]} if "grid" in spec.pooling else {}
+        return options | grid | _batch_and_compile(spec) | _pool_of(spec)
 
     def spec(self, stored_dtype: str) -> Spec:
         """Return everything that decides the stored bytes."""
         tap = {"blocks": self.num_blocks, "norm": "none" if self.norm == "none" else "post_layernorm"}
         pooling = {"rule": "adaptive average over patches", "grid": self.grid, "order": "frame, row, column"}
+        pooling = {"rule": MEAN_RULE} if self.one_vector else pooling
         return self._spec(tap, pooling, {"frames": self.num_frames, "frame_rule": self.view.rule}, stored_dtype)
 
     def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -363,6 +381,8 @@ class EvaTemporalEncoder(_EvaEncoder):
         """Average (B, F · (1 + patches), D) to (B, K, D) float32, without CLS."""
         with torch.inference_mode():
             frames = tokens.reshape(len(tokens), self.num_frames, -1, tokens.shape[-1])  # [b, f, 1 + patches, d]
+            if self.one_vector:
+                return average_patches(frames[:, :, 1:])
             return average_over_grid(frames[:, :, 1:].flatten(1, 2), self.num_frames, self.grid)
 
 
@@ -380,6 +400,18 @@ def _temporal_notices(available: int, num_blocks: int, norm: str, is_blip2: bool
         f"blocks and EVA's own final norm. For these, fetch LAVIS' file {LAVIS_FILE} and name it: "
         "--weights eva-temporal=eva_vit_g.pth"
     ]
+
+
+def _temporal_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    settings = read_options(EvaTemporalEncoder.name, options, TEMPORAL_OPTIONS)
+    if settings["pool"] == "mean":
+        single_vector(EvaTemporalEncoder.name, "mean", options, ("grid",))
+    return settings
+
+
+def _pool_of(spec: Spec) -> dict[str, Any]:
+    """Return the option `pool` of a spec, if it is not the default."""
+    return {"pool": "mean"} if spec.pooling["rule"] == MEAN_RULE else {}
 
 
 def _batch_and_compile(spec: Spec) -> dict[str, Any]:

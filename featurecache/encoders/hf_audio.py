@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from featurecache.encoders import ExportableEncoder
-from featurecache.encoders.checkpoint import Checkpoint, read_options
+from featurecache.encoders.checkpoint import Checkpoint
 from featurecache.encoders.huggingface import (
     AUDIO,
     TappedNetwork,
@@ -28,8 +28,7 @@ from featurecache.encoders.huggingface import (
     tapped_of_spec,
 )
 from featurecache.encoders.network import COMPILE, FrozenNetwork, choose_batch_size, copy_without, required
-from featurecache.encoders.pooling import average_sound
-from featurecache.encoders.whisper import KNOWN_OPTIONS as WHISPER_OPTIONS
+from featurecache.encoders.pooling import average_sound, read_sound_options
 from featurecache.encoders.whisper import WhisperEncoder
 from featurecache.spec import Spec
 from featurecache.views import CHANNELS, AudioView
@@ -37,6 +36,7 @@ from featurecache.views import CHANNELS, AudioView
 KNOWN_OPTIONS = {
     "tokens": 64,
     "pooling": ("valid", "padded"),
+    "pool": ("tokens", "mean"),
     "seconds": 30,
     "layer": None,
     "norm": ("final", "none"),
@@ -76,6 +76,7 @@ class HfAudioEncoder(ExportableEncoder):
         self.shape = (options["tokens"], config.hidden_size)
         self.needs_valid = options["pooling"] == "valid"
         self.batch_size = choose_batch_size(self.network, options["batch"], DEFAULT_BATCH)
+        self.output_layer = tapped.tap.get("blocks") if tapped.gives_layers else None
 
     @classmethod
     def open(
@@ -83,8 +84,9 @@ class HfAudioEncoder(ExportableEncoder):
     ) -> ExportableEncoder:
         """Load every weight of the network, or fail.
 
-        Options: `tokens` (64), `pooling` (valid or padded), `seconds` (30, the longest part of a clip that is encoded),
-        `layer` (all blocks), `norm` (final or none), `batch`, `channels` (mean or standard, as in Whisper), `compile`.
+        Options: `tokens` (64), `pooling` (valid or padded), `pool` (tokens; mean: one vector, as tokens=1 with pooling
+        valid), `seconds` (30, the longest part of a clip that is encoded), `layer` (all blocks), `norm` (final or
+        none), `batch`, `channels` (mean or standard, as in Whisper), `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
@@ -93,7 +95,7 @@ class HfAudioEncoder(ExportableEncoder):
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         if checkpoint.json("config.json").get("model_type") == "whisper":
             return WhisperEncoder.open(weights, device, compute_dtype, options)
-        settings = read_options(cls.name, options, KNOWN_OPTIONS)
+        settings = read_sound_options(cls.name, options, KNOWN_OPTIONS)
         tapped = open_tapped(checkpoint, AUDIO, device, compute_dtype, settings)
         return cls(tapped, checkpoint.json("preprocessor_config.json"), settings)
 
@@ -103,8 +105,18 @@ class HfAudioEncoder(ExportableEncoder):
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         document = checkpoint.json("config.json")
         if document.get("model_type") == "whisper":
-            return read_options("whisper", options, WHISPER_OPTIONS)["tokens"], int(document["d_model"])
-        return read_options(cls.name, options, KNOWN_OPTIONS)["tokens"], find_family(checkpoint, AUDIO)[1].hidden_size
+            return WhisperEncoder.plan_shape(weights or cls.default_weights, options)
+        settings = read_sound_options(cls.name, options, KNOWN_OPTIONS)
+        return settings["tokens"], find_family(checkpoint, AUDIO)[1].hidden_size
+
+    @classmethod
+    def plan_layers(cls, weights: str | None, options: Mapping[str, Any]) -> int:
+        """Return the number of blocks, from the checkpoint's config only; 0 if an adapter follows them."""
+        checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
+        if checkpoint.json("config.json").get("model_type") == "whisper":
+            return WhisperEncoder.plan_layers(weights or cls.default_weights, options)
+        config = find_family(checkpoint, AUDIO)[1]
+        return 0 if getattr(config, "add_adapter", False) else config.num_hidden_layers
 
     @classmethod
     def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> HfAudioEncoder:
@@ -189,15 +201,31 @@ class HfAudioEncoder(ExportableEncoder):
         """Encode (B, samples) float32 to (B, T, D)."""
         network = required(self.network)
         with network.running():
-            values = network.tensor(batch)
-            if not self._masked:
-                return self._tapped(torch.nan_to_num(values))
-            # One more token, always masked: transformers drops a mask without masked positions. Then the kernel, and
-            # so the last bits of a clip, would depend on whether the other clips of the batch have padding.
-            values = F.pad(values, (0, math.prod(stride for _, stride in self._convolutions)), value=math.nan)
-            is_sound = ~torch.isnan(values)
-            is_sound[:, :1] = True
-            return self._tapped(torch.nan_to_num(values), attention_mask=is_sound.long())[:, :-1]
+            values, mask = self._values_and_mask(network.tensor(batch))
+            return self._without_added(self._tapped(values, **mask))
+
+    def forward_layers(self, batch: np.ndarray | torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Encode (B, samples) float32 once; return layer -> (B, T, D)."""
+        network = required(self.network)
+        with network.running():
+            values, mask = self._values_and_mask(network.tensor(batch))
+            states = self._tapped.layers(layers, values, **mask)
+            return {layer: self._without_added(tokens) for layer, tokens in states.items()}
+
+    def _values_and_mask(self, values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return what the network reads of (B, samples) with NaN as padding, and its attention mask if it takes one."""
+        if not self._masked:
+            return torch.nan_to_num(values), {}
+        # One more token, always masked: transformers drops a mask without masked positions. Then the kernel, and
+        # so the last bits of a clip, would depend on whether the other clips of the batch have padding.
+        values = F.pad(values, (0, math.prod(stride for _, stride in self._convolutions)), value=math.nan)
+        is_sound = ~torch.isnan(values)
+        is_sound[:, :1] = True
+        return torch.nan_to_num(values), {"attention_mask": is_sound.long()}
+
+    def _without_added(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of the clip's samples: those without the token that `_values_and_mask` adds."""
+        return tokens[:, :-1] if self._masked else tokens
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average (B, T, D) to (B, K, D) float32; pooling "valid" averages the first `valid[b]` tokens of clip b.

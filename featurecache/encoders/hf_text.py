@@ -108,7 +108,7 @@ class HfTextEncoder(ExportableEncoder):
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(options["length"])
         config = loaded.config
-        self.num_blocks = block_count(self.name, options["layer"], config.num_hidden_layers)
+        self.num_blocks = self.output_layer = block_count(self.name, options["layer"], config.num_hidden_layers)
         self.shape = (options["tokens"] if options["pool"] == "tokens" else 1, config.hidden_size)
         self.batch_size = choose_batch_size(self.network, options["batch"], DEFAULT_BATCH)
 
@@ -144,6 +144,11 @@ class HfTextEncoder(ExportableEncoder):
         settings = _read_options(options)
         config = _read_config(Checkpoint(weights or cls.default_weights, cls.name))[1]
         return settings["tokens"] if settings["pool"] == "tokens" else 1, config.hidden_size
+
+    @classmethod
+    def plan_layers(cls, weights: str | None, options: Mapping[str, Any]) -> int:
+        """Return the number of blocks, from the checkpoint's config only."""
+        return int(_read_config(Checkpoint(weights or cls.default_weights, cls.name))[1].num_hidden_layers)
 
     @classmethod
     def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> HfTextEncoder:
@@ -237,27 +242,32 @@ class HfTextEncoder(ExportableEncoder):
 
     def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Encode (B, 2, length) to (B, T, D): the tokens that are averaged, then zeros."""
+        return self.forward_layers(batch, [self.num_blocks])[self.num_blocks]
+
+    def forward_layers(self, batch: np.ndarray | torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Encode as `forward`, once; return layer -> (B, T, D)."""
         network = required(self.network)
         rows = batch if isinstance(batch, np.ndarray) else batch.cpu().numpy()
-        out = torch.zeros((len(rows), rows.shape[2], self.shape[1]), device=network.device)
+        shape = (len(rows), rows.shape[2], self.shape[1])
         with network.running():
+            out = {layer: torch.zeros(shape, device=network.device) for layer in layers}
             for b, (numbers, averaged) in enumerate(rows):
                 length = int(np.count_nonzero(numbers))
                 if length:
                     ids = network.tensor(numbers[None, :length].astype(np.int64) - 1)
                     kept = network.tensor(averaged[:length].astype(bool))
-                    hidden = self._hidden(ids)[kept].float()  # [l, d]
-                    out[b, : len(hidden)] = hidden
+                    for layer, states in self._states(ids, layers).items():
+                        hidden = states[0][kept].float()  # [l, d]
+                        out[layer][b, : len(hidden)] = hidden
         return out
 
-    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states (L, D) of ids (1, L) after the encoder's blocks."""
+    def _states(self, ids: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Return layer -> hidden states (1, L, D) of ids (1, L)."""
+        last = self._loaded.config.num_hidden_layers
         module = required(self.network).module
-        mask = torch.ones_like(ids)
-        if self.num_blocks == self._loaded.config.num_hidden_layers:
-            return module(input_ids=ids, attention_mask=mask).last_hidden_state[0]
-        states = module(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        return states[self.num_blocks][0]
+        inner = {"output_hidden_states": True} if any(layer < last for layer in layers) else {}
+        output = module(input_ids=ids, attention_mask=torch.ones_like(ids), **inner)
+        return {layer: output.last_hidden_state if layer == last else output.hidden_states[layer] for layer in layers}
 
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average the first `valid[b]` tokens of each clip b of (B, T, D) to (B, K, D) float32, or take the first.

@@ -4,9 +4,10 @@ Shapes: F frames (H, W, 3) uint8 -> resized and cropped with Pillow as the check
 (F, side, side, 3) uint8 -> normalised on the device -> tokens -> (K, D).
 
     hf-image  `frames` frames chosen by `rule`, encoded one by one. pool = grid: patches averaged to grid × grid,
-              frame-major; cls: the CLS token; all: CLS, if the network has one, then every patch
+              frame-major; cls: the CLS token; all: CLS, if the network has one, then every patch; mean: one vector,
+              the average of all patches of all frames
     hf-video  as many frames as the network takes. The network turns each group of consecutive frames (a tubelet) into
-              one moment; the patches of each moment are averaged to grid × grid
+              one moment. pool = grid: the patches of each moment are averaged to grid × grid; mean: one vector
 
 This module knows no file of a clip.
 """
@@ -34,7 +35,7 @@ from featurecache.encoders.huggingface import (
     tapped_of_spec,
 )
 from featurecache.encoders.network import COMPILE, FrozenNetwork, choose_batch_size, copy_without, required
-from featurecache.encoders.pooling import average_over_grid
+from featurecache.encoders.pooling import MEAN_RULE, average_over_grid, average_patches, single_vector
 from featurecache.errors import EncoderError, WeightsError
 from featurecache.spec import Spec
 from featurecache.views import FramesView
@@ -43,12 +44,17 @@ _TAP = {"layer": None, "norm": ("final", "none"), "batch": None, "compile": COMP
 IMAGE_OPTIONS = {
     "frames": 1,
     "rule": ("peak", "middle", "first", "window", "uniform"),
-    "pool": ("grid", "cls", "all"),
+    "pool": ("grid", "cls", "all", "mean"),
     "grid": 4,
     **_TAP,
 }
 DEFAULT_BATCH = 4  # on a GPU; 1 elsewhere
-VIDEO_OPTIONS = {"rule": ("uniform", "window", "peak", "middle", "first"), "grid": 2, **_TAP}
+VIDEO_OPTIONS = {
+    "rule": ("uniform", "window", "peak", "middle", "first"),
+    "pool": ("grid", "mean"),
+    "grid": 2,
+    **_TAP,
+}
 
 
 class FrameTransform:
@@ -122,6 +128,7 @@ class _HfVisionEncoder(ExportableEncoder):
 
     view: FramesView
     families: Mapping[str, Family]
+    known_options: Mapping[str, Any]
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
         self.network, self._tapped, self._transform, self._options = tapped.network, tapped, transform, options
@@ -141,7 +148,7 @@ class _HfVisionEncoder(ExportableEncoder):
     @classmethod
     def from_spec(cls, spec: Spec, settings: Mapping[str, Any], network: FrozenNetwork | None) -> Any:
         """Build the encoder of a spec around a loaded network, or around none for preprocessing."""
-        options = cls.options_of(spec)
+        options = read_options(cls.name, cls.options_of(spec), cls.known_options)
         tapped = tapped_of_spec(spec, settings, cls.families, network, options)
         return cls(tapped, FrameTransform(settings["preprocessor"], _refusal_of_settings), options)
 
@@ -199,7 +206,7 @@ class HfImageEncoder(_HfVisionEncoder):
     """An image network of transformers that encodes frames one by one."""
 
     name = "hf-image"
-    families = IMAGE
+    families, known_options = IMAGE, IMAGE_OPTIONS
     default_weights = "openai/clip-vit-large-patch14"
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
@@ -213,19 +220,19 @@ class HfImageEncoder(_HfVisionEncoder):
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> HfImageEncoder:
         """Load every weight of the network, or fail.
 
-        Options: `frames` (1), `rule` (peak, middle, first, window, uniform), `pool` (grid, cls or all), `grid` (4),
-        `layer` (all blocks), `norm` (final or none), `batch`, `compile`.
+        Options: `frames` (1), `rule` (peak, middle, first, window, uniform), `pool` (grid, cls, all or mean), `grid`
+        (4), `layer` (all blocks), `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
             EncoderError: unknown option, device or dtype, or a CLS token that the family does not have.
         """
-        return cls._load(weights, device, compute_dtype, read_options(cls.name, options, IMAGE_OPTIONS))
+        return cls._load(weights, device, compute_dtype, _read_options(cls.name, options, IMAGE_OPTIONS))
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
         """Return (K, D) from the checkpoint's configs only."""
-        settings = read_options(cls.name, options, IMAGE_OPTIONS)
+        settings = _read_options(cls.name, options, IMAGE_OPTIONS)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
         family, config = find_family(checkpoint, IMAGE)
         transform = FrameTransform(checkpoint.json("preprocessor_config.json"), checkpoint.error)
@@ -235,12 +242,12 @@ class HfImageEncoder(_HfVisionEncoder):
     @classmethod
     def options_of(cls, spec: Spec) -> dict[str, Any]:
         """Return the options with which `open` gives an encoder of this spec."""
-        pooling = {"pool": spec.pooling["rule"], "grid": spec.pooling["grid"]}
-        return cls._tap_options(spec) | pooling | {"frames": spec.preprocessing["frames"]}
+        return cls._tap_options(spec) | _pooling_options(spec) | {"frames": spec.preprocessing["frames"]}
 
     def spec(self, stored_dtype: str) -> Spec:
         """Return everything that decides the stored bytes."""
         pooling = {"rule": self._options["pool"], "grid": self._options["grid"], "order": "frame, row, column"}
+        pooling = {"rule": MEAN_RULE} if self._options["pool"] == "mean" else pooling
         return self._spec(pooling, stored_dtype)
 
     def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -260,6 +267,8 @@ class HfImageEncoder(_HfVisionEncoder):
             frames = tokens.reshape(len(tokens), self.view.count, -1, tokens.shape[-1])  # [b, f, tokens, d]
             if rule == "cls":
                 return frames[:, :, 0].float()
+            if rule == "mean":
+                return average_patches(frames[:, :, num_prefix:])
             return average_over_grid(frames[:, :, num_prefix:].flatten(1, 2), self.view.count, self._options["grid"])
 
 
@@ -267,7 +276,7 @@ class HfVideoEncoder(_HfVisionEncoder):
     """A video network of transformers."""
 
     name = "hf-video"
-    families = VIDEO
+    families, known_options = VIDEO, VIDEO_OPTIONS
     default_weights = "MCG-NJU/videomae-large"
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
@@ -275,36 +284,38 @@ class HfVideoEncoder(_HfVisionEncoder):
         config = tapped.loaded.config
         self.view = FramesView(config.num_frames, options["rule"], still=False)
         self.num_moments = config.num_frames // config.tubelet_size
-        self.shape = (self.num_moments * options["grid"] ** 2, config.hidden_size)
+        self.shape = (_num_video_tokens(options, self.num_moments), config.hidden_size)
 
     @classmethod
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> HfVideoEncoder:
         """Load every weight of the network, or fail.
 
-        Options: `rule` (uniform, or consecutive frames: window, peak, middle, first), `grid` (2), `layer` (all blocks),
-        `norm` (final or none), `batch`, `compile`.
+        Options: `rule` (uniform, or consecutive frames: window, peak, middle, first), `pool` (grid or mean), `grid`
+        (2), `layer` (all blocks), `norm` (final or none), `batch`, `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another family.
             EncoderError: unknown option, device or dtype.
         """
-        return cls._load(weights, device, compute_dtype, read_options(cls.name, options, VIDEO_OPTIONS))
+        return cls._load(weights, device, compute_dtype, _read_options(cls.name, options, VIDEO_OPTIONS))
 
     @classmethod
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
         """Return (K, D) from the checkpoint's config only."""
-        settings = read_options(cls.name, options, VIDEO_OPTIONS)
+        settings = _read_options(cls.name, options, VIDEO_OPTIONS)
         config = find_family(Checkpoint(weights or cls.default_weights, cls.name), VIDEO)[1]
-        return config.num_frames // config.tubelet_size * settings["grid"] ** 2, config.hidden_size
+        return _num_video_tokens(settings, config.num_frames // config.tubelet_size), config.hidden_size
 
     @classmethod
     def options_of(cls, spec: Spec) -> dict[str, Any]:
         """Return the options with which `open` gives an encoder of this spec."""
-        return cls._tap_options(spec) | {"grid": spec.pooling["grid"]}
+        pooling = _pooling_options(spec)
+        return cls._tap_options(spec) | (pooling if pooling["pool"] == "mean" else {"grid": pooling["grid"]})
 
     def spec(self, stored_dtype: str) -> Spec:
         """Return everything that decides the stored bytes."""
         pooling = {"rule": "adaptive average over patches", "grid": self._options["grid"], "order": "time, row, column"}
+        pooling = {"rule": MEAN_RULE} if self._options["pool"] == "mean" else pooling
         return self._spec(pooling, stored_dtype)
 
     def forward(self, batch: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -315,12 +326,33 @@ class HfVideoEncoder(_HfVisionEncoder):
     def pool(self, tokens: torch.Tensor, valid: Sequence[int] | None = None) -> torch.Tensor:
         """Average (B, T, D) to (B, K, D) float32."""
         with torch.inference_mode():
+            if self._options["pool"] == "mean":
+                return average_patches(tokens[:, None])
             return average_over_grid(tokens, self.num_moments, self._options["grid"])
 
 
 def _refusal_of_settings(*, expected: str, got: str) -> WeightsError:
     """Return the error about preprocessing settings that an exported model holds."""
     return WeightsError("preprocessing of the exported model", expected=expected, got=got)
+
+
+def _read_options(encoder: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    settings = read_options(encoder, options, known)
+    if settings["pool"] == "mean":
+        single_vector(encoder, "mean", options, ("grid",))
+    return settings
+
+
+def _pooling_options(spec: Spec) -> dict[str, Any]:
+    """Return the options `pool` and, unless it is mean, `grid` of a spec."""
+    if spec.pooling["rule"] == MEAN_RULE:
+        return {"pool": "mean"}
+    return {"pool": spec.pooling["rule"], "grid": spec.pooling["grid"]}
+
+
+def _num_video_tokens(options: Mapping[str, Any], num_moments: int) -> int:
+    """Return the number of pooled tokens of all moments."""
+    return 1 if options["pool"] == "mean" else num_moments * options["grid"] ** 2
 
 
 def _num_image_tokens(options: Mapping[str, Any], num_patches: int, num_prefix: int) -> int:
@@ -331,5 +363,7 @@ def _num_image_tokens(options: Mapping[str, Any], num_patches: int, num_prefix: 
     """
     if options["pool"] == "cls" and not num_prefix:
         raise EncoderError("hf-image.pool", expected="grid | all, for a network without a CLS token", got="'cls'")
+    if options["pool"] == "mean":
+        return 1
     tokens_per_frame = {"cls": 1, "all": num_prefix + num_patches, "grid": options["grid"] ** 2}[options["pool"]]
     return options["frames"] * tokens_per_frame

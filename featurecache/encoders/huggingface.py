@@ -12,7 +12,7 @@ preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from featurecache.encoders.network import (
     block_count,
     compiled_fields,
     load_once,
+    outputs_of_blocks,
+    required,
     resolve_compute_dtype,
     resolve_device,
     tapped_network,
@@ -85,6 +87,8 @@ class TappedNetwork:
     module: torch.nn.Module | None
     """The truncated network; None if only preprocessing is needed."""
     family: Family
+    norm: str | None
+    """Dotted path of the norm after the last block; None if the network has none."""
     tap: dict[str, Any]
     """The field `tap` of the spec."""
     architecture: dict[str, Any]
@@ -99,6 +103,23 @@ class TappedNetwork:
         """Run the truncated network; return its hidden states (B, T, D)."""
         assert self.module is not None  # an encoder without a network only preprocesses
         return self.module(*inputs, **options).last_hidden_state
+
+    @property
+    def gives_layers(self) -> bool:
+        """Whether `layers` can be called: nothing but the norm follows the blocks."""
+        return not getattr(self.loaded.config, "add_adapter", False)
+
+    def layers(self, layers: Sequence[int], *inputs: torch.Tensor, **options: Any) -> dict[int, torch.Tensor]:
+        """Run the network once; return layer -> hidden states (B, T, D), with the norm of this tap."""
+        removed = self.tap["norm"] == "none"
+        return outputs_of_blocks(
+            required(self.network).module,
+            self.family.blocks,
+            layers,
+            None if removed else self.norm,
+            self.norm if removed else None,
+            lambda network: network(*inputs, **options),
+        )
 
 
 def find_family(checkpoint: Checkpoint, families: Mapping[str, Family]) -> tuple[Family, Any]:
@@ -185,13 +206,14 @@ def _tap(loaded: LoadedNetwork, family: Family, encoder: str, options: Mapping[s
     config, norm = loaded.config, options["norm"]
     num_blocks = block_count(encoder, options["layer"], config.num_hidden_layers)
     if loaded.network is None:
-        return TappedNetwork(loaded, None, family, {}, {})
+        return TappedNetwork(loaded, None, family, None, {}, {})
     module: Any = loaded.network.module
     final_norm = _final_norm(family, config, module)
     return TappedNetwork(
         loaded,
         tapped_network(module, family.blocks, num_blocks, final_norm if norm == "none" else None),
         family,
+        final_norm,
         tap={
             "module": family.network,
             "blocks": num_blocks,

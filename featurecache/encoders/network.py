@@ -15,7 +15,7 @@ import contextlib
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -221,6 +221,59 @@ def tapped_network(module: torch.nn.Module, blocks: str, count: int, norm: str |
     first_blocks = list(module.get_submodule(blocks).children())[:count]
     tapped = _with_submodule(module, blocks, torch.nn.ModuleList(first_blocks))
     return tapped if norm is None else _with_submodule(tapped, norm, torch.nn.Identity())
+
+
+def outputs_of_blocks(
+    module: torch.nn.Module,
+    blocks: str,
+    layers: Sequence[int],
+    norm: str | None,
+    removed_norm: str | None,
+    run: Callable[[torch.nn.Module], object],
+) -> dict[int, torch.Tensor]:
+    """Run a network once; return layer -> what `tapped_network` with so many blocks returns, equal to the bit.
+
+    Nothing but `norm` may follow the blocks. Weights are shared, not copied.
+
+    Args:
+        norm: dotted path of the final norm, which each output passes through; None if there is none.
+        removed_norm: dotted path of a final norm that no output passes through; None if there is none.
+        run: calls the network that it receives.
+    """
+    final: Callable[[torch.Tensor], torch.Tensor] = (lambda x: x) if norm is None else module.get_submodule(norm)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Callable[[torch.Tensor], None]:
+        return lambda output: kept.update({layer: final(output)})  # the output itself is not held
+
+    first_blocks = list(module.get_submodule(blocks).children())[: max(layers)]
+    wrapped = [
+        _KeptBlock(block, keep(layer)) if layer in layers else block for layer, block in enumerate(first_blocks, 1)
+    ]
+    tapped = _with_submodule(module, blocks, torch.nn.ModuleList(wrapped))
+    for path in (norm, removed_norm):
+        tapped = tapped if path is None else _with_submodule(tapped, path, torch.nn.Identity())
+    run(tapped)
+    return kept
+
+
+class _KeptBlock(torch.nn.Module):
+    """A block whose output is passed to `keep` too; attributes are those of the block."""
+
+    def __init__(self, block: torch.nn.Module, keep: Callable[[torch.Tensor], None]) -> None:
+        super().__init__()
+        self.block, self._keep = block, keep
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.block(*args, **kwargs)
+        self._keep(output[0] if isinstance(output, tuple) else output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
 
 
 def _with_submodule(module: torch.nn.Module, path: str, replacement: torch.nn.Module) -> torch.nn.Module:

@@ -14,7 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from featurecache.encoders.checkpoint import read_options
 from featurecache.errors import EncoderError
+
+MEAN_RULE = "average over the patches of all frames"
+"""`rule` of the spec's pooling where an encoder of frames gives one vector per clip."""
 
 
 def windows(num_tokens: int, num_pooled: int) -> list[tuple[int, int]]:
@@ -35,6 +39,20 @@ def single_vector(encoder: str, pool: str, options: Mapping[str, Any], excluded:
             expected=f"to be left out, since pool={pool} gives one vector per clip",
             got=repr(options[given[0]]),
         )
+
+
+def read_sound_options(encoder: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of an encoder of sound as `read_options`; `pool` mean becomes one token of pooling "valid".
+
+    Raises:
+        EncoderError: an unknown option or value, or an option that `pool` mean decides.
+    """
+    settings = read_options(encoder, options, known)
+    pool = settings.pop("pool")
+    if pool == "mean":
+        single_vector(encoder, pool, options, ("tokens", "pooling"))
+        settings |= {"tokens": 1, "pooling": "valid"}
+    return settings
 
 
 def average_over_time(tokens: torch.Tensor, num_pooled: int) -> torch.Tensor:
@@ -64,6 +82,11 @@ def average_sound(
         if valid is None:
             raise EncoderError(f"{encoder}: pooling valid", expected="the number of valid tokens of each clip")
         return average_over_valid(tokens, valid, num_pooled)
+
+
+def average_patches(frames: torch.Tensor) -> torch.Tensor:
+    """Average (B, F, patches, D), the patches of all frames, to (B, 1, D) float32."""
+    return frames.float().mean(dim=(1, 2))[:, None]
 
 
 def average_over_grid(patches: torch.Tensor, num_frames: int, grid: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as WhisperNetwork
 
 from featurecache.encoders import ExportableEncoder
-from featurecache.encoders.checkpoint import Checkpoint, read_options
+from featurecache.encoders.checkpoint import Checkpoint
 from featurecache.encoders.network import (
     COMPILE,
     FrozenNetwork,
@@ -27,12 +27,13 @@ from featurecache.encoders.network import (
     compiled_fields,
     copy_without,
     load_once,
+    outputs_of_blocks,
     required,
     resolve_compute_dtype,
     resolve_device,
     tapped_network,
 )
-from featurecache.encoders.pooling import average_sound
+from featurecache.encoders.pooling import average_sound, read_sound_options
 from featurecache.spec import Spec
 from featurecache.views import CHANNELS, AudioView, Channels
 
@@ -45,6 +46,7 @@ extracted a feature with pooling "padded"."""
 KNOWN_OPTIONS = {
     "tokens": 64,
     "pooling": ("padded", "valid"),
+    "pool": ("tokens", "mean"),
     "layer": None,
     "norm": ("final", "none"),
     "batch": None,
@@ -90,6 +92,7 @@ class WhisperEncoder(ExportableEncoder):
         self.pooling, self.norm, self.mel, self.compile = pooling, norm, mel, compile
         self.needs_valid = pooling == "valid"
         self.num_blocks = block_count(self.name, layer, config.encoder_layers)
+        self.output_layer = self.num_blocks
         self.batch_size = choose_batch_size(network, batch, DEFAULT_BATCH)
         whole = self.num_blocks == config.encoder_layers and norm == "final"
         removed_norm = "layer_norm" if norm == "none" else None
@@ -105,16 +108,17 @@ class WhisperEncoder(ExportableEncoder):
     def open(cls, weights: str | None, device: str, compute_dtype: str, options: Mapping[str, Any]) -> WhisperEncoder:
         """Load every weight of the network, or fail.
 
-        Options: `tokens` (64), `pooling` (padded, as published, or valid: over the clip's own duration), `layer` (all
-        blocks), `norm` (final or none), `batch`, `mel` (host: decode workers compute the log-mel; device: the device
-        computes it from the waveform, for GPUs that wait for decode workers), `channels` (mean, as published, or
-        standard: the down-mix of ITU-R BS.775, which keeps speech in the centre of 5.1 sound), `compile`.
+        Options: `tokens` (64), `pooling` (padded, as published, or valid: over the clip's own duration), `pool`
+        (tokens; mean: one vector, as tokens=1 with pooling valid), `layer` (all blocks), `norm` (final or none),
+        `batch`, `mel` (host: decode workers compute the log-mel; device: the device computes it from the waveform, for
+        GPUs that wait for decode workers), `channels` (mean, as published, or standard: the down-mix of ITU-R BS.775,
+        which keeps speech in the centre of 5.1 sound), `compile`.
 
         Raises:
             WeightsError: the checkpoint is missing, incomplete or of another architecture.
             EncoderError: unknown option, device or dtype.
         """
-        settings = read_options(cls.name, options, KNOWN_OPTIONS)
+        settings = read_sound_options(cls.name, options, KNOWN_OPTIONS)
         torch_device = resolve_device(device)
         dtype = resolve_compute_dtype(compute_dtype, torch_device)
         checkpoint = Checkpoint(weights or cls.default_weights, cls.name)
@@ -185,7 +189,12 @@ class WhisperEncoder(ExportableEncoder):
     def plan_shape(cls, weights: str | None, options: Mapping[str, Any]) -> tuple[int, int]:
         """Return (K, D) from the checkpoint's config only."""
         config = Checkpoint(weights or cls.default_weights, cls.name).json("config.json")
-        return read_options(cls.name, options, KNOWN_OPTIONS)["tokens"], int(config.get("d_model", 0))
+        return read_sound_options(cls.name, options, KNOWN_OPTIONS)["tokens"], int(config.get("d_model", 0))
+
+    @classmethod
+    def plan_layers(cls, weights: str | None, options: Mapping[str, Any]) -> int:
+        """Return the number of blocks, from the checkpoint's config only."""
+        return int(Checkpoint(weights or cls.default_weights, cls.name).json("config.json").get("encoder_layers", 0))
 
     def spec(self, stored_dtype: str) -> Spec:
         """Return everything that decides the stored bytes."""
@@ -244,13 +253,25 @@ class WhisperEncoder(ExportableEncoder):
         """Encode (B, mel bins, mel frames), or (B, S) if the device computes the log-mel, to (B, T, D)."""
         network = required(self.network)
         assert self._tapped is not None
-        inputs = network.tensor(batch)
-        if self._log_mel is not None:
-            with torch.inference_mode():
-                # Clip by clip: in a product over several clips, the last bits depend on the number of clips.
-                inputs = torch.stack([self._log_mel(waveform) for waveform in inputs.float()])
+        inputs = self._mel_of(network.tensor(batch))
         with network.running():
             return self._tapped(inputs).last_hidden_state
+
+    def forward_layers(self, batch: np.ndarray | torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Encode as `forward`, once; return layer -> (B, T, D)."""
+        network = required(self.network)
+        inputs = self._mel_of(network.tensor(batch))
+        norm, removed = (None, "layer_norm") if self.norm == "none" else ("layer_norm", None)
+        with network.running():
+            return outputs_of_blocks(network.module, "layers", layers, norm, removed, lambda tapped: tapped(inputs))
+
+    def _mel_of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the log-mel of what `preprocess` gives, on its device."""
+        if self._log_mel is None:
+            return inputs
+        with torch.inference_mode():
+            # Clip by clip: in a product over several clips, the last bits depend on the number of clips.
+            return torch.stack([self._log_mel(waveform) for waveform in inputs.float()])
 
     def num_valid(self, view: np.ndarray) -> int:
         """Return how many of the T tokens an (S,) waveform fills; the last of them may be filled in part."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featurecache.clips.clip_list import ClipList, load_clips
-from featurecache.encoders import Encoder, open_encoder
+from featurecache.encoders import Encoder, encoder_class, open_encoder
 from featurecache.errors import FingerprintError
 from featurecache.extract.prepare import CLIP_LIMIT_S, DecodeIn
 from featurecache.spec import Spec
@@ -94,8 +94,13 @@ OpenEncoder = Callable[[Spec], Encoder]
 def opener(weights: Mapping[str, str | None], options: Mapping[str, Mapping[str, Any]], device: str) -> OpenEncoder:
     """Return a function that opens the encoder of a spec; `weights` and `options` by encoder name.
 
-    It raises FingerprintError if the opened encoder has another fingerprint than the spec.
+    An encoder without options here has those of the spec, if its class can tell them (`options_of`). The function
+    raises FingerprintError if the opened encoder has another fingerprint than the spec.
     """
+
+    def _options_of(spec: Spec) -> dict[str, Any]:
+        kind: Any = encoder_class(spec.encoder)
+        return dict(kind.options_of(spec)) if hasattr(kind, "options_of") else {}
 
     def open_for(spec: Spec) -> Encoder:
         encoder = open_encoder(
@@ -103,7 +108,7 @@ def opener(weights: Mapping[str, str | None], options: Mapping[str, Mapping[str,
             weights=weights.get(spec.encoder),
             device=device,
             compute_dtype=spec.compute_dtype,
-            options=options.get(spec.encoder),
+            options=options.get(spec.encoder) or _options_of(spec),
         )
         opened = encoder.spec(spec.stored_dtype)
         if opened.fingerprint != spec.fingerprint:

@@ -3,8 +3,9 @@
     batches -> [2 per device] -> forward, pool, start the copy back (one thread per device) -> [2] -> rows, commit
     (writer)
 
-A batch is one forward; all features that differ only in pooling take their tokens from it. A thread that is faster than
-the next one waits at the full queue. The first error stops every thread; the next `submit` or `finish` raises it.
+A batch is one forward; all features that differ only in pooling or layer take their tokens from it. A thread that is
+faster than the next one waits at the full queue. The first error stops every thread; the next `submit` or `finish`
+raises it.
 """
 
 from __future__ import annotations
@@ -59,9 +60,12 @@ def forward_key(encoder: Encoder) -> str:
     """Return a key that two encoders have in common if they can share preprocessing and forward.
 
     The key is the spec without pooling. `implementation` is left out too: two encoders of one class run the same
-    code, and a pooling may have a number of its own.
+    code, and a pooling may have a number of its own. So is the layer of an encoder that gives the tokens of several
+    layers from one forward.
     """
     identity = encoder.spec("float32").identity()
+    if encoder.output_layer is not None:
+        del identity["tap"]["blocks"]
     del identity["pooling"], identity["shape"], identity["implementation"]
     identity |= {"view": repr(encoder.view), "batch": encoder.batch_size, "class": type(encoder).__qualname__}
     return canonical_json(identity)
@@ -74,6 +78,18 @@ def stack_inputs(encoder: Encoder, inputs: Mapping[int, np.ndarray]) -> np.ndarr
     for position, array in inputs.items():
         stacked[position] = array
     return stacked
+
+
+def tokens_by_layer(
+    encoder: Encoder, readers: Sequence[Encoder], inputs: Mapping[int, np.ndarray]
+) -> Mapping[int | None, Any]:
+    """Return `output_layer` of each of `readers`, which share a forward with `encoder` -> tokens (B, T, D)."""
+    layers = sorted({reader.output_layer for reader in readers if reader.output_layer is not None})
+    stacked = stack_inputs(encoder, inputs)
+    if len(layers) < 2:
+        return {encoder.output_layer: encoder.forward(stacked)}
+    by_layer = encoder.forward_layers(stacked, layers)
+    return {layer: by_layer[layer] for layer in layers}
 
 
 def pool_tokens(encoder: Encoder, tokens: Any, positions: Container[int], num_valid: Mapping[int, int]) -> Any:
@@ -170,7 +186,7 @@ class DevicePipeline:
             return [_HostCopy(None) for _ in batch.targets]
         encoder = encoders[batch.targets[0].feature]
         try:
-            tokens = encoder.forward(stack_inputs(encoder, batch.inputs))
+            tokens = tokens_by_layer(encoder, [encoders[target.feature] for target in batch.targets], batch.inputs)
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's; this module imports no torch
                 raise
@@ -183,8 +199,9 @@ class DevicePipeline:
         with self._stats_lock:
             self._stats.num_forwards += 1
         return [
-            _HostCopy(pool_tokens(encoders[target.feature], tokens, batch.inputs, target.num_valid))
+            _HostCopy(pool_tokens(reader, tokens[reader.output_layer], batch.inputs, target.num_valid))
             for target in batch.targets
+            for reader in (encoders[target.feature],)
         ]
 
     def _write(self) -> None:
