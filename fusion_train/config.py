@@ -84,6 +84,9 @@ class FeaturesConfig(Section):
     """Feature of the single frame."""
     video: str | None = "eva-temporal"
     """Feature of the frames over time."""
+    text: str | None = None
+    """Feature of the words, such as one of hf-text; the fusion reads it. A language model has the words in its prompt
+    besides."""
     absent: Literal["hidden", "visible"] = "hidden"
     """hidden: an absent modality has no place in the prompt. visible: the model sees zeros through its projector and
     the fusion, as in the released code; for a picture, the tokens of an all-zero image."""

@@ -69,7 +69,7 @@ class FeatureReader:
 
     def __init__(self, features: Mapping[str, Feature], absent_constants: Mapping[str, Tensor] | None = None) -> None:
         """Args:
-        features: modality -> feature, in the order audio, image, video.
+        features: modality -> feature, in the order audio, image, video, text.
         absent_constants: modality -> (K, D) float32 that the model sees in place of an absent modality; None: the
             model does not see absent modalities.
         """
@@ -105,7 +105,7 @@ class FeatureReader:
 
     @property
     def features(self) -> dict[str, Feature]:
-        """Modality -> feature, in the order audio, image, video."""
+        """Modality -> feature, in the order audio, image, video, text."""
         return self._features
 
     @property

@@ -29,6 +29,7 @@ from fusion_train.evaluation.evaluate import MAX_NEW_TOKENS
 from fusion_train.export.encoders import AttachedEncoders
 from fusion_train.export.weights import align_file
 from fusion_train.models.fusions import fusion_variant, taken_options
+from fusion_train.models.token_streams import MODALITIES
 from fusion_train.remote.adapter import TRAINED_WEIGHTS, base_files
 from fusion_train.remote.configuration_emotion_llama import EmotionLlamaConfig
 from fusion_train.remote.configuration_emotion_probe import EmotionProbeConfig
@@ -86,7 +87,7 @@ def make_config(
 
 
 def _shapes(context: RunContext) -> dict[str, Any]:
-    return {name: getattr(context.reader.shapes, name) for name in ("audio", "image", "video")}
+    return {name: getattr(context.reader.shapes, name) for name in MODALITIES}
 
 
 def _fusion(context: RunContext) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def _rows_of_soft_tokens(places: Tensor, soft_mask: Tensor) -> Tensor:
 
 def fusion_token_count(shapes: FeatureShapes) -> int:
     """Return the token count of the fusion: that of audio and video; 64 if they differ or neither is used."""
-    counts = {getattr(shapes, name)[0] for name in shapes.used if name != "image"}
+    counts = {getattr(shapes, name)[0] for name in shapes.used if name not in ("image", "text")}
     return counts.pop() if len(counts) == 1 else DEFAULT_FUSION_TOKENS
 
 

@@ -12,8 +12,8 @@ IGNORED_LABEL = -100
 DEFAULT_FUSION_TOKENS = 64
 PATCHES_PER_TOKEN = 4
 """Raster patches of the image that become one soft token."""
-MODALITIES = ("audio", "image", "video")
-"""In the order in which the fusion takes them."""
+MODALITIES = ("audio", "image", "video", "text")
+"""In the order in which the fusion takes them. The text has no stream: a language model has its words in the prompt."""
 STREAMS = ("fusion", "image", "video", "audio")
 """In the order of their soft tokens in the prompt."""
 
@@ -26,6 +26,7 @@ class FeatureShapes:
     image: tuple[int, int] | None = (1025, 1408)
     """The CLS token, then the patches in raster order."""
     video: tuple[int, int] | None = (64, 1408)
+    text: tuple[int, int] | None = None
 
     @property
     def used(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Task:
     """Whether only rationales for `label` answer the task; otherwise rationales for any label task do."""
     empty: str | None = None
     """The answer of an empty list of labels; None: a clip with an empty list has no answer."""
-    modalities: tuple[str, ...] = ("audio", "image", "video")
+    modalities: tuple[str, ...] = ("audio", "image", "video", "text")
     """The modalities that the model is shown; a question about the sound shows only the sound."""
     picture: bool = False
     """Whether the task is for image-text sets: about the picture, not about a person who says something."""

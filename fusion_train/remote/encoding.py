@@ -19,7 +19,7 @@ from featurecache.errors import FingerprintError, suggest
 from featurecache.spec import Spec
 from fusion_train.remote.chosen_encoders import chosen_encoder
 
-INPUTS = {"audio": "input_features", "image": "image_frames", "video": "video_frames"}
+INPUTS = {"audio": "input_features", "image": "image_frames", "video": "video_frames", "text": "text_tokens"}
 """Modality -> name of its input of the model."""
 READ_AS = {
     "float32": torch.float32,

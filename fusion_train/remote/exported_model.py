@@ -1,6 +1,6 @@
 """What exported models with and without a language model share: strict loading, and encoders that stay frozen.
 
-    encode(present, input_features=…, image_frames=…, video_frames=…) -> modality -> features (B, K, D)
+    encode(present, input_features=…, image_frames=…, video_frames=…, text_tokens=…) -> modality -> features (B, K, D)
 
 A subclass sets `networks`, which `empty_networks` makes, and `_specs`.
 Shapes: B clips, M modalities in use, K tokens of width D per feature.

@@ -2,7 +2,8 @@
 
     processor(video="clip.mp4", text="I see.", task="emotion")
         -> input_ids (B, L) with -1 at soft places, attention_mask (B, L), present (B, M)
-           input_features (B, mel bins, mel frames), image_frames (B, 1, H, W, 3), video_frames (B, F, H, W, 3)
+           input_features (B, mel bins, mel frames), image_frames (B, 1, H, W, 3), video_frames (B, F, H, W, 3),
+           text_tokens (B, 2, text length) for a fusion that reads a text feature
         -> generate: new token ids · label_probabilities: (B, C) · forward: logits (B, L, V)
 
 A modality that a clip does not have is False in `present`; the content of its row has no effect. If the run made
@@ -170,6 +171,7 @@ class EmotionLlamaForCausalLM(ExportedModel, GenerationMixin):
         input_features: Tensor | None = None,
         image_frames: Tensor | None = None,
         video_frames: Tensor | None = None,
+        text_tokens: Tensor | None = None,
         valid: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None,
         labels: Tensor | None = None,
@@ -185,7 +187,12 @@ class EmotionLlamaForCausalLM(ExportedModel, GenerationMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         present = self._none_present(input_ids) if present is None else present
         features = features or self.encode(
-            present, valid, input_features=input_features, image_frames=image_frames, video_frames=video_frames
+            present,
+            valid,
+            input_features=input_features,
+            image_frames=image_frames,
+            video_frames=video_frames,
+            text_tokens=text_tokens,
         )
         filled, mask = self.fill_recall(input_ids, mask, features, present)
         if labels is not None and filled is not input_ids:
@@ -214,13 +221,19 @@ class EmotionLlamaForCausalLM(ExportedModel, GenerationMixin):
         input_features: Tensor | None = None,
         image_frames: Tensor | None = None,
         video_frames: Tensor | None = None,
+        text_tokens: Tensor | None = None,
         valid: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Generate new token ids (B, T) after the prompts; greedily, unless `options` of `generate` say otherwise."""
         present = self._none_present(input_ids) if present is None else present
         features = features or self.encode(
-            present, valid, input_features=input_features, image_frames=image_frames, video_frames=video_frames
+            present,
+            valid,
+            input_features=input_features,
+            image_frames=image_frames,
+            video_frames=video_frames,
+            text_tokens=text_tokens,
         )
         input_ids, attention_mask = self.fill_recall(input_ids, attention_mask, features, present)
         embedded = self.embed(input_ids, present, features)

@@ -1,7 +1,8 @@
 """An exported probe: encoders, fusion and a linear head in one, from raw clips to label probabilities.
 
     processor(video="clip.mp4", task="emotion")
-        -> present (B, M), classes (B, L), input_features, image_frames, video_frames as of an exported model
+        -> present (B, M), classes (B, L), input_features, image_frames, video_frames,
+           text_tokens as of an exported model
         -> label_probabilities: (B, L) · forward: logits (B, C)
 
 Encoders stay frozen and in evaluation mode. The head computes in float32, on the averages of tokens that it was trained
@@ -32,7 +33,7 @@ class EmotionProbe(ExportedModel):
 
     config_class = EmotionProbeConfig
     main_input_name = "present"
-    input_modalities = ("audio", "image", "video")  # type: ignore[assignment]  # any sequence will do
+    input_modalities = ("audio", "image", "video", "text")  # type: ignore[assignment]  # any sequence will do
     _keep_in_fp32_modules_strict = ["probe"]  # noqa: RUF012
 
     def __init__(self, config: EmotionProbeConfig) -> None:
@@ -63,6 +64,7 @@ class EmotionProbe(ExportedModel):
         input_features: Tensor | None = None,
         image_frames: Tensor | None = None,
         video_frames: Tensor | None = None,
+        text_tokens: Tensor | None = None,
         valid: Tensor | None = None,
         features: Mapping[str, Tensor] | None = None,
     ) -> SequenceClassifierOutput:
@@ -72,7 +74,12 @@ class EmotionProbe(ExportedModel):
             features: modality -> features (B, K, D) from a store; replaces the raw inputs.
         """
         features = features or self.encode(
-            present, valid, input_features=input_features, image_frames=image_frames, video_frames=video_frames
+            present,
+            valid,
+            input_features=input_features,
+            image_frames=image_frames,
+            video_frames=video_frames,
+            text_tokens=text_tokens,
         )
         num_classes = self.probe.head.out_features
         allowed = torch.ones(len(present), num_classes, dtype=torch.bool, device=present.device)

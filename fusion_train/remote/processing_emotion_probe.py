@@ -3,7 +3,8 @@
     processor(video="clip.mp4", task="emotion")
     processor(video=["a.mp4", "b.mp4"], audio=[None, "b.wav"], dataset="meld")
 
-A probe reads no text and answers no open question: it chooses among the labels of a task and dataset of training.
+A probe answers no open question: it chooses among the labels of a task and dataset of training. It reads the clip's
+words only if it was trained on a feature of them.
 Shapes: B clips, L labels, M modalities in use.
 """
 
@@ -48,6 +49,7 @@ class EmotionProbeProcessor(ClipProcessor):
         video: Any = None,
         audio: Any = None,
         image: Any = None,
+        text: Any = None,
         *,
         task: str | None = None,
         dataset: str | None = None,
@@ -60,19 +62,21 @@ class EmotionProbeProcessor(ClipProcessor):
 
         Args:
             video, audio, image: paths; without `audio` the sound track of `video` is used.
+            text: what the person says, or None.
             task: a task of training; None: the first.
             dataset: dataset of training whose labels are meant; may be left out if only one has labels of the task.
             peak_frame, start_s, end_s, crop: as in a clip list.
 
         Raises:
             MediaError: a file that cannot be decoded.
-            DataError: no media, lists of different lengths, an invalid crop, or labels that training did not have.
+            DataError: neither media nor text, lists of different lengths, an invalid crop, or labels that training did
+                not have.
         """
         values = {
             "video": video,
             "audio": audio,
             "image": image,
-            "text": None,
+            "text": text,
             "peak_frame": peak_frame,
             "start_s": start_s,
             "end_s": end_s,

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from exporting import Trained, train_on
-from hf_networks import AUDIO, CROPPED, IMAGE, PICTURE, save
+from hf_networks import AUDIO, CROPPED, IMAGE, PICTURE, save, save_text
 
 from featurecache.encoders import open_encoder
 from featurecache.errors import FingerprintError
 from fusion_train.errors import ExportError
 from fusion_train.export.export_run import ExportSources, export_run
+from fusion_train.run_context import load_context
 
 VIDEO = {**PICTURE, "num_frames": 4, "tubelet_size": 2, "use_mean_pooling": False}
 SOUND = {"sampling_rate": 16_000, "do_normalize": True}
@@ -59,6 +60,20 @@ def test_networks_of_hugging_face_are_exported(tmp_path, llama, audio, image):
     rows = certificate["clips"]
     assert all(feature["equal"] for row in rows for feature in row["features"].values())
     assert {name for row in rows for name in row["features"]} == {"audio", "image", "video"}
+
+
+@pytest.mark.parametrize("with_llm", [False, True], ids=["probe", "language model"])
+def test_a_text_feature_is_trained_on_beside_sound(tmp_path, llama, whisper_folder, with_llm):
+    weights = {"whisper": str(whisper_folder), "hf-text": str(save_text(tmp_path / "words"))}
+    encoders = {
+        "whisper": open_encoder("whisper", weights=weights["whisper"]),
+        "words": open_encoder("hf-text", weights=weights["hf-text"], options={"pool": "mean"}),
+    }
+    features = ("features.text=words", "features.image=null", "features.video=null")
+    trained = train_on(tmp_path / "material", encoders, weights, llama if with_llm else None, *features)
+    context = load_context(trained.run)
+    assert context.reader.modalities == ("audio", "text")
+    assert context.reader.presence("t1") == {"audio": True, "text": False}  # the clip without words
 
 
 def test_two_checkpoints_of_one_encoder_are_named_by_modality(tmp_path):
