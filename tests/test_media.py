@@ -13,7 +13,7 @@ from PIL import Image
 from featurecache.clips.clip_list import Clip
 from featurecache.clips.crop import Crop
 from featurecache.errors import MediaError
-from featurecache.media.decode import Absent, decode, decode_each, frame_indices, media_files
+from featurecache.media.decode import Absent, decode, decode_each, frame_indices, frame_times_s, media_files
 from featurecache.media.frames import FramePicker
 from featurecache.views import AudioView, FramesView
 
@@ -88,6 +88,28 @@ def test_frames_of_a_variable_rate_are_numbered_in_display_order(tmp_path: Path)
     # The first 15 frames are shown within 0.3 s, so a clip that begins there holds the last five.
     late = Clip("a", video=clip.video, start_s=0.299)
     assert frames_of(late, FramesView(5, "uniform", False)) == [15, 16, 17, 18, 19]
+
+
+def test_frames_have_the_times_that_the_file_states(talking: Path, tmp_path: Path) -> None:
+    four = FramesView(4, "uniform", still=False)
+    assert frame_times_s(Clip("a", video=talking), four) == pytest.approx([0.2, 0.7, 1.2, 1.7], abs=1e-3)
+    part = Clip("a", video=talking, start_s=0.5, end_s=1.5)
+    assert frame_times_s(part, four) == pytest.approx([0.1, 0.3, 0.6, 0.8], abs=1e-3)
+    few = Clip("a", video=rec.write_clip(tmp_path / "few.mp4", num_frames=3, times=[0, 100, 700]))
+    assert frame_times_s(few, four) == pytest.approx([0.0, 0.1, 0.7, 0.7], abs=1e-3)
+    shifted = Clip("a", video=rec.write_clip(tmp_path / "a.ts", sound=rec.sine(2.0), audio_codec="aac"))
+    assert frame_times_s(shifted, four) == pytest.approx([0.2, 0.7, 1.2, 1.7], abs=0.1)
+
+
+def test_what_has_no_frames_or_cannot_be_read_has_no_times_of_frames(tmp_path: Path) -> None:
+    one = FramesView(1, "middle", still=True)
+    sound = rec.write_clip(tmp_path / "a.wav", num_frames=0, sound=rec.sine(1.0), audio_codec="pcm_s16le")
+    (tmp_path / "b.mp4").write_bytes(b"no film")
+    Image.fromarray(rec.picture(3)).save(tmp_path / "c.png")
+    assert frame_times_s(Clip("a", video=sound), one) is None
+    assert frame_times_s(Clip("b", video=tmp_path / "b.mp4"), one) is None
+    assert frame_times_s(Clip("c", image=tmp_path / "c.png"), one) is None
+    assert frame_times_s(Clip("d", text="only words"), one) is None
 
 
 def test_start_and_end_cut_both_frames_and_sound(tmp_path: Path) -> None:

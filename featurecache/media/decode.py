@@ -95,6 +95,19 @@ def decode_each(
     return [results[view] for view in views]
 
 
+def frame_times_s(clip: Clip, view: FramesView, limit_s: float | None = None) -> list[float] | None:
+    """Return when each frame of a view is shown, in seconds from the start of the clip, without decoding.
+
+    None for a still picture, and for a file without pictures, without times or with an error, which `decode` reports.
+    """
+    path, kind = _source(clip, view)
+    if path is None or kind == "image":
+        return None
+    recording = Recording(clip, path, kind, limit_s)
+    times = _media_error_caught(clip, path, kind, partial(recording.frame_times_s, view))
+    return None if isinstance(times, MediaError) else times
+
+
 def header_problem(clip: Clip) -> MediaError | None:
     """Open every file of a clip without decoding; return the error of the first that cannot be used, or None."""
     for kind in MEDIA_KINDS:

@@ -134,6 +134,25 @@ class Recording:
             if not streams:
                 raise self._error("a stream of sound" + " or pictures" * (self.kind == "video"), "none")
 
+    def frame_times_s(self, view: FramesView) -> list[float] | None:
+        """Return when each frame of a view is shown, in seconds from the start of the clip, without decoding.
+
+        None if the file has no pictures, or no times of them.
+
+        Raises:
+            MediaError, av.error.FFmpegError: as `decode`.
+        """
+        tracks = self._scan(want_video=True, want_audio=False)
+        if "video" not in tracks:
+            return None
+        track = tracks["video"]
+        picker = self._picker(view, track, track.display_times(), track.missing)
+        if not picker.by_time:
+            return None
+        with self._opened(want_video=True, want_audio=False) as (container, streams):
+            begin_s = _origin_us(container) / av.time_base + self._start_s
+            return [float(time * streams["video"].time_base) - begin_s for time in picker.targets]
+
     def _no_stream(self, kind: str) -> Absent | MediaError:
         """Return the result for a file without a stream of this kind; a file cut short may have had one."""
         if self._extent is not None and self._extent.missing_bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,15 @@ from fusion_train.remote.processing_emotion_probe import EmotionProbeProcessor
 
 
 @dataclass(frozen=True)
+class Card:
+    """What the model card of a folder (README.md) says at its beginning."""
+
+    title: str
+    summary: str
+    """Its first paragraph; empty if there is none."""
+
+
+@dataclass(frozen=True)
 class OpenedModel:
     """An exported model, ready to answer."""
 
@@ -41,6 +51,7 @@ class OpenedModel:
     name: str
     identity: str
     """Hash of all files of the folder, 16 hex digits; every answer carries it."""
+    card: Card
     load_s: float
     """Seconds that opening took."""
 
@@ -91,7 +102,24 @@ def open_model(
         ) from error
     files = json.dumps(certificate["files"], sort_keys=True).encode()
     identity = hashlib.sha256(files).hexdigest()[:16]
-    return OpenedModel(model, processor, certificate["run"]["name"], identity, time.perf_counter() - began)
+    name = certificate["run"]["name"]
+    return OpenedModel(model, processor, name, identity, read_card(folder, name), time.perf_counter() - began)
+
+
+def read_card(folder: Path, name: str) -> Card:
+    """Return the first heading and the first paragraph of README.md; `name` is the title if there is no heading."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    blocks = [" ".join(block.split()) for block in re.split(r"\n\s*\n|(?<=\n)(?=#)", body) if block.strip()]
+    title = next((block.lstrip("# ") for block in blocks if block.startswith("# ")), name)
+    summary = next((block for block in blocks if block[0] not in "#|<`![-"), "")
+    return Card(_unescaped(title) or name, _unescaped(summary))
+
+
+def _unescaped(markdown: str) -> str:
+    """Remove the backslashes of escaped characters in Markdown."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown)
 
 
 def refuse_missing_encoders(folder: Path) -> None:
