@@ -297,7 +297,12 @@ def _connect_program(gr: Any, opened: OpenedModel, limits: PageLimits, inputs: S
             return {"error": NO_CLIP}
         asked = _question(opened, task, dataset, question)
         answer = answer_clip(opened, clip, asked, limits)
-        common = {"task": asked.task, "question": asked.words.strip() or None, "choices": [], "model": opened.identity}
+        common: dict[str, Any] = {
+            "task": asked.task,
+            "question": asked.words.strip() or None,
+            "choices": [],
+            "model": opened.identity,
+        }
         return row(answer, common)
 
     gr.Button(visible=False).click(
