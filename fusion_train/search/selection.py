@@ -8,7 +8,7 @@
 Interval of the nested score: clips are resampled by group (each with its inner and its outer predictions), seeds are
 resampled, and the choice is made again in every fold for each resample; normal, on the logit scale.
 Probability of being the best: share of the resamples in which a trial has the highest outer score.
-Indistinguishable: the model confidence set of Hansen, Lunde and Nason (Econometrica 2011), statistic T_max, at `LEVEL`:
+Indistinguishable: the model confidence set of Hansen, Lunde and Nason (Econometrica 2011), statistic T_R, at `LEVEL`:
 with this probability it has all trials that are best in truth. A set of one trial declares a winner.
 Only trials that reached the last rung over all folds are compared; scores are shares. Pure functions.
 Shapes: T trials, K folds, S seeds, G groups, R resamples, C classes.
@@ -204,16 +204,17 @@ def confidence_set(scores: np.ndarray, level: float = LEVEL) -> np.ndarray:
 
     Trials are left out from the worst on until the hypothesis that those that remain are equally good is not rejected.
     """
-    inside = np.ones(len(scores), dtype=bool)
-    while inside.sum() > 1:
-        remaining = scores[inside]
-        centred = remaining - remaining.mean(axis=0)  # each against the mean of all
-        behind = centred[:, 0]
-        error = np.maximum(centred[:, 1:].std(axis=1, ddof=1), 1e-12)
-        noise = (centred[:, 1:] - centred[:, 1:].mean(axis=1, keepdims=True)) / error[:, None]
-        statistic = -behind / error  # large for a trial that is worse than the mean
-        p = float(((-noise).max(axis=0) >= statistic.max()).mean())
-        if p > 1 - level or statistic.max() < 1e-9:
+    centred = scores[:, 1:] - scores[:, 1:].mean(axis=1, keepdims=True)
+    error = np.maximum(np.stack([(centred - row).std(axis=1) for row in centred]), 1e-12)  # [t, t] of differences
+    statistic = (scores[None, :, 0] - scores[:, None, 0]) / error  # [i, j]: how far i is behind j
+    inside = np.arange(len(scores))
+    while len(inside) > 1:
+        largest = np.zeros(centred.shape[1])
+        for i in inside:
+            noise = np.abs(centred[inside] - centred[i]) / error[i, inside, None]
+            largest = np.maximum(largest, noise.max(axis=0))
+        observed = statistic[np.ix_(inside, inside)]
+        if observed.max() < 1e-9 or (largest >= observed.max()).mean() > 1 - level:
             break
-        inside[np.flatnonzero(inside)[statistic.argmax()]] = False
-    return inside
+        inside = np.delete(inside, observed.max(axis=1).argmax())
+    return np.isin(np.arange(len(scores)), inside)

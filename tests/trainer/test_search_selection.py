@@ -111,3 +111,8 @@ def test_equal_trials_have_no_winner_and_no_bias():
 def test_a_trial_that_is_ten_points_better_is_the_winner():
     found = [simulated_search(seed, 5, 3000, 0.1) for seed in range(5)]
     assert [selected.winner.trial for selected in found if selected.winner] == ["0"] * 5
+
+
+def test_one_better_trial_among_many_equal_ones_is_found():
+    found = [simulated_search(seed, 10, 3000, 0.06) for seed in range(5)]
+    assert [selected.winner.trial for selected in found if selected.winner] == ["0"] * 5
