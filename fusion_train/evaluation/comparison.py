@@ -98,8 +98,9 @@ def comparison_page(table: Table, title: str) -> Page:
     page = Page(title)
     page.table(table)
     page.text(
-        "Per cent, except ratings. Differences to the first: 95 % intervals over clusters of the same clips "
-        f"(jackknife, t); none below {MIN_CLUSTERS} clusters. They describe these answers, not another seed.",
+        "Per cent; ratings, CCC, r and errors as they are. Differences to the first: 95 % intervals over clusters "
+        f"of the same clips (jackknife, t); none below {MIN_CLUSTERS} clusters. They describe these answers, not "
+        "another seed.",
         "note",
     )
     return page
@@ -134,6 +135,14 @@ def select(
             next_step="Leave --correlation out.",
         )
     first = next(iter(candidates.values()))
+    errors = {score.scored.main for score in first.sets.values() if score.scored.is_error}
+    if errors:
+        raise DataError(
+            "--main",
+            expected="a figure of which more is better, to choose the best candidate by",
+            got=", ".join(sorted(errors)),
+            next_step="Choose by CCC or r.",
+        )
     for name, scores in candidates.items():
         if scores.sets.keys() != first.sets.keys():
             raise DataError(

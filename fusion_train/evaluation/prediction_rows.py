@@ -39,6 +39,8 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
         if not isinstance(clip_id, str) or not clip_id:
             near = suggest("id", row).strip()
             problems.append(f"row {number}: expected an id, got {sorted(row)}. {near}".rstrip())
+        elif isinstance(prediction, int | float) and not isinstance(prediction, bool):
+            row["prediction"] = repr(prediction)  # valence, arousal: other systems write numbers
         elif not isinstance(prediction, str):
             problems.append(f"{clip_id}: expected a prediction as text, got {prediction!r}")
         elif clip_id in seen:

@@ -76,7 +76,8 @@ def overview_table(scores: BenchmarkScores) -> Table:
             ]
         )
     for name, mean in scores.means.items():
-        value, corrected_value = (None if share is None else share * 100 for share in (mean.value, mean.corrected))
+        scale = mean_scale(scores, name)
+        value, corrected_value = (None if figure is None else figure * scale for figure in (mean.value, mean.corrected))
         selection_cells: list[Cell] = [corrected_value, None, None, None] if selected else []
         published = [baseline.means.get(name) for baseline in baselines]
         table.add([f"mean: {name}", None, value, None, None, *selection_cells, None, *published])
@@ -175,7 +176,11 @@ def page_of(scores: BenchmarkScores, overview: Table, clips: ClipList | None = N
     for name, mean in scores.means.items():
         if mean.missing:
             page.text(f"{name} is not computed: no answers to {', '.join(mean.missing)}.", "note")
-    page.text("Per cent, except ratings from 1 to 10. Intervals: 95 % over clusters of clips (jackknife, t).", "note")
+    page.text(
+        "Per cent; ratings from 1 to 10, CCC, r and errors as they are. "
+        "Intervals: 95 % over clusters of clips (jackknife, t).",
+        "note",
+    )
     for line in selection_lines(scores):
         page.text(line, "warning")
     for line in (*asked_lines(scores), *baseline_lines(scores)):
@@ -341,8 +346,14 @@ def figure_name(scored: MetricResult) -> str:
 
 
 def scale_of(scored: MetricResult) -> int:
-    """Return the factor for display: shares are shown in per cent, ratings as they are."""
-    return 100 if scored.highest == 1 else 1
+    """Return the factor for display: shares are shown in per cent, ratings, CCC and errors as they are."""
+    return 100 if scored.is_share else 1
+
+
+def mean_scale(scores: BenchmarkScores, mean: str) -> int:
+    """Return the factor for display of a mean of main figures: per cent if all of them are shares."""
+    members = [scores.sets[member] for member in scores.benchmark.means[mean] if member in scores.sets]
+    return 100 if all(member.scored.is_share for member in members) else 1
 
 
 def _listed(value: Any) -> str:

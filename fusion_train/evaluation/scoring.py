@@ -20,7 +20,7 @@ from fusion_train.evaluation.wrong_answers import WrongAnswer, wrong_answers
 from fusion_train.metrics.labels import one_label
 from fusion_train.metrics.metric_result import MetricResult, MetricSettings
 from fusion_train.metrics.registry import score
-from fusion_train.statistics.intervals import Interval, interval_of, jackknife
+from fusion_train.statistics.intervals import Interval, interval_between, jackknife
 from fusion_train.statistics.selection import Selection
 
 THE_REST = "the rest"
@@ -108,7 +108,7 @@ def score_set(
         name=name,
         title=benchmark_set.title or name,
         scored=scored,
-        interval=interval_of(jackknife(scored.resample, clusters, scored.per_clip), share=scored.highest == 1),
+        interval=interval_between(jackknife(scored.resample, clusters, scored.per_clip), scored.lowest, scored.highest),
         clustered_by=clustered_by,
         clusters=tuple(clusters),
         also={other: _score(other, rows, settings, None) for other in benchmark_set.also},

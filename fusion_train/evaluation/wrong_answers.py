@@ -45,7 +45,7 @@ def wrong_answers(rows: Sequence[Mapping[str, Any]], scored: MetricResult) -> li
     """
     if scored.outcomes is not None:
         is_wrong = scored.outcomes[:, 0] != scored.outcomes[:, 1]
-    elif scored.per_clip is not None and scored.highest == 1:
+    elif scored.per_clip is not None and scored.is_share:
         is_wrong = scored.per_clip == 0
     else:
         return []

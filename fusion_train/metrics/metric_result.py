@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +41,20 @@ class MetricResult:
     notes: tuple[str, ...] = ()
     comparable: bool = True
     """Whether the figures are comparable with published scores."""
+    lowest: float = 0.0
+    """The lowest possible value of the main figure; 0 for a share."""
     highest: float = 1.0
-    """The best possible value; 1 for a share."""
+    """The highest possible value of the main figure; 1 for a share, infinity for an error in the unit of labels."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the main figure lies between 0 and 1; shares are shown in per cent."""
+        return (self.lowest, self.highest) == (0, 1)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether less of the main figure is better."""
+        return self.highest == math.inf
 
     @property
     def value(self) -> float:

@@ -19,6 +19,7 @@ from fusion_train.metrics.classification import ClassificationScores, classifica
 from fusion_train.metrics.labels import find_sentiment, one_label, read_sentiment
 from fusion_train.metrics.metric_result import MetricResult, MetricSettings, mean_of
 from fusion_train.metrics.overlap import overlap_scores
+from fusion_train.metrics.regression import concordance, correlation, regression_scores, root_mean_square
 from fusion_train.metrics.sentiment import (
     Reader,
     SentimentScores,
@@ -39,6 +40,8 @@ class Metric:
 
     compute: Callable[[References, Predictions, MetricSettings, str], MetricResult]
     figures: tuple[str, ...]
+    errors: frozenset[str] = frozenset()
+    """Figures of which less is better; no variant or candidate is chosen by them."""
 
 
 def hit(references: References, predictions: Predictions, settings: MetricSettings, main: str) -> MetricResult:
@@ -188,6 +191,29 @@ def overlap(references: References, predictions: Predictions, settings: MetricSe
     )
 
 
+def regression(references: References, predictions: Predictions, settings: MetricSettings, main: str) -> MetricResult:
+    """CCC, r, RMSE and MAE of one number per clip."""
+    scores = regression_scores(references, predictions)
+    x, y = scores.references, scores.predictions
+    resample: dict[str, Any] = {
+        "CCC": {"resample": lambda weights: concordance(x, y, weights), "lowest": -1.0},
+        "r": {"resample": lambda weights: correlation(x, y, weights), "lowest": -1.0},
+        "RMSE": {"resample": lambda weights: root_mean_square(x - y, weights), "highest": math.inf},
+        "MAE": {**mean_of(np.abs(x - y)), "highest": math.inf},
+    }
+    return MetricResult(
+        main,
+        {"CCC": scores.ccc, "r": scores.pearson, "RMSE": scores.rmse, "MAE": scores.mae},
+        scores.clip_ids,
+        **resample[main],
+        counts={
+            "clips": len(scores.clip_ids),
+            "references from": f"{x.min():g} to {x.max():g}",
+            "predictions from": f"{y.min():g} to {y.max():g}",
+        },
+    )
+
+
 def _sentiment_numbers(references: References) -> dict[str, float]:
     """Return sentiment scores as numbers, and words as -1, 0 and 1: the metrics use only the sign.
 
@@ -305,6 +331,7 @@ METRICS: dict[str, Metric] = {
     "classification": Metric(classification, ("accuracy", "weighted F1", "UAR", "WAR", "macro F1")),
     "multi-label": Metric(multi_label, ("mAP", "F1 micro", "F1 samples", "Jaccard")),
     "overlap": Metric(overlap, ("clue", "label")),
+    "regression": Metric(regression, ("CCC", "r", "RMSE", "MAE"), frozenset({"RMSE", "MAE"})),
 }
 
 
@@ -333,6 +360,24 @@ def main_figure(name: str, main: str | None = None) -> str:
             next_step=suggest(main, figures).strip() or None,
         )
     return main or figures[0]
+
+
+def choosing_figure(name: str, main: str | None = None) -> str:
+    """Return the main figure, as `main_figure` does, by which a variant or a candidate may be chosen.
+
+    Raises:
+        ConfigError: as `main_figure`, or less of the figure is better.
+    """
+    figure = main_figure(name, main)
+    if figure in METRICS[name].errors:
+        more = [other for other in METRICS[name].figures if other not in METRICS[name].errors]
+        raise ConfigError(
+            f'main figure of metric "{name}"',
+            expected=f"a figure of which more is better: {', '.join(more)}",
+            got=f'"{figure}"',
+            next_step=f"Choose by {more[0]}; {figure} is shown beside it.",
+        )
+    return figure
 
 
 def score(

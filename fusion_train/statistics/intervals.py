@@ -11,7 +11,7 @@ clusters are grouped with a fixed seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -103,6 +103,21 @@ def interval_of(score: Jackknife, *, level: float = LEVEL, share: bool = True) -
         else:
             low, high = value - reach, value + reach
     return Interval(low, high, level, count)
+
+
+def interval_between(score: Jackknife, lowest: float, highest: float, *, level: float = LEVEL) -> Interval | None:
+    """Return the interval of a score whose possible values are known; None below `MIN_CLUSTERS`.
+
+    A share, from 0 to 1, is computed on the logit scale, and so is a correlation θ, from −1 to 1, by (1 + θ) / 2, which
+    is the scale of Fisher's z. Other intervals are symmetric.
+    """
+    if (lowest, highest) == (0, 1):
+        return interval_of(score, level=level)
+    if (lowest, highest) != (-1, 1) or not -1 < score.value < 1 or score.standard_error == 0:
+        return interval_of(score, level=level, share=False)
+    share = Jackknife((1 + score.value) / 2, (1 + score.without) / 2, score.num_clusters)
+    interval = interval_of(share, level=level)
+    return interval and replace(interval, low=2 * interval.low - 1, high=2 * interval.high - 1)
 
 
 def difference_interval(difference: Jackknife, *, level: float = LEVEL) -> Interval | None:

@@ -79,7 +79,7 @@ def correct(candidates: Sequence[MetricResult], clusters: Sequence[Hashable], *,
     pseudo_values = np.stack([score.pseudo_values for score in scores], axis=1)  # (C, N)
     optimism = max(0.0, float(pseudo_values[:, best].mean()) - left_out_score(pseudo_values))
     corrected = _lowered(scores[best], optimism if len(candidates) > 1 else 0.0)
-    interval = interval_of(corrected, level=level, share=candidates[best].highest == 1)
+    interval = interval_of(corrected, level=level, share=candidates[best].is_share)
     return Selection(best, len(candidates), scores[best].value, corrected.value, interval)
 
 
@@ -100,7 +100,7 @@ def bound(
     if score.num_clusters == 1:
         return Selection(0, num_candidates, score.value, None, None, correlation)
     optimism = score.standard_error * np.sqrt(1 - correlation) * expected_maximum(num_candidates)
-    corrected, share = _lowered(score, float(optimism)), best.highest == 1
+    corrected, share = _lowered(score, float(optimism)), best.is_share
     low = interval_of(corrected, level=level, share=share)
     high = interval_of(score, level=level, share=share)
     interval = Interval(low.low, high.high, level, score.num_clusters) if low and high else None

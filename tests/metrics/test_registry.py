@@ -19,12 +19,14 @@ REFERENCES = {
     "sentiment-three-way": [["negative", "neutral", "positive"][k % 3] for k in range(23)],
     "classification": [LABELS[k % 4] for k in range(23)],
     "multi-label": [LABELS[k % 4 :] for k in range(23)],
+    "regression": [(k * 7 % 23) / 4 - 2 for k in range(23)],
     "overlap": [f"A {LABELS[k % 4]} voice and a low brow" for k in range(23)],
 }
 REFERENCES |= {f"{name}-released": REFERENCES[name] for name in ("waf", "sentiment-three-way")}
 ANSWERS = {
     "waf": ["positive", "negative", "neutral", "what?"],
     "sentiment-three-way": ["positive", "negative", "neutral", "what?"],
+    "regression": ["0.5", "-1", "1.25e0", "2"],
     "overlap": ["A sad voice", "low brow", "nothing"],
 }
 ANSWERS |= {f"{name}-released": ANSWERS[name] for name in ("waf", "sentiment-three-way")}
@@ -46,7 +48,8 @@ def test_figures_are_finite_and_do_not_depend_on_the_order_of_clips(metric):
     references, predictions = example_of(metric)
     scored = score(metric, references, predictions)
     assert scored.main == METRICS[metric].figures[0]
-    assert all(0 <= figure <= scored.highest for figure in scored.figures.values())
+    assert scored.lowest <= scored.value <= scored.highest
+    assert all(math.isfinite(figure) for figure in scored.figures.values())
     assert set(scored.clip_ids) <= set(references)
     backwards = score(metric, dict(reversed(references.items())), dict(reversed(predictions.items())))
     assert backwards.figures == scored.figures
