@@ -18,7 +18,7 @@ from featurecache.spec import canonical_json
 from fusion_train.errors import ConfigError
 from fusion_train.models.token_streams import MODALITIES
 from fusion_train.prompts.limits import TooLong
-from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, TASKS, PromptFormat
+from fusion_train.prompts.prompt import MAX_ANSWER_TOKENS, TASKS, PromptFormat, is_task
 from fusion_train.yaml_settings import merge
 
 OnAbsent = Literal["refuse", "leave_out"]
@@ -35,7 +35,8 @@ class FusionConfig(Section):
     """The pre-fusion module, which joins the tokens of the modalities."""
 
     name: str = "conv-attention"
-    """none, attention, conv, q-former, conv-attention, or a variant of an installed package."""
+    """none, attention, conv, q-former, conv-attention, softmax-attention, late, lmf, tfn, misa, mmim, or one of an
+    installed package."""
     hidden: tuple[int, ...] = (512, 128)
     """Widths of the MLP of each modality; the last one is the width of the fusion."""
     out_dim: int = 256
@@ -70,6 +71,9 @@ class ModelConfig(Section):
     """Store the frozen matrices of the layers in 8 or 4 bits: fp8 multiplies in FP8 on Hopper and Ada; int8 and nf4
     need bitsandbytes. Embeddings, head and trained parts are not quantised."""
     fusion: FusionConfig = FusionConfig()
+    number_loss: Literal["ccc", "mse"] = "ccc"
+    """Loss of a probe for labels that are numbers: 1 − CCC over the clips of a micro-batch, or the squared error in
+    units of the variance of the training clips."""
     lora: LoraSettings = LoraSettings()
     frozen: tuple[Literal["fusion", "projectors", "lora"], ...] = ()
     """Trained parts that are not updated in this stage."""
@@ -112,7 +116,8 @@ class DataConfig(Section):
     eval_split: str | None = "val"
     """Split for validation during training; null: no validation."""
     tasks: tuple[str, ...] = ("emotion",)
-    """One task is drawn per sample, uniformly among the tasks of its dataset; without an answer, the label task."""
+    """One task is drawn per sample, uniformly among the tasks of its dataset; without an answer, the label task. A
+    probe also takes labels that are numbers, by their names in the clip list: `valence_score`."""
     task_weights: dict[str, dict[str, Annotated[int, Field(ge=1)]]] = {}
     """Dataset -> task -> relative frequency of the task; tasks that are not listed have 1."""
     fallback: dict[str, str] = {}
@@ -153,8 +158,9 @@ class DataConfig(Section):
     @classmethod
     def _known_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         for task in tasks:
-            if task not in TASKS:
-                raise ValueError(f'no task "{task}"; there are {", ".join(TASKS)}.{suggest(task, TASKS)}')
+            if not is_task(task):
+                known = f"{', '.join(TASKS)}, and NAME_score for a label that is a number"
+                raise ValueError(f'no task "{task}"; there are {known}.{suggest(task, TASKS)}')
         if not tasks:
             raise ValueError("at least one task is needed")
         return tasks
@@ -163,7 +169,7 @@ class DataConfig(Section):
     def _tasks_of_datasets(self) -> DataConfig:
         for dataset, weights in self.task_weights.items():
             for task in weights:
-                if task not in TASKS:
+                if not is_task(task):
                     raise ValueError(f'task_weights.{dataset}: no task "{task}".{suggest(task, TASKS)}')
         for dataset, task in self.fallback.items():
             if task not in TASKS or TASKS[task].answer not in ("label", "labels"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +23,14 @@ from fusion_train.data.batches import Collator
 from fusion_train.data.feature_reader import FeatureReader
 from fusion_train.data.probe_batches import build_probe
 from fusion_train.data.retrieval import RecalledTokens, open_retrieval
-from fusion_train.data.samples import label_sets
+from fusion_train.data.samples import label_sets, with_numbers
 from fusion_train.errors import ConfigError, DataError
 from fusion_train.llm.loading import build_model, load_llm, load_tokenizer, positions_of, refuse_foreign_tokens
 from fusion_train.llm.quantised_base import quantise_base
 from fusion_train.models.parts import trained_parameters
 from fusion_train.processes import this_process
 from fusion_train.prompts.limits import PromptLimits
+from fusion_train.prompts.prompt import find_task
 from fusion_train.run import Run, absolute
 
 
@@ -102,7 +103,8 @@ def build_context(
         raise ConfigError("features", expected="a feature for at least one of audio, image, video, text", got="none")
     reader = reader.with_absent_constants(absent_constants(config.features, reader, Path(clips).parent))
     if sets is None:
-        sets = label_sets(clip_list.in_split(config.data.train_split))
+        train_clips = clip_list.in_split(config.data.train_split)
+        sets = with_numbers(label_sets(train_clips), train_clips, data.tasks)
     if config.model.llm is None:
         probe, probe_collator = build_probe(config, reader, sets, clip_list)
         return RunContext(config, clip_list, clips, reader, sets, None, probe, probe_collator)
@@ -113,6 +115,7 @@ def build_context(
             got=config.features.normalise,
             next_step="Leave it out, or train a probe: --stage probe.",
         )
+    refuse_numbers(data.tasks)
     tokenizer = load_tokenizer(config.model.llm)
     llm = load(config.model.llm, config.model.llm_dtype)
     refuse_foreign_tokens(tokenizer, llm, config.prompt.format(), config.model.llm)
@@ -136,6 +139,18 @@ def build_context(
         **recall,
     )
     return RunContext(config, clip_list, clips, reader, sets, tokenizer, model, collator)
+
+
+def refuse_numbers(tasks: Sequence[str]) -> None:
+    """Raise ConfigError if a run with a language model, which answers in words, is asked for numbers."""
+    numbers = [name for name in tasks if find_task(name).answer == "number"]
+    if numbers:
+        raise ConfigError(
+            "data.tasks",
+            expected="tasks that a language model answers in words",
+            got=", ".join(numbers),
+            next_step="Numbers are learnt by a probe: --stage probe.",
+        )
 
 
 def load_context(

@@ -40,9 +40,10 @@ class FusionContract:
 
     def test_every_token_is_kept_and_every_parameter_learns(self, build: BuildFusion) -> None:
         module = self.built(build)
-        out = module(random_features(2))
-        assert out.shape == (2, NUM_TOKENS, OUT_DIM)
-        out.square().sum().backward()
+        with_loss = getattr(module, "with_loss", None)  # `fusion_train.models.fusions`: losses of a fusion's own
+        out, own_loss = (module(random_features(3)), 0.0) if with_loss is None else with_loss(random_features(3))
+        assert out.shape == (3, NUM_TOKENS, OUT_DIM)
+        (out.square().sum() + own_loss).backward()
         assert [name for name, parameter in module.named_parameters() if parameter.grad is None] == []
 
     def test_the_content_of_an_absent_modality_changes_nothing(self, build: BuildFusion) -> None:

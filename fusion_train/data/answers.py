@@ -1,4 +1,4 @@
-"""Find the answers of a clip to a task: a label, several labels, a text, or a rationale that ends in a label.
+"""Find the answers of a clip to a task: a label, several labels, a number, a text, or a rationale that ends in a label.
 
 A rationale argues for one label task: the label task that the clip's response names; else the emotion; else, if the
 clip has no emotion, its first label. The rationale's question, its conclusion and the label that replaces it are those
@@ -87,6 +87,9 @@ def listed_answers(clip: Clip, task: Task, form: PromptFormat = PLAIN) -> list[C
                 next_step="Give it one name of a class; lists of labels are for the tasks multi-label and openset.",
             )
         return [] if value is None else [ClipAnswer(task, value)]
+    if task.answer == "number":
+        value = clip.labels.get(task.key)
+        return [] if value is None else [ClipAnswer(task, repr(float(value)))]
     if task.answer == "labels":
         value = clip.labels.get(task.key)
         joined = _joined(value, task, form) if isinstance(value, list | tuple) else None

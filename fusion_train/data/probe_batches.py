@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from featurecache.clips.clip_list import Clip, ClipList
+from featurecache.clips.clip_rows import SCORE_SUFFIX
 from fusion_train.config import Config
 from fusion_train.data.answers import LabelSets
 from fusion_train.data.feature_reader import FeatureReader
@@ -23,8 +25,8 @@ from fusion_train.errors import ConfigError, DataError
 from fusion_train.models.emotion_llama import fusion_token_count
 from fusion_train.models.fusions import build_fusion
 from fusion_train.models.host_copies import to_device
-from fusion_train.models.probe import Probe
-from fusion_train.prompts.prompt import find_task
+from fusion_train.models.probe import NumberTargets, Probe
+from fusion_train.prompts.prompt import Task, find_task
 from fusion_train.remote.probe_classes import Classes
 from fusion_train.seeding import derive
 
@@ -44,6 +46,8 @@ class ProbeBatch:
     clip_ids: list[str]
     num_supervised: int
     sample_stats: list[SampleStats]
+    numbers: NumberTargets | None = None
+    """None if every clip is asked for a label."""
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +56,12 @@ class ProbeBatch:
 
     def tensors(self) -> dict[str, Any]:
         """Return the keyword arguments of `Probe.forward`."""
-        return {"features": self.features, "present": self.present, "allowed": self.allowed, "targets": self.targets}
+        return {
+            "features": self.features,
+            "present": self.present,
+            "allowed": self.allowed,
+            "targets": self.targets,
+        } | ({} if self.numbers is None else {"numbers": self.numbers})
 
     def to(self, device: torch.device) -> ProbeBatch:
         """Copy to a device, without waiting for the copy."""
@@ -60,9 +69,61 @@ class ProbeBatch:
         def move(tensor: Tensor) -> Tensor:
             return to_device(tensor, device)
 
-        features = {name: move(tensor) for name, tensor in self.features.items()}
         return replace(
-            self, features=features, present=move(self.present), allowed=move(self.allowed), targets=move(self.targets)
+            self,
+            features={name: move(tensor) for name, tensor in self.features.items()},
+            present=move(self.present),
+            allowed=move(self.allowed),
+            targets=move(self.targets),
+            numbers=self.numbers
+            and NumberTargets(**{name: move(tensor) for name, tensor in self.numbers.tensors().items()}),
+        )
+
+
+class NumberOutputs:
+    """The output of the head for every number of every dataset, such as the valence of one dataset."""
+
+    def __init__(self, sets: LabelSets) -> None:
+        """Number the outputs; `sets`: dataset -> label task, of which those that end in `_score` are numbers."""
+        keys = [
+            (dataset, key) for dataset in sorted(sets) for key in sorted(sets[dataset]) if key.endswith(SCORE_SUFFIX)
+        ]
+        self._number = {key: number for number, key in enumerate(keys)}
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def knows(self, clip: Clip, task: Task) -> bool:
+        """Whether clips of this dataset had the number in training."""
+        return (clip.dataset or "", task.key) in self._number
+
+    def number(self, clip: Clip, task: Task) -> int:
+        """Return the output of a task for clips of this dataset.
+
+        Raises:
+            DataError: no training clip of the dataset had the number.
+        """
+        if not self.knows(clip, task):
+            known = sorted({dataset for dataset, key in self._number if key == task.key})
+            raise DataError(
+                clip.id,
+                expected=f"a dataset whose {task.key} was trained on: {', '.join(known) or 'none'}",
+                got=f"{clip.dataset!r}",
+            )
+        return self._number[clip.dataset or "", task.key]
+
+    def scales(self, clips: ClipList, split: str) -> tuple[tuple[float, float], ...]:
+        """Return mean and standard deviation of every number over the clips of a split; 0 and 1 without clips."""
+        if not self._number:
+            return ()
+        values: dict[tuple[str, str], list[float]] = {key: [] for key in self._number}
+        for clip in clips:
+            for dataset, key in self._number if clip.split == split else ():
+                if (clip.dataset or "") == dataset and clip.labels.get(key) is not None:
+                    values[dataset, key].append(float(clip.labels[key]))
+        return tuple(
+            (float(np.mean(numbers)), float(np.std(numbers)) or 1.0) if numbers else (0.0, 1.0)
+            for numbers in values.values()
         )
 
 
@@ -70,12 +131,21 @@ class ProbeCollator:
     """Samples -> ProbeBatch; all clips of a split are read when the first of them is in a batch."""
 
     def __init__(
-        self, reader: FeatureReader, clips: ClipList, classes: Classes, num_tokens: int, *, by_speaker: bool = False
+        self,
+        reader: FeatureReader,
+        clips: ClipList,
+        classes: Classes,
+        num_tokens: int,
+        *,
+        numbers: NumberOutputs | None = None,
+        by_speaker: bool = False,
     ) -> None:
         """Args:
+        numbers: outputs for labels that are numbers; None: there are none.
         by_speaker: normalise the clips of each speaker and split by their own mean and standard deviation.
         """
         self._reader, self.classes, self._by_speaker = reader, classes, by_speaker
+        self.number_outputs = numbers or NumberOutputs({})
         self._pooled = PooledFeatures(reader, num_tokens)
         self._in_split: dict[str | None, list[Clip]] = {}
         for clip in clips:
@@ -91,7 +161,10 @@ class ProbeCollator:
         self._load({sample.clip.split for sample in samples})
         allowed = torch.zeros(len(samples), len(self.classes), dtype=torch.bool)
         targets = torch.full((len(samples),), -1)
+        number_rows = [row for row, sample in enumerate(samples) if sample.task.answer == "number"]
         for row, sample in enumerate(samples):
+            if sample.task.answer == "number":
+                continue
             numbers = self.classes.numbers(sample.clip, sample.task, sample.labels)
             allowed[row, numbers] = True
             if sample.answer in sample.labels:
@@ -100,7 +173,33 @@ class ProbeCollator:
         clip_ids = [sample.clip.id for sample in samples]
         features = self._pooled.take(clip_ids, present)
         stats = [SampleStats.of(sample, self._reader.presence(sample.clip.id), 1, 1) for sample in samples]
-        return ProbeBatch(features, present, allowed, targets, clip_ids, len(samples), stats)
+        return ProbeBatch(
+            features,
+            present,
+            allowed,
+            targets,
+            clip_ids,
+            len(samples),
+            stats,
+            self._number_targets(samples, number_rows) if number_rows else None,
+        )
+
+    def _number_targets(self, samples: Sequence[Sample], rows: Sequence[int]) -> NumberTargets:
+        asked = set(rows)
+        return NumberTargets(
+            torch.tensor([row for row in range(len(samples)) if row not in asked], dtype=torch.int64),
+            torch.tensor(rows),
+            torch.tensor([self.number_outputs.number(samples[row].clip, samples[row].task) for row in rows]),
+            torch.tensor([float(samples[row].answer) for row in rows], dtype=torch.float32),
+        )
+
+    def numbers(self, model: Probe, samples: Sequence[Sample]) -> list[float]:
+        """Return the number of each sample, in the unit of its label."""
+        device = model.head.weight.device
+        batch = self([replace(sample, answer=sample.answer or "0") for sample in samples]).to(device)
+        assert batch.numbers is not None
+        with torch.inference_mode():
+            return model.numbers(batch.features, batch.present, batch.numbers.outputs).tolist()
 
     def fit_normalisation(self, model: Probe, clips: Sequence[Clip]) -> None:
         """Give the model the means and standard deviations of the features of the training clips."""
@@ -155,17 +254,17 @@ def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: C
     Raises:
         ConfigError: a task without a closed set of labels, or no fusion.
     """
-    open_tasks = [name for name in config.data.tasks if find_task(name).answer != "label"]
+    open_tasks = [name for name in config.data.tasks if find_task(name).answer not in ("label", "number")]
     if open_tasks:
         raise ConfigError(
             "data.tasks",
-            expected="tasks with one label a clip, since there is no language model to answer others",
+            expected="tasks with one label a clip or one number, since there is no language model to answer others",
             got=", ".join(open_tasks),
             next_step="Set model.llm, or data.tasks=[emotion].",
         )
     settings = config.model.fusion
     count = settings.num_tokens or fusion_token_count(reader.shapes)
-    classes = Classes(sets)
+    classes, numbers = Classes(sets), NumberOutputs(sets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "initial weights"))
         options: Mapping[str, Any] = settings.model_dump(exclude={"name"}) | {"num_tokens": count}
@@ -178,6 +277,8 @@ def build_probe(config: Config, reader: FeatureReader, sets: LabelSets, clips: C
             fusion_tokens=count,
             num_classes=len(classes),
             normalised=reader.shapes.widths if config.features.normalise == "training" else None,
+            number_scales=numbers.scales(clips, config.data.train_split),
+            number_loss=config.model.number_loss,
         )
     by_speaker = config.features.normalise == "speaker"
-    return probe, ProbeCollator(reader, clips, classes, count, by_speaker=by_speaker)
+    return probe, ProbeCollator(reader, clips, classes, count, numbers=numbers, by_speaker=by_speaker)

@@ -91,6 +91,17 @@ def label_sets(clips: ClipList) -> dict[str, dict[str, list[str]]]:
     return {dataset: {task: sorted(labels) for task, labels in tasks.items()} for dataset, tasks in sets.items()}
 
 
+def with_numbers(sets: LabelSets, clips: ClipList, tasks: Sequence[str]) -> LabelSets:
+    """Return the sets with an empty one for every number, such as valence_score, that `tasks` ask of a dataset."""
+    keys = [task.key for task in map(find_task, tasks) if task.answer == "number"]
+    extended = {dataset: dict(of_dataset) for dataset, of_dataset in sets.items()}
+    for clip in clips:
+        for key in keys:
+            if clip.labels.get(key) is not None:
+                extended.setdefault(clip.dataset or "", {})[key] = ()
+    return extended
+
+
 def near_classes(sets: LabelSets) -> list[str]:
     """Return one notice per group of labels that differ by case or white space only: they are trained as classes."""
     notices = []

@@ -41,6 +41,11 @@ BY_TASK = {
 """Task -> metric used if a set names none; other tasks have answers but no score."""
 
 
+def metric_of(task: Task) -> str | None:
+    """Return the metric of a task that names none; None for a task without a score."""
+    return "regression" if task.answer == "number" else BY_TASK.get(task.name)
+
+
 class BenchmarkSet(Section):
     """One set of clips with one question: a row of the score table."""
 
@@ -111,7 +116,7 @@ class BenchmarkSet(Section):
     @property
     def chosen_metric(self) -> str | None:
         """Name of the metric that scores the set; None for a task without one."""
-        return self.metric or BY_TASK.get(find_task(self.task).name)
+        return self.metric or metric_of(find_task(self.task))
 
     @property
     def reference_key(self) -> tuple[str, str]:
@@ -122,7 +127,7 @@ class BenchmarkSet(Section):
         task: Task = find_task(self.task)
         if task.answer == "think":
             return "labels", task.label
-        return ("labels" if task.answer in ("label", "labels") else "responses"), task.key
+        return ("labels" if task.answer in ("label", "labels", "number") else "responses"), task.key
 
     @property
     def question(self) -> Task:

@@ -26,7 +26,7 @@ from fusion_train.data.samples import Sample, label_sets
 from fusion_train.data.too_long import fitting_samples
 from fusion_train.errors import DataError, DivergedError
 from fusion_train.evaluation.append_only import sealed_lines
-from fusion_train.metrics import ClassificationScores, classification_scores
+from fusion_train.metrics import ClassificationScores, RegressionScores, classification_scores, regression_scores
 from fusion_train.metrics.labels import conclusion
 from fusion_train.models.answering import greedy_text, label_log_probabilities
 from fusion_train.models.emotion_llama import EmotionLlama
@@ -42,11 +42,13 @@ NO_MODALITIES = "none"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of one task, and their scores if the task has a closed set of labels."""
+    """Predictions of one task, and their scores if the task has a closed set of labels, or a number."""
 
     task: str
     predictions: list[dict[str, Any]]
     scores: ClassificationScores | None
+    numbers: RegressionScores | None = None
+    """Scores of a task with one number per clip."""
 
     def write(self, path: Path) -> None:
         """Publish the predictions as a JSON Lines file."""
@@ -54,6 +56,14 @@ class Evaluation:
 
     def summary(self) -> dict[str, float | int]:
         """Return the scores by name, and the number of clips."""
+        if self.numbers is not None:
+            return {
+                "ccc": self.numbers.ccc,
+                "rmse": self.numbers.rmse,
+                "mae": self.numbers.mae,
+                "r": self.numbers.pearson,
+                "num_clips": len(self.predictions),
+            }
         if self.scores is None:
             return {"num_clips": len(self.predictions)}
         return {
@@ -98,7 +108,7 @@ def evaluate(
     context.model.train(was_training)
     refuse_not_finite(f'task "{task_name}"', not_finite, len(samples))
     predictions.sort(key=lambda row: row["id"])
-    return Evaluation(task_name, predictions, classified(task, predictions))
+    return scored(task, predictions)
 
 
 def closed_tasks(context: RunContext, clips: ClipList) -> list[str]:
@@ -106,6 +116,12 @@ def closed_tasks(context: RunContext, clips: ClipList) -> list[str]:
     order."""
     tasks = [find_task(name) for name in context.config.data.tasks]
     return [task.name for task in tasks if task.answer == "label" and any(answer_of(c, task) for c in clips)]
+
+
+def number_tasks(context: RunContext, clips: ClipList) -> list[str]:
+    """Return the configured tasks with one number per clip that differs among `clips`, in configured order."""
+    tasks = [find_task(name) for name in context.config.data.tasks]
+    return [t.name for t in tasks if t.answer == "number" and len({answer_of(clip, t) for clip in clips} - {None}) > 1]
 
 
 def hidden_modalities(context: RunContext, task: Task, modalities: Sequence[str] | None) -> tuple[str, ...]:
@@ -141,9 +157,16 @@ def questions(
     Raises:
         DataError: a probe is asked for anything but one label.
     """
-    if context.tokenizer is None and task.answer != "label":
+    if context.tokenizer is None and task.answer not in ("label", "number"):
         raise DataError(
             f'task "{task.name}"', expected="a task with one label, since a probe has no language model", got="another"
+        )
+    if context.tokenizer is not None and task.answer == "number":
+        raise DataError(
+            f'task "{task.name}"',
+            expected="a task that a language model answers in words",
+            got="one with a number",
+            next_step="Numbers are learnt and answered by a probe: fusion-train --stage probe.",
         )
     sets_of_clips = label_sets(ClipList(clips))
     samples = []
@@ -201,6 +224,10 @@ def answer(
     task, labels = samples[0].task, samples[0].labels
     device = context.device
     hashes = [{"prompt_sha256": prompt_hash(context, sample)} for sample in samples]
+    if isinstance(context.collator, ProbeCollator) and task.answer == "number":
+        for prompt, number in zip(hashes, context.collator.numbers(context.model, samples), strict=True):
+            yield {"prediction": f"{number:.6g}"} | prompt if math.isfinite(number) else None
+        return
     if isinstance(context.collator, ProbeCollator):
         for prompt, row in zip(hashes, context.collator.probabilities(context.model, samples), strict=True):
             yield _chosen_label(labels, row, prompt)
@@ -272,6 +299,19 @@ def classified(task: Task, predictions: Sequence[dict[str, Any]]) -> Classificat
     return classification_scores(references, {row["id"]: conclusion(row["prediction"]) for row in predictions})
 
 
+def concordant(task: Task, predictions: Sequence[dict[str, Any]]) -> RegressionScores | None:
+    """Return the scores of a task with one number; None for other tasks."""
+    if task.answer != "number":
+        return None
+    references = {row["id"]: row["reference"] for row in predictions}
+    return regression_scores(references, {row["id"]: row["prediction"] for row in predictions})
+
+
+def scored(task: Task, predictions: list[dict[str, Any]]) -> Evaluation:
+    """Return predictions with their scores."""
+    return Evaluation(task.name, predictions, classified(task, predictions), concordant(task, predictions))
+
+
 def evaluate_together(
     context: RunContext,
     models: OneModel | ModelGroup,
@@ -312,4 +352,4 @@ def evaluate_together(
     refuse_not_finite(f'task "{task_name}"', not_finite, len(samples) * count)
     for member_rows in rows:
         member_rows.sort(key=lambda row: row["id"])
-    return [Evaluation(task_name, member_rows, classified(task, member_rows)) for member_rows in rows]
+    return [scored(task, member_rows) for member_rows in rows]

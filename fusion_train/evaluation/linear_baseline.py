@@ -166,6 +166,11 @@ def inner_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple
     return [(fit, held) for fit, held in folds if len(held) and len(set(labels[fit].tolist())) > 1]
 
 
+def uar_of(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the mean recall over the classes of (n,) references."""
+    return float(recall_score(truth, predicted, labels=sorted(set(truth.tolist())), average="macro"))
+
+
 def _chosen_penalty(columns: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """Return the candidate with the highest UAR of pooled inner predictions; of equal ones the strongest."""
     folds = inner_folds(labels, groups, seed)
@@ -175,8 +180,7 @@ def _chosen_penalty(columns: np.ndarray, labels: np.ndarray, groups: np.ndarray,
     uars = []
     for penalty in PENALTIES:
         answers = [_fitted(columns[fit], labels[fit], penalty).predict(columns[rows]) for fit, rows in folds]
-        truth, predicted = labels[held], np.concatenate(answers)
-        uars.append(recall_score(truth, predicted, labels=sorted(set(truth.tolist())), average="macro"))
+        uars.append(uar_of(labels[held], np.concatenate(answers)))
     return PENALTIES[int(np.argmax(uars))]
 
 

@@ -56,6 +56,7 @@ from fusion_train.export.parity import (
 from fusion_train.export.probe_parity import compare_probe, probe_references
 from fusion_train.export.provenance import trained_tasks, weights_chosen
 from fusion_train.export.weights import merge_lora
+from fusion_train.prompts.prompt import find_task
 from fusion_train.remote.configuration_emotion_llama import read_spec
 from fusion_train.remote.encoding import rebuild_encoder
 from fusion_train.remote.exportability import refuse_foreign_media, refuse_speakers
@@ -117,6 +118,7 @@ def _export_run(
 ) -> list[ParityCheck]:
     refuse_unexportable(run, sources)
     context, step = open_run(run, sources)
+    refuse_numbers(context)
     refuse_unfit_adapter(context, sources)
     refuse_speakers(context.config.features.normalise)
     attached = attach_encoders(context.reader.specs, weights, uncopied=sources.required)
@@ -322,6 +324,18 @@ def required_packages(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, lis
     """
     packages = sorted({entry["package"] for entry in entries.values() if entry.get("required")})
     return {"packages": [f"{CACHE}=={version(CACHE)}", *packages]} if packages else {}
+
+
+def refuse_numbers(context: RunContext) -> None:
+    """Raise ExportError for a probe with numbers: an exported folder answers with labels and their probabilities."""
+    numbers = [name for name in context.config.data.tasks if find_task(name).answer == "number"]
+    if numbers:
+        raise ExportError(
+            "data.tasks",
+            expected="tasks with labels, which an exported folder answers",
+            got=", ".join(numbers),
+            next_step="Export a probe that is trained on labels only.",
+        )
 
 
 def refuse_unfit_adapter(context: RunContext, sources: ExportSources) -> None:

@@ -191,6 +191,13 @@ def build_model(config: Config, llm: Any, shapes: FeatureShapes) -> EmotionLlama
         count = settings.fusion.num_tokens or fusion_token_count(shapes)
         options = settings.fusion.model_dump(exclude={"name"}) | {"num_tokens": count}
         fusion = build_fusion(settings.fusion.name, shapes.fusion_dims(), **options)
+        if hasattr(fusion, "with_loss"):
+            raise ConfigError(
+                "model.fusion.name",
+                expected="a fusion without losses of its own, since these compare the clips of a batch",
+                got=f'"{settings.fusion.name}"',
+                next_step="Train it as a probe: --stage probe.",
+            )
         model = EmotionLlama(
             llm,
             fusion,

@@ -1,9 +1,12 @@
-"""Build a fusion variant by name: the published module, its four baselines, or a user's own.
+"""Build a fusion variant by name: the published module, its four baselines, heads of the field, or a user's own.
 
 A fusion is an `nn.Module` that is built as `cls(dims, hidden=…, out_dim=…, dropout=…)`. Its `forward(features,
 present)` takes a sequence of (B, K, D_m) in the order audio, image CLS, video and a mask (B, M), and returns
-(B, K, out_dim). A fusion whose parameters depend on the token count takes `num_tokens=` too. Variants are registered
-under the entry point group `fusion_train.fusions`; `fusion_train.models.fusions:none` stands for no fusion tokens.
+(B, K, out_dim). A fusion whose parameters depend on the token count takes `num_tokens=` too. A fusion with losses of
+its own has `with_loss(features, present)`, which returns these tokens and a scalar; a probe adds it to the mean loss in
+training. Such losses compare the clips of a batch, so a run with a language model refuses these fusions. Variants are
+registered under the entry point group `fusion_train.fusions`; `fusion_train.models.fusions:none` stands for no fusion
+tokens.
 """
 
 from __future__ import annotations

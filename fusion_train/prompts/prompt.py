@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from featurecache.clips.clip_rows import SCORE_SUFFIX
 from fusion_train.errors import ConfigError, DataError, refuse_unknown
 from fusion_train.models.token_streams import SOFT_TOKEN
 from fusion_train.prompts.encoding_text import PromptText, encode_text
@@ -34,10 +35,10 @@ class Task:
     name: str
     instruction: str
     """May hold {labels}, the closed set of answers."""
-    answer: Literal["label", "labels", "response", "think"]
-    """One label, a list of labels, free text, or reasoning with the label in <answer>."""
+    answer: Literal["label", "labels", "response", "think", "number"]
+    """One label, a list of labels, free text, reasoning with the label in <answer>, or a number such as a valence."""
     key: str
-    """Key in the clip's `labels` (label, labels) or `responses` (response, think)."""
+    """Key in the clip's `labels` (label, labels, number) or `responses` (response, think)."""
     label: str = "emotion"
     """The label task of the conclusion of "think"; it also replaces a response that is empty or too long."""
     argues: bool = False
@@ -56,7 +57,7 @@ class Task:
     @property
     def label_key(self) -> str:
         """The label task that an answer is scored by: the task's own, or that of the rationale's conclusion."""
-        return self.key if self.answer == "label" else self.label
+        return self.key if self.answer in ("label", "number") else self.label
 
     @property
     def closed_key(self) -> str | None:
@@ -67,7 +68,11 @@ class Task:
     @property
     def full_name(self) -> str:
         """The name, or `think:intent` if a rationale is for another label task than the default one."""
-        return self.name if self.label == TASKS[self.name].label else f"{self.name}:{self.label}"
+        return (
+            self.name
+            if self.answer == "number" or self.label == TASKS[self.name].label
+            else f"{self.name}:{self.label}"
+        )
 
     def about(self, label: str) -> Task:
         """Return this rationale for one label task, with the instruction of that label task."""
@@ -134,13 +139,20 @@ RATIONALES: dict[str, dict[str, str]] = {
 """Task -> label task of the rationale -> instruction; other label tasks use the emotion's instruction."""
 
 
+def is_task(name: str) -> bool:
+    """Whether a task has this name: one of `TASKS`, or a label that is a number, such as `valence_score`."""
+    return name in TASKS or (name.endswith(SCORE_SUFFIX) and name != SCORE_SUFFIX)
+
+
 def find_task(name: str) -> Task:
-    """Return a task by name; `think:intent` is the rationale for one label task.
+    """Return a task by name; `think:intent` is the rationale for one label task, `valence_score` asks for a number.
 
     Raises:
         ConfigError: no such task; the near name is suggested.
     """
     plain, colon, label = name.partition(":")
+    if is_task(name) and name not in TASKS:
+        return Task(name, f"How high is the {name.removesuffix(SCORE_SUFFIX)} of the person?", "number", name)
     refuse_unknown("task", plain, TASKS)
     task = TASKS[plain]
     if not colon:

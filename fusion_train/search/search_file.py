@@ -157,8 +157,13 @@ def load_search(file: str, overrides: tuple[str, ...] = ()) -> SearchFile:
         raise ConfigError(f"{file}: task", expected="a task with one label per clip", got=search.task)
     refuse_unknown("main", search.main, FIGURES)
     for head in search.heads:
-        if head not in HEADS:
-            fusion_variant(head)
+        if head not in HEADS and hasattr(fusion_variant(head), "with_loss"):
+            raise ConfigError(
+                f"{file}: heads",
+                expected="heads without losses of their own, which a search does not train",
+                got=head,
+                next_step=f"Train it as a probe: --stage probe --set model.fusion.name={head}.",
+            )
     if "none" in search.heads:
         raise ConfigError(f"{file}: heads", expected="heads that read features", got="none")
     empty = [modality for modality, names in search.features.items() if not names]

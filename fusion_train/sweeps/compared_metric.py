@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusion_train.errors import ConfigError
-from fusion_train.evaluation.benchmarks import BY_TASK
+from fusion_train.evaluation.benchmarks import metric_of
 from fusion_train.metrics.metric_result import MetricResult
-from fusion_train.metrics.registry import METRICS, main_figure, score
+from fusion_train.metrics.registry import METRICS, choosing_figure, score
 from fusion_train.prompts.prompt import find_task
 
 Rows = Sequence[Mapping[str, Any]]
@@ -62,7 +62,7 @@ def choose_metric(task: str, metric: str | None = None, main: str | None = None)
     Raises:
         ConfigError: no such task, metric or figure, or a task that has no metric of its own.
     """
-    chosen = metric or BY_TASK.get(find_task(task).name)
+    chosen = metric or metric_of(find_task(task))
     if chosen is None:
         raise ConfigError(
             f'task "{task}"',
@@ -70,4 +70,4 @@ def choose_metric(task: str, metric: str | None = None, main: str | None = None)
             got="none of its own",
             next_step="Name one with metric: " + ", ".join(METRICS) + ".",
         )
-    return ComparedMetric(chosen, main_figure(chosen, main))
+    return ComparedMetric(chosen, choosing_figure(chosen, main))

@@ -165,7 +165,7 @@ class MetricsLogger:
         return max(scores[-patience:]) <= max(scores[:-patience])
 
     def _remember(self, step: int, row: Mapping[str, Any]) -> None:
-        scored = ("accuracy/", "eval_loss", HALF)
+        scored = ("accuracy/", "ccc/", "eval_loss", HALF)
         scores = {name: float(value) for name, value in row.items() if name.startswith(scored)}
         if scores:
             self._rows[step] = scores

@@ -155,14 +155,14 @@ def _losses(steps: Sequence[Row], scored: Sequence[Row]) -> Figure:
 
 
 def _accuracies(scored: Sequence[Row]) -> Figure:
-    names = _names(scored, "accuracy/")
-    figure = _curves({name.partition("/")[2]: _series(scored, name) for name in names}, "accuracy", marker="o")
+    names = _scored_names(scored)
+    figure = _curves({name.partition("/")[2]: _series(scored, name) for name in names}, "accuracy or CCC", marker="o")
     figure.axes[0].set_ylim(0, 1.03)
     return figure
 
 
 def _scores(run: Run, scored: Sequence[Row]) -> Table:
-    names = [*_names(scored, "accuracy/"), "eval_loss"]
+    names = [*_scored_names(scored), "eval_loss"]
     best = checkpoint.best(run.checkpoints)
     rows = [[int(row["step"]), *(row.get(name) for name in names)] for row in scored]
     best_rows = [place for place, row in enumerate(rows) if best is not None and best.name.endswith(f"{row[0]:08d}")]
@@ -211,6 +211,10 @@ def _summary(values: Sequence[float]) -> list[float | None]:
         return [None, None, None]
     ordered = sorted(values)
     return [ordered[len(ordered) // 2], ordered[0], ordered[-1]]
+
+
+def _scored_names(scored: Sequence[Row]) -> list[str]:
+    return [*_names(scored, "accuracy/"), *_names(scored, "ccc/")]
 
 
 def _names(rows: Sequence[Row], prefix: str) -> list[str]:

@@ -31,7 +31,9 @@ from fusion_train.evaluation.evaluate import (
     Evaluation,
     classified,
     closed_tasks,
+    concordant,
     evaluate_together,
+    number_tasks,
     refuse_not_finite,
 )
 from fusion_train.models.fused_layers import without_compiled_chains
@@ -86,7 +88,7 @@ class Scored:
     """One model's answers to the held-out clips after some step."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    """`accuracy/TASK` of every closed task, `eval_loss`, and `score/half-N` of every half that has clips."""
+    """`accuracy/TASK` of closed tasks, `ccc/TASK` of numbers, `eval_loss`, `score/half-N` of halves with clips."""
     answers: dict[str, Evaluation] = field(default_factory=dict)
     """By task."""
 
@@ -119,7 +121,7 @@ class Validation:
             split=data.eval_split or "",
             say=self.notices.append,
         )
-        self.tasks = closed_tasks(context, self.clips)
+        self.tasks = [*closed_tasks(context, self.clips), *number_tasks(context, self.clips)]
         self._stream = SampleStream.for_validation(
             context.config,
             self.clips,
@@ -152,8 +154,11 @@ class Validation:
         return scored
 
     def _scores(self, answers: Mapping[str, Evaluation], losses: Losses, halves: Halves) -> dict[str, float]:
-        """`accuracy/TASK` of every closed task, `eval_loss`, and `score/half-N` of every half that has clips."""
-        scores = {f"accuracy/{task}": float(answers[task].summary()["accuracy"]) for task in self.tasks}
+        """`accuracy/TASK` of closed tasks, `ccc/TASK` of numbers, `eval_loss`, `score/half-N` of halves with clips."""
+        scores = {}
+        for task in self.tasks:
+            name, figure = ("ccc", "ccc") if answers[task].numbers is not None else ("accuracy", "accuracy")
+            scores[f"{name}/{task}"] = float(answers[task].summary()[figure])
         scores["eval_loss"] = losses.mean()
         for number, half in enumerate(halves, start=1):
             score = _score_of(frozenset(half), answers, losses)
@@ -191,6 +196,9 @@ def _score_of(half: Container[str], answers: Mapping[str, Evaluation], losses: L
         rows = [row for row in answered.predictions if row["id"] in half]
         scores = classified(find_task(task), rows) if rows else None
         accuracies += [scores.accuracy] if scores is not None else []
+        if answered.numbers is not None and len({row["reference"] for row in rows}) > 1:
+            numbers = concordant(find_task(task), rows)
+            accuracies += [numbers.ccc] if numbers is not None else []
     if accuracies:
         return sum(accuracies) / len(accuracies)
     loss = losses.mean_of(half)
@@ -209,6 +217,7 @@ def _with_known_labels(context: RunContext, clips: ClipList) -> tuple[ClipList, 
     A language model answers questions on a dataset without training clips too; a probe has no classes for it.
     """
     tasks = [task for task in map(find_task, context.config.data.tasks) if task.answer == "label"]
+    numbers = [task for task in map(find_task, context.config.data.tasks) if task.answer == "number"]
     unknown: Counter[str] = Counter()
     usable: list[Clip] = []
     for clip in clips:
@@ -217,6 +226,9 @@ def _with_known_labels(context: RunContext, clips: ClipList) -> tuple[ClipList, 
             known_labels, label = closed_set(context.label_sets, clip, task), answer_of(clip, task)
             if label is not None and label not in known_labels and (known_labels or isinstance(context.model, Probe)):
                 foreign = f"{task.name} {label}" + ("" if known_labels or not clip.dataset else f" of {clip.dataset}")
+        for task in numbers:
+            if clip.labels.get(task.key) is not None and not context.collator.number_outputs.knows(clip, task):
+                foreign = f"{task.name} of {clip.dataset or 'clips without a dataset'}"
         unknown.update([foreign] if foreign else [])
         usable += [] if foreign else [clip]
     if not unknown:
@@ -251,9 +263,15 @@ def _tasks_without_sample(data: DataConfig, stream: SampleStream) -> list[str]:
 
 
 def class_counts(context: RunContext, splits: Mapping[str, Iterable[Clip]]) -> list[str]:
-    """One line per label task and split: the number of clips per label, most frequent first."""
-    tasks = dict.fromkeys(find_task(name).label_key for name in context.config.data.tasks)
-    lines = []
+    """One line per label task and split: the number of clips per label, most frequent first; the range of numbers."""
+    configured = [find_task(name) for name in context.config.data.tasks]
+    tasks = dict.fromkeys(task.label_key for task in configured if task.answer != "number")
+    lines = [
+        _range(split, task.key, clips)
+        for task in configured
+        if task.answer == "number"
+        for split, clips in splits.items()
+    ]
     for task in tasks:
         counted = {split: _labels(clips, task) for split, clips in splits.items()}
         for split, counts in counted.items():
@@ -262,6 +280,15 @@ def class_counts(context: RunContext, splits: Mapping[str, Iterable[Clip]]) -> l
                 more = f", and {len(counts) - MAX_CLASSES} more labels" if len(counts) > MAX_CLASSES else ""
                 lines.append(f"{split}, {task}: {named or 'no label'}{more}")
     return lines
+
+
+def _range(split: str, key: str, clips: Iterable[Clip]) -> str:
+    """Return a line about the numbers of a split: how many clips, lowest, highest, mean."""
+    numbers = [float(clip.labels[key]) for clip in clips if clip.labels.get(key) is not None]
+    if not numbers:
+        return f"{split}, {key}: no clip"
+    mean = sum(numbers) / len(numbers)
+    return f"{split}, {key}: {len(numbers)} clips, {min(numbers):g} to {max(numbers):g}, mean {mean:.3g}"
 
 
 def _labels(clips: Iterable[Clip], task: str) -> Counter[str]:
@@ -273,13 +300,13 @@ def _labels(clips: Iterable[Clip], task: str) -> Counter[str]:
 
 
 def overall(scores: dict[str, float]) -> float | None:
-    """The score that selects the best checkpoint: mean accuracy, or the negative loss without a closed task.
+    """The score that selects the best checkpoint: mean of accuracies and CCCs, or else the negative loss.
 
     None where a score is NaN or infinite.
     """
     if not all(map(math.isfinite, scores.values())):
         return None
-    accuracies = [value for name, value in scores.items() if name.startswith("accuracy/")]
+    accuracies = [value for name, value in scores.items() if name.startswith(("accuracy/", "ccc/"))]
     if accuracies:
         return sum(accuracies) / len(accuracies)
     return -scores["eval_loss"] if "eval_loss" in scores else None
