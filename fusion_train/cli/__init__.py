@@ -26,7 +26,7 @@ import click
 from click.core import ParameterSource
 
 from featurecache.console import HELP, CommandGroup, OutputPath, json_result, note, say
-from fusion_train.cli.evaluate import agreement, contrast_command, evaluate_command, rate, score_command
+from fusion_train.cli.evaluate import agreement, contrast_command, evaluate_command, floor_command, rate, score_command
 from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, RUN_CLIPS, RUN_STORE, SET, STORE, project_model
 from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
@@ -198,6 +198,7 @@ COMMANDS = (
     contrast_command,
     demo,
     evaluate_command,
+    floor_command,
     plan,
     predict,
     quick,

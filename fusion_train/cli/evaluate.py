@@ -138,6 +138,43 @@ def evaluate_command(folder: Path, bench_name: str | None, split: str, task: str
     json_result({"predictions": {name: str(file) for name, file in files.items()}})
 
 
+@command("floor")
+@click.option("--run", "folder", type=click.Path(path_type=Path), required=True, help="Run to compare with.")
+@click.option("--split", default="test", show_default=True, help="Split of held-out clips.")
+@click.option("--task", default="emotion", show_default=True, help="Task with one label, or a number (valence_score).")
+@click.option("--checkpoint", default="best", show_default=True, help="best, last or a step.")
+@RUN_STORE
+@RUN_CLIPS
+def floor_command(folder: Path, split: str, task: str, **options: Any) -> None:
+    """Compare a run with classifiers of scikit-learn on averages of the tokens that it reads.
+
+    They are fitted on the training split of the run; every prediction is written as a JSON line.
+
+    \b
+    fusion-train floor --run runs/probe
+    fusion-train floor --run runs/probe --split val --task valence_score
+    """
+    from featurecache.files.publish import replace_bytes
+    from fusion_train.evaluation.append_only import sealed_lines
+    from fusion_train.evaluation.evaluate import evaluate
+    from fusion_train.evaluation.floor import floor_rows
+    from fusion_train.evaluation.floor_report import THE_RUN, floor_json, floor_table, score_floor
+    from fusion_train.run import Run
+    from fusion_train.run_context import load_context
+
+    context = load_context(Run(folder), store=options["store"], clips=options["clips"], which=options["checkpoint"])
+    floors = floor_rows(context, split, task)
+    usable = context.reader.usable(context.clips.in_split(split), context.config.data.failed_clips)
+    rows = {THE_RUN: evaluate(context, usable, task).predictions, **floors}
+    for name, of_method in floors.items():
+        path = folder / f"floor-{split}-{task.replace(':', '-')}-{name.replace(' ', '-').lower()}.jsonl"
+        replace_bytes(path, sealed_lines(of_method))
+    scores = score_floor(rows, task)
+    print_table(floor_table(scores), f"{folder}: {task} on {split}")
+    json_result(floor_json(scores))
+    say(f"predictions: {folder / f'floor-{split}-…jsonl'}")
+
+
 @command("score")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…", type=click.Path(path_type=Path, exists=True))
 @click.option(
@@ -321,6 +358,7 @@ def print_scores(scores: Any) -> None:
         asked_lines,
         confusion_table,
         is_selected,
+        mean_scale,
         selection_lines,
         selection_table,
         summary_table,
@@ -330,8 +368,9 @@ def print_scores(scores: Any) -> None:
     json_result(as_json(scores))
     for name, mean in scores.means.items():
         missing = f"not computed, without {', '.join(mean.missing)}"
-        corrected = f", corrected {mean.corrected * 100:.2f}" if mean.corrected is not None else ""
-        say(f"{name}: {missing if mean.value is None else f'{mean.value * 100:.2f}{corrected}'}")
+        scale = mean_scale(scores, name)
+        corrected = f", corrected {mean.corrected * scale:.2f}" if mean.corrected is not None else ""
+        say(f"{name}: {missing if mean.value is None else f'{mean.value * scale:.2f}{corrected}'}")
     if is_selected(scores):
         print_table(selection_table(scores), "corrected for the choice among candidates")
         for line in selection_lines(scores):

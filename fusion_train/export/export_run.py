@@ -116,9 +116,9 @@ def export_run(
 def _export_run(
     run: Run, out: Path, weights: Mapping[str, str], sources: ExportSources, say: Callable[[str], None]
 ) -> list[ParityCheck]:
+    refuse_numbers(run)
     refuse_unexportable(run, sources)
     context, step = open_run(run, sources)
-    refuse_numbers(context)
     refuse_unfit_adapter(context, sources)
     refuse_speakers(context.config.features.normalise)
     attached = attach_encoders(context.reader.specs, weights, uncopied=sources.required)
@@ -326,9 +326,9 @@ def required_packages(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, lis
     return {"packages": [f"{CACHE}=={version(CACHE)}", *packages]} if packages else {}
 
 
-def refuse_numbers(context: RunContext) -> None:
+def refuse_numbers(run: Run) -> None:
     """Raise ExportError for a probe with numbers: an exported folder answers with labels and their probabilities."""
-    numbers = [name for name in context.config.data.tasks if find_task(name).answer == "number"]
+    numbers = [name for name in run.config().data.tasks if find_task(name).answer == "number"]
     if numbers:
         raise ExportError(
             "data.tasks",

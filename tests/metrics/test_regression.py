@@ -67,8 +67,8 @@ def test_weights_count_clips_several_times():
 def test_the_interval_is_that_of_fishers_z_over_speakers_and_wider_than_over_clips():
     rng = np.random.default_rng(1)
     speakers = np.arange(80) // 8
-    x = rng.normal(size=80)
-    y = 0.7 * x + rng.normal(size=10)[speakers]  # each speaker is rated too high or too low
+    x = rng.normal(size=10)[speakers] + 0.3 * rng.normal(size=80)
+    y = 0.5 * x + rng.normal(size=10)[speakers]  # speakers differ, and each is rated too high or too low
     rows = [
         {"id": f"c{n:02d}", "reference": float(x[n]), "prediction": repr(float(y[n])), "speaker": f"s{speakers[n]}"}
         for n in range(80)
@@ -123,11 +123,13 @@ def test_a_file_of_numbers_is_scored_by_the_command(tmp_path):
     lines = [{"id": f"c{n}", "prediction": y[n], "reference": x[n], "speaker": f"s{n % 8}"} for n in range(40)]
     (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = ["score", str(tmp_path / "theirs.jsonl"), "--metric", "regression", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, command)
+    result = CliRunner().invoke(main, [*command, "--json"])
     assert result.exit_code == 0, result.output
     expected = regression_scores(by_clip(x.tolist()), by_clip(y.tolist()))
-    assert f"CCC     {expected.ccc:.2f}" in result.output
-    assert f"RMSE {expected.rmse:.2f}" in result.output
+    (scored,) = json.loads(result.stdout)["sets"].values()
+    assert scored["figures"]["CCC"] == pytest.approx(expected.ccc)
+    assert scored["figures"]["RMSE"] == pytest.approx(expected.rmse)
+    assert scored["interval"]["clustered_by"] == "speaker"
     refused = CliRunner().invoke(main, [*command[:-2], "--main", "RMSE", "--selected-from", "3"])
     assert refused.exit_code == 2
     assert "Choose by CCC or r." in refused.output
