@@ -106,7 +106,9 @@ def grouped_folds(clips: Sequence[Clip], labels: np.ndarray, seed: int) -> list[
     groups = [clip.dialogue or clip.speaker or clip.id for clip in clips]
     if len(set(groups)) < 2:
         groups = [clip.id for clip in clips]
-    folds = StratifiedGroupKFold(min(NUM_FOLDS, len(set(groups))), shuffle=True, random_state=seed)
+    most_of_a_class = int(np.unique(labels, return_counts=True)[1].max())
+    count = min(NUM_FOLDS, len(set(groups)), most_of_a_class)
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # Grouping may leave a fold without a rare class.
         warnings.filterwarnings("ignore", message="The least populated class")

@@ -155,7 +155,8 @@ def inner_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple
 
     Folds whose training rows have one class are left out; the list may be empty.
     """
-    count = min(NUM_INNER_FOLDS, len(set(groups.tolist())))
+    most_of_a_class = int(np.unique(labels, return_counts=True)[1].max())
+    count = min(NUM_INNER_FOLDS, len(set(groups.tolist())), most_of_a_class)
     if count < 2:
         return []
     with warnings.catch_warnings():

@@ -115,3 +115,11 @@ def test_one_class_and_broken_tokens_are_refused():
     tokens[4, 2] = np.inf
     with pytest.raises(DataError, match=r"audio: expected finite tokens, got NaN or infinity in 1 clips"):
         linear_baseline({"audio": tokens}, labels, np.arange(60), [61])
+
+
+def test_a_penalty_is_chosen_on_as_many_folds_as_the_largest_class_has_clips():
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    folds = module.inner_folds(labels, np.arange(6), 0)
+    assert len(folds) == 3
+    assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(6))
+    assert module.inner_folds(np.arange(4), np.arange(4), 0) == []
