@@ -82,6 +82,7 @@ def build_context(
     sets: LabelSets | None = None,
     load: Callable[[str, str], nn.Module] = load_llm,
     quantised: bool = True,
+    media_root: str | None = None,
 ) -> RunContext:
     """Open clips and features, load the language model, and build the trained parts with their initial weights.
 
@@ -90,13 +91,14 @@ def build_context(
         sets: closed label sets of the run; None reads them from the training split.
         load: loads the language model of a name and dtype.
         quantised: False ignores `model.quantised`.
+        media_root: folder that the media paths of the clip list are relative to; None: the folder of the list.
 
     Raises:
         ClipListError, StoreError, ConfigError, ModelError: see the functions called.
     """
     data = config.data
     clip_list: ClipList = LazyClipList(
-        lambda: adjust(load_clips(clips), Path(clips).parent, data.corrections, data.exclude)
+        lambda: adjust(load_clips(clips, media_root), Path(clips).parent, data.corrections, data.exclude)
     )
     reader = FeatureReader.open(store, config.features.used, fingerprints)
     if not reader.modalities:
@@ -161,6 +163,7 @@ def load_context(
     which: str = "best",
     disturbed: Mapping[str, str] | None = None,
     quantised: bool = True,
+    media_root: str | None = None,
 ) -> RunContext:
     """Load a finished or interrupted run with the weights of one of its checkpoints, on the GPU if there is one.
 
@@ -168,7 +171,7 @@ def load_context(
         store, clips: where they are now, if not where the run recorded them.
         which: checkpoint: `best`, `last` or a step.
         disturbed: modality -> perturbed feature that is read instead of the one of training.
-        quantised: as in `build_context`.
+        quantised, media_root: as in `build_context`.
     """
     record, config = run.record(), run.config()
     folder = checkpoint.choose(run.checkpoints, which)
@@ -186,6 +189,7 @@ def load_context(
         fingerprints={name: value for name, value in record.fingerprints.items() if name not in replaced},
         sets=record.label_sets,
         quantised=quantised,
+        media_root=media_root,
     )
     for modality, feature in replaced.items():
         _refuse_other_encoder(feature, context.reader.specs[modality], record.fingerprints[modality])

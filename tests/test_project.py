@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -253,3 +255,31 @@ class TestHubWithoutAnswer:
     ) -> None:
         monkeypatch.setattr(hub, "ANSWER_S", 0.3)
         assert "no answer from 127.0.0.1" in self.check(silent_server, monkeypatch)
+
+    @pytest.mark.parametrize(
+        ("command", "message"),
+        [
+            ("fcache extract --encoder whisper", 'whisper: weights "openai/whisper-large-v3": expected a folder'),
+            ("fcache extract --encoder hf-audio:owner/model", 'hf-audio: weights "owner/model": expected a folder'),
+            ("fusion-train --stage perception --set model.llm=owner/llm", 'model.llm "owner/llm": expected a local'),
+        ],
+    )
+    def test_it_is_reported_before_torch_and_transformers_are_imported(
+        self, command: str, message: str, tmp_path: Path
+    ) -> None:
+        program, *words = command.split()
+        package = "featurecache.cli" if program == "fcache" else "fusion_train.cli"
+        script = (
+            f"import sys\nfrom {package} import main\nmain({words!r}, standalone_mode=False)\n"
+            "print('torch' in sys.modules, 'transformers' in sys.modules)"
+        )
+        environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HOME")}
+        environment |= {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path)}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        result = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        )
+        assert message in result.stderr, result.stderr
+        assert "hf auth login" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stdout == "False False\n"

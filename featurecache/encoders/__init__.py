@@ -394,6 +394,9 @@ def open_encoder(
     encoder_options = dict(options or {})
     perturb = encoder_options.pop(PERTURB_OPTION, None)
     perturbation = None if perturb is None else parse_perturbation(str(perturb))
+    from featurecache.encoders.hub import refuse_unreachable
+
+    refuse_unreachable(registered_name, weights or checkpoint or None)
     opened_class = encoder_class(registered_name)
     from featurecache.encoders.network import resolve_device  # imports torch, which naming an encoder does not need
 

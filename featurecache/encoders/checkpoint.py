@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from featurecache.encoders.hub import hub_answers, no_answer, way_out
+from featurecache.encoders.hub import hub_answers, looks_local, no_answer, unfetched, way_out
 from featurecache.errors import EncoderError, WeightsError, suggest
 from featurecache.files.hashing import file_sha256
 
@@ -49,7 +49,7 @@ class Checkpoint:
         self.weights, self.encoder = weights, encoder
         self._folder = Path(weights).expanduser()
         self._is_folder = self._folder.is_dir()
-        self._looks_local = weights.startswith((".", "/", "~")) or weights.count("/") != 1
+        self._looks_local = looks_local(weights)
         self.single_file = self._folder if self._folder.suffix == LAVIS_SUFFIX and self._folder.is_file() else None
         """The weight file, if the checkpoint is one file without a config.json (LAVIS' eva_vit_g.pth)."""
         if not self._is_folder and self._looks_local and self.single_file is None:
@@ -100,7 +100,7 @@ class Checkpoint:
                 )
         except (OSError, ValueError) as error:
             got = str(error).strip().partition("\n")[0].rstrip(".") if answers else no_answer()
-            raise self.error(expected="a folder, or a model of the hub that can be fetched", got=got) from error
+            raise unfetched(self.encoder, self.weights, got) from error
         return None if path is None else Path(path)
 
     def json(self, name: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from featurecache.encoders import FRAMES_IMPLEMENTATION, ExportableEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
+from featurecache.encoders.hub import PUBLISHED
 from featurecache.encoders.lavis import read_lavis
 from featurecache.encoders.network import (
     COMPILE,
@@ -121,7 +122,7 @@ def _with_attention(config: Blip2VisionConfig) -> Blip2VisionConfig:
 class _EvaEncoder(ExportableEncoder):
     """Shared by both encoders: resizing, normalising, the patch and position embedding, the first blocks."""
 
-    default_weights = "Salesforce/blip2-opt-2.7b"
+    default_weights = PUBLISHED["eva-global"]
     view: FramesView
     pixels: int
     resample: Image.Resampling

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.checkpoint import Checkpoint
+from featurecache.encoders.hub import PUBLISHED
 from featurecache.encoders.huggingface import (
     AUDIO,
     TappedNetwork,
@@ -58,7 +59,7 @@ class HfAudioEncoder(ExportableEncoder):
     """A speech network of transformers."""
 
     name = "hf-audio"
-    default_weights = "facebook/hubert-large-ls960-ft"
+    default_weights = PUBLISHED["hf-audio"]
     view: AudioView
 
     def __init__(self, tapped: TappedNetwork, preprocessor: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from featurecache.encoders import FRAMES_IMPLEMENTATION, ExportableEncoder
 from featurecache.encoders.checkpoint import Checkpoint, read_options
+from featurecache.encoders.hub import PUBLISHED
 from featurecache.encoders.huggingface import (
     IMAGE,
     VIDEO,
@@ -207,7 +208,7 @@ class HfImageEncoder(_HfVisionEncoder):
 
     name = "hf-image"
     families, known_options = IMAGE, IMAGE_OPTIONS
-    default_weights = "openai/clip-vit-large-patch14"
+    default_weights = PUBLISHED["hf-image"]
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
         super().__init__(tapped, transform, options)
@@ -277,7 +278,7 @@ class HfVideoEncoder(_HfVisionEncoder):
 
     name = "hf-video"
     families, known_options = VIDEO, VIDEO_OPTIONS
-    default_weights = "MCG-NJU/videomae-large"
+    default_weights = PUBLISHED["hf-video"]
 
     def __init__(self, tapped: TappedNetwork, transform: FrameTransform, options: Mapping[str, Any]) -> None:
         super().__init__(tapped, transform, options)

@@ -1,6 +1,7 @@
 """Whether the Hugging Face hub answers: asked once per process, since its library retries for half a minute.
 
-Without an answer, files that were fetched earlier are read from the hub's cache, and others are an error at once.
+Without an answer, files that were fetched earlier are read from the hub's cache, and others are an error at once. This
+module imports neither torch nor transformers, so that an unreachable hub is reported before these are imported.
 """
 
 from __future__ import annotations
@@ -9,9 +10,21 @@ import functools
 import http.client
 import ssl
 import threading
+from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from featurecache.errors import WeightsError
+
+PUBLISHED = {
+    "whisper": "openai/whisper-large-v3",
+    "eva-global": "Salesforce/blip2-opt-2.7b",
+    "eva-temporal": "Salesforce/blip2-opt-2.7b",
+    "hf-audio": "facebook/hubert-large-ls960-ft",
+    "hf-image": "openai/clip-vit-large-patch14",
+    "hf-video": "MCG-NJU/videomae-large",
+}
+"""Encoder -> hub id that it loads if the user names no weights."""
 ANSWER_S = 4.0
 """Time for an answer to the first request, name resolution and proxy included."""
 
@@ -28,6 +41,48 @@ def way_out(option: str) -> str:
     return (
         f"Name a local copy with config.json and *.safetensors ({option}FOLDER) or another model ({option}OWNER/NAME),"
         " or connect and, if the model is gated, log in with `hf auth login`."
+    )
+
+
+def is_hub_id(place: str) -> bool:
+    """Return whether a checkpoint is meant as OWNER/NAME of the hub, and not as a path; a folder of that name wins."""
+    return not looks_local(place) and not Path(place).expanduser().exists()
+
+
+def looks_local(place: str) -> bool:
+    """Return whether a checkpoint is named as a path."""
+    return place.startswith((".", "/", "~")) or place.count("/") != 1
+
+
+def within_reach(hub_id: str) -> bool:
+    """Return whether a model was fetched before, or the hub answers."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        fetched = isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    except ValueError:  # no valid id; transformers says why
+        return True
+    return fetched or hub_answers()
+
+
+def refuse_unreachable(encoder: str, weights: str | None) -> None:
+    """Check that the weights of one of `PUBLISHED` can be read, before seconds of imports.
+
+    Raises:
+        WeightsError: they are on a hub that does not answer, and were not fetched before.
+    """
+    place = weights or PUBLISHED.get(encoder)
+    if encoder in PUBLISHED and place is not None and is_hub_id(place) and not within_reach(place):
+        raise unfetched(encoder, place, no_answer())
+
+
+def unfetched(encoder: str, weights: str, got: str) -> WeightsError:
+    """Return the error about an encoder's weights that the hub does not give."""
+    return WeightsError(
+        f'{encoder}: weights "{weights}"',
+        expected="a folder, or a model of the hub that can be fetched",
+        got=got,
+        next_step=way_out(f"--weights {encoder}="),
     )
 
 

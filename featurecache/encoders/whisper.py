@@ -18,6 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Whisp
 
 from featurecache.encoders import ExportableEncoder
 from featurecache.encoders.checkpoint import Checkpoint
+from featurecache.encoders.hub import PUBLISHED
 from featurecache.encoders.network import (
     COMPILE,
     FrozenNetwork,
@@ -61,7 +62,7 @@ class WhisperEncoder(ExportableEncoder):
     """The encoder half of a Whisper checkpoint."""
 
     name = "whisper"
-    default_weights = "openai/whisper-large-v3"
+    default_weights = PUBLISHED["whisper"]
     view: AudioView
 
     def __init__(

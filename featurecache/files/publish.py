@@ -14,9 +14,11 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import re
 import secrets
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,6 +269,13 @@ def make_temporary_folder(parent: Path, prefix: str) -> Path:
     folder = parent / (prefix + secrets.token_hex(8))
     folder.mkdir()
     return folder
+
+
+def remove_temporary_folders(parent: Path, prefix: str) -> None:
+    """Remove the folders that killed processes left; the caller holds the lock under which they are made."""
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
+        if re.fullmatch(r"[0-9a-f]{16}", folder.name.removeprefix(prefix)) and folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish_folder(temporary: Path, target: Path) -> bool:

@@ -9,6 +9,7 @@
     fusion-train eval --run runs/cognition     score held-out clips, keep every prediction
     fusion-train sweep pre_fusion              compare variants
     fusion-train search search.yaml            thousands of small heads on averaged features, honestly selected
+    fusion-train export --run RUN --out DIR    one model that answers on raw clips
     fusion-train predict --model DIR clip.mp4  ask an exported model
     fusion-train demo --model DIR              the same on a web page
     fusion-train resume runs/cognition         continue a stopped run
@@ -27,6 +28,7 @@ from click.core import ParameterSource
 
 from featurecache.console import HELP, CommandGroup, OutputPath, json_result, note, say
 from fusion_train.cli.evaluate import agreement, contrast_command, evaluate_command, floor_command, rate, score_command
+from fusion_train.cli.export import export
 from fusion_train.cli.options import CALLBACK, CLIPS, CONFIG, INIT, RUN_CLIPS, RUN_STORE, SET, STORE, project_model
 from fusion_train.cli.plan import plan, zero_image
 from fusion_train.cli.predict import demo, predict
@@ -95,10 +97,9 @@ def main(
     if stage is None:
         say(ctx.get_help())
         ctx.exit(2)
+    from fusion_train.llm.reach import refuse_unreachable
     from fusion_train.presets import load_config, replaced_settings
     from fusion_train.run import Run, latest_finished
-    from fusion_train.training.callbacks import load_callbacks
-    from fusion_train.training.trainer import train
 
     settings = load_config(config, stage, overrides, project_model())
     for line in replaced_settings(config, stage, overrides):
@@ -116,6 +117,11 @@ def main(
     if initial is None and settings.init_stage is not None and not run.exists:
         initial = latest_finished(run.folder.parent, settings.init_stage)
         note(f"starting from {initial.folder}, the latest finished run of stage {settings.init_stage}")
+    if not run.finished:
+        refuse_unreachable(settings.model.llm)
+    from fusion_train.training.callbacks import load_callbacks
+    from fusion_train.training.trainer import train
+
     _print_result(
         run.folder,
         train(
@@ -142,12 +148,16 @@ def resume(run: Path, store: str | None, clips: str | None, clips_changed: bool,
     \b
     fusion-train resume runs/cognition
     """
+    from fusion_train.llm.reach import refuse_unreachable
     from fusion_train.run import Run, absolute
-    from fusion_train.training.callbacks import load_callbacks
-    from fusion_train.training.trainer import train
 
     stopped = Run(run)
     record = stopped.record()
+    if not stopped.finished:
+        refuse_unreachable(stopped.config().model.llm)
+    from fusion_train.training.callbacks import load_callbacks
+    from fusion_train.training.trainer import train
+
     _print_result(
         run,
         train(
@@ -198,6 +208,7 @@ COMMANDS = (
     contrast_command,
     demo,
     evaluate_command,
+    export,
     floor_command,
     plan,
     predict,

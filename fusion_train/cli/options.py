@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from featurecache.cli.options import MEDIA_ROOT as MEDIA_ROOT
 from featurecache.console_project import ProjectOption, project
 
 STORE = click.option(

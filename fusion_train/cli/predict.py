@@ -10,6 +10,7 @@ import click
 from featurecache.console import OutputPath, command, note, print_table, report_error, say
 from featurecache.outside_text import file_name, json_text
 from featurecache.tables import Table
+from fusion_train.cli.options import MEDIA_ROOT
 
 if TYPE_CHECKING:
     from fusion_train.predict.opening import OpenedModel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fusion_train.predict.timing import Timings
 
 MODEL = click.option(
-    "--model", "folder", type=click.Path(path_type=Path), required=True, help="Folder written by tools/export_e2e.py."
+    "--model", "folder", type=click.Path(path_type=Path), required=True, help="Folder written by `fusion-train export`."
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 BASE = click.option("--base", help="Base model of an adapter-only folder.  [default: its hub name]")
@@ -44,6 +45,7 @@ SHOWN_LABELS = 3
 @click.option("--text", help="Transcript of the clips, if no clip list has one.")
 @click.option("--split", help="Only this split of a clip list.")
 @click.option("--dataset", help="Dataset of training whose labels are meant, for clips whose list names none.")
+@MEDIA_ROOT
 @click.option("--out", type=OutputPath("file"), help="File of JSON lines; the same command continues it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 @click.option("--look", type=OutputPath("folder"), help="Folder for one PNG per clip with the evidence for its answer.")
@@ -74,7 +76,7 @@ def predict(folder: Path, clips: tuple[Path, ...], device: str, **options: Any) 
     from fusion_train.predict.request import collect_clips, make_request
     from fusion_train.predict.timing import Timings
 
-    chosen = collect_clips(clips, split=options["split"], text=options["text"], dataset=options["dataset"])
+    chosen = collect_clips(clips, **{name: options[name] for name in ("split", "text", "dataset", "media_root")})
     opened = open_model(folder, device, options["base"], encoder_places(options["weights"]))
     choices = [choice.strip() for choice in (options["choices"] or "").split(",") if choice.strip()]
     request = make_request(opened.processor, options["task"], options["question"], choices, options["max_new_tokens"])

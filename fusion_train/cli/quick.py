@@ -12,7 +12,6 @@ import click
 from featurecache.clips.splitting import DEFAULT_SHARES, GROUP_KEYS
 from featurecache.console import OutputPath, command, json_result, note, print_table, report_error, say
 from featurecache.console_project import ProjectOption, project
-from featurecache.errors import FeatureCacheError
 from fusion_train.cli.predict import encoder_places
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--yes", is_flag=True, help="Do not ask after the plan.")
 def quick(clips: Path, labels: Path | None, out: Path, yes: bool, **options: Any) -> None:
-    """Import a folder of clips, extract features, compare fusions, score the best on test clips, write a report.
+    """Import a folder of clips, extract features, compare fusions, score and export the best, write a report.
 
     On a GPU with a language model at hand, train that with LoRA instead. Stopped? The same command goes on. Each step
     is an ordinary command, which is shown and kept in OUT/project.yaml.
@@ -53,12 +52,13 @@ def quick(clips: Path, labels: Path | None, out: Path, yes: bool, **options: Any
     fusion-train quick clips/ --labels labels.csv --group speaker --weights whisper=models/whisper-base
     """
     from fusion_train.quick import steps
-    from fusion_train.quick.report import time_table, write_report
+    from fusion_train.quick.report import agreement, time_table, write_report
     from fusion_train.quick.request import RECORD, write_project_file
 
     run = _opened(clips, labels, out, options)
-    if run.wanted.model and not run.has_llm:
-        note(f"{run.wanted.model} is not trained without a GPU: probes are compared")
+    complete = run.complete
+    if run.request.model and not run.has_llm:
+        note(f"{run.request.model} is not trained without a GPU: probes are compared")
     if not run.store.exists():
         _do(run, steps.plan_step(run))
         asks = sys.stdin.isatty() and sys.stdout.isatty() and not yes
@@ -67,23 +67,43 @@ def quick(clips: Path, labels: Path | None, out: Path, yes: bool, **options: Any
             return
     if steps.undecided(run):
         _do(run, steps.extract_step(run))
-        if left := steps.undecided(run):
-            report_error(f"{left} clips are left. The same command goes on.")
-            raise click.exceptions.Exit(1)
+        _require_none_left(steps.undecided(run))
     for make in (steps.train_step, steps.score_step):
         _do(run, make(run))
     write_project_file(run)
+    if not run.answers.exists():
+        write_report(run)  # the scores are there, whatever becomes of the export
+    _do(run, steps.export_step(run))
+    if steps.unanswered(run):
+        _do(run, steps.predict_step(run))
+        _require_none_left(steps.unanswered(run))
     page = write_report(run)
     seconds = time_table(run).only(["part", "seconds"])
     print_table(seconds, "time by part")
+    if complete:
+        say("Every step was done before: nothing was extracted, trained or exported again.")
+    say(f"exported model: {run.model}; {agreement(run)}")
     say(f"report: {page}; each step as an ordinary command: {run.folder / RECORD}")
     following = steps.next_commands(run)
     json_result(
-        {"report": str(page), "record": str(run.folder / RECORD), "seconds": seconds.records(), "next": following}
+        {
+            "report": str(page),
+            "model": str(run.model),
+            "record": str(run.folder / RECORD),
+            "seconds": seconds.records(),
+            "next": following,
+        }
     )
     note("Next:")
     for line in following:
         note(f"  {line}")
+
+
+def _require_none_left(count: int) -> None:
+    """End the command if its last step was stopped."""
+    if count:
+        report_error(f"{count} clips are left. The same command goes on.")
+        raise click.exceptions.Exit(1)
 
 
 def _opened(clips: Path, labels: Path | None, out: Path, options: dict[str, Any]) -> QuickRun:
@@ -94,7 +114,7 @@ def _opened(clips: Path, labels: Path | None, out: Path, options: dict[str, Any]
     from featurecache.clips.media_files import media_files
     from featurecache.encoders.network import resolve_device
     from fusion_train.quick.encoder_choice import ENCODERS, check_room, choose_encoders
-    from fusion_train.quick.request import QuickRun, Wanted, check_labels, file_hash, open_record
+    from fusion_train.quick.request import QuickRequest, QuickRun, check_labels, file_hash, open_record
     from fusion_train.quick.steps import import_step
 
     project_file = project()
@@ -103,42 +123,42 @@ def _opened(clips: Path, labels: Path | None, out: Path, options: dict[str, Any]
     weights |= encoder_places(options.pop("weights"))
     device = resolve_device(options.pop("device")).type
     source, table = str(clips), str(labels) if labels else None
-    wanted = Wanted(source, table, file_hash(labels), weights=weights, **options)
-    if (before := open_record(out, wanted)) is not None:
+    request = QuickRequest(source, table, file_hash(labels), weights=weights, **options)
+    if (before := open_record(out, request)) is not None:
         return before
     files = media_files(clips)
-    run = QuickRun(out, wanted, choose_encoders(files, weights, device), device)
+    run = QuickRun(out, request, choose_encoders(files, weights, device), device)
     for choice in run.encoders:
         note(f"{choice.reads}: {choice.encoder} with {choice.weights}, {choice.why}")
     check_room(run.encoders, len(files), out)
-    step = import_step(run, overwrite=run.clips.exists())
-    seconds = _invoke(step)
+    step, usable = import_step(run, overwrite=run.clips.exists()), False
     try:
-        check_labels(run.load_clips(), wanted.task)
-    except FeatureCacheError:
-        run.clips.unlink()
-        if not any(out.iterdir()):
-            out.rmdir()
-        raise
+        _record(run, step, 0.0, done=False)
+        seconds = _invoke(step)
+        check_labels(run.load_clips(), request.task)
+        usable = True
+    finally:
+        if not usable:
+            run.discard()
     _record(run, step, seconds, done=True)
     return run
 
 
 def _do(run: QuickRun, step: Step) -> None:
-    """Run a step and record its command and seconds; the seconds of a step that was done before stay."""
-    was_done = step.title in run.steps and run.steps[step.title].done
-    if not was_done:
-        _record(run, step, 0.0, done=False)
-    seconds = _invoke(step)
-    if not was_done:
-        _record(run, step, seconds, done=True)
+    """Run a step and record its command and seconds; a step that was done before, and has its output, is named only."""
+    before = run.steps.get(step.title)
+    if before is not None and before.done and step.output.exists():
+        note(f"{step.title}: done before, {step.output}")
+        return
+    _record(run, step, 0.0, done=False)
+    _record(run, step, _invoke(step), done=True)
 
 
 def _record(run: QuickRun, step: Step, seconds: float, *, done: bool) -> None:
     from fusion_train.quick.request import StepRecord
 
-    before = run.steps[step.title].seconds if step.title in run.steps else 0.0
-    run.steps[step.title] = StepRecord(step.command, round(before + seconds, 1), done)
+    before = run.steps.get(step.title, StepRecord(step.command))
+    run.steps[step.title] = StepRecord(before.command, round(before.seconds + seconds, 1), done)
     run.write()
 
 

@@ -29,6 +29,7 @@ from featurecache.files.publish import (
     make_folder,
     make_temporary_folder,
     publish_folder,
+    remove_temporary_folders,
     require_writable,
     writing,
 )
@@ -90,6 +91,8 @@ class ExportSources:
     """Clip list whose clips are all checked; None: `num_clips` of `split`."""
     required: tuple[str, ...] = ()
     """Encoders of other packages whose package the folder names; the code of the others is copied."""
+    media_root: str | None = None
+    """Folder that the media paths of the clip list are relative to; None: the folder of the list."""
 
 
 def export_run(
@@ -130,6 +133,7 @@ def _export_run(
         merge_and_ask(context, references, sources.dtype)
     about = describe(run, context, sources, step, split) | required_packages(attached.entries)
     make_folder(out.parent)
+    remove_temporary_folders(out.parent, f".{out.name}-")
     temporary = make_temporary_folder(out.parent, f".{out.name}-")
     try:
         say(f"writing {out}")
@@ -173,7 +177,8 @@ def verify_export(
     where = certificate["where"]
     recorded = {}
     if run is None:
-        recorded = {name: absolute(where[name], out) for name in ("run", "store", "clips", "check") if name in where}
+        names = ("run", "store", "clips", "check", "media_root")
+        recorded = {name: absolute(where[name], out) for name in names if name in where}
         run = Run(recorded.get("run", out / "the run that the certificate does not name"))
     encoder_places = {name: absolute(place, out) for name, place in where.get("weights", {}).items()}
     encoder_places |= dict(weights or {})
@@ -189,6 +194,7 @@ def verify_export(
         store=sources.store or recorded.get("store"),
         clips=sources.clips or recorded.get("clips"),
         check_list=sources.check_list or recorded.get("check"),
+        media_root=sources.media_root or recorded.get("media_root"),
         which=str(certificate["run"]["step"]),
         split=sources.split or certificate["split"],
         num_clips=certificate["asked"],
@@ -236,7 +242,14 @@ def refuse_unexportable(run: Run, sources: ExportSources) -> None:
 
 def open_run(run: Run, sources: ExportSources) -> tuple[RunContext, int]:
     """Load a run with the weights of a checkpoint onto the device; also return the step of the checkpoint."""
-    context = load_context(run, store=sources.store, clips=sources.clips, which=sources.which, quantised=False)
+    context = load_context(
+        run,
+        store=sources.store,
+        clips=sources.clips,
+        media_root=sources.media_root,
+        which=sources.which,
+        quantised=False,
+    )
     context.model.eval().to(resolve_device(sources.device))
     return context, checkpoint.read_state(checkpoint.choose(run.checkpoints, sources.which)).step
 
@@ -249,7 +262,7 @@ def ask_trained(
     These are `ReferenceAnswer`s, or `ProbeReference`s for a run without a language model.
     """
     if sources.check_list is not None:
-        clips = load_clips(sources.check_list)
+        clips = load_clips(sources.check_list, sources.media_root)
         split, count = "(a list of its own)", len(clips)
     else:
         split = sources.split or context.config.data.eval_split or context.config.data.train_split
@@ -384,6 +397,8 @@ def locate(
     }
     if sources.check_list is not None:
         where["check"] = relative(sources.check_list, out)
+    if sources.media_root is not None:
+        where["media_root"] = relative(sources.media_root, out)
     if sources.adapter:
         local = {name: place for name, place in weights.items() if Path(place).exists()}
         where["weights"] = {name: relative(place, out) for name, place in local.items()}

@@ -18,13 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from featurecache.console import note
 from featurecache.encoders.checkpoint import quiet_transformers
-from featurecache.encoders.hub import hub_answers, no_answer, way_out
+from featurecache.encoders.hub import hub_answers, no_answer
 from featurecache.encoders.network import align
 from featurecache.outside_text import one_line
 from featurecache.terminal import OUTPUT, Screen
 from fusion_train.config import Config
 from fusion_train.errors import ConfigError, ModelError
 from fusion_train.llm.family_check import abilities_of
+from fusion_train.llm.reach import unavailable
 from fusion_train.models.answering import plain_generation
 from fusion_train.models.emotion_llama import EmotionLlama, fusion_token_count, llm_width
 from fusion_train.models.fusions import build_fusion
@@ -225,12 +226,7 @@ def _refuse_patches_left_over(config: Config, shapes: FeatureShapes) -> None:
 def _unavailable(name: str, error: Exception) -> ModelError:
     local = Path(name).exists()
     reached = local or hub_answers()
-    return ModelError(
-        f'model.llm "{name}"',
-        expected="a causal language model of transformers" if local else "a local folder or a reachable hub id",
-        got=" ".join(str(error).split())[:300] if reached else no_answer(),
-        next_step="Set it with --set model.llm=FOLDER." if local else way_out("--set model.llm="),
-    )
+    return unavailable(name, " ".join(str(error).split())[:300] if reached else no_answer())
 
 
 def _reading(name: str) -> dict[str, bool]:

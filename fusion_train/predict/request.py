@@ -19,7 +19,12 @@ MAX_NEW_TOKENS = 200
 
 
 def collect_clips(
-    paths: Sequence[Path], *, split: str | None = None, text: str | None = None, dataset: str | None = None
+    paths: Sequence[Path],
+    *,
+    split: str | None = None,
+    text: str | None = None,
+    dataset: str | None = None,
+    media_root: str | None = None,
 ) -> ClipList:
     """Return the clips of every path, in order.
 
@@ -30,6 +35,7 @@ def collect_clips(
         split: split of the clip lists; None takes every clip.
         text: transcript of the clips that do not come from a clip list.
         dataset: dataset of training whose labels are meant, for clips whose list names none.
+        media_root: folder that the media paths of clip lists are relative to; None: the folder of each list.
 
     Raises:
         ClipListError: a missing path, a folder without media, an invalid list, or two clips with one id.
@@ -37,7 +43,7 @@ def collect_clips(
     clips: list[Clip] = []
     for path in paths:
         if path.suffix.lower() in CLIP_LIST_SUFFIXES:
-            listed = load_clips(path)
+            listed = load_clips(path, media_root)
             clips += listed if split is None else listed.in_split(split)
         elif path.is_dir():
             clips += _clips_in(path, text)

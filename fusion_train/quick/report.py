@@ -1,4 +1,4 @@
-"""The page of a quick run: scores on the test clips, answers, fusions, clips, encoders, and the time by part."""
+"""The page of a quick run: scores on the test clips, answers, fusions, the exported model, clips, encoders, times."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import featurecache
 from featurecache.clips.clip_list import ClipList
+from fusion_train.evaluation.append_only import read_lines
 from fusion_train.evaluation.benchmark_runs import ScoringResources, score_rows
 from fusion_train.evaluation.benchmarks import Benchmark, BenchmarkSet
 from fusion_train.evaluation.prediction_rows import read_predictions
@@ -16,6 +17,7 @@ from fusion_train.evaluation.score_report import overview_table, page_of
 from fusion_train.evaluation.scoring import BenchmarkScores
 from fusion_train.quick.request import QuickRun
 from fusion_train.quick.steps import trained_run
+from fusion_train.remote.integrity import PAGE_NAME, read_certificate
 from fusion_train.report.tables import Table
 from fusion_train.sweeps.report import SPREAD, VERDICT, variant_table
 from fusion_train.sweeps.results import read_results
@@ -27,10 +29,10 @@ def scores_of(run: QuickRun) -> tuple[BenchmarkScores, list[dict[str, Any]]]:
     Raises:
         DataError: there are no predictions.
     """
-    task = run.wanted.task
+    task = run.request.task
     sets = {task: BenchmarkSet(split="test", task=task)}
     rows = read_predictions(run.predictions)  # each with its reference
-    benchmark = Benchmark(title=f"{Path(run.wanted.source).name}: {task}", sets=sets)
+    benchmark = Benchmark(title=f"{Path(run.request.source).name}: {task}", sets=sets)
     return score_rows(benchmark, {task: rows}, ScoringResources(None, None, None, None), run.folder), rows
 
 
@@ -40,7 +42,7 @@ def write_report(run: QuickRun) -> Path:
     Raises:
         DataError: a step has left nothing to read.
     """
-    clips, task, trained = run.load_clips(), run.wanted.task, trained_run(run)
+    clips, task, trained = run.load_clips(), run.request.task, trained_run(run)
     scores, rows = scores_of(run)
     page = page_of(scores, overview_table(scores), clips)
     page.heading("Test clips")
@@ -58,6 +60,10 @@ def write_report(run: QuickRun) -> Path:
         page.text(
             f"The test clips were scored with {trained.folder.name}. Whole report: {run.fusions}/report.html.", "note"
         )
+    if run.answers.exists():
+        page.heading("Exported model")
+        page.text(f"{run.model}: {agreement(run)}. Its own measurements: {run.model}/{PAGE_NAME}.")
+        page.table(_certified(run))
     page.heading("Clips")
     page.table(_classes(clips, task))
     page.heading("Encoders")
@@ -71,6 +77,21 @@ def write_report(run: QuickRun) -> Path:
     page.heading("Steps")
     page.table(time_table(run))
     return page.write(run.folder / "report.html")
+
+
+def agreement(run: QuickRun) -> str:
+    """Return how many raw test clips the exported model answers as the run does from the store."""
+    predicted = {row["id"]: row["prediction"] for row in read_predictions(run.predictions)}
+    answers = {row["id"]: row.get("answer") for row in read_lines(run.answers)}
+    equal = sum(answers.get(clip_id) == answer for clip_id, answer in predicted.items())
+    return f"{equal} of {len(predicted)} raw test clips are answered as by the run"
+
+
+def _certified(run: QuickRun) -> Table:
+    table = Table(["measured on raw clips", "largest", "bound"])
+    for figure in read_certificate(run.model)["figures"]:
+        table.add([figure["name"], f"{figure['measured']:.2e}", f"{figure['bound']:.2e}"])
+    return table
 
 
 def time_table(run: QuickRun) -> Table:

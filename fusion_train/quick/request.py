@@ -1,6 +1,7 @@
-"""What was asked of a quick run, and the record of what was done: `project.yaml` in its folder.
+"""The request of a quick run and the record of its steps: `project.yaml` in its folder.
 
-clips.jsonl  features.zarr  sweep.yaml  fusions/  predictions-test.jsonl  report.html  featurecache.toml
+clips.jsonl  features.zarr  sweep.yaml  fusions/  predictions-test.jsonl  model/  answers-test.jsonl
+report.html  featurecache.toml
 project.yaml     the request, the encoders, and the command and seconds of each step; the same request goes on
 """
 
@@ -18,19 +19,23 @@ import yaml
 
 from featurecache.clips.clip_list import ClipList, load_clips
 from featurecache.errors import ClipListError
-from featurecache.files.publish import replace_bytes
+from featurecache.files.publish import TEMPORARY_PREFIX, replace_bytes
 from featurecache.project import FILE_NAME, project_text
 from fusion_train.errors import ConfigError
 from fusion_train.quick.encoder_choice import EncoderChoice
 from fusion_train.yaml_settings import parse_yaml
 
 RECORD = "project.yaml"
+REQUEST, EARLIER_REQUEST = "request", "asked"
+"""Key of the request in the record, and its name in earlier records."""
+LISTING, PREDICTION = "list clips", "predict test clips"
+"""Titles of the first and of the last step."""
 HEAD = "# Made by `fusion-train quick`. Each command can be repeated by itself, from the folder where it ran.\n"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the user asks for; the same request goes on with a folder, another one is refused."""
+class QuickRequest:
+    """The options of a quick run; the same request goes on with a folder, another one is refused."""
 
     source: str
     labels: str | None
@@ -54,10 +59,10 @@ class StepRecord:
 
 @dataclass
 class QuickRun:
-    """A folder, what was asked for it, and what was done."""
+    """The folder, the request and the steps of a quick run."""
 
     folder: Path
-    wanted: Wanted
+    request: QuickRequest
     encoders: Sequence[EncoderChoice]
     device: str
     steps: dict[str, StepRecord] = field(default_factory=dict)
@@ -80,10 +85,20 @@ class QuickRun:
         return self.folder / "predictions-test.jsonl"
 
     @property
+    def model(self) -> Path:
+        """The exported folder."""
+        return self.folder / "model"
+
+    @property
+    def answers(self) -> Path:
+        """Answers of the exported folder to the raw test clips."""
+        return self.folder / "answers-test.jsonl"
+
+    @property
     def media_root(self) -> str:
         """The folder that the paths of the clip list are relative to, as the import chooses it."""
-        inside = Path(os.path.abspath(self.wanted.source)).is_relative_to(os.path.abspath(self.folder))
-        return str(self.folder) if inside else self.wanted.source
+        inside = Path(os.path.abspath(self.request.source)).is_relative_to(os.path.abspath(self.folder))
+        return str(self.folder) if inside else self.request.source
 
     def load_clips(self) -> ClipList:
         """Return the clip list of the run."""
@@ -92,12 +107,17 @@ class QuickRun:
     @property
     def has_llm(self) -> bool:
         """Whether the language model is trained, and not probes."""
-        return self.wanted.model is not None and self.device != "cpu"
+        return self.request.model is not None and self.device != "cpu"
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step was done."""
+        return PREDICTION in self.steps and all(step.done for step in self.steps.values())
 
     def write(self) -> None:
         """Publish the record."""
         document = {
-            "asked": asdict(self.wanted),
+            REQUEST: asdict(self.request),
             "device": self.device,
             "encoders": [asdict(choice) for choice in self.encoders],
             "steps": [{"title": title, **asdict(step)} for title, step in self.steps.items()],
@@ -105,22 +125,29 @@ class QuickRun:
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
         replace_bytes(self.folder / RECORD, (HEAD + text).encode())
 
+    def discard(self) -> None:
+        """Remove the clip list and the record, of a request that cannot be met, and the folder if it is empty then."""
+        for path in (self.clips, self.folder / RECORD):
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
 
 def file_hash(path: Path | None) -> str | None:
     """Return the sha256 of a table of labels, None if there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 
-def open_record(folder: Path, wanted: Wanted) -> QuickRun | None:
+def open_record(folder: Path, request: QuickRequest) -> QuickRun | None:
     """Return the quick run of a folder, None if none began there.
 
     Raises:
-        ConfigError: it was asked for something else, or the folder holds other things.
+        ConfigError: its request is another, or the folder holds other things.
     """
     path = folder / RECORD
     if not path.is_file():
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-        others = [name for name in names if name != "clips.jsonl"]
+        others = [name for name in names if not name.startswith(TEMPORARY_PREFIX)]
         if others:
             raise ConfigError(
                 f"--out {folder}",
@@ -130,7 +157,11 @@ def open_record(folder: Path, wanted: Wanted) -> QuickRun | None:
             )
         return None
     values: Any = parse_yaml(path.read_bytes(), str(path))
-    before, now = values["asked"], asdict(wanted)
+    steps = {step.pop("title"): StepRecord(**step) for step in values.get("steps") or []}
+    if LISTING not in steps or not steps[LISTING].done:  # killed before there was anything to go on with
+        return None
+    before = values[REQUEST] if REQUEST in values else values[EARLIER_REQUEST]
+    now = asdict(request)
     differing = [f"{key}: {before.get(key)} then, {now[key]} now" for key in now if before.get(key) != now[key]]
     if differing:
         raise ConfigError(
@@ -142,10 +173,10 @@ def open_record(folder: Path, wanted: Wanted) -> QuickRun | None:
         )
     return QuickRun(
         folder,
-        wanted,
+        request,
         [EncoderChoice(**choice) for choice in values["encoders"]],
         values["device"],
-        {step.pop("title"): StepRecord(**step) for step in values.get("steps") or []},
+        steps,
     )
 
 
@@ -189,7 +220,7 @@ def write_project_file(run: QuickRun) -> None:
 
     values = {
         "media_root": str(Path(run.media_root).absolute()),
-        "model": seen(run.wanted.model) if run.wanted.model else None,
+        "model": seen(run.request.model) if run.request.model else None,
         "encoders": tuple(choice.encoder for choice in run.encoders),
         "weights": {choice.encoder: seen(choice.weights) for choice in run.encoders},
     }

@@ -1,10 +1,11 @@
-"""The command lines of a quick run: import, plan, extract, train, score, and what one would type next."""
+"""The command lines of a quick run: import, plan, extract, train, score, export, predict, and what comes next."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,8 +14,10 @@ import featurecache
 from featurecache.errors import StoreNotFoundError
 from featurecache.files.publish import replace_bytes
 from fusion_train.errors import ConfigError
+from fusion_train.evaluation.append_only import read_lines
 from fusion_train.quick.encoder_choice import MODALITIES
-from fusion_train.quick.request import QuickRun
+from fusion_train.quick.request import LISTING, PREDICTION, QuickRun
+from fusion_train.remote.configuration_emotion_llama import CERTIFICATE
 from fusion_train.run import Run
 from fusion_train.sweeps.results import Results, read_results
 
@@ -23,6 +26,8 @@ PROBE_STEPS = 150
 MAX_BATCH = 128
 LORA_BATCH = 16
 LORA_EPOCHS = 20
+NUM_CHECKED = 8
+"""Raw clips on which the exported model is compared with the run."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Step:
 
     title: str
     words: Sequence[str]
+    output: Path
+    """A step that was done is done again only if this is missing."""
     accepted: Collection[int] = (0,)
     """Exit codes after which the next step follows."""
 
@@ -40,12 +47,12 @@ class Step:
 
 
 def import_step(run: QuickRun, *, overwrite: bool) -> Step:
-    wanted = run.wanted
-    words = ["fcache", "import", "folder", wanted.source, "--out", str(run.clips), "--split", wanted.split]
-    words += ["--labels", wanted.labels] if wanted.labels else []
-    words += ["--group", wanted.group] if wanted.group else []
-    words += ["--seed", str(wanted.seed)] + (["--option", f"task={wanted.task}"] if wanted.task != "emotion" else [])
-    return Step("list clips", [*words, *(["--overwrite"] if overwrite else [])])
+    request = run.request
+    words = ["fcache", "import", "folder", request.source, "--out", str(run.clips), "--split", request.split]
+    words += ["--labels", request.labels] if request.labels else []
+    words += ["--group", request.group] if request.group else []
+    words += ["--seed", str(request.seed)] + (["--option", f"task={request.task}"] if request.task != "emotion" else [])
+    return Step(LISTING, [*words, *(["--overwrite"] if overwrite else [])], run.clips)
 
 
 def _extraction(run: QuickRun) -> list[str]:
@@ -56,11 +63,11 @@ def _extraction(run: QuickRun) -> list[str]:
 
 
 def plan_step(run: QuickRun) -> Step:
-    return Step("plan", ["fcache", "plan", *_extraction(run), "--calibrate", "4", "--headers", "0"])
+    return Step("plan", ["fcache", "plan", *_extraction(run), "--calibrate", "4", "--headers", "0"], run.store)
 
 
 def extract_step(run: QuickRun) -> Step:
-    return Step("extract features", ["fcache", "extract", *_extraction(run)], (0, 1))
+    return Step("extract features", ["fcache", "extract", *_extraction(run)], run.store, (0, 1))
 
 
 def undecided(run: QuickRun) -> int:
@@ -80,7 +87,7 @@ def _settings(run: QuickRun) -> dict[str, Any]:
     """Return the settings that training needs beyond its stage: features, task, steps."""
     used = {MODALITIES[choice.reads]: choice.encoder for choice in run.encoders}
     train = run.load_clips().in_split("train")
-    count = sum(isinstance(clip.labels.get(run.wanted.task), str) for clip in train)
+    count = sum(isinstance(clip.labels.get(run.request.task), str) for clip in train)
     if run.has_llm:
         optim: dict[str, Any] = {"batch_size": LORA_BATCH, "micro_batch_size": "auto"}
         optim["steps"] = max(50, LORA_EPOCHS * count // LORA_BATCH)
@@ -94,10 +101,10 @@ def _settings(run: QuickRun) -> dict[str, Any]:
         }
     return {
         "features": {"audio": None, "image": None, "video": None} | used,
-        "data": {"tasks": [run.wanted.task], "failed_clips": "skip"},
+        "data": {"tasks": [run.request.task], "failed_clips": "skip"},
         "optim": optim,
         "log": {"eval_every": max(1, optim["steps"] // 5)},
-        "seed": run.wanted.seed,
+        "seed": run.request.seed,
     }
 
 
@@ -106,14 +113,14 @@ def train_step(run: QuickRun) -> Step:
     data = ["--store", str(run.store), "--clips", str(run.clips)]
     if run.has_llm:
         words = ["fusion-train", "--stage", "perception", *data, "--out", str(run.folder / "perception")]
-        for key, value in _flat(_settings(run) | {"model": {"llm": run.wanted.model}}).items():
+        for key, value in _flat(_settings(run) | {"model": {"llm": run.request.model}}).items():
             words += ["--set", f"{key}={value}"]
-        return Step("train with LoRA", words)
+        return Step("train with LoRA", words, run.folder / "perception" / "finished.json")
     sweep = {
         "stage": "probe",
-        "task": run.wanted.task,
+        "task": run.request.task,
         "split": "val",
-        "seeds": [run.wanted.seed],
+        "seeds": [run.request.seed],
         "settings": {key: value for key, value in _settings(run).items() if key != "seed"},
         "reference": FUSIONS[0],
         "variants": {name: {"model": {"fusion": {"name": name}}} for name in FUSIONS},
@@ -123,6 +130,7 @@ def train_step(run: QuickRun) -> Step:
     return Step(
         "compare fusions",
         ["fusion-train", "sweep", str(path), *data, "--out", str(run.fusions), "--engine", "here"],
+        run.fusions / "report.html",
     )
 
 
@@ -151,32 +159,46 @@ def trained_run(run: QuickRun) -> Run:
     """Return the run that is scored: the best fusion, or the one with LoRA."""
     if run.has_llm:
         return Run(run.folder / "perception")
-    return Run(run.fusions / f"{best_variant(read_results(run.fusions))}-seed{run.wanted.seed}")
+    return Run(run.fusions / f"{best_variant(read_results(run.fusions))}-seed{run.request.seed}")
 
 
 def score_step(run: QuickRun) -> Step:
     folder = trained_run(run).folder
-    words = ["fusion-train", "eval", "--run", str(folder), "--split", "test", "--task", run.wanted.task]
-    return Step("score test clips", [*words, "--out", str(run.predictions)])
+    words = ["fusion-train", "eval", "--run", str(folder), "--split", "test", "--task", run.request.task]
+    return Step("score test clips", [*words, "--out", str(run.predictions)], run.predictions)
+
+
+def export_step(run: QuickRun) -> Step:
+    """Return the command that exports the scored run; a folder that a killed command left complete is verified."""
+    words = ["fusion-train", "export", "--run", str(trained_run(run).folder), "--out", str(run.model)]
+    words += ["--media-root", run.media_root, "--split", "test", "--check", str(NUM_CHECKED)]
+    for choice in run.encoders:
+        words += ["--weights", f"{choice.encoder}={choice.weights}"]
+    if run.model.exists():
+        words = ["fusion-train", "export", "--verify", str(run.model)]
+    return Step("export", words, run.model / CERTIFICATE)
+
+
+def predict_step(run: QuickRun) -> Step:
+    words = ["fusion-train", "predict", "--model", str(run.model), str(run.clips), "--media-root", run.media_root]
+    words += ["--split", "test", "--task", run.request.task, "--out", str(run.answers)]
+    return Step(PREDICTION, words, run.answers, (0, 1))
+
+
+def unanswered(run: QuickRun) -> int:
+    """Return how many test clips have neither an answer of the exported model nor the reason why not."""
+    answered = {row["id"] for row in read_lines(run.answers)} if run.answers.is_file() else set()
+    return len(set(run.load_clips().in_split("test").ids) - answered)
 
 
 def next_commands(run: QuickRun) -> list[str]:
     """Return the three commands that one would type next."""
     data = ["--clips", str(run.clips), "--store", str(run.store)]
-    weights = [word for choice in run.encoders for word in ("--weights", f"{choice.encoder}={choice.weights}")]
+    clip = run.load_clips().in_split("test")[0]
+    predict = ["fusion-train", "predict", "--model", str(run.model), str(clip.video or clip.audio or clip.image)]
     audit = ["fcache", "audit", *data, "--media-root", run.media_root]
-    export = [
-        "python",
-        "tools/export_e2e.py",
-        "--run",
-        str(trained_run(run).folder),
-        "--out",
-        str(run.folder / "model"),
-    ]
     if run.has_llm:
-        predict = ["fusion-train", "predict", "--model", str(run.folder / "model"), run.wanted.source]
-        lines = [[*export, *weights], predict, audit]
+        last = ["fusion-train", "report", str(trained_run(run).folder)]
     else:
-        plan = ["fusion-train", "plan", "--stage", "perception", *data]
-        lines = [audit, ["fusion-train", "report", str(run.fusions)], plan]
-    return [shlex.join(words) for words in lines]
+        last = ["fusion-train", "plan", "--stage", "perception", *data]
+    return [shlex.join(words) for words in (predict, audit, last)]

@@ -14,7 +14,7 @@ from fusion_train.errors import ExportError
 from fusion_train.remote.configuration_emotion_llama import CERTIFICATE
 
 PAGE_NAME = "CERTIFICATE.md"
-WRITE_ONE = "Write one with python tools/export_e2e.py --run RUN --out DIR."
+WRITE_ONE = "Write one with fusion-train export --run RUN --out DIR."
 
 
 class _CertifiedRun(TypedDict):

@@ -52,7 +52,7 @@ class Place:
             words += [word for setting in own for word in ("--set", setting)]
         elif name == "fusion-train plan":
             words += ["--set", f"model.llm={self.llama}"]
-        elif name == "python tools/export_e2e.py":
+        elif name == "fusion-train export":
             checkpoints = zip(ENCODERS, (self.whisper, self.eva, self.eva), strict=True)
             words += [word for encoder, path in checkpoints for word in ("--weights", f"{encoder}={path}")]
         return words
@@ -99,7 +99,7 @@ def runnable(page: str) -> Iterator[list[str]]:
 def test_the_first_steps_lead_from_clips_to_answers(place: Place) -> None:
     done = [words[:2] for words in runnable("docs/start.md") if run(place.adapted(words)) is not None]
     assert ["fcache", "extract"] in done
-    assert ["python", "tools/export_e2e.py"] in done
+    assert ["fusion-train", "export"] in done
     assert len(done) > 12
     assert (place.folder / "answers.jsonl").read_text().count("\n") == sum(count for _, count in SPLITS)
 

@@ -1,10 +1,15 @@
-"""`fusion-train quick`: from a folder to a report by ordinary commands; it goes on where it was stopped."""
+"""`fusion-train quick`: from a folder to a report and an exported model; it goes on where it was stopped."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +26,7 @@ from fusion_train.cli import main
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.quick import steps
 from fusion_train.quick.encoder_choice import choose_encoders
-from fusion_train.quick.request import QuickRun, Wanted
+from fusion_train.quick.request import RECORD, QuickRequest, QuickRun
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -77,27 +82,33 @@ def test_one_command_leads_from_a_folder_to_a_report_and_each_step_is_an_ordinar
     assert "sound: whisper with" in result.output
     assert "pictures: hf-image with" in result.output
     page = Path("quick/report.html").read_text()
-    for text in ("Test clips", "Fusions compared", "Encoders", "attention", "happy", "interval"):
+    for text in ("Test clips", "Fusions compared", "Exported model", "Encoders", "attention", "happy", "interval"):
         assert text in page
-    answers = Path("quick/predictions-test.jsonl")
-    rows = read_lines(answers)
-    answers.write_text("".join(json.dumps(row | {"prediction": "neither"}) + "\n" for row in rows))
+    predictions = Path("quick/predictions-test.jsonl")
+    rows = read_lines(predictions)
+    answers = {row["id"]: row["answer"] for row in read_lines(Path("quick/answers-test.jsonl"))}
+    assert {row["id"]: row["prediction"] for row in rows} == answers
+    assert f"exported model: quick/model; {len(rows)} of {len(rows)} raw test clips" in result.output
+    predictions.write_text("".join(json.dumps(row | {"prediction": "neither"}) + "\n" for row in rows))
     assert quick("--labels", "labels.csv", "--weights", f"hf-image={pictures}").exit_code == 0
     assert Path("quick/report.html").read_text().count('<figure class="card"><img') == len(rows) > 0
     record = yaml.safe_load(Path("quick/project.yaml").read_text())
     assert [step["title"] for step in record["steps"]] == [
         "list clips", "plan", "extract features", "compare fusions", "score test clips",
+        "export", "predict test clips",
     ]  # fmt: skip
     assert all(step["done"] for step in record["steps"])
     for step in record["steps"]:
         assert f"$ {step['command']}\n" in result.output
         program, *words = shlex.split(step["command"])
-        if step["title"] != "list clips":  # the list is there
+        if step["title"] not in ("list clips", "export"):  # these are never written over
             again = CliRunner().invoke(fcache if program == "fcache" else main, words)
             assert again.exit_code == 0, again.output
     *_, first, second, third = result.output.splitlines()
-    assert first.startswith("  fcache audit --clips quick/clips.jsonl")
-    assert all(line.startswith("  fusion-train ") for line in (second, third))
+    assert first.startswith("  fusion-train predict --model quick/model clips/c")
+    assert CliRunner().invoke(main, shlex.split(first)[1:]).exit_code == 0
+    assert second.startswith("  fcache audit --clips quick/clips.jsonl")
+    assert third.startswith("  fusion-train plan")
     assert Path("quick/featurecache.toml").is_file()
 
 
@@ -120,6 +131,94 @@ def test_stopped_at_a_step_the_same_command_goes_on_from_there(
     assert "$ fcache" not in result.output
     assert {path: path.stat().st_mtime_ns for path in extracted} == extracted
     assert Path("quick/report.html").is_file()
+
+
+def files_and_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".html"}
+
+
+def test_a_finished_one_is_said_to_be_finished_and_no_step_is_repeated(
+    quick: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sounds({"happy": 8, "sad": 8})
+    first = quick()
+    assert first.exit_code == 0, first.output
+    assert "Every step was done before" not in first.output
+    record = Path("quick", RECORD)
+    record.write_text(record.read_text().replace("\nrequest:\n", "\nasked:\n"))  # as earlier releases named the key
+    before = files_and_times(Path("quick"))
+    with monkeypatch.context() as context:
+        context.setattr(sys.modules["fusion_train.cli.quick"], "_invoke", lambda step: pytest.fail(step.command))
+        again = quick()
+    assert again.exit_code == 0, again.output
+    assert "Every step was done before: nothing was extracted, trained or exported again." in again.output
+    assert "compare fusions: done before, quick/fusions/report.html" in again.output
+    assert files_and_times(Path("quick")) == before
+    shutil.rmtree("quick/model")
+    assert quick().exit_code == 0
+    assert Path("quick/model/certificate.json").is_file()
+
+
+def test_what_a_killed_process_leaves_behind_is_no_obstacle(quick: Callable[..., Result]) -> None:
+    sounds({"happy": 8, "sad": 8})
+    Path("quick").mkdir()
+    Path("quick/.tmp-0123456789abcdef").write_text("half a clip list")
+    result = quick()
+    assert result.exit_code == 0, result.output
+    record = Path("quick", RECORD)
+    document = yaml.safe_load(record.read_text())
+    document["steps"] = [
+        step | {"done": step["title"] not in ("export", "predict test clips")} for step in document["steps"]
+    ]
+    record.write_text(yaml.safe_dump(document))
+    result = quick()  # killed between the publication of the folder and its record
+    assert result.exit_code == 0, result.output
+    assert "$ fusion-train export --verify quick/model" in result.output
+    shutil.rmtree("quick/model")
+    Path("quick/answers-test.jsonl").unlink()
+    half = Path("quick/.model-0123456789abcdef")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    Path("quick/.model-of-mine").mkdir()
+    assert quick().exit_code == 0
+    assert not half.exists()
+    assert Path("quick/.model-of-mine").exists()
+
+
+def test_a_list_that_was_begun_and_not_finished_is_made_anew_for_any_request(
+    quick: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sounds({"happy": 8, "sad": 8})
+    with monkeypatch.context() as context:
+        context.setattr(QuickRun, "discard", lambda run: None)  # as if it were killed
+        context.setattr("fusion_train.quick.request.check_labels", lambda clips, task: 1 / 0)
+        assert isinstance(quick("--seed", "1").exception, ZeroDivisionError)
+    assert Path("quick/clips.jsonl").is_file()
+    result = quick()
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+def test_killed_at_the_start_of_each_step_the_same_command_ends_with_the_same_answers(
+    quick: Callable[..., Result], whisper_folder: Path
+) -> None:
+    sounds({"happy": 8, "sad": 8})
+    command = [sys.executable, "-m", "fusion_train", "quick", "clips", "--weights", f"whisper={whisper_folder}"]
+    command += ["--device", "cpu", "--out", "killed"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for title in ("list clips", "plan", "extract features", "compare fusions", "score test clips", "export", "predict"):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(title):
+                time.sleep(0.2)
+                process.kill()
+        assert process.wait() == -signal.SIGKILL, title
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    command[-1] = "whole"
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    killed, whole = (read_lines(Path(folder, "answers-test.jsonl")) for folder in ("killed", "whole"))
+    assert [(row["id"], row["answer"]) for row in killed] == [(row["id"], row["answer"]) for row in whole]
 
 
 def test_another_request_for_the_same_folder_is_refused(quick: Callable[..., Result]) -> None:
@@ -222,8 +321,8 @@ def test_the_machine_decides_the_size_and_the_user_the_checkpoint() -> None:
 
 def test_on_a_gpu_with_a_language_model_its_lora_is_trained(place: Path) -> None:
     sounds({"happy": 8, "sad": 8})
-    wanted = Wanted("clips", None, None, "70/15/15", None, 0, "emotion", {}, "owner/llm")
-    run = QuickRun(Path("quick"), wanted, choose_encoders([Path("a.wav")], {}, "cuda"), "cuda")
+    request = QuickRequest("clips", None, None, "70/15/15", None, 0, "emotion", {}, "owner/llm")
+    run = QuickRun(Path("quick"), request, choose_encoders([Path("a.wav")], {}, "cuda"), "cuda")
     step = steps.import_step(run, overwrite=False)
     assert CliRunner().invoke(fcache, list(step.words[1:])).exit_code == 0
     words = list(steps.train_step(run).words)
@@ -232,7 +331,7 @@ def test_on_a_gpu_with_a_language_model_its_lora_is_trained(place: Path) -> None
     assert settings["model.llm"] == "owner/llm"
     assert (settings["features.audio"], settings["features.image"]) == ("whisper", "null")
     assert settings["data.tasks"] == "[emotion]"
-    assert not QuickRun(Path("quick"), wanted, run.encoders, "cpu").has_llm
+    assert not QuickRun(Path("quick"), request, run.encoders, "cpu").has_llm
     from fusion_train.presets import load_config
 
     config = load_config(None, "perception", [word for word in words if "=" in word])
