@@ -160,6 +160,13 @@ class TestCommand:
         assert set(clips.in_split("test").ids) == tests
         assert Counter(clip.split for clip in clips) == {"train": 12, "val": 4, "test": 4}
 
+    def test_bad_shares_are_named_by_the_option_of_this_command(self) -> None:
+        before = Path("clips.jsonl").read_bytes()
+        result = CliRunner().invoke(main, ["split", "--shares", "70/20"])
+        assert result.exit_code == 2
+        assert result.output.startswith("error: --shares 70/20: expected percents of train, val and test")
+        assert Path("clips.jsonl").read_bytes() == before
+
     def test_another_list_that_is_there_is_kept(self) -> None:
         Path("other.jsonl").write_text("mine")
         assert CliRunner().invoke(main, ["split", "--out", "other.jsonl"]).exit_code == 2

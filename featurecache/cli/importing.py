@@ -130,7 +130,7 @@ def split(
     from featurecache.clips.class_counts import class_notes, count_clips
     from featurecache.clips.splitting import divide_list, split_notes
 
-    splitting = Splitting(parse_shares(shares), group, seed)
+    splitting = Splitting(parse_shares(shares, "--shares"), group, seed)
     target = out or Path(clips).with_suffix(".jsonl")
     divided, written = divide_list(
         Path(clips), target, splitting, of_split, None if media_root is None else Path(media_root), overwrite=overwrite

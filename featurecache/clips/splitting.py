@@ -49,8 +49,11 @@ class Splitting:
     seed: int = 0
 
 
-def parse_shares(text: str) -> dict[str, float]:
+def parse_shares(text: str, option: str = "--split") -> dict[str, float]:
     """Return the shares by split of `70/15/15` (train, val, test) or `80/20` (train, test), in percent.
+
+    Args:
+        option: option of the command line that gave the text, for the error.
 
     Raises:
         ClipListError: another form, a sum other than 100, or no clip to train on.
@@ -62,7 +65,7 @@ def parse_shares(text: str) -> dict[str, float]:
         shares = {name: percent / 100 for name, percent in zip(names, percents, strict=True) if percent}
     if abs(sum(shares.values()) - 1) > 1e-9 or "train" not in shares:
         raise ClipListError(
-            f"--split {text}",
+            f"{option} {text}",
             expected="percents of train, val and test that add up to 100 (70/15/15), or of train and test (80/20)",
             got=text,
         )
@@ -96,7 +99,7 @@ def split_clips(clips: Sequence[Clip], splitting: Splitting) -> list[Clip]:
             "splits",
             expected=f"at least {len(names)} {noun} for {', '.join(splitting.shares)}",
             got=str(len(groups)),
-            next_step="Add clips, or divide into fewer splits: --split 80/20 is train and test.",
+            next_step="Add clips, or divide into train and test only: 80/20.",
         )
     classes = {pair for clip in clips for pair in clip_classes(clip)}
     columns = {pair: index for index, pair in enumerate(sorted(classes))}

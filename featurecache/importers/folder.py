@@ -72,7 +72,7 @@ def _by_id(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
         raise DatasetError(
             str(folder),
             expected="one file of each name",
-            got=f"{len(repeated)} names with several",
+            got=f"{len(repeated)} name{'s' * (len(repeated) > 1)} with several",
             next_step="Move the others away. If two files are sound and picture of one clip: `fcache import csv`.",
             problems=repeated,
         )

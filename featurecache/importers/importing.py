@@ -167,7 +167,7 @@ def _checked_request(importer: Importer, request: Request) -> Request:
     if not request.source.exists():
         near = contents(request.source.parent) if request.source.parent.is_dir() else "no such folder"
         raise DatasetError(
-            str(request.source), expected=f"the folder of {importer.title}", got=f"nothing; there is {near}"
+            str(request.source), expected=f"a folder that is there ({importer.title})", got=f"nothing; there is {near}"
         )
     for split in request.splits:
         if importer.splits and not {split, plain_split(split)} & set(importer.splits):

@@ -131,10 +131,18 @@ def test_a_folder_without_media_is_refused(folder: Path) -> None:
     assert "got notes.txt" in refusal()
 
 
+def test_a_folder_that_is_not_there_is_refused(folder: Path) -> None:
+    write(Path("recordings/a.txt"), "…")
+    result = fcache("import", "folder", "klips")
+    assert result.exit_code == 2
+    assert "klips: expected a folder that is there (a folder of your own clips), got nothing; there is" in result.output
+    assert len(result.output.splitlines()) == 1
+
+
 def test_two_files_of_one_name_are_refused_by_name(folder: Path) -> None:
     sounds(folder, "a.wav", "b.wav")
     rec.write_clip(folder / "a.mp4")
-    assert "expected one file of each name, got 1 names with several." in refusal()
+    assert "expected one file of each name, got 1 name with several." in refusal()
     assert "a.mp4 and a.wav" in refusal()
 
 
