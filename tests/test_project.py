@@ -267,6 +267,7 @@ class TestHubWithoutAnswer:
     def test_it_is_reported_before_torch_and_transformers_are_imported(
         self, command: str, message: str, tmp_path: Path
     ) -> None:
+        (tmp_path / "clips.jsonl").write_text(json.dumps({"id": "a", "audio": "a.wav"}) + "\n")
         program, *words = command.split()
         package = "featurecache.cli" if program == "fcache" else "fusion_train.cli"
         script = (
