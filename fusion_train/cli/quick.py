@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +58,6 @@ def quick(clips: Path, labels: Path | None, out: Path, yes: bool, **options: Any
     from fusion_train.quick.request import RECORD, write_project_file
 
     run = _opened(clips, labels, out, options)
-    complete = run.complete
     if run.request.model and not run.has_llm:
         note(f"{run.request.model} is not trained without a GPU: probes are compared")
     if not run.store.exists():
@@ -65,22 +66,18 @@ def quick(clips: Path, labels: Path | None, out: Path, yes: bool, **options: Any
         if asks and not click.confirm("\nExtract, train and score now?", default=True):
             note("The same command goes on from here.")
             return
-    if steps.undecided(run):
-        _do(run, steps.extract_step(run))
-        _require_none_left(steps.undecided(run))
+    ran = _do(run, steps.extract_step(run), partial(steps.undecided, run))
     for make in (steps.train_step, steps.score_step):
-        _do(run, make(run))
+        ran |= _do(run, make(run))
     write_project_file(run)
     if not run.answers.exists():
         write_report(run)  # the scores are there, whatever becomes of the export
-    _do(run, steps.export_step(run))
-    if steps.unanswered(run):
-        _do(run, steps.predict_step(run))
-        _require_none_left(steps.unanswered(run))
+    ran |= _do(run, steps.export_step(run))
+    ran |= _do(run, steps.predict_step(run), partial(steps.unanswered, run))
     page = write_report(run)
     seconds = time_table(run).only(["part", "seconds"])
     print_table(seconds, "time by part")
-    if complete:
+    if not ran:
         say("Every step was done before: nothing was extracted, trained or exported again.")
     say(f"exported model: {run.model}; {agreement(run)}")
     say(f"report: {page}; each step as an ordinary command: {run.folder / RECORD}")
@@ -97,13 +94,6 @@ def quick(clips: Path, labels: Path | None, out: Path, yes: bool, **options: Any
     note("Next:")
     for line in following:
         note(f"  {line}")
-
-
-def _require_none_left(count: int) -> None:
-    """End the command if its last step was stopped."""
-    if count:
-        report_error(f"{count} clips are left. The same command goes on.")
-        raise click.exceptions.Exit(1)
 
 
 def _opened(clips: Path, labels: Path | None, out: Path, options: dict[str, Any]) -> QuickRun:
@@ -144,14 +134,28 @@ def _opened(clips: Path, labels: Path | None, out: Path, options: dict[str, Any]
     return run
 
 
-def _do(run: QuickRun, step: Step) -> None:
-    """Run a step and record its command and seconds; a step that was done before, and has its output, is named only."""
+def _do(run: QuickRun, step: Step, left: Callable[[], int] = lambda: 0) -> bool:
+    """Run a step and record its command and seconds; return whether it ran.
+
+    A step that was done before and has its output is only named.
+
+    Args:
+        left: returns how many clips the step has left, if it can be stopped between clips.
+
+    Raises:
+        Exit: clips are left, or the command failed.
+    """
     before = run.steps.get(step.title)
-    if before is not None and before.done and step.output.exists():
+    if before is not None and before.done and step.output.exists() and not left():
         note(f"{step.title}: done before, {step.output}")
-        return
+        return False
     _record(run, step, 0.0, done=False)
-    _record(run, step, _invoke(step), done=True)
+    seconds, num_left = _invoke(step), left()
+    _record(run, step, seconds, done=not num_left)
+    if num_left:
+        report_error(f"{num_left} clips are left. The same command goes on.")
+        raise click.exceptions.Exit(1)
+    return True
 
 
 def _record(run: QuickRun, step: Step, seconds: float, *, done: bool) -> None:

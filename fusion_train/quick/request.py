@@ -28,8 +28,8 @@ from fusion_train.yaml_settings import parse_yaml
 RECORD = "project.yaml"
 REQUEST, EARLIER_REQUEST = "request", "asked"
 """Key of the request in the record, and its name in earlier records."""
-LISTING, PREDICTION = "list clips", "predict test clips"
-"""Titles of the first and of the last step."""
+LISTING = "list clips"
+"""Title of the first step."""
 HEAD = "# Made by `fusion-train quick`. Each command can be repeated by itself, from the folder where it ran.\n"
 
 
@@ -108,11 +108,6 @@ class QuickRun:
     def has_llm(self) -> bool:
         """Whether the language model is trained, and not probes."""
         return self.request.model is not None and self.device != "cpu"
-
-    @property
-    def complete(self) -> bool:
-        """Whether every step was done."""
-        return PREDICTION in self.steps and all(step.done for step in self.steps.values())
 
     def write(self) -> None:
         """Publish the record."""

@@ -16,7 +16,7 @@ from featurecache.files.publish import replace_bytes
 from fusion_train.errors import ConfigError
 from fusion_train.evaluation.append_only import read_lines
 from fusion_train.quick.encoder_choice import MODALITIES
-from fusion_train.quick.request import LISTING, PREDICTION, QuickRun
+from fusion_train.quick.request import LISTING, QuickRun
 from fusion_train.remote.configuration_emotion_llama import CERTIFICATE
 from fusion_train.run import Run
 from fusion_train.sweeps.results import Results, read_results
@@ -182,7 +182,7 @@ def export_step(run: QuickRun) -> Step:
 def predict_step(run: QuickRun) -> Step:
     words = ["fusion-train", "predict", "--model", str(run.model), str(run.clips), "--media-root", run.media_root]
     words += ["--split", "test", "--task", run.request.task, "--out", str(run.answers)]
-    return Step(PREDICTION, words, run.answers, (0, 1))
+    return Step("predict test clips", words, run.answers, (0, 1))
 
 
 def unanswered(run: QuickRun) -> int:

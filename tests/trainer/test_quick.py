@@ -155,8 +155,25 @@ def test_a_finished_one_is_said_to_be_finished_and_no_step_is_repeated(
     assert "compare fusions: done before, quick/fusions/report.html" in again.output
     assert files_and_times(Path("quick")) == before
     shutil.rmtree("quick/model")
-    assert quick().exit_code == 0
+    again = quick()
+    assert again.exit_code == 0, again.output
+    assert "Every step was done before" not in again.output
     assert Path("quick/model/certificate.json").is_file()
+
+
+def test_an_extraction_that_was_stopped_is_not_done(
+    quick: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sounds({"happy": 8, "sad": 8})
+    with monkeypatch.context() as context:
+        context.setattr(steps, "undecided", lambda run: 3)
+        result = quick()
+        assert result.exit_code == 1
+        assert "3 clips are left. The same command goes on." in result.output
+        context.setattr(steps, "train_step", lambda run: 1 / 0)
+        context.setattr(steps, "undecided", lambda run: 0)
+        assert "$ fcache extract" in quick().output
+        assert "extract features: done before" in quick().output
 
 
 def test_what_a_killed_process_leaves_behind_is_no_obstacle(quick: Callable[..., Result]) -> None:
