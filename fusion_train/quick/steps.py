@@ -126,7 +126,9 @@ def train_step(run: QuickRun) -> Step:
         "variants": {name: {"model": {"fusion": {"name": name}}} for name in FUSIONS},
     }
     path = run.folder / "sweep.yaml"
-    replace_bytes(path, yaml.safe_dump(sweep, sort_keys=False).encode())
+    content = yaml.safe_dump(sweep, sort_keys=False).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        replace_bytes(path, content)
     return Step(
         "compare fusions",
         ["fusion-train", "sweep", str(path), *data, "--out", str(run.fusions), "--engine", "here"],
