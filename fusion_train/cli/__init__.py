@@ -108,6 +108,8 @@ def main(
         from fusion_train.cli.folds import cross_validate
 
         folder = out or RUNS / f"{stage}-folds-{folds}"
+        from fusion_train.training.callbacks import load_callbacks
+
         cross_validate(settings, store, clips, folder, folds, seeds, init, load_callbacks(callbacks))
         return
     if seeds > 1:
