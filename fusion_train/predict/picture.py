@@ -22,7 +22,7 @@ from fusion_train.predict.evidence import Evidence
 from fusion_train.predict.pipeline import ClipAnswer
 
 DPI = 110
-COLORS = {"audio": "#0072b2", "image": "#d55e00", "video": "#009e73"}
+COLORS = {"audio": "#0072b2", "image": "#d55e00", "video": "#009e73", "text": "#cc79a7"}
 """Okabe-Ito, which colour-blind readers tell apart; the demo page has the same."""
 TITLE_CHARACTERS = 110
 MAX_POINTS = 4000  # of a waveform
