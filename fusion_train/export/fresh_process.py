@@ -107,7 +107,7 @@ def classify(processor, model, place: Path, question: dict) -> None:
     from safetensors.torch import load_file, save_file
 
     cached = cached_features(load_file(f"{place}.in.safetensors"), model.device)
-    argument_names = ("task", "dataset", "peak_frame", "start_s", "end_s", "crop")
+    argument_names = ("text", "task", "dataset", "peak_frame", "start_s", "end_s", "crop")
     inputs = processor(**question["media"], **{name: question[name] for name in argument_names}).to(model.device)
     label_inputs = {name: inputs.pop(name) for name in ("present", "classes")}
     for modality in question["withheld"]:

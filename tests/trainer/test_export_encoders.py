@@ -13,6 +13,7 @@ from featurecache.encoders import open_encoder
 from featurecache.errors import FingerprintError
 from fusion_train.errors import ExportError
 from fusion_train.export.export_run import ExportSources, export_run
+from fusion_train.predict.opening import open_model
 from fusion_train.run_context import load_context
 
 VIDEO = {**PICTURE, "num_frames": 4, "tubelet_size": 2, "use_mean_pooling": False}
@@ -63,7 +64,7 @@ def test_networks_of_hugging_face_are_exported(tmp_path, llama, audio, image):
 
 
 @pytest.mark.parametrize("with_llm", [False, True], ids=["probe", "language model"])
-def test_a_text_feature_is_trained_on_beside_sound(tmp_path, llama, whisper_folder, with_llm):
+def test_a_text_feature_is_trained_on_and_exported_beside_sound(tmp_path, llama, whisper_folder, with_llm):
     weights = {"whisper": str(whisper_folder), "hf-text": str(save_text(tmp_path / "words"))}
     encoders = {
         "whisper": open_encoder("whisper", weights=weights["whisper"]),
@@ -74,6 +75,18 @@ def test_a_text_feature_is_trained_on_beside_sound(tmp_path, llama, whisper_fold
     context = load_context(trained.run)
     assert context.reader.modalities == ("audio", "text")
     assert context.reader.presence("t1") == {"audio": True, "text": False}  # the clip without words
+    certificate = export(trained, tmp_path / "model")
+    assert certificate["passed"]
+    rows = certificate["clips"]
+    assert {name for row in rows for name in row["features"]} == {"audio", "text"}
+    assert all(feature["equal"] for row in rows for feature in row["features"].values())
+    opened = open_model(tmp_path / "model", "cpu")
+    scores = []
+    for text in ("I see.", "She never told me!", None):
+        inputs = opened.processor(audio=trained.video("v0"), text=text, task="emotion", dataset="toy")
+        assert inputs["present"].tolist() == [[True, text is not None]]
+        scores.append(tuple(opened.model(**inputs).logits.flatten().tolist()))
+    assert len(set(scores)) == 3
 
 
 def test_two_checkpoints_of_one_encoder_are_named_by_modality(tmp_path):
