@@ -55,11 +55,11 @@ def empty_answer_html(*, with_examples: bool) -> str:
 
 def empty_timeline_html() -> str:
     """Return what stands in the place of the timeline before the first answer."""
-    lanes = "".join(f'<i class="{name}">{name}</i>' for name in ("frames", "sound", "windows", "weights"))
+    tracks = "".join(f'<i class="{name}">{name}</i>' for name in ("frames", "sound", "windows", "weights"))
     return (
         '<section class="timeline empty"><h2>What the model saw and heard</h2>'
         "<p>Frames, sound, the windows of the fusion and the weight of each modality will stand here, under one axis "
-        f'of time.</p><div class="ghost" aria-hidden="true">{lanes}</div></section>'
+        f'of time.</p><div class="ghost" aria-hidden="true">{tracks}</div></section>'
     )
 
 
@@ -155,7 +155,7 @@ def _percent(value: float) -> str:
 
 
 def timeline_section(content: str) -> str:
-    """Return the lanes of an answer under their heading."""
+    """Return the tracks of an answer under their heading."""
     return f'<section class="timeline"><h2>What the model saw and heard</h2>{content}</section>'
 
 

@@ -106,18 +106,18 @@ def end_of_frames(times: Sequence[float]) -> float:
 def timeline_html(
     evidence: Evidence, frame_times: Mapping[str, Sequence[float]], *, frames_in_order: bool = False
 ) -> str:
-    """Return the lanes of one answer, from frames to weights, and the axis below them.
+    """Return the tracks of one answer, from frames to weights, and the axis below them.
 
     Args:
         frame_times: as of `time_axis`.
         frames_in_order: whether the tokens of the video are ordered by frame, so that a window reads certain frames.
     """
     axis = time_axis(evidence, frame_times)
-    lanes = [
-        _frames_lane(evidence, frame_times, axis),
-        _sound_lane(evidence, axis),
-        _windows_lane(evidence, axis),
-        _weights_lane(evidence, axis),
+    tracks = [
+        _frames_track(evidence, frame_times, axis),
+        _sound_track(evidence, axis),
+        _windows_track(evidence, axis),
+        _weights_track(evidence, axis),
     ]
     readings = [_reading(evidence, axis, k, frame_times, frames_in_order) for k in range(axis.num_windows)]
     cells = "".join(
@@ -128,17 +128,17 @@ def timeline_html(
     pin = f'<i class="pin" style="left:{axis.place(image[0]):.2f}%"></i>' if image and axis.duration_s else ""
     duration = f' data-duration="{axis.duration_s:.3f}" data-inside="{axis.inside:g}"' if axis.duration_s else ""
     return (
-        f'<div class="lanes"{duration}>{"".join(lanes)}{_axis(axis)}'
+        f'<div class="tracks"{duration}>{"".join(tracks)}{_axis(axis)}'
         f'<div class="cells">{pin}{cells}<i class="playhead" hidden></i></div></div>'
         f'<p class="reading" aria-live="polite">Point at a window to read it.</p>'
         f'<p class="note">{html_text(_note(evidence, axis))}</p>{_numbers(evidence, readings)}'
     )
 
 
-def _frames_lane(evidence: Evidence, frame_times: Mapping[str, Sequence[float]], axis: TimeAxis) -> str:
+def _frames_track(evidence: Evidence, frame_times: Mapping[str, Sequence[float]], axis: TimeAxis) -> str:
     name = next((name for name in ("video", "image") if name in evidence.views), None)
     if name is None:
-        return _lane("frames", "frames", "", "no pictures in this clip")
+        return _track("frames", "frames", "", "no pictures in this clip")
     frames, times = evidence.views[name], list(frame_times.get(name, ()))
     total = len(frames)
     if times:  # a clip with fewer frames than the encoder takes repeats its last one
@@ -166,13 +166,13 @@ def _frames_lane(evidence: Evidence, frame_times: Mapping[str, Sequence[float]],
     )
     if spread == "packed":
         pictures = f'<div class="strip" style="left:{np.mean(places):.2f}%">{pictures}</div>'
-    return _lane(f"frames {spread}", title, pictures)
+    return _track(f"frames {spread}", title, pictures)
 
 
-def _sound_lane(evidence: Evidence, axis: TimeAxis) -> str:
+def _sound_track(evidence: Evidence, axis: TimeAxis) -> str:
     waveform, sound = evidence.views.get("audio"), evidence.sound
     if waveform is None or sound is None or not len(waveform):
-        return _lane("sound", "sound", "", "no sound in this clip")
+        return _track("sound", "sound", "", "no sound in this clip")
     bins = np.array_split(waveform.astype(np.float32), min(ENVELOPE_BINS, len(waveform)))
     peak = max(float(np.abs(waveform).max()), 1e-9)
     middle = VIEW_HEIGHT / 2
@@ -184,10 +184,10 @@ def _sound_lane(evidence: Evidence, axis: TimeAxis) -> str:
         f'preserveAspectRatio="none" role="img" aria-label="waveform">'
         f'<polygon points="{" ".join(top + bottom[::-1])}"/></svg>'
     )
-    return _lane("sound", f"sound, {len(waveform) / sound.sampling_rate:.1f} s", shape)
+    return _track("sound", f"sound, {len(waveform) / sound.sampling_rate:.1f} s", shape)
 
 
-def _windows_lane(evidence: Evidence, axis: TimeAxis) -> str:
+def _windows_track(evidence: Evidence, axis: TimeAxis) -> str:
     heard = _num_heard(evidence, axis)
     boxes = "".join(
         f'<i class="window{"" if k < heard else " silent"}" style="{_span(*axis.window(k))}"></i>'
@@ -197,13 +197,13 @@ def _windows_lane(evidence: Evidence, axis: TimeAxis) -> str:
     title = f"{axis.num_windows} windows{each}"
     if evidence.sound is not None and heard < axis.num_windows:
         title += f"; {axis.num_windows - heard} without sound"
-    return _lane("windows", title, boxes)
+    return _track("windows", title, boxes)
 
 
-def _weights_lane(evidence: Evidence, axis: TimeAxis) -> str:
+def _weights_track(evidence: Evidence, axis: TimeAxis) -> str:
     if not evidence.weights:
         reason = "this fusion has no attention branch" if evidence.views else "nothing was fused"
-        return _lane("weights", "weights of the fusion", "", reason)
+        return _track("weights", "weights of the fusion", "", reason)
     rows = {name: np.broadcast_to(values, (axis.num_windows,)) for name, values in evidence.weights.items()}
     low = min(0.0, *(float(values.min()) for values in rows.values()))
     high = max(0.0, *(float(values.max()) for values in rows.values()))
@@ -228,13 +228,13 @@ def _weights_lane(evidence: Evidence, axis: TimeAxis) -> str:
         f'<svg viewBox="0 0 100 {VIEW_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="weights of the modalities by window">{zero}{"".join(lines)}</svg>'
     )
-    return _lane("weights", f"weights of the fusion, {_signed(low)} to {_signed(high)}: {keys}", drawing)
+    return _track("weights", f"weights of the fusion, {_signed(low)} to {_signed(high)}: {keys}", drawing)
 
 
-def _lane(css_class: str, title: str, content: str, empty: str = "") -> str:
-    """Return one lane; `title` is HTML, `empty` is the reason why there is no content."""
+def _track(css_class: str, title: str, content: str, empty: str = "") -> str:
+    """Return one track; `title` is HTML, `empty` is the reason why there is no content."""
     body = content or f'<span class="none">{html_text(empty)}</span>'
-    return f'<div class="lane {css_class}"><p>{title}</p><div class="body">{body}</div></div>'
+    return f'<div class="track {css_class}"><p>{title}</p><div class="body">{body}</div></div>'
 
 
 def _axis(axis: TimeAxis) -> str:
@@ -278,7 +278,7 @@ def _reading(
 
 
 def _note(evidence: Evidence, axis: TimeAxis) -> str:
-    """Say what must be known to read the lanes."""
+    """Say what must be known to read the tracks."""
     sentences = []
     if evidence.sound is not None and "video" in evidence.views and axis.num_inside < axis.num_windows:
         hears = evidence.sound.window_s * evidence.sound.tokens

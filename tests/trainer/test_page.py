@@ -85,8 +85,8 @@ def test_every_part_of_an_answer_is_shown(opened, trained):
     assert answer.count("<li") == 3 + 3  # labels, then the answer without each modality
     assert "from" in answer
     assert "and the words;" in answer
-    for lane in ("frames even", "sound", "windows", "weights"):
-        assert f'class="lane {lane}"' in timeline
+    for track in ("frames even", "sound", "windows", "weights"):
+        assert f'class="track {track}"' in timeline
     assert timeline.count('class="cell"') == opened.model.fusion_tokens
     assert 'class="pin"' in timeline
     silent, silent_timeline = panels(opened, of(trained.video(SILENT)), EMOTION, PageLimits())
@@ -303,8 +303,8 @@ def test_clicking_through_upload_answer_and_a_broken_file(served, browser, train
     said = ask_in(browser, served, Path(trained.video("v0")), "of the probability")
     assert said.splitlines()[1] in ("angry", "happy", "sad")
     assert "from audio · image · video" in said
-    for lane in ("frames img", "sound polygon", "windows .window", "weights path"):
-        assert parts(browser, f"#timeline .{lane}"), lane
+    for track in ("frames img", "sound polygon", "windows .window", "weights path"):
+        assert parts(browser, f"#timeline .{track}"), track
     cell = parts(browser, "#timeline .cell")[0]
     browser.execute_script("arguments[0].click()", cell)
     assert parts(browser, "#timeline .reading")[0].text.startswith("Window 1: sound 0.00 to")
@@ -312,7 +312,7 @@ def test_clicking_through_upload_answer_and_a_broken_file(served, browser, train
     bad.write_bytes(b"no film at all" * 100)
     said = ask_in(browser, served, bad, "not answered")
     assert 'clip "bad.mp4": expected its video file to be readable' in said
-    assert not parts(browser, "#timeline .lanes")
+    assert not parts(browser, "#timeline .tracks")
     # The page goes on after that.
     good = write_clip(tmp_path / "good.mp4", num_frames=6, sound=sine(1.0))
     assert "of the probability" in ask_in(browser, served, good, "of the probability")
@@ -423,8 +423,8 @@ def test_four_screenshots_show_every_part_at_a_readable_size(served, browser, tm
         screenshot(browser, tmp_path / f"empty-{size}.png")
 
         parts(browser, "#example-0")[0].click()
-        WebDriverWait(browser, PATIENCE_S).until(lambda _: parts(browser, "#timeline .lanes"))
-        answer, lanes = box(browser, "#answer .answer"), box(browser, "#timeline .lanes")
+        WebDriverWait(browser, PATIENCE_S).until(lambda _: parts(browser, "#timeline .tracks"))
+        answer, tracks = box(browser, "#answer .answer"), box(browser, "#timeline .tracks")
         word = browser.execute_script("return parseFloat(getComputedStyle(document.querySelector('.word')).fontSize)")
         sizes = browser.execute_script(
             "return [...document.querySelectorAll('.answer *, .timeline *, .head *')].filter(e => e.innerText)"
@@ -436,12 +436,12 @@ def test_four_screenshots_show_every_part_at_a_readable_size(served, browser, tm
         assert len(set(sizes)) <= 5  # one type scale
         assert answer["width"] >= (350 if narrow else 600)
         assert answer["top"] < box(browser, "#clip")["top"] + 1
-        assert lanes["width"] >= (350 if narrow else 1000)
-        assert lanes["top"] > answer["bottom"]
-        for lane, least in (("frames", 60), ("sound", 50), ("windows", 14), ("weights", 100)):
-            body = box(browser, f".lane.{lane} .body")
-            assert body["height"] >= least, lane
-            assert (body["left"], body["right"]) == (lanes["left"], lanes["right"]), lane  # one axis
+        assert tracks["width"] >= (350 if narrow else 1000)
+        assert tracks["top"] > answer["bottom"]
+        for track, least in (("frames", 60), ("sound", 50), ("windows", 14), ("weights", 100)):
+            body = box(browser, f".track.{track} .body")
+            assert body["height"] >= least, track
+            assert (body["left"], body["right"]) == (tracks["left"], tracks["right"]), track  # one axis
         assert len(parts(browser, ".cell")) == 64
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == BACKGROUND[scheme]

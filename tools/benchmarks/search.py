@@ -190,7 +190,7 @@ def whole_search(data: SearchData, draws: int, minutes: float, threads: int, pre
     )
     parts, groups = divide(data, search.folds, None, 0)
     trials = {trial.name: trial for trial in draw_trials(search, RandomSampler(0))}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         searching = Searching(search, data, trials, parts, TrialResults(Path(folder) / "search"), threads)
         started = time.perf_counter()
         with searching.results.begin({}) as lines:
