@@ -32,7 +32,7 @@ SIMILARITY, DIFFERENCE, RECONSTRUCTION = 1.0, 0.3, 1.0
 TINY = 1e-12
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spaces:
     """Vectors (B, K, H) of each modality."""
 

@@ -28,7 +28,7 @@ NumberLoss = Literal["ccc", "mse"]
 TINY = 1e-8
 
 
-@dataclass
+@dataclass(frozen=True)
 class NumberTargets:
     """Which clips of a batch are asked for a number, and which for a label."""
 
