@@ -45,8 +45,8 @@ def search(
     from fusion_train.search.running import run_search
     from fusion_train.search.search_file import load_search
 
-    asked = load_search(file, overrides)
-    if submission is not None and asked.submission is None:
+    settings = load_search(file, overrides)
+    if submission is not None and settings.submission is None:
         raise ConfigError(
             "--submission",
             expected="a search file that names the split without labels",
@@ -54,10 +54,10 @@ def search(
             next_step="Add submission: SPLIT to the file, or --set submission=SPLIT.",
         )
     folder = out or Path("searches") / Path(file).stem
-    searching, selected = run_search(asked, store=store, clips=clips, out=folder, say=note, threads=threads)
+    searching, selected = run_search(settings, store=store, clips=clips, out=folder, say=note, threads=threads)
     page = write_report(searching, selected)
     lines = summary(searching, selected)
-    print_table(short_board(leaderboard(searching, selected)), f"{folder.name}: {asked.main}, per cent")
+    print_table(short_board(leaderboard(searching, selected)), f"{folder.name}: {settings.main}, per cent")
     json_result({**asdict(selected), "report": str(page)})
     for line in lines:
         say(line)

@@ -8,8 +8,9 @@ Losses, added in training: similarity 1.0 · CMD of five moments between the sha
 0.3 · ‖AᵀB‖² of each private part with its shared part and of the private parts; reconstruction 1.0 · squared error of
 Linear_m(p_m + s_m) to u_m, mean over modalities. Similarity and difference compare the clips of a batch; a clip without
 a modality does not count for it.
-Source: Hazarika et al., ACM Multimedia 2020 (arXiv 2005.03545) section 3; released code declare-lab/MISA, whose weights
-these are. It reads one vector per modality and clip (`num_tokens: 1`); with more tokens, each is such a vector.
+Source: Hazarika et al., ACM Multimedia 2020 (arXiv 2005.03545) section 3. Widths and weights of the losses were not
+compared with the released code (declare-lab/MISA). It reads one vector per modality and clip (`num_tokens: 1`); with
+more tokens, each is such a vector.
 """
 
 from __future__ import annotations

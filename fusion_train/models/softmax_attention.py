@@ -2,9 +2,9 @@
 
 H_m = MLP_m (B, K, 128); concatenation (B, K, 384) -> MLP {384→512→128} -> Linear(128→M) -> softmax over the present
 modalities = weights (B, K, M); sum_m weights_m · H_m -> Linear(128→256).
-Source: MERBench (arXiv 2401.03429), attention mechanism: α = softmax(W h + b), z = Σ α_m h_m. Its code (MERTools at
-fb8dda0, toolkit/models/attention.py) reads one vector per modality and clip (`num_tokens: 1`), has MLPs of three layers
-of 64, 128 or 256 (`hidden: [128, 128, 128]`), and leaves the softmax out, as `attention` and `conv-attention` do.
+Source: MERBench (arXiv 2401.03429), attention mechanism: α = softmax(W h + b), z = Σ α_m h_m, for one vector per
+modality and clip (`num_tokens: 1`). It was not compared with the released code (MERTools); `attention` and
+`conv-attention` have no softmax.
 """
 
 from __future__ import annotations

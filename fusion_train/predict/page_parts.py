@@ -71,11 +71,11 @@ def refused_html(reason: str) -> str:
     )
 
 
-def answer_html(answer: ClipAnswer, asked: str, seconds: float) -> str:
+def answer_html(answer: ClipAnswer, question: str, seconds: float) -> str:
     """Return the answer, its probabilities, and the answer without each modality.
 
     Args:
-        asked: the question in a few words: the task, and whose labels.
+        question: the question in a few words: the task, and whose labels.
         seconds: time from the request to the answer.
     """
     text = answer.text or ""
@@ -84,7 +84,7 @@ def answer_html(answer: ClipAnswer, asked: str, seconds: float) -> str:
     words = " and the words" if answer.clip.text and basis else "the words" if answer.clip.text else ""
     source = f"from {basis}{words}" if basis or words else "from nothing but the question"
     return (
-        f'<section class="answer" aria-live="polite"><p class="kicker">{html_text(asked)}</p>'
+        f'<section class="answer" aria-live="polite"><p class="kicker">{html_text(question)}</p>'
         f'<p class="{size}">{html_text(text)}</p>{_sureness(answer)}'
         f"{_bars(answer)}{_without(answer)}"
         f'<p class="note">{source}; {seconds:.1f} s</p></section>'

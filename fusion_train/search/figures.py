@@ -22,12 +22,12 @@ def figure(name: str, counts: np.ndarray) -> np.ndarray:
     """Compute a figure (…) from counts (…, C, C)."""
     counts = counts.astype(float)
     right, references = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1)
-    asked = references > 0
+    has_clips = references > 0
     if name == "WAR":
         return right.sum(axis=-1) / np.maximum(references.sum(axis=-1), 1e-12)
     if name == "UAR":
-        by_class = right / np.where(asked, references, 1)
+        by_class = right / np.where(has_clips, references, 1)
     else:
         by_class = 2 * right / np.maximum(references + counts.sum(axis=-2), 1e-12)
-    weights = references if name == "weighted F1" else asked.astype(float)
+    weights = references if name == "weighted F1" else has_clips.astype(float)
     return (by_class * weights).sum(axis=-1) / np.maximum(weights.sum(axis=-1), 1e-12)

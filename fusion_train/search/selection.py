@@ -180,8 +180,8 @@ def _ensemble_counts(
     num_classes = probabilities.shape[2]
     out = np.zeros((len(which), num_classes, num_classes))
     for number in range(sets.shape[1]):
-        asked = np.flatnonzero(which == number)
-        out[asked] = counts(probabilities[sets[:, number]].mean(axis=0).argmax(axis=1), rows, asked)
+        clip_rows = np.flatnonzero(which == number)
+        out[clip_rows] = counts(probabilities[sets[:, number]].mean(axis=0).argmax(axis=1), rows, clip_rows)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The folder of a search: `search.json` says what was asked, `trials.jsonl` has one line per fit and per rung.
+"""The folder of a search: `search.json` has its settings, `trials.jsonl` has one line per fit and per rung.
 
     {"rung": 0, "trial": "hubert/mer-attention/7", "fold": 2, "seed": 0, "score": 0.61, …}    a model that was trained
     {"rung": 1, "survivors": {"all": […], "0": […], …}}                                       trials that reach a rung
@@ -86,7 +86,7 @@ class TrialResults:
         return sum(fit.seconds for fit in self.fits.values())
 
     def begin(self, about: Mapping[str, Any]) -> AppendedLines:
-        """Write what was asked, or compare with what an earlier run of the command was asked; returns the open file.
+        """Write the settings, or compare them with those of an earlier run of the command; returns the open file.
 
         Raises:
             DataError: the folder has another search, or one on other clips or features.

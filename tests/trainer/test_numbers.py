@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from test_probe import make_probe
+from test_probe import make_probe, stop_after_step_4
 from test_train import equal, run_training
 from toy import make_config
 
@@ -88,18 +88,7 @@ def test_numbers_are_predicted_and_scored_by_the_same_command(probe, rated):
 def test_a_stopped_run_with_numbers_resumes_bit_for_bit(llama, rated, tmp_path, monkeypatch):
     config = make_probe(llama, "optim.steps=6", "checkpoint.every=2", "optim.ema_decay=0.9", TASKS)
     whole = run_training(config, rated, tmp_path / "whole")
-    real_save = checkpoint.save
-
-    def killed_after_step_4(*arguments, **rest):
-        saved = real_save(*arguments, **rest)
-        if saved.name.endswith("4"):
-            raise KeyboardInterrupt
-        return saved
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", killed_after_step_4)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(config, rated, tmp_path / "parts")
+    stop_after_step_4(config, rated, tmp_path / "parts", monkeypatch)
     assert equal(whole, run_training(config, rated, tmp_path / "parts"))
 
 

@@ -58,9 +58,8 @@ def test_a_probe_answers_no_open_question(probe):
     assert "no language model" in result.output
 
 
-def test_a_stopped_probe_resumes_bit_for_bit(llama, material, tmp_path, monkeypatch):
-    config = make_probe(llama, "optim.steps=6", "checkpoint.every=2", "optim.ema_decay=0.9")
-    whole = run_training(config, material, tmp_path / "whole")
+def stop_after_step_4(config, material, folder, monkeypatch) -> None:
+    """Train until the checkpoint of step 4 is saved, as a killed run does."""
     real_save = checkpoint.save
 
     def killed_after_step_4(*arguments, **rest):
@@ -72,7 +71,13 @@ def test_a_stopped_probe_resumes_bit_for_bit(llama, material, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", killed_after_step_4)
         with pytest.raises(KeyboardInterrupt):
-            run_training(config, material, tmp_path / "parts")
+            run_training(config, material, folder)
+
+
+def test_a_stopped_probe_resumes_bit_for_bit(llama, material, tmp_path, monkeypatch):
+    config = make_probe(llama, "optim.steps=6", "checkpoint.every=2", "optim.ema_decay=0.9")
+    whole = run_training(config, material, tmp_path / "whole")
+    stop_after_step_4(config, material, tmp_path / "parts", monkeypatch)
     assert equal(whole, run_training(config, material, tmp_path / "parts"))
 
 
